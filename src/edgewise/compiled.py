@@ -1,0 +1,20 @@
+"""How edgewise compiles its inner loops: one decorator, so that every loop is built alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar, cast
+
+import numba
+
+F = TypeVar("F", bound=Callable[..., object])
+
+
+def jit(function: F) -> F:
+    """Compile with numba at the first call, and cache the result on disk.
+
+    The interpreter lock is released while it runs, so simulations in threads use all cores.
+    Division by zero gives inf or NaN as in NumPy rather than an exception, which would need a
+    check at every division. Fast-math stays off: the same seed must give the same bits.
+    """
+    return cast(F, numba.njit(cache=True, nogil=True, error_model="numpy")(function))

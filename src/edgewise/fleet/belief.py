@@ -1,0 +1,377 @@
+"""How the belief changes: on a report, on a decision, on an outcome. Compiled.
+
+Theory of operation
+-------------------
+A report is true for one moment, `at`. From it a deterministic miniature of the server is set up:
+when each worker is free and which jobs wait, with their deadlines. `advance` plays this miniature
+forward to the present (dead reckoning): the earliest deadline whose input is there takes the next
+free worker. A decision of ours adds its job, with the moment its input is predicted to be there,
+at once; otherwise everyone is sent to the server that looked idle in the last report.
+
+When the next report comes, the miniature is thrown away and set up anew, and our own dispatches
+that the report cannot know are put back. Which those are is exact: the destination acknowledges
+dispatches by number (`arrivals_low`, `arrivals_bits`), the ingress commands (`commands_seen`).
+
+What may never happen: a dispatch counted twice (once as reported, once as ours), or not at all
+between two reports; time going backwards in a miniature; an allocation.
+
+Nothing here knows a clock, a socket or a random generator.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from edgewise.compiled import jit
+from edgewise.fleet.layout import FLIGHTS_MAX, QUEUE_MAX, Array, Belief
+
+FAILURE_MEMORY = 0.1
+"""Weight of one outcome in the failure share: about the last ten answers."""
+
+
+@jit
+def set_free(free: Array, workers: int, worker: int, until: float) -> None:
+    """Make `worker` busy until `until`, keeping the row ascending."""
+    while worker + 1 < workers and free[worker + 1] < until:
+        free[worker] = free[worker + 1]
+        worker += 1
+    free[worker] = until
+
+
+@jit
+def advance(belief: Belief, s: int, now: float) -> None:
+    """Play server `s`'s miniature forward to `now`: start every job that would have started."""
+    server = belief.servers[s]
+    jobs = belief.jobs[s]
+    free = belief.free[s]
+    edf = belief.edf[0] > 0.0
+    while server.jobs > 0:
+        count = server.jobs
+        first_ready = math.inf
+        for j in range(count):
+            first_ready = min(first_ready, jobs[j].ready)
+        start = max(free[0], first_ready)
+        if start > now:
+            return
+        best = -1
+        for j in range(count):
+            if jobs[j].ready <= start:
+                key = jobs[j].deadline if edf else jobs[j].ready
+                if best < 0 or key < (jobs[best].deadline if edf else jobs[best].ready):
+                    best = j
+        set_free(free, int(server.workers), 0, start + jobs[best].work)
+        jobs[best] = jobs[count - 1]
+        server.jobs = count - 1
+
+
+@jit
+def add_job(
+    belief: Belief, s: int, deadline: float, work: float, ready: float, dispatch: int
+) -> None:
+    """Let a job wait on `s`. When the list is full its work is added to the last one's."""
+    server = belief.servers[s]
+    jobs = belief.jobs[s]
+    n = server.jobs
+    if n == QUEUE_MAX:
+        jobs[n - 1].work += work
+        return
+    jobs[n].deadline = deadline
+    jobs[n].work = work
+    jobs[n].ready = ready
+    jobs[n].dispatch = dispatch
+    server.jobs = n + 1
+
+
+@jit
+def drain_link(belief: Belief, link: int, now: float, rate: float) -> None:
+    """Bring a link's believed backlog to `now`. Its flows shrink with it."""
+    state = belief.links[link]
+    left = max(0.0, state.backlog - rate * max(0.0, now - state.backlog_at))
+    state.flows = state.flows * left / state.backlog if state.backlog > 0.0 else 0.0
+    state.backlog = left
+    state.backlog_at = max(now, state.backlog_at)
+
+
+@jit
+def decayed(rate: float, at: float, now: float, memory: float) -> float:
+    """An EWMA rate of time constant `memory` s, last updated at `at`, read at `now`."""
+    return rate * math.exp(-(now - at) / memory) if now > at else rate
+
+
+@jit
+def on_request(belief: Belief, ingress: int, now: float) -> None:
+    """A request arrived at `ingress`: its demand goes up by one request per EWMA second."""
+    server = belief.servers[ingress]
+    server.demand_1s = decayed(server.demand_1s, server.demand_at, now, 1.0) + 1.0
+    server.demand_at = now
+
+
+@jit
+def on_decision(
+    belief: Belief,
+    now: float,
+    ingress: int,
+    destination: int,
+    deadline: float,
+    work: float,
+    ready: float,
+    size: float,
+    prepare: float,
+    rate: float,
+) -> tuple[int, int]:
+    """Count a dispatch of ours; returns (command number, dispatch number), both from 1.
+
+    `deadline` absolute; `work` worker seconds at `destination`; `ready` when its input will be
+    there, absolute; `size` bytes across the link (0 = local); `prepare` CPU seconds at the
+    ingress; `rate` bytes/s believed of the link. `destination` −1 = shed: only the command counts.
+    """
+    source = belief.servers[ingress]
+    source.commands += 1
+    if destination < 0:
+        return source.commands, 0
+    link = belief.path[ingress, destination] if ingress != destination else -1
+    if link >= 0:
+        drain_link(belief, link, now, rate)
+        belief.links[link].backlog += size
+        belief.links[link].flows += 1.0
+    if prepare > 0.0:
+        source.prepare_backlog = max(0.0, source.prepare_backlog - (now - source.prepare_at))
+        source.prepare_backlog += prepare
+        source.prepare_at = now
+    if link >= 0:
+        sends = belief.sends[ingress]
+        n = source.sends
+        if n == FLIGHTS_MAX:
+            for i in range(1, n):
+                sends[i - 1] = sends[i]
+            n -= 1
+        sends[n].command = source.commands
+        sends[n].link = link
+        sends[n].size = size
+        sends[n].prepare = prepare
+        source.sends = n + 1
+
+    target = belief.servers[destination]
+    target.dispatches += 1
+    target.outstanding += 1.0
+    load = work / target.workers
+    target.offered_1s = decayed(target.offered_1s, target.offered_at, now, 1.0) + load
+    target.offered_5s = decayed(target.offered_5s, target.offered_at, now, 5.0) + load / 5.0
+    target.offered_at = now
+    flights = belief.flights[destination]
+    n = target.flights
+    if n == FLIGHTS_MAX:
+        for i in range(1, n):
+            flights[i - 1] = flights[i]
+        n -= 1
+    flights[n].dispatch = target.dispatches
+    flights[n].deadline = deadline
+    flights[n].work = work
+    flights[n].ready = ready
+    target.flights = n + 1
+    advance(belief, destination, now)
+    add_job(belief, destination, deadline, work, ready, target.dispatches)
+    return source.commands, target.dispatches
+
+
+@jit
+def acknowledged(dispatch: int, low: int, bits: int) -> bool:
+    """Whether a destination has seen a dispatch (`Report.arrivals_low`, `arrivals_bits`)."""
+    if dispatch <= low:
+        return True
+    ahead = dispatch - low - 1
+    return ahead < 63 and (bits >> ahead) & 1 == 1
+
+
+@jit
+def acknowledge(low: int, bits: int, dispatch: int) -> tuple[int, int]:
+    """The destination's side: note that `dispatch` arrived; returns the new (low, bits).
+
+    A number that never arrives (its ingress failed, or another server took it) leaves a hole. When
+    a later one falls outside the window of 63, the oldest holes are given up, as if seen.
+    """
+    if dispatch <= low:
+        return low, bits
+    while dispatch - low > 63:
+        bits >>= 1
+        low += 1
+    if dispatch > low:
+        bits |= 1 << (dispatch - low - 1)
+    while bits & 1:
+        bits >>= 1
+        low += 1
+    return low, bits
+
+
+@jit
+def on_report(
+    belief: Belief,
+    s: int,
+    at: float,
+    now: float,
+    running: Array,
+    deadlines: Array,
+    works: Array,
+    prepare_backlog: float,
+    utilisation: float,
+    draining: float,
+    commands_seen: int,
+    arrivals_low: int,
+    arrivals_bits: int,
+) -> bool:
+    """Set server `s`'s miniature up anew from its report; returns whether it was used.
+
+    `at` on the balancer's clock, not after `now`; `running` (≤ workers,) seconds left; `deadlines`
+    absolute and `works` in s, (n,) each. A report older than the last one is ignored.
+    """
+    server = belief.servers[s]
+    if at < server.report_at:  # False while report_at is NaN
+        return False
+    server.report_at = at
+    server.queued = deadlines.size
+    server.utilisation = utilisation
+    server.draining = draining
+    server.connected = 1.0
+
+    workers = int(server.workers)
+    free = belief.free[s]
+    free[:workers] = at
+    for i in range(min(running.size, workers)):
+        set_free(free, workers, 0, at + running[i])
+    server.jobs = 0
+    for i in range(deadlines.size):
+        add_job(belief, s, deadlines[i], works[i], at, 0)
+    # Our dispatches that it has not seen come back, not before now: they have not arrived yet.
+    flights = belief.flights[s]
+    kept = 0
+    for i in range(server.flights):
+        flight = flights[i]
+        if not acknowledged(flight.dispatch, arrivals_low, arrivals_bits):
+            if kept != i:
+                flights[kept] = flights[i]
+            flights[kept].ready = max(flights[kept].ready, at)
+            add_job(
+                belief,
+                s,
+                flights[kept].deadline,
+                flights[kept].work,
+                flights[kept].ready,
+                flights[kept].dispatch,
+            )
+            kept += 1
+    server.flights = kept
+
+    sends = belief.sends[s]
+    kept = 0
+    backlog = prepare_backlog
+    for i in range(server.sends):
+        if sends[i].command > commands_seen:
+            if kept != i:
+                sends[kept] = sends[i]
+            backlog += sends[kept].prepare
+            kept += 1
+    server.sends = kept
+    server.prepare_backlog = backlog
+    server.prepare_at = at
+    advance(belief, s, now)
+    return True
+
+
+@jit
+def on_peer_report(
+    belief: Belief,
+    link: int,
+    at: float,
+    throughput: float,
+    measured_at: float,
+    rtt: float,
+    backlog: float,
+    flows: float,
+    first: bool,
+) -> None:
+    """What a report says of one of the sender's links. NaN = not measured.
+
+    The sender's peers can share a link: the `first` of them in a report sets backlog and flows,
+    the others add theirs. The newest measurement of rate wins, the least round trip stays.
+    """
+    state = belief.links[link]
+    if measured_at == measured_at and not (measured_at <= state.rate_at):
+        state.rate = throughput
+        state.rate_at = measured_at
+    if rtt == rtt:
+        state.rtt = rtt
+    if first:
+        state.backlog = 0.0
+        state.flows = 0.0
+    state.backlog += backlog
+    state.flows += flows
+    state.backlog_at = at
+
+
+@jit
+def restore_sends(belief: Belief, s: int) -> None:
+    """After a report's links are in: put back the bytes of commands it had not seen yet."""
+    for i in range(belief.servers[s].sends):
+        send = belief.sends[s, i]
+        belief.links[send.link].backlog += send.size
+        belief.links[send.link].flows += 1.0
+
+
+@jit
+def on_service_report(belief: Belief, k: int, service_time: float, batch: float) -> None:
+    """Measured seconds per request of service `k` and its mean batch size."""
+    belief.services[k].service_time = service_time
+    belief.services[k].batch = max(1.0, batch)
+
+
+@jit
+def on_outcome(belief: Belief, s: int, dispatch: int, failed: bool) -> None:
+    """A dispatch to `s` ended. If its job still waits in the miniature it is taken out."""
+    server = belief.servers[s]
+    server.outstanding = max(0.0, server.outstanding - 1.0)
+    server.failure += FAILURE_MEMORY * ((1.0 if failed else 0.0) - server.failure)
+    jobs = belief.jobs[s]
+    for j in range(server.jobs):
+        if jobs[j].dispatch == dispatch:
+            jobs[j] = jobs[server.jobs - 1]
+            server.jobs -= 1
+            break
+    flights = belief.flights[s]
+    for i in range(server.flights):
+        if flights[i].dispatch == dispatch:
+            for j in range(i + 1, server.flights):
+                flights[j - 1] = flights[j]
+            server.flights -= 1
+            break
+
+
+@jit
+def level(free: Array, workers: int, now: float, work: float) -> float:
+    """When `workers` have done `work` s more than they are busy with: the water level t at which
+    Σ max(0, t − max(free, now)) = work. `free` ascending. With work 0, the first free worker."""
+    total = work
+    for k in range(workers):
+        total += max(free[k], now)
+        t: float = total / (k + 1)
+        if k + 1 == workers or t <= max(free[k + 1], now):
+            return max(t, now)
+    return now
+
+
+@jit
+def reset_server(belief: Belief, s: int, now: float) -> None:
+    """Forget what was believed to be on `s`: it restarted, or its channel broke."""
+    server = belief.servers[s]
+    server.jobs = 0
+    server.flights = 0
+    server.sends = 0
+    server.commands = 0
+    server.dispatches = 0
+    server.outstanding = 0.0
+    server.queued = 0.0
+    server.prepare_backlog = 0.0
+    server.report_at = np.nan
+    for i in range(int(server.workers)):
+        belief.free[s, i] = now

@@ -1,0 +1,205 @@
+"""The arrays of the belief: what the balancer knows, one row per server, service and link.
+
+Everything a decision rests on lives in one `Belief`: a tuple of structured arrays, allocated once.
+The same arrays and the same compiled functions (`belief`, `table`) serve the simulator and the
+live balancer, so what a policy is trained on and what it is served cannot drift apart.
+
+Times are absolute seconds on the balancer's clock, sizes bytes, rates bytes/s. NaN = never
+measured; every measurement stands beside the time it was made.
+
+Links are numbered: link s (0 ≤ s < S) is the clients' way to server s; then come the links between
+servers, S uplinks (a sender's transfers share one) or S×S pairs, as `path` tells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgewise.domain import Service
+
+Array = NDArray[Any]
+
+QUEUE_MAX = 256
+"""Believed jobs per server. A longer report is folded: the rest's work is added to the last item,
+which keeps the backlog right and only blurs the order far from the head."""
+FLIGHTS_MAX = 256
+"""Own dispatches per server that no report has confirmed yet. At 500 decisions/s to one server and
+a report every 0.1 s about 50 are open; beyond the limit the oldest is forgotten."""
+
+RATE_PRIOR = 2.5e6
+"""bytes/s (20 Mbit/s) assumed of a link before the first transfer: the middle of what edge uplinks
+offer, so that a link is neither flooded nor shunned before it has been tried."""
+RTT_PRIOR = 0.01
+"""s assumed of a link before the first round trip: a metro network."""
+
+SERVER_STATE = np.dtype(
+    [
+        # -- what it is ------------------------------------------------------------------------
+        ("workers", "f8"),
+        ("speed", "f8"),  # relative to the machine of the latency profiles
+        ("prepare_seconds", "f8"),  # CPU s here to make one payload model-ready
+        ("prepare_own", "f8"),  # 1: the pre-processing stage has a core of its own
+        ("prepare_on", "f8"),  # 1: it can make payloads model-ready at all
+        ("silence", "f8"),  # s without a report after which it counts as down
+        # -- what it reported ------------------------------------------------------------------
+        ("report_at", "f8"),  # NaN: never heard
+        ("queued", "f8"),  # waiting requests
+        ("utilisation", "f8"),  # 0–1
+        ("draining", "f8"),  # 1: takes nothing new
+        ("prepare_backlog", "f8"),  # CPU s, as of prepare_at
+        ("prepare_at", "f8"),
+        # -- what we did ------------------------------------------------------------------------
+        ("connected", "f8"),  # 1: its control channel stands
+        ("outstanding", "f8"),  # our dispatches without an outcome
+        ("offered_1s", "f8"),  # worker seconds dispatched to it per s, EWMA over 1 s …
+        ("offered_5s", "f8"),  # … and over 5 s, both as of offered_at
+        ("offered_at", "f8"),
+        ("demand_1s", "f8"),  # requests/s arriving at it as ingress, EWMA over 1 s …
+        ("demand_at", "f8"),  # … as of this
+        ("failure", "f8"),  # EWMA share of failed answers, 0–1
+        ("commands", "i8"),  # commands sent to it as ingress
+        ("dispatches", "i8"),  # dispatches sent to it as destination
+        # -- fill of its rows in jobs, flights, sends ------------------------------------------
+        ("jobs", "i8"),
+        ("flights", "i8"),
+        ("sends", "i8"),
+    ]
+)
+
+SERVICE_STATE = np.dtype(
+    [
+        ("server", "i8"),
+        ("model", "i8"),
+        ("accuracy", "f8"),
+        ("ready_accuracy", "f8"),  # accuracy when fed the model-ready form
+        ("ready_bytes", "f8"),
+        ("ready_saving", "f8"),  # s here that a model-ready payload saves
+        ("latency", "f8"),  # s here, profile at batch 1
+        ("service_time", "f8"),  # s here, as measured; the profile before the first report
+        ("batch", "f8"),  # reported mean batch size
+    ]
+)
+
+LINK_STATE = np.dtype(
+    [
+        ("rate", "f8"),  # bytes/s to one transfer alone; NaN: never measured
+        ("rate_at", "f8"),
+        ("rtt", "f8"),  # s; NaN: never measured
+        ("backlog", "f8"),  # bytes accepted and not yet across, as of backlog_at
+        ("flows", "f8"),  # transfers sharing it, as of backlog_at
+        ("backlog_at", "f8"),
+    ]
+)
+
+JOB = np.dtype(
+    [
+        ("deadline", "f8"),
+        ("work", "f8"),  # s of a worker
+        ("ready", "f8"),  # when its input is there
+        ("dispatch", "i8"),  # ours, not yet confirmed by a report; 0: from the report
+    ]
+)
+"""A request believed to wait on a server."""
+
+FLIGHT = np.dtype([("dispatch", "i8"), ("deadline", "f8"), ("work", "f8"), ("ready", "f8")])
+"""A dispatch of ours that the destination's reports have not confirmed."""
+
+SEND = np.dtype([("command", "i8"), ("link", "i8"), ("size", "f8"), ("prepare", "f8")])
+"""A command of ours that the ingress's reports have not confirmed; link −1: nothing to transfer."""
+
+
+class Belief(NamedTuple):
+    """All that the balancer knows; copying the arrays copies the knowledge."""
+
+    servers: Array  # SERVER_STATE (S,)
+    services: Array  # SERVICE_STATE (K,), sorted by server
+    first: Array  # int64 (S + 1,): services of server s are first[s] … first[s + 1] − 1
+    links: Array  # LINK_STATE (L,)
+    path: Array  # int64 (S, S): link from a to b; diagonal −1
+    free: Array  # float64 (S, W): when each worker is free, ascending; unused ones +inf
+    jobs: Array  # JOB (S, QUEUE_MAX)
+    flights: Array  # FLIGHT (S, FLIGHTS_MAX)
+    sends: Array  # SEND (S, FLIGHTS_MAX)
+    edf: Array  # float64 (1,): 1 earliest deadline first, 0 first in first out
+
+
+def new_belief(
+    server_names: Sequence[str],
+    services: Sequence[Service],
+    *,
+    workers: Sequence[int],
+    speed: Sequence[float],
+    prepare_seconds: Sequence[float],
+    prepare_own: bool,
+    prepare_enabled: bool,
+    shared_uplink: bool,
+    edf: bool,
+    silence: float,
+) -> Belief:
+    """Allocate a belief that has heard nothing yet.
+
+    `services` must be sorted by the position of their server in `server_names`. Raises ValueError
+    if they are not, or if a length does not match.
+    """
+    count = len(server_names)
+    if not (len(workers) == len(speed) == len(prepare_seconds) == count):
+        raise ValueError("workers, speed and prepare_seconds need one entry per server")
+    index = {name: i for i, name in enumerate(server_names)}
+    of = [index[service.server] for service in services]
+    if of != sorted(of):
+        raise ValueError("services must be sorted by server")
+
+    state = np.zeros(count, SERVER_STATE)
+    state["workers"], state["speed"] = workers, speed
+    state["prepare_seconds"], state["prepare_own"] = prepare_seconds, prepare_own
+    state["prepare_on"], state["silence"] = prepare_enabled, silence
+    state["report_at"] = np.nan
+    state["connected"] = 1.0
+
+    table = np.zeros(len(services), SERVICE_STATE)
+    models = sorted({service.model for service in services})
+    for k, service in enumerate(services):
+        ready = service.accuracy if service.ready_accuracy is None else service.ready_accuracy
+        table[k] = (
+            of[k],
+            models.index(service.model),
+            service.accuracy,
+            ready,
+            service.ready_bytes,
+            service.ready_saving,
+            service.latency[0],
+            service.latency[0],
+            1.0,
+        )
+
+    pairs = np.arange(count * count).reshape(count, count)
+    path = np.repeat(np.arange(count)[:, None], count, axis=1) if shared_uplink else pairs
+    path = path + count
+    np.fill_diagonal(path, -1)
+    links = np.zeros(int(path.max(initial=count - 1)) + 1, LINK_STATE)
+    links["rate"] = links["rate_at"] = links["rtt"] = np.nan
+
+    free = np.full((count, max(workers, default=1)), np.inf)
+    for s, c in enumerate(workers):
+        free[s, :c] = 0.0
+    return Belief(
+        servers=state,
+        services=table,
+        first=np.searchsorted(np.asarray(of), np.arange(count + 1)).astype(np.int64),
+        links=links,
+        path=path.astype(np.int64),
+        free=free,
+        jobs=np.zeros((count, QUEUE_MAX), JOB),
+        flights=np.zeros((count, FLIGHTS_MAX), FLIGHT),
+        sends=np.zeros((count, FLIGHTS_MAX), SEND),
+        edf=np.array([1.0 if edf else 0.0]),
+    )
+
+
+def copy(belief: Belief) -> Belief:
+    """A belief with arrays of its own."""
+    return Belief(*(array.copy() for array in belief))

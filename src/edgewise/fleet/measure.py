@@ -1,0 +1,51 @@
+"""Measuring a link from the transfers that use it. Compiled; simulator and nodes both call this.
+
+A transfer of n bytes that took `seconds` while, averaged over that time, `sharing` transfers shared
+the link says that a transfer alone would have had n / seconds × sharing. `seconds` ends at the
+receiver: it says how long ago the last byte was in, and the sender subtracts that and the round
+trip from its own clock, so that no two clocks are compared and a small transfer counts too.
+(A sender's "write done" means nothing: its kernel takes megabytes.)
+
+A transfer that had to wait for its own source (a photo still being uploaded) shows at least so
+much. As in BBR (Cardwell et al., ACM Queue 14(5), 2016, "app-limited") it counts only if it shows
+more than what is believed.
+"""
+
+from __future__ import annotations
+
+import math
+
+from edgewise.compiled import jit
+
+RATE_MEMORY = 1.0
+"""s. A measurement this old weighs 1/e against a new one: cellular bandwidth keeps its level for
+about a second (Norway HSDPA traces, one sample/s)."""
+SECONDS_MIN = 1e-4
+"""s. A transfer shorter than the timers are fine measures the timers."""
+
+
+@jit
+def smooth_rate(
+    rate: float,
+    rate_at: float,
+    now: float,
+    size: float,
+    seconds: float,
+    sharing: float,
+    starved: bool,
+) -> float:
+    """The new believed rate, bytes/s, after a transfer of `size` bytes.
+
+    `rate` NaN = none yet. The mean is harmonic, in seconds per byte, as transfer times add up:
+    the weight of the old belief decays with its age. Returns `rate` itself where the measurement
+    does not count.
+    """
+    if seconds < SECONDS_MIN:
+        return rate
+    sample = size / seconds * max(1.0, sharing)
+    if rate != rate:
+        return sample
+    if starved and sample <= rate:
+        return rate
+    keep = 0.7 * math.exp(-max(0.0, now - rate_at) / RATE_MEMORY)
+    return 1.0 / (keep / rate + (1.0 - keep) / sample)

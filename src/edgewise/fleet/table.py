@@ -1,0 +1,370 @@
+"""The candidate table: one request, and what is believed of every way to answer it. Compiled.
+
+`observe` is the one query on the belief. It fills three float64 arrays and a mask:
+
+- `rows` (R, len(ROW)): row 2k + f is service k fed payload form f; the last row is *shed*.
+- `mask` (R,): 1 where the row is admissible: accuracy ≥ demanded, server up and not draining, and
+  the form makes sense (model-ready only for a transfer). Shed always is.
+- `servers` (S, len(SERVER)) and `context` (len(CONTEXT),): what rows share, kept apart so that it
+  is computed once. `flatten` gathers all three into one wide row per candidate, for learners that
+  want that.
+
+A request's latency is predicted stage by stage:
+
+    ready   = until the input is at the server: upload, then pre-processing and transfer
+    wait    = until a worker takes it, among the jobs believed to be ahead of it
+    service = running it; return = the answer's way back
+
+The transfer of z bytes over a link of rate r that n flows with B bytes in all are sharing equally
+takes (min(B, n·z) + z) / r: a flow ahead of ours delays it by no more than ours is long (processor
+sharing without later arrivals; Kleinrock, Queueing Systems II, §4.4).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from edgewise.compiled import jit
+from edgewise.fleet.belief import advance, decayed, level
+from edgewise.fleet.layout import RATE_PRIOR, RTT_PRIOR, Array, Belief
+
+ROW = {
+    "server": "index of the server; −1 on the shed row",
+    "service": "index of the service; −1 on the shed row",
+    "form": "0 original, 1 model-ready",
+    "local": "1 if the server is the ingress",
+    "accuracy": "of the service fed this form, 0–1",
+    "ready": "s from now until the input is at the server, in this form",
+    "wait": "s in the server's queue after that",
+    "service_time": "s running it",
+    "return": "s for the answer to reach the client",
+    "latency": "s from sent_at to the answer at the client: all of the above and what has passed",
+    "transfer": "s of the link it takes: bytes / rate",
+    "prepare": "s of the ingress's CPU it takes",
+    "size": "bytes across the link",
+}
+(
+    R_SERVER,
+    R_SERVICE,
+    R_FORM,
+    R_LOCAL,
+    R_ACCURACY,
+    R_READY,
+    R_WAIT,
+    R_SERVICE_TIME,
+    R_RETURN,
+    R_LATENCY,
+    R_TRANSFER,
+    R_PREPARE,
+    R_SIZE,
+) = range(len(ROW))
+
+SERVER = {
+    "up": "1 if it can be chosen",
+    "workers": "count",
+    "speed": "relative to the machine of the latency profiles",
+    "backlog": "s until its workers are through with all that is believed to be there",
+    "ahead": "s of that which go before this request",
+    "queued": "requests it last reported waiting",
+    "outstanding": "our dispatches without an outcome",
+    "utilisation": "0–1, reported",
+    "report_age": "s since its report was true; as old as its silence limit if never heard",
+    "failure": "EWMA share of failed answers, 0–1",
+    "offered_1s": "worker seconds per s and worker that we sent there, over 1 s",
+    "offered_5s": "the same over 5 s",
+    "demand_1s": "requests/s that arrive there as ingress, over 1 s",
+    "rate": "bytes/s believed of the link from the ingress; 0 for the ingress itself",
+    "rate_age": "s since that was measured; 60 if never",
+    "link_backlog": "s until the link is through with what is believed to be on it",
+    "rtt": "s of the round trip from the ingress",
+}
+(
+    S_UP,
+    S_WORKERS,
+    S_SPEED,
+    S_BACKLOG,
+    S_AHEAD,
+    S_QUEUED,
+    S_OUTSTANDING,
+    S_UTILISATION,
+    S_REPORT_AGE,
+    S_FAILURE,
+    S_OFFERED_1S,
+    S_OFFERED_5S,
+    S_DEMAND_1S,
+    S_RATE,
+    S_RATE_AGE,
+    S_LINK_BACKLOG,
+    S_RTT,
+) = range(len(SERVER))
+
+CONTEXT = {
+    "ingress": "index of the server",
+    "elapsed": "s since sent_at",
+    "deadline": "s from sent_at",
+    "accuracy": "demanded, 0–1",
+    "payload": "bytes of the original",
+    "upload": "s from now until the photo is at the ingress",
+    "prepare_backlog": "s of CPU waiting in the ingress's pre-processing stage",
+    "grace": "of the score: how far past the deadline an answer still counts, in deadlines",
+    "accuracy_weight": "of the score: exponent of the accuracy",
+}
+(
+    C_INGRESS,
+    C_ELAPSED,
+    C_DEADLINE,
+    C_ACCURACY,
+    C_PAYLOAD,
+    C_UPLOAD,
+    C_PREPARE_BACKLOG,
+    C_GRACE,
+    C_ACCURACY_WEIGHT,
+) = range(len(CONTEXT))
+
+RATE_AGE_MAX = 60.0
+"""s. By then a mobile link's rate tells nothing any more of what it was (Norway HSDPA traces)."""
+
+
+class Table(NamedTuple):
+    """What a policy's kernel sees, and where it writes its scores. Allocated once."""
+
+    rows: Array  # float64 (R, len(ROW))
+    mask: Array  # uint8 (R,)
+    servers: Array  # float64 (S, len(SERVER))
+    context: Array  # float64 (len(CONTEXT),)
+    scores: Array  # float64 (R,): higher is better; −inf never
+
+
+def new_table(servers: int, services: int) -> Table:
+    """Allocate the table of a fleet."""
+    rows = np.zeros((2 * services + 1, len(ROW)))
+    rows[-1, R_SERVER] = rows[-1, R_SERVICE] = -1.0
+    return Table(
+        rows=rows,
+        mask=np.zeros(2 * services + 1, np.uint8),
+        servers=np.zeros((servers, len(SERVER))),
+        context=np.zeros(len(CONTEXT)),
+        scores=np.zeros(2 * services + 1),
+    )
+
+
+@jit
+def link_rate(belief: Belief, link: int) -> float:
+    """bytes/s believed of a link; the prior until it has been measured."""
+    rate: float = belief.links[link].rate
+    return rate if rate == rate else RATE_PRIOR
+
+
+@jit
+def link_rtt(belief: Belief, link: int) -> float:
+    """s; the prior until it has been measured."""
+    rtt: float = belief.links[link].rtt
+    return rtt if rtt == rtt else RTT_PRIOR
+
+
+@jit
+def backlog_at(belief: Belief, link: int, rate: float, now: float) -> tuple[float, float]:
+    """(bytes, flows) believed to be on a link at `now`, without changing the belief."""
+    state = belief.links[link]
+    if state.backlog <= 0.0:
+        return 0.0, 0.0
+    left = max(0.0, state.backlog - rate * max(0.0, now - state.backlog_at))
+    return left, state.flows * left / state.backlog
+
+
+@jit
+def observe(
+    belief: Belief,
+    table: Table,
+    now: float,
+    ingress: int,
+    sent_at: float,
+    deadline: float,
+    demanded: float,
+    payload: float,
+    uploaded: float,
+    grace: float,
+    accuracy_weight: float,
+) -> int:
+    """Fill `table` for one request at `now`; returns how many rows besides shed are admissible.
+
+    `deadline` in s from `sent_at`; `payload` bytes; `uploaded` absolute time at which the photo was
+    in at the ingress, NaN if that is still to be predicted; `grace` and `accuracy_weight` of the
+    scenario's score.
+    """
+    rows, mask, servers, context = table.rows, table.mask, table.servers, table.context
+    count = belief.servers.size
+    source = belief.servers[ingress]
+
+    access_rtt = link_rtt(belief, ingress)
+    if uploaded == uploaded:
+        upload = max(0.0, uploaded - now)
+    else:
+        access_rate = link_rate(belief, ingress)
+        upload = max(0.0, sent_at + 0.5 * access_rtt + payload / access_rate - now)
+    prepare_backlog = max(0.0, source.prepare_backlog - max(0.0, now - source.prepare_at))
+    elapsed = now - sent_at
+    absolute = sent_at + deadline
+    edf = belief.edf[0] > 0.0
+
+    context[C_INGRESS] = ingress
+    context[C_ELAPSED] = elapsed
+    context[C_DEADLINE] = deadline
+    context[C_ACCURACY] = demanded
+    context[C_PAYLOAD] = payload
+    context[C_UPLOAD] = upload
+    context[C_PREPARE_BACKLOG] = prepare_backlog
+    context[C_GRACE] = grace
+    context[C_ACCURACY_WEIGHT] = accuracy_weight
+
+    # One conversion at the ingress: on a core of its own, or as the workers' most urgent job.
+    prepare_wait = prepare_backlog
+    if source.prepare_own <= 0.0:
+        workers = int(source.workers)
+        prepare_wait = level(belief.free[ingress], workers, now, prepare_backlog) - now
+
+    admissible = 0
+    for s in range(count):
+        server = belief.servers[s]
+        advance(belief, s, now)
+        out = servers[s]
+        age = now - server.report_at if server.report_at == server.report_at else server.silence
+        up = server.connected > 0.0 and server.draining <= 0.0 and age <= server.silence
+        workers = int(server.workers)
+        free = belief.free[s]
+        jobs = belief.jobs[s]
+        all_work = 0.0
+        ahead_work = 0.0
+        for j in range(server.jobs):
+            work = jobs[j].work
+            all_work += work
+            if not edf or jobs[j].deadline <= absolute:
+                ahead_work += work
+        mean_work = all_work / server.jobs if server.jobs > 0 else 0.0
+        if server.prepare_own <= 0.0 and server.prepare_backlog > 0.0:
+            left = max(0.0, server.prepare_backlog - max(0.0, now - server.prepare_at))
+            all_work += left
+            ahead_work += left
+        ahead_until = level(free, workers, now, ahead_work)
+        all_until = level(free, workers, now, all_work)
+
+        link = belief.path[ingress, s]
+        rate = 0.0
+        rtt = 0.0
+        link_bytes = 0.0
+        link_flows = 0.0
+        if link >= 0:
+            rate = link_rate(belief, link)
+            rtt = link_rtt(belief, link)
+            link_bytes, link_flows = backlog_at(belief, link, rate, now)
+
+        out[S_UP] = 1.0 if up else 0.0
+        out[S_WORKERS] = server.workers
+        out[S_SPEED] = server.speed
+        out[S_BACKLOG] = all_until - now
+        out[S_AHEAD] = ahead_until - now
+        out[S_QUEUED] = server.queued
+        out[S_OUTSTANDING] = server.outstanding
+        out[S_UTILISATION] = server.utilisation
+        out[S_REPORT_AGE] = age
+        out[S_FAILURE] = server.failure
+        out[S_OFFERED_1S] = decayed(server.offered_1s, server.offered_at, now, 1.0)
+        out[S_OFFERED_5S] = decayed(server.offered_5s, server.offered_at, now, 5.0)
+        out[S_DEMAND_1S] = decayed(server.demand_1s, server.demand_at, now, 1.0)
+        out[S_RATE] = rate
+        rate_age = RATE_AGE_MAX
+        if link >= 0 and belief.links[link].rate_at == belief.links[link].rate_at:
+            rate_age = min(RATE_AGE_MAX, now - belief.links[link].rate_at)
+        out[S_RATE_AGE] = rate_age
+        out[S_LINK_BACKLOG] = link_bytes / rate if link >= 0 else 0.0
+        out[S_RTT] = rtt
+
+        for k in range(belief.first[s], belief.first[s + 1]):
+            service = belief.services[k]
+            for form in range(2):
+                r = 2 * k + form
+                accuracy = service.ready_accuracy if form == 1 else service.accuracy
+                rows[r, R_ACCURACY] = accuracy  # of masked rows too: it says why one sheds
+                mask[r] = 0
+                if not up or accuracy < demanded:
+                    continue
+                if form == 1 and (link < 0 or source.prepare_on <= 0.0):
+                    continue
+                mask[r] = 1
+                admissible += 1
+                row = rows[r]
+                size = 0.0
+                prepare = 0.0
+                transfer = 0.0
+                ready = upload
+                service_time = service.service_time
+                if form == 1:
+                    # The whole photo must be in before it is converted; the link drains meanwhile.
+                    size = service.ready_bytes
+                    prepare = source.prepare_seconds
+                    transfer = size / rate
+                    made = max(upload, prepare_wait) + prepare
+                    left = max(0.0, link_bytes - rate * made)
+                    flows = link_flows * left / link_bytes if link_bytes > 0.0 else 0.0
+                    ready = made + min(left, flows * size) / rate + transfer + 0.5 * rtt
+                    service_time = max(0.1 * service_time, service_time - service.ready_saving)
+                elif link >= 0:
+                    # Streamed on as it arrives: the slower of upload and transfer decides.
+                    size = payload
+                    transfer = size / rate
+                    ready = max(upload, min(link_bytes, link_flows * size) / rate + transfer)
+                    ready += 0.5 * rtt
+                arrival = now + ready
+                start = max(arrival, ahead_until)
+                if arrival >= ahead_until and all_until > arrival:
+                    # All workers are busy with less urgent work: the first of them to finish.
+                    start = min(all_until, arrival + mean_work / (workers + 1.0))
+                wait = start - arrival
+                back = 0.5 * (rtt + access_rtt)
+                row[R_SERVER] = s
+                row[R_SERVICE] = k
+                row[R_FORM] = form
+                row[R_LOCAL] = 1.0 if link < 0 else 0.0
+                row[R_READY] = ready
+                row[R_WAIT] = wait
+                row[R_SERVICE_TIME] = service_time
+                row[R_RETURN] = back
+                row[R_LATENCY] = elapsed + ready + wait + service_time + back
+                row[R_TRANSFER] = transfer
+                row[R_PREPARE] = prepare
+                row[R_SIZE] = size
+    mask[rows.shape[0] - 1] = 1
+    return admissible
+
+
+@jit
+def flatten(table: Table, out: Array) -> None:
+    """Gather the table into `out` (R, len(ROW) + len(SERVER) + len(CONTEXT)); masked rows are 0."""
+    wide = table.rows.shape[1]
+    deep = table.servers.shape[1]
+    for r in range(table.rows.shape[0]):
+        if table.mask[r] == 0:
+            out[r, :] = 0.0
+            continue
+        out[r, :wide] = table.rows[r]
+        s = int(table.rows[r, R_SERVER])
+        if s >= 0:
+            out[r, wide : wide + deep] = table.servers[s]
+        else:
+            out[r, wide : wide + deep] = 0.0
+        out[r, wide + deep :] = table.context
+
+
+@jit
+def best_row(table: Table) -> int:
+    """The admissible row of highest score, the first of equals; shed if none is above −inf."""
+    best = table.mask.size - 1
+    value = -math.inf
+    for r in range(table.mask.size):
+        if table.mask[r] == 1 and table.scores[r] > value:
+            best = r
+            value = table.scores[r]
+    return best

@@ -1,0 +1,320 @@
+"""The belief by name: what the live balancer (and a node left alone) holds.
+
+`belief` and `table` speak in indices and arrays. `Tracker` turns reports, decisions and outcomes
+into calls of theirs, remembers which dispatch belongs to which request, and hands observations to
+a policy. It has no clock: every method takes `now`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from msgspec import Struct
+
+from edgewise.domain import (
+    Candidate,
+    Command,
+    Decision,
+    Form,
+    Observation,
+    Outcome,
+    Report,
+    Request,
+    Service,
+    Status,
+)
+from edgewise.fleet import belief as core
+from edgewise.fleet import table as query
+from edgewise.fleet.layout import Belief, new_belief
+from edgewise.roster import services_of
+from edgewise.scenario import Scenario
+from edgewise.score import Shape
+
+SILENCE_PERIODS = 10.0
+"""Report periods without a report after which a server counts as down: a dropped report or a
+collected garbage pause must not look like a failure."""
+SILENCE_MIN = 1.0
+"""s; the same for very short periods."""
+FORGET_AFTER = 5.0
+"""s past twice its deadline, after which a dispatch without an outcome is written off: its client
+has given up, and what it left in `outstanding` would stay for ever."""
+
+
+class _Open(Struct):
+    """A dispatch without an outcome."""
+
+    server: int
+    dispatch: int
+    give_up: float
+
+
+def belief_of(scenario: Scenario, services: tuple[Service, ...]) -> Belief:
+    """The belief that a balancer of `scenario` starts with."""
+    servers = scenario.servers
+    return new_belief(
+        scenario.server_names,
+        services,
+        workers=[server.workers for server in servers.values()],
+        speed=[server.speed for server in servers.values()],
+        prepare_seconds=[scenario.prepare.seconds / server.speed for server in servers.values()],
+        prepare_own=scenario.prepare.on == "own",
+        prepare_enabled=scenario.prepare.enabled,
+        shared_uplink=scenario.network.topology == "uplink",
+        edf=scenario.discipline == "edf",
+        silence=max(SILENCE_MIN, SILENCE_PERIODS * scenario.report_period),
+    )
+
+
+class Tracker:
+    """What one balancer knows of the fleet of a scenario.
+
+    All servers start as not connected; `connect` says otherwise.
+    """
+
+    def __init__(self, scenario: Scenario) -> None:
+        self.services = services_of(scenario)
+        self.servers = scenario.server_names
+        self.shape = Shape(
+            grace=scenario.score.grace, accuracy_weight=scenario.score.accuracy_weight
+        )
+        self.belief = belief_of(scenario, self.services)
+        self.belief.servers["connected"] = 0.0
+        self._table = query.new_table(len(self.servers), len(self.services))
+        self._index = {name: i for i, name in enumerate(self.servers)}
+        self._service = {(s.server, s.model): k for k, s in enumerate(self.services)}
+        candidates: list[Candidate | None] = [
+            Candidate(service.server, service.model, form)
+            for service in self.services
+            for form in (Form.ORIGINAL, Form.MODEL_READY)
+        ]
+        self._candidates = (*candidates, None)
+        self._open: dict[str, _Open] = {}
+        self._links_given = scenario.network_state == "emulator"
+        names = {}
+        for i, a in enumerate(self.servers):
+            names[scenario.access_of(a)[0]] = i
+            for j, b in enumerate(self.servers):
+                if i != j:
+                    names[scenario.link_between(a, b)[0]] = int(self.belief.path[i, j])
+        self._links: dict[str, int] = names
+
+    # -- what changes it -----------------------------------------------------------------------
+
+    def connect(self, server: str, now: float) -> None:
+        """`server` opened its control channel; what was believed of an earlier life is void."""
+        s = self._index[server]
+        core.reset_server(self.belief, s, now)
+        self._open = {key: entry for key, entry in self._open.items() if entry.server != s}
+        self.belief.servers[s]["connected"] = 1.0
+
+    def disconnect(self, server: str) -> None:
+        """`server`'s control channel broke: it is no candidate until it connects again."""
+        self.belief.servers[self._index[server]]["connected"] = 0.0
+
+    def on_request(self, request: Request, now: float) -> None:
+        """A request arrived; call once each, before `observe`."""
+        core.on_request(self.belief, self._index[request.ingress], now)
+
+    def on_report(self, report: Report, now: float, clock_ahead: float = 0.0) -> bool:
+        """Take in a report; `clock_ahead` s is how far its clock is ahead of ours.
+
+        Returns False if a newer one of that server was there already.
+        """
+        s = self._index[report.server]
+        at = min(now, report.at - clock_ahead)
+        used: bool = core.on_report(
+            self.belief,
+            s,
+            at,
+            now,
+            np.array(report.running, np.float64),
+            np.array([item.deadline - clock_ahead for item in report.queue], np.float64),
+            np.array([item.work for item in report.queue], np.float64),
+            report.prepare_backlog,
+            report.utilisation,
+            1.0 if report.draining else 0.0,
+            report.commands_seen,
+            report.arrivals_low,
+            report.arrivals_bits,
+        )
+        if not used:
+            return False
+        for model, measured in report.services.items():
+            k = self._service.get((report.server, model))
+            if k is not None and measured.served > 0:
+                core.on_service_report(self.belief, k, measured.service_time, measured.batch)
+        if self._links_given:
+            return True
+        first: set[int] = set()
+        for name, peer in report.peers.items():
+            other = self._index.get(name)
+            if other is None:
+                continue
+            link = s if other == s else int(self.belief.path[s, other])
+            measured_at = math.nan if peer.measured_at is None else peer.measured_at - clock_ahead
+            core.on_peer_report(
+                self.belief,
+                link,
+                at,
+                math.nan if peer.throughput is None else peer.throughput,
+                measured_at,
+                math.nan if peer.rtt is None else peer.rtt,
+                float(peer.backlog),
+                float(peer.flows),
+                link not in first,
+            )
+            first.add(link)
+        core.restore_sends(self.belief, s)
+        return True
+
+    def on_link(self, name: str, rate: float, rtt: float, backlog: float, now: float) -> None:
+        """What the emulator itself says of a link (scenario: ``network_state: emulator``).
+
+        `rate` bytes/s, inf for unlimited; `rtt` s; `backlog` bytes. Unknown names are ignored.
+        """
+        link = self._links.get(name)
+        if link is not None:
+            rate = min(rate, 1e12)
+            core.on_peer_report(self.belief, link, now, rate, now, rtt, backlog, 1.0, True)
+
+    def commit(self, request: Request, decision: Decision, seen: Observation) -> Command:
+        """Count a decision as made and turn it into the command for the ingress."""
+        ingress = self._index[request.ingress]
+        now = decision.at
+        row = seen.rows[decision.rows[0]]
+        if not decision.ranked:
+            command, _ = core.on_decision(
+                self.belief, now, ingress, -1, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0
+            )
+            return Command(request=request.id, sequence=command, reason=decision.reason)
+        first = decision.ranked[0]
+        destination = self._index[first.server]
+        link = int(self.belief.path[ingress, destination])
+        command, dispatch = core.on_decision(
+            self.belief,
+            now,
+            ingress,
+            destination,
+            request.sent_at + request.deadline,
+            float(row[query.R_SERVICE_TIME]),
+            now + float(row[query.R_READY]),
+            float(row[query.R_SIZE]),
+            float(row[query.R_PREPARE]),
+            query.link_rate(self.belief, link) if link >= 0 else 1.0,
+        )
+        give_up = request.sent_at + 2.0 * request.deadline + FORGET_AFTER
+        self._open[request.id] = _Open(destination, dispatch, give_up)
+        return Command(
+            request=request.id,
+            sequence=command,
+            dispatch=dispatch,
+            server=first.server,
+            model=first.model,
+            form=first.form,
+            alternatives=decision.ranked[1:],
+        )
+
+    def on_outcome(self, outcome: Outcome) -> bool:
+        """A request ended; the first word of it counts. Returns False if it was not open."""
+        entry = self._open.pop(outcome.request, None)
+        if entry is None:
+            return False
+        picked = self.servers[entry.server]
+        # Another server answered, or none did: the one picked failed (or expired) all the same.
+        failed = outcome.status is not Status.SERVED or outcome.server != picked
+        core.on_outcome(self.belief, entry.server, entry.dispatch, failed)
+        return True
+
+    def forget(self, now: float) -> int:
+        """Write off dispatches whose client has given up; returns how many. Call about once a s."""
+        gone = [key for key, entry in self._open.items() if entry.give_up < now]
+        for key in gone:
+            entry = self._open.pop(key)
+            core.on_outcome(self.belief, entry.server, entry.dispatch, True)
+        return len(gone)
+
+    # -- what reads it ---------------------------------------------------------------------------
+
+    def observe(self, request: Request, now: float, uploaded: float | None = None) -> Observation:
+        """The request's candidate table at `now`, in arrays of its own."""
+        table = self._table
+        query.observe(
+            self.belief,
+            table,
+            now,
+            self._index[request.ingress],
+            request.sent_at,
+            request.deadline,
+            request.accuracy,
+            float(request.payload_bytes),
+            math.nan if uploaded is None else uploaded,
+            self.shape.grace,
+            self.shape.accuracy_weight,
+        )
+        return Observation(
+            request=request,
+            at=now,
+            rows=table.rows.copy(),
+            mask=table.mask.copy(),
+            servers=table.servers.copy(),
+            context=table.context.copy(),
+            candidates=self._candidates,
+        )
+
+    def knows(self, server: str) -> bool:
+        return server in self._index
+
+    @property
+    def open(self) -> int:
+        """Dispatches without an outcome."""
+        return len(self._open)
+
+    def state(self, now: float) -> dict[str, Any]:
+        """The fleet as it is believed to be, with ages, ready for JSON; NaN becomes None."""
+        servers = {}
+        for s, name in enumerate(self.servers):
+            core.advance(self.belief, s, now)
+            row = self.belief.servers[s]
+            workers = int(row["workers"])
+            free = self.belief.free[s, :workers]
+            work = float(self.belief.jobs[s, : row["jobs"]]["work"].sum())
+            servers[name] = {
+                "connected": bool(row["connected"]),
+                "draining": bool(row["draining"]),
+                "report_age": _known(now - row["report_at"]),
+                "reported_queue": int(row["queued"]),
+                "believed_queue": int(row["jobs"]),
+                "backlog": core.level(free, workers, now, work) - now,
+                "outstanding": int(row["outstanding"]),
+                "unconfirmed": int(row["flights"]),
+                "utilisation": float(row["utilisation"]),
+                "failure": float(row["failure"]),
+                "workers": workers,
+                "services": {
+                    service.model: {
+                        "accuracy": service.accuracy,
+                        "service_time": float(self.belief.services[k]["service_time"]),
+                    }
+                    for k, service in enumerate(self.services)
+                    if service.server == name
+                },
+            }
+        links = {}
+        for name, link in self._links.items():
+            state = self.belief.links[link]
+            rate = query.link_rate(self.belief, link)
+            backlog, flows = query.backlog_at(self.belief, link, rate, now)
+            links[name] = {
+                "rate_bps": _known(8.0 * state["rate"]),
+                "rate_age": _known(now - state["rate_at"]),
+                "rtt": _known(state["rtt"]),
+                "backlog": backlog,
+                "flows": flows,
+            }
+        return {"at": now, "servers": servers, "links": links, "open": self.open}
+
+
+def _known(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None

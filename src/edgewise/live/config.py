@@ -1,0 +1,95 @@
+"""The configuration files of the processes: one small YAML file each, beside the scenario.
+
+The scenario says what the fleet is; these say where its parts listen and where they find each
+other. The launcher writes them; by hand they are written as in `docs/by-hand.md`. Switching the
+emulator on means nothing but handing out the relays' addresses here.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import msgspec
+from msgspec import Meta, Struct
+
+from edgewise.domain import Name
+from edgewise.errors import ScenarioError
+
+Port = Annotated[int, Meta(ge=0, le=65535)]
+Url = Annotated[str, Meta(pattern=r"^https?://[^\s/]+:\d{1,5}/?$")]
+
+
+class Listen(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where a process listens."""
+
+    host: str = "127.0.0.1"
+    """Loopback unless asked: nothing is reachable from outside by accident."""
+    port: Port = 0
+    """0 = any free port; the process prints which."""
+
+
+class NodeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An edge server's process."""
+
+    scenario: str
+    """Preset name, or a file relative to this one."""
+    server: Name
+    """Which of the scenario's servers this is."""
+    listen: Listen = Listen()
+    balancer: Url | None = None
+    """None: it decides by itself."""
+    peers: dict[Name, Url] = {}
+    """How to reach the other servers."""
+    body_limit: Annotated[int, Meta(ge=1024, le=2**31)] = 16 * 2**20
+    """bytes. A 50-megapixel JPEG has about 16 MiB; beyond it is not a photo to classify."""
+
+
+class BalancerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The balancer's process."""
+
+    scenario: str
+    listen: Listen = Listen()
+    policy: Name | None = None
+    """In place of the scenario's."""
+    out: str | None = None
+    """Directory for decisions, reports and experience; None: nothing is kept."""
+    relays: tuple[Url, ...] = ()
+    """Control interfaces of relays; read only with ``network_state: emulator``."""
+
+
+class ClientConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The client's process."""
+
+    scenario: str
+    balancer: Url | None
+    """None: metadata goes to the ingress only, which asks the balancer."""
+    ingress: dict[Name, Url]
+    """How to reach the servers."""
+    out: str | None = None
+    """Directory for requests and outcomes."""
+
+
+T = TypeVar("T", NodeConfig, BalancerConfig, ClientConfig)
+
+
+def load_config(path: str | os.PathLike[str], kind: type[T]) -> T:
+    """Read one of the above. A relative scenario file is resolved against the config's folder.
+
+    Raises ScenarioError naming the file, the field and what was expected.
+    """
+    file = Path(path)
+    try:
+        config = msgspec.yaml.decode(file.read_bytes(), type=kind)
+    except OSError as error:
+        raise ScenarioError(str(file), "", f"cannot be read: {error.strerror}") from None
+    except msgspec.ValidationError as error:
+        problem, _, at = str(error).partition(" - at `")
+        raise ScenarioError(str(file), at.rstrip("`"), problem) from None
+    except msgspec.DecodeError as error:
+        raise ScenarioError(str(file), "", f"expected YAML: {error}") from None
+    beside = file.parent / config.scenario
+    if beside.is_file():
+        config = msgspec.structs.replace(config, scenario=str(beside))
+    return config

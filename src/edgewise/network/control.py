@@ -1,0 +1,249 @@
+"""The relay's control API over HTTP, and a client for it.
+
+=======  ==========================  ============================================================
+GET      /healthz                    ``{"status": "ok", ...}``
+GET      /links, /links/NAME         what a link does now (:func:`link_state`)
+PATCH    /links/NAME                 change it: any fields of ``config.LinkPatch``
+POST     /links/NAME/outage          ``{"duration": s}``: nothing is sent from now on for so long
+POST     /links/NAME/reset           configured settings again, live outages ended
+POST     /start                      time 0 is now: traces, outages and events begin
+=======  ==========================  ============================================================
+
+Answers are JSON. Errors are ``{"error": "FIELD: expected X, got Y"}`` with 400 or 404. There is no
+authentication: keep it on the loopback.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from urllib.parse import quote
+
+import aiohttp
+import msgspec
+from aiohttp import web
+
+from edgewise.errors import BadInput, PeerError
+from edgewise.network.config import LinkPatch, split_error
+from edgewise.network.flows import Shaper
+
+if TYPE_CHECKING:
+    from edgewise.network.relay import Relay
+
+T = TypeVar("T")
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class _OutageRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    duration: Annotated[float, msgspec.Meta(gt=0)]
+
+
+def link_state(shaper: Shaper, now: float) -> dict[str, Any]:
+    """A link as the API shows it: SI units; ``rate_bps`` is None while unlimited.
+
+    ``utilisation`` is the share of the last second in which a chunk was on the wire,
+    ``throughput_bps`` what left in that second, ``flows`` the streams that have bytes waiting.
+    """
+    link = shaper.link
+    settings = link.settings
+    rate = link.rate_bps(now)
+    utilisation, throughput = shaper.last_second(now)
+    return {
+        "name": shaper.name,
+        "time": now - link.origin,
+        "rate_bps": None if math.isinf(rate) else rate,
+        "delay": settings.delay,
+        "jitter": settings.jitter,
+        "loss": settings.loss,
+        "loss_mode": settings.loss_mode,
+        "stall": settings.stall,
+        "queue_bytes": settings.queue_bytes,
+        "backlog_bytes": shaper.backlog,
+        "in_flight_bytes": shaper.in_flight,
+        "delivered_bytes": shaper.delivered,
+        "utilisation": utilisation,
+        "throughput_bps": throughput,
+        "flows": shaper.flows(),
+    }
+
+
+def control_app(relay: Relay) -> web.Application:
+    """The API as an aiohttp application."""
+
+    def shaper_of(request: web.Request) -> Shaper:
+        name = request.match_info["name"]
+        if name not in relay.shapers:
+            known = ", ".join(sorted(relay.shapers)) or "none"
+            raise _Unknown(f"name: no link is called {name!r}; there are: {known}")
+        return relay.shapers[name]
+
+    async def body(request: web.Request, kind: type[T]) -> T:
+        try:
+            return msgspec.json.decode(await request.read(), type=kind)
+        except msgspec.ValidationError as e:
+            where, problem = split_error(e)
+            raise BadInput(f"{where or 'body'}: {problem}") from e
+        except msgspec.DecodeError as e:
+            raise BadInput(f"body: expected JSON: {e}") from e
+
+    async def healthz(_: web.Request) -> web.Response:
+        return _json(
+            {
+                "status": "ok",
+                "connections": len(relay.connections),
+                "refused": relay.refused,
+                "realtime": os.sched_getscheduler(0) == os.SCHED_RR,
+            }
+        )
+
+    async def list_links(_: web.Request) -> web.Response:
+        now = time.monotonic()
+        return _json({name: link_state(shaper, now) for name, shaper in relay.shapers.items()})
+
+    async def show(request: web.Request) -> web.Response:
+        return _json(link_state(shaper_of(request), time.monotonic()))
+
+    async def patch(request: web.Request) -> web.Response:
+        shaper = shaper_of(request)
+        relay.patch(shaper.name, await body(request, LinkPatch))
+        return _json(link_state(shaper, time.monotonic()))
+
+    async def outage(request: web.Request) -> web.Response:
+        shaper = shaper_of(request)
+        relay.outage(shaper.name, (await body(request, _OutageRequest)).duration)
+        return _json(link_state(shaper, time.monotonic()))
+
+    async def reset(request: web.Request) -> web.Response:
+        shaper = shaper_of(request)
+        relay.restore(shaper.name)
+        return _json(link_state(shaper, time.monotonic()))
+
+    async def start(_: web.Request) -> web.Response:
+        relay.start()
+        return _json({"status": "started"})
+
+    app = web.Application(middlewares=[_errors])
+    app.add_routes(
+        [
+            web.get("/healthz", healthz),
+            web.get("/links", list_links),
+            web.get("/links/{name}", show),
+            web.patch("/links/{name}", patch),
+            web.post("/links/{name}/outage", outage),
+            web.post("/links/{name}/reset", reset),
+            web.post("/start", start),
+        ]
+    )
+    return app
+
+
+class _Unknown(BadInput):
+    """No such link: 404."""
+
+
+@web.middleware
+async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except _Unknown as e:
+        return _json({"error": str(e)}, status=404)
+    except BadInput as e:
+        return _json({"error": str(e)}, status=400)
+    except web.HTTPException as e:
+        if e.status < 400:
+            raise
+        # `Allow` of a 405 and the like go on; aiohttp sets the type and length anew.
+        kept = {k: v for k, v in e.headers.items() if k == "Allow"}
+        problem = f"{request.method} {request.path}: {e.reason}"
+        return _json({"error": problem}, status=e.status, headers=kept)
+
+
+def _json(
+    value: object, *, status: int = 200, headers: Mapping[str, str] | None = None
+) -> web.Response:
+    return web.Response(
+        body=msgspec.json.encode(value),
+        status=status,
+        headers=headers,
+        content_type="application/json",
+    )
+
+
+class RelayControl:
+    """The control API as methods. Use it as ``async with RelayControl(url) as control``.
+
+    Args:
+        url: ``http://host:port`` of the relay's control address.
+        timeout: s for one call; far above what a busy relay needs (milliseconds), far below what a
+            person waits for.
+
+    Raises:
+        BadInput: from every method, when the relay says that the call is wrong.
+        PeerError: from every method, when the relay does not answer, or not in its own language.
+    """
+
+    def __init__(self, url: str, *, timeout: float = 10.0) -> None:
+        self.url = url.rstrip("/")
+        self._timeout = aiohttp.ClientTimeout(total=timeout)
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> RelayControl:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connection; a later call opens another."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    async def health(self) -> dict[str, Any]:
+        """``{"status": "ok", "connections", "refused", "realtime"}``."""
+        return await self._call("GET", "/healthz")
+
+    async def links(self) -> dict[str, dict[str, Any]]:
+        """The state of every link, by name; see :func:`link_state`."""
+        return await self._call("GET", "/links")
+
+    async def link(self, name: str) -> dict[str, Any]:
+        """The state of one link."""
+        return await self._call("GET", _path(name))
+
+    async def set(self, name: str, **changes: object) -> dict[str, Any]:
+        """Change a link now: ``rate_bps``, ``trace``, ``delay``, ``jitter``, ``loss``,
+        ``loss_mode``, ``stall``, ``queue_bytes``, as in ``config.LinkPatch``."""
+        return await self._call("PATCH", _path(name), changes)
+
+    async def outage(self, name: str, duration: float) -> dict[str, Any]:
+        """Send nothing over a link for ``duration`` seconds from now."""
+        return await self._call("POST", _path(name) + "/outage", {"duration": duration})
+
+    async def reset(self, name: str) -> dict[str, Any]:
+        """Give a link its configured settings again, and end live outages."""
+        return await self._call("POST", _path(name) + "/reset")
+
+    async def start(self) -> None:
+        """Make now the time 0 of traces, outages and events."""
+        await self._call("POST", "/start")
+
+    async def _call(self, method: str, path: str, value: object = None) -> dict[str, Any]:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(timeout=self._timeout)
+        data = None if value is None else msgspec.json.encode(value)
+        try:
+            async with self._session.request(method, self.url + path, data=data) as response:
+                answer = msgspec.json.decode(await response.read(), type=dict[str, Any])
+        except (aiohttp.ClientError, TimeoutError, msgspec.DecodeError) as e:
+            raise PeerError(f"relay at {self.url}: {method} {path}: {e!r}") from e
+        if response.status >= 400:
+            raise BadInput(str(answer.get("error", f"{method} {path}: {response.status}")))
+        return answer
+
+
+def _path(name: str) -> str:
+    return "/links/" + quote(name, safe="")

@@ -1,0 +1,240 @@
+"""Capacities from files and from a seed: Mahimahi traces, rates over time, synthetic networks.
+
+Mahimahi's format is one number per line, milliseconds: at that moment one packet of 1,504 bytes may
+leave. A line that is repeated allows another packet. An opportunity that finds nothing to send is
+lost. The last number is the period: the trace starts over there. (Mahimahi, ``man mm-link``.)
+
+The other format is ``seconds<TAB>Mbit/s``, as the published HSDPA and broadband traces have it: the
+rate holds from its second until the next line's; the last one holds as long as the one before it,
+and then the trace starts over. (Pensieve's simulator reads the same files with each rate one line
+*earlier*, and so ignores the first.)
+
+Empty lines and what follows a ``#`` are skipped in both.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import msgspec
+import numpy as np
+
+from edgewise.errors import BadInput, ScenarioError
+from edgewise.network.capacity import Capacity, FloatArray, stepwise
+
+OPPORTUNITY_BYTES = 1504
+"""Mahimahi's PACKET_SIZE: an Ethernet payload of 1,500 bytes and the tunnel's 4-byte header."""
+
+Format = Literal["auto", "mahimahi", "rates"]
+Kind = Literal["cellular", "wifi", "backhaul"]
+
+
+class TraceSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A trace as a scenario names it: either ``file`` or ``kind``.
+
+    Attributes:
+        file: path; a relative one starts at the folder of the scenario.
+        format: ``auto`` takes one column for Mahimahi's and two for rates.
+        kind: ``cellular``, ``wifi`` or ``backhaul``, made by :func:`synthetic`.
+        seed: of the synthetic trace.
+        mean_bps: mean rate, bits/s; needed with ``kind``. With ``file`` it rescales what is read.
+        duration: period of the synthetic trace, s.
+    """
+
+    file: str | None = None
+    format: Format = "auto"
+    kind: Kind | None = None
+    seed: int = 0
+    mean_bps: float | None = None
+    # Five minutes: long against every fade of the three kinds, short against an experiment.
+    duration: float = 300.0
+
+    def load(self, folder: Path) -> Capacity:
+        """The capacity it describes.
+
+        Raises:
+            BadInput: the fields do not fit together.
+            ScenarioError: the file cannot be read or parsed.
+        """
+        if self.mean_bps is not None and not (math.isfinite(self.mean_bps) and self.mean_bps > 0):
+            raise BadInput(f"trace.mean_bps: expected bits/s above 0, got {self.mean_bps!r}")
+        if (self.file is None) == (self.kind is None):
+            raise BadInput("trace: expected either 'file' or 'kind'")
+        if self.file is not None:
+            capacity = read_trace(folder / self.file, self.format)
+            return capacity if self.mean_bps is None else with_mean(capacity, self.mean_bps)
+        assert self.kind is not None
+        if self.mean_bps is None:
+            raise BadInput("trace.mean_bps: expected bits/s above 0 with 'kind', got nothing")
+        return synthetic(self.kind, self.seed, self.mean_bps, self.duration)
+
+
+def with_mean(capacity: Capacity, mean_bps: float) -> Capacity:
+    """The same shape, scaled to a mean rate in bits/s."""
+    return capacity.scaled(mean_bps / capacity.mean_bps)
+
+
+def read_trace(path: Path, format: Format = "auto") -> Capacity:
+    """Read a trace file.
+
+    Raises:
+        ScenarioError: it is missing, unreadable, or wrong at a line, which is named.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        raise ScenarioError(str(path), "", f"expected a readable trace file: {e}") from e
+    lines = list(_lines(text))
+    if not lines:
+        raise ScenarioError(str(path), "line 1", "expected at least one line, got an empty file")
+    if format == "auto":
+        format = "mahimahi" if len(lines[0][1]) == 1 else "rates"
+    return (_mahimahi if format == "mahimahi" else _rates)(str(path), lines)
+
+
+def _lines(text: str) -> Iterator[tuple[int, list[str]]]:
+    for number, line in enumerate(text.splitlines(), start=1):
+        words = line.partition("#")[0].split()
+        if words:
+            yield number, words
+
+
+def _mahimahi(file: str, lines: list[tuple[int, list[str]]]) -> Capacity:
+    stamps: list[int] = []
+    for number, words in lines:
+        if len(words) != 1 or not (words[0].isascii() and words[0].isdecimal()):
+            raise ScenarioError(
+                file, f"line {number}", f"expected whole milliseconds, got {' '.join(words)!r}"
+            )
+        stamps.append(int(words[0]))
+        if len(stamps) > 1 and stamps[-1] < stamps[-2]:
+            raise ScenarioError(
+                file,
+                f"line {number}",
+                f"expected a number not below the line before, {stamps[-2]}, got {stamps[-1]}",
+            )
+    if stamps[-1] == 0:
+        raise ScenarioError(
+            file, f"line {lines[-1][0]}", "expected a last number above 0: it is the period"
+        )
+    moments, packets = np.unique(np.array(stamps, dtype=np.int64), return_counts=True)
+    after = np.cumsum(packets) * float(OPPORTUNITY_BYTES)
+    # Each moment is a jump: the same time twice, first with what was there before.
+    times = np.concatenate(([0.0], np.repeat(moments / 1000.0, 2)))
+    cumulative = np.zeros(times.shape[0])
+    cumulative[2::2] = after
+    cumulative[3::2] = after[:-1]
+    return Capacity(times, cumulative, float(times[-1]))
+
+
+def _rates(file: str, lines: list[tuple[int, list[str]]]) -> Capacity:
+    seconds: list[float] = []
+    rates_bps: list[float] = []
+    for number, words in lines:
+        try:
+            second, mbit = (float(word) for word in words)
+        except ValueError:
+            second = mbit = math.nan
+        if not (math.isfinite(second) and math.isfinite(mbit) and mbit >= 0.0):
+            raise ScenarioError(
+                file,
+                f"line {number}",
+                f"expected 'seconds<TAB>Mbit/s' with a rate >= 0, got {' '.join(words)!r}",
+            )
+        if seconds and second <= seconds[-1]:
+            raise ScenarioError(
+                file,
+                f"line {number}",
+                f"expected seconds above those of the line before, {seconds[-1]:g}, got {second:g}",
+            )
+        seconds.append(second)
+        rates_bps.append(mbit * 1e6)
+    if not any(rate > 0.0 for rate in rates_bps):
+        raise ScenarioError(file, "", "expected at least one rate above 0, or nothing ever passes")
+    last = seconds[-1] - seconds[-2] if len(seconds) > 1 else 1.0
+    return stepwise([*seconds, seconds[-1] + last], rates_bps, repeat=True)
+
+
+class _Character(NamedTuple):
+    """How a kind of network varies. The rate is log-normal with exponential memory, times the
+    fades and outages, which come as a Poisson process and last exponentially long."""
+
+    step: float  # s between changes of rate
+    sigma: float  # standard deviation of the logarithm of the rate
+    memory: float  # s until the correlation has fallen to 1/e
+    fade_every: float  # s, mean
+    fade_for: float  # s, mean
+    fade_to: float  # share of the rate left
+    outage_every: float  # s, mean; inf = never
+    outage_for: float  # s, mean
+
+
+# Orders of magnitude, not a fit to one network. cellular: the 142 Norwegian HSDPA commutes (Riiser
+# et al. 2013) have coefficients of variation from 0.1 to 0.6, and this is at their restless end,
+# with gaps as at handovers. wifi: steadier, short dips when others talk. backhaul: a fixed line
+# shared with others, which slows for seconds at busy times.
+_CHARACTERS: dict[str, _Character] = {
+    "cellular": _Character(0.2, 0.5, 5.0, 40.0, 3.0, 0.15, 120.0, 0.7),
+    "wifi": _Character(0.1, 0.25, 2.0, 8.0, 0.5, 0.35, math.inf, 0.0),
+    "backhaul": _Character(1.0, 0.06, 30.0, 90.0, 8.0, 0.5, math.inf, 0.0),
+}
+
+
+def synthetic(kind: Kind, seed: int, mean_bps: float, duration: float = 300.0) -> Capacity:
+    """A repeating trace made from a seed; the same arguments give the same trace.
+
+    Args:
+        kind: ``cellular`` (swings, fades, outages), ``wifi`` (dips), ``backhaul`` (nearly even).
+        seed: >= 0; other kinds with the same seed are unrelated.
+        mean_bps: mean over the period, met exactly, bits/s.
+        duration: period, s.
+
+    Raises:
+        BadInput: an argument is out of range.
+    """
+    if kind not in _CHARACTERS:
+        raise BadInput(f"trace.kind: expected one of {', '.join(_CHARACTERS)}, got {kind!r}")
+    if seed < 0:
+        raise BadInput(f"trace.seed: expected a whole number >= 0, got {seed!r}")
+    if not (math.isfinite(mean_bps) and mean_bps > 0.0):
+        raise BadInput(f"trace.mean_bps: expected bits/s above 0, got {mean_bps!r}")
+    c = _CHARACTERS[kind]
+    steps = round(duration / c.step) if math.isfinite(duration) else 0
+    if steps < 1:
+        raise BadInput(f"trace.duration: expected at least {c.step:g} s, got {duration!r}")
+    rng = np.random.default_rng([seed, *kind.encode()])
+    keep = math.exp(-c.step / c.memory)
+    innovations = rng.standard_normal(steps) * c.sigma * math.sqrt(1.0 - keep * keep)
+    log_rate = np.empty(steps)
+    level = rng.standard_normal() * c.sigma
+    for i in range(steps):
+        level = keep * level + innovations[i]
+        log_rate[i] = level
+    rates = np.exp(log_rate)
+    _dips(rates, c.step, c.fade_every, c.fade_for, c.fade_to, rng.exponential)
+    _dips(rates, c.step, c.outage_every, c.outage_for, 0.0, rng.exponential)
+    if not np.any(rates > 0.0):
+        rates[:] = 1.0  # a trace shorter than its first outage; it must send something
+    rates *= mean_bps / rates.mean()
+    return stepwise(np.arange(steps + 1) * (duration / steps), rates, repeat=True)
+
+
+def _dips(
+    rates: FloatArray,
+    step: float,
+    every: float,
+    mean_length: float,
+    share: float,
+    exponential: Callable[[float], float],
+) -> None:
+    """Multiply ``rates`` by ``share`` in intervals that begin and last at random; in place."""
+    if math.isinf(every):
+        return
+    t = exponential(every)
+    while t < step * rates.shape[0]:
+        length = max(exponential(mean_length), step)
+        rates[int(t / step) : int((t + length) / step)] *= share
+        t += length + exponential(every)

@@ -1,0 +1,87 @@
+"""One file describes a fleet, its network, its workload and how it is scored.
+
+``load`` reads it; the simulator, the emulator and the real system run it. ``schema``, ``network``
+and ``requests`` hold the types, ``checks`` what a type cannot say, ``files`` reading and writing,
+``problems`` the wording of errors.
+"""
+
+from edgewise.scenario.checks import check, link_events, warnings_of
+from edgewise.scenario.files import dump, load, loads, presets
+from edgewise.scenario.network import (
+    BackhaulTrace,
+    CellularTrace,
+    FileTrace,
+    LinkEvent,
+    LinkSet,
+    LinkSpec,
+    LinkTrace,
+    NetworkSpec,
+    Outage,
+    WifiTrace,
+)
+from edgewise.scenario.requests import (
+    Arrivals,
+    ConstantArrivals,
+    Demand,
+    DiurnalArrivals,
+    ImagesPayload,
+    LognormalPayload,
+    MmppArrivals,
+    Payload,
+    PoissonArrivals,
+    TraceArrivals,
+    WorkloadSpec,
+)
+from edgewise.scenario.schema import (
+    DownFailure,
+    Failure,
+    Prepare,
+    Scenario,
+    ScoreSpec,
+    ServerSpec,
+    ServiceNoise,
+    ServiceSpec,
+    SlowFailure,
+    Spell,
+)
+
+__all__ = [
+    "Arrivals",
+    "BackhaulTrace",
+    "CellularTrace",
+    "ConstantArrivals",
+    "Demand",
+    "DiurnalArrivals",
+    "DownFailure",
+    "Failure",
+    "FileTrace",
+    "ImagesPayload",
+    "LinkEvent",
+    "LinkSet",
+    "LinkSpec",
+    "LinkTrace",
+    "LognormalPayload",
+    "MmppArrivals",
+    "NetworkSpec",
+    "Outage",
+    "Payload",
+    "PoissonArrivals",
+    "Prepare",
+    "Scenario",
+    "ScoreSpec",
+    "ServerSpec",
+    "ServiceNoise",
+    "ServiceSpec",
+    "SlowFailure",
+    "Spell",
+    "TraceArrivals",
+    "WifiTrace",
+    "WorkloadSpec",
+    "check",
+    "dump",
+    "link_events",
+    "load",
+    "loads",
+    "presets",
+    "warnings_of",
+]

@@ -1,0 +1,138 @@
+"""Imports point one way (docs/design.md, "Layout and direction of imports")."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parent.parent / "src" / "edgewise"
+
+# A module may import from its own layer and those above it in this list. A package stands for all
+# of its modules; the longest prefix decides.
+LAYERS = (
+    {"errors", "compiled"},
+    {"domain"},
+    {
+        "score", "packaged", "preprocess", "images", "zoo", "scenario", "workload", "roster",
+        "network", "fleet", "policy", "summary", "records",
+    },
+    {"sim", "live", "network.relay", "network.flows", "network.control"},
+    {"learn", "bench"},
+    {"commands", "dashboard"},
+    {"cli", "__main__"},
+)  # fmt: skip
+# Where a heavy or optional library may be imported, so that the core stays small and pure.
+ONLY_IN = {
+    "torch": ("learn",),
+    "aiohttp": ("live", "network.relay", "network.control", "commands", "dashboard"),
+    "onnxruntime": ("zoo",),
+    "onnx": ("zoo",),
+    "PIL": ("preprocess", "images", "zoo"),
+    "typer": ("cli", "commands"),
+}
+# The core takes `now` and its random draws as arguments.
+NO_CLOCK = ("domain", "score", "fleet", "policy", "network.link")
+
+
+def modules() -> dict[str, ast.Module]:
+    found = {}
+    for path in sorted(SOURCE.rglob("*.py")):
+        parts = path.relative_to(SOURCE).with_suffix("").parts
+        if parts[-1] == "__init__":
+            parts = parts[:-1]
+        if parts:
+            found[".".join(parts)] = ast.parse(path.read_text(), str(path))
+    return found
+
+
+MODULES = modules()
+
+
+def imports(tree: ast.Module) -> set[str]:
+    """Absolute names imported anywhere in a module, `from a import b` as a.b."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"relative import in line {node.lineno}"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def under(name: str, prefix: str) -> bool:
+    return name == prefix or name.startswith(prefix + ".")
+
+
+def layer(module: str) -> int:
+    best = max(
+        ((len(p), i) for i, prefixes in enumerate(LAYERS) for p in prefixes if under(module, p)),
+        default=None,
+    )
+    assert best is not None, f"edgewise.{module} stands in no layer: add it to LAYERS"
+    return best[1]
+
+
+def ours(tree: ast.Module) -> set[str]:
+    """Modules of ours that a module imports."""
+    found = set()
+    for name in imports(tree):
+        if not name.startswith("edgewise."):
+            continue
+        name = name.removeprefix("edgewise.")
+        while name and name not in MODULES:
+            name = name.rpartition(".")[0]
+        if name:
+            found.add(name)
+    return found
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_direction(module: str) -> None:
+    for other in ours(MODULES[module]):
+        assert layer(other) <= layer(module), f"{module} must not import {other}"
+        crossing = {module.split(".")[0], other.split(".")[0]}
+        assert crossing != {"sim", "live"}, f"{module} must not import {other}"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_libraries_stay_where_they_belong(module: str) -> None:
+    for name in imports(MODULES[module]):
+        for library, homes in ONLY_IN.items():
+            if under(name, library):
+                assert any(under(module, home) for home in homes), f"{module} imports {library}"
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if any(under(m, p) for p in NO_CLOCK)])
+def test_the_core_has_no_clock_and_no_global_randomness(module: str) -> None:
+    for name in imports(MODULES[module]):
+        root = name.split(".")[0]
+        assert root not in {"time", "random", "socket", "asyncio", "threading", "datetime"}, name
+
+
+def test_no_cycles() -> None:
+    """Between modules, not only between layers."""
+    graph = {module: ours(tree) - {module} for module, tree in MODULES.items()}
+    done: set[str] = set()
+
+    def visit(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, " → ".join([*path[path.index(module) :], module])
+        if module not in done:
+            for other in graph[module]:
+                # A package's __init__ re-exports its own modules: not a cycle among modules.
+                if not under(module, other):
+                    visit(other, (*path, module))
+            done.add(module)
+
+    for module in graph:
+        visit(module, ())
+
+
+def test_it_can_fail() -> None:
+    """The checks see what they look for."""
+    tree = ast.parse("import time\nfrom edgewise.live import control")
+    assert "time" in imports(tree)
+    assert ours(tree) & {"live.control"}
+    assert layer("live.control") > layer("fleet.belief")
