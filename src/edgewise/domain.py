@@ -276,7 +276,7 @@ class Report(Struct, frozen=True, kw_only=True):
     """Sequence number of the last command received: later ones are not in this report."""
     arrivals_low: Count = 0
     """Every dispatch to this server up to this number has arrived …"""
-    arrivals_bits: Annotated[int, Meta(ge=0, lt=2**63)] = 0
+    arrivals_bits: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
     """… and of the next 63 those whose bit is set (bit 0 = `arrivals_low` + 1). The idea is TCP's
     selective acknowledgement (RFC 2018): it tells dispatches that are in `queue` from those still
     on the way, exactly, though transfers overtake each other."""

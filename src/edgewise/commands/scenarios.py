@@ -52,7 +52,6 @@ def check(file: Name) -> None:
         unknown = ""
     except ModelError as error:
         services, unknown = (), str(error)
-    # The title is printed apart: rich would wrap a table's title to the width of the table.
     console.print(f"[bold]{escape(read.name)}[/]: {escape(read.about)}", highlight=False)
     console.print(
         f"{rate:.3g} requests/s ({kind}) for {read.workload.duration:g} s, "
@@ -87,29 +86,34 @@ def _servers(read: Scenario, rate: float, services: tuple[Service, ...]) -> Tabl
         caption="load: share of its workers busy if a server runs all that arrives at it, each "
         "request on its fastest service that meets the demand; + = some demands it cannot meet"
     )
-    for heading in ("server", "workers × speed", "services", "requests/s", "load"):
-        table.add_column(heading, overflow="fold")
-    for heading in ("access", "to others"):
+    for heading in ("server", "speed", "services"):
         table.add_column(heading)
+    for heading in ("req/s", "load"):
+        table.add_column(heading, justify="right")
+    table.add_column("links")
     names = read.server_names
     for (name, server), share in zip(read.servers.items(), read.ingress_shares(), strict=True):
         own = tuple(service for service in services if service.server == name)
         others = [other for other in names if other != name]
-        ways = dict(read.link_between(name, other) for other in others)
+        links = dict([read.access_of(name), *(read.link_between(name, each) for each in others)])
         table.add_row(
             name,
             f"{server.workers} × {server.speed:g}",
             _models(server),
             f"{rate * share:.3g}",
             _load(read, rate * share, server, own),
-            _link(read.access_of(name)[1]),
-            "\n".join(_link(link) for link in ways.values()) or "-",
+            "\n".join(f"{_kind(link)} {_link(spec)}" for link, spec in links.items()),
         )
     return table
 
 
 def _models(server: ServerSpec) -> str:
-    return ", ".join(service.model for service in server.services) or "-"
+    return "\n".join(service.model for service in server.services) or "-"
+
+
+def _kind(link: str) -> str:
+    """``access``, ``uplink`` or ``>depot``: the server's own name stands in the row already."""
+    return f">{link.partition('>')[2]}" if ">" in link else link.partition(":")[0]
 
 
 def local_load(

@@ -25,10 +25,14 @@ import math
 import numpy as np
 
 from edgewise.compiled import jit
-from edgewise.fleet.layout import FLIGHTS_MAX, QUEUE_MAX, Array, Belief
+from edgewise.fleet.layout import FLIGHTS_MAX, QUEUE_MAX, RIF_BUCKETS, Array, Belief
 
 FAILURE_MEMORY = 0.1
 """Weight of one outcome in the failure share: about the last ten answers."""
+RESPONSE_MEMORY = 0.2
+"""Weight of one answer in the mean response: about the last five; Elasticsearch's C3 uses 0.3."""
+PEAK_MEMORY = 10.0
+"""s; the decay of peak EWMA in Finagle and Linkerd."""
 
 
 @jit
@@ -345,6 +349,56 @@ def on_outcome(belief: Belief, s: int, dispatch: int, failed: bool) -> None:
                 flights[j - 1] = flights[j]
             server.flights -= 1
             break
+
+
+@jit
+def rif_bucket(rif: int) -> int:
+    """Where `rif` requests in flight stand in `by_rif`: 0, 1, 2–3, 4–7, …"""
+    bucket = 0
+    while rif > 0 and bucket < RIF_BUCKETS - 1:
+        rif >>= 1
+        bucket += 1
+    return bucket
+
+
+@jit
+def requests_in_flight(belief: Belief, s: int, now: float) -> int:
+    """Requests believed to be on `s` or on their way there: waiting, and running at `now`."""
+    server = belief.servers[s]
+    running = 0
+    for w in range(int(server.workers)):
+        if belief.free[s, w] > now:
+            running += 1
+    count: int = server.jobs + running
+    return count
+
+
+@jit
+def on_answer(belief: Belief, s: int, now: float, response: float, rif: int, failed: bool) -> None:
+    """How long server `s` took to answer, s from our decision; `rif` requests were in flight there
+    when it was taken. For a failure the caller passes the worst response, never the real one: a
+    server that fails fast must not look fast."""
+    server = belief.servers[s]
+    if server.response == server.response:
+        server.response += RESPONSE_MEMORY * (response - server.response)
+    else:
+        server.response = response
+    if response > server.peak:
+        server.peak = response
+    else:
+        keep = math.exp(-max(0.0, now - server.peak_at) / PEAK_MEMORY)
+        server.peak = server.peak * keep + response * (1.0 - keep)
+    server.peak_at = now
+    server.answers_1s = decayed(server.answers_1s, server.answers_at, now, 1.0) + 1.0
+    server.errors_1s = decayed(server.errors_1s, server.answers_at, now, 1.0)
+    server.errors_1s += 1.0 if failed else 0.0
+    server.answers_at = now
+    known = server.by_rif
+    bucket = rif_bucket(rif)
+    if known[bucket] == known[bucket]:
+        known[bucket] += RESPONSE_MEMORY * (response - known[bucket])
+    else:
+        known[bucket] = response
 
 
 @jit

@@ -36,6 +36,10 @@ offer, so that a link is neither flooded nor shunned before it has been tried.""
 RTT_PRIOR = 0.01
 """s assumed of a link before the first round trip: a metro network."""
 
+RIF_BUCKETS = 8
+"""Requests in flight are told apart as 0, 1, 2–3, 4–7, …, ≥ 64: response grows about linearly with
+them, so equal steps of its logarithm are equally informative."""
+
 SERVER_STATE = np.dtype(
     [
         # -- what it is ------------------------------------------------------------------------
@@ -61,6 +65,14 @@ SERVER_STATE = np.dtype(
         ("demand_1s", "f8"),  # requests/s arriving at it as ingress, EWMA over 1 s …
         ("demand_at", "f8"),  # … as of this
         ("failure", "f8"),  # EWMA share of failed answers, 0–1
+        # -- how it answered us: what server-only rules go by ------------------------------------
+        ("response", "f8"),  # EWMA s from decision to answer; NaN: no answer yet
+        ("peak", "f8"),  # peak EWMA of the same, as of peak_at (Finagle)
+        ("peak_at", "f8"),
+        ("answers_1s", "f8"),  # answers/s, EWMA over 1 s …
+        ("errors_1s", "f8"),  # … and failed ones, both as of answers_at
+        ("answers_at", "f8"),
+        ("by_rif", "f8", (RIF_BUCKETS,)),  # EWMA response by requests in flight then; NaN: none
         ("commands", "i8"),  # commands sent to it as ingress
         ("dispatches", "i8"),  # dispatches sent to it as destination
         # -- fill of its rows in jobs, flights, sends ------------------------------------------
@@ -157,7 +169,7 @@ def new_belief(
     state["workers"], state["speed"] = workers, speed
     state["prepare_seconds"], state["prepare_own"] = prepare_seconds, prepare_own
     state["prepare_on"], state["silence"] = prepare_enabled, silence
-    state["report_at"] = np.nan
+    state["report_at"] = state["response"] = state["by_rif"] = np.nan
     state["connected"] = 1.0
 
     table = np.zeros(len(services), SERVICE_STATE)

@@ -28,7 +28,14 @@ from typing import NamedTuple
 import numpy as np
 
 from edgewise.compiled import jit
-from edgewise.fleet.belief import advance, decayed, level
+from edgewise.fleet.belief import (
+    PEAK_MEMORY,
+    advance,
+    decayed,
+    level,
+    requests_in_flight,
+    rif_bucket,
+)
 from edgewise.fleet.layout import RATE_PRIOR, RTT_PRIOR, Array, Belief
 
 ROW = {
@@ -80,6 +87,12 @@ SERVER = {
     "rate_age": "s since that was measured; 60 if never",
     "link_backlog": "s until the link is through with what is believed to be on it",
     "rtt": "s of the round trip from the ingress",
+    "rif": "requests believed to wait or run there",
+    "response": "EWMA s from decision to answer; 0 before the first",
+    "peak": "peak EWMA of the same, decayed to now",
+    "rif_response": "EWMA of the same when as many were in flight as now; 0 if that never was",
+    "answers_1s": "answers/s, over 1 s",
+    "errors_1s": "failed ones of them",
 }
 (
     S_UP,
@@ -99,6 +112,12 @@ SERVER = {
     S_RATE_AGE,
     S_LINK_BACKLOG,
     S_RTT,
+    S_RIF,
+    S_RESPONSE,
+    S_PEAK,
+    S_RIF_RESPONSE,
+    S_ANSWERS_1S,
+    S_ERRORS_1S,
 ) = range(len(SERVER))
 
 CONTEXT = {
@@ -136,6 +155,7 @@ class Table(NamedTuple):
     servers: Array  # float64 (S, len(SERVER))
     context: Array  # float64 (len(CONTEXT),)
     scores: Array  # float64 (R,): higher is better; −inf never
+    wanted: Array  # uint8 (1,): 0 leaves the columns of `statistics` as they are
 
 
 def new_table(servers: int, services: int) -> Table:
@@ -148,6 +168,7 @@ def new_table(servers: int, services: int) -> Table:
         servers=np.zeros((servers, len(SERVER))),
         context=np.zeros(len(CONTEXT)),
         scores=np.zeros(2 * services + 1),
+        wanted=np.ones(1, np.uint8),
     )
 
 
@@ -173,6 +194,24 @@ def backlog_at(belief: Belief, link: int, rate: float, now: float) -> tuple[floa
         return 0.0, 0.0
     left = max(0.0, state.backlog - rate * max(0.0, now - state.backlog_at))
     return left, state.flows * left / state.backlog
+
+
+@jit
+def statistics(belief: Belief, s: int, now: float, out: Array) -> None:
+    """Fill the columns of server `s` that decay with time: each costs an exponential, and the rules
+    that look only at predicted latencies read none of them."""
+    server = belief.servers[s]
+    out[S_OFFERED_1S] = decayed(server.offered_1s, server.offered_at, now, 1.0)
+    out[S_OFFERED_5S] = decayed(server.offered_5s, server.offered_at, now, 5.0)
+    out[S_DEMAND_1S] = decayed(server.demand_1s, server.demand_at, now, 1.0)
+    rif = requests_in_flight(belief, s, now)
+    then = server.by_rif[rif_bucket(rif)]
+    out[S_RIF] = rif
+    out[S_RESPONSE] = server.response if server.response == server.response else 0.0
+    out[S_PEAK] = decayed(server.peak, server.peak_at, now, PEAK_MEMORY)
+    out[S_RIF_RESPONSE] = then if then == then else 0.0
+    out[S_ANSWERS_1S] = decayed(server.answers_1s, server.answers_at, now, 1.0)
+    out[S_ERRORS_1S] = decayed(server.errors_1s, server.answers_at, now, 1.0)
 
 
 @jit
@@ -271,9 +310,8 @@ def observe(
         out[S_UTILISATION] = server.utilisation
         out[S_REPORT_AGE] = age
         out[S_FAILURE] = server.failure
-        out[S_OFFERED_1S] = decayed(server.offered_1s, server.offered_at, now, 1.0)
-        out[S_OFFERED_5S] = decayed(server.offered_5s, server.offered_at, now, 5.0)
-        out[S_DEMAND_1S] = decayed(server.demand_1s, server.demand_at, now, 1.0)
+        if table.wanted[0] != 0:
+            statistics(belief, s, now, out)
         out[S_RATE] = rate
         rate_age = RATE_AGE_MAX
         if link >= 0 and belief.links[link].rate_at == belief.links[link].rate_at:

@@ -47,6 +47,10 @@ class _Open(Struct):
 
     server: int
     dispatch: int
+    decided_at: float
+    worst: float
+    """s from the decision to the moment an answer is worth nothing."""
+    rif: int
     give_up: float
 
 
@@ -192,6 +196,7 @@ class Tracker:
         first = decision.ranked[0]
         destination = self._index[first.server]
         link = int(self.belief.path[ingress, destination])
+        rif = core.requests_in_flight(self.belief, destination, now)
         command, dispatch = core.on_decision(
             self.belief,
             now,
@@ -204,8 +209,10 @@ class Tracker:
             float(row[query.R_PREPARE]),
             query.link_rate(self.belief, link) if link >= 0 else 1.0,
         )
-        give_up = request.sent_at + 2.0 * request.deadline + FORGET_AFTER
-        self._open[request.id] = _Open(destination, dispatch, give_up)
+        worthless = request.sent_at + 2.0 * request.deadline
+        self._open[request.id] = _Open(
+            destination, dispatch, now, worthless - now, rif, worthless + FORGET_AFTER
+        )
         return Command(
             request=request.id,
             sequence=command,
@@ -216,7 +223,7 @@ class Tracker:
             alternatives=decision.ranked[1:],
         )
 
-    def on_outcome(self, outcome: Outcome) -> bool:
+    def on_outcome(self, outcome: Outcome, now: float) -> bool:
         """A request ended; the first word of it counts. Returns False if it was not open."""
         entry = self._open.pop(outcome.request, None)
         if entry is None:
@@ -224,16 +231,22 @@ class Tracker:
         picked = self.servers[entry.server]
         # Another server answered, or none did: the one picked failed (or expired) all the same.
         failed = outcome.status is not Status.SERVED or outcome.server != picked
-        core.on_outcome(self.belief, entry.server, entry.dispatch, failed)
+        self._close(entry, failed, now)
         return True
 
     def forget(self, now: float) -> int:
         """Write off dispatches whose client has given up; returns how many. Call about once a s."""
         gone = [key for key, entry in self._open.items() if entry.give_up < now]
         for key in gone:
-            entry = self._open.pop(key)
-            core.on_outcome(self.belief, entry.server, entry.dispatch, True)
+            self._close(self._open.pop(key), True, now)
         return len(gone)
+
+    def _close(self, entry: _Open, failed: bool, now: float) -> None:
+        core.on_outcome(self.belief, entry.server, entry.dispatch, failed)
+        response = now - entry.decided_at
+        if failed:
+            response = max(response, entry.worst)
+        core.on_answer(self.belief, entry.server, now, response, entry.rif, failed)
 
     # -- what reads it ---------------------------------------------------------------------------
 

@@ -38,6 +38,8 @@ class Rule(Struct, frozen=True, kw_only=True):
     params: tuple[float, ...] = ()
     memory: int = 0
     """Length of its state."""
+    statistics: bool = False
+    """Whether it reads the columns that `edgewise.fleet.table.statistics` fills."""
     about: str
 
 
@@ -76,6 +78,7 @@ class KernelPolicy:
         self._state = np.zeros(rule.memory)
         self._draws = new_draws(seed)
         self._scores = np.zeros(0)
+        self._wanted = np.ones(1, np.uint8)
 
     def decide(self, observation: Observation) -> Decision:
         if self._scores.size != observation.mask.size:
@@ -86,6 +89,7 @@ class KernelPolicy:
             observation.servers,
             observation.context,
             self._scores,
+            self._wanted,
         )
         probability = self._kernel(table, self._params, self._state, self._draws)
         return decision(observation, self._scores, probability, self.name)

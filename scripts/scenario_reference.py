@@ -1,0 +1,172 @@
+"""Write the tables of docs/scenario.md from the schema, in place.
+
+    python scripts/scenario_reference.py [--check]
+
+A field's docstring is ``[unit] What it means. Default: why the default is what it is.`` With
+``--check`` nothing is written and the exit code says whether the file is current.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import msgspec
+
+from edgewise.scenario import network, requests, schema
+
+DOCUMENT = Path(__file__).parents[1] / "docs" / "scenario.md"
+BEGIN, END = "<!-- reference: begin -->", "<!-- reference: end -->"
+
+# In the order of the file; the heading is the place where the mapping stands.
+SECTIONS: tuple[tuple[str, type[Any]], ...] = (
+    ("(top level)", schema.Scenario),
+    ("prepare", schema.Prepare),
+    ("servers.NAME", schema.ServerSpec),
+    ("servers.NAME.services[]", schema.ServiceSpec),
+    ("service_noise", schema.ServiceNoise),
+    ("service_noise.spell", schema.Spell),
+    ("network", network.NetworkSpec),
+    ("network.access, .link, .access_links.NAME, .links.NAME", network.LinkSpec),
+    ("network.….outages[]", network.Outage),
+    ("network.….trace, kind: file", network.FileTrace),
+    ("network.….trace, kind: cellular", network.CellularTrace),
+    ("network.….trace, kind: wifi", network.WifiTrace),
+    ("network.….trace, kind: backhaul", network.BackhaulTrace),
+    ("network.events[]", network.LinkEvent),
+    ("network.events[].set", network.LinkSet),
+    ("workload", requests.WorkloadSpec),
+    ("workload.arrivals, kind: constant", requests.ConstantArrivals),
+    ("workload.arrivals, kind: poisson", requests.PoissonArrivals),
+    ("workload.arrivals, kind: mmpp", requests.MmppArrivals),
+    ("workload.arrivals, kind: diurnal", requests.DiurnalArrivals),
+    ("workload.arrivals, kind: trace", requests.TraceArrivals),
+    ("workload.demands[]", requests.Demand),
+    ("workload.payload, kind: images", requests.ImagesPayload),
+    ("workload.payload, kind: lognormal", requests.LognormalPayload),
+    ("failures[], kind: down", schema.DownFailure),
+    ("failures[], kind: slow", schema.SlowFailure),
+    ("score", schema.ScoreSpec),
+)
+
+
+class Row(NamedTuple):
+    """One field."""
+
+    name: str
+    unit: str
+    meaning: str
+    required: bool
+    default: str
+    reason: str
+
+
+def docstrings(module: ModuleType) -> dict[str, dict[str, str]]:
+    """Class to field to the docstring below the field."""
+    found: dict[str, dict[str, str]] = {}
+    for node in ast.parse(inspect.getsource(module)).body:
+        if not isinstance(node, ast.ClassDef):
+            continue
+        fields = found.setdefault(node.name, {})
+        for field, after in zip(node.body, node.body[1:], strict=False):
+            if (
+                isinstance(field, ast.AnnAssign)
+                and isinstance(field.target, ast.Name)
+                and isinstance(after, ast.Expr)
+                and isinstance(after.value, ast.Constant)
+            ):
+                fields[field.target.id] = " ".join(str(after.value.value).split())
+    return found
+
+
+def rows(cls: type[Any]) -> Iterator[Row]:
+    """The fields of a struct. Raises KeyError for a field without a docstring."""
+    texts = docstrings(sys.modules[cls.__module__])[cls.__name__]
+    for field in msgspec.structs.fields(cls):
+        text = texts[field.name]
+        match = re.fullmatch(r"(?:\[(?P<unit>[^\]]+)\] ?)?(?P<meaning>.*)", text)
+        assert match
+        meaning, _, reason = match["meaning"].partition("Default: ")
+        required = field.required
+        yield Row(
+            field.encode_name,
+            match["unit"] or "",
+            _code(meaning.strip()),
+            required,
+            "**required**" if required else _default(field),
+            _code(reason[:1].upper() + reason[1:]),
+        )
+
+
+def _code(text: str) -> str:
+    return text.replace("``", "`").replace("|", r"\|")
+
+
+def _value(field: msgspec.structs.FieldInfo) -> Any:
+    made = field.default_factory
+    return field.default if made is msgspec.NODEFAULT else made()
+
+
+def _default(field: msgspec.structs.FieldInfo) -> str:
+    value = _value(field)
+    if value is msgspec.UNSET:
+        return "–"
+    plain = msgspec.to_builtins(value)
+    if isinstance(value, msgspec.Struct):
+        blank = {
+            each.encode_name: msgspec.to_builtins(_value(each))
+            for each in msgspec.structs.fields(value)
+            if not each.required
+        }
+        plain = {key: each for key, each in plain.items() if blank.get(key, blank) != each}
+        if not plain:
+            return "as below"
+    text = msgspec.json.encode(plain).decode().strip('"')
+    text = re.sub(r'"(\w+)":', r"\1: ", text).replace('"', "").replace(",", ", ")
+    return f"`{text}`" if text else "empty"
+
+
+def reference() -> str:
+    """The tables as Markdown."""
+    parts = [BEGIN, ""]
+    for place, cls in SECTIONS:
+        doc = " ".join((cls.__doc__ or "").split())
+        parts += [f"### {place}", "", _code(doc), ""]
+        table = list(rows(cls))
+        if table:
+            parts += [
+                "| field | unit | meaning | default | why |",
+                "|---|---|---|---|---|",
+                *(
+                    f"| `{row.name}` | {row.unit} | {row.meaning} | {row.default} | {row.reason} |"
+                    for row in table
+                ),
+                "",
+            ]
+    return "\n".join([*parts, END])
+
+
+def updated(text: str) -> str:
+    """`text` with its tables replaced by current ones."""
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return before + reference() + after
+
+
+def main() -> int:
+    text = DOCUMENT.read_text(encoding="utf-8")
+    new = updated(text)
+    if "--check" in sys.argv[1:]:
+        return int(new != text)
+    DOCUMENT.write_text(new, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
