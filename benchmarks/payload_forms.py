@@ -129,7 +129,10 @@ def _run(model: zoo.Model, photo: bytes, form: Form) -> tuple[int, float, float,
 
 def _summary(rung: str, form: str, rows: list[Any], right: Any, base: Any) -> Result:
     difference = right.astype(float) - base
-    spread = difference.std(ddof=1) / math.sqrt(len(difference)) if len(difference) > 1 else 0.0
+    # Agresti and Min's interval for paired shares: the plain one has no width where, by luck,
+    # no photo changed sides.
+    n, net, changed = len(rows) + 2, float(difference.sum()), float(abs(difference).sum())
+    half_width = 1.96 * math.sqrt(changed + 1 - net**2 / n) / n
     size, crop_s, encode_s, decode_s = (statistics.median(row[i] for row in rows) for i in range(4))
     return Result(
         rung=rung,
@@ -141,7 +144,7 @@ def _summary(rung: str, form: str, rows: list[Any], right: Any, base: Any) -> Re
         decode_s=decode_s,
         top1=float(right.mean()),
         change=float(difference.mean()),
-        half_width=float(1.96 * spread),
+        half_width=half_width,
     )
 
 

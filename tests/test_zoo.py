@@ -18,6 +18,8 @@ import hashlib
 import io
 import os
 import pickle
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -397,6 +399,31 @@ def test_a_corrupt_cached_file_is_refused_then_rebuilt(tmp_path: Path) -> None:
 def test_load_says_how_to_prepare(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="do so with: edgewise models prepare lite1"):
         zoo.load("lite1", cache=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("module", "message", "use"),
+    [
+        ("onnx", r"'onnx'.*edgewise\[models\]", lambda empty: zoo.prepare(["lite1"], cache=empty)),
+        ("PIL", r"'pillow'.*edgewise\[live\]", lambda _: make_ready(b"any", 96)),
+    ],
+)
+def test_a_missing_library_names_its_extra(
+    module: str,
+    message: str,
+    use: Callable[[Path], object],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(MissingExtra, match=message):
+        use(tmp_path)
+
+
+def test_missing_onnxruntime_names_its_extra(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(MissingExtra, match=r"'onnxruntime'.*edgewise\[live\]"):
+        zoo.load("lite0-96", cache=cache)
 
 
 def test_a_cache_that_cannot_be_written_is_bad_input(tmp_path: Path) -> None:

