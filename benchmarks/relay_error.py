@@ -122,12 +122,13 @@ def together(socks: list[socket.socket]) -> list[float]:
 
 def send_row(port: int, size: int, count: int) -> None:
     """Send ``count`` transfers in a row, each when the last has been answered."""
-    body = bytes(size - HEADER.size)
+    message = bytearray(size)
     with socket.create_connection(("127.0.0.1", port)) as sock:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         time.sleep(0.02)  # until the relay has reached the target, so that it is not timed
         for _ in range(count):
-            sock.sendall(HEADER.pack(size, time.monotonic()) + body)
+            HEADER.pack_into(message, 0, size, time.monotonic())
+            sock.sendall(message)
             receive_exactly(sock, memoryview(bytearray(1)))
 
 

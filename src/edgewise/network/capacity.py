@@ -10,9 +10,6 @@ The functions are compiled and take plain arrays, so that the simulator's compil
 them. Units: seconds and bytes; bits per second only where the name says ``_bps``.
 """
 
-# numba's decorators are untyped; the functions under them are annotated all the same.
-# mypy: disallow-untyped-decorators=False
-
 from __future__ import annotations
 
 import math
@@ -20,8 +17,8 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
+from edgewise.compiled import jit
 from edgewise.errors import BadInput
 
 FloatArray = npt.NDArray[np.float64]
@@ -120,7 +117,7 @@ def stepwise(seconds: npt.ArrayLike, rates_bps: npt.ArrayLike, *, repeat: bool) 
     return Capacity(times, cumulative, float(times[-1]) if repeat else 0.0)
 
 
-@njit(cache=True)
+@jit
 def _capacity_at(times: FloatArray, cumulative: FloatArray, period: float, t: float) -> float:
     """C(t), right-continuous: a jump at t is counted."""
     n = times.shape[0]
@@ -147,7 +144,7 @@ def _capacity_at(times: FloatArray, cumulative: FloatArray, period: float, t: fl
     return base
 
 
-@njit(cache=True)
+@jit
 def _inverse(
     times: FloatArray, cumulative: FloatArray, period: float, target: float
 ) -> tuple[float, float]:
@@ -180,7 +177,7 @@ def _inverse(
     return base + times[i - 1] + share * length, 0.0
 
 
-@njit(cache=True)
+@jit
 def capacity_time(
     times: FloatArray, cumulative: FloatArray, period: float, start: float, size: float
 ) -> float:
@@ -200,7 +197,7 @@ def capacity_time(
     return max(start, _inverse(times, cumulative, period, target)[0])
 
 
-@njit(cache=True)
+@jit
 def send(
     times: FloatArray,
     cumulative: FloatArray,
@@ -235,7 +232,7 @@ def send(
     return t, 0.0
 
 
-@njit(cache=True)
+@jit
 def time_to_send(
     times: FloatArray,
     cumulative: FloatArray,
@@ -252,7 +249,7 @@ def time_to_send(
     return send(times, cumulative, period, outages, t0, size)[0]
 
 
-@njit(cache=True)
+@jit
 def bytes_between(
     times: FloatArray,
     cumulative: FloatArray,

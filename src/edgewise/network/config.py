@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -64,11 +64,13 @@ class LinkPatch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     stall: NotNegative | msgspec.UnsetType = msgspec.UNSET
     queue_bytes: Annotated[int, msgspec.Meta(gt=0)] | msgspec.UnsetType | None = msgspec.UNSET
 
-    def apply(self, settings: LinkSettings, folder: Path) -> LinkSettings:
-        """The settings with this change made; reads the trace's file, if it names one.
+    def changes(self, folder: Path) -> dict[str, Any]:
+        """The fields of ``link.LinkSettings`` that change, with their values.
+
+        Reads the trace's file, if it names one, so that applying it later costs nothing.
 
         Raises:
-            BadInput: rate and trace are both given, or the trace is wrong.
+            BadInput: rate and trace are both given, or a value is wrong.
         """
         changes = {
             name: value
@@ -81,7 +83,8 @@ class LinkPatch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             changes["capacity"] = self.trace.load(folder)
         elif self.rate_bps is not msgspec.UNSET:
             changes["capacity"] = constant(self.rate_bps)
-        return msgspec.structs.replace(settings, **changes)
+        LinkSettings(**changes)  # checks what the types above cannot, such as an infinite delay
+        return changes
 
 
 class Event(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -215,16 +218,19 @@ def load_config(path: Path) -> RelayConfig:
         text = path.read_bytes()
     except OSError as e:
         raise ScenarioError(str(path), "", f"expected a readable file: {e}") from e
+    is_json = path.suffix == ".json"
     try:
-        if path.suffix == ".json":
-            config = msgspec.json.decode(text, type=RelayConfig)
-        else:
-            config = msgspec.yaml.decode(text, type=RelayConfig)
-    except msgspec.ValidationError as e:
-        where, problem = split_error(e)
-        raise ScenarioError(str(path), where, problem) from e
+        raw = msgspec.json.decode(text) if is_json else msgspec.yaml.decode(text)
     except msgspec.DecodeError as e:
         raise ScenarioError(str(path), "", f"expected YAML or JSON: {e}") from e
+    try:
+        # YAML 1.1 reads 20e6 as a string (it wants 20.0e+6); not strict, msgspec makes it a number.
+        config = msgspec.convert(raw, RelayConfig, strict=is_json)
+    except msgspec.ValidationError as e:
+        where, problem = split_error(e)
+        if where.startswith("links[...]"):
+            where = _named_link(raw, is_json) + where.removeprefix("links[...]")
+        raise ScenarioError(str(path), where, problem) from e
     if config.folder == ".":
         config = msgspec.structs.replace(config, folder=str(path.parent))
     config.check(str(path))
@@ -234,5 +240,18 @@ def load_config(path: Path) -> RelayConfig:
 def split_error(error: msgspec.ValidationError) -> tuple[str, str]:
     """msgspec's ``Expected X, got Y - at `$.a.b``` as ("a.b", "expected X, got Y")."""
     problem, _, where = str(error).partition(" - at `")
-    where = re.sub(r"^\$\.?", "", where.rstrip("`"))
-    return where, problem[:1].lower() + problem[1:]
+    problem = problem[:1].lower() + problem[1:]
+    # A wrong key of a mapping reads: at `key` in `$.a`.
+    if where.startswith("key` in `"):
+        where, problem = where.removeprefix("key` in `"), "key: " + problem
+    return re.sub(r"^\$\.?", "", where.rstrip("`")), problem
+
+
+def _named_link(raw: Any, strict: bool) -> str:
+    """Where msgspec says ``links[...]``, the first link that is wrong: ``links.NAME``."""
+    for name, link in raw["links"].items():
+        try:
+            msgspec.convert(link, LinkConfig, strict=strict)
+        except msgspec.ValidationError:
+            return f"links.{name}"
+    raise AssertionError("msgspec found fault with a link and does not any more")

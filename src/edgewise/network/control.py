@@ -18,8 +18,8 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from typing import Annotated, Any, Protocol, TypeVar
 from urllib.parse import quote
 
 import aiohttp
@@ -30,11 +30,31 @@ from edgewise.errors import BadInput, PeerError
 from edgewise.network.config import LinkPatch, split_error
 from edgewise.network.flows import Shaper
 
-if TYPE_CHECKING:
-    from edgewise.network.relay import Relay
-
 T = TypeVar("T")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Controlled(Protocol):
+    """What the API acts on: the relay, seen from here."""
+
+    shapers: dict[str, Shaper]
+    refused: int
+
+    @property
+    def connections(self) -> Collection[object]:
+        """Those that are open."""
+
+    def start(self) -> None:
+        """Make now the time 0."""
+
+    async def patch(self, name: str, patch: LinkPatch) -> None:
+        """Change a link; BadInput if the change does not make sense."""
+
+    def outage(self, name: str, duration: float) -> None:
+        """Stop a link for so many seconds."""
+
+    def restore(self, name: str) -> None:
+        """Configured settings again."""
 
 
 class _OutageRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -70,7 +90,7 @@ def link_state(shaper: Shaper, now: float) -> dict[str, Any]:
     }
 
 
-def control_app(relay: Relay) -> web.Application:
+def control_app(relay: Controlled) -> web.Application:
     """The API as an aiohttp application."""
 
     def shaper_of(request: web.Request) -> Shaper:
@@ -108,7 +128,7 @@ def control_app(relay: Relay) -> web.Application:
 
     async def patch(request: web.Request) -> web.Response:
         shaper = shaper_of(request)
-        relay.patch(shaper.name, await body(request, LinkPatch))
+        await relay.patch(shaper.name, await body(request, LinkPatch))
         return _json(link_state(shaper, time.monotonic()))
 
     async def outage(request: web.Request) -> web.Response:

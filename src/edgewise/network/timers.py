@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import ctypes
 import heapq
+import math
 import os
 import sys
 import time
@@ -103,7 +104,7 @@ class Timers:
         self._timer = _Timer()
         self._heap: list[Timer] = []
         self._sequence = 0
-        self._armed = float("inf")
+        self._armed = math.inf
         loop.add_reader(self._timer.fd, self._fire)
 
     def at(self, when: float, callback: Callable[[float], None]) -> Timer:
@@ -113,7 +114,7 @@ class Timers:
         """
         timer = Timer(when, self._sequence, callback)
         self._sequence += 1
-        if when != float("inf"):
+        if when != math.inf:
             heapq.heappush(self._heap, timer)
             if when < self._armed:
                 self._arm(when)
@@ -130,14 +131,15 @@ class Timers:
     def _arm(self, when: float) -> None:
         self._armed = when
         # 0 would disarm it, and a past time is as good as any other past time.
-        self._timer.set(max(int(when * 1e9), 1))
+        # Rounded up, or it would fire a nanosecond early and be set again.
+        self._timer.set(max(math.ceil(when * 1e9), 1))
 
     def _fire(self) -> None:
         with contextlib.suppress(BlockingIOError):  # re-armed since it became readable
             os.read(self._timer.fd, 8)
         # `_armed` stays in the past while callbacks run, so that what they add does not set the
         # timer again and again; it is set once at the end.
-        self._armed = float("-inf")
+        self._armed = -math.inf
         heap = self._heap
         try:
             while heap:
@@ -151,6 +153,6 @@ class Timers:
                 else:
                     heapq.heappop(heap)
         finally:
-            self._armed = float("inf")
+            self._armed = math.inf
             if heap and self._timer.fd >= 0:
                 self._arm(heap[0].when)

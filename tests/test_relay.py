@@ -1,0 +1,689 @@
+"""The relay over real loopback sockets: orders, ratios and sums, never an absolute time."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import multiprocessing
+import os
+import random
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from edgewise.errors import BadInput, PeerError, ScenarioError
+from edgewise.network.config import Address, LinkConfig, RelayConfig, Route, load_config
+from edgewise.network.control import RelayControl
+from edgewise.network.relay import Relay, run
+from edgewise.network.timers import Timers
+
+Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+PATIENCE_S = 20.0  # a test that waits longer has failed
+
+
+@contextlib.asynccontextmanager
+async def server(handler: Handler) -> AsyncIterator[Address]:
+    """A target; its connections are closed when their handler ends, and all when the test does."""
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        tasks.add(task)
+        try:
+            await handler(reader, writer)
+        except (ConnectionError, asyncio.CancelledError):
+            pass
+        finally:
+            tasks.discard(task)
+            writer.close()
+
+    listening = await asyncio.start_server(handle, "127.0.0.1", 0)
+    try:
+        yield Address(*listening.sockets[0].getsockname()[:2])
+    finally:
+        for task in tasks:
+            task.cancel()
+        listening.close()
+        await listening.wait_closed()
+        await asyncio.sleep(0)
+
+
+async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while data := await reader.read(65536):
+        writer.write(data)
+        await writer.drain()
+    writer.write_eof()
+
+
+class Collector:
+    """Takes all that comes, and remembers how much by when and in what order flows ended."""
+
+    def __init__(self) -> None:
+        self.got = 0
+        self.ended: list[tuple[int, float]] = []
+        self.read = asyncio.Event()
+        self.read.set()
+
+    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        n = 0
+        while True:
+            await self.read.wait()
+            data = await reader.read(65536)
+            if not data:
+                break
+            n += len(data)
+            self.got += len(data)
+        self.ended.append((n, time.monotonic()))
+        writer.write(b"done")
+        writer.write_eof()
+
+
+@contextlib.asynccontextmanager
+async def connect(relay: Relay, route: int = 0) -> AsyncIterator[Stream]:
+    listen = relay.ports["routes"][route]["listen"]
+    reader, writer = await asyncio.open_connection(listen["host"], listen["port"])
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            yield reader, writer
+    finally:
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+
+
+async def push(relay: Relay, size: int, route: int = 0) -> bytes:
+    """Send ``size`` bytes and an end; return the answer."""
+    async with connect(relay, route) as (reader, writer):
+        writer.write(bytes(size))
+        writer.write_eof()
+        return await reader.read()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        while not condition():  # noqa: ASYNC110 - the relay has no event for what tests look at
+            await asyncio.sleep(0.002)
+
+
+def one_route(to: Address, forward: dict[str, LinkConfig], **more: Any) -> RelayConfig:
+    return RelayConfig(links=forward, routes=(Route(to=to, forward=tuple(forward)),), **more)
+
+
+def idle(relay: Relay) -> bool:
+    return not relay.connections and all(
+        s.backlog == s.in_flight == 0 for s in relay.shapers.values()
+    )
+
+
+@pytest.mark.parametrize(
+    "links",
+    [
+        {},
+        {"a": LinkConfig()},
+        {"a": LinkConfig(rate_bps=200e6, delay=0.005)},
+        {
+            "a": LinkConfig(rate_bps=300e6, delay=0.002, jitter=0.004),
+            "b": LinkConfig(rate_bps=200e6, queue_bytes=20_000),
+            "c": LinkConfig(delay=0.003, loss=0.02, stall=0.005),
+        },
+    ],
+)
+async def test_bytes_arrive_whole_and_in_order_both_ways(links: dict[str, LinkConfig]) -> None:
+    data = random.Random(1).randbytes(1_500_001)
+    async with server(echo) as to:
+        names = tuple(links)
+        config = RelayConfig(
+            links=links, routes=(Route(to=to, forward=names, backward=names[::-1]),)
+        )
+        async with Relay(config) as relay:
+            async with connect(relay) as (reader, writer):
+                writer.write(data)
+                writer.write_eof()
+                assert await reader.read() == data
+            await until(lambda: idle(relay))
+            for shaper in relay.shapers.values():
+                assert shaper.delivered == shaper.sent == 2 * len(data)
+
+
+async def test_small_writes_are_kept_apart_from_nothing() -> None:
+    """Many writes smaller than a chunk: the link carries the sum."""
+    async with (
+        server(echo) as to,
+        Relay(one_route(to, {"a": LinkConfig(rate_bps=50e6)})) as relay,
+        connect(relay) as (reader, writer),
+    ):
+        for i in range(300):
+            writer.write(b"%4d" % i)
+            await asyncio.sleep(0)
+        writer.write_eof()
+        assert await reader.read() == b"".join(b"%4d" % i for i in range(300))
+
+
+async def test_half_close_keeps_the_other_direction() -> None:
+    order: list[str] = []
+
+    async def late(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        assert await reader.read() == b"question"
+        order.append("end seen")
+        writer.write(b"answer")
+
+    async with (
+        server(late) as to,
+        Relay(one_route(to, {"a": LinkConfig(rate_bps=1e6)})) as relay,
+    ):
+        async with connect(relay) as (reader, writer):
+            writer.write(b"question")
+            writer.write_eof()
+            assert await reader.read() == b"answer"
+            order.append("answer")
+        await until(lambda: idle(relay))
+    assert order == ["end seen", "answer"]
+
+
+async def test_the_target_may_end_first() -> None:
+    async def hasty(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"bye")
+        writer.write_eof()
+        assert await reader.read() == b"still here"
+
+    async with server(hasty) as to, Relay(one_route(to, {"a": LinkConfig()})) as relay:
+        async with connect(relay) as (reader, writer):
+            assert await reader.read() == b"bye"
+            writer.write(b"still here")
+        await until(lambda: idle(relay))
+
+
+async def test_refusal_resets_the_client_at_once() -> None:
+    with socket.socket() as taken:  # bound and not listening: refuses
+        taken.bind(("127.0.0.1", 0))
+        to = Address(*taken.getsockname())
+        # The link would need minutes: the reset must not queue behind the data.
+        async with Relay(one_route(to, {"a": LinkConfig(rate_bps=1000)})) as relay:
+            with pytest.raises(ConnectionResetError):
+                await push(relay, 100_000)
+            assert relay.refused == 1
+            # The chunk on the wire stays there, as it would on a real one.
+            await until(lambda: not relay.connections and relay.shapers["a"].backlog <= 16384)
+
+
+async def test_a_reset_of_one_side_reaches_the_other() -> None:
+    seen = asyncio.Event()
+
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while await reader.read(65536):
+                pass
+        except ConnectionResetError:
+            seen.set()
+
+    async with server(handler) as to, Relay(one_route(to, {"a": LinkConfig()})) as relay:
+        async with connect(relay) as (_, writer):
+            writer.write(b"hello")
+            await until(lambda: relay.shapers["a"].delivered == 5)
+            handle = writer.get_extra_info("socket")
+            handle.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            writer.transport.abort()
+        async with asyncio.timeout(PATIENCE_S):
+            await seen.wait()
+        await until(lambda: idle(relay))
+
+
+async def test_loss_as_reset() -> None:
+    link = LinkConfig(loss=0.5, loss_mode="reset")
+    async with server(Collector()) as to, Relay(one_route(to, {"a": link})) as relay:
+        with pytest.raises(ConnectionResetError):
+            await push(relay, 200_000)
+        await until(lambda: idle(relay))
+
+
+async def test_a_live_change_is_not_blocked_by_what_was_promised() -> None:
+    collector = Collector()
+    async with (
+        server(collector) as to,
+        Relay(one_route(to, {"a": LinkConfig(rate_bps=8e3)})) as relay,
+    ):
+        pushing = asyncio.create_task(push(relay, 300_000))  # five minutes at this rate
+        await until(lambda: relay.shapers["a"].backlog > 50_000)
+        async with RelayControl(control_url(relay)) as control:
+            assert (await control.link("a"))["rate_bps"] == pytest.approx(8e3)
+            state = await control.set("a", rate_bps=100e6, delay=0.001)
+            assert (state["rate_bps"], state["delay"]) == (pytest.approx(100e6), 0.001)
+        assert await pushing == b"done"
+        assert collector.got == 300_000
+
+
+async def test_outage_stops_everything_and_ends() -> None:
+    collector = Collector()
+    async with (
+        server(collector) as to,
+        Relay(one_route(to, {"a": LinkConfig(rate_bps=20e6)})) as relay,
+        RelayControl(control_url(relay)) as control,
+    ):
+        shaper = relay.shapers["a"]
+        pushing = asyncio.create_task(push(relay, 500_000))
+        await until(lambda: shaper.delivered > 0)
+        state = await control.outage("a", 0.3)
+        sent = shaper.sent
+        assert state["rate_bps"] == 0.0
+        # What was sent is read before the clock, so it is of a time when the outage lasted.
+        while (now_sent := shaper.sent, shaper.link.rate_bps(time.monotonic()))[1] == 0.0:
+            assert now_sent == sent
+            await asyncio.sleep(0.01)
+        assert await pushing == b"done"
+        assert collector.got == 500_000
+
+
+async def test_reset_of_a_link_ends_an_outage_and_undoes_changes() -> None:
+    async with (
+        server(Collector()) as to,
+        Relay(one_route(to, {"a": LinkConfig(rate_bps=50e6)})) as relay,
+        RelayControl(control_url(relay)) as control,
+    ):
+        await control.set("a", rate_bps=1e3)
+        await control.outage("a", 1000.0)
+        pushing = asyncio.create_task(push(relay, 10_000))
+        await until(lambda: relay.shapers["a"].backlog > 0)
+        assert (await control.reset("a"))["rate_bps"] == pytest.approx(50e6)
+        assert await pushing == b"done"
+
+
+async def test_equal_flows_share_equally() -> None:
+    collector = Collector()
+    async with (
+        server(collector) as to,
+        Relay(one_route(to, {"a": LinkConfig(rate_bps=80e6)})) as relay,
+    ):
+        begin = time.monotonic()
+        await asyncio.gather(*(push(relay, 250_000) for _ in range(12)))
+        times = [end - begin for _, end in collector.ended]
+        assert collector.got == 12 * 250_000
+        assert min(times) / max(times) > 0.5  # first come, first served gives 0.08
+
+
+async def test_a_short_transfer_overtakes_a_long_one() -> None:
+    collector = Collector()
+    async with (
+        server(collector) as to,
+        Relay(one_route(to, {"a": LinkConfig(rate_bps=40e6)})) as relay,
+    ):
+        long = asyncio.create_task(push(relay, 2_000_000))
+        await until(lambda: collector.got > 0)
+        await push(relay, 50_000)
+        await long
+        assert [n for n, _ in collector.ended] == [50_000, 2_000_000]
+
+
+async def test_a_named_link_is_shared_by_routes_and_directions() -> None:
+    async with server(echo) as to:
+        shared = Route(to=to, forward=("a",), backward=("a",))
+        config = RelayConfig(links={"a": LinkConfig(rate_bps=60e6)}, routes=(shared, shared))
+        async with Relay(config) as relay:
+
+            async def timed(*routes: int) -> float:
+                begin = time.monotonic()
+                await asyncio.gather(*(push(relay, 200_000, r) for r in routes))
+                return time.monotonic() - begin
+
+            alone = await timed(0)
+            assert 1.3 < await timed(0, 1) / alone < 3.5
+            assert relay.shapers["a"].delivered == 3 * 2 * 200_000
+
+
+async def test_the_slowest_link_of_a_path_sets_the_pace() -> None:
+    fast, slow = LinkConfig(rate_bps=200e6), LinkConfig(rate_bps=20e6)
+    async with server(Collector()) as to:
+        links = {"f": fast, "s": slow, "u": LinkConfig(delay=0.001)}
+        routes = [Route(to=to, forward=f) for f in (("f",), ("s",), ("f", "s", "u"))]
+        async with Relay(RelayConfig(links=links, routes=tuple(routes))) as relay:
+            times = []
+            for r in range(3):
+                begin = time.monotonic()
+                await push(relay, 400_000, r)
+                times.append(time.monotonic() - begin)
+            assert times[1] > 3 * times[0]
+            assert 0.7 < times[2] / times[1] < 1.6
+
+
+async def test_a_receiver_that_does_not_read_holds_the_sender_back() -> None:
+    collector = Collector()
+    collector.read.clear()
+    total = 30_000_000
+    async with server(collector) as to, Relay(one_route(to, {"a": LinkConfig()})) as relay:
+        pushing = asyncio.create_task(push(relay, total))
+        shaper = relay.shapers["a"]
+        await until(lambda: shaper.delivered > 0)
+        still, before = 0, -1
+        while still < 10:
+            still = still + 1 if shaper.delivered == before else 0
+            before = shaper.delivered
+            await asyncio.sleep(0.01)
+        assert shaper.delivered + shaper.backlog + shaper.in_flight < 12_000_000
+        collector.read.set()
+        assert await pushing == b"done"
+        assert collector.got == total
+
+
+async def test_a_slow_link_bounds_what_is_taken_in() -> None:
+    link = LinkConfig(rate_bps=80e3, queue_bytes=30_000)
+    async with server(Collector()) as to, Relay(one_route(to, {"a": link})) as relay:
+        tasks = [asyncio.create_task(push(relay, 2_000_000)) for _ in range(3)]
+        shaper = relay.shapers["a"]
+        await until(lambda: shaper.backlog > 0 and len(relay.connections) == 3)
+        await asyncio.sleep(0.1)
+        # One read of 64 KiB each, whatever the cap: a flow must not starve.
+        assert shaper.backlog <= 3 * 65536
+        assert shaper.flows() == 3
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_events_and_start() -> None:
+    link = msgspec.convert(
+        {
+            "rate_bps": 8e6,
+            "events": [{"at": 3600, "set": {"delay": 9}}, {"at": 0.05, "set": {"rate_bps": 16e6}}],
+            "outages": [{"at": 7200, "duration": 1}],
+        },
+        LinkConfig,
+    )
+    async with (
+        server(echo) as to,
+        Relay(one_route(to, {"a": link})) as relay,
+        RelayControl(control_url(relay)) as control,
+    ):
+
+        def rate() -> float:
+            return relay.shapers["a"].link.rate_bps(time.monotonic())
+
+        await until(lambda: rate() == pytest.approx(16e6))
+        await control.set("a", rate_bps=1e6)
+        assert rate() == pytest.approx(1e6)
+        before = (await control.link("a"))["time"]
+        await control.start()
+        assert (await control.link("a"))["time"] < before
+        await until(lambda: rate() == pytest.approx(16e6))
+        assert (await control.link("a"))["delay"] == 0.0
+
+
+async def test_state_of_a_busy_link() -> None:
+    async with (
+        server(Collector()) as to,
+        Relay(one_route(to, {"a": LinkConfig(rate_bps=10e6, delay=0.02)})) as relay,
+        RelayControl(control_url(relay)) as control,
+    ):
+        pushing = asyncio.create_task(push(relay, 400_000))
+        await until(lambda: relay.shapers["a"].delivered > 100_000)
+        state = (await control.links())["a"]
+        assert state["flows"] == 1
+        assert state["backlog_bytes"] > 0
+        assert state["in_flight_bytes"] > 0
+        assert 0.0 < state["utilisation"] <= 1.0
+        assert 0.0 < state["throughput_bps"] < 15e6
+        assert (await control.health())["connections"] == 1
+        await pushing
+        state = await control.link("a")
+        assert state["delivered_bytes"] == 400_000
+        assert state["backlog_bytes"] == state["in_flight_bytes"] == state["flows"] == 0
+
+
+def control_url(relay: Relay) -> str:
+    address = relay.ports["control"]
+    return f"http://{address['host']}:{address['port']}"
+
+
+async def test_control_api_names_what_is_wrong(tmp_path: Path) -> None:
+    (tmp_path / "ok").write_text("1\n")
+    (tmp_path / "bad").write_text("1\nx\n")
+    config = one_route(Address("h", 1), {"a": LinkConfig(rate_bps=8e6)}, folder=str(tmp_path))
+    async with Relay(config) as relay, RelayControl(control_url(relay)) as control:
+        for changes, problem in [
+            ({"rate_bps": "fast"}, "rate_bps: expected"),
+            ({"rate_bps": -1}, "rate_bps: expected"),
+            ({"loss": 1.0}, "loss: expected"),
+            ({"speed": 1}, "unknown field `speed`"),
+            ({"rate_bps": 1e6, "trace": {"file": "ok"}}, "rate_bps: .*both"),
+            ({"trace": {"kind": "lan", "mean_bps": 1}}, "trace.kind: invalid"),
+            ({"trace": {"file": "bad"}}, "bad: at line 2 expected whole milliseconds"),
+            ({"delay": 1.0, "trace": {}}, "trace: expected either"),
+        ]:
+            with pytest.raises(BadInput, match=problem):
+                await control.set("a", **changes)
+        assert relay.shapers["a"].link.settings.delay == 0.0  # a wrong change changes nothing
+        with pytest.raises(BadInput, match="duration: expected"):
+            await control.outage("a", 0.0)
+        with pytest.raises(BadInput, match="no link is called 'z/1'; there are: a"):
+            await control.link("z/1")
+        state = await control.set("a", trace={"file": "ok"}, loss=0.1)
+        assert state["rate_bps"] == pytest.approx(12.032e6, rel=0.01)
+        assert state["loss"] == 0.1
+        assert (await control.set("a", rate_bps=None))["rate_bps"] is None
+
+
+@pytest.mark.parametrize(
+    ("request_line", "body", "status", "problem"),
+    [
+        ("GET /nothing", "", "404", "GET /nothing"),
+        ("DELETE /links/a", "", "405", "DELETE /links/a"),
+        ("GET /links/b", "", "404", "name: no link is called 'b'"),
+        ("PATCH /links/a", "{", "400", "body: expected JSON"),
+        ("PATCH /links/a", "[]", "400", "body: expected `object`"),
+        ("POST /links/a/outage", "{}", "400", "duration"),
+    ],
+)
+async def test_errors_are_json(request_line: str, body: str, status: str, problem: str) -> None:
+    async with Relay(one_route(Address("h", 1), {"a": LinkConfig()})) as relay:
+        address = relay.ports["control"]
+        reader, writer = await asyncio.open_connection(address["host"], address["port"])
+        writer.write(
+            f"{request_line} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+            f"Content-Length: {len(body)}\r\n\r\n{body}".encode()
+        )
+        answer = (await reader.read()).decode()
+        writer.close()
+        await writer.wait_closed()
+        head, _, content = answer.partition("\r\n\r\n")
+        assert head.split()[1] == status
+        assert problem in msgspec.json.decode(content)["error"]
+
+
+async def test_client_without_a_relay() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        async with RelayControl(f"http://127.0.0.1:{taken.getsockname()[1]}") as control:
+            with pytest.raises(PeerError, match="GET /links"):
+                await control.links()
+
+
+@pytest.mark.parametrize("part", ["listen", "control"])
+async def test_a_port_that_is_taken(part: str) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = Address(*taken.getsockname())
+        route = Route(to=Address("h", 1), listen=address if part == "listen" else Address())
+        config = RelayConfig(routes=(route,), control=address if part == "control" else Address())
+        with pytest.raises(BadInput, match=f"cannot listen on 127.0.0.1:{address.port}.* in use"):
+            async with Relay(config):
+                pass
+
+
+def test_load_config(tmp_path: Path) -> None:
+    path = tmp_path / "net.yaml"
+    path.write_text(
+        """
+        control: {host: 127.0.0.1, port: 0}
+        links:
+          up: {rate_bps: 20e6, delay: 0.01, outages: [{at: 5, duration: 2}]}
+          down: {trace: {kind: cellular, seed: 1, mean_bps: 30e6}, loss: 0.01, loss_mode: reset}
+        routes:
+          - {listen: {host: 127.0.0.1, port: 0}, to: {host: h, port: 1}, forward: [up, down]}
+        """
+    )
+    config = load_config(path)
+    assert config.links["up"].rate_bps == 20e6
+    assert config.links["up"].intervals() == [(5.0, 7.0)]
+    assert config.links["down"].settings(tmp_path).capacity.mean_bps == pytest.approx(30e6)
+    assert config.routes[0].backward == ()
+    assert config.folder == str(tmp_path)
+    as_json = tmp_path / "net.json"
+    as_json.write_bytes(msgspec.json.encode(config))
+    assert load_config(as_json) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "where", "problem"),
+    [
+        ("routes: []", "routes", "length >= 1"),
+        ("links: {}", "", "missing required field `routes`"),
+        ("routes: [{to: {port: 99999}}]", "routes[0].to.port", "<= 65535"),
+        ("routes: [{to: {port: 0}}]", "routes[0].to.port", "from 1 on"),
+        ("routes: [{to: {port: 1}, forward: [x]}]", "routes[0].forward[0]", "got 'x'"),
+        ("{links: {a: {rate: 1}}, routes: [{to: {port: 1}}]}", "links.a", "field `rate`"),
+        ("{links: {a: {delay: -1}}, routes: [{to: {port: 1}}]}", "links.a.delay", ">= 0"),
+        ("{links: {[1]: {}}, routes: [{to: {port: 1}}]}", "", "YAML or JSON"),
+        ("{", "", "YAML or JSON"),
+        ("", "", "expected `object`"),
+    ],
+)
+def test_bad_config(tmp_path: Path, text: str, where: str, problem: str) -> None:
+    path = tmp_path / "net.yaml"
+    path.write_text(text)
+    with pytest.raises(ScenarioError) as caught:
+        load_config(path)
+    assert caught.value.path == where
+    assert problem in str(caught.value)
+
+
+def test_missing_config(tmp_path: Path) -> None:
+    with pytest.raises(ScenarioError, match="readable file"):
+        load_config(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize(
+    "link",
+    [
+        {"rate_bps": 1, "trace": {"kind": "wifi", "mean_bps": 1}},
+        {"trace": {"file": "none"}},
+        {"outages": [{"at": 1, "duration": float("inf")}]},
+        {"events": [{"at": 1, "set": {"delay": float("inf")}}]},
+        {"events": [{"at": 1, "set": {"trace": {"file": "none"}}}]},
+    ],
+)
+def test_a_bad_link_is_named_before_anything_listens(link: dict[str, Any]) -> None:
+    config = one_route(Address("h", 1), {"bad": msgspec.convert(link, LinkConfig)})
+    with pytest.raises(BadInput, match=r"links\.bad: "):
+        Relay(config)
+
+
+async def test_timers_fire_in_order_and_can_be_cancelled() -> None:
+    timers = Timers(asyncio.get_running_loop())
+    fired: list[str] = []
+    done = asyncio.Event()
+    zero = time.monotonic()
+    try:
+        late = timers.at(zero + 0.02, lambda now: done.set())
+        timers.at(zero + 0.01, lambda now: fired.append("second"))
+        timers.at(zero + 0.005, lambda now: fired.append("cancelled")).cancel()
+        timers.at(zero - 1.0, lambda now: fired.append("first"))
+        timers.at(float("inf"), lambda now: fired.append("never"))
+        timers.at(zero + 0.01, lambda now: timers.at(now, lambda _: fired.append("third")) and None)
+        async with asyncio.timeout(PATIENCE_S):
+            await done.wait()
+        assert time.monotonic() >= late.when
+    finally:
+        timers.close()
+    assert fired == ["first", "second", "third"]
+
+
+def _run(config: RelayConfig, ports: Connection) -> None:
+    run(config, ports.send)
+
+
+@contextlib.contextmanager
+def relay_process(config: RelayConfig) -> Iterator[tuple[SpawnProcess, list[dict[str, Any]]]]:
+    """A relay as it is deployed, on uvloop, and its routes; whoever uses it must end it."""
+    context = multiprocessing.get_context("spawn")
+    mine, other = context.Pipe()
+    process = context.Process(target=_run, args=(config, other))
+    process.start()
+    try:
+        assert mine.poll(PATIENCE_S)
+        yield process, mine.recv()["routes"]
+        process.join(PATIENCE_S)
+    finally:
+        process.kill()
+        process.join()
+        process.close()
+        mine.close()
+        other.close()
+
+
+async def exchange(port: int, data: bytes) -> bytes:
+    """Send ``data`` and an end; all that comes back."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        writer.write(data)
+        writer.write_eof()
+        return await reader.read()
+    finally:
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+
+
+def signalled(process: SpawnProcess, number: signal.Signals) -> int | None:
+    """Send a signal; the exit code."""
+    assert process.pid is not None
+    os.kill(process.pid, number)
+    process.join(PATIENCE_S)
+    return process.exitcode
+
+
+@pytest.mark.system
+def test_the_process_ends_cleanly_in_mid_transfer(capfd: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as target:
+        config = one_route(Address(*target.getsockname()), {"a": LinkConfig(rate_bps=1e6)})
+        with relay_process(config) as (process, routes):
+            listen = (routes[0]["listen"]["host"], routes[0]["listen"]["port"])
+            with socket.create_connection(listen) as client:
+                client.sendall(bytes(100_000))
+                accepted, _ = target.accept()
+                with accepted:
+                    assert accepted.recv(1) == b"\0"
+                    assert signalled(process, signal.SIGTERM) == 0
+                with pytest.raises(ConnectionRefusedError):
+                    socket.create_connection(listen)
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.system
+async def test_the_process_carries_bytes_ends_and_resets(capfd: pytest.CaptureFixture[str]) -> None:
+    """What the tests above see on asyncio's own loop, on uvloop."""
+    data = random.Random(2).randbytes(2_000_003)
+    links = {"a": LinkConfig(rate_bps=300e6, delay=0.003), "b": LinkConfig()}
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        async with server(echo) as to:
+            route = Route(to=to, forward=("a", "b"), backward=("b",))
+            refused = Route(to=Address(*taken.getsockname()), forward=("a",))
+            config = RelayConfig(links=links, routes=(route, refused))
+            with relay_process(config) as (process, routes):
+                port = [r["listen"]["port"] for r in routes]
+                async with asyncio.timeout(PATIENCE_S):
+                    assert await exchange(port[0], data) == data
+                    with pytest.raises(ConnectionResetError):  # maybe while still connecting
+                        await exchange(port[1], b"?")
+                assert signalled(process, signal.SIGINT) == 0
+    assert capfd.readouterr().err == ""
