@@ -456,7 +456,10 @@ class _Array(Struct, forbid_unknown_fields=True):
 
 
 def _decode_array(kind: Any, value: Any) -> Any:
-    wire = msgspec.convert(value, _Array, builtin_types=())
+    try:
+        wire = msgspec.convert(value, _Array, builtin_types=())
+    except msgspec.ValidationError as error:
+        raise ValueError(str(error)) from None  # as such it would lose the field's name outside
     if wire.dtype not in ("<f8", "|u1"):
         raise ValueError(f"Expected an array of <f8 or |u1, got {wire.dtype!r:.20}")
     dtype = np.dtype(wire.dtype)

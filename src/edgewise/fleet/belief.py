@@ -198,9 +198,10 @@ def acknowledge(low: int, bits: int, dispatch: int) -> tuple[int, int]:
     """
     if dispatch <= low:
         return low, bits
-    while dispatch - low > 63:
-        bits >>= 1
-        low += 1
+    ahead = dispatch - low - 63
+    if ahead > 0:  # at once: a balancer may begin its numbers anywhere
+        bits = bits >> ahead if ahead < 63 else 0
+        low += ahead
     if dispatch > low:
         bits |= 1 << (dispatch - low - 1)
     while bits & 1:
@@ -416,13 +417,15 @@ def level(free: Array, workers: int, now: float, work: float) -> float:
 
 @jit
 def reset_server(belief: Belief, s: int, now: float) -> None:
-    """Forget what was believed to be on `s`: it restarted, or its channel broke."""
+    """Forget what was believed to be on `s`: it restarted, or its channel broke.
+
+    The numbering of commands and dispatches goes on: a server that merely reconnects still
+    acknowledges the old numbers, and would confirm new ones that it has never seen.
+    """
     server = belief.servers[s]
     server.jobs = 0
     server.flights = 0
     server.sends = 0
-    server.commands = 0
-    server.dispatches = 0
     server.outstanding = 0.0
     server.queued = 0.0
     server.prepare_backlog = 0.0

@@ -130,6 +130,7 @@ CONTEXT = {
     "prepare_backlog": "s of CPU waiting in the ingress's pre-processing stage",
     "grace": "of the score: how far past the deadline an answer still counts, in deadlines",
     "accuracy_weight": "of the score: exponent of the accuracy",
+    "now": "s on the balancer's clock: for timers in a rule's memory, not a feature to learn by",
 }
 (
     C_INGRESS,
@@ -141,6 +142,7 @@ CONTEXT = {
     C_PREPARE_BACKLOG,
     C_GRACE,
     C_ACCURACY_WEIGHT,
+    C_NOW,
 ) = range(len(CONTEXT))
 
 RATE_AGE_MAX = 60.0
@@ -258,6 +260,7 @@ def observe(
     context[C_PREPARE_BACKLOG] = prepare_backlog
     context[C_GRACE] = grace
     context[C_ACCURACY_WEIGHT] = accuracy_weight
+    context[C_NOW] = now
 
     # One conversion at the ingress: on a core of its own, or as the workers' most urgent job.
     prepare_wait = prepare_backlog

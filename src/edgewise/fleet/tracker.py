@@ -42,6 +42,11 @@ FORGET_AFTER = 5.0
 has given up, and what it left in `outstanding` would stay for ever."""
 
 
+RATE_MIN, RATE_MAX = 1e3, 1e12
+"""bytes/s that an emulator's figure is kept within: a link that is out (0) or unlimited (inf) would
+make times of 0/0. At 1 kB/s a photo takes longer than any deadline."""
+
+
 class _Open(Struct):
     """A dispatch without an outcome."""
 
@@ -105,6 +110,12 @@ class Tracker:
         self._links: dict[str, int] = names
 
     # -- what changes it -----------------------------------------------------------------------
+
+    def number_from(self, first: int) -> None:
+        """Number commands and dispatches from `first` + 1. A balancer that is restarted must go on
+        above what it gave out before, for nodes acknowledge by number; call it before anything."""
+        self.belief.servers["commands"] = first
+        self.belief.servers["dispatches"] = first
 
     def connect(self, server: str, now: float) -> None:
         """`server` opened its control channel; what was believed of an earlier life is void."""
@@ -179,9 +190,15 @@ class Tracker:
         `rate` bytes/s, inf for unlimited; `rtt` s; `backlog` bytes. Unknown names are ignored.
         """
         link = self._links.get(name)
-        if link is not None:
-            rate = min(rate, 1e12)
-            core.on_peer_report(self.belief, link, now, rate, now, rtt, backlog, 1.0, True)
+        if link is None:
+            return
+        # What we have just sent is not in the emulator yet: until it is, our own reckoning holds.
+        core.drain_link(self.belief, link, now, query.link_rate(self.belief, link))
+        state = self.belief.links[link]
+        backlog = max(backlog, float(state["backlog"]))
+        flows = max(1.0, float(state["flows"]))
+        rate = min(max(rate, RATE_MIN), RATE_MAX)
+        core.on_peer_report(self.belief, link, now, rate, now, rtt, backlog, flows, True)
 
     def commit(self, request: Request, decision: Decision, seen: Observation) -> Command:
         """Count a decision as made and turn it into the command for the ingress."""
@@ -278,6 +295,11 @@ class Tracker:
 
     def knows(self, server: str) -> bool:
         return server in self._index
+
+    @property
+    def candidates(self) -> tuple[Candidate | None, ...]:
+        """Who stands behind each row of an observation; None = shed."""
+        return self._candidates
 
     @property
     def open(self) -> int:

@@ -5,30 +5,151 @@ from __future__ import annotations
 import difflib
 
 from edgewise.errors import BadInput
-from edgewise.policy import heuristics
-from edgewise.policy.base import Kernel, KernelPolicy, Policy, Rule, decision
+from edgewise.policy import (
+    bandit,
+    heuristics,
+    predictive,
+    prequal,
+    priced,
+    server_only,
+    weighted,
+)
+from edgewise.policy.base import Kernel, KernelPolicy, Parameter, Policy, Rule, decision
+from edgewise.policy.servers import SHARE
 
-__all__ = ["RULES", "Kernel", "KernelPolicy", "Policy", "Rule", "decision", "make"]
+__all__ = ["RULES", "Kernel", "KernelPolicy", "Parameter", "Policy", "Rule", "decision", "make"]
 
-_SHARE = (heuristics.SERVICE_SHARE,)
+_SHARE = (SHARE,)
 
 RULES: dict[str, Rule] = {
-    "random": Rule(kernel=heuristics.random, params=_SHARE, about="a server drawn uniformly"),
+    # -- server-only -----------------------------------------------------------------------------
+    "random": Rule(kernel=heuristics.random, parameters=_SHARE, about="a server drawn uniformly"),
     "round_robin": Rule(
-        kernel=heuristics.round_robin, params=_SHARE, memory=1, about="the servers in turn"
+        kernel=heuristics.round_robin, parameters=_SHARE, memory=1, about="the servers in turn"
+    ),
+    "weighted_round_robin": Rule(
+        kernel=weighted.weighted_round_robin,
+        parameters=weighted.WEIGHTED_ROUND_ROBIN,
+        memory=weighted.GLOBAL,
+        per_server=weighted.PER_SERVER,
+        statistics=True,
+        about="the servers in proportion to answers per utilisation (gRPC A58)",
     ),
     "local": Rule(kernel=heuristics.local, about="the ingress itself, cheapest admissible service"),
     "least_outstanding": Rule(
         kernel=heuristics.least_outstanding,
-        params=_SHARE,
+        parameters=_SHARE,
         about="of two random servers the one with fewer of our requests (P2C)",
     ),
+    "jsq": Rule(
+        kernel=server_only.jsq, parameters=_SHARE, statistics=True, about="the shortest queue"
+    ),
+    "sed": Rule(
+        kernel=server_only.sed,
+        parameters=_SHARE,
+        about="the shortest queue for its speed (shortest expected delay)",
+    ),
+    "sed_admission": Rule(
+        kernel=server_only.sed_admission,
+        parameters=server_only.SED_ADMISSION,
+        about="sed, with deadline-aware service choice and admission",
+    ),
+    "jiq": Rule(
+        kernel=server_only.jiq,
+        parameters=_SHARE,
+        memory=1,
+        per_server=2,
+        statistics=True,
+        about="a server that reported idle, else a random one (Join-Idle-Queue)",
+    ),
+    "peak_ewma": Rule(
+        kernel=server_only.peak_ewma,
+        parameters=server_only.PEAK_EWMA,
+        statistics=True,
+        about="of two random servers the one of lower peak latency × pending (Finagle)",
+    ),
+    "peak_ewma_admission": Rule(
+        kernel=server_only.peak_ewma_admission,
+        parameters=server_only.PEAK_EWMA_ADMISSION,
+        statistics=True,
+        about="peak_ewma, with deadline-aware service choice and admission",
+    ),
+    "c3": Rule(
+        kernel=server_only.c3,
+        parameters=server_only.C3,
+        per_server=3,
+        statistics=True,
+        about="least response time with a cubic queue term (C3, as in Elasticsearch)",
+    ),
+    "prequal": Rule(
+        kernel=prequal.prequal,
+        parameters=prequal.PREQUAL,
+        memory=prequal.MEMORY,
+        statistics=True,
+        about="from a pool of probes the fastest of those not hot (Prequal)",
+    ),
+    "prequal_admission": Rule(
+        kernel=prequal.prequal_admission,
+        parameters=prequal.PREQUAL_ADMISSION,
+        memory=prequal.MEMORY,
+        statistics=True,
+        about="prequal, with deadline-aware service choice and admission",
+    ),
+    "ray_p2c": Rule(
+        kernel=server_only.ray_p2c,
+        parameters=server_only.RAY_P2C,
+        statistics=True,
+        about="the ingress while it has room, else the shorter of two random queues (Ray Serve)",
+    ),
+    "load_aware_locality": Rule(
+        kernel=server_only.load_aware_locality,
+        parameters=server_only.LOAD_AWARE_LOCALITY,
+        memory=2,
+        per_server=1,
+        about="the ingress unless it is busier than the others, then by headroom (Envoy)",
+    ),
+    # -- by predicted latency ---------------------------------------------------------------------
     "earliest_completion": Rule(
         kernel=heuristics.earliest_completion, about="least predicted latency"
     ),
     "most_accurate_feasible": Rule(
         kernel=heuristics.most_accurate_feasible,
         about="the most accurate service predicted to meet the deadline",
+    ),
+    "earliest_completion_margin": Rule(
+        kernel=predictive.earliest_completion_margin,
+        parameters=predictive.EARLIEST_COMPLETION_MARGIN,
+        about="most expected utility at a margined predicted latency",
+    ),
+    "infaas": Rule(
+        kernel=predictive.infaas,
+        parameters=predictive.INFAAS,
+        about="the slowest service that is fast enough, on the least loaded server (INFaaS)",
+    ),
+    "jellyfish": Rule(
+        kernel=predictive.jellyfish,
+        parameters=predictive.JELLYFISH,
+        about="the most accurate service that fits twice into the budget (Jellyfish)",
+    ),
+    "slo_headroom": Rule(
+        kernel=predictive.slo_headroom,
+        parameters=predictive.SLO_HEADROOM,
+        about="of those in time the one of least headroom (llm-d)",
+    ),
+    "linucb": Rule(
+        kernel=bandit.linucb,
+        parameters=bandit.LINUCB,
+        memory=bandit.MEMORY + bandit.D,
+        features=bandit.D,
+        describe=bandit.describe,
+        learn=bandit.learn,
+        about="a linear bandit on the candidates' features, learning on line (LinUCB)",
+    ),
+    "priced_greedy": Rule(
+        kernel=priced.priced_greedy,
+        parameters=priced.PRICED_GREEDY,
+        statistics=True,
+        about="expected utility minus the price of what the request takes from others",
     ),
 }
 

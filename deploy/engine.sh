@@ -1,0 +1,40 @@
+# Sourced by the scripts beside it: which container engine, and how to speak to it.
+#   ENGINE   docker or podman, whichever works here; EDGEWISE_ENGINE overrides
+#   CACHE    where base images and wheels are kept between builds
+
+CACHE=${XDG_CACHE_HOME:-$HOME/.cache}/edgewise
+
+say() { printf '%s\n' "$*" >&2; }
+die() {
+  say "error: $*"
+  exit 2
+}
+
+# podman as Debian 12 has it picks crun, which fails on hybrid cgroups, and raises limits, which needs
+# CAP_SYS_RESOURCE. Where cgroups are of version 1 it is told otherwise, unless the user has already.
+prepare_podman() {
+  if [ -z "${CONTAINERS_CONF:-}" ] && [ ! -e /sys/fs/cgroup/cgroup.controllers ] &&
+    command -v runc >/dev/null; then
+    CONTAINERS_CONF=$DEPLOY/podman/containers.conf
+    export CONTAINERS_CONF
+  fi
+}
+
+find_engine() {
+  case ${EDGEWISE_ENGINE:-} in
+    '')
+      # A docker without its daemon is not there.
+      if command -v docker >/dev/null && docker info >/dev/null 2>&1; then
+        ENGINE=docker
+      elif command -v podman >/dev/null; then
+        ENGINE=podman
+      else
+        die "neither docker (with its daemon) nor podman is here; as root on Debian or Ubuntu:" \
+          "deploy/install-podman.sh"
+      fi
+      ;;
+    docker | podman) ENGINE=$EDGEWISE_ENGINE ;;
+    *) die "EDGEWISE_ENGINE: expected docker or podman, got '$EDGEWISE_ENGINE'" ;;
+  esac
+  [ "$ENGINE" = docker ] || prepare_podman
+}

@@ -1,0 +1,23 @@
+"""Compile everything that a balancer and a node run, for every policy, into NUMBA_CACHE_DIR.
+
+Run when the image is built, with the processor fixed to the architecture's baseline
+(NUMBA_CPU_NAME=generic), so that the cache fits every machine of it. It also imports whatever the
+roles import, and so finds out if the image lacks a file.
+"""
+
+import importlib
+import time
+
+from edgewise import policy
+from edgewise.live import balancer
+from edgewise.scenario import load
+
+for role in ("node", "relay", "client", "evaluate"):
+    importlib.import_module(f"edgewise.commands.{role}")
+for module in ("live.node", "live.client", "live.evaluate", "network.relay"):
+    importlib.import_module(f"edgewise.{module}")
+scenario = load("smoke")
+for name in policy.RULES:
+    start = time.monotonic()
+    balancer.warm_up(scenario, policy.make(name, 0), 0.0)
+    print(f"{name}: {time.monotonic() - start:.1f} s", flush=True)

@@ -1,0 +1,58 @@
+"""Write the parameter tables of docs/policies.md from the rules, in place.
+
+    python scripts/policy_reference.py [--check]
+
+With ``--check`` nothing is written and the exit code says whether the file is current.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from edgewise.policy import RULES
+
+DOCUMENT = Path(__file__).parents[1] / "docs" / "policies.md"
+BEGIN, END = "<!-- parameters: begin -->", "<!-- parameters: end -->"
+
+
+def reference() -> Iterator[str]:
+    """The lines between the marks."""
+    for name, rule in RULES.items():
+        if not rule.parameters:
+            continue
+        yield f"### `{name}`"
+        yield ""
+        yield f"Values: tuned by `{rule.tuned}`." if rule.tuned else "Values: defaults, not tuned."
+        yield ""
+        yield "| parameter | value | default | range | unit | what |"
+        yield "|---|---|---|---|---|---|"
+        for parameter, value in zip(rule.parameters, rule.params, strict=True):
+            scale = ", log" if parameter.log else ""
+            yield (
+                f"| `{parameter.name}` | {value:.4g} | {parameter.default:.4g} "
+                f"| {parameter.low:.4g} – {parameter.high:.4g}{scale} "
+                f"| {parameter.unit or '–'} | {parameter.about} |"
+            )
+        yield ""
+
+
+def rewritten(text: str) -> str:
+    """`text` with what stands between the marks made anew."""
+    head, _, rest = text.partition(BEGIN)
+    _, _, tail = rest.partition(END)
+    return "\n".join((head + BEGIN, "", *reference(), END)) + tail
+
+
+def main() -> int:
+    old = DOCUMENT.read_text()
+    new = rewritten(old)
+    if "--check" in sys.argv[1:]:
+        return int(old != new)
+    DOCUMENT.write_text(new)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,49 @@
+"""What follows a choice of row, in one place for the simulator and the live balancer. Compiled."""
+
+from __future__ import annotations
+
+from edgewise.compiled import jit
+from edgewise.fleet.belief import on_decision, requests_in_flight
+from edgewise.fleet.layout import Belief
+from edgewise.fleet.table import (
+    C_INGRESS,
+    R_PREPARE,
+    R_READY,
+    R_SERVER,
+    R_SERVICE_TIME,
+    R_SIZE,
+    Table,
+    link_rate,
+)
+
+
+@jit
+def commit(
+    belief: Belief, table: Table, row: int, now: float, deadline: float
+) -> tuple[int, int, int]:
+    """Count the choice of `row` of an observed table; `deadline` absolute.
+
+    Returns the command's number, the dispatch's (0 for shed), and how many requests were in flight
+    at the destination (`fleet.belief.on_answer` wants it back).
+    """
+    ingress = int(table.context[C_INGRESS])
+    chosen = table.rows[row]
+    destination = int(chosen[R_SERVER])
+    if destination < 0:
+        command, _ = on_decision(belief, now, ingress, -1, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0)
+        return command, 0, 0
+    rif = requests_in_flight(belief, destination, now)
+    link = belief.path[ingress, destination]
+    command, dispatch = on_decision(
+        belief,
+        now,
+        ingress,
+        destination,
+        deadline,
+        chosen[R_SERVICE_TIME],
+        now + chosen[R_READY],
+        chosen[R_SIZE],
+        chosen[R_PREPARE],
+        link_rate(belief, link) if link >= 0 else 1.0,
+    )
+    return command, dispatch, rif

@@ -1,0 +1,55 @@
+"""Perfect knowledge of the network: reads the relays' own figures into the belief.
+
+Only with ``network_state: emulator``, to study policies apart from how well bandwidth is measured.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import Callable
+from typing import Any
+
+from edgewise.errors import BadInput, PeerError
+from edgewise.network.control import RelayControl
+
+log = logging.getLogger(__name__)
+
+PERIOD = 0.05
+"""s. Traces change several times a second; a call costs the relay and us under a millisecond."""
+RETRY = 1.0
+"""s after a relay did not answer."""
+
+OnLink = Callable[[str, float, float, float], None]
+"""(name, rate bytes/s, round trip s, backlog bytes)"""
+
+
+def figures(state: dict[str, Any]) -> tuple[float, float, float]:
+    """(rate bytes/s, round trip s, backlog bytes) of what a relay says of a link.
+
+    The round trip is twice the delay: links come in pairs, and the other way is not always known.
+    """
+    bits = state["rate_bps"]
+    rate = math.inf if bits is None else float(bits) / 8.0
+    delay = float(state["delay"]) + 0.5 * float(state["jitter"])
+    return rate, 2.0 * delay, float(state["backlog_bytes"])
+
+
+async def follow(url: str, on_link: OnLink) -> None:
+    """Read one relay until cancelled. One that does not answer is tried again: it may come up
+    later than the balancer."""
+    answered = True
+    async with RelayControl(url, timeout=2.0) as relay:
+        while True:
+            try:
+                for name, state in (await relay.links()).items():
+                    on_link(name, *figures(state))
+            except (PeerError, BadInput) as error:
+                if answered:
+                    log.warning("%s; the network is believed to be as it was last seen", error)
+                answered = False
+                await asyncio.sleep(RETRY)
+                continue
+            answered = True
+            await asyncio.sleep(PERIOD)

@@ -1,0 +1,156 @@
+"""From the files of a run to its summary: what ``edgewise evaluate RUN`` prints.
+
+The launcher ends with the same function, so a summary can always be made again from the Parquet
+files, and no number in it comes from anywhere else.
+"""
+
+from __future__ import annotations
+
+import collections
+import math
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from edgewise.domain import Form, Outcome, Request, Stamps, Status
+from edgewise.errors import BadInput
+from edgewise.live import records
+from edgewise.scenario import Scenario, load
+from edgewise.score import Shape
+from edgewise.summary import LatencyMs, PolicySummary, Summary, summarise
+
+NOTES = "client.json"
+"""What the Parquet files have no column for: how late the client sent, what it could not tell."""
+SCENARIO = "scenario.yaml"
+
+
+def evaluate(run: Path) -> Summary:
+    """The summary of a run's folder, or of one with a folder per policy.
+
+    Raises BadInput naming the file that is missing or does not fit.
+    """
+    if not run.is_dir():
+        raise BadInput(f"{run}: expected the folder of a run, found nothing there")
+    folders = [run] if _is_run(run) else sorted(path for path in run.iterdir() if _is_run(path))
+    if not folders:
+        raise BadInput(f"{run}: expected requests.parquet in it or in folders below, found none")
+    scenario = load(folders[0] / SCENARIO)
+    found = [(_begun(folder), summary_of(folder)) for folder in folders]
+    found.sort(key=lambda each: each[0])  # as they ran
+    return Summary(
+        scenario=scenario.name,
+        seed=scenario.seed,
+        policies=tuple(summary for _, summary in found),
+    )
+
+
+def summary_of(folder: Path) -> PolicySummary:
+    """The summary of one policy's folder. Raises BadInput."""
+    scenario = load(folder / SCENARIO)
+    requests = read_requests(folder)
+    outcomes = read_outcomes(folder)
+    shape = Shape(grace=scenario.score.grace, accuracy_weight=scenario.score.accuracy_weight)
+    begun = min((request.sent_at for request in requests), default=0.0)
+    ended = max((outcome.stamps.received or 0.0 for outcome in outcomes), default=0.0)
+    try:
+        return summarise(
+            _policy(folder, scenario),
+            requests,
+            outcomes,
+            shape,
+            servers=scenario.server_names,
+            utilisation=_utilisation(folder, begun, max(begun, ended)),
+            late=_late(folder),
+            seconds=max(0.0, ended - begun),
+        )
+    except ValueError as error:
+        raise BadInput(f"{folder}: requests and outcomes do not fit: {error}") from None
+
+
+def read_requests(folder: Path) -> list[Request]:
+    """What the client sent, in that order. Raises BadInput."""
+    names = Request.__struct_fields__
+    return [
+        Request(id=row["request"], **{name: row[name] for name in names if name != "id"})
+        for row in records.read(folder, records.REQUESTS).to_pylist()
+    ]
+
+
+def read_outcomes(folder: Path) -> list[Outcome]:
+    """How it ended. Raises BadInput."""
+    return [_outcome(row) for row in records.read(folder, records.OUTCOMES).to_pylist()]
+
+
+def _outcome(row: dict[str, Any]) -> Outcome:
+    return Outcome(
+        request=row["request"],
+        status=Status(row["status"]),
+        form=None if row["form"] is None else Form(row["form"]),
+        stamps=Stamps(**{name: row[f"stamp_{name}"] for name in Stamps.__struct_fields__}),
+        **{
+            name: row[name]
+            for name in ("latency", "server", "model", "predicted", "label", "accuracy", "reason")
+        },
+    )
+
+
+def _is_run(path: Path) -> bool:
+    return (path / "requests.parquet").is_file() or (path / "requests.parts").is_dir()
+
+
+def _begun(folder: Path) -> float:
+    least = pc.min(records.read(folder, records.REQUESTS).column("sent_at")).as_py()
+    return math.inf if least is None else float(least)
+
+
+def _policy(folder: Path, scenario: Scenario) -> str:
+    """Who decided most of it; the scenario's if no decision was kept."""
+    table = _optional(folder, records.DECISIONS)
+    if table is None or not table.num_rows:
+        return scenario.policy
+    names = collections.Counter(table.column("policy").to_pylist())
+    return str(names.most_common(1)[0][0])
+
+
+def _utilisation(folder: Path, begun: float, ended: float) -> dict[str, float]:
+    """Mean of what each server reported while requests were under way, weighted by time.
+
+    A report stands until the next one: some are sent early because something jumped, and a plain
+    mean would count those moments twice.
+    """
+    table = _optional(folder, records.REPORTS)
+    if table is None:
+        return {}
+    by_server: dict[str, list[tuple[float, float]]] = {}
+    columns = (table.column(name).to_pylist() for name in ("server", "received", "utilisation"))
+    for server, at, busy in zip(*columns, strict=True):
+        if begun <= at <= ended:
+            by_server.setdefault(server, []).append((at, busy))
+    means = {}
+    for server, rows in by_server.items():
+        rows.sort()
+        ends = [at for at, _ in rows[1:]] + [ended]
+        spans = [end - at for (at, _), end in zip(rows, ends, strict=True)]
+        total = math.fsum(spans)
+        if total > 0.0:
+            weighted = (span * busy for span, (_, busy) in zip(spans, rows, strict=True))
+            means[server] = math.fsum(weighted) / total
+    return means
+
+
+def _late(folder: Path) -> LatencyMs | None:
+    try:
+        notes = msgspec.json.decode((folder / NOTES).read_bytes())
+        return msgspec.convert(notes["late_send_ms"], LatencyMs)
+    except (OSError, KeyError, msgspec.DecodeError):
+        return None
+
+
+def _optional(folder: Path, table: records.Table) -> pa.Table | None:
+    try:
+        return records.read(folder, table)
+    except BadInput:
+        return None

@@ -1,0 +1,324 @@
+"""An edge server's process: everything of `live/` put together.
+
+`Node` is the wiring, and usable in tests without a process; `run` is the process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from edgewise import __version__
+from edgewise.domain import Report, Request
+from edgewise.errors import BadInput
+from edgewise.fleet.belief import acknowledge
+from edgewise.fleet.measure import smooth_rate
+from edgewise.live.alone import Alone
+from edgewise.live.channel import Channel
+from edgewise.live.clock import Clock
+from edgewise.live.config import NodeConfig
+from edgewise.live.control import Answered, Fleet, Hello, Reported
+from edgewise.live.decisions import Decisions
+from edgewise.live.edge import Edge
+from edgewise.live.executor import Executor, OnnxExecutor, ReplayExecutor, Slowed
+from edgewise.live.http import Api
+from edgewise.live.monitor import Monitor
+from edgewise.live.node_metrics import Metrics
+from edgewise.live.prepare import Maker, PhotoMaker, ReplayMaker, Stage
+from edgewise.live.protocol import Answer
+from edgewise.live.queue import Queue
+from edgewise.live.reporting import Reporter
+from edgewise.live.transfer import HttpPeers, tune
+from edgewise.roster import services_of
+from edgewise.scenario import Scenario, load
+
+log = logging.getLogger("edgewise.node")
+
+WATCH_PERIOD = 1.0
+"""s between signs of life asked of a peer: ten samples in the window of the least round trip."""
+DRAIN_LIMIT = 10.0
+"""s that a node takes to finish what it has when told to stop; Kubernetes kills after 30."""
+
+ANSWER_LIMIT = 1.0
+"""s to write the last answers; `drain` gave requests the time to end before."""
+
+
+class Node:
+    """One edge server, to be used as ``async with Node(config) as node``.
+
+    Parameters
+    ----------
+    scenario:
+        In place of the file that `config` names.
+    executor:
+        In place of the one that the scenario names.
+
+    Raises (on entering) BadInput: unknown server, missing or corrupt model, port taken.
+    """
+
+    def __init__(
+        self,
+        config: NodeConfig,
+        scenario: Scenario | None = None,
+        clock: Clock | None = None,
+        executor: Executor | None = None,
+    ) -> None:
+        self.config = config
+        self.scenario = load(config.scenario) if scenario is None else scenario
+        self.clock = Clock() if clock is None else clock
+        self.url = ""
+        if config.server not in self.scenario.servers:
+            known = ", ".join(self.scenario.servers)
+            raise BadInput(f"server: unknown {config.server!r}; the scenario has: {known}")
+        for peer in config.peers:
+            if peer not in self.scenario.servers or peer == config.server:
+                raise BadInput(f"peers: {peer!r} is no other server of the scenario")
+        self._build(executor)
+        self._stack = AsyncExitStack()
+
+    def _build(self, executor: Executor | None) -> None:
+        config, scenario, clock = self.config, self.scenario, self.clock
+        name = config.server
+        spec = scenario.servers[name]
+        everyone = services_of(scenario)
+        mine = {service.model: service for service in everyone if service.server == name}
+        self.queue = Queue(
+            clock, spec.workers, spec.queue_limit, scenario.discipline, self._changed
+        )
+        self._threads = ThreadPoolExecutor(spec.workers + 1, "edgewise")  # one for the stage
+        maker: Maker
+        if scenario.executor == "onnx":
+            if executor is None:
+                executor = OnnxExecutor(tuple(mine), self._threads)
+                if spec.speed < 1.0:
+                    executor = Slowed(executor, spec.speed, clock)
+            maker = PhotoMaker(self._threads, spec.speed, clock)
+        else:
+            noise = scenario.service_noise.cv
+            executor = executor or ReplayExecutor(mine, clock, noise, scenario.seed)
+            maker = ReplayMaker(scenario.prepare.seconds / spec.speed)
+        self._executor = executor
+        self.stage = Stage(
+            maker,
+            clock,
+            self.queue,
+            scenario.prepare.seconds / spec.speed,
+            scenario.prepare.on,
+            self._changed,
+        )
+        self.monitor = Monitor(
+            name,
+            mine,
+            tuple(config.peers),
+            scenario.network.topology == "uplink",
+            self.queue,
+            self.stage,
+        )
+        self.alone = Alone(scenario, name, clock.now())
+        self.decisions = Decisions(name, clock, self.monitor, self.alone)
+        self.metrics = Metrics(tuple(mine))
+        self.reporter = Reporter(self.monitor, clock, scenario.report_period, self._send_report)
+        self._channel: Channel | None = None
+        if config.balancer is not None:
+            self._channel = Channel(
+                config.balancer,
+                Hello(server=name, models=tuple(mine), version=__version__),
+                clock,
+                began=lambda _: self._began(),
+                on_command=self.decisions.on_command,
+                on_fleet=self._on_fleet,
+                seed=scenario.seed,
+            )
+            self.decisions.use(self._channel)
+        self._fleet = {(service.server, service.model): service for service in everyone}
+        self._mine = mine
+
+    async def __aenter__(self) -> Node:
+        try:
+            await self._start()
+        except BaseException:
+            await self._stack.aclose()
+            self._threads.shutdown(wait=False)
+            raise
+        return self
+
+    async def _start(self) -> None:
+        config, stack = self.config, self._stack
+        self.peers = HttpPeers(config.server, config.peers, self.clock, self.monitor)
+        self.edge = Edge(
+            config.server,
+            self._mine,
+            self._fleet,
+            self.scenario.score.grace,
+            self.clock,
+            self.queue,
+            self.stage,
+            self._executor,
+            self.monitor,
+            self.decisions,
+            self.peers,
+            self._answered,
+        )
+        stack.callback(self._threads.shutdown)
+        stack.push_async_callback(self.peers.close)
+        await stack.enter_async_context(self.stage.at_work())
+        await stack.enter_async_context(self.queue.at_work())
+        api = Api(
+            self.edge,
+            self.clock,
+            self.monitor,
+            self.metrics,
+            config.body_limit,
+            self._refresh,
+            self.scenario.server_names,
+        )
+        runner = web.AppRunner(
+            api.app(), handler_cancellation=True, access_log=None, shutdown_timeout=ANSWER_LIMIT
+        )
+        await runner.setup()
+        stack.push_async_callback(runner.cleanup)
+        sock = listen(config.listen.host, config.listen.port)
+        await web.SockSite(runner, sock).start()
+        host, port = sock.getsockname()[:2]
+        self.url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        # Compile what requests and reports need before the first: each takes up to a second.
+        acknowledge(0, 0, 1)
+        smooth_rate(1.0, 0.0, 1.0, 1.0, 1.0, 1.0, False)
+        now = self.clock.now()
+        self.alone.on_own_report(self.monitor.report(now, config.server), now)
+        self._background(self.reporter.run())
+        self._background(self.peers.watch(WATCH_PERIOD, self._is_alone, self._heard))
+        if self._channel is not None:
+            self._background(self._channel.run())
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+    def _background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        task.add_done_callback(_complain)
+
+        async def stop() -> None:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+        self._stack.push_async_callback(stop)
+
+    async def drain(self, limit: float = DRAIN_LIMIT) -> bool:
+        """Take nothing new and finish what is here; False if it was not done after `limit` s."""
+        self.edge.draining = self.monitor.draining = True
+        self.reporter.now()
+        try:
+            async with asyncio.timeout(limit):
+                while self.edge.inflight:
+                    await self.edge.quiet()
+        except TimeoutError:
+            return False
+        finally:
+            if self._channel is not None:
+                await self._channel.flush()
+        return True
+
+    # -- what happens -----------------------------------------------------------------------------
+
+    def _is_alone(self) -> bool:
+        return not self.decisions.attached
+
+    def _began(self) -> None:
+        self.reporter.now()
+
+    def _on_fleet(self, fleet: Fleet) -> None:
+        self.alone.on_fleet(fleet, self.clock.now())
+
+    def _heard(self, peer: str, report: Report | None, rtt: float) -> None:
+        self.alone.on_peer(peer, report, rtt, self.clock.now())
+
+    def _changed(self) -> None:
+        self.reporter.look()
+
+    def _send_report(self, report: Report) -> None:
+        now = self.clock.now()
+        self.alone.forget(now)
+        if self._channel is not None:
+            self._channel.send(Reported(report=report))
+
+    def _answered(self, request: Request, answer: Answer) -> None:
+        if self._channel is not None:
+            self._channel.send(Answered(outcome=answer.outcome))
+
+    def _refresh(self) -> None:
+        now = self.clock.now()
+        self.metrics.queue.set(self.queue.size)
+        self.metrics.inflight.set(self.edge.inflight)
+        self.metrics.utilisation.set(self.queue.utilisation(now))
+        self.metrics.attached.set(float(self.decisions.attached))
+
+
+def _complain(task: asyncio.Task[None]) -> None:
+    """A task in the background must not die in silence."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("a bug: %r", error, exc_info=error)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises BadInput if the address cannot be had."""
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except OSError as error:
+        raise BadInput(f"listen.host: {host}: {error.strerror}") from None
+    sock = socket.socket(family, kind, proto)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        tune(sock)  # accepted sockets inherit it
+        sock.bind(address)
+        sock.listen(1024)
+    except OSError as error:
+        sock.close()
+        raise BadInput(f"cannot listen on {host}:{port}: {error.strerror}") from None
+    sock.setblocking(False)
+    return sock
+
+
+def run(config: NodeConfig) -> None:
+    """The process: serve until SIGTERM or SIGINT, then drain.
+
+    One line of JSON on standard output says that it is ready, and where; the log goes to standard
+    error. Raises BadInput.
+    """
+    import uvloop
+
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=logging.INFO,
+        format=f"%(asctime)s {config.server} %(levelname)s %(message)s",
+    )
+    uvloop.run(_serve(config))
+
+
+async def _serve(config: NodeConfig) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    node = Node(config)
+    async with node:
+        ready = {"ready": {"node": config.server, "url": node.url}}
+        print(msgspec.json.encode(ready).decode(), flush=True)
+        await stop.wait()
+        log.info("draining: %d requests in flight", node.edge.inflight)
+        if not await node.drain():
+            log.warning("gave up on %d requests after %g s", node.edge.inflight, DRAIN_LIMIT)

@@ -1,0 +1,289 @@
+"""The Open Inference Protocol (V2) as edgewise speaks it: bytes in, values out. No sockets.
+
+A request is one input tensor ``image``, BYTES, shape [1] or [1, 1]: a JPEG or PNG, either base64 in
+JSON (``"data": ["..."]``) or behind the JSON in Triton's binary form (``binary_data_size``, then a
+4-byte little-endian length and the bytes; `Inference-Header-Content-Length` tells where the JSON
+ends). An answer is ``class`` INT64 [1] and ``score`` FP32 [1]. What else an answer says stands in
+its ``parameters``, namespaced ``edgewise.``, and so it does in the JSON of an error.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import struct
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from edgewise.domain import Form, Outcome, Stamps, Status, convert, decode_json
+from edgewise.errors import PeerError, WireError
+
+INPUT = "image"
+OUTPUTS = ("class", "score")
+HEADER_LENGTH = "Inference-Header-Content-Length"
+
+PREFIX = "edgewise."
+_STAMPS = tuple(field.name for field in msgspec.structs.fields(Stamps))
+
+STATUS_CODES = {
+    "price": 429,
+    "queue_full": 429,
+    "no_service": 429,
+    "none_up": 503,
+    "draining": 503,
+}
+"""HTTP code of a request that was shed, by reason."""
+
+
+class _Tensor(Struct, kw_only=True):
+    name: str
+    shape: list[int]
+    datatype: str
+    parameters: dict[str, Any] = {}
+    data: Any = None
+
+
+class _Output(Struct, kw_only=True):
+    name: str
+    parameters: dict[str, Any] = {}
+
+
+class _Infer(Struct, kw_only=True):
+    inputs: list[_Tensor]
+    id: str = ""
+    parameters: dict[str, Any] = {}
+    outputs: list[_Output] = []
+
+
+class InferRequest(Struct, frozen=True, kw_only=True):
+    """What an infer request says."""
+
+    photo: bytes
+    id: str = ""
+    parameters: dict[str, Any] = {}
+    binary: frozenset[str] = frozenset()
+    """Outputs wanted in binary form."""
+
+
+def decode_request(body: bytes, header_length: str | None) -> InferRequest:
+    """Read the body of an infer request. Raises WireError naming the field: answer 400."""
+    length = len(body)
+    if header_length is not None:
+        try:
+            length = int(header_length)
+        except ValueError:
+            length = -1
+        if not 0 <= length <= len(body):
+            raise WireError(
+                HEADER_LENGTH, f"expected 0 to {len(body)} (the body), got {header_length!r:.40}"
+            )
+    message = decode_json(body if length == len(body) else body[:length], _Infer)
+    return InferRequest(
+        photo=_photo(message, memoryview(body)[length:]),
+        id=message.id,
+        parameters=message.parameters,
+        binary=_wanted_binary(message),
+    )
+
+
+def _photo(message: _Infer, behind: memoryview) -> bytes:
+    if len(message.inputs) != 1:
+        raise WireError("inputs", f"expected one tensor, got {len(message.inputs)}")
+    tensor = message.inputs[0]
+    if tensor.name != INPUT:
+        raise WireError("inputs[0].name", f"expected {INPUT!r}, got {tensor.name!r:.60}")
+    if tensor.datatype != "BYTES":
+        raise WireError("inputs[0].datatype", f"expected 'BYTES', got {tensor.datatype!r:.20}")
+    if tensor.shape not in ([1], [1, 1]):
+        raise WireError("inputs[0].shape", f"expected [1], got {tensor.shape!r:.60}")
+    size = tensor.parameters.get("binary_data_size")
+    if size is None:
+        return _from_json(tensor.data)
+    if type(size) is not int or size < 4 or size != len(behind):
+        raise WireError(
+            "inputs[0].parameters.binary_data_size",
+            f"expected {len(behind)} (the bytes behind the JSON, at least 4), got {size!r:.40}",
+        )
+    (length,) = struct.unpack_from("<I", behind)
+    if length != size - 4:
+        raise WireError("inputs[0]", f"expected one element of {size - 4} bytes, got {length}")
+    return bytes(behind[4:])
+
+
+def _from_json(data: Any) -> bytes:
+    while isinstance(data, list) and len(data) == 1:  # [x], or [[x]] for shape [1, 1]
+        data = data[0]
+    if not isinstance(data, str):
+        raise WireError("inputs[0].data", "expected one base64 string")
+    try:
+        return base64.b64decode(data, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise WireError("inputs[0].data", f"expected base64: {error}") from None
+
+
+def _wanted_binary(message: _Infer) -> frozenset[str]:
+    everything = message.parameters.get("binary_data_output") is True
+    if not message.outputs:
+        return frozenset(OUTPUTS if everything else ())
+    for i, output in enumerate(message.outputs):
+        if output.name not in OUTPUTS:
+            raise WireError(
+                f"outputs[{i}].name", f"expected {' or '.join(OUTPUTS)}, got {output.name!r:.60}"
+            )
+    return frozenset(
+        output.name
+        for output in message.outputs
+        if output.parameters.get("binary_data", everything) is True
+    )
+
+
+def encode_request(
+    photo: bytes, request_id: str = "", parameters: Mapping[str, Any] | None = None
+) -> tuple[dict[str, str], bytes]:
+    """Headers and body of an infer request in binary form."""
+    head = msgspec.json.encode(
+        {
+            "id": request_id,
+            "parameters": dict(parameters or {}),
+            "inputs": [
+                {
+                    "name": INPUT,
+                    "shape": [1],
+                    "datatype": "BYTES",
+                    "parameters": {"binary_data_size": len(photo) + 4},
+                }
+            ],
+        }
+    )
+    headers = {HEADER_LENGTH: str(len(head)), "Content-Type": "application/octet-stream"}
+    return headers, head + struct.pack("<I", len(photo)) + photo
+
+
+# -- answers -------------------------------------------------------------------------------------
+
+
+class Answer(Struct, frozen=True, kw_only=True):
+    """How a request ended, with what HTTP needs to say it."""
+
+    outcome: Outcome
+    code: int
+    """HTTP status."""
+    error: str = ""
+    """For people; empty if served."""
+    score: float = 0.0
+    """Probability that the model gives its class, 0–1."""
+
+    @property
+    def served(self) -> bool:
+        return self.outcome.status is Status.SERVED
+
+
+def encode_answer(
+    answer: Answer, echo: str, binary: frozenset[str]
+) -> tuple[dict[str, str], bytes]:
+    """Headers and body; `echo` is the V2 request's own id, `binary` what it wants as binary."""
+    outcome = answer.outcome
+    parameters: dict[str, Any] = {
+        PREFIX + "request": outcome.request,
+        PREFIX + "status": outcome.status.value,
+    }
+    for name in ("server", "model", "accuracy", "reason"):
+        value = getattr(outcome, name)
+        if value is not None:
+            parameters[PREFIX + name] = value
+    if outcome.form is not None:
+        parameters[PREFIX + "form"] = int(outcome.form)
+    for name in _STAMPS:
+        stamp = getattr(outcome.stamps, name)
+        if stamp is not None:
+            parameters[PREFIX + "stamp." + name] = stamp
+    json_type = {"Content-Type": "application/json"}
+    if not answer.served:
+        return json_type, msgspec.json.encode({"error": answer.error, "parameters": parameters})
+    raw = {
+        "class": ("INT64", struct.pack("<q", outcome.predicted or 0), outcome.predicted),
+        "score": ("FP32", struct.pack("<f", answer.score), answer.score),
+    }
+    outputs = []
+    behind = b""
+    for name, (datatype, data, value) in raw.items():
+        tensor: dict[str, Any] = {"name": name, "datatype": datatype, "shape": [1]}
+        if name in binary:
+            tensor["parameters"] = {"binary_data_size": len(data)}
+            behind += data
+        else:
+            tensor["data"] = [value]
+        outputs.append(tensor)
+    head = msgspec.json.encode(
+        {
+            "model_name": outcome.model,
+            "model_version": "1",
+            "id": echo,
+            "parameters": parameters,
+            "outputs": outputs,
+        }
+    )
+    if not behind:
+        return json_type, head
+    headers = {HEADER_LENGTH: str(len(head)), "Content-Type": "application/octet-stream"}
+    return headers, head + behind
+
+
+class _Reply(Struct, kw_only=True):
+    parameters: dict[str, Any] = {}
+    outputs: list[_Tensor] = []
+    error: str = ""
+    code: int = 0
+
+
+def decode_answer(request_id: str, code: int, body: bytes) -> Answer:
+    """Read an answer in JSON form, of a node or of what stands before it.
+
+    Raises PeerError if it is no JSON object, or claims to be served and names no class.
+    """
+    try:
+        reply = msgspec.json.decode(body, type=_Reply)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise PeerError(f"HTTP {code} with a body that is no V2 answer: {error}") from None
+    own = {k.removeprefix(PREFIX): v for k, v in reply.parameters.items() if k.startswith(PREFIX)}
+    fields: dict[str, Any] = {
+        name: own[name] for name in ("server", "model", "accuracy", "reason") if name in own
+    }
+    if "form" in own:
+        fields["form"] = own["form"]
+    fields["request"] = request_id
+    served = code == 200
+    fields["status"] = "served" if served else own.get("status", "failed")
+    if fields["status"] == "served" and not served:
+        raise PeerError(f"HTTP {code} with a status of served")
+    fields["stamps"] = {
+        name: own["stamp." + name] for name in _STAMPS if own.get("stamp." + name) is not None
+    }
+    score = 0.0
+    if served:
+        values = {tensor.name: tensor.data for tensor in reply.outputs}
+        try:
+            fields["predicted"] = values["class"][0]
+            score = float(values["score"][0]) if "score" in values else 0.0
+        except (KeyError, IndexError, TypeError, ValueError):
+            raise PeerError("an answer without a class") from None
+    else:
+        fields.setdefault("reason", reply.error or f"HTTP {code}")
+    try:
+        outcome = convert(fields, Outcome)
+    except WireError as error:
+        raise PeerError(f"an answer that does not parse: {error}") from None
+    return Answer(outcome=outcome, code=code, error=reply.error, score=score)
+
+
+def shed_code(reason: str | None) -> int:
+    """HTTP status of a request shed for `reason`."""
+    return STATUS_CODES.get(reason or "", 429)
+
+
+def form_of(ready_size: int | None) -> Form:
+    """The payload form of a photo that is ready for a model of that input size, or as it came."""
+    return Form.ORIGINAL if ready_size is None else Form.MODEL_READY

@@ -1,0 +1,454 @@
+"""The upper bound: no policy can get more out of an episode, not even one that knows it all.
+
+Claim
+-----
+Give every resource (`known`: each server's workers, each pre-processing core, each link between
+servers) a price p(t) ≥ 0 per unit of capacity, constant within a bin. Then for every policy, the
+sum of the expected utilities that the engine pays in this episode is at most
+
+    B(p)  =  Σ_resources ∫ p(t) · capacity(t) dt  +  Σ_requests max(0, max_ways v(way; p))
+
+where a *way* to serve a request is a service, a payload form, a batch size and a moment to start,
+and v is its utility minus the cheapest price of the capacity it takes. `descend` looks for prices
+that make B small; the claim holds for any, so nothing depends on how well it does.
+
+Proof
+-----
+Fix a policy, look at what the engine did, and call a request *paid* if its utility is above 0.
+For each paid request look at the attempt that served it, by service k on server s fed form f.
+
+1. *What it took.* It ran on one worker of s from its start x without interruption for a time T: no
+   preemption, no migration (`sim.servers`). If it was converted, a worker (or the core) of its
+   ingress was busy with that alone for T' seconds. If it was moved, the link carried its z bytes.
+2. *Weak duality.* At no moment are more workers of s busy than there are, conversions included, and
+   none while s is down; a link never carries more than its capacity. So all that was taken,
+   weighed with p, is at most Σ ∫ p · capacity: the first term of B. Failed attempts, requests
+   that came to nothing, and batch members that were not paid took capacity too and are given away.
+   Hence: utility = Σ_paid (utility − price of what it took) + price of all that was taken
+                  ≤ Σ_paid (utility − price of what it took) + Σ ∫ p · capacity.
+3. *Relaxation.* What remains is that for a paid request the bracket is at most max v. `known` and
+   `_best` let a request choose any plan that respects the following, and what the engine did is
+   such a plan or dominated by one; each step only adds plans or makes them cheaper:
+   a. The photo is in and the command is there when they truly are. Uploads share no resource with
+      anything that a policy decides, so those moments are the same under every policy; where the
+      engine does not tell, the least conceivable is taken.
+   b. A transfer takes z bytes out of what the link can carry between its beginning and its end, at
+      any rate up to the whole link's. Equal sharing and FIFO give it no more than that. The
+      original cannot begin before the command, the model-ready form not before photo, command and
+      a conversion. The cheapest z bytes in that span cost no more than those it really took.
+   c. After the link is through, and not before the upload is in, the input arrives with the link's
+      true delay, jitter and stall (their luck depends on request, link and size alone), the least
+      of them where the scenario changes the link.
+   d. It starts at any x from then on: the order of the queue (EDF or FIFO), who else waits, queue
+      limits and that nobody idles while work waits are forgotten.
+   e. Alone it takes T = curve × its own luck × the slowness in force at x; within a bin in which
+      the slowness changes, the least. In a batch of b it takes no less than T_b, where every other
+      payload is taken for model-ready and the leader's luck for the least of all that it can meet,
+      and is charged a b-th of the worker. Batch mates are charged the rest, together never more
+      than the worker's time, for p ≥ 0 and T_b ≤ T.
+   f. The answer is with the client `back` seconds later, the least delays ever in force. The score
+      falls with latency, so an earlier end never pays less.
+   g. Conversion and transfer are priced apart: the conversion takes the cheapest T' seconds that
+      end in time for the transfer at the link's highest rate.
+   h. The time by which a transfer or a conversion must end is rounded up to the end of its bin.
+4. *The maximum is exact.* Given the bin in which x lies and the price of transfer and conversion
+   (constant there by h), utility and price are piecewise linear in x between the knots that `_best`
+   visits: the bin's ends, x + T at an edge, the answer at the deadline. Where the utility bends
+   up, at the end of its grace, it is the larger of two such functions, so its maximum is at a knot
+   too.
+5. *Rounding.* `known` takes 1e-7 s off every latency, 1e-3 bytes off every transfer, and adds 1e-9
+   to capacities; `Bound.utility` adds 1e-9 per request for the sums here.  ∎
+
+How good it is
+--------------
+By Lagrangian duality the best prices give the optimum of the relaxed problem with plans mixed at
+will, so what separates the bound from the truth is b, d, g, h, the mixing and an imperfect descent.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+from msgspec import Struct
+
+from edgewise.compiled import inner, jit
+from edgewise.fleet.layout import Array
+from edgewise.score import timeliness
+from edgewise.sim.bound.known import SAME_TIME, Known
+
+STEPS = 300
+"""Of the descent. Twice as many tighten the bound by less than 0.001 per request (three-sites,
+heavy)."""
+RATE = 0.3
+"""First step, in mean prices …"""
+RATE_END = 0.003
+"""… and last one: it falls geometrically in between."""
+_MEAN, _SQUARE = 0.8, 0.98
+"""Memories of Adam (Kingma & Ba 2015). Shorter than usual: few steps, and no sampling noise."""
+
+
+class Bound(Struct, frozen=True, kw_only=True):
+    """An upper bound and the prices that prove it."""
+
+    utility: float
+    """Mean expected utility per request that no policy exceeds."""
+    prices: Array
+    """float64 (resources, bins), utility per worker or link second."""
+    steps: int
+
+
+def upper_bound(
+    episode: Known, steps: int = STEPS, progress: Callable[[int, float], None] | None = None
+) -> Bound:
+    """The least bound found in `steps` steps of descent. Deterministic.
+
+    `progress` is told after each step how many are done and the best bound so far.
+    """
+    count = len(episode.requests)
+    if not count:
+        return Bound(utility=0.0, prices=np.zeros_like(episode.capacity), steps=0)
+    prices, value = _first_prices(episode)
+    best, best_prices = value, prices
+    scale = max(float(prices.mean()), 1e-6)
+    slope = np.empty_like(prices)
+    mean, square = np.zeros_like(prices), np.zeros_like(prices)
+    prices = prices.copy()
+    # A bin's capacity is the natural size of its slope.
+    unit = float(episode.capacity.mean()) or 1.0
+    for step in range(1, steps + 1):
+        value = evaluate(episode, prices, slope)
+        if value < best:
+            best, best_prices = value, prices.copy()
+        if progress is not None:
+            progress(step, _per_request(best, count))
+        slope /= unit
+        mean += (1.0 - _MEAN) * (slope - mean)
+        square += (1.0 - _SQUARE) * (slope * slope - square)
+        rate = RATE * scale * (RATE_END / RATE) ** (step / steps)
+        move = mean / (1.0 - _MEAN**step)
+        move /= np.sqrt(square / (1.0 - _SQUARE**step)) + 1e-9
+        prices -= rate * move
+        np.maximum(prices, 0.0, out=prices)
+        prices[episode.free != 0] = 0.0
+    return Bound(utility=_per_request(best, count), prices=best_prices, steps=steps)
+
+
+def _per_request(value: float, count: int) -> float:
+    return value / count + 1e-9
+
+
+def _first_prices(episode: Known) -> tuple[Array, float]:
+    """The best of a few prices that are the same everywhere."""
+    tops = sum(
+        float(episode.candidates["top"][first])
+        for first, end in zip(episode.requests["first"], episode.requests["end"], strict=True)
+        if end > first
+    )
+    unit = tops / max(float(episode.capacity.sum()), 1e-9)
+    slope = np.empty_like(episode.capacity)
+    best, best_value = np.zeros_like(slope), evaluate(episode, np.zeros_like(slope), slope)
+    for factor in (0.125, 0.25, 0.5, 1.0, 2.0, 4.0):
+        prices = np.where(episode.free != 0, 0.0, factor * unit)
+        value = evaluate(episode, prices, slope)
+        if value < best_value or not best.any():
+            best, best_value = prices, min(value, best_value)
+    return best, best_value
+
+
+@jit
+def evaluate(episode: Known, prices: Array, slope: Array) -> float:
+    """B(`prices`), and a subgradient of it into `slope` (of the shape of `prices`)."""
+    total = 0.0
+    bins = prices.shape[1]
+    width = episode.score[1]
+    paid = np.zeros((prices.shape[0], bins + 1))  # price of all before a bin's beginning
+    for m in range(prices.shape[0]):
+        for j in range(bins):
+            paid[m, j + 1] = paid[m, j] + prices[m, j] * width
+            slope[m, j] = 0.0
+            if episode.free[m, j] == 0:
+                slope[m, j] = episode.capacity[m, j]
+                total += prices[m, j] * episode.capacity[m, j]
+    scratch = _scratch(episode)
+    for r in range(episode.requests.size):
+        value, n, start, j_link, j_made = _best(episode, r, prices, paid, scratch, 0.0, -1)
+        if n >= 0:
+            total += value
+            _take(episode, r, n, start, j_link, j_made, prices, paid, scratch, slope)
+    return total
+
+
+@jit
+def row_values(episode: Known, prices: Array, rows: int) -> Array:
+    """v of the best plan of each request by each row of its candidate table (R, `rows`); the last
+    row, shed, is worth 0; −inf: cannot score."""
+    bins = prices.shape[1]
+    paid = np.zeros((prices.shape[0], bins + 1))
+    for m in range(prices.shape[0]):
+        for j in range(bins):
+            paid[m, j + 1] = paid[m, j] + prices[m, j] * episode.score[1]
+    scratch = _scratch(episode)
+    out = np.full((episode.requests.size, rows), -math.inf)
+    out[:, rows - 1] = 0.0
+    for r in range(episode.requests.size):
+        request = episode.requests[r]
+        for n in range(request.first, request.end):
+            row = episode.candidates[n].row
+            value, _, _, _, _ = _best(episode, r, prices, paid, scratch, -math.inf, n)
+            out[r, row] = max(out[r, row], value)
+    return out
+
+
+@inner
+def _scratch(episode: Known) -> tuple[Array, Array, Array, Array]:
+    """Room for the costs of a request's ways and of its conversion, by bin, and a filling."""
+    most = 1
+    for r in range(episode.requests.size):
+        request = episode.requests[r]
+        most = max(most, request.end_way - request.first_way)
+    bins = episode.slow.shape[1]
+    return np.empty((most, bins)), np.empty(bins), np.empty((2, bins)), np.empty(bins, np.int64)
+
+
+@inner
+def _until(paid: Array, prices: Array, width: float, m: int, t: float) -> float:
+    """Price of one unit of resource `m` from 0 until `t`; beyond the last bin it is free."""
+    j = int(t / width)
+    if j >= prices.shape[1]:
+        last: float = paid[m, prices.shape[1]]
+        return last
+    price: float = paid[m, j] + prices[m, j] * (t - j * width)
+    return price
+
+
+@inner
+def _best(
+    episode: Known, r: int, prices: Array, paid: Array,
+    scratch: tuple[Array, Array, Array, Array], floor: float, only: int,
+) -> tuple[float, int, float, int, int]:  # fmt: skip
+    """The best plan of request `r` that is worth more than `floor`.
+
+    Returns its value, its candidate (−1: none), its start and the bins by whose ends transfer and
+    conversion are over. `only` looks at one candidate alone, −1 at all.
+    """
+    crossing, made, filling, filled = scratch
+    request = episode.requests[r]
+    grace = episode.score[0]
+    width = episode.score[1]
+    bins = prices.shape[1]
+    best = floor
+    best_n = -1
+    best_start = 0.0
+    best_link = -1
+    best_made = -1
+    for w in range(request.end_way - request.first_way):
+        crossing[w, 0] = -1.0  # not computed yet
+    is_made = False
+    for n in range(request.first, request.end):
+        if only >= 0 and n != only:
+            continue
+        plan = episode.candidates[n]
+        if plan.top <= best:
+            break  # so are all that follow
+        s = plan.server
+        way = plan.way
+        w = way - request.first_way
+        convert = False
+        if way >= 0:
+            convert = episode.ways[way].prepared != 0
+            if crossing[w, 0] < 0.0:
+                _cross(episode, way, request.last_bin, prices, filling, filled, crossing[w])
+                crossing[w, 0] = 0.0
+            if convert and not is_made:
+                is_made = True
+                _make(episode, r, prices, paid, made)
+        due = request.time + request.deadline - plan.back
+        j = int(plan.start / width)
+        a: float = plan.start
+        while j <= request.last_bin:
+            b = (j + 1) * width
+            most = plan.worth * timeliness(
+                (a + plan.least + plan.back - request.time - SAME_TIME) / request.deadline, grace
+            )
+            if most <= best or most <= 0.0:
+                break
+            time = plan.work * episode.slow[s, j]
+            fixed = 0.0
+            j_link = -1
+            j_made = -1
+            if way >= 0:
+                crossed = b - plan.lag
+                j_link = min(max(math.ceil(crossed / width) - 1, 0), bins - 1)
+                fixed = crossing[w, j_link] if j_link > 0 else math.inf
+                if convert:
+                    j_made = math.ceil((crossed - episode.ways[way].least) / width) - 1
+                    j_made = min(max(j_made, 0), bins - 1)
+                    fixed += made[j_made]
+            if most - fixed > best:
+                for knot in range(4):
+                    x = a
+                    if knot == 1:
+                        x = b
+                    elif knot == 2:
+                        x = math.floor((b + time) / width) * width - time
+                    elif knot == 3:
+                        x = due - time
+                    if x < a or x > b:
+                        continue
+                    end = x + time
+                    worth = plan.worth * timeliness(
+                        (end + plan.back - request.time - SAME_TIME) / request.deadline, grace
+                    )
+                    price = _until(paid, prices, width, s, end) - _until(paid, prices, width, s, x)
+                    value = worth - plan.share * price - fixed
+                    if value > best:
+                        best = value
+                        best_n = n
+                        best_start = x
+                        best_link = j_link
+                        best_made = j_made
+            j += 1
+            a = b
+    return best, best_n, best_start, best_link, best_made
+
+
+@inner
+def _cross(
+    episode: Known, way: int, last: int, prices: Array, filling: Array, filled: Array, out: Array
+) -> float:
+    """Into `out`, by bin: the least price of a transfer that is over by the end of it.
+
+    Bin 0 is not among them (no photo is in within it). What `filling` and `filled` then hold is the
+    cheapest filling by the end of bin `last`: prices, link seconds, and the bins they are in.
+    Returns how many entries it has.
+    """
+    entry = episode.ways[way]
+    m = entry.resource
+    left = entry.size
+    cost = 0.0
+    n = 0
+    out[: min(entry.first_bin, out.size)] = math.inf
+    for j in range(entry.first_bin, min(last + 2, out.size)):
+        price = prices[m, j]
+        room = entry.first_capacity if j == entry.first_bin else episode.capacity[m, j]
+        if episode.free[m, j] != 0:
+            room = entry.size
+        if room > 0.0 and (left > 0.0 or price < filling[0, n - 1]):
+            at = n
+            while at > 0 and filling[0, at - 1] > price:
+                filling[0, at] = filling[0, at - 1]
+                filling[1, at] = filling[1, at - 1]
+                filled[at] = filled[at - 1]
+                at -= 1
+            room = min(room, entry.size)
+            filling[0, at] = price
+            filling[1, at] = room
+            filled[at] = j
+            n += 1
+            cost += price * room
+            left -= room
+            while left < 0.0:  # too much: give the dearest back
+                spare = min(-left, filling[1, n - 1])
+                cost -= filling[0, n - 1] * spare
+                left += spare
+                filling[1, n - 1] -= spare
+                if filling[1, n - 1] > 0.0:
+                    break
+                n -= 1
+        out[j] = max(0.0, cost) if j >= entry.crossed_bin else math.inf
+    return n
+
+
+@inner
+def _make(episode: Known, r: int, prices: Array, paid: Array, out: Array) -> None:
+    """Into `out`, by bin: the least price of a conversion that is over by the end of it."""
+    request = episode.requests[r]
+    s = request.ingress
+    m = episode.prepare_on[s]
+    width = episode.score[1]
+    out[:] = math.inf
+    last = request.last_bin
+    a = request.ready
+    for j in range(int(a / width), last + 1):
+        b = (j + 1) * width
+        time = episode.prepare[s] * episode.slow[s, j]
+        edge = math.ceil((a + time) / width) * width
+        for knot in range(3):
+            x = a
+            if knot == 1:
+                x = b
+            elif knot == 2:
+                x = edge - time
+            if x < a or x > b:
+                continue
+            end = x + time
+            # The first of two bins at whose common edge it ends. Rounding down is optimism.
+            k = max(0, math.ceil(end / width - 1e-9) - 1)
+            if k < out.size:
+                price = _until(paid, prices, width, m, end) - _until(paid, prices, width, m, x)
+                out[k] = min(out[k], price)
+        a = b
+    for j in range(1, out.size):
+        out[j] = min(out[j], out[j - 1])
+
+
+@inner
+def _take(
+    episode: Known, r: int, n: int, start: float, j_link: int, j_made: int, prices: Array,
+    paid: Array, scratch: tuple[Array, Array, Array, Array], slope: Array,
+) -> None:  # fmt: skip
+    """Subtract from `slope` what a plan of request `r` takes."""
+    plan = episode.candidates[n]
+    width = episode.score[1]
+    j = int(start / width)
+    # The slowness is that of the bin whose plan it was: at an edge, of the one before or after.
+    _busy(slope, plan.server, start, start + plan.work * episode.slow[plan.server, j], width,
+          plan.share)  # fmt: skip
+    if plan.way < 0:
+        return
+    crossing, made, filling, filled = scratch
+    m = episode.ways[plan.way].resource
+    w = plan.way - episode.requests[r].first_way
+    entries = _cross(episode, plan.way, j_link - 1, prices, filling, filled, crossing[w])
+    for e in range(entries):
+        slope[m, filled[e]] -= filling[1, e]
+    if j_made < 0:
+        return
+    # The conversion that `_make` found cheapest, found again.
+    s = episode.requests[r].ingress
+    m = episode.prepare_on[s]
+    best = math.inf
+    begin = 0.0
+    end = 0.0
+    a = episode.requests[r].ready
+    for j in range(int(a / width), j_made + 1):
+        b = (j + 1) * width
+        time = episode.prepare[s] * episode.slow[s, j]
+        edge = math.ceil((a + time) / width) * width
+        for knot in range(3):
+            x = a
+            if knot == 1:
+                x = b
+            elif knot == 2:
+                x = edge - time
+            if x < a or x > b or max(0, math.ceil((x + time) / width - 1e-9) - 1) > j_made:
+                continue
+            price = _until(paid, prices, width, m, x + time) - _until(paid, prices, width, m, x)
+            if price < best:
+                best = price
+                begin = x
+                end = x + time
+        a = b
+    if best < math.inf:
+        _busy(slope, m, begin, end, width, 1.0)
+
+
+@inner
+def _busy(slope: Array, m: int, begin: float, end: float, width: float, share: float) -> None:
+    """Subtract `share` of one unit of resource `m` from `begin` to `end`."""
+    for j in range(int(begin / width), min(int(end / width) + 1, slope.shape[1])):
+        overlap = min(end, (j + 1) * width) - max(begin, j * width)
+        if overlap > 0.0:
+            slope[m, j] -= share * overlap

@@ -1,0 +1,402 @@
+"""The event loop. Compiled.
+
+`advance` plays the world to the next decision and fills its candidate table, `act` takes a row of
+it, `run` does both with a policy until the end. `branch` copies a simulation: two copies that take
+different rows meet the same arrivals, links and luck from there on.
+
+Ties: what the scenario dictates (failures, link changes) comes before events, events in the order
+in which they were made, arrivals last.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numba
+import numpy as np
+from numba import types
+
+from edgewise.compiled import inner, jit
+from edgewise.fleet.belief import on_request
+from edgewise.fleet.commit import commit
+from edgewise.fleet.layout import Array, Belief
+from edgewise.fleet.table import C_ACCURACY, R_ACCURACY, Table, best_row, new_table, observe
+from edgewise.policy.base import Describe, Kernel, Learn
+from edgewise.sim.heaps import index_of, kind_of, pop
+from edgewise.sim.layout import (
+    ALTERNATIVES,
+    CONSTANTS,
+    DONE,
+    E_COMMAND,
+    E_DELIVERED,
+    E_FAILED,
+    E_FINISH,
+    E_JOINED,
+    E_LEFT,
+    E_LINK,
+    E_METADATA,
+    E_OUTCOME,
+    E_REPORT,
+    E_REPORTED,
+    E_SWEEP,
+    E_UPLOADED,
+    OPEN,
+    REASON_HORIZON,
+    REASON_NO_SERVICE,
+    REASON_NONE_UP,
+    REASON_PRICE,
+    S_LINK_CHANGE,
+    S_SERVER_DOWN,
+    Reports,
+    Sim,
+    World,
+)
+from edgewise.sim.links import bring_up
+from edgewise.sim.reports import (
+    look,
+    on_ended,
+    on_joined,
+    on_left,
+    on_reported,
+    restart,
+    stop,
+    sweep,
+    view,
+)
+from edgewise.sim.requests import later, lose, open_slot, release, turn_away
+from edgewise.sim.routes import (
+    on_command,
+    on_delivered,
+    on_failed,
+    on_finish,
+    on_link,
+    on_uploaded,
+    reschedule,
+    upload,
+)
+
+
+@jit
+def advance(sim: Sim) -> int:
+    """Play on to the next decision; returns the number of its request, −1 at the end.
+
+    The table of `sim` is then filled, and `sim.world.clock["now"]` is the moment of the decision.
+    """
+    clock = sim.world.clock[0]
+    while True:
+        arrival = (
+            sim.world.requests[clock.next].time
+            if clock.next < sim.world.requests.size
+            else math.inf
+        )
+        if arrival == math.inf and clock.open == 0:
+            return -1
+        event = sim.world.events[0].time if clock.events > 0 else math.inf
+        line = sim.script[clock.line].time if clock.line < sim.script.size else math.inf
+        now = min(arrival, event, line)
+        if now > clock.horizon:
+            for i in range(clock.used):
+                if sim.world.slots[i].stage == OPEN:
+                    lose(sim.world, i, REASON_HORIZON, clock.horizon)
+            return -1
+        clock.now = now
+        if line == now:
+            change_world(sim, now)
+            continue
+        if event > now:
+            r = clock.next
+            clock.next = r + 1
+            if sim.world.servers[sim.world.requests[r].ingress].up == 0:
+                turn_away(sim.world, r)
+                continue
+            i = open_slot(sim.world, r)
+            if i < 0:
+                clock.overflow = 1
+                return -1
+            upload(sim.world, i, now)
+            continue
+        clock.processed += 1
+        code = pop(sim.world.events, sim.world.clock)
+        kind = kind_of(code)
+        index = index_of(code)
+        if kind == E_METADATA:
+            if sim.world.slots[index].stage != DONE:
+                ask(sim, index, now)
+                request: int = sim.world.slots[index].request
+                return request
+            release(sim.world, index)
+        elif kind == E_LINK:
+            on_link(sim.world, index, now)
+        elif kind == E_FINISH:
+            on_finish(sim.world, index, now)
+        elif kind == E_REPORT:
+            look(sim.world, sim.reports, index, now)
+        elif kind == E_REPORTED:
+            on_reported(sim.world, sim.reports, sim.beliefs, index, now)
+        elif kind == E_SWEEP:
+            sweep(sim.world, sim.beliefs, now)
+        elif kind == E_LEFT:
+            on_left(sim.world, sim.beliefs, index)
+        elif kind == E_JOINED:
+            on_joined(sim.world, sim.beliefs, index, now)
+        else:
+            if kind == E_COMMAND:
+                on_command(sim.world, index, now)
+            elif kind == E_UPLOADED:
+                on_uploaded(sim.world, index, now)
+            elif kind == E_DELIVERED:
+                on_delivered(sim.world, index, now)
+            elif kind == E_OUTCOME:
+                on_ended(sim.world, sim.beliefs, index, now)
+            elif kind == E_FAILED:
+                on_failed(sim.world, index, now)
+            release(sim.world, index)
+
+
+@inner
+def ask(sim: Sim, i: int, now: float) -> None:
+    """The metadata of slot `i` is at its balancer, which looks at what it believes."""
+    clock = sim.world.clock[0]
+    slot = sim.world.slots[i]
+    clock.current = i
+    belief = view(sim.beliefs, slot.balancer)
+    on_request(belief, slot.ingress, now)
+    observe(
+        belief,
+        sim.table,
+        now,
+        slot.ingress,
+        slot.sent,
+        sim.world.requests[slot.request].deadline,
+        slot.demanded,
+        slot.payload,
+        math.nan,
+        clock.grace,
+        clock.accuracy_weight,
+    )
+
+
+@jit
+def act(sim: Sim, row: int, probability: float) -> None:
+    """Decide the request that `advance` stopped at by a row of its table; the last one sheds.
+
+    `probability` is the one with which the row was drawn, for the record. The row must be
+    admissible.
+    """
+    clock = sim.world.clock[0]
+    now = clock.now
+    i = clock.current
+    slot = sim.world.slots[i]
+    clock.current = -1
+    clock.decisions += 1
+    command, dispatch, rif = commit(
+        view(sim.beliefs, slot.balancer), sim.table, row, now, slot.deadline
+    )
+    slot.row = row
+    slot.probability = probability
+    slot.decided = now
+    slot.command = command
+    slot.dispatch = dispatch
+    slot.rif = rif
+    if row == sim.table.mask.size - 1:
+        slot.reason = why_shed(sim)
+    else:
+        slot.service = row // 2
+        slot.form = row % 2
+        slot.server = sim.world.services[row // 2].server
+        slot.picked = slot.server
+        slot.life = sim.world.servers[slot.server].known_life
+    later(sim.world, i, now + clock.control_delay, E_COMMAND)
+    release(sim.world, i)  # the metadata's
+
+
+@inner
+def why_shed(sim: Sim) -> int:
+    """As `policy.base.decision` says it."""
+    table = sim.table
+    good = False
+    for r in range(table.mask.size - 1):
+        if table.mask[r] != 0:
+            return REASON_PRICE
+        if table.rows[r, R_ACCURACY] >= table.context[C_ACCURACY]:
+            good = True
+    return REASON_NONE_UP if good else REASON_NO_SERVICE
+
+
+@inner
+def rank(sim: Sim, row: int) -> None:
+    """Keep the rows that scored next to `row` as alternatives."""
+    slot = sim.world.slots[sim.world.clock[0].current]
+    table = sim.table
+    shed = table.mask.size - 1
+    last = table.scores[row]
+    before = row
+    for a in range(ALTERNATIVES):
+        best = -1
+        for r in range(shed):
+            if table.mask[r] == 0 or r == row or table.scores[r] < table.scores[shed]:
+                continue
+            score = table.scores[r]
+            if score == -math.inf or score > last or (score == last and r <= before):
+                continue
+            if best < 0 or score > table.scores[best]:
+                best = r
+        slot.alternatives[a] = best
+        if best < 0:
+            return
+        last = table.scores[best]
+        before = best
+
+
+@inner
+def change_world(sim: Sim, now: float) -> None:
+    """The next line of the script."""
+    clock = sim.world.clock[0]
+    line = sim.script[clock.line]
+    clock.line += 1
+    if line.kind == S_LINK_CHANGE:
+        link = sim.world.links[line.index]
+        bring_up(sim.world.links, sim.world.numbers, line.index, now, clock.fifo_links != 0)
+        if line.rated != 0:
+            link.mode = line.mode
+            link.rate = line.rate
+        if line.delay == line.delay:
+            link.delay = line.delay
+        if line.jitter == line.jitter:
+            link.jitter = line.jitter
+        if line.loss == line.loss:
+            link.loss = line.loss
+        reschedule(sim.world, line.index)
+    elif line.kind == S_SERVER_DOWN:
+        stop(sim.world, line.index, now)
+    else:
+        restart(sim.world, line.index, now)
+
+
+@jit
+def run(sim: Sim, kernel: Any, params: Array, memory: Array, draws: Array, decisions: int) -> int:
+    """Let a policy's `compiled` kernel decide until the end, or for so many decisions (−1: all).
+
+    `memory` (B, n) and `draws` (B, 1) are each balancer's own. Returns how many were decided.
+    """
+    shed = sim.table.mask.size - 1
+    done = 0
+    while done != decisions and advance(sim) >= 0:
+        b = sim.world.slots[sim.world.clock[0].current].balancer
+        sim.table.scores[shed] = -math.inf
+        probability = kernel(sim.table, params, memory[b], draws[b])
+        row = best_row(sim.table)
+        if sim.world.clock[0].can_fail != 0:
+            rank(sim, row)
+        act(sim, row, probability)
+        done += 1
+    return done
+
+
+@jit
+def run_learning(
+    sim: Sim,
+    kernel: Any,
+    describe: Any,
+    learn: Any,
+    params: Array,
+    memory: Array,
+    draws: Array,
+    features: Array,
+    decisions: int,
+) -> int:
+    """As `run`, for a policy that learns on line; `features` (M, n) are kept with the slots.
+
+    What it learns from becomes known when the balancer hears how a request ended, and it has
+    learned from all of that before its next decision.
+    """
+    world = sim.world
+    clock = world.clock[0]
+    shed = sim.table.mask.size - 1
+    clock.learning = 1
+    done = 0
+    while done != decisions:
+        going = advance(sim)
+        while clock.learn_head >= 0:
+            j: int = clock.learn_head
+            slot = world.slots[j]
+            clock.learn_head = slot.next
+            if clock.learn_head < 0:
+                clock.learn_tail = -1
+            learn(params, memory[slot.balancer], features[j], slot.utility)
+            release(world, j)
+        if going < 0:
+            return done
+        i: int = clock.current
+        b = world.slots[i].balancer
+        sim.table.scores[shed] = -math.inf
+        probability = kernel(sim.table, params, memory[b], draws[b])
+        row = best_row(sim.table)
+        describe(sim.table, row, features[i])
+        if clock.can_fail != 0:
+            rank(sim, row)
+        act(sim, row, probability)
+        done += 1
+    return done
+
+
+def compiled(kernel: Kernel) -> Any:
+    """A policy's kernel as `run` takes it.
+
+    It is passed as a pointer, so that the event loop is compiled once for all policies.
+    """
+    return _pointer(kernel, types.float64, _TABLE, _FLOATS, _FLOATS, types.uint64[::1])
+
+
+def compiled_learner(describe: Describe, learn: Learn) -> tuple[Any, Any]:
+    """The other two kernels of a policy that learns, for `run_learning`."""
+    return (
+        _pointer(describe, types.void, _TABLE, types.int64, _FLOATS),
+        _pointer(learn, types.void, _FLOATS, _FLOATS, _FLOATS, types.float64),
+    )
+
+
+_TABLE = numba.typeof(new_table(1, 1))
+_FLOATS = types.float64[::1]
+_pointers: dict[Any, Any] = {}
+
+
+def _pointer(kernel: Any, result: Any, *arguments: Any) -> Any:
+    found = _pointers.get(kernel)
+    if found is None:
+        plain = getattr(kernel, "py_func", kernel)
+        compile_it = numba.cfunc(result(*arguments), cache=True, error_model="numpy")
+        found = _pointers.setdefault(kernel, compile_it(plain))
+    return found
+
+
+def branch(sim: Sim) -> Sim:
+    """A copy that goes its own way from here, on the same luck.
+
+    What never changes is shared. Simulations that keep no results (`Options.store`) are small to
+    copy; a result array is as long as the trace.
+    """
+    return Sim(
+        world=World(**_copies(sim.world)),
+        script=sim.script,
+        reports=Reports(**_copies(sim.reports)),
+        beliefs=Belief(**_copies(sim.beliefs)),
+        table=Table(**_copies(sim.table)),
+    )
+
+
+def rejoin(target: Sim, source: Sim) -> None:
+    """Set `target`, a branch of the same simulation, to the state of `source`; allocates nothing."""
+    for to, of in zip(target, source, strict=True):
+        if isinstance(to, tuple):
+            for name, array in of._asdict().items():
+                if name not in CONSTANTS:
+                    np.copyto(getattr(to, name), array)
+
+
+def _copies(arrays: World | Reports | Belief | Table) -> dict[str, Array]:
+    return {
+        name: array if name in CONSTANTS else array.copy()
+        for name, array in arrays._asdict().items()
+    }

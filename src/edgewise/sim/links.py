@@ -1,0 +1,202 @@
+"""Links of the simulation: equal sharing, exact by virtual time. Compiled.
+
+Theory of operation
+-------------------
+A link's virtual time is `served`: the bytes that a flow present throughout the busy period has sent
+so far. While n flows share capacity C(t) equally, it grows by dC / n. A flow of z bytes that joins
+at virtual time v is across when virtual time reaches its *tag* v + z, whoever comes and goes
+meanwhile; so the flows wait in a heap of tags, and only the first one needs an event (Parekh and
+Gallager, IEEE/ACM Trans. Networking 1(3), 1993, for packets; here bytes are infinitely divisible).
+When is that? When C has grown by (tag − v) · n: the inverse of the capacity, so traces and outages
+in mid-transfer are exact too.
+
+In FIFO mode virtual time counts the bytes of the whole link and a flow's tag follows the last one's.
+
+The event under way may be too early, for flows that joined later make it so: then it only looks,
+and goes on. It is never too late.
+
+What comes on top of crossing: propagation delay; jitter, of which a transfer sees the largest of
+its 16 KiB chunks' draws; loss, which holds a transfer up by the worst of its packets' repetitions
+(`network.link`). Their luck is hashed from the request and the link, not drawn in order.
+"""
+
+from __future__ import annotations
+
+import math
+
+from edgewise.compiled import inner
+from edgewise.fleet.layout import Array
+from edgewise.network.capacity import bytes_between, time_to_send
+from edgewise.network.link import PACKET_BYTES, STALL_S
+from edgewise.sim.heaps import insert, push, remove_root
+from edgewise.sim.layout import CONSTANT, CURVE, E_LINK, UNLIMITED
+from edgewise.sim.luck import luck
+
+SAME_BYTES = 1e-6
+"""What is left of a transfer and less than this is rounding."""
+CHUNK_BYTES = 16384
+"""What the relay sends at a time, each with a jitter of its own."""
+LUCK_JITTER, LUCK_LOSS = 101, 102
+
+
+@inner
+def capacity(link: Array, numbers: Array, since: float, until: float) -> float:
+    """Bytes that a link can carry from `since` to `until`; not for unlimited ones."""
+    if link.mode == CONSTANT and link.outage_count == 0:
+        carried: float = link.rate * (until - since)
+        return carried
+    if link.mode == UNLIMITED:
+        return 0.0
+    n = link.curve_count
+    a = link.curve_at
+    o = link.outage_at
+    if link.mode == CONSTANT:
+        carried = link.rate * (until - since)
+        for k in range(link.outage_count):
+            begin = max(since, numbers[o + 2 * k])
+            end = min(until, numbers[o + 2 * k + 1])
+            if end > begin:
+                carried -= link.rate * (end - begin)
+        return carried
+    return bytes_between(
+        numbers[a : a + n],
+        numbers[a + n : a + 2 * n],
+        link.curve_period,
+        numbers[o : o + 2 * link.outage_count].reshape(-1, 2),
+        since,
+        until,
+    )
+
+
+@inner
+def across(link: Array, numbers: Array, now: float, size: float) -> float:
+    """When `size` bytes, alone from `now` on, are across; inf = never."""
+    t = now
+    if link.mode == CURVE:
+        n = link.curve_count
+        a = link.curve_at
+        o = link.outage_at
+        return time_to_send(
+            numbers[a : a + n],
+            numbers[a + n : a + 2 * n],
+            link.curve_period,
+            numbers[o : o + 2 * link.outage_count].reshape(-1, 2),
+            now,
+            size,
+        )
+    left = 0.0 if link.mode == UNLIMITED else size / link.rate if size > 0.0 else 0.0
+    for k in range(link.outage_count):
+        begin = numbers[link.outage_at + 2 * k]
+        end = numbers[link.outage_at + 2 * k + 1]
+        if end <= t:
+            continue
+        if t + left <= begin:
+            break
+        left -= max(0.0, begin - t)
+        t = end
+    return t + left
+
+
+@inner
+def bring_up(links: Array, numbers: Array, l: int, now: float, fifo: bool) -> None:
+    """Bring a link's virtual time to `now`."""
+    link = links[l]
+    flows = link.flows
+    if flows > 0 and now > link.at:
+        carried = capacity(link, numbers, link.at, now)
+        link.served += carried if fifo else carried / flows
+        link.area += flows * (now - link.at)
+        link.bytes += carried
+    link.at = now
+
+
+@inner
+def schedule(
+    links: Array, nodes: Array, numbers: Array, events: Array, clock: Array, l: int, fifo: bool
+) -> None:
+    """See that an event comes no later than the first flow is across."""
+    link = links[l]
+    if link.root < 0:
+        return
+    share = 1 if fifo else link.flows
+    left = max(0.0, nodes[link.root].key - link.served) * share
+    t = across(link, numbers, link.at, left)
+    if t < link.scheduled:
+        link.scheduled = t
+        push(events, clock, t, E_LINK, l)
+
+
+@inner
+def join(
+    links: Array,
+    nodes: Array,
+    numbers: Array,
+    events: Array,
+    clock: Array,
+    l: int,
+    node: int,
+    size: float,
+    now: float,
+) -> float:
+    """Let a flow of `size` bytes join link `l`; returns its `area` so far, to measure sharing by."""
+    link = links[l]
+    fifo = clock[0].fifo_links != 0
+    bring_up(links, numbers, l, now, fifo)
+    if link.flows == 0:  # a new busy period: nothing refers to the old virtual time
+        link.served = 0.0
+        link.last_tag = 0.0
+        link.tags = 0.0
+    tag = size + (max(link.served, link.last_tag) if fifo else link.served)
+    link.last_tag = tag
+    link.tags += tag
+    link.flows += 1
+    link.root = insert(nodes, link.root, node, tag, clock[0].sequence)
+    schedule(links, nodes, numbers, events, clock, l, fifo)
+    area: float = link.area
+    return area
+
+
+@inner
+def leave(links: Array, nodes: Array, numbers: Array, clock: Array, l: int, now: float) -> int:
+    """The node of a flow that is across by `now`, taken out; −1 if none is."""
+    link = links[l]
+    fifo = clock[0].fifo_links != 0
+    bring_up(links, numbers, l, now, fifo)
+    root: int = link.root
+    if root < 0:
+        return -1
+    share = 1 if fifo else link.flows
+    left = max(0.0, nodes[root].key - link.served) * share
+    # A time is only so fine: where the rest would take no time at all, it is across.
+    if left > SAME_BYTES and across(link, numbers, now, left) > now:
+        return -1
+    link.tags -= nodes[root].key
+    link.root = remove_root(nodes, root)
+    link.flows -= 1
+    return root
+
+
+@inner
+def backlog(link: Array, fifo: bool) -> float:
+    """Bytes of a link's flows that are not across, as of its `at`."""
+    if link.flows == 0:
+        return 0.0
+    left: float = link.last_tag - link.served if fifo else link.tags - link.flows * link.served
+    return max(0.0, left)
+
+
+@inner
+def lag(link: Array, seed: int, request: int, l: int, size: float) -> float:
+    """s after a transfer is across until it is in: delay, jitter and stalls; inf = reset."""
+    extra: float = link.delay
+    if link.jitter > 0.0:
+        chunks = math.ceil(max(1.0, size / CHUNK_BYTES))
+        extra += link.jitter * luck(seed, request, l, LUCK_JITTER) ** (1.0 / chunks)
+    if link.loss > 0.0 and size > 0.0:
+        packets = math.ceil(size / PACKET_BYTES)
+        worst = 1.0 - luck(seed, request, l, LUCK_LOSS) ** (1.0 / packets)
+        if worst < link.loss:
+            if link.resets != 0:
+                return math.inf
+            extra += STALL_S * (math.ceil(math.log(max(worst, 1e-16)) / math.log(link.loss)) - 1)
+    return extra

@@ -1,0 +1,410 @@
+"""What servers say of themselves and the balancers hear; servers that stop and come back. Compiled.
+
+A report is true for the moment it is made, carries what `domain.Report` carries, and reaches every
+balancer after the report delay. It is applied as `fleet.tracker.Tracker.on_report` does.
+"""
+
+from __future__ import annotations
+
+import math
+
+from edgewise.compiled import inner
+from edgewise.fleet.belief import (
+    drain_link,
+    on_answer,
+    on_outcome,
+    on_peer_report,
+    on_report,
+    on_service_report,
+    reset_server,
+    restore_sends,
+)
+from edgewise.fleet.layout import QUEUE_MAX, Belief
+from edgewise.fleet.table import link_rate
+from edgewise.fleet.tracker import FORGET_AFTER, RATE_MAX, RATE_MIN
+from edgewise.sim.heaps import push, remove_root
+from edgewise.sim.layout import (
+    DONE,
+    E_FAILED,
+    E_JOINED,
+    E_LEFT,
+    E_REPORT,
+    E_REPORTED,
+    E_SWEEP,
+    FREE,
+    OPEN,
+    REASON_INGRESS_DOWN,
+    REASON_SERVER_DOWN,
+    UNLIMITED,
+    Reports,
+    World,
+)
+from edgewise.sim.links import backlog, bring_up, capacity
+from edgewise.sim.requests import hold, later, lose, release
+from edgewise.sim.routes import reschedule
+from edgewise.sim.servers import account
+
+UTILISATION_MEMORY = 1.0
+"""s; `domain.Report.utilisation` is over about a second."""
+
+
+@inner
+def view(beliefs: Belief, b: int) -> Belief:
+    """What balancer `b` believes."""
+    return Belief(
+        beliefs.servers[b],
+        beliefs.services[b],
+        beliefs.first[b],
+        beliefs.links[b],
+        beliefs.path[b],
+        beliefs.free[b],
+        beliefs.jobs[b],
+        beliefs.flights[b],
+        beliefs.sends[b],
+        beliefs.edf[b],
+    )
+
+
+@inner
+def look_at_link(world: World, reports: Reports, p: int, j: int, l: int, now: float) -> None:
+    """Bytes and flows of link `l` into report `p`."""
+    fifo = world.clock[0].fifo_links != 0
+    bring_up(world.links, world.numbers, l, now, fifo)
+    out = reports.links[p, j]
+    link = world.links[l]
+    out.flows = link.flows
+    out.backlog = backlog(link, fifo)
+    out.rate = math.nan
+    out.rate_at = math.nan
+    if world.clock[0].links_given != 0:
+        rate = RATE_MAX
+        if link.mode != UNLIMITED:
+            rate = capacity(link, world.numbers, now, now + 1e-6) * 1e6
+        out.rate = min(max(rate, RATE_MIN), RATE_MAX)
+        out.rate_at = now
+
+
+@inner
+def look(world: World, reports: Reports, s: int, now: float) -> None:
+    """Server `s` reports."""
+    clock = world.clock[0]
+    server = world.servers[s]
+    if server.up == 0:
+        return  # begins again when it is back
+    push(world.events, world.clock, now + clock.period, E_REPORT, s)
+    p: int = clock.free_report
+    if p < 0:
+        return  # cannot be: there are as many as can be under way
+    report = reports.heads[p]
+    clock.free_report = report.next
+    report.server = s
+    report.life = server.life
+    report.at = now
+
+    account(world, s, now, 0)
+    span = now - server.reported_at
+    if span > 0.0:
+        share = (server.busy_area - server.reported_area) / (server.workers * span)
+        keep = math.exp(-span / UTILISATION_MEMORY)
+        server.utilisation = min(1.0, keep * server.utilisation + (1.0 - keep) * share)
+        server.reported_at = now
+        server.reported_area = server.busy_area
+    report.utilisation = server.utilisation
+
+    n = 0
+    for w in range(server.first_worker, server.first_worker + server.workers):
+        if world.workers[w].slot >= 0:
+            reports.running[p, n] = max(0.0, world.workers[w].expected - now)
+            n += 1
+    report.running = n
+    n = 0
+    i: int = server.head
+    while i >= 0:
+        slot = world.slots[i]
+        if slot.stage != DONE:
+            if n < QUEUE_MAX:
+                reports.jobs[0, p, n] = slot.deadline
+                reports.jobs[1, p, n] = slot.work
+                n += 1
+            else:  # folded, as `fleet.belief.add_job` does
+                reports.jobs[1, p, n - 1] += slot.work
+        i = slot.after
+    report.queued = n
+    report.prepare_backlog = server.prepare_waiting
+    if clock.prepare_own != 0:
+        core = world.workers[world.workers.size - world.servers.size + s]
+        if core.slot >= 0:
+            report.prepare_backlog += max(0.0, core.expected - now)
+    for k in range(server.first_service, server.end_service):
+        out = reports.services[p, k - server.first_service]
+        out.service_time = world.services[k].service_time
+        out.batch = world.services[k].batch
+        out.served = world.services[k].served
+    for b in range(clock.balancers):
+        reports.seen[p, b] = world.seen[b, s]
+    look_at_links(world, reports, s, p, now)
+    push(world.events, world.clock, now + clock.report_delay, E_REPORTED, p)
+
+
+@inner
+def look_at_links(world: World, reports: Reports, s: int, p: int, now: float) -> None:
+    """The links that server `s` sends on, and its clients', into report `p`."""
+    clock = world.clock[0]
+    look_at_link(world, reports, p, 0, s, now)
+    access = reports.links[p, 0]
+    if clock.links_given == 0:
+        access.rate = world.links[s].measured
+        access.rate_at = world.links[s].measured_at
+    # A node cannot time its clients; an emulator knows.
+    access.rtt = 2.0 * world.links[s].delay if clock.links_given != 0 else math.nan
+    count = clock.servers
+    if clock.uplink == 0:
+        for d in range(count):
+            if d != s:
+                look_at_link(world, reports, p, 1 + d, world.path[s, d], now)
+                out = reports.links[p, 1 + d]
+                if clock.links_given == 0:
+                    out.rate = world.pairs[s, d].rate
+                    out.rate_at = world.pairs[s, d].at
+                out.rtt = world.links[world.path[s, d]].delay + world.links[world.path[d, s]].delay
+    elif count > 1:
+        # One entry for all peers says what one for each would: the measurement is the uplink's, the
+        # last round trip stays, bytes and flows add up (`fleet.belief.on_peer_report`).
+        other = count - 1 if s != count - 1 else count - 2
+        l = world.path[s, other]
+        look_at_link(world, reports, p, 1, l, now)
+        out = reports.links[p, 1]
+        out.rtt = world.links[l].delay + world.links[world.path[other, s]].delay
+        if clock.links_given == 0:
+            out.rate = world.pairs[s, s].rate
+            out.rate_at = world.pairs[s, s].at
+
+
+@inner
+def on_reported(world: World, reports: Reports, beliefs: Belief, p: int, now: float) -> None:
+    """Report `p` reaches the balancers."""
+    clock = world.clock[0]
+    report = reports.heads[p]
+    s = report.server
+    server = world.servers[s]
+    if report.life == server.known_life:
+        for b in range(clock.balancers):
+            take_in(world, reports, view(beliefs, b), b, p, s, now)
+    report.next = clock.free_report
+    clock.free_report = p
+
+
+@inner
+def take_in(
+    world: World, reports: Reports, belief: Belief, b: int, p: int, s: int, now: float
+) -> None:
+    """`Tracker.on_report`."""
+    clock = world.clock[0]
+    report = reports.heads[p]
+    seen = reports.seen[p, b]
+    used = on_report(
+        belief,
+        s,
+        report.at,
+        now,
+        reports.running[p, : report.running],
+        reports.jobs[0, p, : report.queued],
+        reports.jobs[1, p, : report.queued],
+        report.prepare_backlog,
+        report.utilisation,
+        0.0,
+        seen.commands,
+        seen.low,
+        seen.bits,
+    )
+    if not used:
+        return
+    server = world.servers[s]
+    for k in range(server.first_service, server.end_service):
+        ran = reports.services[p, k - server.first_service]
+        if ran.served > 0:
+            on_service_report(belief, k, ran.service_time, ran.batch)
+    for j in range(reports.links.shape[1]):
+        l = s
+        if j > 0:
+            if clock.servers == 1:
+                break
+            other = j - 1
+            if clock.uplink != 0:
+                other = clock.servers - 1 if s != clock.servers - 1 else clock.servers - 2
+            if other == s:
+                continue
+            l = world.path[s, other]
+        link = reports.links[p, j]
+        waiting, flows = link.backlog, link.flows
+        if clock.links_given != 0:  # `Tracker.on_link`
+            drain_link(belief, l, now, link_rate(belief, l))
+            waiting = max(waiting, belief.links[l].backlog)
+            flows = max(1.0, belief.links[l].flows)
+        at = report.at if clock.links_given == 0 else now
+        on_peer_report(belief, l, at, link.rate, link.rate_at, link.rtt, waiting, flows, True)
+    if clock.links_given == 0:
+        restore_sends(belief, s)
+
+
+@inner
+def close(world: World, belief: Belief, i: int, failed: bool, now: float) -> None:
+    """`Tracker._close`."""
+    slot = world.slots[i]
+    on_outcome(belief, slot.picked, slot.dispatch, failed)
+    response = now - slot.decided
+    if failed:
+        worthless = slot.sent + 2.0 * (slot.deadline - slot.sent)
+        response = max(response, worthless - slot.decided)
+    on_answer(belief, slot.picked, now, response, slot.rif, failed)
+
+
+@inner
+def to_learn(world: World, i: int) -> None:
+    """Keep slot `i` until the policy has learned from it."""
+    clock = world.clock[0]
+    hold(world, i)
+    world.slots[i].next = -1
+    if clock.learn_tail >= 0:
+        world.slots[clock.learn_tail].next = i
+    else:
+        clock.learn_head = i
+    clock.learn_tail = i
+
+
+@inner
+def on_ended(world: World, beliefs: Belief, i: int, now: float) -> None:
+    """The balancer hears how slot `i`'s request ended."""
+    slot = world.slots[i]
+    if world.clock[0].learning != 0:
+        to_learn(world, i)
+    if slot.picked < 0 or slot.life != world.servers[slot.picked].known_life:
+        return  # shed; or its server has begun a new life, or the dispatch was written off
+    served_there = slot.finished < math.inf and slot.server == slot.picked
+    close(world, view(beliefs, slot.balancer), i, not served_there, now)
+
+
+@inner
+def sweep(world: World, beliefs: Belief, now: float) -> None:
+    """`Tracker.forget`: once a second."""
+    for i in range(world.clock[0].used):
+        slot = world.slots[i]
+        if slot.stage == OPEN and slot.picked >= 0:
+            give_up = slot.sent + 2.0 * (slot.deadline - slot.sent) + FORGET_AFTER
+            if give_up < now and slot.life == world.servers[slot.picked].known_life:
+                close(world, view(beliefs, slot.balancer), i, True, now)
+                slot.life = -1
+    push(world.events, world.clock, now + 1.0, E_SWEEP, 0)
+
+
+# -- servers that stop ---------------------------------------------------------------------------
+
+
+@inner
+def stop(world: World, s: int, now: float) -> None:
+    """Server `s` dies with all it has. Its clients' requests are lost, others' ingresses learn."""
+    clock = world.clock[0]
+    server = world.servers[s]
+    if server.up == 0:
+        return
+    account(world, s, now, -server.busy)
+    server.up = 0
+    server.life += 1
+    slots = world.slots.size
+    for l in range(world.links.size):
+        if world.links[l].source == s:
+            bring_up(world.links, world.numbers, l, now, clock.fifo_links != 0)
+            while world.links[l].root >= 0:
+                node = world.links[l].root
+                world.links[l].root = remove_root(world.nodes, node)
+                release(world, node if node < slots else node - slots)
+            world.links[l].flows = 0
+            world.links[l].tags = 0.0
+            reschedule(world, l)
+    for i in range(clock.used):
+        slot = world.slots[i]
+        if slot.stage == FREE:
+            continue
+        if slot.stage == OPEN and slot.ingress == s:
+            lose(world, i, REASON_INGRESS_DOWN, now)
+        elif slot.stage == OPEN and slot.at == s:
+            slot.reason = REASON_SERVER_DOWN
+            later(world, i, now + world.links[world.path[s, slot.ingress]].delay, E_FAILED)
+    clear_server(world, s)
+    push(world.events, world.clock, now + clock.control_delay, E_LEFT, s)
+
+
+@inner
+def clear_server(world: World, s: int) -> None:
+    """Empty its workers and queues. Their requests have been told already."""
+    server = world.servers[s]
+    own = world.workers.size - world.servers.size + s
+    server.idle = -1
+    for n in range(server.workers + 1):
+        w = server.first_worker + n if n < server.workers else own
+        worker = world.workers[w]
+        i: int = worker.slot
+        while i >= 0:
+            after: int = world.slots[i].next if worker.preparing == 0 else -1
+            world.slots[i].at = -1
+            release(world, i)
+            i = after
+        worker.slot = -1
+        if n < server.workers:
+            worker.next = server.idle
+            server.idle = w
+    i = server.head
+    while i >= 0:
+        after = world.slots[i].after
+        world.slots[i].at = -1
+        release(world, i)
+        i = after
+    i = server.prepare_head
+    while i >= 0:
+        after = world.slots[i].next
+        release(world, i)
+        i = after
+    for k in range(server.first_service, server.end_service):
+        world.services[k].queue = -1
+        world.services[k].served = 0
+    server.head = -1
+    server.tail = -1
+    server.waiting = 0
+    server.prepare_head = -1
+    server.prepare_tail = -1
+    server.prepare_waiting = 0.0
+
+
+@inner
+def restart(world: World, s: int, now: float) -> None:
+    """Server `s` is back, empty."""
+    server = world.servers[s]
+    if server.up != 0:
+        return
+    server.up = 1
+    server.busy_at = now
+    server.reported_at = now
+    server.reported_area = server.busy_area
+    server.utilisation = 0.0
+    for b in range(world.clock[0].balancers):
+        world.seen[b, s].commands = 0
+        world.seen[b, s].low = 0
+        world.seen[b, s].bits = 0
+    push(world.events, world.clock, now + world.clock[0].control_delay, E_JOINED, s)
+    push(world.events, world.clock, now, E_REPORT, s)
+
+
+@inner
+def on_left(world: World, beliefs: Belief, s: int) -> None:
+    """`Tracker.disconnect`."""
+    for b in range(world.clock[0].balancers):
+        beliefs.servers[b, s].connected = 0.0
+
+
+@inner
+def on_joined(world: World, beliefs: Belief, s: int, now: float) -> None:
+    """`Tracker.connect`."""
+    world.servers[s].known_life = world.servers[s].life
+    for b in range(world.clock[0].balancers):
+        reset_server(view(beliefs, b), s, now)
+        beliefs.servers[b, s].connected = 1.0

@@ -1,0 +1,344 @@
+"""How a request gets from its client to the server that runs it, and what a link does. Compiled.
+
+The photo streams up to the ingress from the moment of sending. On the command the ingress
+
+- runs it, once the body is in;
+- or sends the original on as it comes (cut-through). The transfer takes its share of the link from
+  the command on, and the body is in at the far end a propagation delay after the later of *the
+  link is through with it* and *the upload was in*: a transfer that waits for its source keeps its
+  share, and what the source sends last takes no time of the link any more. This is what
+  `fleet.table` predicts; real chunks would add one chunk's time;
+- or, once the body is in, has it made model-ready and sends that.
+
+A failed dispatch comes back to the ingress, which tries the alternatives, then itself, then says
+that it failed.
+"""
+
+from __future__ import annotations
+
+import math
+
+from edgewise.compiled import inner
+from edgewise.fleet.measure import smooth_rate
+from edgewise.sim.layout import (
+    ALTERNATIVES,
+    DONE,
+    E_DELIVERED,
+    E_FAILED,
+    E_UPLOADED,
+    FAILED,
+    REASON_NONE,
+    REASON_RESET,
+    REASON_SERVER_DOWN,
+    SERVED,
+    SHED,
+    UNLIMITED,
+    World,
+)
+from edgewise.sim.links import join, lag, leave, schedule
+from edgewise.sim.requests import READY, answer, end, hold, later, release, tell
+from edgewise.sim.servers import (
+    arrive,
+    convert,
+    measured,
+    next_conversion,
+    next_work,
+    prepare,
+)
+
+
+@inner
+def upload(world: World, i: int, now: float) -> None:
+    """The client begins to send the photo of slot `i`."""
+    slot = world.slots[i]
+    hold(world, i)
+    slot.upload_area = join(
+        world.links,
+        world.nodes,
+        world.numbers,
+        world.events,
+        world.clock,
+        slot.ingress,
+        i,
+        slot.payload,
+        now,
+    )
+
+
+@inner
+def transfer(world: World, i: int, size: float, now: float) -> None:
+    """The ingress begins to send `size` bytes of slot `i` to the server that is to run it."""
+    slot = world.slots[i]
+    target = world.servers[slot.server]
+    link = world.path[slot.ingress, slot.server]
+    slot.size = size
+    slot.send_began = now
+    slot.crossed = math.inf
+    slot.destination_life = target.life
+    if target.up == 0:  # nobody takes the connection: known after a round trip
+        slot.reason = REASON_SERVER_DOWN
+        back = world.links[world.path[slot.server, slot.ingress]].delay
+        later(world, i, now + world.links[link].delay + back, E_FAILED)
+        return
+    hold(world, i)
+    slot.send_area = join(
+        world.links,
+        world.nodes,
+        world.numbers,
+        world.events,
+        world.clock,
+        link,
+        world.slots.size + i,
+        size,
+        now,
+    )
+
+
+@inner
+def route(world: World, i: int, now: float) -> None:
+    """The ingress has command and server of slot `i`, and perhaps the body: what can be done?"""
+    slot = world.slots[i]
+    if slot.server == slot.ingress:
+        if slot.uploaded <= now:
+            arrive(world, slot.server, i, now)
+    elif slot.form != READY:
+        transfer(world, i, slot.payload, now)
+    elif slot.uploaded <= now:
+        prepare(world, i, now)
+
+
+@inner
+def on_command(world: World, i: int, now: float) -> None:
+    slot = world.slots[i]
+    if slot.stage == DONE:
+        return
+    seen = world.seen[slot.balancer, slot.ingress]
+    seen.commands = max(seen.commands, slot.command)
+    slot.commanded = now
+    if slot.picked < 0:
+        end(world, i, SHED, slot.reason, now)
+        tell(world, i, now + world.clock[0].control_delay)
+        return
+    route(world, i, now)
+
+
+@inner
+def on_uploaded(world: World, i: int, now: float) -> None:
+    slot = world.slots[i]
+    s = slot.ingress
+    link = world.links[s]
+    if slot.stage == DONE and world.servers[s].up == 0:
+        return
+    slot.uploaded = now
+    seconds = slot.sent_whole - slot.sent
+    if seconds > 0.0:
+        sharing = slot.upload_area / seconds
+        rate = smooth_rate(
+            link.measured, link.measured_at, now, slot.payload, seconds, sharing, False
+        )
+        if rate != link.measured and rate == rate:
+            link.measured = rate
+            link.measured_at = now
+    if slot.stage == DONE or slot.commanded == math.inf:
+        return
+    if slot.server == s:
+        arrive(world, s, i, now)
+    elif slot.form == READY:
+        prepare(world, i, now)
+    elif slot.crossed < math.inf:
+        deliver(world, i, now)
+
+
+@inner
+def deliver(world: World, i: int, now: float) -> None:
+    """The last byte of slot `i`'s transfer has left the link, and the source had it all."""
+    slot = world.slots[i]
+    l = world.path[slot.ingress, slot.server]
+    extra = lag(world.links[l], world.clock[0].seed, slot.request, l, slot.size)
+    if extra < math.inf:
+        later(world, i, now + extra, E_DELIVERED)
+    else:
+        slot.reason = REASON_RESET
+        later(world, i, now + world.links[l].delay, E_FAILED)
+
+
+@inner
+def on_delivered(world: World, i: int, now: float) -> None:
+    slot = world.slots[i]
+    if slot.stage == DONE:
+        return
+    s = slot.server
+    server = world.servers[s]
+    if server.up == 0 or server.life != slot.destination_life:
+        slot.reason = REASON_SERVER_DOWN
+        later(world, i, now + world.links[world.path[s, slot.ingress]].delay, E_FAILED)
+        return
+    # What the sender learns of the link: from the first byte to the last, its own delay taken off.
+    l = world.path[slot.ingress, s]
+    # All its peers share an uplink, and what one transfer shows holds for the others.
+    pair = world.pairs[slot.ingress, slot.ingress if world.clock[0].uplink != 0 else s]
+    seconds = now - world.links[l].delay - slot.send_began
+    waited = slot.crossed - slot.send_began
+    if waited > 0.0:
+        starved = slot.form != READY and slot.uploaded > slot.crossed
+        rate = smooth_rate(
+            pair.rate, pair.at, now, slot.size, seconds, slot.send_area / waited, starved
+        )
+        if rate != pair.rate and rate == rate:
+            pair.rate = rate
+            pair.at = now
+    arrive(world, s, i, now)
+
+
+@inner
+def on_link(world: World, l: int, time: float) -> None:
+    """Transfers of link `l` may be across."""
+    link = world.links[l]
+    if time != link.scheduled:
+        return  # an earlier event has taken its place
+    link.scheduled = math.inf
+    slots = world.slots.size
+    while True:
+        node = leave(world.links, world.nodes, world.numbers, world.clock, l, time)
+        if node < 0:
+            break
+        if node < slots:
+            on_up(world, node, l, time)
+        else:
+            on_across(world, node - slots, l, time)
+    schedule(
+        world.links,
+        world.nodes,
+        world.numbers,
+        world.events,
+        world.clock,
+        l,
+        world.clock[0].fifo_links != 0,
+    )
+
+
+@inner
+def on_up(world: World, i: int, l: int, now: float) -> None:
+    """The client has sent the last byte of slot `i`'s photo."""
+    slot = world.slots[i]
+    link = world.links[l]
+    if link.mode == UNLIMITED:
+        link.bytes += slot.payload
+    slot.sent_whole = now
+    slot.upload_area = link.area - slot.upload_area
+    extra = lag(link, world.clock[0].seed, slot.request, l, slot.payload)
+    if extra < math.inf:
+        later(world, i, now + extra, E_UPLOADED)
+    elif slot.stage != DONE:
+        end(world, i, FAILED, REASON_RESET, now)
+        tell(world, i, now + link.delay)
+    release(world, i)
+
+
+@inner
+def on_across(world: World, i: int, l: int, now: float) -> None:
+    """The link is through with slot `i`'s transfer."""
+    slot = world.slots[i]
+    link = world.links[l]
+    if link.mode == UNLIMITED:
+        link.bytes += slot.size
+    slot.crossed = now
+    slot.send_area = link.area - slot.send_area
+    if slot.stage != DONE and slot.uploaded <= now:
+        deliver(world, i, now)
+    release(world, i)
+
+
+@inner
+def on_finish(world: World, w: int, time: float) -> None:
+    """Worker `w` is done."""
+    worker = world.workers[w]
+    if worker.slot < 0 or worker.finish != time:
+        return  # its server was stopped meanwhile
+    s = worker.server
+    i = worker.slot
+    own = w - (world.workers.size - world.servers.size)
+    if worker.preparing != 0:
+        if world.slots[i].stage != DONE:
+            transfer(world, i, world.services[world.slots[i].service].ready_bytes, time)
+        release(world, i)
+        if own >= 0:
+            j = next_conversion(world, s)
+            if j >= 0:
+                convert(world, s, w, j, time)
+            else:
+                worker.slot = -1
+            return
+    else:
+        batch = worker.batch
+        seconds = (time - worker.started) / batch
+        while i >= 0:
+            slot = world.slots[i]
+            after = slot.next
+            measured(world, slot.service, slot.form, seconds, batch)
+            slot.at = -1
+            if slot.stage != DONE:
+                slot.finished = time
+                answer(world, i, SERVED, REASON_NONE, s, time)
+            release(world, i)
+            i = after
+    next_work(world, s, w, time)
+
+
+@inner
+def cheapest_here(world: World, i: int) -> int:
+    """The service of the ingress that meets the demand in the least time; −1 if none does."""
+    slot = world.slots[i]
+    server = world.servers[slot.ingress]
+    best = -1
+    for k in range(server.first_service, server.end_service):
+        if world.services[k].accuracy >= slot.demanded and (
+            best < 0 or world.services[k].service_time < world.services[best].service_time
+        ):
+            best = k
+    return best
+
+
+@inner
+def on_failed(world: World, i: int, now: float) -> None:
+    """The ingress learns that what it tried with slot `i` failed."""
+    slot = world.slots[i]
+    if slot.stage == DONE:
+        return
+    tried = slot.server
+    if now < slot.expiry:
+        for a in range(ALTERNATIVES):
+            row = slot.alternatives[a]
+            slot.alternatives[a] = -1
+            if row >= 0 and world.services[row // 2].server != tried:
+                slot.attempt += 1
+                slot.service = row // 2
+                slot.server = world.services[slot.service].server
+                slot.form = row % 2
+                route(world, i, now)
+                return
+        k = cheapest_here(world, i)
+        if k >= 0 and tried != slot.ingress:
+            slot.attempt += 1
+            slot.service = k
+            slot.server = slot.ingress
+            slot.form = 0
+            route(world, i, now)
+            return
+    end(world, i, FAILED, slot.reason, now)
+    tell(world, i, now + world.clock[0].control_delay)
+
+
+@inner
+def reschedule(world: World, l: int) -> None:
+    """A link changed: forget the event under way, for it may be too late now."""
+    world.links[l].scheduled = math.inf
+    schedule(
+        world.links,
+        world.nodes,
+        world.numbers,
+        world.events,
+        world.clock,
+        l,
+        world.clock[0].fifo_links != 0,
+    )

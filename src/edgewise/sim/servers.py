@@ -1,0 +1,307 @@
+"""Servers of the simulation: queues, workers, batches, the pre-processing stage. Compiled.
+
+A server has one queue, earliest deadline first or first come first served. It is kept as a heap per
+service, so that a batch is the first few of one heap; the queue's head is the least of the heaps'
+roots. A worker that falls idle takes a conversion that waits (the most urgent work: a whole request
+waits for it), else the head. Nobody is interrupted, and no worker idles while something waits.
+
+A request that can no longer score when a worker would take it is dropped. A batch takes as many as
+wait, up to the length of the latency curve; if payloads in it are model-ready, their mean saving
+comes off its time, per item.
+
+A service's time is curve[b] × the request's luck × the slowness in force when it starts. What the
+server *expects* of it, and reports, is its running mean: a server does not know its own luck.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from edgewise.compiled import inner
+from edgewise.fleet.belief import acknowledge
+from edgewise.sim.heaps import insert, push, remove_root
+from edgewise.sim.layout import (
+    DONE,
+    E_FINISH,
+    EXPIRED,
+    REASON_NONE,
+    REASON_QUEUE_FULL,
+    SHED,
+    World,
+)
+from edgewise.sim.luck import hashed
+from edgewise.sim.requests import READY, answer, hold, release
+
+SERVICE_MEMORY = 0.2
+"""Weight of one request in a service's mean time: about the last five, as in `live.monitor`."""
+LEAST_SHARE = 0.1
+"""Of the service time, that is left however much a model-ready payload saves (`fleet.table`)."""
+LUCK_SERVICE = 103
+
+
+@inner
+def slowness(world: World, s: int, now: float) -> float:
+    """By what factor everything takes longer on server `s` now."""
+    server = world.servers[s]
+    if server.slow_count == 0:
+        return 1.0
+    at = server.slow_at
+    while server.slow + 1 < server.slow_count and world.numbers[at + 2 * (server.slow + 1)] <= now:
+        server.slow += 1
+    factor: float = world.numbers[at + 2 * server.slow + 1]
+    return factor
+
+
+@inner
+def noise(world: World, r: int, k: int) -> float:
+    """The luck of request `r` on service `k`, as a factor with mean 1."""
+    clock = world.clock[0]
+    if clock.noise_bits == 0:
+        return 1.0
+    bits = hashed(clock.seed, r, k, LUCK_SERVICE) >> np.uint64(64 - clock.noise_bits)
+    factor: float = world.numbers[clock.noise_at + np.int64(bits)]
+    return factor
+
+
+@inner
+def expected_work(world: World, k: int, form: int) -> float:
+    """s per request that its server expects of service `k`."""
+    service = world.services[k]
+    time: float = service.service_time
+    if form == READY:
+        time = max(LEAST_SHARE * time, time - service.ready_saving)
+    return time
+
+
+@inner
+def account(world: World, s: int, now: float, change: int) -> None:
+    """`change` more workers of `s` are busy from now on."""
+    server = world.servers[s]
+    server.busy_area += server.busy * (now - server.busy_at)
+    server.busy_at = now
+    server.busy += change
+
+
+@inner
+def take_idle(world: World, s: int, now: float) -> int:
+    """An idle worker, busy from now on; −1 if there is none."""
+    server = world.servers[s]
+    w: int = server.idle
+    if w >= 0:
+        server.idle = world.workers[w].next
+        account(world, s, now, 1)
+    return w
+
+
+@inner
+def work_on(
+    world: World, w: int, i: int, preparing: int, now: float, work: float, time: float
+) -> None:
+    """Worker `w` takes slot `i`: it expects `work` s, and it will be `time` s."""
+    worker = world.workers[w]
+    worker.slot = i
+    worker.preparing = preparing
+    worker.started = now
+    worker.expected = now + work
+    worker.finish = now + time
+    push(world.events, world.clock, now + time, E_FINISH, w)
+
+
+@inner
+def take(world: World, s: int, k: int, now: float) -> int:
+    """The first that waits for service `k` of `s`, out of the queue; −1 if it cannot score."""
+    server = world.servers[s]
+    service = world.services[k]
+    node: int = service.queue
+    service.queue = remove_root(world.nodes, node)
+    i: int = node - 2 * world.slots.size
+    slot = world.slots[i]
+    server.waiting -= 1
+    if slot.before >= 0:
+        world.slots[slot.before].after = slot.after
+    else:
+        server.head = slot.after
+    if slot.after >= 0:
+        world.slots[slot.after].before = slot.before
+    else:
+        server.tail = slot.before
+    if slot.stage == DONE:
+        release(world, i)
+        return -1
+    if now >= slot.expiry:
+        slot.at = -1
+        answer(world, i, EXPIRED, REASON_NONE, s, now)
+        release(world, i)
+        return -1
+    return i
+
+
+@inner
+def begin(world: World, s: int, w: int, i: int, now: float) -> None:
+    """Worker `w` runs slot `i`, with others that wait for the same service if batches pay."""
+    k = world.slots[i].service
+    service = world.services[k]
+    last = i
+    count = 1
+    ready = 1 if world.slots[i].form == READY else 0
+    world.slots[i].started = now
+    if world.clock[0].batching != 0:
+        while count < service.curve_count and service.queue >= 0:
+            j = take(world, s, k, now)
+            if j >= 0:
+                world.slots[last].next = j
+                world.slots[j].started = now
+                last = j
+                count += 1
+                ready += 1 if world.slots[j].form == READY else 0
+    world.slots[last].next = -1
+    time = world.numbers[service.curve_at + count - 1]
+    if ready > 0:
+        time = max(LEAST_SHARE * time, time - service.ready_saving * ready / count)
+    time *= noise(world, world.slots[i].request, k) * slowness(world, s, now)
+    world.workers[w].batch = count
+    work_on(world, w, i, 0, now, expected_work(world, k, world.slots[i].form) * count, time)
+
+
+@inner
+def convert(world: World, s: int, w: int, i: int, now: float) -> None:
+    """Worker `w` makes slot `i`'s payload model-ready."""
+    seconds = world.servers[s].prepare_seconds
+    world.slots[i].next = -1
+    work_on(world, w, i, 1, now, seconds, seconds * slowness(world, s, now))
+
+
+@inner
+def next_conversion(world: World, s: int) -> int:
+    """The first that waits to be converted, out of its queue; −1 if none does."""
+    server = world.servers[s]
+    while server.prepare_head >= 0:
+        i: int = server.prepare_head
+        server.prepare_head = world.slots[i].next
+        server.prepare_waiting = max(0.0, server.prepare_waiting - server.prepare_seconds)
+        if server.prepare_head < 0:
+            server.prepare_tail = -1
+            server.prepare_waiting = 0.0
+        if world.slots[i].stage != DONE:
+            return i
+        release(world, i)
+    return -1
+
+
+@inner
+def next_work(world: World, s: int, w: int, now: float) -> None:
+    """Worker `w` of `s` is free: what does it do?"""
+    server = world.servers[s]
+    if world.clock[0].prepare_own == 0 and server.prepare_head >= 0:
+        i = next_conversion(world, s)
+        if i >= 0:
+            convert(world, s, w, i, now)
+            return
+    while server.waiting > 0:
+        best = -1
+        for k in range(server.first_service, server.end_service):
+            node = world.services[k].queue
+            if node >= 0:
+                other = world.services[best].queue if best >= 0 else -1
+                if (
+                    best < 0
+                    or world.nodes[node].key < world.nodes[other].key
+                    or (
+                        world.nodes[node].key == world.nodes[other].key
+                        and world.nodes[node].order < world.nodes[other].order
+                    )
+                ):
+                    best = k
+        i = take(world, s, best, now)
+        if i >= 0:
+            begin(world, s, w, i, now)
+            return
+    worker = world.workers[w]
+    worker.slot = -1
+    worker.next = server.idle
+    server.idle = w
+    account(world, s, now, -1)
+
+
+@inner
+def arrive(world: World, s: int, i: int, now: float) -> None:
+    """Slot `i`'s input is in at server `s`, which is to run it."""
+    server = world.servers[s]
+    slot = world.slots[i]
+    clock = world.clock[0]
+    slot.transferred = now
+    if slot.attempt == 0 and slot.dispatch > 0:
+        seen = world.seen[slot.balancer, s]
+        low, bits = acknowledge(seen.low, seen.bits, slot.dispatch)
+        seen.low = low
+        seen.bits = bits
+    if now >= slot.expiry:
+        answer(world, i, EXPIRED, REASON_NONE, s, now)
+        return
+    w = take_idle(world, s, now)
+    if w < 0 and server.waiting >= server.queue_limit:
+        answer(world, i, SHED, REASON_QUEUE_FULL, s, now)
+        return
+    slot.at = s
+    hold(world, i)
+    if w >= 0:
+        begin(world, s, w, i, now)
+        return
+    k = slot.service
+    slot.work = expected_work(world, k, slot.form)
+    order = clock.sequence
+    clock.sequence = order + 1
+    key = slot.deadline if clock.edf != 0 else now
+    root = world.services[k].queue
+    world.services[k].queue = insert(world.nodes, root, 2 * world.slots.size + i, key, order)
+    slot.before = server.tail
+    slot.after = -1
+    if server.tail >= 0:
+        world.slots[server.tail].after = i
+    else:
+        server.head = i
+    server.tail = i
+    server.waiting += 1
+
+
+@inner
+def prepare(world: World, i: int, now: float) -> None:
+    """The whole photo of slot `i` is in at its ingress and is to be made model-ready there."""
+    s = world.slots[i].ingress
+    server = world.servers[s]
+    hold(world, i)
+    w = -1
+    if world.clock[0].prepare_own != 0:
+        core = world.workers.size - world.servers.size + s
+        if world.workers[core].slot < 0:
+            w = core
+    else:
+        w = take_idle(world, s, now)
+    if w >= 0:
+        convert(world, s, w, i, now)
+        return
+    world.slots[i].next = -1
+    if server.prepare_tail >= 0:
+        world.slots[server.prepare_tail].next = i
+    else:
+        server.prepare_head = i
+    server.prepare_tail = i
+    server.prepare_waiting += server.prepare_seconds
+
+
+@inner
+def measured(world: World, k: int, form: int, seconds: float, batch: int) -> None:
+    """Service `k` ran one request of a batch in `seconds` per request.
+
+    What a model-ready payload saved is added: the mean is of payloads as they come, and whoever
+    predicts subtracts it again.
+    """
+    service = world.services[k]
+    sample = seconds + (service.ready_saving if form == READY else 0.0)
+    if service.served == 0:
+        service.service_time = sample
+        service.batch = batch
+    else:
+        service.service_time += SERVICE_MEMORY * (sample - service.service_time)
+        service.batch += SERVICE_MEMORY * (batch - service.batch)
+    service.served += 1

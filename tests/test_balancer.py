@@ -1,0 +1,881 @@
+"""The balancer: deciding once, crediting the right decision, keeping it all, over real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import msgspec
+import pytest
+from aiohttp import WSMsgType, web
+from aiohttp.test_utils import TestServer
+
+from edgewise import policy
+from edgewise.domain import Command, Outcome, Request, Stamps, Status
+from edgewise.errors import BadInput, ScenarioError, WireError
+from edgewise.live import control
+from edgewise.live.balancer import Balancer, prepare
+from edgewise.live.balancer_api import application
+from edgewise.live.channels import CROSSING, Channel, Offset, shifted
+from edgewise.live.clock import Clock
+from edgewise.live.config import BalancerConfig, Listen
+from edgewise.live.dispatcher import Dispatcher
+from edgewise.live.emulator_feed import figures, follow
+from edgewise.live.experience import load_experience
+from edgewise.live.ledger import Ledger, Source
+from edgewise.live.records import (
+    DECISIONS,
+    OUTCOMES,
+    REPORTS,
+    REQUESTS,
+    Recorder,
+    outcome_row,
+    read,
+    request_row,
+)
+from edgewise.score import Shape, score
+from fleet_case import NOW, TEXT, queue, report, request, two_servers
+
+MODELS = {"a": ("small", "large"), "b": ("large",)}
+
+
+class Hand:
+    """A clock that is moved by hand."""
+
+    def __init__(self) -> None:
+        self.time = NOW
+
+    def now(self) -> float:
+        return self.time
+
+
+def dispatcher(rule: str = "earliest_completion", out: Path | None = None) -> Dispatcher:
+    made = Dispatcher(two_servers(), policy.make(rule), NOW)
+    made.recorder = Recorder(out, made.tables)
+    for server in MODELS:
+        made.tracker.connect(server, NOW)
+        made.tracker.on_report(report(server), NOW)
+    return made
+
+
+def served(name: str = "r1", latency: float | None = 0.5, **more: Any) -> Outcome:
+    fields = {"status": Status.SERVED, "server": "a", "model": "small", "latency": latency}
+    return Outcome(request=name, **{**fields, **more})
+
+
+# -- deciding and crediting ------------------------------------------------------------------------
+
+
+def test_a_request_is_decided_once() -> None:
+    made = dispatcher("round_robin")
+    first = made.decide(request(), NOW, "metadata")
+    again = made.decide(request(payload_bytes=7), NOW + 0.1, "ask")
+    assert again is first
+    assert again.trigger == "metadata"
+    assert (made.counts.requests, made.counts.again) == (1, 1)
+    assert made.tracker.open == 1
+
+
+def test_an_id_at_another_ingress_is_refused() -> None:
+    made = dispatcher()
+    made.decide(request(), NOW, "ask")
+    with pytest.raises(WireError, match="arrived at a"):
+        made.decide(request(ingress="b"), NOW, "ask")
+
+
+def test_numbers_begin_above_those_of_an_earlier_life() -> None:
+    made = dispatcher()
+    first = made.decide(request(), NOW, "ask").command
+    assert first.sequence == first.dispatch == NOW * 1000 + 1
+
+
+def test_outcomes_go_to_the_decision_of_their_own_id() -> None:
+    """In whatever order they come: the commonest bug is to credit the latest decision."""
+    made = dispatcher()
+    for name in ("r1", "r2", "r3"):
+        made.decide(request(name), NOW, "ask")
+    for name, latency in (("r3", 1.5), ("r1", 0.5), ("r2", 2.5)):
+        assert made.on_outcome(served(name, latency), NOW + 1) == "joined"
+    rewards = {}
+    for name in ("r1", "r2", "r3"):
+        entry = made.ledger.get(name)
+        assert entry is not None
+        assert entry.score is not None
+        rewards[name] = entry.score.expected
+    assert rewards == pytest.approx({"r1": 0.7, "r2": 0.0, "r3": 0.35})
+
+
+def test_better_words_replace_worse_ones_and_each_counts_once() -> None:
+    made = dispatcher()
+    entry = made.decide(request(), NOW, "ask")
+    made.on_answered(served(latency=None, stamps=Stamps(answered=NOW + 10.3)), NOW + 0.3, 10.0)
+    assert entry.source is Source.NODE
+    assert entry.outcome is not None
+    assert entry.outcome.latency == pytest.approx(0.3), "until it began to answer, on our clock"
+    assert made.on_outcome(served(latency=0.4), NOW + 0.4) == "joined"
+    assert made.on_outcome(served(latency=0.9), NOW + 0.4) == "duplicate"
+    assert entry.outcome.latency == 0.4
+    assert not entry.settled
+    assert made.on_outcome(served(latency=0.4, predicted=3, label=3), NOW + 0.5) == "joined"
+    assert entry.settled
+    assert entry.score is not None
+    assert entry.score.realised == 1.0
+    assert made.on_outcome(served(latency=0.4, predicted=3, label=3), NOW + 0.6) == "duplicate"
+    made.on_answered(served(latency=None), NOW + 0.7, 0.0)
+    assert made.counts.settled["served"] == 1
+    assert made.counts.reward == pytest.approx(0.7)
+    assert made.tracker.belief.servers["outstanding"].sum() == 0.0
+
+
+def test_what_the_client_never_got_is_lost_whatever_the_node_says() -> None:
+    made = dispatcher()
+    entry = made.decide(request(), NOW, "ask")
+    made.on_answered(served(latency=None), NOW + 0.3, 0.0)
+    made.on_outcome(Outcome(request="r1", status=Status.LOST), NOW + 2)
+    made.tick(NOW + 100)
+    assert made.counts.settled == {
+        "served": 0,
+        "shed": 0,
+        "expired": 0,
+        "failed": 0,
+        "lost": 1,
+    }
+    assert entry.score is not None
+    assert entry.score.expected == 0.0
+
+
+def test_an_unknown_outcome_changes_nothing() -> None:
+    made = dispatcher()
+    assert made.on_outcome(served("never-seen"), NOW) == "unknown"
+    assert made.counts.joined == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [({"latency": None}, "latency"), ({"server": None}, "accuracy"), ({"model": "x"}, "accuracy")],
+)
+def test_served_without_its_numbers_is_refused(change: dict[str, Any], field: str) -> None:
+    made = dispatcher()
+    made.decide(request(), NOW, "ask")
+    with pytest.raises(WireError) as caught:
+        made.on_outcome(served(**change), NOW)
+    assert caught.value.field == field
+
+
+def test_every_decision_settles_once_though_nobody_speaks(tmp_path: Path) -> None:
+    made = dispatcher(out=tmp_path)
+    for i in range(5):
+        made.decide(request(f"r{i}"), NOW, "ask")
+    made.on_answered(served("r0", None, stamps=Stamps(answered=NOW + 0.2)), NOW + 0.2, 0.0)
+    made.on_outcome(served("r1", 0.1, predicted=1, label=2), NOW + 0.3)
+    made.tick(NOW + 6.99)  # 2 × 1 s and 5 s more
+    assert len(made.ledger) == 4
+    made.tick(NOW + 7.01)
+    assert len(made.ledger) == 0
+    made.finish()
+    made.recorder.close()
+    rows = read(tmp_path, made.experience).to_pylist()
+    assert [(row["request"], row["source"], row["reward"], row["realised"]) for row in rows] == [
+        ("r1", "evaluator", 0.7, 0.0),
+        ("r0", "node", 0.7, None),
+        ("r2", None, None, None),
+        ("r3", None, None, None),
+        ("r4", None, None, None),
+    ]
+    assert [row["status"] for row in rows] == ["served", "served", "lost", "lost", "lost"]
+    assert sum(made.counts.settled.values()) == made.counts.requests
+    assert made.counts.silent == 3
+
+
+def test_experience_is_what_the_policy_saw(tmp_path: Path) -> None:
+    """Enough to decide it again, and to weigh it: the point of keeping it."""
+    made = dispatcher("random", tmp_path)
+    entries = []
+    for i in range(8):
+        entries.append(made.decide(request(f"r{i}", deadline=0.5 + i), NOW, "ask"))
+        made.on_outcome(served(f"r{i}", 0.4, predicted=1, label=1), NOW + 0.4)
+    made.recorder.close()
+    kept = load_experience(tmp_path)
+    assert kept.columns.servers == ("a", "b")
+    assert kept.columns.candidates == made.tracker.candidates
+    for i, entry in enumerate(entries):
+        assert (kept.rows[i] == entry.seen.rows).all()
+        assert (kept.mask[i] == entry.seen.mask).all()
+        assert (kept.servers[i] == entry.seen.servers).all()
+        assert (kept.context[i] == entry.seen.context).all()
+        assert kept.action[i] == entry.decision.rows[0]
+        assert entry.score is not None
+        assert kept.reward[i] == entry.score.expected
+    assert kept.probability.tolist() == [0.5] * 8
+    assert len(set(kept.action.tolist())) > 1
+
+
+def test_memory_stays_flat_in_a_long_run() -> None:
+    """Ten thousand requests, half of them never heard of again."""
+    made = dispatcher()
+    now = NOW
+    for i in range(10_000):
+        now += 0.01
+        made.decide(request(f"r{i}", sent_at=now), now, "ask")
+        if i % 2:
+            made.on_outcome(served(f"r{i}", 0.1, predicted=1, label=1), now)
+        if i % 100 == 0:
+            made.tick(now)
+    assert len(made.ledger) < 500
+    assert len(made.ledger._recent) == 2048
+    assert len(made.ledger._due) < 2500
+    assert made.tracker.open < 500
+
+
+def test_too_many_open_decisions_settle_the_first_due() -> None:
+    ledger = Ledger(open_max=3, recent_max=2)
+    made = dispatcher()
+    for i, deadline in enumerate((5.0, 1.0, 9.0, 2.0, 7.0)):
+        entry = made.decide(request(f"r{i}", deadline=deadline), NOW, "ask")
+        ledger.enter(entry)
+    due = [entry.request.id for entry in ledger.due(NOW)]
+    assert due == ["r1", "r3"]
+
+
+def test_a_decision_cannot_be_entered_twice() -> None:
+    made = dispatcher()
+    entry = made.decide(request(), NOW, "ask")
+    with pytest.raises(ValueError, match="decided already"):
+        made.ledger.enter(entry)
+
+
+# -- clocks ----------------------------------------------------------------------------------------
+
+
+def test_the_shortest_round_trip_tells_the_time() -> None:
+    """A clock 5 s ahead; the second pong was held up by 0.8 s on the way back."""
+    offset = Offset()
+    for start, there, back in ((0.0, 0.01, 0.01), (1.0, 0.01, 0.81), (2.0, 0.3, 0.01)):
+        ping = offset.ping(NOW + start)
+        offset.pong(control.Pong(ping=ping.at, at=ping.at + there + 5.0), ping.at + there + back)
+    assert offset.ahead == pytest.approx(5.0)
+    assert offset.rtt == pytest.approx(0.02)
+
+
+def test_a_pong_that_answers_nothing_is_ignored() -> None:
+    offset = Offset()
+    ping = offset.ping(NOW)
+    offset.pong(control.Pong(ping=ping.at - 1, at=NOW + 99), NOW + 0.01)
+    assert offset.ahead == 0.0
+    offset.hint(NOW + 7, NOW)
+    assert offset.ahead == 7.0
+    offset.pong(control.Pong(ping=ping.at, at=NOW + 5.005), NOW + 0.01)
+    offset.pong(control.Pong(ping=ping.at, at=NOW + 99), NOW + 0.01)
+    assert offset.ahead == pytest.approx(5.0)
+
+
+def test_a_report_moves_whole_to_another_clock() -> None:
+    told = report("a", NOW + 60, queue=queue((61.0, 0.1)))
+    ours = shifted(told, 60.0)
+    assert ours.at == NOW
+    assert ours.queue[0].deadline == NOW + 1.0
+    assert ours.peers["b"].measured_at == NOW - 60
+
+
+def test_the_clock_is_the_wall_clock_and_never_goes_back() -> None:
+    import time
+
+    clock = Clock()
+    assert abs(clock.now() - time.time()) < 1.0
+    times = [clock.now() for _ in range(100)]
+    assert times == sorted(times)
+
+
+def test_what_a_relay_says_becomes_bytes_and_round_trips() -> None:
+    state = {"rate_bps": 8e6, "delay": 0.01, "jitter": 0.002, "backlog_bytes": 500}
+    assert figures(state) == pytest.approx((1e6, 0.022, 500.0))
+    assert figures(state | {"rate_bps": None})[0] == float("inf")
+
+
+async def test_relays_are_followed_and_may_come_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first call fails; the next ones are believed, period after period."""
+    monkeypatch.setattr("edgewise.live.emulator_feed.RETRY", 0.0)
+    monkeypatch.setattr("edgewise.live.emulator_feed.PERIOD", 0.0)
+    calls = 0
+    heard: list[tuple[str, float, float, float]] = []
+    enough = asyncio.Event()
+
+    async def links(_: web.Request) -> web.Response:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            return web.Response(status=503, text="{}")
+        link = {"rate_bps": 8e6 * calls, "delay": 0.01, "jitter": 0.0, "backlog_bytes": 9}
+        return web.json_response({"uplink:a": link})
+
+    def on_link(*told: Any) -> None:
+        heard.append(told)
+        if len(heard) == 2:
+            enough.set()
+
+    app = web.Application()
+    app.router.add_get("/links", links)
+    async with TestServer(app) as relay:
+        task = asyncio.create_task(follow(str(relay.make_url("")).rstrip("/"), on_link))
+        async with asyncio.timeout(10):
+            await enough.wait()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    assert heard[:2] == [("uplink:a", 2e6, 0.02, 9.0), ("uplink:a", 3e6, 0.02, 9.0)]
+
+
+# -- records ---------------------------------------------------------------------------------------
+
+
+def rows_of(count: int, start: int = 0) -> list[Any]:
+    return [request_row(request(f"r{i}"), "photo.jpg", 7) for i in range(start, start + count)]
+
+
+def test_segments_are_joined_when_it_closes(tmp_path: Path) -> None:
+    with Recorder(tmp_path, [REQUESTS, OUTCOMES], segment_rows=3) as recorder:
+        for row in rows_of(8):
+            recorder.add(REQUESTS, row)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "outcomes.parquet",
+        "requests.parquet",
+    ]
+    kept = read(tmp_path, REQUESTS)
+    assert kept["request"].to_pylist() == [f"r{i}" for i in range(8)]
+    assert kept["label"].to_pylist() == [7] * 8
+    assert read(tmp_path, OUTCOMES).num_rows == 0
+
+
+def test_what_was_written_survives_a_kill(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path, [REQUESTS], segment_rows=3)
+    for row in rows_of(7):
+        recorder.add(REQUESTS, row)
+    recorder._thread.shutdown(wait=True)  # the process is killed here
+    assert read(tmp_path, REQUESTS).num_rows == 6
+    (tmp_path / "requests.parts" / "000009.tmp").write_bytes(b"half a")
+    with Recorder(tmp_path, [REQUESTS]) as again:
+        again.add(REQUESTS, rows_of(1, 7)[0])
+    assert read(tmp_path, REQUESTS)["request"].to_pylist() == [
+        "r0",
+        "r1",
+        "r2",
+        "r3",
+        "r4",
+        "r5",
+        "r7",
+    ]
+
+
+def test_a_second_run_adds_to_the_first(tmp_path: Path) -> None:
+    for start in (0, 4):
+        with Recorder(tmp_path, [REQUESTS]) as recorder:
+            for row in rows_of(4, start):
+                recorder.add(REQUESTS, row)
+    assert read(tmp_path, REQUESTS)["request"].to_pylist() == [f"r{i}" for i in range(8)]
+
+
+def test_a_kill_after_joining_does_not_double_the_rows(tmp_path: Path) -> None:
+    with Recorder(tmp_path, [REQUESTS]) as recorder:
+        recorder.add(REQUESTS, rows_of(1)[0])
+    parts = tmp_path / "requests.parts"
+    parts.mkdir()
+    (parts / "000000.parquet").write_bytes((tmp_path / "requests.parquet").read_bytes())
+    with Recorder(tmp_path, [REQUESTS]):
+        pass
+    assert read(tmp_path, REQUESTS).num_rows == 1
+
+
+def test_other_columns_are_refused(tmp_path: Path) -> None:
+    with Recorder(tmp_path, [REQUESTS]):
+        pass
+    (tmp_path / "requests.parquet").rename(tmp_path / "reports.parquet")
+    with pytest.raises(BadInput, match=r"reports\.parquet: has other columns"):
+        Recorder(tmp_path, [REPORTS])
+
+
+def test_a_disk_that_fails_costs_rows_and_nothing_else(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path, [REQUESTS])
+    (tmp_path / "requests.parts").rmdir()
+    recorder.add(REQUESTS, rows_of(1)[0])
+    recorder._write("requests")
+    recorder._thread.submit(lambda: None).result()
+    (tmp_path / "requests.parts").mkdir()
+    recorder.close()
+    assert recorder.dropped == 1
+    assert read(tmp_path, REQUESTS).num_rows == 0
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BadInput, match="cannot be written to"):
+        Recorder(tmp_path / "file" / "below", [REQUESTS])
+
+
+def test_rows_fit_their_columns(tmp_path: Path) -> None:
+    outcome = served(accuracy=0.7, predicted=1, label=1, stamps=Stamps(sent=1.0, received=2.0))
+    made = dispatcher(out=tmp_path)
+    made.on_report(report("a", queue=queue((1.0, 0.1)), running=(0.2,)), NOW, 0.5)
+    made.decide(request(), NOW, "ask")
+    made.decide(request("r2", accuracy=0.99), NOW, "ask")
+    made.recorder.close()
+    with Recorder(tmp_path, [OUTCOMES]) as recorder:
+        recorder.add(OUTCOMES, outcome_row(outcome, score(request(), outcome, Shape())))
+    told = read(tmp_path, REPORTS).to_pylist()[0]
+    assert (told["server"], told["clock_ahead"], told["queue_works"]) == ("a", 0.5, [0.1])
+    assert told["peers"][0]["server"] == "a"
+    first, shed = read(tmp_path, DECISIONS).to_pylist()
+    assert (first["server"], first["model"], first["reason"]) == ("a", "small", None)
+    assert first["ranked"][0] == {"server": "a", "model": "small", "form": 0}
+    assert (shed["server"], shed["form"], shed["reason"]) == (None, None, "no_service")
+    assert read(tmp_path, OUTCOMES).to_pylist()[0]["stamp_received"] == 2.0
+
+
+# -- over sockets ----------------------------------------------------------------------------------
+
+
+class Node:
+    """What a node does on its control channel, by hand."""
+
+    def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+        self.socket = socket
+
+    async def say(self, message: Any) -> None:
+        await self.socket.send_bytes(control.encode(message))
+
+    async def hear(self) -> Any:
+        frame = await self.socket.receive(timeout=10)
+        assert frame.type is WSMsgType.BINARY, frame
+        return control.decode_from_balancer(frame.data)
+
+    async def hear_end(self) -> tuple[int | None, str]:
+        """Read until the other side closes; returns code and reason."""
+        while True:
+            frame = await self.socket.receive(timeout=10)
+            if frame.type is WSMsgType.CLOSE:
+                return frame.data, frame.extra or ""
+            assert frame.type is WSMsgType.BINARY, frame
+
+
+class Stack:
+    """A balancer that listens, and who talks to it."""
+
+    def __init__(self, server: TestServer, session: aiohttp.ClientSession, clock: Hand) -> None:
+        self.server, self.session, self.clock = server, session, clock
+        self.balancer: Balancer
+        self._nodes: list[Node] = []  # one that is collected hangs up
+
+    async def open(self) -> Node:
+        node = Node(await self.session.ws_connect(self.server.make_url("/v1/control")))
+        self._nodes.append(node)
+        return node
+
+    async def node(self, server: str, ahead: float = 0.0) -> Node:
+        """Connect a node whose clock is `ahead`, up to its first report."""
+        node = await self.open()
+        await node.say(control.Hello(server=server, models=MODELS[server]))
+        welcome = await node.hear()
+        assert isinstance(welcome, control.Welcome)
+        ping = await node.hear()
+        await node.say(control.Pong(ping=ping.at, at=ping.at + ahead))
+        await node.say(control.Reported(report=report(server, NOW + ahead, peers={})))
+        return node
+
+    async def call(self, path: str, body: Any = None) -> tuple[int, Any]:
+        if body is None:
+            call = self.session.get(self.server.make_url(path))
+        else:
+            data = body if isinstance(body, bytes | io.BytesIO) else msgspec.json.encode(body)
+            call = self.session.post(self.server.make_url(path), data=data)
+        async with call as response:
+            text = await response.text()
+            return response.status, json.loads(text) if text.startswith(("{", "[")) else text
+
+    async def until(self, true: Callable[[], bool]) -> None:
+        """Let the balancer read what was sent to it."""
+        async with asyncio.timeout(10):
+            while not true():  # noqa: ASYNC110 - what it waits for is the code under test
+                await asyncio.sleep(0)
+
+
+@asynccontextmanager
+async def stack(rule: str = "earliest_completion") -> AsyncIterator[Stack]:
+    clock = Hand()
+    made = Dispatcher(two_servers(), policy.make(rule), NOW)
+    balancer = Balancer(made, clock)  # type: ignore[arg-type]
+    async with (
+        TestServer(application(balancer)) as server,
+        aiohttp.ClientSession() as session,
+    ):
+        running = Stack(server, session, clock)
+        running.balancer = balancer
+        try:
+            yield running
+        finally:
+            await balancer.stop()
+            await running.until(lambda: not balancer.channels)
+
+
+def submission(what: Request, budget: float = 1.0) -> control.Submission:
+    return control.Submission(request=what, budget=budget)
+
+
+async def test_metadata_first_then_ask_gives_one_command() -> None:
+    async with stack() as s:
+        node = await s.node("a")
+        status, told = await s.call("/v1/requests", submission(request()))
+        assert status == 200
+        assert told == {
+            "request": "r1",
+            "action": "run",
+            "server": "a",
+            "model": "small",
+            "form": 0,
+            "reason": None,
+            "probability": 1.0,
+            "policy": "earliest_completion",
+        }
+        command = await node.hear()
+        assert isinstance(command, Command)
+        assert (command.request, command.server, command.model) == ("r1", "a", "small")
+        # Its Ask crossed the command: nothing more comes before the next request's.
+        await node.say(control.Ask(request=request()))
+        await node.say(control.Ask(request=request("r2")))
+        following = await node.hear()
+        assert following.request == "r2"
+        assert s.balancer.dispatcher.counts.requests == 2
+
+
+async def test_ask_first_then_metadata_gives_one_command_and_the_same_answer() -> None:
+    async with stack("round_robin") as s:
+        node = await s.node("a")
+        await s.node("b")
+        await s.until(lambda: len(s.balancer.channels) == 2)
+        await node.say(control.Ask(request=request(), uploaded=NOW))
+        command = await node.hear()
+        for _ in range(2):
+            status, told = await s.call("/v1/requests", submission(request()))
+            assert (status, told["server"], told["model"]) == (200, command.server, command.model)
+        await node.say(control.Ask(request=request("r2")))
+        assert (await node.hear()).request == "r2"
+
+
+@pytest.mark.parametrize("how", ["again", "late", "reconnected"])
+async def test_an_ask_for_what_did_not_arrive_gets_the_same_command(how: str) -> None:
+    async with stack("round_robin") as s:
+        node = await s.node("a")
+        await s.call("/v1/requests", submission(request()))
+        command = await node.hear()
+        if how == "again":
+            await node.say(control.Ask(request=request()))
+        elif how == "late":
+            s.clock.time += CROSSING + 0.01
+        else:
+            await node.socket.close()
+            await s.until(lambda: not s.balancer.channels)
+            node = await s.node("a")
+        await node.say(control.Ask(request=request()))
+        assert await node.hear() == command
+        assert s.balancer.dispatcher.counts.requests == 1
+
+
+async def test_nothing_is_decided_for_an_ingress_that_is_not_there() -> None:
+    async with stack() as s:
+        status, told = await s.call("/v1/requests", submission(request()))
+        assert (status, told["error"]) == (503, "a is not connected")
+        assert s.balancer.dispatcher.counts.requests == 0
+        node = await s.node("a")
+        await node.say(control.Ask(request=request()))
+        assert (await node.hear()).request == "r1"
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "field"),
+    [
+        (b"{", 400, ""),
+        (b"\xff", 400, ""),
+        ({"request": {"id": "r1"}, "budget": 1}, 400, "request.ingress"),
+        ({"request": msgspec.to_builtins(request()) | {"deadline": -1}}, 400, "request.deadline"),
+        ({"request": msgspec.to_builtins(request())}, 400, "budget"),
+        (
+            {"request": msgspec.to_builtins(request(ingress="zoo")), "budget": 1},
+            404,
+            "request.ingress",
+        ),
+    ],
+)
+async def test_bad_metadata_is_refused_by_field(body: Any, status: int, field: str) -> None:
+    async with stack() as s:
+        await s.node("a")
+        got, told = await s.call("/v1/requests", body)
+        assert (got, told.get("field", "")) == (status, field), told
+        assert told["error"]
+
+
+async def test_an_id_used_at_two_ingresses_is_a_conflict() -> None:
+    async with stack() as s:
+        await s.node("a")
+        await s.node("b")
+        assert (await s.call("/v1/requests", submission(request())))[0] == 200
+        status, told = await s.call("/v1/requests", submission(request(ingress="b")))
+        assert (status, told["field"]) == (409, "request.id")
+
+
+async def test_outcomes_are_joined_and_counted() -> None:
+    async with stack() as s:
+        await s.node("a")
+        for name in ("r1", "r2"):
+            await s.call("/v1/requests", submission(request(name)))
+        one = served("r1", 0.2)
+        assert await s.call("/v1/outcomes", one) == (
+            200,
+            {"joined": 1, "duplicates": 0, "unknown": 0},
+        )
+        many = [one, served("r2", 0.3, predicted=1, label=1), served("nobodys")]
+        assert (await s.call("/v1/outcomes", many))[1] == {
+            "joined": 1,
+            "duplicates": 1,
+            "unknown": 1,
+        }
+        status, told = await s.call("/v1/outcomes", served("r1", None))
+        assert (status, told["field"]) == (400, "latency")
+        status, told = await s.call("/v1/outcomes", {"request": "r1", "status": "eaten"})
+        assert (status, told["field"]) == (400, "status")
+
+
+async def test_the_state_and_a_decision_can_be_read() -> None:
+    async with stack() as s:
+        await s.node("a", ahead=3.0)
+        await s.node("b")
+        await s.until(lambda: s.balancer.dispatcher.counts.reports == 2)
+        assert await s.call("/readyz") == (200, {"ready": True, "missing": []})
+        assert await s.call("/healthz") == (200, {"status": "ok"})
+        await s.call("/v1/requests", submission(request()))
+        _, state = await s.call("/v1/state")
+        assert state["policy"] == "earliest_completion"
+        assert state["servers"]["a"]["connected"] is True
+        assert state["servers"]["a"]["clock_ahead"] == pytest.approx(3.0)
+        assert state["servers"]["a"]["report_age"] == pytest.approx(0.0)
+        assert state["counts"]["actions"]["run"] == 1
+        _, told = await s.call("/v1/decisions/r1")
+        assert told["action"] == "run"
+        assert told["ranked"][0]["row"]["latency"] == pytest.approx(0.07), "45 ms is the upload"
+        assert told["ranked"][0]["server_row"]["up"] == 1.0
+        assert told["context"]["deadline"] == 1.0
+        assert (await s.call("/v1/decisions/r9"))[0] == 404
+        assert (await s.call("/nowhere"))[0] == 404
+        assert (await s.call("/v1/outcomes"))[0] == 405
+        text = (await s.call("/metrics"))[1]
+        assert "request_total 1.0" in text
+        assert 'decision_total{action="run"} 1.0' in text
+        assert "ready_endpoints 2.0" in text
+        assert 'request_error_total{code="404"} 2.0' in text
+        assert "decision_duration_seconds_count 1.0" in text
+
+
+async def test_a_body_over_the_limit_says_the_limit() -> None:
+    async with stack() as s:
+        status, told = await s.call("/v1/outcomes", io.BytesIO(b" " * (8 * 2**20 + 1)))
+        assert status == 413
+        assert "8388608 bytes" in told["error"]
+
+
+@pytest.mark.parametrize(
+    ("hello", "reason"),
+    [
+        (control.Hello(server="zoo", models=()), "no server 'zoo'"),
+        (control.Hello(server="a", models=("small", "large"), protocol=99), "protocol 99"),
+        (control.Hello(server="a", models=("small",)), "should run large"),
+        (control.Pong(ping=1.0, at=1.0), "expected a hello first"),
+    ],
+)
+async def test_a_node_that_does_not_belong_is_told_why(hello: Any, reason: str) -> None:
+    async with stack() as s:
+        node = await s.open()
+        await node.say(hello)
+        code, why = await node.hear_end()
+        assert code == 1008
+        assert reason in why
+        assert not s.balancer.channels
+
+
+async def test_the_newer_of_two_connections_stays() -> None:
+    async with stack() as s:
+        old = await s.node("a")
+        new = await s.node("a")
+        code, why = await old.hear_end()
+        assert (code, why) == (1008, "a has connected anew")
+        await s.until(lambda: len(s.balancer._sockets) == 1)
+        assert s.balancer.missing() == ["b"]
+        await s.call("/v1/requests", submission(request()))
+        assert (await new.hear()).request == "r1"
+
+
+async def test_a_server_that_goes_is_no_candidate() -> None:
+    async with stack() as s:
+        await s.node("a")
+        b = await s.node("b")
+        await s.until(lambda: len(s.balancer.channels) == 2)
+        await b.socket.close()
+        await s.until(lambda: len(s.balancer.channels) == 1)
+        assert await s.call("/readyz") == (503, {"ready": False, "missing": ["b"]})
+        await s.call("/v1/requests", submission(request()))
+        _, told = await s.call("/v1/decisions/r1")
+        assert {each["server"] for each in told["ranked"]} == {"a"}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        b"\x00noise",
+        control.encode(control.Hello(server="a", models=MODELS["a"])),
+        control.encode(control.Ask(request=request(ingress="b"))),
+        control.encode(control.Reported(report=report("b"))),
+        control.encode(control.Welcome(policy="p", at=1.0)),
+    ],
+)
+async def test_a_node_that_breaks_the_protocol_is_cut_off(wrong: bytes) -> None:
+    async with stack() as s:
+        node = await s.node("a")
+        await node.socket.send_bytes(wrong)
+        code, why = await node.hear_end()
+        assert code == 1007
+        assert why
+        await s.until(lambda: not s.balancer.channels)
+
+
+async def test_a_node_on_another_clock_is_understood() -> None:
+    """Its clock is 100 s ahead; the request was sent 0.2 s ago on it."""
+    async with stack() as s:
+        node = await s.node("a", ahead=100.0)
+        ask = control.Ask(request=request(sent_at=NOW + 99.8), uploaded=NOW + 99.9)
+        await node.say(ask)
+        await node.hear()
+        _, told = await s.call("/v1/decisions/r1")
+        assert told["context"]["elapsed"] == pytest.approx(0.2)
+        assert told["context"]["upload"] == 0.0
+
+
+async def test_nodes_are_told_of_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgewise.live.balancer.TICK", 0.001)
+    async with stack() as s:
+        await s.node("a", ahead=100.0)
+        b = await s.node("b")
+        while True:
+            message = await b.hear()
+            if isinstance(message, control.Fleet) and message.reports:
+                break
+        assert [each.server for each in message.reports] == ["a"]
+        assert message.reports[0].at == pytest.approx(NOW), "on the balancer's clock"
+
+
+async def test_a_silent_node_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgewise.live.balancer.TICK", 0.001)
+    async with stack() as s:
+        await s.node("a")
+        await s.until(lambda: s.balancer.dispatcher.counts.reports == 1)
+        s.clock.time += 60.0
+        await s.until(lambda: not s.balancer.channels)
+
+
+async def test_a_command_to_a_broken_channel_is_no_error() -> None:
+    class Broken:
+        async def send_bytes(self, data: bytes) -> None:
+            raise ConnectionResetError
+
+    channel = Channel("a", Broken(), NOW)
+    assert not await channel.send(control.Ping(at=NOW))
+
+
+# -- the process -----------------------------------------------------------------------------------
+
+
+def config_file(folder: Path, more: str = "") -> Path:
+    (folder / "two.yaml").write_text(TEXT)
+    file = folder / "balancer.yaml"
+    file.write_text(f"scenario: two.yaml\nout: {folder / 'out'}\n{more}")
+    return file
+
+
+def test_what_cannot_be_run_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "two.yaml").write_text(TEXT)
+    scenario = str(tmp_path / "two.yaml")
+    with pytest.raises(BadInput, match="unknown policy 'rounded'"):
+        prepare(BalancerConfig(scenario=scenario, policy="rounded"), Clock())
+    with pytest.raises(BadInput, match="network_state: emulator"):
+        prepare(BalancerConfig(scenario=scenario, relays=("http://127.0.0.1:1",)), Clock())
+    with pytest.raises(ScenarioError):
+        prepare(BalancerConfig(scenario=str(tmp_path / "none.yaml")), Clock())
+
+
+def start(file: Path) -> subprocess.Popen[bytes]:
+    code = "import sys, typer; from edgewise.commands.balancer import balancer; typer.run(balancer)"
+    return subprocess.Popen(
+        [sys.executable, "-c", code, str(file)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+@pytest.mark.system
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_process_of_its_own_ends_with_everything_written(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    process = start(config_file(tmp_path))
+    assert process.stdout is not None
+    assert process.stderr is not None
+    try:
+        greeting = json.loads(await asyncio.to_thread(process.stdout.readline))["ready"]
+        assert greeting["balancer"] == "two"
+        async with aiohttp.ClientSession(greeting["url"]) as session:
+            socket = await session.ws_connect("/v1/control")
+            node = Node(socket)
+            await node.say(control.Hello(server="a", models=MODELS["a"]))
+            await node.hear()
+            ping = await node.hear()
+            await node.say(control.Pong(ping=ping.at, at=ping.at))
+            now = Clock().now()
+            await node.say(control.Reported(report=report("a", now, peers={})))
+            await node.say(control.Ask(request=request(sent_at=now)))
+            command = await node.hear()
+            assert (command.request, command.server) == ("r1", "a")
+            process.send_signal(number)
+            await node.hear_end()
+            await socket.close()
+        assert await asyncio.to_thread(process.wait, 20) == 0
+        assert process.stderr.read() == b""
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+        process.stderr.close()
+    out = tmp_path / "out"
+    assert sorted(path.name for path in out.iterdir()) == [
+        "decisions.parquet",
+        "experience.parquet",
+        "reports.parquet",
+    ]
+    assert read(out, DECISIONS)["request"].to_pylist() == ["r1"]
+    assert load_experience(out).table["status"].to_pylist() == ["lost"]
+
+
+@pytest.mark.system
+async def test_a_port_that_is_taken_is_said_so(tmp_path: Path) -> None:
+    from edgewise.live.balancer import serve
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        config = BalancerConfig(
+            scenario=str(config_file(tmp_path).with_name("two.yaml")), listen=Listen(port=port)
+        )
+        with pytest.raises(BadInput, match=f"cannot listen on 127.0.0.1:{port}: Address already"):
+            await serve(config)

@@ -1,0 +1,133 @@
+"""The command line: help that teaches, errors in one line, exit codes, a fast start."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from edgewise import __version__, cli
+from edgewise.errors import PeerError
+
+COMMANDS = (
+    "up",
+    "evaluate",
+    "scenarios",
+    "scenario",
+    "models",
+    "balancer",
+    "node",
+    "relay",
+    "client",
+)
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """The exit code of ``edgewise ARGUMENTS``."""
+    monkeypatch.setattr(sys, "argv", ["edgewise", *arguments])
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    return 0 if left.value.code is None else int(left.value.code)
+
+
+def test_help_names_every_command_and_shows_how_to_begin() -> None:
+    shown = CliRunner().invoke(cli.app, ["--help"], env={"COLUMNS": "120"}).output
+    for command in COMMANDS:
+        assert f" {command} " in shown
+    assert "edgewise up --policy earliest_completion,round_robin,local" in shown
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command: str) -> None:
+    result = CliRunner().invoke(cli.app, [command, "--help"], env={"COLUMNS": "120"})
+    assert result.exit_code == 0
+    assert "Usage: edgewise" in result.output
+
+
+def test_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(monkeypatch, "--version") == 0
+    assert capsys.readouterr().out == f"edgewise {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["scenario", "check", "nosuch.yaml"], "nosuch.yaml"),
+        (["up", "thre-sites"], "did you mean 'three-sites'?"),
+        (["up", "smoke", "--policy", "locl"], "did you mean local?"),
+        (["up", "smoke", "--rate", "-1"], "rate"),
+        (["evaluate", "/nosuch"], "/nosuch"),
+        (["client", "/nosuch.yaml"], "/nosuch.yaml"),
+        (["relay", "/nosuch.yaml"], "/nosuch.yaml"),
+        (["balancer", "/nosuch.yaml"], "/nosuch.yaml"),
+        (["node", "/nosuch.yaml"], "/nosuch.yaml"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(
+    arguments: list[str],
+    problem: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(monkeypatch, *arguments) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("error: ")
+    assert problem in said.err
+    assert said.err.count("\n") == 1
+
+
+def failing(error: BaseException) -> typer.Typer:
+    app = typer.Typer(pretty_exceptions_enable=False)
+
+    @app.command()
+    def fail() -> None:
+        raise error
+
+    return app
+
+
+def test_the_end_of_a_log_follows_the_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli, "app", failing(PeerError("node a ended; its log:\n    [boom]")))
+    assert run(monkeypatch) == 2
+    assert capsys.readouterr().err == "error: node a ended; its log:\n    [boom]\n"
+
+
+def test_ctrl_c_leaves_with_130_and_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli, "app", failing(KeyboardInterrupt()))
+    assert run(monkeypatch) == 130
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_bug_is_not_dressed_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "app", failing(ZeroDivisionError()))
+    monkeypatch.setattr(sys, "argv", ["edgewise"])
+    with pytest.raises(ZeroDivisionError):
+        cli.main()
+
+
+@pytest.mark.system
+def test_help_imports_nothing_heavy() -> None:
+    """What makes the difference between a quarter of a second and two."""
+    heavy = ("numba", "onnxruntime", "aiohttp", "uvloop", "pyarrow", "PIL", "onnx")
+    code = f"import sys, edgewise.cli; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout == "[]\n"
+
+
+@pytest.mark.system
+def test_the_installed_command_works(tmp_path: Path) -> None:
+    command = Path(sys.executable).with_name("edgewise")
+    done = subprocess.run([command, "--version"], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, f"edgewise {__version__}\n")

@@ -1,0 +1,333 @@
+"""The client loses count of nothing, waits for nobody, and alone knows what is right."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+from edgewise.domain import Form, Outcome, Request, Stamps, Status
+from edgewise.errors import BadInput
+from edgewise.live import client as module
+from edgewise.live.client import Client, Sent
+from edgewise.live.config import ClientConfig
+from edgewise.live.control import Submission
+from edgewise.live.evaluate import evaluate
+from edgewise.live.executor import replay_label
+from edgewise.live.payloads import Load, read_load
+from edgewise.live.protocol import Answer, decode_request, encode_answer
+from edgewise.live.records import OUTCOMES, REQUESTS, Recorder
+from edgewise.scenario import load
+from edgewise.score import Shape
+from edgewise.workload import Trace
+
+DEADLINE = 0.05
+"""s. Short, for a request that gets no answer is waited for."""
+
+
+def requests(count: int, due: float = 0.0, deadline: float = DEADLINE) -> Load:
+    """All at once, so that no test waits for a schedule; classes 0, 1, …"""
+    return Load(
+        trace=Trace(
+            time=np.full(count, due),
+            ingress=np.zeros(count, np.int64),
+            image=np.zeros(count, np.int64),
+            payload_bytes=np.full(count, 5),
+            deadline=np.full(count, deadline),
+            accuracy=np.full(count, 0.5),
+        ),
+        ids=tuple(f"t-{index}" for index in range(count)),
+        servers=("left",),
+        payloads={0: b"photo"},
+        labels=tuple(range(count)),
+        names={0: "photo.jpg"},
+    )
+
+
+class Fleet:
+    """An ingress and a balancer in one, which notes what it is sent and answers as it is told."""
+
+    def __init__(self) -> None:
+        self.photos: dict[str, bytes] = {}
+        self.told: dict[str, Submission] = {}
+        self.outcomes: list[Outcome] = []
+        self.behaviour: dict[str, str] = {}
+        self.arrived = 0
+        self.all_arrived = asyncio.Event()
+        self.expected = 0
+        self.balancer_code = 200
+
+    async def infer(self, http: web.Request) -> web.StreamResponse:
+        request = Request.from_headers(http.headers)
+        body = await http.read()
+        length = http.headers["Inference-Header-Content-Length"]
+        self.photos[request.id] = decode_request(body, length).photo
+        self.arrived += 1
+        if self.arrived == self.expected:
+            self.all_arrived.set()
+        how = self.behaviour.get(request.id, "serve")
+        if how == "hang":
+            await asyncio.Event().wait()
+        if how == "together":  # answers only once all are here: a closed loop would never end
+            await self.all_arrived.wait()
+        if how == "break":
+            assert http.transport is not None
+            http.transport.abort()
+        if how == "nonsense":
+            return web.Response(text="<html>")
+        status = {"shed": Status.SHED, "expired": Status.EXPIRED}.get(how, Status.SERVED)
+        code = {"shed": 429, "expired": 504}.get(how, 200)
+        outcome = Outcome(
+            request=request.id,
+            status=status,
+            server="right",
+            model="m",
+            form=Form.MODEL_READY,
+            predicted=1,
+            accuracy=None if how == "anonymous" else 0.8,
+            reason="price" if how == "shed" else None,
+            stamps=Stamps(accepted=5.0),
+        )
+        headers, data = encode_answer(Answer(outcome=outcome, code=code), "", frozenset())
+        return web.Response(body=data, headers=headers, status=code)
+
+    async def requests(self, http: web.Request) -> web.Response:
+        submission = msgspec.json.decode(await http.read(), type=Submission)
+        self.told[submission.request.id] = submission
+        return web.Response(status=self.balancer_code)
+
+    async def take(self, http: web.Request) -> web.Response:
+        if self.balancer_code == 200:
+            self.outcomes += msgspec.json.decode(await http.read(), type=list[Outcome])
+        return web.Response(status=self.balancer_code)
+
+    @contextlib.asynccontextmanager
+    async def serve(self) -> AsyncIterator[ClientConfig]:
+        app = web.Application()
+        app.add_routes(
+            [
+                web.post("/v2/models/imagenet-1k/infer", self.infer),
+                web.post("/v1/requests", self.requests),
+                web.post("/v1/outcomes", self.take),
+            ]
+        )
+        async with TestServer(app) as server:
+            url = f"http://127.0.0.1:{server.port}"
+            yield ClientConfig(scenario="smoke", balancer=url, ingress={"left": url})
+
+
+class Kept:
+    """Takes what has ended."""
+
+    def __init__(self) -> None:
+        self.outcomes: list[Outcome] = []
+
+    def __call__(self, entry: Sent, outcome: Outcome) -> None:
+        assert entry.request.id == outcome.request
+        self.outcomes.append(outcome)
+
+    def by_id(self, sent: Load) -> dict[str, Outcome]:
+        """Exactly one outcome for each request."""
+        assert sorted(each.request for each in self.outcomes) == sorted(sent.ids)
+        return {each.request: each for each in self.outcomes}
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is waited for here never comes, so there is nothing to wait for."""
+    monkeypatch.setattr(module, "LOST_AFTER", 0.2)
+    monkeypatch.setattr(module, "POST_PERIOD", 0.01)
+
+
+async def outcomes(fleet: Fleet, sent: Load) -> tuple[dict[str, Outcome], Client]:
+    kept = Kept()
+    async with fleet.serve() as config:
+        client = Client(config, sent, Shape(), kept)
+        await client.run()
+    return kept.by_id(sent), client
+
+
+async def test_payload_to_the_ingress_and_metadata_to_the_balancer() -> None:
+    fleet = Fleet()
+    got, client = await outcomes(fleet, requests(3, deadline=5.0))
+    assert fleet.photos == {f"t-{i}": b"photo" for i in range(3)}
+    assert set(fleet.told) == set(got) == {"t-0", "t-1", "t-2"}
+    told = fleet.told["t-1"].request
+    assert (told.ingress, told.deadline, told.accuracy, told.payload_bytes) == ("left", 5.0, 0.5, 5)
+    assert 0.0 < fleet.told["t-1"].budget <= 5.0
+    assert client.untold == 0
+
+
+async def test_an_answer_becomes_an_outcome_with_what_only_the_client_knows() -> None:
+    got, _ = await outcomes(Fleet(), requests(2, deadline=5.0))
+    outcome = got["t-1"]
+    assert (outcome.status, outcome.server, outcome.model) == (Status.SERVED, "right", "m")
+    assert (outcome.form, outcome.accuracy) == (Form.MODEL_READY, 0.8)
+    assert (outcome.predicted, outcome.label) == (1, 1)
+    assert outcome.latency is not None
+    assert outcome.stamps.sent is not None
+    assert outcome.stamps.received == pytest.approx(outcome.stamps.sent + outcome.latency)
+    assert outcome.stamps.accepted == 5.0  # the ingress's own stays
+    assert got["t-0"].label == 0  # predicted 1: wrong
+
+
+async def test_every_request_ends_in_exactly_one_outcome_whatever_happens() -> None:
+    fleet = Fleet()
+    ways = ["serve", "shed", "expired", "hang", "break", "nonsense", "anonymous"]
+    fleet.behaviour = {f"t-{i}": way for i, way in enumerate(ways)}
+    got, client = await outcomes(fleet, requests(len(ways), deadline=0.3))
+    status = {way: got[f"t-{i}"].status.value for i, way in enumerate(ways)}
+    assert status == {
+        "serve": "served",
+        "shed": "shed",
+        "expired": "expired",
+        "hang": "lost",
+        "break": "failed",
+        "nonsense": "failed",
+        "anonymous": "failed",  # served, but with what accuracy?
+    }
+    assert got["t-1"].reason == "price"
+    assert "no answer in" in (got["t-3"].reason or "")
+    # And the balancer has learnt of each, once, with its label.
+    assert sorted(each.request for each in fleet.outcomes) == sorted(got)
+    assert {each.request: each.label for each in fleet.outcomes}["t-3"] == 3
+    assert client.progress()["outcomes"] == {
+        "served": 1, "shed": 1, "expired": 1, "failed": 3, "lost": 1,
+    }  # fmt: skip
+
+
+async def test_nobody_is_waited_for() -> None:
+    """An open loop: the last request is sent though no earlier one has been answered."""
+    fleet = Fleet()
+    fleet.expected = 150  # more than aiohttp's own limit of 100 connections
+    fleet.behaviour = {f"t-{i}": "together" for i in range(150)}
+    got, _ = await outcomes(fleet, requests(150, deadline=20.0))
+    assert all(outcome.status is Status.SERVED for outcome in got.values())
+
+
+async def test_without_its_balancer_the_client_goes_on() -> None:
+    fleet = Fleet()
+    fleet.balancer_code = 503
+    got, client = await outcomes(fleet, requests(3, deadline=5.0))
+    assert all(outcome.status is Status.SERVED for outcome in got.values())
+    assert client.untold == 3
+    assert client.unposted == 3
+
+
+async def test_an_ingress_that_is_not_there_is_a_failure_of_each_request() -> None:
+    config = ClientConfig(scenario="smoke", balancer=None, ingress={"left": "http://127.0.0.1:1"})
+    kept = Kept()
+    await Client(config, requests(2), Shape(), kept).run()
+    assert [each.status for each in kept.outcomes] == [Status.FAILED] * 2
+
+
+async def test_being_stopped_leaves_no_request_without_an_outcome() -> None:
+    fleet = Fleet()
+    fleet.behaviour = {f"t-{i}": "hang" for i in range(3)}
+    fleet.expected = 3
+    async with fleet.serve() as config:
+        kept = Kept()
+        client = Client(config, requests(3, deadline=500.0), Shape(), kept)
+        task = asyncio.create_task(client.run())
+        await fleet.all_arrived.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert [each.status for each in kept.outcomes] == [Status.LOST] * 3
+    assert len(fleet.outcomes) == 3
+
+
+async def test_being_late_is_measured() -> None:
+    sent = requests(2, deadline=5.0)
+    sent.trace.time[:] = -0.5  # due half a second before the start
+    async with Fleet().serve() as config:
+        client = Client(config, sent, Shape(), Kept())
+        await client.run()
+    assert len(client.late) == 2
+    assert all(0.5 <= late < 2.0 for late in client.late)
+
+
+async def test_from_the_clients_files_comes_the_summary(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fleet = Fleet()
+    fleet.behaviour = {"t-2": "shed"}
+    monkeypatch.setattr(module, "read_load", lambda scenario, run: requests(3, deadline=5.0))
+    monkeypatch.setattr(module, "warm_up", lambda shape: None)
+    said: list[tuple[str, Any]] = []
+    async with fleet.serve() as config:
+        everything = msgspec.structs.replace(
+            config, ingress=dict.fromkeys(("left", "right"), config.balancer), out=str(tmp_path)
+        )
+        # `run` is a whole process; here it has a thread and no signals.
+        monkeypatch.setattr(module, "_until_signal", lambda client, tell: client.run(tell))
+        done = await asyncio.to_thread(
+            module.run, everything, say=lambda key, value: said.append((key, value))
+        )
+    assert said[0] == ("ready", {"client": "smoke", "requests": 3})
+    assert done["outcomes"]["served"] == 2
+    summary = evaluate(tmp_path)
+    (policy,) = summary.policies
+    assert (summary.scenario, policy.policy) == ("smoke", "earliest_completion")
+    assert policy.outcomes == {"served": 2, "shed": 1, "expired": 0, "failed": 0, "lost": 0}
+    assert policy.utility.expected == pytest.approx(2 * 0.8 / 3)
+    assert policy.accuracy == 0.5  # of classes 0 and 1, with 1 predicted for both
+    assert (policy.transferred, policy.model_ready) == (1.0, 1.0)
+    assert policy.late_send_ms is not None
+    assert done["expected"] == pytest.approx(policy.utility.expected)
+
+
+def test_evaluate_says_what_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="expected the folder of a run"):
+        evaluate(tmp_path / "nosuch")
+    with pytest.raises(BadInput, match=r"expected requests\.parquet"):
+        evaluate(tmp_path)
+    with Recorder(tmp_path, (REQUESTS,)):
+        pass
+    with pytest.raises(BadInput, match=r"scenario\.yaml"):
+        evaluate(tmp_path)
+
+
+def test_what_is_sent_is_the_same_under_every_policy() -> None:
+    scenario = load("smoke")
+    one = read_load(scenario, "s1")
+    two = read_load(scenario.with_overrides(policy="local"), "s1")
+    assert one.ids == two.ids
+    assert len(set(one.ids)) == len(one.ids) == len(one.trace)
+    assert [one.payload(i) for i in range(5)] == [two.payload(i) for i in range(5)]
+    assert [len(one.payload(i)) for i in range(len(one))] == list(one.trace.payload_bytes)
+    assert one.labels == tuple(replay_label(each) for each in one.ids)
+    assert read_load(scenario, "other").ids != one.ids
+
+
+def test_photos_come_with_their_class() -> None:
+    scenario = load("three-sites").with_overrides(duration=2.0)
+    sent = read_load(scenario, "x")
+    for index in range(len(sent)):
+        name = sent.image_name(index)
+        assert name is not None
+        assert int(name.rpartition("_")[2].removesuffix(".jpg")) == sent.labels[index]
+        assert len(sent.payload(index)) == sent.request(index, 0.0).payload_bytes
+        assert sent.payload(index).startswith(b"\xff\xd8\xff")
+
+
+def test_run_refuses_a_configuration_that_lacks_an_ingress() -> None:
+    config = ClientConfig(scenario="smoke", balancer=None, ingress={"left": "http://127.0.0.1:1"})
+    with pytest.raises(BadInput, match="expected an address of 'right'"):
+        module.run(config)
+
+
+def test_progress_lines_are_json() -> None:
+    config = ClientConfig(scenario="smoke", balancer=None, ingress={})
+    client = Client(config, requests(1), Shape(), Kept())
+    state: dict[str, Any] = json.loads(msgspec.json.encode(client.progress()))
+    assert (state["sent"], state["expected"]) == (0, None)

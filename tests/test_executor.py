@@ -1,0 +1,172 @@
+"""Executors: what they predict, how long they take, and that a bad image harms no other."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from edgewise import zoo
+from edgewise.domain import Service
+from edgewise.errors import ImagesError, ModelError
+from edgewise.images import load_images
+from edgewise.live import executor as module
+from edgewise.live.clock import Clock
+from edgewise.live.executor import (
+    Item,
+    OnnxExecutor,
+    Prediction,
+    ReplayExecutor,
+    Result,
+    Slowed,
+    draws,
+    replay_label,
+)
+from edgewise.live.prepare import PhotoMaker
+from edgewise.preprocess import to_picture
+
+SERVICE = Service(server="s", model="m", accuracy=0.7, latency=(0.010, 0.012), ready_saving=0.004)
+
+
+class Slept:
+    """Replaces asyncio.sleep with a note of how long; the clock is moved by as much."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.at = 100.0
+        self.clock = Clock(lambda: self.at, epoch=100.0)
+        monkeypatch.setattr(module.asyncio, "sleep", self.sleep)
+
+    async def sleep(self, seconds: float) -> None:
+        self.at += seconds
+
+
+@pytest.fixture
+def slept(monkeypatch: pytest.MonkeyPatch) -> Slept:
+    return Slept(monkeypatch)
+
+
+def item(request: str = "r", **more: object) -> Item:
+    return Item(request=request, model="m", payload=b"", **more)  # type: ignore[arg-type]
+
+
+async def test_replay_takes_its_profile(slept: Slept) -> None:
+    executor = ReplayExecutor({"m": SERVICE}, slept.clock)
+    await executor.run([item()])
+    assert slept.at == pytest.approx(100.010)
+    await executor.run([item(), item()])
+    assert slept.at == pytest.approx(100.022)
+    await executor.run([item(ready_size=224)])
+    assert slept.at == pytest.approx(100.028)
+
+
+async def test_replay_noise_has_the_mean_and_cv_asked_for(slept: Slept) -> None:
+    executor = ReplayExecutor({"m": SERVICE}, slept.clock, cv=0.5, seed=3)
+    times = []
+    for i in range(4000):
+        before = slept.at
+        await executor.run([item(f"r{i}")])
+        times.append(slept.at - before)
+    assert np.mean(times) == pytest.approx(0.010, rel=0.05)
+    assert np.std(times) / np.mean(times) == pytest.approx(0.5, rel=0.1)
+
+
+async def test_replay_is_right_as_often_as_it_should_and_always_the_same(slept: Slept) -> None:
+    executor = ReplayExecutor({"m": SERVICE}, slept.clock, cv=0.1, seed=3)
+    again = ReplayExecutor({"m": SERVICE}, slept.clock, cv=0.1, seed=3)
+    right = 0
+    for i in range(4000):
+        (result,) = await executor.run([item(f"r{i}", label=i % 1000)])
+        assert [result] == await again.run([item(f"r{i}", label=i % 1000)])
+        assert isinstance(result, Prediction)
+        assert 0 <= result.predicted < 1000
+        right += result.predicted == i % 1000
+    assert right / 4000 == pytest.approx(0.7, abs=0.025)
+
+
+async def test_replay_without_a_label_and_from_a_record(slept: Slept) -> None:
+    sure = Service(server="s", model="m", accuracy=1.0, latency=(0.001,))
+    executor = ReplayExecutor({"m": sure}, slept.clock, recorded={("r2", "m"): 9})
+    (first,) = await executor.run([item("r1")])
+    (second,) = await executor.run([item("r2", label=5)])
+    assert isinstance(first, Prediction)
+    assert isinstance(second, Prediction)
+    assert first.predicted == replay_label("r1")
+    assert second.predicted == 9
+
+
+def test_draws_do_not_depend_on_each_other() -> None:
+    pairs = np.array([draws(1, f"r{i}", "m") for i in range(2000)])
+    assert abs(np.corrcoef(pairs.T)[0, 1]) < 0.06
+    assert pairs.mean() == pytest.approx(0.5, abs=0.02)
+    assert draws(1, "r", "m") != draws(2, "r", "m") != draws(1, "r", "n")
+
+
+class Fixed:
+    """Takes 10 ms of CPU, and as long."""
+
+    def __init__(self, slept: Slept) -> None:
+        self.slept = slept
+
+    async def run(self, batch: Sequence[Item]) -> list[Result]:
+        self.slept.at += 0.010
+        return [Prediction(predicted=1, score=1.0, cpu=0.010)]
+
+
+@pytest.mark.parametrize(("speed", "seconds"), [(1.0, 0.010), (0.5, 0.020), (0.4, 0.025)])
+async def test_slowed(slept: Slept, speed: float, seconds: float) -> None:
+    results = await Slowed(Fixed(slept), speed, slept.clock).run([item()])
+    assert slept.at == pytest.approx(100.0 + seconds)
+    assert results == [Prediction(predicted=1, score=1.0, cpu=0.010)]
+
+
+@pytest.mark.parametrize("speed", [0.0, 1.1])
+def test_slowed_cannot_hasten(slept: Slept, speed: float) -> None:
+    with pytest.raises(ValueError, match="speed"):
+        Slowed(Fixed(slept), speed, slept.clock)
+
+
+@pytest.fixture
+def threads() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(2) as pool:
+        yield pool
+
+
+async def test_real_model_on_both_forms_and_a_broken_image(threads: ThreadPoolExecutor) -> None:
+    if zoo.find("lite0-224") is None:
+        pytest.skip("models are not prepared")
+    photos = load_images("builtin")
+    executor = OnnxExecutor(["lite0-224"], threads)
+    photo = photos[0].read()
+    ready = await PhotoMaker(threads, 1.0, Clock()).make(photo, 224)
+    assert to_picture(ready, 224, 224).size == (224, 224)
+    assert len(ready) < len(photo) or len(ready) < 60_000
+    items = [
+        Item(request="a", model="lite0-224", payload=photo),
+        Item(request="b", model="lite0-224", payload=b"no image"),
+        Item(request="c", model="lite0-224", payload=ready, ready_size=224),
+        Item(request="d", model="lite0-224", payload=photo, ready_size=224),
+    ]
+    original, broken, made, lying = await executor.run(items)
+    assert isinstance(original, Prediction)
+    assert isinstance(made, Prediction)
+    assert original.predicted == made.predicted
+    assert 0.0 < original.score <= 1.0
+    assert original.cpu > 0.0
+    assert isinstance(broken, ImagesError)
+    assert "cannot be decoded" in str(broken)
+    assert isinstance(lying, ImagesError)
+    assert "224 x 224" in str(lying)
+
+
+def test_a_missing_model_is_named(threads: ThreadPoolExecutor) -> None:
+    with pytest.raises(ModelError, match="nosuch"):
+        OnnxExecutor(["nosuch"], threads)
+
+
+async def test_making_ready_off_the_loop(threads: ThreadPoolExecutor) -> None:
+    maker = PhotoMaker(threads, 1.0, Clock())
+    with pytest.raises(ImagesError):
+        await asyncio.wait_for(maker.make(b"no image", 96), 30)

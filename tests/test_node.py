@@ -1,0 +1,494 @@
+"""A node on loopback sockets: who answers, exactly once, and what bad input gets."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from typing import Any
+
+import msgspec
+import pytest
+
+from edgewise.domain import Candidate, Form, Outcome, Report, ShedReason, Status
+from edgewise.errors import BadInput
+from edgewise.live import control
+from edgewise.live.node import Node, listen
+from edgewise.live.protocol import HEADER_LENGTH, decode_answer, encode_request
+from node_fleet import PATIENCE, Fleet, json_body, request_for, scenario, until
+
+
+@pytest.fixture
+async def fleet() -> AsyncIterator[Fleet]:
+    async with Fleet() as fleet:
+        yield fleet
+
+
+def outcomes(fleet: Fleet) -> list[Outcome]:
+    return [message.outcome for message in fleet.balancer.all(control.Answered)]
+
+
+# -- who answers -----------------------------------------------------------------------------------
+
+
+async def test_runs_it_here_when_told_to(fleet: Fleet) -> None:
+    a, _ = await fleet.pair()
+    fleet.balancer.decide = lambda r: fleet.balancer.command(r, "a", "quick")
+    code, answer = await fleet.post(a, meta=request_for(a, deadline=5.0))
+    assert code == 200
+    assert answer["model_name"] == "quick"
+    assert answer["id"] == "v2-id"
+    assert answer["outputs"][0]["data"] == [7]
+    outcome = decode_answer("r1", code, msgspec.json.encode(answer)).outcome
+    assert (outcome.server, outcome.model, outcome.form) == ("a", "quick", Form.ORIGINAL)
+    assert outcome.accuracy == 0.6
+    stages = outcome.stamps
+    marks = [stages.accepted, stages.decided, stages.started, stages.finished, stages.answered]
+    assert None not in marks
+    assert marks == sorted(marks)  # type: ignore[type-var]
+    await fleet.balancer.until(lambda: len(outcomes(fleet)) == 1)
+    assert outcomes(fleet)[0] == outcome
+    (ask,) = fleet.balancer.all(control.Ask)
+    assert ask.request.deadline == 5.0
+
+
+async def test_a_command_that_comes_first_saves_the_question(fleet: Fleet) -> None:
+    a, _ = await fleet.pair()
+    request = request_for(a)
+    await fleet.balancer.send("a", fleet.balancer.command(request, "a", "quick"))
+    await fleet.balancer.send("a", control.Ping(at=5.0))
+    await fleet.balancer.until(lambda: bool(fleet.balancer.all(control.Pong)))
+    code, _ = await fleet.post(a, meta=request)
+    assert code == 200
+    assert fleet.balancer.all(control.Ask) == []
+
+
+async def test_transfers_the_original(fleet: Fleet) -> None:
+    a, _ = await fleet.pair()
+    fleet.balancer.decide = lambda r: fleet.balancer.command(r, "b", "exact")
+    code, answer = await fleet.post(a, b"p" * 200_000, meta=request_for(a), headers={})
+    outcome = decode_answer("r1", code, msgspec.json.encode(answer)).outcome
+    assert (outcome.status, outcome.server, outcome.model) == (Status.SERVED, "b", "exact")
+    assert outcome.form is Form.ORIGINAL
+    (item,) = fleet.executors["b"].items
+    assert item.payload == b"p" * 200_000
+    assert item.ready_size is None
+    assert fleet.executors["a"].items == []
+    stamps = outcome.stamps
+    assert stamps.transferred is not None
+    assert stamps.started is not None
+    assert a.monitor.report(a.clock.now()).peers["b"].throughput is not None
+    await fleet.balancer.until(
+        lambda: any(
+            message.report.server == "b" and message.report.arrivals_low == 1
+            for message in fleet.balancer.all(control.Reported)
+        )
+    )
+    # Only the ingress tells how it ended.
+    assert [outcome.request for outcome in outcomes(fleet)] == ["r1"]
+
+
+async def test_streams_on_while_it_still_comes_in(fleet: Fleet) -> None:
+    a, b = await fleet.pair()
+    fleet.balancer.decide = lambda r: fleet.balancer.command(r, "b", "exact")
+    form, body = encode_request(b"p" * 100_000)
+    more = asyncio.Event()
+
+    async def slowly() -> AsyncIterator[bytes]:
+        yield body[:50_000]
+        await more.wait()
+        yield body[50_000:]
+
+    form |= request_for(a).to_headers(a.clock.now()) | {"Content-Length": str(len(body))}
+    url = f"{a.url}/v2/models/imagenet-1k/infer"
+    posting = asyncio.create_task(fleet.client.post(url, data=slowly(), headers=form))
+    await until(lambda: b.edge.inflight > 0)
+    assert b.queue.size == 1  # it waits there, though its photo is not in anywhere
+    assert fleet.executors["b"].items == []
+    assert b.monitor.report(b.clock.now()).queue == ()
+    assert a.monitor.report(a.clock.now()).peers["b"].flows == 1
+    more.set()
+    async with await posting as response:
+        assert response.status == 200
+    assert fleet.executors["b"].items[0].payload == b"p" * 100_000
+
+
+async def test_transfers_made_ready_for_the_destination(fleet: Fleet) -> None:
+    a, _ = await fleet.pair()
+    fleet.balancer.decide = lambda r: fleet.balancer.command(r, "b", "exact", Form.MODEL_READY)
+    code, answer = await fleet.post(a, b"p" * 100_000, meta=request_for(a))
+    outcome = decode_answer("r1", code, msgspec.json.encode(answer)).outcome
+    assert outcome.form is Form.MODEL_READY
+    (item,) = fleet.executors["b"].items
+    assert item.ready_size == 224
+    assert len(item.payload) < 30_000
+
+
+async def test_a_concrete_model_runs_right_here(fleet: Fleet) -> None:
+    a, _ = await fleet.pair()
+    code, answer = await fleet.post(a, model="quick")
+    assert (code, answer["model_name"]) == (200, "quick")
+    assert fleet.balancer.all(control.Ask) == []
+
+
+async def test_shed_says_why(fleet: Fleet) -> None:
+    a, _ = await fleet.pair()
+    for reason, code in (("price", 429), ("no_service", 429), ("none_up", 503)):
+        fleet.balancer.decide = lambda r, reason=reason: fleet.balancer.command(  # type: ignore[misc]
+            r, reason=ShedReason(reason)
+        )
+        answered, answer = await fleet.post(a, meta=request_for(a, reason))
+        assert answered == code
+        assert reason in answer["error"]
+        assert answer["parameters"]["edgewise.status"] == "shed"
+
+
+# -- when things break -----------------------------------------------------------------------------
+
+
+def dead_port() -> str:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{sock.getsockname()[1]}"
+
+
+async def lone(fleet: Fleet, peer: str, **changes: Any) -> Node:
+    """a with a balancer and a peer b at some address."""
+    url = await fleet.start_balancer()
+    a = await fleet.start("a", balancer=url, peers={"b": peer}, of=scenario(**changes))
+    await fleet.balancer.until(lambda: "a" in fleet.balancer.sockets)
+    return a
+
+
+async def test_a_dead_peer_gives_way_to_this_server(fleet: Fleet) -> None:
+    a = await lone(fleet, dead_port())
+    fleet.balancer.decide = lambda r: fleet.balancer.command(r, "b", "exact")
+    code, answer = await fleet.post(a, meta=request_for(a, accuracy=0.5))
+    assert code == 200
+    assert answer["parameters"]["edgewise.server"] == "a"
+
+
+async def test_a_dead_peer_and_no_service_here_is_an_explicit_error(fleet: Fleet) -> None:
+    a = await lone(fleet, dead_port())
+    fleet.balancer.decide = lambda r: fleet.balancer.command(r, "b", "exact")
+    code, answer = await fleet.post(a, meta=request_for(a, accuracy=0.8))
+    assert code == 503
+    assert answer["parameters"]["edgewise.status"] == "failed"
+    assert answer["error"].startswith("b: ")
+    await fleet.balancer.until(lambda: len(outcomes(fleet)) == 1)
+
+
+async def test_the_next_alternative_is_tried(fleet: Fleet) -> None:
+    a, _ = await fleet.pair()
+    fleet.balancer.decide = lambda r: fleet.balancer.command(
+        r, "b", "nosuch", alternatives=(Candidate("b", "exact", Form.ORIGINAL),)
+    )
+    code, answer = await fleet.post(a, meta=request_for(a, accuracy=0.8))
+    assert (code, answer["parameters"]["edgewise.model"]) == (200, "exact")
+
+
+async def test_a_silent_peer_does_not_hold_a_request(fleet: Fleet) -> None:
+    async def mute(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while await reader.read(65536):
+                pass
+        finally:
+            writer.close()
+
+    async with await asyncio.start_server(mute, "127.0.0.1", 0) as server:
+        a = await lone(fleet, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        fleet.balancer.decide = lambda r: fleet.balancer.command(r, "b", "exact")
+        begun = a.clock.now()
+        here, nowhere = await asyncio.gather(
+            fleet.post(a, meta=request_for(a, "here", deadline=0.2)),
+            fleet.post(a, meta=request_for(a, "nowhere", deadline=0.2, accuracy=0.8)),
+        )
+        assert a.clock.now() - begun < 1.2
+        assert here[0] == 200
+        assert here[1]["parameters"]["edgewise.server"] == "a"
+        assert nowhere[0] == 503
+
+
+async def test_a_peer_that_breaks_off_with_requests_queued(fleet: Fleet) -> None:
+    a, b = await fleet.pair()
+    fleet.executors["b"].go.clear()
+    fleet.balancer.decide = lambda r: fleet.balancer.command(r, "b", "exact")
+    posts = [
+        asyncio.create_task(fleet.post(a, meta=request_for(a, f"r{i}", accuracy=0.5)))
+        for i in range(4)
+    ]
+    await until(lambda: b.edge.inflight == 4)
+    await b.__aexit__()
+    answers = await asyncio.gather(*posts)
+    assert [code for code, _ in answers] == [200] * 4
+    assert {answer["parameters"]["edgewise.server"] for _, answer in answers} == {"a"}
+    await fleet.balancer.until(lambda: len(outcomes(fleet)) == 4)
+
+
+async def test_a_mute_balancer_is_not_waited_for(fleet: Fleet) -> None:
+    a, _ = await fleet.pair()
+    code, _ = await fleet.post(a, meta=request_for(a, deadline=0.4))
+    assert code == 200
+    assert len(fleet.balancer.all(control.Ask)) == 1
+
+
+async def test_without_a_balancer_it_decides_itself_and_learns_of_peers(fleet: Fleet) -> None:
+    b = await fleet.start("b")
+    a = await fleet.start("a", peers={"b": b.url})
+    await until(lambda: a.monitor.rtts["b"].get(a.clock.now()) is not None)
+    code, answer = await fleet.post(a, meta=request_for(a, accuracy=0.8))
+    assert (code, answer["parameters"].get("edgewise.server")) == (200, "b")
+    assert b.monitor.seen("a").low > 0
+    code, answer = await fleet.post(a, meta=request_for(a, "r2", accuracy=0.95))
+    assert code == 429
+    assert "no_service" in answer["error"]
+
+
+async def test_the_channel_comes_back(fleet: Fleet) -> None:
+    await fleet.pair()
+    await fleet.balancer.sockets["a"].close()
+    await fleet.balancer.until(
+        lambda: sum(hello.server == "a" for hello in fleet.balancer.all(control.Hello)) == 2
+    )
+
+
+async def test_a_client_that_goes_away_leaves_nothing(fleet: Fleet) -> None:
+    a, _ = await fleet.pair()
+    fleet.executors["a"].go.clear()
+    fleet.balancer.decide = lambda r: fleet.balancer.command(r, "a", "quick")
+    posting = asyncio.create_task(fleet.post(a, meta=request_for(a)))
+    await asyncio.wait_for(fleet.executors["a"].running.wait(), PATIENCE)
+    posting.cancel()
+    await until(lambda: a.edge.inflight == 0)
+    await fleet.balancer.until(lambda: len(outcomes(fleet)) == 1)
+    assert outcomes(fleet)[0].status is Status.FAILED
+    fleet.executors["a"].go.set()
+    code, answer = await fleet.post(a, meta=request_for(a))
+    assert code == 409
+    assert "twice" in answer["error"]
+    assert len(fleet.executors["a"].items) == 1
+
+
+async def test_a_retry_joins_the_first(fleet: Fleet) -> None:
+    a, _ = await fleet.pair()
+    fleet.executors["a"].go.clear()
+    fleet.balancer.decide = lambda r: fleet.balancer.command(r, "a", "quick")
+    posts = [asyncio.create_task(fleet.post(a, meta=request_for(a))) for _ in range(2)]
+    await asyncio.wait_for(fleet.executors["a"].running.wait(), PATIENCE)
+    fleet.executors["a"].go.set()
+    first, second = await asyncio.gather(*posts)
+    third = await fleet.post(a, meta=request_for(a))
+    assert first == second == third
+    assert len(fleet.executors["a"].items) == 1
+    await fleet.balancer.until(lambda: len(outcomes(fleet)) >= 1)
+    assert len(outcomes(fleet)) == 1
+
+
+async def test_a_full_queue_sheds(fleet: Fleet) -> None:
+    small = scenario()
+    servers = dict(small.servers)
+    servers["a"] = msgspec.structs.replace(servers["a"], queue_limit=1)
+    a = await fleet.start("a", of=scenario(servers=servers))
+    fleet.executors["a"].go.clear()
+    running = asyncio.create_task(fleet.post(a, model="quick"))
+    await asyncio.wait_for(fleet.executors["a"].running.wait(), PATIENCE)
+    waiting = asyncio.create_task(fleet.post(a, model="quick"))
+    await until(lambda: bool(a.queue.waiting()))
+    code, answer = await fleet.post(a, model="quick")
+    assert code == 429
+    assert "queue_full" in answer["error"]
+    fleet.executors["a"].go.set()
+    assert (await running)[0] == (await waiting)[0] == 200
+
+
+async def test_one_that_waits_too_long_expires(fleet: Fleet) -> None:
+    a = await fleet.start("a")
+    fleet.executors["a"].go.clear()
+    running = asyncio.create_task(fleet.post(a, model="quick", meta=request_for(a, "r0")))
+    await asyncio.wait_for(fleet.executors["a"].running.wait(), PATIENCE)
+    code, answer = await fleet.post(a, model="quick", meta=request_for(a, deadline=0.05))
+    assert code == 504
+    assert answer["parameters"]["edgewise.status"] == "expired"
+    fleet.executors["a"].go.set()
+    assert (await running)[0] == 200
+    assert [item.request for item in fleet.executors["a"].items] == ["r0"]
+
+
+async def test_draining(fleet: Fleet) -> None:
+    a, _ = await fleet.pair()
+    fleet.executors["a"].go.clear()
+    running = asyncio.create_task(fleet.post(a, model="quick"))
+    await asyncio.wait_for(fleet.executors["a"].running.wait(), PATIENCE)
+    draining = asyncio.create_task(a.drain())
+    await fleet.balancer.until(
+        lambda: any(message.report.draining for message in fleet.balancer.all(control.Reported))
+    )
+    code, answer = await fleet.post(a, meta=request_for(a))
+    assert code == 503
+    assert "draining" in answer["error"]
+    async with fleet.client.get(a.url + "/v2/health/ready") as response:
+        assert response.status == 503
+    assert not draining.done()
+    fleet.executors["a"].go.set()
+    assert await draining
+    assert (await running)[0] == 200
+    assert not await drained_late(fleet)
+
+
+async def drained_late(fleet: Fleet) -> bool:
+    """Whether b, with work that does not end, drains within no time."""
+    b = fleet.nodes["b"]
+    fleet.executors["b"].go.clear()
+    running = asyncio.create_task(fleet.post(b, model="quick"))
+    await asyncio.wait_for(fleet.executors["b"].running.wait(), PATIENCE)
+    result = await b.drain(limit=0.01)
+    fleet.executors["b"].go.set()
+    await running
+    return result
+
+
+# -- bad input -------------------------------------------------------------------------------------
+
+
+async def raw(fleet: Fleet, node: Node, body: Any, model: str = "quick", **headers: str) -> Any:
+    url = f"{node.url}/v2/models/{model}/infer"
+    names = {key.replace("_", "-"): value for key, value in headers.items()}
+    async with fleet.client.post(url, data=body, headers=names) as response:
+        return response.status, msgspec.json.decode(await response.read())["error"]
+
+
+async def test_bad_input(fleet: Fleet) -> None:
+    a = await fleet.start("a", body_limit=5000)
+    table: list[tuple[Any, str, dict[str, str], int, str]] = [
+        (json_body(), "nosuch", {}, 404, "known: imagenet-1k, quick"),
+        (json_body(), "exact", {}, 404, "unknown model 'exact'"),
+        (json_body(shape=[2]), "quick", {}, 400, "inputs[0].shape"),
+        (json_body(datatype="FP32"), "quick", {}, 400, "inputs[0].datatype"),
+        (json_body(name="x"), "quick", {}, 400, "inputs[0].name"),
+        (json_body(name="x"), "imagenet-1k", {}, 400, "inputs[0].name"),
+        (b"{", "quick", {}, 400, "not JSON"),
+        (json_body(), "quick", {"Inference_Header_Content_Length": "x"}, 400, HEADER_LENGTH),
+        (b"x" * 5001, "quick", {}, 413, "limit of 5000 bytes"),
+        (json_body(data=["bm8gaW1hZ2U="]), "quick", {}, 422, "cannot be decoded"),
+        (json_body(), "quick", {"edgewise_deadline": "soon"}, 400, "edgewise-deadline"),
+        (json_body(), "quick", {"edgewise_deadline": "-1"}, 400, "edgewise-deadline"),
+        (json_body(), "quick", {"edgewise_accuracy": "2"}, 400, "edgewise-accuracy"),
+        (json_body(), "quick", {"edgewise_id": "a b"}, 400, "edgewise-id"),
+        (json_body(), "quick", {"edgewise_ingress": "b"}, 400, "edgewise-ingress"),
+        (json_body(), "quick", {"edgewise_budget": "-0.1"}, 504, "deadline"),
+        (json_body(), "quick", {"edgewise_dispatch": "1"}, 400, "edgewise-via"),
+        (json_body(), "imagenet-1k", {"edgewise_accuracy": "0.99"}, 429, "no_service"),
+    ]
+    for body, model, headers, code, says in table:
+        answered, error = await raw(fleet, a, body, model, **headers)
+        assert (answered, says in error) == (code, True), (answered, error, code, says)
+    async with fleet.client.get(a.url + "/nowhere") as response:
+        assert response.status == 404
+        assert "error" in await response.json()
+    assert (await fleet.post(a, model="quick"))[0] == 200  # unharmed
+
+
+async def test_a_body_without_a_length_is_limited_too(fleet: Fleet) -> None:
+    a = await fleet.start("a", body_limit=5000)
+
+    async def chunks() -> AsyncIterator[bytes]:
+        for _ in range(3):
+            yield b"x" * 2000
+
+    code, error = await raw(fleet, a, chunks())
+    assert (code, "limit of 5000 bytes" in error) == (413, True)
+
+
+async def test_an_undecodable_image_harms_no_other(fleet: Fleet) -> None:
+    a, _ = await fleet.pair()
+    fleet.balancer.decide = lambda r: fleet.balancer.command(r, "b", "exact")
+    answers = await asyncio.gather(
+        fleet.post(a, b"no image", meta=request_for(a, "bad")),
+        *(fleet.post(a, meta=request_for(a, f"good{i}")) for i in range(3)),
+    )
+    assert [code for code, _ in answers] == [422, 200, 200, 200]
+    assert "cannot be decoded" in answers[0][1]["error"]
+    await fleet.balancer.until(lambda: len(outcomes(fleet)) == 4)
+
+
+async def test_metadata_in_v2_parameters(fleet: Fleet) -> None:
+    a, _ = await fleet.pair()
+    fleet.balancer.decide = lambda r: fleet.balancer.command(r, "a", "quick")
+    parameters = {"timeout": 700_000, "edgewise.accuracy": 0.5, "edgewise.id": "p1"}
+    code, _ = await fleet.post(a, parameters=parameters)
+    assert code == 200
+    (ask,) = fleet.balancer.all(control.Ask)
+    assert (ask.request.id, ask.request.deadline, ask.request.accuracy) == ("p1", 0.7, 0.5)
+    assert ask.uploaded is not None
+
+
+async def test_without_metadata_the_node_makes_its_own(fleet: Fleet) -> None:
+    a, _ = await fleet.pair()
+    fleet.balancer.decide = lambda r: fleet.balancer.command(r, "a", "quick")
+    assert (await fleet.post(a))[0] == 200
+    (ask,) = fleet.balancer.all(control.Ask)
+    assert (ask.request.deadline, ask.request.accuracy, ask.request.ingress) == (1.0, 0.0, "a")
+
+
+# -- the rest --------------------------------------------------------------------------------------
+
+
+async def test_health_metadata_metrics_and_report(fleet: Fleet) -> None:
+    a = await fleet.start("a")
+    await fleet.post(a, model="quick")
+
+    async def get(path: str) -> tuple[int, bytes]:
+        async with fleet.client.get(a.url + path) as response:
+            return response.status, await response.read()
+
+    for path in (
+        "/v2",
+        "/v2/health/live",
+        "/v2/health/ready",
+        "/v2/models/quick",
+        "/v2/models/imagenet-1k/versions/1",
+        "/v2/models/quick/ready",
+    ):
+        assert (await get(path))[0] == 200, path
+    assert (await get("/v2/models/quick/versions/2"))[0] == 404
+    metadata = msgspec.json.decode((await get("/v2/models/quick"))[1])
+    assert metadata["inputs"] == [{"name": "image", "datatype": "BYTES", "shape": [1]}]
+    _, text = await get("/metrics")
+    assert b'request_total{model="quick",status="served"} 1.0' in text
+    _, report = await get("/v1/report?for=a")
+    assert msgspec.json.decode(report, type=Report).services["quick"].served == 1
+
+
+async def test_reports_come_on_their_period_and_number_what_was_seen(fleet: Fleet) -> None:
+    a, _ = await fleet.pair()
+    fleet.balancer.decide = lambda r: fleet.balancer.command(r, "a", "quick")
+    await fleet.post(a, meta=request_for(a))
+
+    def last() -> Report | None:
+        mine = [
+            message.report
+            for message in fleet.balancer.all(control.Reported)
+            if message.report.server == "a"
+        ]
+        return mine[-1] if len(mine) > 3 else None
+
+    await fleet.balancer.until(lambda: (r := last()) is not None and r.commands_seen == 1)
+    report = last()
+    assert report is not None
+    assert report.arrivals_low == 1
+
+
+def test_a_taken_port_is_said(fleet: Fleet) -> None:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        sock.listen()
+        port = sock.getsockname()[1]
+        with pytest.raises(BadInput, match=f"cannot listen on 127.0.0.1:{port}"):
+            listen("127.0.0.1", port)
+
+
+async def test_wrong_configuration(fleet: Fleet) -> None:
+    with pytest.raises(BadInput, match="unknown 'z'; the scenario has: a, b"):
+        await fleet.start("z")
+    with pytest.raises(BadInput, match="'a' is no other server"):
+        await fleet.start("a", peers={"a": "http://127.0.0.1:1"})

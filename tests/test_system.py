@@ -1,0 +1,386 @@
+"""Real processes: the launcher, one process each by hand, and what is left when one is killed.
+
+Bounds on time are loose, for these run on busy machines; what is counted is exact. Every test ends
+with none of its processes alive.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+
+from edgewise.domain import Outcome, Request, Status
+from edgewise.errors import PeerError
+from edgewise.live.client import Client, Sent
+from edgewise.live.config import ClientConfig
+from edgewise.live.evaluate import evaluate
+from edgewise.live.launch import Deployment
+from edgewise.live.payloads import read_load
+from edgewise.scenario import Scenario, loads
+from edgewise.score import Shape
+
+pytestmark = pytest.mark.system
+
+EDGEWISE = [sys.executable, "-m", "edgewise"]
+DOCUMENT = Path(__file__).parent.parent / "docs" / "by-hand.md"
+
+# `far` is the only one that can serve what asks for 0.8, so those requests queue on it.
+PAIR = """
+name: pair
+executor: replay
+service_noise: {cv: 0}
+report_period: 0.05
+servers:
+  near: {services: [{model: small, accuracy: 0.6, latency: [0.02], input_size: 96}]}
+  far:
+    services:
+      - {model: small, accuracy: 0.6, latency: [0.02], input_size: 96}
+      - {model: large, accuracy: 0.9, latency: [0.08], input_size: 224}
+network:
+  access: {rate_mbps: 100, delay: 0.03}
+  link: {rate_mbps: 100, delay: 0.002}
+workload:
+  duration: 3
+  arrivals: {kind: constant, rate: 20}
+  ingress: {near: 2, far: 1}
+  demands:
+    - {share: 1, deadline: 1.0, accuracy: 0.5}
+    - {share: 1, deadline: 1.0, accuracy: 0.8}
+  payload: {kind: lognormal, median_bytes: 20000, sigma: 0.3}
+"""
+
+
+def pair(old: str = "", new: str = "") -> Scenario:
+    assert old in PAIR
+    return loads(PAIR.replace(old, new) if old else PAIR)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """A run's folder; no process that was told of it may outlive the test."""
+    yield tmp_path
+    left = alive(tmp_path)
+    for process in left:
+        process.kill()
+    assert not left, [process.cmdline() for process in left]
+
+
+def alive(folder: Path) -> list[psutil.Process]:
+    """Processes that have `folder` on their command line."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if any(str(folder) in each for each in process.cmdline()):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return [p for p in found if p.pid != os.getpid() and p.status() != psutil.STATUS_ZOMBIE]
+
+
+def until(condition: Callable[[], Any], seconds: float = 60.0) -> None:
+    """Wait for something that other processes do."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.05)
+
+
+def up(*arguments: str, seconds: float = 150.0) -> str:
+    """What ``edgewise up`` says; it must succeed."""
+    done = subprocess.run(
+        [*EDGEWISE, "up", *arguments], capture_output=True, text=True, timeout=seconds
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def rows(folder: Path, name: str) -> list[dict[str, Any]]:
+    return list(pq.read_table(folder / f"{name}.parquet").to_pylist())
+
+
+# -- the launcher --------------------------------------------------------------------------------
+
+
+def test_up_serves_real_requests_and_keeps_the_contract(folder: Path) -> None:
+    run, file = folder / "run", folder / "summary.json"
+    up("smoke", "--out", str(run), "--json", str(file))
+    summary = json.loads(file.read_text())
+    assert summary["scenario"] == "smoke"
+    (policy,) = summary["policies"]
+    assert policy["policy"] == "earliest_completion"
+    assert sum(policy["outcomes"].values()) == policy["requests"] > 30
+    assert policy["outcomes"]["lost"] == policy["outcomes"]["failed"] == 0
+    assert policy["outcomes"]["served"] >= 0.9 * policy["requests"]
+    assert 0.5 < policy["utility"]["expected"] <= 0.9
+    assert policy["effective_accuracy"] > 0.4
+    assert policy["latency_ms"]["p50"] <= policy["latency_ms"]["p95"] <= policy["latency_ms"]["p99"]
+    assert set(policy["per_server"]) == {"left", "right"}
+    assert all(0 <= each["utilisation"] <= 1 for each in policy["per_server"].values())
+    # The files: one outcome and one decision a request, and the same summary again from them.
+    asked = {row["request"] for row in rows(run, "requests")}
+    assert {row["request"] for row in rows(run, "outcomes")} == asked
+    assert {row["request"] for row in rows(run, "decisions")} == asked
+    assert len(rows(run, "reports")) > 20
+    assert json.loads((run / "summary.json").read_text()) == summary
+    assert json.loads(evaluate(run).to_json()) == summary
+
+
+def test_policies_run_one_after_another_on_the_same_trace(folder: Path) -> None:
+    run, names = folder / "run", ("earliest_completion", "round_robin", "local")
+    said = up("smoke", "--policy", ",".join(names), "--duration", "1.5", "--out", str(run))
+    summary = json.loads((run / "summary.json").read_text())
+    assert [each["policy"] for each in summary["policies"]] == list(names)
+    asked = [
+        [(r["request"], r["payload_bytes"], r["deadline"]) for r in rows(run / name, "requests")]
+        for name in names
+    ]
+    assert asked[0] == asked[1] == asked[2]
+    assert "vs best other" in said
+    assert all(name in said for name in names)
+    assert {row["policy"] for row in rows(run / "local", "decisions")} == {"local"}
+
+
+def test_without_the_emulator_there_is_no_relay_and_less_latency(folder: Path) -> None:
+    scenario = folder / "pair.yaml"
+    scenario.write_text(PAIR)
+    p50 = {}
+    for switch in ("--emulate", "--no-emulate"):
+        run = folder / switch.strip("-")
+        up(str(scenario), switch, "--duration", "2", "--policy", "local", "--out", str(run))
+        p50[switch] = evaluate(run).policies[0].latency_ms.p50
+        assert (run / "logs" / "relay.log").exists() == (switch == "--emulate")
+        assert (run / "config" / "relay.yaml").exists() == (switch == "--emulate")
+    # 30 ms there and 30 ms back are gone, and nothing else was added.
+    with_relay, without = p50["--emulate"], p50["--no-emulate"]
+    assert with_relay is not None
+    assert without is not None
+    assert with_relay > without + 40
+
+
+def test_ctrl_c_stops_everything(folder: Path) -> None:
+    launcher = running(folder)
+    launcher.send_signal(signal.SIGINT)
+    _, errors = launcher.communicate(timeout=30)
+    assert launcher.returncode == 130
+    assert "Traceback" not in errors
+    assert not alive(folder / "run")
+    # Stopped in order: what was there has been written.
+    assert rows(folder / "run", "requests")
+
+
+def test_nothing_survives_a_launcher_that_is_killed(folder: Path) -> None:
+    launcher = running(folder)
+    assert len(alive(folder / "run")) >= 5  # balancer, relay, two nodes, client
+    launcher.kill()
+    launcher.communicate(timeout=30)
+    until(lambda: not alive(folder / "run"), 10)
+
+
+def running(folder: Path) -> subprocess.Popen[str]:
+    """A launcher whose client has begun to send."""
+    launcher = subprocess.Popen(
+        [*EDGEWISE, "up", "smoke", "--duration", "600", "--out", str(folder / "run")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert launcher.stdout is not None
+    for line in launcher.stdout:  # its first line about what was sent
+        if " sent " in line:
+            return launcher
+    raise AssertionError(launcher.communicate()[1])
+
+
+async def test_a_process_that_does_not_come_up_is_told_with_its_log(folder: Path) -> None:
+    deployment = Deployment(pair(), folder, with_client=False)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", deployment.addresses.nodes["far"].port))
+        taken.listen()
+        with pytest.raises(PeerError, match=r"node far ended .*(?s:.*)cannot listen on"):
+            async with deployment:
+                pass
+
+
+# -- when something dies -------------------------------------------------------------------------
+
+
+class Watched:
+    """A client in this process, which notes when each request ended and how."""
+
+    def __init__(self, deployment: Deployment) -> None:
+        where = deployment.addresses
+        config = ClientConfig(scenario="pair", balancer=where.balancer_url(), ingress=where.ingress)
+        load = read_load(deployment.scenario, "s")
+        self.ended: list[tuple[Request, Outcome, float]] = []
+        self.client = Client(config, load, Shape(), self._note, tell_label=True)
+
+    def _note(self, entry: Sent, outcome: Outcome) -> None:
+        self.ended.append((entry.request, outcome, time.time() - entry.request.sent_at))
+
+
+async def test_a_node_that_vanishes_with_requests_in_its_queue(folder: Path) -> None:
+    """Each of them ends once, within its deadline and a second."""
+    # 16 requests/s of 0.08 s on `far` alone keep it over its capacity: there is a queue.
+    scenario = pair("rate: 20", "rate: 32")
+    async with Deployment(scenario, folder, with_client=False) as deployment:
+        watched = Watched(deployment)
+        await deployment.begin()
+        sending = asyncio.create_task(watched.client.run())
+        while True:  # until it has a queue
+            state = await deployment.state()
+            if state is not None and state["servers"]["far"]["reported_queue"] >= 2:
+                break
+            assert not sending.done()
+            await asyncio.sleep(0.02)
+        await deployment.nodes["far"].kill()
+        await sending
+    ended = watched.ended
+    assert len(ended) == len({request.id for request, _, _ in ended}) == len(watched.client.late)
+    statuses = {outcome.status for _, outcome, _ in ended}
+    assert statuses >= {Status.SERVED, Status.FAILED}
+    assert Status.LOST not in statuses
+    # Half a second more than promised, for a busy machine.
+    assert not [r.id for r, _, seconds in ended if seconds > r.deadline + 1.0 + 0.5]
+    # Those that any server may answer are answered, also after it.
+    easy = [o.status for r, o, _ in ended if r.accuracy < 0.8 and r.ingress == "near"]
+    assert easy.count(Status.SERVED) >= 0.8 * len(easy)
+
+
+async def test_nodes_go_on_when_their_balancer_is_gone(folder: Path) -> None:
+    async with Deployment(pair(), folder, with_client=False) as deployment:
+        watched = Watched(deployment)
+        await deployment.begin()
+        sending = asyncio.create_task(watched.client.run())
+        while len(watched.ended) < 10:
+            assert not sending.done()
+            await asyncio.sleep(0.02)
+        await deployment.balancer.kill()
+        killed = time.time()
+        await sending
+    after = [outcome for request, outcome, _ in watched.ended if request.sent_at > killed]
+    served = [each for each in after if each.status is Status.SERVED]
+    assert len(after) > 20
+    assert len(served) >= 0.8 * len(after)
+    # They still know of each other: what only `far` can do is done there.
+    assert any(each.model == "large" and each.server == "far" for each in served)
+
+
+async def test_a_planned_failure_takes_a_node_down_and_brings_it_back(folder: Path) -> None:
+    scenario = loads(PAIR + "failures: [{at: 0.5, server: far, duration: 0.5, kind: down}]\n")
+    said: list[str] = []
+    longer = scenario.with_overrides(duration=8.0, rate=10.0)
+    async with Deployment(longer, folder, said.append) as deployment:
+        before = deployment.nodes["far"].pid
+        await deployment.run()
+        assert deployment.nodes["far"].pid != before
+    assert "node far goes down for 0.5 s" in said
+    assert "node far is back" in said
+    (policy,) = evaluate(folder).policies
+    assert sum(policy.outcomes.values()) == policy.requests == 80
+    assert policy.per_server["far"].served > 0
+
+
+# -- by hand -------------------------------------------------------------------------------------
+
+
+def test_the_document_by_hand_works(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The files and commands of docs/by-hand.md, on other ports; the relay comes last."""
+    text = DOCUMENT.read_text()
+    ports = {port: free_port() for port in sorted(set(re.findall(r"\b8[12]0\d\b", text)))}
+    for port, free in ports.items():
+        text = text.replace(port, str(free))
+    for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL):
+        name = re.match(r"# (\S+\.yaml)\n", block)
+        assert name
+        (folder / name.group(1)).write_text(block)
+    commands = re.findall(r"^(edgewise .*|curl .*)$", text, re.MULTILINE)
+    monkeypatch.chdir(folder)
+    started: list[subprocess.Popen[str]] = []
+    try:
+        for command in commands:
+            words = command.split()
+            if words[0] == "curl":
+                check_url(re.search(r"http://\S+", command).group(), command)  # type: ignore[union-attr]
+            elif words[1] in ("balancer", "node", "relay"):
+                started.append(start(words, folder))
+            elif words[1] == "client":
+                assert not any("relay" in str(each.args) for each in started)
+                said = finish(words)
+                assert json.loads(said.splitlines()[-1])["done"]["outcomes"]["served"] > 30
+            elif words[1] == "evaluate":
+                assert "earliest_completion" in finish(words)
+    finally:
+        for process in started:
+            process.terminate()
+        for process in started:
+            process.communicate(timeout=20)
+    assert [process.returncode for process in started] == [0] * len(started)
+    assert len(started) == 4
+    (policy,) = evaluate(folder / "run").policies
+    assert sum(policy.outcomes.values()) == policy.requests
+    assert len(rows(folder / "run", "decisions")) >= policy.requests
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def start(words: list[str], folder: Path) -> subprocess.Popen[str]:
+    """Run a process that listens, and wait until it says so."""
+    with (folder / f"{words[2]}.log").open("w") as log:
+        process = subprocess.Popen(
+            # The folder on the command line is how `alive` recognises it.
+            [*EDGEWISE, words[1], str(folder / words[2])],
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+        )
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    assert line, (folder / f"{words[2]}.log").read_text()
+    ready = json.loads(line)["ready"]
+    assert words[1] in ready
+    assert ready["url"].startswith("http://127.0.0.1:")
+    return process
+
+
+def finish(words: list[str]) -> str:
+    done = subprocess.run([*EDGEWISE, *words[1:]], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def check_url(url: str, command: str) -> None:
+    """What curl would have done, with what stands behind ``-X`` and ``-d``."""
+    body = re.search(r"-d '(.*)'", command)
+    method = re.search(r"-X (\w+)", command)
+    request = urllib.request.Request(
+        url,
+        data=body.group(1).encode() if body else None,
+        method=method.group(1) if method else None,
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            assert answer.status == 200, command
+    except urllib.error.HTTPError as error:
+        # The example's photo is no photo, and replay does not look at it; real models answer 422.
+        with error:
+            raise AssertionError(f"{command}: {error.code} {error.read()!r}") from None

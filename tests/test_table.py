@@ -1,0 +1,319 @@
+"""The candidate table: every latency here was worked out by hand (`fleet_case` has the figures)."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgewise.domain import Observation, PeerReport, ServiceReport
+from edgewise.fleet import table as t
+from edgewise.fleet.layout import RATE_PRIOR, RTT_PRIOR
+from edgewise.fleet.tracker import Tracker
+from fleet_case import (
+    A_LARGE,
+    A_SMALL,
+    B_LARGE,
+    B_LARGE_READY,
+    NOW,
+    RATE,
+    RTT,
+    SHED,
+    SIZE,
+    measured,
+    queue,
+    report,
+    request,
+    tracker,
+)
+
+READY = 0.44 * 224**2 + 1800
+"""bytes of the model-ready form, rounded to a whole one."""
+
+
+def seen(fleet: Tracker, uploaded: float | None = NOW, **more: object) -> Observation:
+    """What is believed of a photo that is at `a` already."""
+    return fleet.observe(request(**more), NOW, uploaded)  # type: ignore[arg-type]
+
+
+def idle() -> Tracker:
+    fleet = tracker()
+    for server in ("a", "b"):
+        fleet.on_report(report(server), NOW)
+    return fleet
+
+
+def column(table: Observation, row: int, *columns: int) -> list[float]:
+    return [float(table.rows[row, c]) for c in columns]
+
+
+# -- names -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("names", "prefix"), [(t.ROW, "R_"), (t.SERVER, "S_"), (t.CONTEXT, "C_")])
+def test_every_column_has_a_name_a_number_and_a_meaning(names: dict[str, str], prefix: str) -> None:
+    for number, (name, meaning) in enumerate(names.items()):
+        assert getattr(t, prefix + name.upper()) == number
+        assert len(meaning) >= 5
+
+
+def test_every_field_of_the_belief_says_what_it_is() -> None:
+    """Its unit stands beside it, unless the name says it all."""
+    source = Path(t.__file__).with_name("layout.py").read_text().splitlines()
+    fields = [line for line in source if line.strip().startswith('("')]
+    assert len(fields) > 40
+    plain = {"workers", "accuracy", "deadline", "server", "model", "jobs", "flights", "sends"}
+    for line in fields:
+        name = line.split('"')[1]
+        assert "#" in line or name.endswith(("_at", "_bytes")) or name in plain, line
+
+
+# -- an idle fleet ---------------------------------------------------------------------------------
+
+
+def test_running_it_here() -> None:
+    """No wait, no transfer: the model and half the client's round trip."""
+    table = seen(idle())
+    assert column(table, A_SMALL, t.R_READY, t.R_WAIT, t.R_SERVICE_TIME, t.R_RETURN) == (
+        pytest.approx([0.0, 0.0, 0.02, 0.5 * RTT])
+    )
+    assert table.rows[A_SMALL, t.R_LATENCY] == pytest.approx(0.025)
+    assert column(table, A_SMALL, t.R_LOCAL, t.R_SIZE, t.R_TRANSFER) == [1.0, 0.0, 0.0]
+
+
+def test_sending_the_original() -> None:
+    """100 kB at 1 MB/s and half a round trip; back over both halves."""
+    table = seen(idle())
+    assert table.rows[B_LARGE, t.R_READY] == pytest.approx(0.1 + 0.005)
+    assert table.rows[B_LARGE, t.R_RETURN] == pytest.approx(0.010)
+    assert table.rows[B_LARGE, t.R_LATENCY] == pytest.approx(0.105 + 0.04 + 0.010)
+    assert column(table, B_LARGE, t.R_SIZE, t.R_TRANSFER) == pytest.approx([SIZE, 0.1])
+
+
+def test_sending_it_model_ready() -> None:
+    """3 ms to make it, then a quarter of the bytes."""
+    table = seen(idle())
+    size = round(READY)
+    assert table.rows[B_LARGE_READY, t.R_SIZE] == size
+    assert table.rows[B_LARGE_READY, t.R_PREPARE] == pytest.approx(0.003)
+    assert table.rows[B_LARGE_READY, t.R_READY] == pytest.approx(0.003 + size / RATE + 0.005)
+
+
+def test_a_photo_that_is_still_coming_is_waited_for() -> None:
+    """Sent now over a client's link of 1 MB/s: here in half a round trip and 0.1 s. The original
+    goes on as it comes; the model-ready form has to wait for all of it."""
+    table = seen(idle(), uploaded=None)
+    upload = 0.5 * RTT + SIZE / RATE
+    assert table.context[t.C_UPLOAD] == pytest.approx(upload)
+    assert table.rows[A_SMALL, t.R_READY] == pytest.approx(upload)
+    assert table.rows[B_LARGE, t.R_READY] == pytest.approx(upload + 0.005)
+    assert table.rows[B_LARGE_READY, t.R_READY] == pytest.approx(
+        upload + 0.003 + round(READY) / RATE + 0.005
+    )
+
+
+def test_what_has_passed_counts() -> None:
+    table = idle().observe(request(sent_at=NOW - 0.3), NOW, NOW)
+    assert table.context[t.C_ELAPSED] == pytest.approx(0.3)
+    assert table.rows[A_SMALL, t.R_LATENCY] == pytest.approx(0.3 + 0.025)
+
+
+def test_a_measured_service_time_replaces_the_profile() -> None:
+    fleet = idle()
+    fleet.on_report(report("a", NOW, services={"small": ServiceReport(0.03, 1.0, 5)}), NOW)
+    assert seen(fleet).rows[A_SMALL, t.R_SERVICE_TIME] == pytest.approx(0.03)
+
+
+# -- waiting ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("discipline", "ahead", "wait"),
+    [
+        ("edf", 0.3, 0.3),  # due 0.5 and 2.0: only the first, behind the 0.1 s that run
+        ("fifo", 0.7, 0.7),
+    ],
+)
+def test_who_is_ahead_depends_on_the_discipline(discipline: str, ahead: float, wait: float) -> None:
+    fleet = tracker(f"discipline: {discipline}\n")
+    fleet.on_report(report("a", running=(0.1,), queue=queue((0.5, 0.2), (2.0, 0.4))), NOW)
+    table = seen(fleet)
+    assert table.servers[0, t.S_AHEAD] == pytest.approx(ahead)
+    assert table.servers[0, t.S_BACKLOG] == pytest.approx(0.7)
+    assert table.rows[A_LARGE, t.R_WAIT] == pytest.approx(wait)
+
+
+def test_a_less_urgent_job_that_runs_is_not_interrupted() -> None:
+    """Both workers of b are busy with later work when the photo gets there: the first to finish
+    takes it, after a third of a mean job (the least of two residual lives and ours)."""
+    fleet = tracker()
+    later = queue(*[(50.0, 0.6)] * 8)
+    fleet.on_report(report("a"), NOW)
+    fleet.on_report(report("b", running=(0.1, 0.1), queue=later), NOW)
+    table = seen(fleet)
+    arrival = 0.105
+    assert table.rows[B_LARGE, t.R_WAIT] == pytest.approx(0.6 / 3.0)
+    assert table.servers[1, t.S_AHEAD] == pytest.approx(0.1)
+    assert table.rows[B_LARGE, t.R_READY] == pytest.approx(arrival)
+
+
+def test_a_photo_under_way_hides_the_wait() -> None:
+    """b is busy for 60 ms more; the transfer takes 105."""
+    fleet = tracker()
+    fleet.on_report(report("a"), NOW)
+    fleet.on_report(report("b", running=(0.06, 0.06)), NOW)
+    assert seen(fleet).rows[B_LARGE, t.R_WAIT] == 0.0
+
+
+def test_conversions_wait_behind_the_models_they_share_workers_with() -> None:
+    """a: 80 ms run, 10 ms of conversions wait; then ours."""
+    fleet = tracker()
+    fleet.on_report(report("a", running=(0.08,), prepare_backlog=0.01), NOW)
+    fleet.on_report(report("b"), NOW)
+    table = seen(fleet)
+    expected = 0.08 + 0.01 + 0.003 + round(READY) / RATE + 0.005
+    assert table.rows[B_LARGE_READY, t.R_READY] == pytest.approx(expected)
+    assert table.context[t.C_PREPARE_BACKLOG] == pytest.approx(0.01)
+    assert table.rows[A_SMALL, t.R_WAIT] == pytest.approx(0.09)  # conversions are most urgent
+
+
+def test_a_stage_of_its_own_does_not_touch_the_workers() -> None:
+    fleet = tracker("prepare: {on: own}\n")
+    fleet.on_report(report("a", running=(0.08,), prepare_backlog=0.01), NOW)
+    fleet.on_report(report("b"), NOW)
+    table = seen(fleet)
+    assert table.rows[B_LARGE_READY, t.R_READY] == pytest.approx(
+        0.01 + 0.003 + round(READY) / RATE + 0.005
+    )
+    assert table.rows[A_SMALL, t.R_WAIT] == pytest.approx(0.08)
+
+
+# -- links -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("backlog", "flows", "seconds"),
+    [
+        (0, 0, 0.1),
+        (100_000, 1, 0.2),  # one other of our size: half the rate each
+        (50_000, 1, 0.15),  # a shorter one: done early
+        (900_000, 1, 0.2),  # a longer one: it cannot hold us up by more than our own size
+        (900_000, 3, 0.4),
+        (150_000, 3, 0.25),
+    ],
+)
+def test_transfers_share_a_link_equally(backlog: int, flows: int, seconds: float) -> None:
+    fleet = tracker()
+    peers = {"a": measured(), "b": PeerReport(RATE, NOW, RTT, backlog, flows)}
+    fleet.on_report(report("a", peers=peers), NOW)
+    fleet.on_report(report("b"), NOW)
+    table = seen(fleet)
+    assert table.rows[B_LARGE, t.R_READY] == pytest.approx(seconds + 0.005)
+    assert table.servers[1, t.S_LINK_BACKLOG] == pytest.approx(backlog / RATE)
+
+
+def test_while_it_is_converted_the_link_drains() -> None:
+    """400 kB on the link, 300 ms of other work first: 97 kB are left, and one flow of them."""
+    fleet = tracker()
+    peers = {"a": measured(), "b": PeerReport(RATE, NOW, RTT, 400_000, 4)}
+    fleet.on_report(report("a", peers=peers, running=(0.3,)), NOW)
+    fleet.on_report(report("b"), NOW)
+    made, size = 0.303, round(READY)
+    left = 400_000 - made * RATE
+    shared = min(left, 4 * left / 400_000 * size)
+    assert seen(fleet).rows[B_LARGE_READY, t.R_READY] == pytest.approx(
+        made + (shared + size) / RATE + 0.005
+    )
+
+
+def test_before_a_measurement_the_prior_is_used_and_its_age_says_so() -> None:
+    table = seen(tracker())
+    assert table.servers[1, t.S_RATE] == RATE_PRIOR
+    assert table.servers[1, t.S_RTT] == RTT_PRIOR
+    assert table.servers[1, t.S_RATE_AGE] == t.RATE_AGE_MAX
+    assert table.rows[B_LARGE, t.R_READY] == pytest.approx(SIZE / RATE_PRIOR + 0.5 * RTT_PRIOR)
+
+
+# -- ages and masks --------------------------------------------------------------------------------
+
+
+def test_ages_are_those_of_what_was_heard() -> None:
+    fleet = tracker()
+    peers = {"a": measured(), "b": measured(at=NOW - 7.0)}
+    fleet.on_report(report("a", NOW - 0.25, peers=peers), NOW)
+    table = seen(fleet)
+    assert table.servers[0, t.S_REPORT_AGE] == pytest.approx(0.25)
+    assert table.servers[1, t.S_REPORT_AGE] == 1.0, "never heard: its silence limit"
+    assert table.servers[1, t.S_RATE_AGE] == pytest.approx(7.0)
+    assert table.servers[0, t.S_RATE] == 0.0, "no link leads to itself"
+
+
+def test_what_is_admissible() -> None:
+    """Local rows have no model-ready form; shed always may be."""
+    assert seen(idle()).mask.tolist() == [1, 0, 1, 0, 1, 1, 1]
+    assert seen(idle(), accuracy=0.8).mask.tolist() == [0, 0, 1, 0, 1, 1, 1]
+    assert seen(idle(), accuracy=0.95).mask.tolist() == [0, 0, 0, 0, 0, 0, 1]
+
+
+def test_a_stage_that_is_off_makes_no_model_ready_rows() -> None:
+    assert seen(tracker("prepare: {enabled: false}\n")).mask.tolist() == [1, 0, 1, 0, 1, 0, 1]
+
+
+@pytest.mark.parametrize("why", ["disconnected", "draining", "silent"])
+def test_a_server_that_is_not_up_has_no_rows(why: str) -> None:
+    fleet = idle()
+    if why == "disconnected":
+        fleet.disconnect("b")
+    elif why == "draining":
+        fleet.on_report(report("b", draining=True), NOW)
+    else:
+        fleet.on_report(report("a", NOW + 1.01), NOW + 1.01)
+    now = NOW + 1.01 if why == "silent" else NOW
+    table = fleet.observe(request(), now)
+    assert table.mask.tolist() == [1, 0, 1, 0, 0, 0, 1]
+    assert table.servers[1, t.S_UP] == 0.0
+
+
+def test_the_row_of_shed_stands_for_no_server() -> None:
+    table = seen(idle())
+    assert table.candidates[SHED] is None
+    assert column(table, SHED, t.R_SERVER, t.R_SERVICE) == [-1.0, -1.0]
+
+
+def test_no_number_is_ever_nan_or_infinite() -> None:
+    fleet = tracker()
+    fleet.on_link("uplink:a", 0.0, 0.0, 0.0, NOW)
+    for table in (seen(tracker()), seen(idle()), seen(fleet), seen(fleet, uploaded=None)):
+        for array in (table.rows, table.servers, table.context):
+            assert np.isfinite(array).all()
+
+
+# -- flat ------------------------------------------------------------------------------------------
+
+
+def test_flatten_gathers_what_belongs_to_a_row() -> None:
+    fleet = idle()
+    source = seen(fleet, accuracy=0.8)
+    table = t.new_table(2, 3)
+    for name in ("rows", "mask", "servers", "context"):
+        getattr(table, name)[:] = getattr(source, name)
+    wide = len(t.ROW), len(t.ROW) + len(t.SERVER)
+    out = np.full((7, wide[1] + len(t.CONTEXT)), np.nan)
+    t.flatten(table, out)
+    assert out[B_LARGE, : wide[0]].tolist() == source.rows[B_LARGE].tolist()
+    assert out[B_LARGE, wide[0] : wide[1]].tolist() == source.servers[1].tolist()
+    assert out[B_LARGE, wide[1] :].tolist() == source.context.tolist()
+    assert not out[A_SMALL].any(), "masked"
+    assert not out[SHED, wide[0] : wide[1]].any()
+    assert out[SHED, wide[1] :].tolist() == source.context.tolist()
+
+
+def test_best_row_takes_the_first_of_equals_and_never_a_masked_one() -> None:
+    table = t.new_table(2, 3)
+    table.mask[:] = [1, 0, 1, 0, 1, 1, 1]
+    table.scores[:] = [1, 9, 3, 9, 3, 2, -math.inf]
+    assert t.best_row(table) == 2
+    table.scores[:] = -math.inf
+    assert t.best_row(table) == SHED
