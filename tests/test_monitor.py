@@ -264,6 +264,13 @@ def test_receiver_side_measures_what_came_after_the_first_chunk() -> None:
     assert link.rate == pytest.approx(1e6)
 
 
+def test_a_transfer_of_a_few_bytes_says_nothing_of_the_rate() -> None:
+    link = Link()
+    with link.flow("b", 545, 10.0) as flow:
+        link.arrived(flow, 10.01, away=0.001, starved=False)
+    assert link.report("b", None, 11.0).throughput is None
+
+
 def test_least_round_trip_of_ten_seconds() -> None:
     rtts = LeastRtt()
     assert rtts.get(0.0) is None

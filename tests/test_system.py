@@ -29,7 +29,7 @@ from edgewise.domain import Outcome, Request, Status
 from edgewise.errors import PeerError
 from edgewise.live.client import Client, Sent
 from edgewise.live.config import ClientConfig
-from edgewise.live.evaluate import evaluate
+from edgewise.live.evaluate import evaluate, read_requests
 from edgewise.live.launch import Deployment
 from edgewise.live.payloads import read_load
 from edgewise.scenario import Scenario, loads
@@ -147,7 +147,7 @@ def test_policies_run_one_after_another_on_the_same_trace(folder: Path) -> None:
     summary = json.loads((run / "summary.json").read_text())
     assert [each["policy"] for each in summary["policies"]] == list(names)
     asked = [
-        [(r["request"], r["payload_bytes"], r["deadline"]) for r in rows(run / name, "requests")]
+        [(r.id, r.ingress, r.payload_bytes, r.deadline) for r in read_requests(run / name)]
         for name in names
     ]
     assert asked[0] == asked[1] == asked[2]

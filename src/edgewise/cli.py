@@ -14,11 +14,24 @@ from rich.console import Console
 from rich.text import Text
 
 from edgewise import __version__
-from edgewise.commands import balancer, client, evaluate, models, node, relay, scenarios, up
+from edgewise.commands import (
+    balancer,
+    bench,
+    client,
+    configs,
+    evaluate,
+    models,
+    node,
+    relay,
+    scenarios,
+    tune,
+    up,
+)
 from edgewise.errors import EdgewiseError
 
 MAIN = "The main job"
 LOOK = "What there is"
+STUDY = "Studies in the simulator"
 HAND = "One process each (docs/by-hand.md)"
 
 app = typer.Typer(
@@ -71,10 +84,13 @@ app.command(rich_help_panel=MAIN)(evaluate.evaluate)
 app.command(rich_help_panel=LOOK)(scenarios.scenarios)
 app.add_typer(scenarios.scenario, name="scenario", rich_help_panel=LOOK)
 app.add_typer(models.app, name="models", rich_help_panel=LOOK)
+app.command(rich_help_panel=STUDY)(bench.bench)
+app.command(rich_help_panel=STUDY)(tune.tune)
 app.command(rich_help_panel=HAND)(balancer.balancer)
 app.command(rich_help_panel=HAND)(node.node)
 app.command(rich_help_panel=HAND)(relay.relay)
 app.command(rich_help_panel=HAND)(client.client)
+app.command(rich_help_panel=HAND)(configs.configs)
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ def jit(function: F) -> F:
 def inner(function: F) -> F:
     """As `jit`, for a function that only compiled code calls.
 
-    It cannot be called from Python. What that saves is the code that unpacks its arguments: for a
+    Calling it from Python crashes the interpreter. What that saves is the code that unpacks its arguments: for a
     tuple of thirty arrays that is most of its compile time.
     """
     options = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}

@@ -12,7 +12,7 @@ from collections.abc import Collection
 import numpy as np
 from msgspec import Struct
 
-from edgewise.bench.statistics import Interval, interval, over_families
+from edgewise.bench.statistics import Floats, Interval, interval, over_families
 from edgewise.bench.suite import Result
 from edgewise.errors import BadInput
 
@@ -70,7 +70,7 @@ def compare(
     metrics = {name: result.array(name) for name in ("effective", "missed", "shed", "p95", "p99")}
 
     def line(p: int, f: int | None) -> Line:
-        def of(values: np.ndarray) -> Interval:  # type: ignore[type-arg]
+        def of(values: Floats) -> Interval:
             return over_families(values) if f is None else interval(values[f])
 
         itself = all(b == p for b in (best if f is None else [best[f]]))

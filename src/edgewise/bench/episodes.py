@@ -11,12 +11,11 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from edgewise.errors import EdgewiseError
-from edgewise.fleet.draws import new_draws
 from edgewise.policy.base import Rule
 from edgewise.scenario import Scenario
 from edgewise.sim import engine, layout
 from edgewise.sim.layout import Sim
+from edgewise.sim.play import play
 from edgewise.sim.world import Options, simulation
 from edgewise.workload import Trace, generate
 
@@ -68,23 +67,14 @@ class Stage:
     def play(self, rule: Rule, params: Floats | None = None) -> Sim:
         """The world after `rule` has decided all of it; overwritten by the next play.
 
-        `params` in place of the rule's own. Raises EdgewiseError if the world is too crowded for
-        the engine.
+        `params` in place of the rule's own. Raises `Crowded` if more requests are open at a time
+        than the simulation has slots for.
         """
-        sim = self._work
         if not self._fresh:
-            engine.rejoin(sim, self._start)
+            engine.rejoin(self._work, self._start)
         self._fresh = False
-        sim.table.wanted[0] = rule.statistics
-        balancers = self.scenario.balancers
-        numbers = np.array(rule.params if params is None else params, np.float64)
-        one = rule.new_state(len(self.scenario.servers))
-        memory = np.repeat(one[None], balancers, axis=0)
-        draws = np.stack([new_draws(self.scenario.seed * 64 + b) for b in range(balancers)])
-        engine.run(sim, engine.compiled(rule.kernel), numbers, memory, draws, -1)
-        if sim.world.clock["overflow"][0]:
-            raise EdgewiseError(f"{self.scenario.name}: more requests open than there are slots")
-        return sim
+        values = None if params is None else tuple(params.tolist())
+        return play(self._work, rule, self.scenario.seed, values)
 
     def utility(self, rule: Rule, params: Floats | None = None) -> float:
         """Mean expected utility of a play."""

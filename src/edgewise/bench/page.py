@@ -1,7 +1,7 @@
 """A suite as one HTML page with plots, which needs nothing else to be looked at.
 
-Plotly, for its plots can be asked: hovering gives the figure and its interval, a legend entry hides
-a policy, an axis zooms. Its script (4 MB) is in the page, so the page works from a disk and offline.
+Plotly, for its plots can be asked: hovering gives the figure and its interval, a legend entry
+hides a policy, an axis zooms. Its script (4 MB) is in the page, which so works offline.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ th:first-child, td:first-child { text-align: left } .scroll { overflow-x: auto }
 """
 
 
-def page(comparison: Comparison, command: str) -> str:
+def page(comparison: Comparison) -> str:
     """The page's HTML. Raises MissingExtra without plotly."""
     result = comparison.result
     plots = _Plots()
     versions = ", ".join(f"{name} {version}" for name, version in result.versions.items())
     about = (
-        f"<code>{html.escape(command)}</code><br>{len(result.families)} families × "
+        f"<code>{html.escape(result.command)}</code><br>{len(result.families)} families × "
         f"{len(result.seeds)} held-out seeds ({result.seeds[0]:,} … {result.seeds[-1]:,}) × "
         f"{len(result.policies)} policies, {sum(map(sum, result.requests)):,} requests each. "
         f"{html.escape(versions)}."
@@ -160,7 +160,8 @@ def _against(comparison: Comparison) -> dict[str, Any]:
     values: list[list[float | None]] = []
     texts: list[list[str]] = []
     for policy in policies:
-        row, text = [], []
+        row: list[float | None] = []
+        text: list[str] = []
         for lines, reference in zip(comparison.families, comparison.reference, strict=True):
             base = _line(lines, reference).utility.mean
             difference = _line(lines, policy).difference
@@ -238,8 +239,8 @@ def _family(comparison: Comparison, f: int) -> str:
 
 
 def _table(lines: Sequence[Line], base: float) -> str:
-    headings = ("policy", "expected utility", "vs best heuristic", "effective accuracy")
-    headings += ("missed %", "shed %", "p95 ms", "p99 ms")
+    headings = ["policy", "expected utility", "vs best heuristic", "effective accuracy"]
+    headings += ["missed %", "shed %", "p95 ms", "p99 ms"]
     rows = []
     for line in lines:
         colour = {1: "better", -1: "worse", 0: ""}[line.difference.sign]

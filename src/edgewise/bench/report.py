@@ -12,13 +12,13 @@ COLUMNS = 8
 """Policies side by side in the table by family; wider ones wrap on a screen."""
 
 
-def markdown(comparison: Comparison, command: str) -> str:
+def markdown(comparison: Comparison) -> str:
     """The whole section: what was run, over all families, by family, and every figure folded."""
     result = comparison.result
     requests = sum(map(sum, result.requests))
     seeds = f"{result.seeds[0]:,} … {result.seeds[-1]:,}"
     head = [
-        f"`{command}`: {len(result.families)} families × {len(result.seeds)} held-out seeds "
+        f"`{result.command}`: {len(result.families)} families × {len(result.seeds)} held-out seeds "
         f"({seeds}) × {len(result.policies)} policies, {requests:,} requests each, in "
         f"{result.seconds / 60:.1f} min. {_versions(result.versions)}.",
         "",

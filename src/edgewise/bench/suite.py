@@ -48,6 +48,8 @@ class Result(Struct, frozen=True, kw_only=True):
     """A suite that has run: ``metrics[name][family][policy][seed]``."""
 
     suite: str
+    command: str = ""
+    """That made it."""
     families: tuple[str, ...]
     policies: tuple[str, ...]
     tuned: dict[str, str] = {}
@@ -136,9 +138,7 @@ def run(
     )
 
 
-def each(
-    tasks: Sequence[tuple[int, int]], do: Callable[[int, int], None], threads: int
-) -> None:
+def each(tasks: Sequence[tuple[int, int]], do: Callable[[int, int], None], threads: int) -> None:
     """Do all tasks; the first exception stops what has not begun and is raised."""
     if threads <= 1:
         for task in tasks:
@@ -158,8 +158,8 @@ def each(
 
 
 def compile_all(rules: Mapping[str, Rule], progress: Progress = nothing) -> None:
-    """Compile every kernel, one after the other: the compiler has one lock anyway, and a thread that
-    waits for it would count as slow."""
+    """Compile every kernel, one after the other: the compiler has one lock anyway, and progress can
+    then say what it is that takes its time."""
     tiny = families.scenario("light", 0).with_overrides(duration=0.05)
     stage = Stage(tiny)
     for at, (name, rule) in enumerate(rules.items()):

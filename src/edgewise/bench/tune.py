@@ -26,6 +26,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
@@ -36,6 +37,7 @@ from edgewise.bench.suite import SUITES, each
 from edgewise.errors import BadInput, MissingExtra
 from edgewise.policy.base import Parameter, Rule
 from edgewise.policy.tuning import Tuned
+from edgewise.scenario import Scenario
 from edgewise.sim import families
 from edgewise.sim.world import Options
 
@@ -43,15 +45,14 @@ Floats = NDArray[np.float64]
 
 WORLDS = 24
 """Per generation. Fewer and generations get noisier than the distribution can average out."""
-VALIDATION_WORLDS = 128
+VALIDATION_WORLDS = 64
 STEP = 0.2
-"""Initial standard deviation in the unit cube: two thirds of it stay within a fifth of the range."""
+"""Initial standard deviation in the unit cube: most first candidates lie within a fifth of the
+range from the defaults."""
 SCAN = 13
 """Values of a lone parameter in each of the two scans."""
 DIGITS = 4
 """Significant digits kept; the last one of them changes no decision that the noise would not."""
-
-_BARE = Options(store=False)
 
 
 class Generation(Struct, frozen=True, kw_only=True):
@@ -125,14 +126,33 @@ def _backward(p: Parameter, unit: float) -> float:
     return p.low + unit * (p.high - p.low)
 
 
+class Setting(Struct, frozen=True, kw_only=True):
+    """Under what the worlds are played: a change of every scenario, and the engine's options."""
+
+    change: Callable[[Scenario], Scenario] | None = None
+    options: Options = Options()
+
+    def stage(self, family: str, seed: int) -> Stage:
+        world = families.scenario(family, seed)
+        world = world if self.change is None else self.change(world)
+        return Stage(world, msgspec.structs.replace(self.options, store=False))
+
+
+AS_IT_IS = Setting()
+
+
 def utilities(
-    rule: Rule, candidates: Sequence[Floats], worlds: Sequence[tuple[str, int]], threads: int
+    rule: Rule,
+    candidates: Sequence[Floats],
+    worlds: Sequence[tuple[str, int]],
+    threads: int,
+    setting: Setting = AS_IT_IS,
 ) -> Floats:
     """Mean utility of every candidate in every world (family, seed): (candidates, worlds)."""
     values = np.zeros((len(candidates), len(worlds)))
 
     def play(w: int, _: int) -> None:
-        stage = Stage(families.scenario(*worlds[w]), _BARE)
+        stage = setting.stage(*worlds[w])
         for c, params in enumerate(candidates):
             values[c, w] = stage.utility(rule, params)
 
@@ -167,13 +187,17 @@ def search(
     worlds: int = WORLDS,
     threads: int = 2,
     standing: Sequence[float] | None = None,
+    start: Sequence[float] | None = None,
+    step: float = STEP,
+    setting: Setting = AS_IT_IS,
     progress: Callable[[Generation], None] = lambda _: None,
 ) -> Found:
     """Tune the parameters of `rule` on training worlds of a suite's families.
 
     It ends after `generations`, or at the first end of a generation after `budget` s; one of them
-    must be given. `standing` are the values to beat, the rule's own by default. Raises BadInput for
-    a rule without parameters or an unknown suite, MissingExtra without `cma`.
+    must be given. `standing` are the values to beat, the rule's own by default; `start` is where to
+    begin, its defaults by default, `step` how wide. Raises BadInput for a rule without parameters
+    or an unknown suite, MissingExtra without `cma`.
     """
     if not rule.parameters:
         raise BadInput(f"{name} has no parameters to tune")
@@ -194,7 +218,8 @@ def search(
 
     def evaluate(number: int, units: Sequence[Floats], spread: float) -> Floats:
         candidates = [from_unit(rule.parameters, unit) for unit in units]
-        found = utilities(rule, candidates, source.take(worlds), threads).mean(axis=1)
+        taken = source.take(worlds)
+        found: Floats = utilities(rule, candidates, taken, threads, setting).mean(axis=1)
         progress(
             Generation(
                 number=number,
@@ -206,14 +231,17 @@ def search(
         )
         return found
 
-    finder = _scan if len(rule.parameters) == 1 else _evolve
-    unit, done = finder(rule.parameters, seed, more, evaluate)
-    params = from_unit(rule.parameters, unit)
     defaults = np.array([p.default for p in rule.parameters])
+    if len(rule.parameters) == 1:
+        unit, done = _scan(more, evaluate)
+    else:
+        begin = to_unit(rule.parameters, defaults.tolist() if start is None else start)
+        unit, done = _evolve(begin, step, seed, more, evaluate)
+    params = from_unit(rule.parameters, unit)
     held = np.array(rule.params if standing is None else standing, np.float64)
     seeds = families.VALIDATION[:VALIDATION_WORLDS]
     judged = [(SUITES[suite][s % len(SUITES[suite])], s) for s in seeds]
-    tuned, plain, before = utilities(rule, [params, defaults, held], judged, threads)
+    tuned, plain, before = utilities(rule, [params, defaults, held], judged, threads, setting)
     return Found(
         policy=name,
         command=f"edgewise tune {name} --suite {suite} --seed {seed} --generations {done} "
@@ -230,31 +258,28 @@ _Evaluate = Callable[[int, Sequence[Floats], float], Floats]
 
 
 def _evolve(
-    parameters: Sequence[Parameter], seed: int, more: Callable[[int], bool], evaluate: _Evaluate
+    begin: Floats, step: float, seed: int, more: Callable[[int], bool], evaluate: _Evaluate
 ) -> tuple[Floats, int]:
     cma = _cma()
-    start = to_unit(parameters, [p.default for p in parameters])
-    options = {"bounds": [0.0, 1.0], "seed": seed, "verbose": -9, "maxiter": 10**9}
-    strategy = cma.CMAEvolutionStrategy(np.clip(start, 0.02, 0.98), STEP, options)
+    options = {"bounds": [0.0, 1.0], "seed": seed, "verbose": -9}
+    strategy = cma.CMAEvolutionStrategy(np.clip(begin, 0.02, 0.98), step, options)
     done = 0
     while more(done):
         units = strategy.ask()
-        spread = float(strategy.sigma * np.max(strategy.stds / strategy.sigma))
+        spread = float(np.max(strategy.stds))
         strategy.tell(units, (-evaluate(done, units, spread)).tolist())
         done += 1
     return np.clip(np.asarray(strategy.result.xfavorite, np.float64), 0.0, 1.0), done
 
 
-def _scan(
-    parameters: Sequence[Parameter], seed: int, more: Callable[[int], bool], evaluate: _Evaluate
-) -> tuple[Floats, int]:
+def _scan(more: Callable[[int], bool], evaluate: _Evaluate) -> tuple[Floats, int]:
     grid = np.linspace(0.0, 1.0, SCAN)
     best, width, done = 0.5, 0.5, 0
     while more(done) and width > 0.002:
         points = np.clip(best + width * (2.0 * grid - 1.0), 0.0, 1.0)
         found = evaluate(done, [points[i : i + 1] for i in range(SCAN)], width)
         # Neighbours say the same with other luck: a parabola over five of them averages it out.
-        near = np.argsort(-found)[:1][0]
+        near = int(np.argmax(found))
         low, high = max(0, near - 2), min(SCAN, near + 3)
         best = _vertex(points[low:high], found[low:high], float(points[near]))
         width *= 0.4
@@ -288,6 +313,7 @@ _HEAD = '''"""Parameters found by ``edgewise tune``, which writes this file; val
 from __future__ import annotations
 
 from edgewise.policy.tuning import Tuned
+from edgewise.scenario import Scenario
 
 TUNED: dict[str, Tuned] = {
 '''
@@ -323,7 +349,7 @@ def render(tuned: dict[str, Tuned]) -> str:
 
 
 def _quoted(text: str) -> str:
-    assert '"' not in text and "\\" not in text
+    assert not set(text) & {'"', "\\"}
     return f'"{text}"'
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import msgspec
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -28,7 +28,9 @@ def bench(
     policies: Annotated[
         str | None, typer.Option(metavar="P[,P...]", help="Which. Default: all there are.")
     ] = None,
-    seeds: Annotated[int, typer.Option(metavar="N", help="Held-out worlds of each family.")] = SEEDS,
+    seeds: Annotated[
+        int, typer.Option(metavar="N", help="Held-out worlds of each family.")
+    ] = SEEDS,
     threads: Annotated[
         int, typer.Option(metavar="N", help="At the same time; changes no number. 0: all cores.")
     ] = 0,
@@ -66,12 +68,12 @@ def bench(
 
       edgewise bench --policies sed,prequal,priced_greedy --html bench.html
     """
-    from edgewise.bench import compare, document, page, report, suite as suites
+    from edgewise.bench import compare, document, page, report
+    from edgewise.bench import suite as suites
 
     console = Console(stderr=json == "-")
     if read is not None:
         result = suites.Result.from_json(_bytes(read))
-        command = f"edgewise bench --from {shlex.quote(str(read))}"
     else:
         names = suites.SUITES.get(suite) or ((suite,) if suite in _families() else ())
         if not names:
@@ -88,8 +90,9 @@ def bench(
             )
         command = f"edgewise bench --suite {suite} --seeds {seeds}"
         command += f" --policies {policies}" if policies else ""
+        result = msgspec.structs.replace(result, command=command)
     compared = compare.compare(result, reference)
-    text = report.markdown(compared, command)
+    text = report.markdown(compared)
     if json == "-":
         sys.stdout.buffer.write(result.to_json())
     elif json is not None:
@@ -97,9 +100,9 @@ def bench(
     if out is not None:
         _write(out / "bench.json", result.to_json())
         _write(out / "bench.md", text.encode())
-        _write(out / "bench.html", page.page(compared, command).encode())
+        _write(out / "bench.html", page.page(compared).encode())
     if html is not None:
-        _write(html, page.page(compared, command).encode())
+        _write(html, page.page(compared).encode())
     if docs is not None:
         document.rewrite(docs, "edgewise bench", text)
     console.print(_overall(compared))
@@ -194,8 +197,14 @@ class _Bar:
     """A progress bar with the time left, on stderr; nothing where that is no terminal."""
 
     def __init__(self) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-        from rich.progress import TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
 
         self._progress = Progress(
             TextColumn("{task.description}"),

@@ -44,6 +44,18 @@ def up(
         typer.Option(metavar="DIR", help="Labelled photos: a folder, or 'builtin'."),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of everything random.")] = None,
+    containers: Annotated[
+        bool,
+        typer.Option(
+            "--containers",
+            help="Each server, the balancer and the emulator in a container of its own, by docker "
+            "or podman (docs/deploy.md).",
+        ),
+    ] = False,
+    image: Annotated[
+        str | None,
+        typer.Option(help="For --containers. Default: localhost/edgewise, by deploy/image.sh."),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Results. Default: runs/DATE-TIME-SCENARIO.")
     ] = None,
@@ -65,7 +77,12 @@ def up(
 
       edgewise up three-sites --no-emulate --duration 10 --json -
     """
+    from edgewise.errors import BadInput
+    from edgewise.live.containers import IMAGE
     from edgewise.live.up import Wishes, show, up
+
+    if image is not None and not containers:
+        raise BadInput("--image: only with --containers")
 
     # With the JSON on stdout, all else goes to stderr.
     console = Console(stderr=json == "-")
@@ -78,6 +95,7 @@ def up(
         images=images,
         seed=seed,
         out=out,
+        image=(image or IMAGE) if containers else None,
     )
     summary, folder = up(wishes, console)
     show(summary, console)

@@ -79,9 +79,10 @@ class Arrival(Struct, kw_only=True):
         error = f"shed: {reason.value}" + (f" ({detail})" if detail else "")
         return self._unserved(Status.SHED, shed_code(reason), reason.value, error, now)
 
-    def expired(self, now: float) -> Answer:
-        """Too late to be worth anything."""
+    def expired(self, now: float, detail: str = "") -> Answer:
+        """Too late."""
         error = f"the deadline of {self.request.deadline:g} s has passed"
+        error += f" ({detail})" if detail else ""
         return self._unserved(Status.EXPIRED, 504, "deadline", error, now)
 
     def failed(self, code: int, error: str, now: float) -> Answer:

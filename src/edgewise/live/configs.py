@@ -1,10 +1,10 @@
 """The configuration files of a fleet, from its scenario and its addresses (`addresses.lay_out`).
 
-The launcher writes them for processes on one machine; `edgewise configs` for containers, where every
-process has a network of its own. There each *keeps its port*: it listens on all addresses of its
-container at the port that it would have had on the loopback, and a port published under the same
-number leads to it from outside. So the two views differ in host names only: `hosts` says what each
-process is called inside, and from outside everything is on 127.0.0.1.
+The launcher writes them for processes on one machine; `edgewise configs` for containers, where
+every process has a network of its own. There each *keeps its port*: it listens on all addresses of
+its container at the port that it would have had on the loopback, and a port published under the
+same number leads to it from outside. So the two views differ in host names only: `hosts` says what
+each process is called inside, and from outside everything is on 127.0.0.1.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Hosts = Callable[[str], str]
 
 BALANCER, RELAY = "balancer", "relay"
 ANYWHERE = "0.0.0.0"
-"""All addresses of a container: its network is private, and what is published is on the loopback."""
+"""All addresses of a container: its network is private, and what is published is on loopback."""
 
 
 def configs(

@@ -26,14 +26,16 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from edgewise.errors import BadInput, PeerError
-from edgewise.live.processes import STOP_GRACE, Process
+from edgewise.live.configs import Hosts
+from edgewise.live.hosting import called
+from edgewise.live.processes import Process
 from edgewise.scenario import FileTrace, Scenario
 
 IMAGE = "localhost/edgewise:latest"
 """As `deploy/image.sh` calls it."""
 ASK_TIMEOUT = 20.0
 """s for an engine to say whether it is there; a docker without its daemon answers at once."""
-REMOVE_TIMEOUT = 60.0
+ENGINE_TIMEOUT = 60.0
 """s for an engine to remove a run's containers and network: ten take a few seconds."""
 LABEL = "edgewise.run"
 # Debian 12's podman picks crun, which fails on hybrid cgroups, and raises limits, which needs
@@ -57,11 +59,11 @@ class Engine:
         self.command = _find(self.environment.get("EDGEWISE_ENGINE", ""))
         self.podman = Path(self.command).name == "podman"
         hybrid = not Path("/sys/fs/cgroup/cgroup.controllers").exists()
-        if self.podman and hybrid and shutil.which("runc"):
-            if "CONTAINERS_CONF" not in self.environment:
-                file = folder / "containers.conf"
-                file.write_text(PODMAN_CONF, encoding="utf-8")
-                self.environment["CONTAINERS_CONF"] = str(file)
+        told = "CONTAINERS_CONF" in self.environment
+        if self.podman and hybrid and not told and shutil.which("runc"):
+            file = folder / "containers.conf"
+            file.write_text(PODMAN_CONF, encoding="utf-8")
+            self.environment["CONTAINERS_CONF"] = str(file)
         if self._ask("image", "inspect", image) != 0:
             raise BadInput(
                 f"there is no image {image} in {Path(self.command).name}; build it with "
@@ -71,7 +73,7 @@ class Engine:
     def _ask(self, *arguments: str) -> int:
         return _quiet([self.command, *arguments], self.environment)
 
-    async def run(self, *arguments: str, timeout: float = REMOVE_TIMEOUT) -> str:
+    async def run(self, *arguments: str) -> str:
         """Run a command of the engine; returns what it says. Raises PeerError if it fails."""
         process = await asyncio.create_subprocess_exec(
             self.command,
@@ -83,12 +85,14 @@ class Engine:
             start_new_session=True,  # a Ctrl-C is for the launcher alone
         )
         try:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(ENGINE_TIMEOUT):
                 said, complaint = await process.communicate()
         except TimeoutError:
             process.kill()
             await process.wait()
-            raise PeerError(f"{shlex.join(arguments)[:80]}: not done after {timeout:g} s") from None
+            raise PeerError(
+                f"{shlex.join(arguments)[:80]}: not done after {ENGINE_TIMEOUT:g} s"
+            ) from None
         if process.returncode != 0:
             lines = complaint.decode("utf-8", "replace").strip().splitlines() or ["no reason given"]
             raise PeerError(f"{Path(self.command).name} {arguments[0]}: {lines[-1]}")
@@ -96,7 +100,11 @@ class Engine:
 
 
 class ContainerProcess(Process):
-    """A child in a container. `options` are those of ``run``, `container` is its name."""
+    """A child in a container. `options` are those of ``run``, `container` is its name.
+
+    SIGTERM reaches it through the engine's process, which hands it on. Should that have to be
+    killed, `Containers.close` removes the container.
+    """
 
     def __init__(
         self,
@@ -114,7 +122,7 @@ class ContainerProcess(Process):
     def command(self) -> list[str]:
         return [
             self._engine.command,
-            *("run", "--rm", "--name", self._container),
+            *("run", "--rm", "--pull", "never", "--name", self._container),
             *self._options,
             self._engine.image,
             *self._arguments,
@@ -130,10 +138,6 @@ class ContainerProcess(Process):
         await self.wait()
         # Its name is to be free again before it is started anew.
         await self._engine.run("rm", "--force", "--volumes", self._container)
-
-    async def stop(self, grace: float = STOP_GRACE) -> None:
-        """SIGTERM, which the engine's process hands on; what is left `Containers.close` removes."""
-        await super().stop(grace)
 
 
 class Containers:
@@ -157,14 +161,14 @@ class Containers:
         )
         self._reaper: asyncio.subprocess.Process | None = None
 
-    def host(self, process: str) -> str:
-        """What a process is called in the network."""
-        return f"edgewise-{self._run}-{process}"
+    @property
+    def hosts(self) -> Hosts | None:
+        return lambda process: f"edgewise-{self._run}-{process}"
 
     def process(
-        self, role: str, name: str, arguments: Sequence[str], log: Path, ports: Sequence[int]
+        self, role: str, server: str, arguments: Sequence[str], log: Path, ports: Sequence[int]
     ) -> Process:
-        """The container of a process: `role` is ``node``, ``balancer`` or ``relay``."""
+        """The container of a process, named as the others call it."""
         writes = role == "balancer"  # it records
         options = [
             *("--network", self._network, "--label", f"{LABEL}={self._run}"),
@@ -181,13 +185,12 @@ class Containers:
             options += ["--user", f"{os.getuid()}:{os.getgid()}"]
             if self._engine.podman and os.getuid() != 0:
                 options += ["--userns", "keep-id"]
-        container = self.host("relay" if role == "relay" else name)
         return ContainerProcess(
-            name if role != "node" else f"node {name}",
+            called(role, server),
             arguments,
             log,
             self._engine,
-            container,
+            f"edgewise-{self._run}-{server}",
             options,
         )
 
@@ -222,11 +225,11 @@ class Containers:
         assert reaper.stdin is not None
         reaper.stdin.close()
         try:
-            async with asyncio.timeout(REMOVE_TIMEOUT):
+            async with asyncio.timeout(ENGINE_TIMEOUT):
                 await reaper.wait()
         except TimeoutError:
             raise PeerError(
-                f"the containers of {self._network} were not removed in {REMOVE_TIMEOUT:g} s"
+                f"the containers of {self._network} were not removed in {ENGINE_TIMEOUT:g} s"
             ) from None
 
 
@@ -241,9 +244,9 @@ def _find(wish: str) -> str:
         if name == "podman" or wish or _quiet([found, "info"], dict(os.environ)) == 0:
             return found
     raise BadInput(
-        f"{wish or 'neither docker (with its daemon) nor podman'} is here"
-        if not wish
-        else f"{wish} is not here"
+        f"EDGEWISE_ENGINE: {wish} is not here"
+        if wish
+        else "neither docker (with its daemon) nor podman is here; deploy/install-podman.sh"
     )
 
 

@@ -52,6 +52,8 @@ log = logging.getLogger("edgewise.node")
 PEER_PATIENCE = 0.5
 """s past the deadline that a peer's answer is waited for: one that vanished without a word must not
 hold its requests longer than a second past their deadlines."""
+LAST_PART = 0.25
+"""Of the grace: an answer in it is worth less than a quarter, so a run here is as good a hope."""
 REMEMBERED = 4096
 """Answers kept for retries of the same id; a retry comes within a few deadlines or not at all."""
 
@@ -147,11 +149,14 @@ class Edge:
                 answer = await self._try(arrival, place, candidate, decided, attempt, problems)
                 if answer is not None:
                     return answer
-            model = self._fallback(request)
+            now = self._clock.now()
+            model = self._fallback(request, now)
             if model is not None:
                 return await self._run(arrival, model, place)
             problem = "; ".join(problems) or "nobody could run it"
-            return arrival.failed(503, problem, self._clock.now())
+            if request.expired(now):
+                return arrival.expired(now, problem)
+            return arrival.failed(503, problem, now)
 
     async def _try(
         self,
@@ -224,9 +229,7 @@ class Edge:
         give_up = self._give_up(request)
         try:
             async with asyncio.timeout(max(0.0, give_up - self._clock.now())):
-                # A body that is not even there when the answer is due is stuck in the link; before
-                # that, sending it elsewhere over the same uplink would only add to the jam.
-                answer = await self._peers.send(candidate.server, parcel, min(due, give_up))
+                answer = await self._peers.send(candidate.server, parcel)
         except TimeoutError:
             raise PeerError(f"{candidate.server}: no answer in time") from None
         outcome = answer.outcome
@@ -242,18 +245,30 @@ class Edge:
         return msgspec.structs.replace(answer, outcome=outcome)
 
     def _give_up(self, request: Request) -> float:
-        """When to stop waiting for a peer: while there is time to run it here, if it can."""
-        model = self._fallback(request)
-        reserve = 0.0 if model is None else self._monitor.work(model, False)
+        """When to stop waiting for a peer: while there is time to run it here, if it can.
+
+        A peer that is slow and alive may answer late and still score, and trying another over the
+        same uplink would add to the jam: so not before its answer would be worth little.
+        """
+        model = self._fallback(request, self._clock.now())
+        reserve = 0.0
+        if model is not None:
+            # Twice the work and 20 ms, for a machine that is busy.
+            reserve = 2.0 * self._monitor.work(model, False) + 0.02
+            reserve = max(reserve, LAST_PART * self._grace * request.deadline)
         due = request.sent_at + request.deadline
         return min(self._dead(request) - reserve, due + PEER_PATIENCE)
 
-    def _fallback(self, request: Request) -> str | None:
-        """The quickest model here that meets the demand."""
-        fit = [s for s in self.services.values() if request.admits(s)]
+    def _fallback(self, request: Request, now: float) -> str | None:
+        """The quickest model here that meets the demand, if it could still score; a request that
+        cannot would only take a worker from one that can."""
+        fit = [s.model for s in self.services.values() if request.admits(s)]
         if not fit:
             return None
-        return min(fit, key=lambda s: self._monitor.work(s.model, False)).model
+        model = min(fit, key=lambda name: self._monitor.work(name, False))
+        due = request.sent_at + request.deadline
+        done = now + self._queue.wait(due, now) + self._monitor.work(model, False)
+        return model if done < self._dead(request) else None
 
     # -- as destination -------------------------------------------------------------------------
 

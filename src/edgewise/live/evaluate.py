@@ -71,12 +71,10 @@ def summary_of(folder: Path) -> PolicySummary:
 
 
 def read_requests(folder: Path) -> list[Request]:
-    """What the client sent, in that order. Raises BadInput."""
-    names = Request.__struct_fields__
-    return [
-        Request(id=row["request"], **{name: row[name] for name in names if name != "id"})
-        for row in records.read(folder, records.REQUESTS).to_pylist()
-    ]
+    """What the client sent, in that order (the file has them as they ended). Raises BadInput."""
+    names = [name for name in Request.__struct_fields__ if name != "id"]
+    rows = records.read(folder, records.REQUESTS).sort_by("sent_at").to_pylist()
+    return [Request(id=row["request"], **{name: row[name] for name in names}) for row in rows]
 
 
 def read_outcomes(folder: Path) -> list[Outcome]:

@@ -23,8 +23,9 @@ import msgspec
 
 from edgewise.errors import MissingExtra, PeerError
 from edgewise.live.addresses import Addresses, lay_out
-from edgewise.live.config import BalancerConfig, ClientConfig, NodeConfig
+from edgewise.live.configs import configs, ports, write
 from edgewise.live.evaluate import SCENARIO
+from edgewise.live.hosting import Hosting, ThisMachine
 from edgewise.live.processes import READY_TIMEOUT, FreePorts, Process, stop_all
 from edgewise.network.control import RelayControl
 from edgewise.scenario import DownFailure, Scenario, dump
@@ -60,6 +61,8 @@ class Deployment:
         Called with a sentence for each thing that happens.
     with_client:
         Whether the client is started; without it there is a fleet to talk to, and no `run`.
+    hosting:
+        Where all but the client live; None: processes of this machine.
 
     Raises (on entering) PeerError with the end of the log of whatever did not come up.
     """
@@ -71,20 +74,24 @@ class Deployment:
         say: Say = lambda line: None,
         *,
         with_client: bool = True,
+        hosting: Hosting | None = None,
     ) -> None:
         self.scenario = scenario
         self.folder = folder.absolute()
         self._say = say
         self._with_client = with_client
+        self._hosting: Hosting = ThisMachine() if hosting is None else hosting
         self.addresses: Addresses = lay_out(scenario, FreePorts())
-        self.balancer = self._process("balancer", ["balancer"])
-        self.nodes = {
-            name: self._process(f"node {name}", ["node"], f"node-{name}")
-            for name in scenario.server_names
-        }
-        self.relay = self._process("relay", ["relay"]) if self.addresses.relay else None
-        # The same ids under every policy: what replay draws by them is then the same too.
-        self.client = self._process("client", ["client", "--hold", "--name", f"s{scenario.seed}"])
+        self._ports = ports(self.addresses)
+        self.balancer = self._process("balancer", "balancer")
+        self.nodes = {name: self._process("node", name) for name in scenario.server_names}
+        self.relay = self._process("relay", "relay") if self.addresses.relay else None
+        self.client = Process(
+            "client",
+            # The same ids under every policy: what replay draws by them is then the same too.
+            ["client", "--hold", "--name", f"s{scenario.seed}", self._config("client")],
+            self._log("client"),
+        )
         self.progress: dict[str, Any] = {}
         """What the client said last of how far it is."""
         self.client.messages = self._heard
@@ -103,6 +110,7 @@ class Deployment:
             self._session = aiohttp.ClientSession(
                 timeout=aiohttp.ClientTimeout(total=STATE_TIMEOUT)
             )
+            await self._hosting.open()
             await self._start()
         except BaseException:
             await self.__aexit__()
@@ -113,7 +121,7 @@ class Deployment:
         try:
             # Shielded: a second Ctrl-C ends the launcher, not only its tidying up, and then the
             # kernel ends the rest.
-            await asyncio.shield(stop_all(self.processes))
+            await asyncio.shield(self._stop())
         finally:
             if self._control is not None:
                 await self._control.close()
@@ -244,10 +252,23 @@ class Deployment:
 
     # -- inside ----------------------------------------------------------------------------------
 
-    def _process(self, name: str, command: list[str], file: str | None = None) -> Process:
-        file = file or name
-        config = self.folder / "config" / f"{file}.yaml"
-        return Process(name, [*command, str(config)], self.folder / "logs" / f"{file}.log")
+    async def _stop(self) -> None:
+        try:
+            await stop_all(self.processes)
+        finally:
+            await self._hosting.close()
+
+    def _process(self, role: str, server: str) -> Process:
+        file = role if role == server else f"{role}-{server}"
+        return self._hosting.process(
+            role, server, [role, self._config(file)], self._log(file), self._ports[server]
+        )
+
+    def _config(self, file: str) -> str:
+        return str(self.folder / "config" / f"{file}.yaml")
+
+    def _log(self, file: str) -> Path:
+        return self.folder / "logs" / f"{file}.log"
 
     def _heard(self, key: str, value: Any) -> None:
         if key == "progress" and isinstance(value, dict):
@@ -259,37 +280,14 @@ class Deployment:
             (self.folder / folder).mkdir(parents=True, exist_ok=True)
         file = self.folder / SCENARIO
         file.write_text(dump(self.scenario), encoding="utf-8")
-        where, scenario = self.addresses, str(file)
-        relays: tuple[str, ...] = ()
-        if where.relay is not None and self.scenario.network_state == "emulator":
-            control = where.relay.control
-            relays = (f"http://{control.host}:{control.port}",)
-        configs: dict[str, Any] = {
-            "balancer": BalancerConfig(
-                scenario=scenario,
-                listen=where.balancer,
-                out=str(self.folder),
-                relays=relays,
-            ),
-            "client": ClientConfig(
-                scenario=scenario,
-                balancer=where.balancer_url(),
-                ingress=where.ingress,
-                out=str(self.folder),
-            ),
-        }
-        for name in self.nodes:
-            configs[f"node-{name}"] = NodeConfig(
-                scenario=scenario,
-                server=name,
-                listen=where.nodes[name],
-                balancer=where.balancer_url(),
-                peers=where.peers[name],
-            )
-        if where.relay is not None:
-            configs["relay"] = where.relay
-        for name, config in configs.items():
-            (self.folder / "config" / f"{name}.yaml").write_bytes(msgspec.yaml.encode(config))
+        made = configs(
+            self.scenario,
+            self.addresses,
+            file=str(file),
+            out=str(self.folder),
+            hosts=self._hosting.hosts,
+        )
+        write(self.folder / "config", made)
 
 
 async def _all_ready(processes: list[Process]) -> None:

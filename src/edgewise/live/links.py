@@ -19,6 +19,10 @@ RTT_MEMORY = 10.0
 """s over which the least round trip counts, as in BBR: long enough to meet an empty link, short
 enough to notice another route."""
 
+SIZE_MIN = 4096
+"""bytes. A smaller transfer takes a round trip and the two machines' own time, whatever the rate;
+the smallest payload made ready (96 pixels) has about 6 kB."""
+
 
 class Flow:
     """One transfer under way."""
@@ -83,7 +87,9 @@ class Link:
         self, size: float, seconds: float, sharing: float, now: float, starved: bool = False
     ) -> None:
         """`size` bytes took `seconds` while `sharing` transfers shared the link."""
-        rate = smooth_rate(self.rate, self.rate_at, now, size, seconds, sharing, starved)
+        if size < SIZE_MIN:
+            return
+        rate = smooth_rate(self.rate, self.rate_at, now, float(size), seconds, sharing, starved)
         if rate != self.rate and rate == rate:
             self.rate, self.rate_at = rate, now
 

@@ -68,21 +68,28 @@ class Process:
         """None while it runs; −N if signal N killed it."""
         return None if self._process is None else self._process.returncode
 
+    def command(self) -> list[str]:
+        """What `start` runs."""
+        return [sys.executable, "-m", "edgewise", *self._arguments]
+
+    def environment(self) -> dict[str, str]:
+        """What it is run with."""
+        return dict(os.environ)
+
     async def start(self) -> None:
         """Run ``edgewise ARGUMENTS``."""
-        command = [sys.executable, "-m", "edgewise", *self._arguments]
         wrapper = [sys.executable, "-I", "-S", bound.__file__, str(os.getpid())]
         with self.log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
                 *wrapper,
-                *command,
+                *self.command(),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=log,
                 start_new_session=True,
                 limit=LINE_MAX,
                 # Its log is read while it runs.
-                env={**os.environ, "PYTHONUNBUFFERED": "1"},
+                env={**self.environment(), "PYTHONUNBUFFERED": "1"},
             )
         self._listening = asyncio.Event()
         self._reader = asyncio.create_task(self._read(self._process))

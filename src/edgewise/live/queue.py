@@ -219,6 +219,16 @@ class Queue:
         work = sum(job.work for _, _, job in self._heap) + sum(self.running(now))
         return work / self.workers
 
+    def wait(self, deadline: float, now: float) -> float:
+        """s until a job of that deadline would be taken, if it could run now and none came after;
+        the work ahead of it shared evenly."""
+        ahead = sum(
+            job.work
+            for _, _, job in self._heap
+            if job.urgent or not self._edf or job.deadline <= deadline
+        )
+        return (ahead + sum(self.running(now))) / self.workers
+
     def utilisation(self, now: float) -> float:
         """Share of the workers that was busy over about a second, 0–1."""
         self._count_busy(now)

@@ -65,11 +65,11 @@ class Parcel(Struct, frozen=True, kw_only=True):
 class Peers(Protocol):
     """The other servers, over whatever carries bytes."""
 
-    async def send(self, peer: str, parcel: Parcel, arrive_by: float) -> Answer:
-        """Transfer and wait for the answer.
+    async def send(self, peer: str, parcel: Parcel) -> Answer:
+        """Transfer and wait for the answer, for as long as the caller does.
 
-        Raises PeerError if the peer cannot be reached, breaks off, or has not all of the body at
-        `arrive_by`. Whatever the peer said is an Answer, refusals too.
+        Raises PeerError if the peer cannot be reached or breaks off. Whatever the peer said is an
+        Answer, refusals too.
         """
         ...
 
@@ -103,7 +103,7 @@ class HttpPeers:
     async def close(self) -> None:
         await self._session.close()
 
-    async def send(self, peer: str, parcel: Parcel, arrive_by: float) -> Answer:
+    async def send(self, peer: str, parcel: Parcel) -> Answer:
         url = self._urls.get(peer)
         if url is None:
             raise PeerError(f"{peer}: no address is configured for it")
@@ -118,23 +118,19 @@ class HttpPeers:
         link = self._monitor.links[peer]
         with link.flow(peer, size, now) as flow:
             try:
-                async with asyncio.timeout(max(0.0, arrive_by - now)) as limit:
-                    async with self._session.post(
-                        f"{url}/v2/models/{parcel.model}/infer",
-                        data=body.so_far() if body.done else self._follow(body),
-                        headers=headers,
-                        allow_redirects=False,
-                    ) as response:
-                        limit.reschedule(None)
-                        self.bytes_sent[peer] += size
-                        if response.status == 202:
-                            at = self._clock.now()
-                            rtt = self._monitor.rtts[peer].get(at) or 0.0
-                            link.arrived(flow, at, rtt, _starved(body, flow.started, at))
-                        answer = await response.read()
-                        code = response.status
-            except TimeoutError:
-                raise PeerError(f"{peer}: the photo was not there in time") from None
+                async with self._session.post(
+                    f"{url}/v2/models/{parcel.model}/infer",
+                    data=body.so_far() if body.done else self._follow(body),
+                    headers=headers,
+                    allow_redirects=False,
+                ) as response:
+                    self.bytes_sent[peer] += size
+                    if response.status == 202:
+                        at = self._clock.now()
+                        rtt = self._monitor.rtts[peer].get(at) or 0.0
+                        link.arrived(flow, at, rtt, _starved(body, flow.started, at))
+                    answer = await response.read()
+                    code = response.status
             except (aiohttp.ClientError, OSError) as error:
                 raise PeerError(f"{peer}: {error or type(error).__name__}") from None
         if code == 202:

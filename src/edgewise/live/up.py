@@ -20,7 +20,9 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from edgewise import zoo
 from edgewise.errors import BadInput
 from edgewise.images import load_images
+from edgewise.live.containers import Containers
 from edgewise.live.evaluate import SCENARIO, evaluate
+from edgewise.live.hosting import ThisMachine
 from edgewise.live.launch import Deployment, unplayed
 from edgewise.live.view import View
 from edgewise.policy import make
@@ -46,6 +48,8 @@ class Wishes(Struct, frozen=True, kw_only=True):
     images: str | None = None
     seed: int | None = None
     out: Path | None = None
+    image: str | None = None
+    """Of containers to run balancer, relay and servers in; None: processes of this machine."""
 
 
 def scenario_of(wishes: Wishes) -> Scenario:
@@ -99,7 +103,7 @@ def up(wishes: Wishes, console: Console) -> tuple[Summary, Path]:
     services = services_of(scenario)  # says now which model is unknown
     if isinstance(scenario.workload.payload, ImagesPayload):
         load_images(scenario.workload.images)  # and which photo is missing
-    if scenario.executor == "onnx":
+    if scenario.executor == "onnx" and wishes.image is None:  # the image has its own
         prepare(list(dict.fromkeys(service.model for service in services)), console)
     folder = run_folder(scenario, wishes.out)
     for sentence in unplayed(scenario):
@@ -107,7 +111,7 @@ def up(wishes: Wishes, console: Console) -> tuple[Summary, Path]:
     (folder / SCENARIO).write_text(dump(scenario), encoding="utf-8")
     try:
         with asyncio.Runner() as runner:
-            runner.run(_all(scenario, policies, folder, console))
+            runner.run(_all(scenario, policies, folder, console, wishes.image))
     except asyncio.CancelledError:
         raise KeyboardInterrupt from None  # SIGTERM
     summary = evaluate(folder)
@@ -115,7 +119,13 @@ def up(wishes: Wishes, console: Console) -> tuple[Summary, Path]:
     return summary, folder
 
 
-async def _all(scenario: Scenario, policies: Sequence[str], folder: Path, console: Console) -> None:
+async def _all(
+    scenario: Scenario,
+    policies: Sequence[str],
+    folder: Path,
+    console: Console,
+    image: str | None,
+) -> None:
     loop = asyncio.get_running_loop()
     task = asyncio.current_task()
     assert task is not None
@@ -126,7 +136,8 @@ async def _all(scenario: Scenario, policies: Sequence[str], folder: Path, consol
         title = policy if len(policies) == 1 else f"{policy} ({number}/{len(policies)})"
         with View(console, title) as view:
             one = scenario.with_overrides(policy=policy)
-            async with Deployment(one, where, view.say) as deployment:
+            hosting = ThisMachine() if image is None else Containers(one, where, image)
+            async with Deployment(one, where, view.say, hosting=hosting) as deployment:
                 await deployment.run(view.watch(deployment))
 
 

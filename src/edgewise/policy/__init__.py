@@ -16,12 +16,14 @@ from edgewise.policy import (
 )
 from edgewise.policy.base import Kernel, KernelPolicy, Parameter, Policy, Rule, decision
 from edgewise.policy.servers import SHARE
+from edgewise.policy.tuned import TUNED
+from edgewise.policy.tuning import with_tuned
 
 __all__ = ["RULES", "Kernel", "KernelPolicy", "Parameter", "Policy", "Rule", "decision", "make"]
 
 _SHARE = (SHARE,)
 
-RULES: dict[str, Rule] = {
+_RULES: dict[str, Rule] = {
     # -- server-only -----------------------------------------------------------------------------
     "random": Rule(kernel=heuristics.random, parameters=_SHARE, about="a server drawn uniformly"),
     "round_robin": Rule(
@@ -152,6 +154,8 @@ RULES: dict[str, Rule] = {
         about="expected utility minus the price of what the request takes from others",
     ),
 }
+
+RULES: dict[str, Rule] = with_tuned(_RULES, TUNED)
 
 
 def make(name: str, seed: int = 0) -> KernelPolicy:

@@ -21,7 +21,15 @@ from edgewise.compiled import inner, jit
 from edgewise.fleet.belief import on_request
 from edgewise.fleet.commit import commit
 from edgewise.fleet.layout import Array, Belief
-from edgewise.fleet.table import C_ACCURACY, R_ACCURACY, Table, best_row, new_table, observe
+from edgewise.fleet.table import (
+    C_ACCURACY,
+    R_ACCURACY,
+    R_LATENCY,
+    Table,
+    best_row,
+    new_table,
+    observe,
+)
 from edgewise.policy.base import Describe, Kernel, Learn
 from edgewise.sim.heaps import index_of, kind_of, pop
 from edgewise.sim.layout import (
@@ -84,12 +92,9 @@ def advance(sim: Sim) -> int:
     The table of `sim` is then filled, and `sim.world.clock["now"]` is the moment of the decision.
     """
     clock = sim.world.clock[0]
+    requests = sim.world.requests
     while True:
-        arrival = (
-            sim.world.requests[clock.next].time
-            if clock.next < sim.world.requests.size
-            else math.inf
-        )
+        arrival = requests[clock.next].time if clock.next < requests.size else math.inf
         if arrival == math.inf and clock.open == 0:
             return -1
         event = sim.world.events[0].time if clock.events > 0 else math.inf
@@ -202,6 +207,7 @@ def act(sim: Sim, row: int, probability: float) -> None:
     if row == sim.table.mask.size - 1:
         slot.reason = why_shed(sim)
     else:
+        slot.predicted = sim.table.rows[row, R_LATENCY]
         slot.service = row // 2
         slot.form = row % 2
         slot.server = sim.world.services[row // 2].server
@@ -357,7 +363,7 @@ def compiled_learner(describe: Describe, learn: Learn) -> tuple[Any, Any]:
     )
 
 
-_TABLE = numba.typeof(new_table(1, 1))
+_TABLE = numba.typeof(new_table(1, 1))  # type: ignore[no-untyped-call]
 _FLOATS = types.float64[::1]
 _pointers: dict[Any, Any] = {}
 
@@ -387,12 +393,12 @@ def branch(sim: Sim) -> Sim:
 
 
 def rejoin(target: Sim, source: Sim) -> None:
-    """Set `target`, a branch of the same simulation, to the state of `source`; allocates nothing."""
-    for to, of in zip(target, source, strict=True):
-        if isinstance(to, tuple):
-            for name, array in of._asdict().items():
-                if name not in CONSTANTS:
-                    np.copyto(getattr(to, name), array)
+    """Set `target`, a branch of the same simulation, to where `source` is; allocates nothing."""
+    for part in ("world", "reports", "beliefs", "table"):
+        to = getattr(target, part)
+        for name, array in getattr(source, part)._asdict().items():
+            if name not in CONSTANTS:
+                np.copyto(getattr(to, name), array)
 
 
 def _copies(arrays: World | Reports | Belief | Table) -> dict[str, Array]:

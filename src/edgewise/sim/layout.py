@@ -9,12 +9,15 @@ the processor's cache however long the trace is; what is to be kept goes to `res
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
 from edgewise.fleet.layout import Array, Belief
 from edgewise.fleet.table import Table
+
+Record: TypeAlias = Any
+"""An element of a structured array."""
 
 # -- how a request ends: RESULT.status ----------------------------------------------------------
 PENDING, SERVED, SHED, EXPIRED, FAILED, LOST = range(6)
@@ -160,6 +163,7 @@ SLOT = np.dtype(
         ("size", "f8"),  # of the transfer under way
         ("work", "f8"),  # s its server expects it to take
         ("probability", "f8"),
+        ("predicted", "f8"),  # latency of the row decided
         ("utility", "f8"),
         # when things happened; inf = not yet
         ("sent", "f8"),
@@ -326,6 +330,9 @@ RESULT = np.dtype(
         ("form", "i4"),
         ("attempts", "i4"),
         ("probability", "f8"),
+        ("command", "i8"),
+        ("dispatch", "i8"),
+        ("predicted", "f8"),  # latency of the row decided, NaN if it sheds
         ("latency", "f8"),  # NaN unless served
         ("utility", "f8"),
         # stamps, absolute; NaN = never got there

@@ -10,7 +10,8 @@ Gallager, IEEE/ACM Trans. Networking 1(3), 1993, for packets; here bytes are inf
 When is that? When C has grown by (tag − v) · n: the inverse of the capacity, so traces and outages
 in mid-transfer are exact too.
 
-In FIFO mode virtual time counts the bytes of the whole link and a flow's tag follows the last one's.
+In FIFO mode virtual time counts the bytes of the whole link, and a flow's tag follows the last
+one's.
 
 The event under way may be too early, for flows that joined later make it so: then it only looks,
 and goes on. It is never too late.
@@ -29,7 +30,7 @@ from edgewise.fleet.layout import Array
 from edgewise.network.capacity import bytes_between, time_to_send
 from edgewise.network.link import PACKET_BYTES, STALL_S
 from edgewise.sim.heaps import insert, push, remove_root
-from edgewise.sim.layout import CONSTANT, CURVE, E_LINK, UNLIMITED
+from edgewise.sim.layout import CONSTANT, CURVE, E_LINK, UNLIMITED, Record
 from edgewise.sim.luck import luck
 
 SAME_BYTES = 1e-6
@@ -40,7 +41,7 @@ LUCK_JITTER, LUCK_LOSS = 101, 102
 
 
 @inner
-def capacity(link: Array, numbers: Array, since: float, until: float) -> float:
+def capacity(link: Record, numbers: Array, since: float, until: float) -> float:
     """Bytes that a link can carry from `since` to `until`; not for unlimited ones."""
     if link.mode == CONSTANT and link.outage_count == 0:
         carried: float = link.rate * (until - since)
@@ -69,7 +70,7 @@ def capacity(link: Array, numbers: Array, since: float, until: float) -> float:
 
 
 @inner
-def across(link: Array, numbers: Array, now: float, size: float) -> float:
+def across(link: Record, numbers: Array, now: float, size: float) -> float:
     """When `size` bytes, alone from `now` on, are across; inf = never."""
     t = now
     if link.mode == CURVE:
@@ -98,9 +99,9 @@ def across(link: Array, numbers: Array, now: float, size: float) -> float:
 
 
 @inner
-def bring_up(links: Array, numbers: Array, l: int, now: float, fifo: bool) -> None:
+def bring_up(links: Array, numbers: Array, e: int, now: float, fifo: bool) -> None:
     """Bring a link's virtual time to `now`."""
-    link = links[l]
+    link = links[e]
     flows = link.flows
     if flows > 0 and now > link.at:
         carried = capacity(link, numbers, link.at, now)
@@ -112,10 +113,10 @@ def bring_up(links: Array, numbers: Array, l: int, now: float, fifo: bool) -> No
 
 @inner
 def schedule(
-    links: Array, nodes: Array, numbers: Array, events: Array, clock: Array, l: int, fifo: bool
+    links: Array, nodes: Array, numbers: Array, events: Array, clock: Array, e: int, fifo: bool
 ) -> None:
     """See that an event comes no later than the first flow is across."""
-    link = links[l]
+    link = links[e]
     if link.root < 0:
         return
     share = 1 if fifo else link.flows
@@ -123,7 +124,7 @@ def schedule(
     t = across(link, numbers, link.at, left)
     if t < link.scheduled:
         link.scheduled = t
-        push(events, clock, t, E_LINK, l)
+        push(events, clock, t, E_LINK, e)
 
 
 @inner
@@ -133,15 +134,15 @@ def join(
     numbers: Array,
     events: Array,
     clock: Array,
-    l: int,
+    e: int,
     node: int,
     size: float,
     now: float,
 ) -> float:
-    """Let a flow of `size` bytes join link `l`; returns its `area` so far, to measure sharing by."""
-    link = links[l]
+    """Let a flow of `size` bytes join link `e`; returns its `area` so far: it tells sharing."""
+    link = links[e]
     fifo = clock[0].fifo_links != 0
-    bring_up(links, numbers, l, now, fifo)
+    bring_up(links, numbers, e, now, fifo)
     if link.flows == 0:  # a new busy period: nothing refers to the old virtual time
         link.served = 0.0
         link.last_tag = 0.0
@@ -151,17 +152,17 @@ def join(
     link.tags += tag
     link.flows += 1
     link.root = insert(nodes, link.root, node, tag, clock[0].sequence)
-    schedule(links, nodes, numbers, events, clock, l, fifo)
+    schedule(links, nodes, numbers, events, clock, e, fifo)
     area: float = link.area
     return area
 
 
 @inner
-def leave(links: Array, nodes: Array, numbers: Array, clock: Array, l: int, now: float) -> int:
+def leave(links: Array, nodes: Array, numbers: Array, clock: Array, e: int, now: float) -> int:
     """The node of a flow that is across by `now`, taken out; −1 if none is."""
-    link = links[l]
+    link = links[e]
     fifo = clock[0].fifo_links != 0
-    bring_up(links, numbers, l, now, fifo)
+    bring_up(links, numbers, e, now, fifo)
     root: int = link.root
     if root < 0:
         return -1
@@ -177,7 +178,7 @@ def leave(links: Array, nodes: Array, numbers: Array, clock: Array, l: int, now:
 
 
 @inner
-def backlog(link: Array, fifo: bool) -> float:
+def backlog(link: Record, fifo: bool) -> float:
     """Bytes of a link's flows that are not across, as of its `at`."""
     if link.flows == 0:
         return 0.0
@@ -186,15 +187,15 @@ def backlog(link: Array, fifo: bool) -> float:
 
 
 @inner
-def lag(link: Array, seed: int, request: int, l: int, size: float) -> float:
+def lag(link: Record, seed: int, request: int, e: int, size: float) -> float:
     """s after a transfer is across until it is in: delay, jitter and stalls; inf = reset."""
     extra: float = link.delay
     if link.jitter > 0.0:
         chunks = math.ceil(max(1.0, size / CHUNK_BYTES))
-        extra += link.jitter * luck(seed, request, l, LUCK_JITTER) ** (1.0 / chunks)
+        extra += link.jitter * luck(seed, request, e, LUCK_JITTER) ** (1.0 / chunks)
     if link.loss > 0.0 and size > 0.0:
         packets = math.ceil(size / PACKET_BYTES)
-        worst = 1.0 - luck(seed, request, l, LUCK_LOSS) ** (1.0 / packets)
+        worst = 1.0 - luck(seed, request, e, LUCK_LOSS) ** (1.0 / packets)
         if worst < link.loss:
             if link.resets != 0:
                 return math.inf

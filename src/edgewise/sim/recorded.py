@@ -18,7 +18,7 @@ Floats = NDArray[np.float64]
 VERSION = 1
 """Part of the file names: raise it when the times change."""
 
-SOURCES = 16
+SOURCES = 8
 """On-off sources in a record: few enough for their heavy tails to show in the sum."""
 TAIL = 1.5
 """Pareto index of on and off times; between 1 and 2 the sum is self-similar, H = (3 − 1.5) / 2 =
@@ -35,7 +35,7 @@ CROWD_LEAVES = 1.0
 
 
 def cache() -> Path:
-    """``$XDG_CACHE_HOME/edgewise/arrivals``, or under ``~/.cache`` when that is unset or relative."""
+    """``$XDG_CACHE_HOME/edgewise/arrivals``; under ``~/.cache`` when that is unset or relative."""
     home = os.environ.get("XDG_CACHE_HOME", "")
     root = Path(home) if os.path.isabs(home) else Path.home() / ".cache"
     return root / "edgewise" / "arrivals"

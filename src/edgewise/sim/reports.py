@@ -66,12 +66,12 @@ def view(beliefs: Belief, b: int) -> Belief:
 
 
 @inner
-def look_at_link(world: World, reports: Reports, p: int, j: int, l: int, now: float) -> None:
-    """Bytes and flows of link `l` into report `p`."""
+def look_at_link(world: World, reports: Reports, p: int, j: int, e: int, now: float) -> None:
+    """Bytes and flows of link `e` into report `p`."""
     fifo = world.clock[0].fifo_links != 0
-    bring_up(world.links, world.numbers, l, now, fifo)
+    bring_up(world.links, world.numbers, e, now, fifo)
     out = reports.links[p, j]
-    link = world.links[l]
+    link = world.links[e]
     out.flows = link.flows
     out.backlog = backlog(link, fifo)
     out.rate = math.nan
@@ -171,10 +171,10 @@ def look_at_links(world: World, reports: Reports, s: int, p: int, now: float) ->
         # One entry for all peers says what one for each would: the measurement is the uplink's, the
         # last round trip stays, bytes and flows add up (`fleet.belief.on_peer_report`).
         other = count - 1 if s != count - 1 else count - 2
-        l = world.path[s, other]
-        look_at_link(world, reports, p, 1, l, now)
+        e = world.path[s, other]
+        look_at_link(world, reports, p, 1, e, now)
         out = reports.links[p, 1]
-        out.rtt = world.links[l].delay + world.links[world.path[other, s]].delay
+        out.rtt = world.links[e].delay + world.links[world.path[other, s]].delay
         if clock.links_given == 0:
             out.rate = world.pairs[s, s].rate
             out.rate_at = world.pairs[s, s].at
@@ -225,7 +225,7 @@ def take_in(
         if ran.served > 0:
             on_service_report(belief, k, ran.service_time, ran.batch)
     for j in range(reports.links.shape[1]):
-        l = s
+        e = s
         if j > 0:
             if clock.servers == 1:
                 break
@@ -234,15 +234,15 @@ def take_in(
                 other = clock.servers - 1 if s != clock.servers - 1 else clock.servers - 2
             if other == s:
                 continue
-            l = world.path[s, other]
+            e = world.path[s, other]
         link = reports.links[p, j]
         waiting, flows = link.backlog, link.flows
         if clock.links_given != 0:  # `Tracker.on_link`
-            drain_link(belief, l, now, link_rate(belief, l))
-            waiting = max(waiting, belief.links[l].backlog)
-            flows = max(1.0, belief.links[l].flows)
+            drain_link(belief, e, now, link_rate(belief, e))
+            waiting = max(waiting, belief.links[e].backlog)
+            flows = max(1.0, belief.links[e].flows)
         at = report.at if clock.links_given == 0 else now
-        on_peer_report(belief, l, at, link.rate, link.rate_at, link.rtt, waiting, flows, True)
+        on_peer_report(belief, e, at, link.rate, link.rate_at, link.rtt, waiting, flows, True)
     if clock.links_given == 0:
         restore_sends(belief, s)
 
@@ -311,16 +311,16 @@ def stop(world: World, s: int, now: float) -> None:
     server.up = 0
     server.life += 1
     slots = world.slots.size
-    for l in range(world.links.size):
-        if world.links[l].source == s:
-            bring_up(world.links, world.numbers, l, now, clock.fifo_links != 0)
-            while world.links[l].root >= 0:
-                node = world.links[l].root
-                world.links[l].root = remove_root(world.nodes, node)
+    for e in range(world.links.size):
+        if world.links[e].source == s:
+            bring_up(world.links, world.numbers, e, now, clock.fifo_links != 0)
+            while world.links[e].root >= 0:
+                node = world.links[e].root
+                world.links[e].root = remove_root(world.nodes, node)
                 release(world, node if node < slots else node - slots)
-            world.links[l].flows = 0
-            world.links[l].tags = 0.0
-            reschedule(world, l)
+            world.links[e].flows = 0
+            world.links[e].tags = 0.0
+            reschedule(world, e)
     for i in range(clock.used):
         slot = world.slots[i]
         if slot.stage == FREE:

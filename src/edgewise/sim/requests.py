@@ -80,6 +80,8 @@ def open_slot(world: World, r: int) -> int:
     for a in range(slot.alternatives.size):
         slot.alternatives[a] = -1
     slot.dispatch = 0
+    slot.command = 0
+    slot.predicted = math.nan
     slot.sent = request.time
     slot.deadline = request.time + request.deadline
     slot.expiry = request.time + request.deadline * (1.0 + clock.grace)
@@ -140,6 +142,9 @@ def end(world: World, i: int, status: int, reason: int, answered: float) -> None
         out.service = slot.service
         out.form = slot.form
     out.probability = slot.probability
+    out.command = slot.command
+    out.dispatch = slot.dispatch
+    out.predicted = slot.predicted
     out.latency = latency
     out.utility = utility
     out.decided_at = known(slot.decided)

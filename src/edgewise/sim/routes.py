@@ -153,13 +153,13 @@ def on_uploaded(world: World, i: int, now: float) -> None:
 def deliver(world: World, i: int, now: float) -> None:
     """The last byte of slot `i`'s transfer has left the link, and the source had it all."""
     slot = world.slots[i]
-    l = world.path[slot.ingress, slot.server]
-    extra = lag(world.links[l], world.clock[0].seed, slot.request, l, slot.size)
+    e = world.path[slot.ingress, slot.server]
+    extra = lag(world.links[e], world.clock[0].seed, slot.request, e, slot.size)
     if extra < math.inf:
         later(world, i, now + extra, E_DELIVERED)
     else:
         slot.reason = REASON_RESET
-        later(world, i, now + world.links[l].delay, E_FAILED)
+        later(world, i, now + world.links[e].delay, E_FAILED)
 
 
 @inner
@@ -174,10 +174,10 @@ def on_delivered(world: World, i: int, now: float) -> None:
         later(world, i, now + world.links[world.path[s, slot.ingress]].delay, E_FAILED)
         return
     # What the sender learns of the link: from the first byte to the last, its own delay taken off.
-    l = world.path[slot.ingress, s]
+    e = world.path[slot.ingress, s]
     # All its peers share an uplink, and what one transfer shows holds for the others.
     pair = world.pairs[slot.ingress, slot.ingress if world.clock[0].uplink != 0 else s]
-    seconds = now - world.links[l].delay - slot.send_began
+    seconds = now - world.links[e].delay - slot.send_began
     waited = slot.crossed - slot.send_began
     if waited > 0.0:
         starved = slot.form != READY and slot.uploaded > slot.crossed
@@ -191,42 +191,42 @@ def on_delivered(world: World, i: int, now: float) -> None:
 
 
 @inner
-def on_link(world: World, l: int, time: float) -> None:
-    """Transfers of link `l` may be across."""
-    link = world.links[l]
+def on_link(world: World, e: int, time: float) -> None:
+    """Transfers of link `e` may be across."""
+    link = world.links[e]
     if time != link.scheduled:
         return  # an earlier event has taken its place
     link.scheduled = math.inf
     slots = world.slots.size
     while True:
-        node = leave(world.links, world.nodes, world.numbers, world.clock, l, time)
+        node = leave(world.links, world.nodes, world.numbers, world.clock, e, time)
         if node < 0:
             break
         if node < slots:
-            on_up(world, node, l, time)
+            on_up(world, node, e, time)
         else:
-            on_across(world, node - slots, l, time)
+            on_across(world, node - slots, e, time)
     schedule(
         world.links,
         world.nodes,
         world.numbers,
         world.events,
         world.clock,
-        l,
+        e,
         world.clock[0].fifo_links != 0,
     )
 
 
 @inner
-def on_up(world: World, i: int, l: int, now: float) -> None:
+def on_up(world: World, i: int, e: int, now: float) -> None:
     """The client has sent the last byte of slot `i`'s photo."""
     slot = world.slots[i]
-    link = world.links[l]
+    link = world.links[e]
     if link.mode == UNLIMITED:
         link.bytes += slot.payload
     slot.sent_whole = now
     slot.upload_area = link.area - slot.upload_area
-    extra = lag(link, world.clock[0].seed, slot.request, l, slot.payload)
+    extra = lag(link, world.clock[0].seed, slot.request, e, slot.payload)
     if extra < math.inf:
         later(world, i, now + extra, E_UPLOADED)
     elif slot.stage != DONE:
@@ -236,10 +236,10 @@ def on_up(world: World, i: int, l: int, now: float) -> None:
 
 
 @inner
-def on_across(world: World, i: int, l: int, now: float) -> None:
+def on_across(world: World, i: int, e: int, now: float) -> None:
     """The link is through with slot `i`'s transfer."""
     slot = world.slots[i]
-    link = world.links[l]
+    link = world.links[e]
     if link.mode == UNLIMITED:
         link.bytes += slot.size
     slot.crossed = now
@@ -330,15 +330,15 @@ def on_failed(world: World, i: int, now: float) -> None:
 
 
 @inner
-def reschedule(world: World, l: int) -> None:
+def reschedule(world: World, e: int) -> None:
     """A link changed: forget the event under way, for it may be too late now."""
-    world.links[l].scheduled = math.inf
+    world.links[e].scheduled = math.inf
     schedule(
         world.links,
         world.nodes,
         world.numbers,
         world.events,
         world.clock,
-        l,
+        e,
         world.clock[0].fifo_links != 0,
     )

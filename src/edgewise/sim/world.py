@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import NormalDist
 
 import msgspec
 import numpy as np
@@ -147,8 +148,8 @@ def simulation(
     pairs["rate"] = pairs["at"] = np.nan
     results = np.zeros(len(trace) if given.store else 0, layout.RESULT)
     results["row"] = results["server"] = results["service"] = results["form"] = -1
-    for name, (kind, _) in layout.RESULT.fields.items():  # type: ignore[union-attr]
-        if kind == np.float64 and name not in ("probability", "utility"):
+    for name in layout.RESULT.names or ():
+        if layout.RESULT[name] == np.float64 and name not in ("probability", "utility"):
             results[name] = np.nan
 
     world = World(
@@ -217,8 +218,6 @@ def _noise(cv: float) -> Floats:
 
 
 def _normal_quantiles(p: Floats) -> Floats:
-    from statistics import NormalDist
-
     normal = NormalDist()
     return np.array([normal.inv_cdf(float(each)) for each in p])
 
@@ -274,7 +273,8 @@ def _slowness(scenario: Scenario, s: int, name: str, horizon: float) -> Floats:
 def _spells(
     noise: ServiceNoise, rng: np.random.Generator, horizon: float
 ) -> list[tuple[float, float, float]]:
-    spell, spans, t = noise.spell, [], 0.0
+    spell, t = noise.spell, 0.0
+    spans: list[tuple[float, float, float]] = []
     if spell.rate <= 0.0:
         return []
     while True:
@@ -311,8 +311,8 @@ def _links(scenario: Scenario, path: NDArray[np.int64], number: _Numbers) -> NDA
     for a, one in enumerate(names):
         for b, other in enumerate(names):
             if a != b and (scenario.network.topology == "pair" or b == (1 if a == 0 else 0)):
-                l = int(path[a, b])
-                _link(links[l : l + 1], scenario.link_between(one, other)[1], a, number)
+                e = int(path[a, b])
+                _link(links[e : e + 1], scenario.link_between(one, other)[1], a, number)
     return links
 
 
@@ -360,8 +360,8 @@ def _script(scenario: Scenario) -> NDArray[np.void]:
     for a, one in enumerate(names):
         for b, other in enumerate(names):
             if a != b:
-                l = n + (a if scenario.network.topology == "uplink" else a * n + b)
-                index[scenario.link_between(one, other)[0]] = l
+                e = n + (a if scenario.network.topology == "uplink" else a * n + b)
+                index[scenario.link_between(one, other)[0]] = e
     lines: list[tuple[float | int, ...]] = []
     nan = math.nan
     for failure in scenario.failures:

@@ -1,7 +1,7 @@
 """What someone who knows the episode in advance can really get: local search in the simulator.
 
-A *plan* is a row of the candidate table for every request. `follow` plays a plan in the engine, with
-the episode's own luck, so what a plan scores can be had, by a policy that happened to decide so.
+A *plan* is a row of the candidate table for every request. `follow` plays a plan in the engine,
+with the episode's own luck, so what it scores can be had, by a policy that happened to decide so.
 The search changes a plan where that makes the whole episode score more:
 
 - It goes over the episode in order of time, a stretch of decisions after the other, again and
@@ -29,7 +29,7 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from edgewise.compiled import jit
-from edgewise.fleet.layout import Array
+from edgewise.fleet.table import R_SERVER
 from edgewise.sim import engine
 from edgewise.sim.layout import Sim
 
@@ -47,11 +47,11 @@ NEAR = 12
 """Decisions within which a second request changes with the first: about those in one queue."""
 PAIRS = 0.35
 """Share of trials that change two."""
-HEAT = 0.02
+HEAT = 0.05
 """Utility (of all requests together) whose loss is accepted with probability 1/e at first …"""
 HEAT_END = 0.0005
 """… and at last: far below what a request is worth."""
-SPREAD = 0.08
+SPREAD = 0.1
 """Utility per request by which a row may look worse than the best and be drawn 1/e times as often:
 about what prices do not know of an episode (queues are not fluid)."""
 
@@ -110,16 +110,35 @@ def worth(sim: Sim, rows: Ints) -> float:
 
 
 def lean(sim: Sim) -> Sim:
-    """A copy of `sim` without what a plan does not need: reports, statistics, results."""
+    """A copy of `sim` without what a plan does not need: it keeps no results and knows nothing.
+
+    Its belief has no services and hears no reports, so looking at it costs next to nothing; every
+    row counts as admissible.
+    """
     copy = engine.branch(sim)
+    beliefs = copy.beliefs._replace(first=np.zeros_like(copy.beliefs.first))
     world = copy.world._replace(results=copy.world.results[:0].copy())
-    copy = copy._replace(world=world)
-    clock = copy.world.clock
-    clock["store"] = 0
-    clock["period"] = np.inf
-    copy.beliefs.servers["silence"] = np.inf
+    world.clock["store"] = 0
+    world.clock["period"] = np.inf
     copy.table.wanted[0] = 0
-    return copy
+    copy.table.mask[:] = 1
+    copy.table.rows[:, R_SERVER] = -1.0  # the belief counts every decision as a refusal
+    return copy._replace(world=world, beliefs=beliefs)
+
+
+def _bytes(sim: Sim) -> list[NDArray[np.uint8]]:
+    """Views of all arrays as plain bytes: records are copied field by field, bytes at once."""
+    return [
+        array.view(np.uint8).reshape(-1)
+        for part in sim
+        for array in (part if isinstance(part, tuple) else (part,))
+    ]
+
+
+def _restore(target: list[NDArray[np.uint8]], source: list[NDArray[np.uint8]]) -> None:
+    for to, of in zip(target, source, strict=True):
+        if to is not of:
+            to[:] = of
 
 
 def search(
@@ -151,6 +170,7 @@ def search(
     rng = np.random.default_rng([seed, 5])
     start = lean(sim)
     at, work = engine.branch(start), engine.branch(start)
+    start_bytes, at_bytes, work_bytes = _bytes(start), _bytes(at), _bytes(work)
     order = decided_in_order(engine.branch(start), rows)
     choices, weights = _choices(values, shed)
     clock, total = work.world.clock, 0.0
@@ -160,7 +180,7 @@ def search(
     done = 0
     stretches = math.ceil(len(order) / STRETCH)
     for sweep in range(SWEEPS):
-        engine.rejoin(at, start)
+        _restore(at_bytes, start_bytes)
         for n in range(stretches):
             target = trials * (sweep * stretches + n + 1) // (SWEEPS * stretches)
             heat = HEAT * (HEAT_END / HEAT) ** (done / trials)
@@ -169,7 +189,7 @@ def search(
                 changed = _change(rows, order, n, choices, weights, rng)
                 if not changed:
                     continue
-                engine.rejoin(work, at)
+                _restore(work_bytes, at_bytes)
                 follow(work, rows, -1)
                 new = float(clock["utility"][0])
                 if new >= total or rng.random() < math.exp((new - total) / heat):

@@ -53,7 +53,8 @@ For each paid request look at the attempt that served it, by service k on server
    h. The time by which a transfer or a conversion must end is rounded up to the end of its bin.
 4. *The maximum is exact.* Given the bin in which x lies and the price of transfer and conversion
    (constant there by h), utility and price are piecewise linear in x between the knots that `_best`
-   visits: the bin's ends, x + T at an edge, the answer at the deadline. Where the utility bends
+   visits: the bin's ends, x + T at an edge, the answer at the deadline (just after it, which for a
+   hard deadline is the side that step 5 is generous on). Where the utility bends
    up, at the end of its grace, it is the larger of two such functions, so its maximum is at a knot
    too.
 5. *Rounding.* `known` takes 1e-7 s off every latency, 1e-3 bytes off every transfer, and adds 1e-9
@@ -173,10 +174,10 @@ def evaluate(episode: Known, prices: Array, slope: Array) -> float:
                 total += prices[m, j] * episode.capacity[m, j]
     scratch = _scratch(episode)
     for r in range(episode.requests.size):
-        value, n, start, j_link, j_made = _best(episode, r, prices, paid, scratch, 0.0, -1)
+        value, n, start, end, j_link, j_made = _best(episode, r, prices, paid, scratch, 0.0, -1)
         if n >= 0:
             total += value
-            _take(episode, r, n, start, j_link, j_made, prices, paid, scratch, slope)
+            _take(episode, r, n, start, end, j_link, j_made, prices, paid, scratch, slope)
     return total
 
 
@@ -196,7 +197,7 @@ def row_values(episode: Known, prices: Array, rows: int) -> Array:
         request = episode.requests[r]
         for n in range(request.first, request.end):
             row = episode.candidates[n].row
-            value, _, _, _, _ = _best(episode, r, prices, paid, scratch, -math.inf, n)
+            value, _, _, _, _, _ = _best(episode, r, prices, paid, scratch, -math.inf, n)
             out[r, row] = max(out[r, row], value)
     return out
 
@@ -209,7 +210,8 @@ def _scratch(episode: Known) -> tuple[Array, Array, Array, Array]:
         request = episode.requests[r]
         most = max(most, request.end_way - request.first_way)
     bins = episode.slow.shape[1]
-    return np.empty((most, bins)), np.empty(bins), np.empty((2, bins)), np.empty(bins, np.int64)
+    room = np.empty((most, bins + 1))  # the last column tells whether the row is filled
+    return room, np.empty(bins), np.empty((2, bins + 1)), np.empty(bins + 1, np.int64)
 
 
 @inner
@@ -227,11 +229,11 @@ def _until(paid: Array, prices: Array, width: float, m: int, t: float) -> float:
 def _best(
     episode: Known, r: int, prices: Array, paid: Array,
     scratch: tuple[Array, Array, Array, Array], floor: float, only: int,
-) -> tuple[float, int, float, int, int]:  # fmt: skip
+) -> tuple[float, int, float, float, int, int]:  # fmt: skip
     """The best plan of request `r` that is worth more than `floor`.
 
-    Returns its value, its candidate (−1: none), its start and the bins by whose ends transfer and
-    conversion are over. `only` looks at one candidate alone, −1 at all.
+    Returns its value, its candidate (−1: none), when it starts and ends, and the bins by whose ends
+    transfer and conversion are over. `only` looks at one candidate alone, −1 at all.
     """
     crossing, made, filling, filled = scratch
     request = episode.requests[r]
@@ -241,10 +243,11 @@ def _best(
     best = floor
     best_n = -1
     best_start = 0.0
+    best_end = 0.0
     best_link = -1
     best_made = -1
     for w in range(request.end_way - request.first_way):
-        crossing[w, 0] = -1.0  # not computed yet
+        crossing[w, bins] = 0.0  # not computed yet
     is_made = False
     for n in range(request.first, request.end):
         if only >= 0 and n != only:
@@ -258,9 +261,9 @@ def _best(
         convert = False
         if way >= 0:
             convert = episode.ways[way].prepared != 0
-            if crossing[w, 0] < 0.0:
+            if crossing[w, bins] == 0.0:
                 _cross(episode, way, request.last_bin, prices, filling, filled, crossing[w])
-                crossing[w, 0] = 0.0
+                crossing[w, bins] = 1.0
             if convert and not is_made:
                 is_made = True
                 _make(episode, r, prices, paid, made)
@@ -281,7 +284,7 @@ def _best(
             if way >= 0:
                 crossed = b - plan.lag
                 j_link = min(max(math.ceil(crossed / width) - 1, 0), bins - 1)
-                fixed = crossing[w, j_link] if j_link > 0 else math.inf
+                fixed = crossing[w, j_link]
                 if convert:
                     j_made = math.ceil((crossed - episode.ways[way].least) / width) - 1
                     j_made = min(max(j_made, 0), bins - 1)
@@ -294,7 +297,7 @@ def _best(
                     elif knot == 2:
                         x = math.floor((b + time) / width) * width - time
                     elif knot == 3:
-                        x = due - time
+                        x = due + 0.5 * SAME_TIME - time
                     if x < a or x > b:
                         continue
                     end = x + time
@@ -307,30 +310,31 @@ def _best(
                         best = value
                         best_n = n
                         best_start = x
+                        best_end = end
                         best_link = j_link
                         best_made = j_made
             j += 1
             a = b
-    return best, best_n, best_start, best_link, best_made
+    return best, best_n, best_start, best_end, best_link, best_made
 
 
 @inner
 def _cross(
     episode: Known, way: int, last: int, prices: Array, filling: Array, filled: Array, out: Array
-) -> float:
+) -> int:
     """Into `out`, by bin: the least price of a transfer that is over by the end of it.
 
-    Bin 0 is not among them (no photo is in within it). What `filling` and `filled` then hold is the
-    cheapest filling by the end of bin `last`: prices, link seconds, and the bins they are in.
-    Returns how many entries it has.
+    What `filling` and `filled` then hold is the cheapest filling by the end of bin `last` + 1:
+    prices, link seconds, and the bins they are in. Returns how many entries it has.
     """
     entry = episode.ways[way]
     m = entry.resource
     left = entry.size
     cost = 0.0
     n = 0
-    out[: min(entry.first_bin, out.size)] = math.inf
-    for j in range(entry.first_bin, min(last + 2, out.size)):
+    bins = prices.shape[1]
+    out[: min(entry.first_bin, bins)] = math.inf
+    for j in range(entry.first_bin, min(last + 2, bins)):
         price = prices[m, j]
         room = entry.first_capacity if j == entry.first_bin else episode.capacity[m, j]
         if episode.free[m, j] != 0:
@@ -396,19 +400,16 @@ def _make(episode: Known, r: int, prices: Array, paid: Array, out: Array) -> Non
 
 @inner
 def _take(
-    episode: Known, r: int, n: int, start: float, j_link: int, j_made: int, prices: Array,
-    paid: Array, scratch: tuple[Array, Array, Array, Array], slope: Array,
+    episode: Known, r: int, n: int, start: float, end: float, j_link: int, j_made: int,
+    prices: Array, paid: Array, scratch: tuple[Array, Array, Array, Array], slope: Array,
 ) -> None:  # fmt: skip
     """Subtract from `slope` what a plan of request `r` takes."""
     plan = episode.candidates[n]
     width = episode.score[1]
-    j = int(start / width)
-    # The slowness is that of the bin whose plan it was: at an edge, of the one before or after.
-    _busy(slope, plan.server, start, start + plan.work * episode.slow[plan.server, j], width,
-          plan.share)  # fmt: skip
+    _busy(slope, plan.server, start, end, width, plan.share)
     if plan.way < 0:
         return
-    crossing, made, filling, filled = scratch
+    crossing, _, filling, filled = scratch
     m = episode.ways[plan.way].resource
     w = plan.way - episode.requests[r].first_way
     entries = _cross(episode, plan.way, j_link - 1, prices, filling, filled, crossing[w])
@@ -421,7 +422,6 @@ def _take(
     m = episode.prepare_on[s]
     best = math.inf
     begin = 0.0
-    end = 0.0
     a = episode.requests[r].ready
     for j in range(int(a / width), j_made + 1):
         b = (j + 1) * width

@@ -14,25 +14,24 @@ rate, so that prices of both are of one size.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from edgewise.compiled import inner, jit
 from edgewise.domain import Form
-from edgewise.errors import EdgewiseError
 from edgewise.fleet.layout import Array
 from edgewise.score import expected_utility
 from edgewise.sim import engine, layout
 from edgewise.sim.layout import CONSTANT, CURVE, UNLIMITED, Sim, World
 from edgewise.sim.links import across, capacity, lag
+from edgewise.sim.play import Crowded
 from edgewise.sim.servers import LEAST_SHARE, noise
 
 READY = int(Form.MODEL_READY)
 
 BIN = 0.02
-"""s. About a service time: prices that change faster than jobs pass gain little (README of the
-numbers in docs/benchmark.md: 10 ms tightens the bound by less than 0.002 at twice the time)."""
+"""s. About a service time: prices that change faster than jobs pass gain little."""
 SAME_TIME = 1e-7
 """s. What sums of floating-point times may be off by; taken off every latency."""
 SAME_BYTES = 1e-3
@@ -109,7 +108,8 @@ class _Links(NamedTuple):
 def known(sim: Sim, width: float = BIN) -> Known:
     """All that the bound needs of `sim`, which must stand at its beginning and is left as it is.
 
-    `width` of the bins in s. Raises ValueError for a simulation that has begun or keeps no results.
+    `width` of the bins in s. Raises ValueError for a simulation that has begun or keeps no
+    results, and Crowded.
     """
     world = sim.world
     clock = world.clock[0]
@@ -130,13 +130,13 @@ def known(sim: Sim, width: float = BIN) -> Known:
     amounts[:servers] = up * world.servers["workers"][:, None]
     if clock["prepare_own"]:
         amounts[servers : 2 * servers] = up
-    for l in range(servers, len(world.links)):
-        across_bins = _carried_by_bin(links, world.numbers, l, edges)
+    for link in range(servers, len(world.links)):
+        across_bins = _carried_by_bin(links, world.numbers, link, edges)
         bounded = np.isfinite(across_bins)
-        free[servers + l] = ~bounded
+        free[servers + link] = ~bounded
         if across_bins[bounded].sum() > 0.0:
-            reference[l] = across_bins[bounded].mean() / width
-        amounts[servers + l] = np.where(bounded, across_bins, 0.0) / reference[l]
+            reference[link] = across_bins[bounded].mean() / width
+        amounts[servers + link] = np.where(bounded, across_bins, 0.0) / reference[link]
     amounts *= 1.0 + SAME_SHARE
 
     slow = _least_slowness(world, edges)
@@ -146,7 +146,7 @@ def known(sim: Sim, width: float = BIN) -> Known:
     )
     converts = sim.beliefs.servers["prepare_on"][0].copy()
     floors = _noise_floors(world, batches, expiry)
-    peaks = np.array([_peak(world, links, l) for l in range(len(world.links))])
+    peaks = np.array([_peak(world, links, link) for link in range(len(world.links))])
     requests = np.zeros(len(world.requests), REQUEST)
     ways = np.zeros(len(requests) * (servers + len(world.services)), WAY)
     candidates = np.zeros(len(requests) * 2 * int(batches.sum()), CANDIDATE)
@@ -207,7 +207,8 @@ def _up(world: World, script: Array, edges: Array) -> Array:
                 down = math.inf
         if down < math.inf:
             up[s] -= np.diff(np.clip(edges, down, math.inf))
-    return np.maximum(up, 0.0)
+    np.maximum(up, 0.0, out=up)
+    return up
 
 
 def _least_slowness(world: World, edges: Array) -> Array:
@@ -227,21 +228,21 @@ def _least_slowness(world: World, edges: Array) -> Array:
 
 
 @jit
-def _carried_by_bin(links: _Links, numbers: Array, l: int, edges: Array) -> Array:
+def _carried_by_bin(links: _Links, numbers: Array, link: int, edges: Array) -> Array:
     out = np.empty(edges.size - 1)
     for j in range(out.size):
-        out[j] = _carried(links, numbers, l, edges[j], edges[j + 1])
+        out[j] = _carried(links, numbers, link, edges[j], edges[j + 1])
     return out
 
 
 @inner
-def _carried(links: _Links, numbers: Array, l: int, since: float, until: float) -> float:
-    """Bytes that link `l` can carry between two moments; inf where it is ever unlimited."""
+def _carried(links: _Links, numbers: Array, link: int, since: float, until: float) -> float:
+    """Bytes that link `link` can carry between two moments; inf where it is ever unlimited."""
     total = 0.0
-    for n in range(links.first[l], links.first[l + 1]):
+    for n in range(links.first[link], links.first[link + 1]):
         begin = max(since, links.since[n])
         end = until
-        if n + 1 < links.first[l + 1]:
+        if n + 1 < links.first[link + 1]:
             end = min(end, links.since[n + 1])
         if end > begin:
             state = links.states[n]
@@ -252,12 +253,12 @@ def _carried(links: _Links, numbers: Array, l: int, since: float, until: float) 
 
 
 @inner
-def _across(links: _Links, numbers: Array, l: int, now: float, size: float) -> float:
-    """When `size` bytes that have link `l` to themselves from `now` on are across; inf = never."""
+def _across(links: _Links, numbers: Array, link: int, now: float, size: float) -> float:
+    """When `size` bytes that have link `link` to themselves from `now` on are across; inf = never."""
     time = now
-    for n in range(links.first[l], links.first[l + 1]):
+    for n in range(links.first[link], links.first[link + 1]):
         end = math.inf
-        if n + 1 < links.first[l + 1]:
+        if n + 1 < links.first[link + 1]:
             end = links.since[n + 1]
         if end <= time:
             continue
@@ -272,25 +273,25 @@ def _across(links: _Links, numbers: Array, l: int, now: float, size: float) -> f
 
 
 @inner
-def _least_lag(links: _Links, seed: int, r: int, l: int, size: float) -> float:
+def _least_lag(links: _Links, seed: int, r: int, link: int, size: float) -> float:
     best = math.inf
-    for n in range(links.first[l], links.first[l + 1]):
-        best = min(best, lag(links.states[n], seed, r, l, size))
+    for n in range(links.first[link], links.first[link + 1]):
+        best = min(best, lag(links.states[n], seed, r, link, size))
     return best
 
 
 @inner
-def _least_delay(links: _Links, l: int) -> float:
+def _least_delay(links: _Links, link: int) -> float:
     best = math.inf
-    for n in range(links.first[l], links.first[l + 1]):
+    for n in range(links.first[link], links.first[link + 1]):
         best = min(best, links.states[n].delay)
     return best
 
 
-def _peak(world: World, links: _Links, l: int) -> float:
-    """The highest rate that link `l` ever has, bytes/s."""
+def _peak(world: World, links: _Links, link: int) -> float:
+    """The highest rate that link `link` ever has, bytes/s."""
     peak = 0.0
-    for state in links.states[links.first[l] : links.first[l + 1]]:
+    for state in links.states[links.first[link] : links.first[link + 1]]:
         if state["mode"] == CONSTANT:
             peak = max(peak, float(state["rate"]))
         elif state["mode"] == CURVE:
@@ -329,7 +330,7 @@ def _inputs(sim: Sim, links: _Links) -> tuple[Array, Array, Array]:
     play = engine.branch(sim)
     _all_there(play)
     if play.world.clock["overflow"][0]:
-        raise EdgewiseError("more requests are open than there are slots")
+        raise Crowded("more requests are open at a time than the simulation has slots for")
     out = play.world.results
     there = out["reason"] != layout.REASON_INGRESS_DOWN
     there |= out["row"] >= 0  # its ingress died later: until then it may be served
@@ -342,12 +343,12 @@ def _inputs(sim: Sim, links: _Links) -> tuple[Array, Array, Array]:
 def _at_least(world: World, links: _Links, uploaded: Array, commanded: Array) -> None:
     for r in range(world.requests.size):
         request = world.requests[r]
-        l = request.ingress
+        link = request.ingress
         if uploaded[r] != uploaded[r]:
-            done = _across(links, world.numbers, l, request.time, request.payload - SAME_BYTES)
-            uploaded[r] = done + _least_delay(links, l)
+            done = _across(links, world.numbers, link, request.time, request.payload - SAME_BYTES)
+            uploaded[r] = done + _least_delay(links, link)
         if commanded[r] != commanded[r]:
-            commanded[r] = request.time + _least_delay(links, l) + world.clock[0].control_delay
+            commanded[r] = request.time + _least_delay(links, link) + world.clock[0].control_delay
 
 
 @jit
@@ -377,25 +378,26 @@ def _batch_time(world: World, k: int, form: int, count: int) -> float:
     others = (count - 1.0) / count if form != READY else 1.0
     if count == 1 and form != READY:
         others = 0.0
-    return max(LEAST_SHARE * curve, curve - service.ready_saving * others)
+    time: float = max(LEAST_SHARE * curve, curve - service.ready_saving * others)
+    return time
 
 
 @inner
 def _way(
-    world: World, links: _Links, reference: Array, peaks: Array, width: float, l: int,
-    size: float, start: float, prepared: int, way: Array,
+    world: World, links: _Links, reference: Array, peaks: Array, width: float, link: int,
+    size: float, start: float, prepared: int, way: Any,
 ) -> float:  # fmt: skip
     """Fill `way`; returns when the transfer is across if it has the link to itself."""
     size = max(0.0, size - SAME_BYTES)
-    crossed = _across(links, world.numbers, l, start, size)
+    crossed = _across(links, world.numbers, link, start, size)
     j = int(start / width)
-    way.resource = world.servers.size + l
-    way.size = size / reference[l]
+    way.resource = world.servers.size + link
+    way.size = size / reference[link]
     way.first_bin = j
-    left = _carried(links, world.numbers, l, start, (j + 1) * width)
-    way.first_capacity = left / reference[l] * (1.0 + SAME_SHARE)
+    left = _carried(links, world.numbers, link, start, (j + 1) * width)
+    way.first_capacity = left / reference[link] * (1.0 + SAME_SHARE)
     way.crossed_bin = int(crossed / width) if crossed < 1e12 else 1 << 40
-    way.least = size / peaks[l] if peaks[l] > 0.0 else 0.0
+    way.least = size / peaks[link] if peaks[link] > 0.0 else 0.0
     way.prepared = prepared
     return crossed
 
@@ -446,21 +448,30 @@ def _fill(
                 back = _least_delay(links, a)
                 which = -1
                 if remote:
-                    l = world.path[a, s]
+                    link = world.path[a, s]
                     size = service.ready_bytes if form == READY else given.payload
                     for w in range(out.first_way, way_count):
-                        same = ways[w].resource == servers + l and ways[w].prepared == form
-                        scaled = max(0.0, size - SAME_BYTES) / reference[l]
+                        same = ways[w].resource == servers + link and ways[w].prepared == form
+                        scaled = max(0.0, size - SAME_BYTES) / reference[link]
                         if same and (form != READY or ways[w].size == scaled):
                             which = w
                     if which < 0:
                         which = way_count
                         begin = made if form == READY else commanded[r]
                         crossed[which] = _way(
-                            world, links, reference, peaks, width, l, size, begin, form, ways[which]
+                            world,
+                            links,
+                            reference,
+                            peaks,
+                            width,
+                            link,
+                            size,
+                            begin,
+                            form,
+                            ways[which],
                         )
                         way_count += 1
-                    behind = _least_lag(links, clock.seed, r, l, size)
+                    behind = _least_lag(links, clock.seed, r, link, size)
                     start = max(crossed[which], uploaded[r]) + behind
                     back += _least_delay(links, world.path[s, a])
                 for b in range(1, batches[k] + 1):

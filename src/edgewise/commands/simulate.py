@@ -1,0 +1,216 @@
+"""``edgewise simulate``: a scenario in virtual time.
+
+The heavy half (numba, the compiled engine) is imported when the command runs, not when its help is
+shown.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from edgewise.commands.up import write_summary
+
+if TYPE_CHECKING:
+    from edgewise.scenario import Scenario
+    from edgewise.sim.simulate import Episode
+
+BAR_AFTER = 2.0
+"""s. What is over sooner needs no bar."""
+
+
+def simulate(
+    scenario: Annotated[
+        str, typer.Argument(help="A preset (`edgewise scenarios` lists them) or a file.")
+    ] = "three-sites",
+    policy: Annotated[
+        str | None,
+        typer.Option(metavar="P[,P...]", help="Who decides. Default: the scenario's."),
+    ] = None,
+    seeds: Annotated[
+        int, typer.Option(min=1, max=100_000, help="How many worlds: the seed and those after it.")
+    ] = 1,
+    duration: Annotated[
+        float | None, typer.Option(metavar="S", help="Seconds over which requests are sent.")
+    ] = None,
+    rate: Annotated[
+        float | None, typer.Option(metavar="R", help="Mean requests per second.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of everything random.")] = None,
+    threads: Annotated[
+        int, typer.Option(min=0, help="At the same time; changes no number. 0: all cores.")
+    ] = 0,
+    json: Annotated[
+        str | None, typer.Option(metavar="FILE", help="The summary as JSON; - for stdout.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Where to write what `up` writes. Default: nowhere."),
+    ] = None,
+) -> None:
+    """Play a scenario in virtual time; compare policies.
+
+    Arrivals, links and luck are the same for every policy. Answers are right
+    or wrong by chance, with the accuracy of the model that gave them.
+
+    [bold]Examples:[/bold]
+
+      edgewise simulate three-sites --policy earliest_completion,local --seeds 20
+
+      edgewise simulate mine.yaml --duration 600 --json -
+    """
+    from edgewise.scenario import check, load
+    from edgewise.sim import simulate as sims
+    from edgewise.summary import Summary, comparison, per_server
+
+    console = Console(stderr=json == "-")
+    world = check(load(scenario).with_overrides(duration=duration, rate=rate, seed=seed), scenario)
+    policies = [name.strip() for name in policy.split(",")] if policy else [world.policy]
+    for name in policies:
+        sims.rule_of(name)
+    if out is not None:
+        _make(out)
+    compile_engine(policies, console)
+    ended = _play(world, policies, seeds, threads or None, console)
+    summary = Summary(
+        scenario=world.name,
+        seed=world.seed,
+        policies=tuple(sims.summary_of(name, each) for name, each in ended.items()),
+    )
+    console.print(comparison(summary))
+    console.print(per_server(summary))
+    if seeds > 1:
+        console.print(f"{seeds} seeds from {world.seed}, pooled", style="dim", highlight=False)
+    if out is not None:
+        _write(out, world, ended, summary.to_json())
+        console.print(f"results: {out}", style="dim", markup=False, highlight=False)
+    write_summary(summary.to_json(), json)
+
+
+def compile_engine(policies: list[str], console: Console) -> None:
+    """Play a moment of a small world, and say so if that takes long: then it compiles."""
+    from edgewise import scenario as sc
+    from edgewise.sim import simulate as sims
+
+    server = sc.ServerSpec(services=(sc.ServiceSpec(model="m", accuracy=0.5, latency=(0.01,)),))
+    small = sc.Scenario(
+        name="compile",
+        servers={"a": server, "b": server},
+        workload=sc.WorkloadSpec(
+            duration=0.1,
+            arrivals=sc.ConstantArrivals(rate=50.0),
+            ingress={"a": 1.0},
+            demands=(sc.Demand(deadline=1.0),),
+            payload=sc.LognormalPayload(median_bytes=1000.0),
+        ),
+    )
+    with console.status("loading the engine; the first time it is compiled, up to a minute"):
+        for name in dict.fromkeys(policies):
+            sims.episode(small, name, None)
+
+
+def _play(
+    world: Scenario, policies: list[str], seeds: int, threads: int | None, console: Console
+) -> dict[str, list[Episode]]:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    from edgewise.sim import simulate as sims
+
+    began = time.monotonic()
+    with Progress(
+        "simulating",
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+    ) as bar:
+        task = bar.add_task("", total=len(policies) * seeds, visible=False)
+
+        def done(episode: Episode) -> None:
+            bar.update(task, advance=1, visible=time.monotonic() - began > BAR_AFTER)
+
+        return sims.episodes(world, policies, seeds, done, threads)
+
+
+def _make(out: Path) -> None:
+    from edgewise.errors import BadInput
+
+    if out.is_dir() and any(out.iterdir()):
+        raise BadInput(f"{out}: expected an empty or a new folder; it holds something already")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(f"{out}: cannot be made: {error.strerror}") from None
+
+
+def _write(out: Path, world: Scenario, ended: dict[str, list[Episode]], summary: bytes) -> None:
+    """The files of `up`, but for *reports*; one folder per policy and seed if there are several."""
+    from edgewise.scenario import dump
+
+    (out / "scenario.yaml").write_text(dump(world), encoding="utf-8")
+    (out / "summary.json").write_bytes(summary)
+    for policy, each in ended.items():
+        for episode in each:
+            where = out
+            if len(ended) > 1:
+                where = where / policy
+            if len(each) > 1:
+                where = where / f"seed-{episode.scenario.seed}"
+            _record(where, episode)
+
+
+def _record(out: Path, episode: Episode) -> None:
+    try:
+        from edgewise.live import records
+    except ImportError as error:
+        from edgewise.errors import MissingExtra
+
+        raise MissingExtra("live", error.name or "pyarrow") from None
+    from edgewise.domain import Command, Decision, ShedReason
+    from edgewise.score import Shape, score
+    from edgewise.sim.results import candidates
+
+    score_of = episode.scenario.score
+    shape = Shape(grace=score_of.grace, accuracy_weight=score_of.accuracy_weight)
+    of_row = candidates(episode.services)
+    tables = [records.REQUESTS, records.OUTCOMES, records.DECISIONS]
+    with records.Recorder(out, tables) as recorder:
+        together = zip(
+            episode.requests(), episode.outcomes(), episode.sim.world.results, strict=True
+        )
+        for request, outcome, result in together:
+            recorder.add(records.REQUESTS, records.request_row(request, None, outcome.label))
+            recorder.add(
+                records.OUTCOMES, records.outcome_row(outcome, score(request, outcome, shape))
+            )
+            if result["row"] < 0:
+                continue
+            picked = of_row[result["row"]]
+            shed = picked is None
+            decision = Decision(
+                request=request.id,
+                ranked=() if picked is None else (picked,),
+                rows=(int(result["row"]),),
+                probability=float(result["probability"]),
+                policy=episode.policy,
+                at=float(result["decided_at"]),
+                reason=ShedReason(outcome.reason) if shed and outcome.reason else None,
+            )
+            command = Command(
+                request=request.id,
+                sequence=int(result["command"]),
+                dispatch=int(result["dispatch"]),
+                server=picked.server if picked else None,
+                model=picked.model if picked else None,
+                form=picked.form if picked else 0,  # type: ignore[arg-type]
+            )
+            predicted = None if shed else float(result["predicted"])
+            recorder.add(
+                records.DECISIONS,
+                records.decision_row(request, decision, command, "metadata", predicted),
+            )

@@ -1,0 +1,80 @@
+"""A search on disk: written whole or not at all, read without executing anything."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from msgspec import Struct
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from edgewise.errors import BadInput
+from edgewise.learn.es import State
+
+Floats = NDArray[np.float64]
+
+FILE = "checkpoint.safetensors"
+_ARRAYS = ("x", "mean", "first", "second")
+
+
+class Kept(Struct, frozen=True, kw_only=True):
+    """What stands beside the arrays of a search."""
+
+    recipe: str
+    """The options that decide what is found, as JSON: another search must not go on from here."""
+    generation: int
+    decisions: int
+    seconds: float
+    """Spent so far."""
+    best: float
+    """Highest gain over the heuristic on validation worlds."""
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replace `path`: who reads it, or is killed meanwhile, has the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(path.name + ".part")
+    with beside.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+
+
+def keep(folder: Path, state: State, kept: Kept, extra: Mapping[str, Floats]) -> None:
+    """Write a checkpoint."""
+    arrays = {name: getattr(state, name) for name in _ARRAYS}
+    text = {"kept": msgspec.json.encode(kept).decode()}
+    write_atomically(folder / FILE, save({**arrays, **extra}, metadata=text))
+
+
+def take_up(folder: Path, recipe: str) -> tuple[State, Kept, dict[str, Floats]] | None:
+    """The checkpoint in `folder`; None if there is none.
+
+    Raises BadInput if it cannot be read, or was made by a search with other options.
+    """
+    path = folder / FILE
+    if not path.exists():
+        return None
+    data = path.read_bytes()
+    try:
+        arrays = load(data)
+        size = int.from_bytes(data[:8], "little")
+        header = msgspec.json.decode(data[8 : 8 + size])
+        kept = msgspec.json.decode(header["__metadata__"]["kept"], type=Kept)
+        state = State(
+            **{name: arrays.pop(name) for name in _ARRAYS}, generation=kept.generation
+        )
+    except (SafetensorError, msgspec.MsgspecError, KeyError, TypeError) as error:
+        raise BadInput(f"{path}: not a checkpoint: {error}") from None
+    if kept.recipe != recipe:
+        raise BadInput(
+            f"{folder} holds a search with other options; give another --out, or the same options\n"
+            f"there: {kept.recipe}\nhere:  {recipe}"
+        )
+    return state, kept, arrays

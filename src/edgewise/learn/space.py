@@ -1,0 +1,124 @@
+"""Which numbers of the policy are searched, and how far a step goes in each.
+
+A search sees a vector of coordinates around 0: one unit of any of them is about as large a change
+of the policy as one unit of any other. The heuristic's own parameters are searched in the unit cube
+that `edgewise tune` uses (logarithmic where it says so); weights on features are linear.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgewise.bench.tune import to_unit
+from edgewise.errors import BadInput
+from edgewise.policy import learned
+from edgewise.policy.features import PHI
+from edgewise.policy.priced import PRICED_GREEDY
+
+Floats = NDArray[np.float64]
+
+CUBE = 0.03
+"""Of a parameter's range: a fifth more or less of a price."""
+WEIGHT = 0.1
+"""On a feature of size ½: a twentieth more or less of a price or a margin, a third with all."""
+VALUE = 0.03
+"""The same on the worth of an answer, whose differences between candidates are that much smaller."""
+SHED = 0.2
+"""Times `learned.SHED_SCALE`: 0.02 of utility."""
+
+HEADS: dict[str, tuple[str, ...]] = {
+    "price": (
+        "one", "utilisation", "offered_1s", "offered_5s", "backlog", "captive", "fleet",
+        "fleet_backlog", "workers", "speed", "deadline", "demanded", "local", "report_age",
+        "trend", "in_flight",
+    ),
+    "link": ("one", "link_backlog", "rate_age", "rate_moves", "rate_off", "fleet", "rate"),
+    "network": (
+        "one", "link_backlog", "rate_age", "rate_moves", "rate_off", "rate", "aged_moves",
+        "deadline",
+    ),
+    "wait": (
+        "one", "utilisation", "offered_1s", "backlog", "report_age", "deadline",
+        "loaded_deadline", "trend", "workers",
+    ),
+    "spread": ("one", "utilisation", "report_age", "rate_moves", "deadline", "local"),
+}  # fmt: skip
+"""Features that each head of a server may use: those with a reason to. The others' weights stay 0;
+what they could add is not worth the dimensions of the search."""
+
+GROUPS = ("base", "heads", "network")
+
+
+class Space:
+    """The free numbers of `params` (its values are the origin), in the groups named.
+
+    Raises BadInput for an unknown group or none.
+    """
+
+    def __init__(self, params: Floats, groups: tuple[str, ...]) -> None:
+        unknown = set(groups) - set(GROUPS)
+        if unknown or not groups:
+            raise BadInput(f"expected some of {', '.join(GROUPS)}, got {', '.join(groups) or '-'}")
+        self.groups = groups
+        self.origin = params.copy()
+        if "network" in groups:
+            self.origin[learned.O_NETWORK] = 1.0
+        self._base = learned.LAYOUT["base"] if "base" in groups else None
+        self._unit = to_unit(PRICED_GREEDY, params[learned.LAYOUT["base"]].tolist())
+        index: list[int] = []
+        scale: list[float] = []
+
+        def free(at: int, by: float) -> None:
+            index.append(at)
+            scale.append(by)
+
+        if "heads" in groups:
+            at = learned.LAYOUT["server_heads"].start
+            names = list(PHI)
+            for h, head in enumerate(learned.SERVER_HEADS):
+                for name in HEADS[head]:
+                    free(at + h * learned.P + names.index(name), WEIGHT)
+            at = learned.LAYOUT["row_heads"].start
+            for i in range(learned.Q):
+                free(at + i, WEIGHT)
+            for i in range(learned.Q):
+                free(at + learned.Q + i, VALUE)
+            for i in range(1, learned.W):
+                free(learned.LAYOUT["shed_head"].start + i, SHED)
+        if "network" in groups:
+            for part, by in (
+                ("phi_in", WEIGHT), ("psi_in", WEIGHT), ("hidden", WEIGHT), ("bias", WEIGHT),
+            ):  # fmt: skip
+                span = learned.LAYOUT[part]
+                for i in range(span.start, span.stop):
+                    free(i, by)
+            span = learned.LAYOUT["out"]
+            for i in range(span.start, span.stop):
+                free(i, WEIGHT if i < span.start + learned.DEPTH else VALUE)
+        self._index = np.array(index, np.int64)
+        self._scale = np.array(scale)
+        self._cube = len(PRICED_GREEDY) if self._base is not None else 0
+        self.size = self._cube + len(index)
+
+    def params(self, x: Floats) -> Floats:
+        """The policy's params at coordinates `x` (size,)."""
+        out = self.origin.copy()
+        n = self._cube
+        if self._base is not None:
+            out[self._base] = _values(np.clip(self._unit + CUBE * x[:n], 0.0, 1.0))
+        out[self._index] += self._scale * x[n:]
+        return out
+
+
+_LOW = np.array([p.low for p in PRICED_GREEDY])
+_HIGH = np.array([p.high for p in PRICED_GREEDY])
+_LOG = np.array([p.log for p in PRICED_GREEDY])
+_SPAN = np.log(np.where(_LOG, _HIGH, 2.0) / np.where(_LOG, _LOW, 1.0))
+
+
+def _values(unit: Floats) -> Floats:
+    """As `tune.from_unit`, but for the rounding: a step must not vanish in it."""
+    linear = _LOW + unit * (_HIGH - _LOW)
+    found: Floats = np.where(_LOG, np.where(_LOG, _LOW, 1.0) * np.exp(unit * _SPAN), linear)
+    return found

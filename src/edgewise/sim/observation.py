@@ -1,0 +1,110 @@
+"""What a learner sees: the candidate table as float32, in two shapes. Compiled.
+
+- *flat* (R, WIDTH): one wide row per candidate, as `fleet.table.flatten` gathers them: the
+  candidate's own columns, its server's, and the context that all share.
+- *parts*: the same figures without repetition: rows (R, len(ROW)), the server of each row (R,),
+  servers (S, len(SERVER)) and context (len(CONTEXT),). A quarter of the bytes or less, and what a
+  permutation-equivariant network wants.
+
+Left out of `fleet.table`'s columns: the indices (``server``, ``service``, ``ingress``), which mean
+nothing to a network that is to work on any fleet, and ``now``, which is for timers. Bytes are in MB
+and rates in MB/s, so that all figures are of the order of 1; everything is clipped to [0, TOP].
+
+The last row is *shed*. Worlds with fewer rows than there is room for leave those before it masked
+and zero; masked rows are zero in *flat*.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from edgewise.compiled import inner
+from edgewise.fleet import table as columns
+from edgewise.fleet.layout import Array
+from edgewise.fleet.table import R_SERVER, Table
+
+TOP = 1e4
+"""s, MB or requests: nothing that matters is larger."""
+
+_BYTES = {"size", "rate", "payload"}
+
+_FIRST_ROW = columns.R_FORM
+_FIRST_CONTEXT = columns.C_ELAPSED
+ROW = tuple(columns.ROW)[_FIRST_ROW:]
+SERVER = tuple(columns.SERVER)
+CONTEXT = tuple(columns.CONTEXT)[_FIRST_CONTEXT : columns.C_NOW]
+WIDTH = len(ROW) + len(SERVER) + len(CONTEXT)
+
+
+def _factors(names: tuple[str, ...]) -> Array:
+    return np.array([1e-6 if name in _BYTES else 1.0 for name in names], np.float32)
+
+
+_ROW = _factors(ROW)
+_SERVER = _factors(SERVER)
+_CONTEXT = _factors(CONTEXT)
+_TOP = np.float32(TOP)
+_NONE = np.float32(0.0)
+
+
+@inner
+def show(source: Array, first: int, factors: Array, out: Array, at: int) -> None:
+    """The columns of `source` from `first` on, scaled and clipped, into `out` from `at` on."""
+    for j in range(factors.size):
+        value = np.float32(source[first + j]) * factors[j]
+        value = value if value > _NONE else _NONE
+        out[at + j] = value if value < _TOP else _TOP
+
+
+@inner
+def write_mask(table: Table, waits: bool, out: Array) -> None:
+    """Admissible rows into `out` (int8); only shed if nothing waits for a decision."""
+    for r in range(table.mask.size - 1):
+        out[r] = table.mask[r] if waits else 0
+    out[out.size - 1] = 1
+
+
+@inner
+def write_flat(table: Table, mask: Array, out: Array) -> None:
+    """One wide row per candidate. `out` held an observation of the same world before, or zeros."""
+    a = len(ROW)
+    b = a + len(SERVER)
+    last = mask.size - 1
+    show(table.context, _FIRST_CONTEXT, _CONTEXT, out[last], b)
+    before = -1
+    shown = -1
+    for r in range(table.mask.size - 1):
+        if mask[r] == 0:
+            if out[r, a] != _NONE:  # `up`: it was shown before
+                for j in range(WIDTH):
+                    out[r, j] = _NONE
+            continue
+        show(table.rows[r], _FIRST_ROW, _ROW, out[r], 0)
+        s = int(table.rows[r, R_SERVER])
+        if s == shown:  # rows of a server stand together
+            for j in range(a, WIDTH):
+                out[r, j] = out[before, j]
+        else:
+            show(table.servers[s], 0, _SERVER, out[r], a)
+            for j in range(b, WIDTH):
+                out[r, j] = out[last, j]
+        shown = s
+        before = r
+
+
+@inner
+def write_parts(
+    table: Table, mask: Array, rows: Array, server: Array, servers: Array, context: Array
+) -> None:
+    """The same without repetition; masked rows are zero and belong to server −1."""
+    show(table.context, _FIRST_CONTEXT, _CONTEXT, context, 0)
+    for s in range(table.servers.shape[0]):
+        show(table.servers[s], 0, _SERVER, servers[s], 0)
+    for r in range(table.mask.size - 1):
+        if mask[r] != 0:
+            server[r] = int(table.rows[r, R_SERVER])
+            show(table.rows[r], _FIRST_ROW, _ROW, rows[r], 0)
+        elif server[r] >= 0:
+            server[r] = -1
+            for j in range(len(ROW)):
+                rows[r, j] = _NONE

@@ -1,0 +1,108 @@
+"""From a finished simulation to requests, outcomes and a summary, in the words of `domain`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgewise.domain import Candidate, Form, Outcome, Request, Service, Stamps, Status
+from edgewise.scenario import Scenario
+from edgewise.sim.layout import REASONS, SERVED, STATUSES, Sim
+from edgewise.sim.luck import luck
+from edgewise.workload import Trace
+
+STAMPS = ("uploaded", "decided", "transferred", "started", "finished", "answered", "received")
+_CLASSES = 1000
+_LUCK_RIGHT = 104
+
+
+def request_id(number: int, prefix: str = "") -> str:
+    """The name of the trace's request `number`."""
+    return f"{prefix}r{number:07d}"
+
+
+def requests(scenario: Scenario, trace: Trace, prefix: str = "") -> Iterator[Request]:
+    """The trace's requests; time 0 is the start of the run."""
+    names = scenario.server_names
+    for i in range(len(trace)):
+        yield Request(
+            id=request_id(i, prefix),
+            ingress=names[int(trace.ingress[i])],
+            payload_bytes=int(trace.payload_bytes[i]),
+            sent_at=float(trace.time[i]),
+            deadline=float(trace.deadline[i]),
+            accuracy=float(trace.accuracy[i]),
+        )
+
+
+def outcomes(
+    sim: Sim, services: Sequence[Service], labels: Sequence[int], prefix: str = ""
+) -> Iterator[Outcome]:
+    """How every request ended, in order. Raises ValueError if one has not.
+
+    There are no photos: whether an answer is right is drawn with the accuracy of the service that
+    gave it, from luck that belongs to the request, so that a model that is right where it is least
+    accurate is right for all. `labels` are the right classes, one per request.
+    """
+    seed = sim.world.clock["seed"][0]
+    for i, result in enumerate(sim.world.results):
+        status = STATUSES[result["status"]]
+        if status == "pending":
+            raise ValueError(f"request {i} has not ended")
+        stamps = Stamps(
+            sent=float(sim.world.requests["time"][i]),
+            **{name: _known(result[name]) for name in STAMPS},
+        )
+        served = result["status"] == SERVED
+        service = services[result["service"]] if served else None
+        accuracy = None if service is None else _accuracy(service, int(result["form"]))
+        predicted = None
+        if accuracy is not None:
+            right = luck(seed, i, 0, _LUCK_RIGHT) < accuracy
+            predicted = labels[i] if right else (labels[i] + 1) % _CLASSES
+        yield Outcome(
+            request=request_id(i, prefix),
+            status=Status(status),
+            latency=float(result["latency"]) if served else None,
+            server=service.server if service else None,
+            model=service.model if service else None,
+            form=Form(int(result["form"])) if service else None,
+            predicted=predicted,
+            label=labels[i],
+            accuracy=accuracy,
+            reason=REASONS[result["reason"]],
+            stamps=stamps,
+        )
+
+
+def candidates(services: Sequence[Service]) -> tuple[Candidate | None, ...]:
+    """Who stands behind each row of the table; None = shed."""
+    rows: list[Candidate | None] = [
+        Candidate(service.server, service.model, form)
+        for service in services
+        for form in (Form.ORIGINAL, Form.MODEL_READY)
+    ]
+    return (*rows, None)
+
+
+def utilisation(sim: Sim, scenario: Scenario, seconds: float) -> dict[str, float]:
+    """Mean share of each server's workers that was busy over `seconds` s."""
+    servers = sim.world.servers
+    busy: NDArray[np.float64] = servers["busy_area"] / (servers["workers"] * max(seconds, 1e-9))
+    return {
+        name: float(min(1.0, share))
+        for name, share in zip(scenario.server_names, busy, strict=True)
+    }
+
+
+def _accuracy(service: Service, form: int) -> float:
+    if form == Form.MODEL_READY and service.ready_accuracy is not None:
+        return service.ready_accuracy
+    return service.accuracy
+
+
+def _known(stamp: float) -> float | None:
+    return None if math.isnan(stamp) or math.isinf(stamp) else float(stamp)

@@ -1,0 +1,168 @@
+"""``edgewise simulate``: policies on the seeds of a scenario, to one comparison."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import msgspec
+import numpy as np
+from msgspec import Struct
+
+from edgewise.domain import Outcome, Request, Service
+from edgewise.errors import BadInput
+from edgewise.images import load_images
+from edgewise.policy import RULES
+from edgewise.policy.base import Rule
+from edgewise.roster import services_of
+from edgewise.scenario import ImagesPayload, Scenario
+from edgewise.score import Shape
+from edgewise.sim import results
+from edgewise.sim.layout import Sim
+from edgewise.sim.play import Crowded, play
+from edgewise.sim.world import Options, simulation
+from edgewise.summary import PolicySummary, summarise
+from edgewise.workload import Trace, generate
+
+SLOTS_MAX = 1 << 20
+"""Requests open at a time, beyond which a simulation is given up: a link or a fleet that carries a
+fraction of what is asked of it."""
+
+
+class Photos(Struct, frozen=True):
+    """What a trace needs to know of the photos."""
+
+    sizes: tuple[int, ...]
+    labels: tuple[int, ...]
+
+    @classmethod
+    def of(cls, scenario: Scenario) -> Photos | None:
+        """None where payloads are drawn. Raises ImagesError, and MissingExtra for built-in ones."""
+        if not isinstance(scenario.workload.payload, ImagesPayload):
+            return None
+        images = load_images(scenario.workload.images)
+        return cls(
+            tuple(len(image.read()) for image in images), tuple(image.label for image in images)
+        )
+
+
+class Episode(Struct, frozen=True, kw_only=True):
+    """One policy on one seed, over."""
+
+    policy: str
+    scenario: Scenario
+    trace: Trace
+    services: tuple[Service, ...]
+    sim: Sim
+    labels: tuple[int, ...]
+
+    @property
+    def seconds(self) -> float:
+        """From the start to the last answer."""
+        received = self.sim.world.results["received"]
+        last = float(np.nanmax(received)) if np.isfinite(received).any() else 0.0
+        return max(last, self.scenario.workload.duration)
+
+    def requests(self) -> Iterator[Request]:
+        return results.requests(self.scenario, self.trace, self._prefix)
+
+    def outcomes(self) -> Iterator[Outcome]:
+        return results.outcomes(self.sim, self.services, self.labels, self._prefix)
+
+    @property
+    def _prefix(self) -> str:
+        return f"s{self.scenario.seed}-"
+
+
+def rule_of(policy: str) -> Rule:
+    """Raises BadInput naming the known ones."""
+    rule = RULES.get(policy)
+    if rule is None:
+        raise BadInput(f"unknown policy {policy!r}; known: {', '.join(RULES)}")
+    return rule
+
+
+def episode(
+    scenario: Scenario, policy: str, photos: Photos | None, options: Options | None = None
+) -> Episode:
+    """Play `policy` on the scenario's own seed.
+
+    The policy's draws depend on the seed and its name, on nothing else. Raises Crowded if over
+    `SLOTS_MAX` requests were open at a time.
+    """
+    options = options or Options()
+    services = services_of(scenario)
+    trace = generate(scenario, photos.sizes if photos else None)
+    if photos:
+        labels = tuple(photos.labels[int(i)] for i in trace.image)
+    else:
+        drawn = np.random.default_rng([scenario.seed, 5]).integers(0, 1000, len(trace))
+        labels = tuple(drawn.tolist())
+    rule = rule_of(policy)
+    while True:
+        sim = simulation(scenario, trace, options, services)
+        try:
+            play(sim, rule, scenario.seed * 2**32 + zlib.crc32(policy.encode()))
+        except Crowded:
+            if options.slots >= min(SLOTS_MAX, len(trace)):
+                raise
+            options = msgspec.structs.replace(options, slots=options.slots * 8)
+        else:
+            return Episode(
+                policy=policy,
+                scenario=scenario,
+                trace=trace,
+                services=services,
+                sim=sim,
+                labels=labels,
+            )
+
+
+def episodes(
+    scenario: Scenario,
+    policies: Sequence[str],
+    seeds: int,
+    done: Callable[[Episode], None] = lambda episode: None,
+    threads: int | None = None,
+) -> dict[str, list[Episode]]:
+    """Every policy on seeds `scenario.seed`, + 1, …; in threads, any number with the same result.
+
+    `done` is called as each one ends, from any thread.
+    """
+    photos = Photos.of(scenario)
+    tasks = [
+        (policy, scenario.with_overrides(seed=scenario.seed + n))
+        for policy in policies
+        for n in range(seeds)
+    ]
+
+    def one(task: tuple[str, Scenario]) -> Episode:
+        policy, world = task
+        over = episode(world, policy, photos)
+        done(over)
+        return over
+
+    with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
+        ended = list(pool.map(one, tasks))
+    return {policy: [each for each in ended if each.policy == policy] for policy in policies}
+
+
+def summary_of(policy: str, ended: Sequence[Episode]) -> PolicySummary:
+    """All seeds of a policy pooled."""
+    scenario = ended[0].scenario
+    seconds = sum(each.seconds for each in ended)
+    busy: dict[str, float] = {}
+    for each in ended:
+        for name, share in results.utilisation(each.sim, scenario, each.seconds).items():
+            busy[name] = busy.get(name, 0.0) + share * each.seconds / seconds
+    return summarise(
+        policy,
+        [request for each in ended for request in each.requests()],
+        [outcome for each in ended for outcome in each.outcomes()],
+        Shape(grace=scenario.score.grace, accuracy_weight=scenario.score.accuracy_weight),
+        servers=scenario.server_names,
+        utilisation=busy,
+        seconds=seconds,
+    )

@@ -1,0 +1,330 @@
+"""The engine by hand-computed cases, and what must not change a result."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from sim_worlds import AT_ONCE, IDEAL, one_server, run_local, trace_of
+
+from edgewise import scenario as sc
+from edgewise.domain import Status
+from edgewise.policy import RULES
+from edgewise.sim import engine, layout, results, simulate
+from edgewise.sim.layout import Sim
+from edgewise.sim.play import Crowded, play
+from edgewise.sim.world import Options, simulation
+from edgewise.workload import generate
+
+KB = 8e-3  # Mbit/s of 1,000 bytes/s
+
+
+def uploads(access: sc.LinkSpec, times: list[float], sizes: list[int], **options: object) -> list:
+    scenario = one_server(1.0, 10.0, access=access, seconds=(1e-4,), workers=8)
+    scenario = msgspec.structs.replace(
+        scenario, network=sc.NetworkSpec(access=access, events=options.pop("events", ()))
+    )
+    settings = Options(control_delay=0.0, **options)
+    sim = run_local(scenario, settings, trace_of(times, sizes))
+    return sim.world.results["uploaded"].tolist()
+
+
+# -- links ---------------------------------------------------------------------------------------
+
+
+def test_two_transfers_share_a_link() -> None:
+    # Alone 0–0.5 (500 B), then at half speed: 500 B in 1 s. The other then has 500 B left, alone.
+    link = sc.LinkSpec(rate_mbps=KB, delay=0.25)
+    assert uploads(link, [0.0, 0.5], [1000, 1000]) == pytest.approx([1.75, 2.25], abs=1e-12)
+
+
+def test_a_short_transfer_overtakes_a_long_one() -> None:
+    # At 0.2 the long one has 800 B left. Both at 500 B/s: the short one's 100 B take 0.2 s, the
+    # long one has 700 left then.
+    link = sc.LinkSpec(rate_mbps=KB)
+    assert uploads(link, [0.0, 0.2], [1000, 100]) == pytest.approx([1.1, 0.4], abs=1e-12)
+
+
+def test_fifo_serves_one_after_the_other() -> None:
+    link = sc.LinkSpec(rate_mbps=KB)
+    ends = uploads(link, [0.0, 0.2, 5.0], [1000, 100, 300], fifo_links=True)
+    assert ends == pytest.approx([1.0, 1.1, 5.3], abs=1e-12)
+
+
+def test_an_outage_in_mid_transfer_only_waits() -> None:
+    link = sc.LinkSpec(rate_mbps=KB, outages=(sc.Outage(at=0.6, duration=2.0),))
+    # Shared from 0.5 on: at 0.6 there are 450 and 950 B left, at 2.6 it goes on.
+    ends = uploads(link, [0.0, 0.5], [1000, 1000])
+    assert ends == pytest.approx([2.6 + 0.9, 2.6 + 0.9 + 0.5], abs=1e-9)
+
+
+def test_a_change_of_rate_in_mid_transfer() -> None:
+    events = (sc.LinkEvent(at=0.5, link="access:a", set=sc.LinkSet(rate_mbps=4 * KB)),)
+    ends = uploads(sc.LinkSpec(rate_mbps=KB), [0.0], [2500], events=events)
+    assert ends == pytest.approx([1.0], abs=1e-12)
+
+
+def test_a_stopped_link_goes_on_when_it_is_given_a_rate() -> None:
+    events = (
+        sc.LinkEvent(at=0.5, link="access:a", set=sc.LinkSet(rate_mbps=0.0)),
+        sc.LinkEvent(at=3.0, link="access:a", set=sc.LinkSet(rate_mbps=KB)),
+    )
+    ends = uploads(sc.LinkSpec(rate_mbps=KB), [0.0], [1000], events=events)
+    assert ends == pytest.approx([3.5], abs=1e-12)
+
+
+def test_an_unlimited_link_takes_its_delay_and_its_outages() -> None:
+    link = sc.LinkSpec(delay=0.1, outages=(sc.Outage(at=1.0, duration=1.0),))
+    assert uploads(link, [0.0, 1.5], [10**9, 10]) == pytest.approx([0.1, 2.1], abs=1e-12)
+
+
+def test_a_trace_of_rates_repeats(tmp_path: Path) -> None:
+    file = tmp_path / "rates.tsv"
+    file.write_text("0\t0.008\n1\t0.016\n")
+    link = sc.LinkSpec(trace=sc.FileTrace(path=str(file)))
+    # 1,000 B/s in even seconds, 2,000 in odd ones.
+    assert uploads(link, [0.0], [2500]) == pytest.approx([1.75], abs=1e-9)
+    assert uploads(link, [0.5], [3000]) == pytest.approx([2.5], abs=1e-9)
+    # Shared: of the 6,000 B there are 4,500 left at 1.5, then both at half speed.
+    assert uploads(link, [0.0, 1.5], [6000, 500]) == pytest.approx([4.25, 2.0], abs=1e-9)
+
+
+def test_loss_stalls_or_resets() -> None:
+    many = [float(i) for i in range(400)]
+    sizes = [15_000] * 400  # ten packets: 1 − 0.95¹⁰ = 40 % are hit
+    link = sc.LinkSpec(loss=0.05)
+    late = np.array(uploads(link, many, sizes)) - many
+    assert 0.3 < (late > 0.1).mean() < 0.5
+    assert set(np.round(late / 0.2).astype(int)) <= {0, 1, 2, 3}
+    scenario = one_server(1.0, 10.0, access=sc.LinkSpec(loss=0.05, loss_mode="reset"))
+    sim = run_local(scenario, AT_ONCE, trace_of(many, sizes))
+    assert 0.3 < (sim.world.results["status"] == layout.FAILED).mean() < 0.5
+
+
+# -- servers -------------------------------------------------------------------------------------
+
+
+def test_batches_take_what_waits() -> None:
+    scenario = one_server(1.0, 10.0, seconds=(0.010, 0.012, 0.014))
+    trace = trace_of([0.0, 0.001, 0.002, 0.003, 0.004], [1] * 5)
+    ends = run_local(scenario, AT_ONCE, trace).world.results["finished"]
+    assert ends.tolist() == pytest.approx([0.010, 0.024, 0.024, 0.024, 0.034])
+    alone = Options(control_delay=0.0, batching=False)
+    ends = run_local(scenario, alone, trace).world.results["finished"]
+    assert ends.tolist() == pytest.approx([0.01, 0.02, 0.03, 0.04, 0.05])
+
+
+@pytest.mark.parametrize(("discipline", "order"), [("edf", [0, 2, 1]), ("fifo", [0, 1, 2])])
+def test_the_order_of_a_queue(discipline: str, order: list[int]) -> None:
+    scenario = msgspec.structs.replace(one_server(1.0, 10.0), discipline=discipline)
+    trace = trace_of([0.0, 0.001, 0.002], [1] * 3)
+    trace.deadline[1] = 200.0
+    started = run_local(scenario, AT_ONCE, trace).world.results["started"]
+    assert np.argsort(started).tolist() == order
+
+
+def test_a_request_that_cannot_score_is_dropped_and_a_full_queue_refuses() -> None:
+    scenario = one_server(1.0, 10.0)
+    scenario = msgspec.structs.replace(
+        scenario, servers={"a": msgspec.structs.replace(scenario.servers["a"], queue_limit=2)}
+    )
+    trace = trace_of([0.0, 0.001, 0.002, 0.003], [1] * 4)
+    trace.deadline[1] = 0.004  # worth something until 0.009; the worker is free at 0.010
+    sim = run_local(scenario, AT_ONCE, trace)
+    status = [layout.STATUSES[s] for s in sim.world.results["status"]]
+    assert status == ["served", "expired", "served", "shed"]
+    assert layout.REASONS[sim.world.results["reason"][3]] == "queue_full"
+
+
+def test_slow_failures_stretch_what_starts_in_them() -> None:
+    scenario = msgspec.structs.replace(
+        one_server(1.0, 10.0),
+        failures=(sc.SlowFailure(at=1.0, server="a", duration=1.0, factor=3.0),),
+    )
+    sim = run_local(scenario, AT_ONCE, trace_of([0.5, 1.5, 2.5], [1] * 3))
+    took = sim.world.results["finished"] - sim.world.results["started"]
+    assert took.tolist() == pytest.approx([0.01, 0.03, 0.01])
+
+
+# -- a fleet that fails --------------------------------------------------------------------------
+
+
+def fleet(**changes: object) -> sc.Scenario:
+    service = sc.ServiceSpec(model="m", accuracy=0.8, latency=(0.02,))
+    scenario = sc.Scenario(
+        name="fleet",
+        servers={name: sc.ServerSpec(services=(service,)) for name in "abc"},
+        network=sc.NetworkSpec(link=sc.LinkSpec(rate_mbps=20.0, delay=0.005)),
+        workload=sc.WorkloadSpec(
+            duration=8.0,
+            arrivals=sc.PoissonArrivals(rate=90.0),
+            ingress={"a": 4.0, "b": 1.0, "c": 1.0},
+            demands=(sc.Demand(deadline=0.4),),
+            payload=sc.LognormalPayload(median_bytes=30_000),
+        ),
+    )
+    return msgspec.structs.replace(scenario, **changes)
+
+
+def run_fleet(scenario: sc.Scenario, policy: str = "earliest_completion") -> Sim:
+    sim = play(simulation(scenario, generate(scenario, None)), RULES[policy], 1)
+    clock = sim.world.clock[0]
+    assert clock["open"] == 0
+    assert clock["ended"].sum() == len(sim.world.requests)
+    counts = np.bincount(sim.world.results["status"], minlength=6)
+    assert counts.tolist() == clock["ended"].tolist()
+    assert counts[layout.PENDING] == 0
+    return sim
+
+
+def test_a_server_that_dies_loses_its_own_clients_and_the_others_fail_over() -> None:
+    quiet = run_fleet(fleet())
+    assert (quiet.world.results["status"] == layout.SERVED).mean() > 0.99
+    down = sc.DownFailure(at=3.0, server="b", duration=2.0)
+    sim = run_fleet(fleet(failures=(down,)))
+    results, sent = sim.world.results, sim.world.requests["time"]
+    mine = sim.world.requests["ingress"] == 1
+    gone = mine & (sent > 3.0) & (sent < 5.0)
+    assert (results["status"][gone] == layout.LOST).all()
+    others = ~mine
+    assert (results["status"][others] == layout.SERVED).mean() > 0.97
+    assert (results["attempts"][others] > 0).sum() > 0
+    # Nothing runs on it while it is down, and it is used again afterwards.
+    there = results[(results["server"] == 1)]
+    assert not ((there["finished"] > 3.0) & (there["finished"] < 5.0)).any()
+    assert (there["finished"] > 5.5).any()
+
+
+def test_a_link_that_stays_out_ends_in_an_outcome_for_everyone() -> None:
+    out = sc.LinkSpec(rate_mbps=20.0, outages=(sc.Outage(at=2.0, duration=1e6),))
+    scenario = fleet(network=sc.NetworkSpec(link=sc.LinkSpec(rate_mbps=20.0), links={"a": out}))
+    sim = run_fleet(scenario, "round_robin")
+    assert (sim.world.results["status"] == layout.LOST).sum() > 50
+    # A dispatch whose client has given up is written off in the belief.
+    assert sim.beliefs.servers["outstanding"].max() < 100
+
+
+@pytest.mark.parametrize("changes", [{"balancers": 3}, {"network_state": "emulator"}])
+def test_several_balancers_and_given_links(changes: dict) -> None:
+    sim = run_fleet(fleet(**changes))
+    assert (sim.world.results["status"] == layout.SERVED).mean() > 0.95
+    balancers = changes.get("balancers", 1)
+    assert len(set(sim.world.results["balancer"])) == balancers
+    dispatched = sim.beliefs.servers["dispatches"].sum(axis=1)
+    assert (dispatched > 0.8 * len(sim.world.results) / balancers).all()
+    # At the end all that was dispatched has come in, and every balancer has been told.
+    assert (sim.beliefs.servers["outstanding"] <= 5).all()
+
+
+def test_a_model_ready_payload_pays_where_links_are_thin() -> None:
+    thin = fleet(network=sc.NetworkSpec(link=sc.LinkSpec(rate_mbps=2.0, delay=0.005)))
+    sim = run_fleet(thin)
+    moved = sim.world.results["server"] != sim.world.requests["ingress"]
+    assert (sim.world.results["form"][moved] == 1).mean() > 0.5
+
+
+# -- what must not change a result -----------------------------------------------------------------
+
+
+def fields_equal(one: np.ndarray, other: np.ndarray) -> bool:
+    return one.tobytes() == other.tobytes()
+
+
+def test_the_same_bits_on_any_number_of_threads() -> None:
+    policies = ["earliest_completion", "random"]
+    one = simulate.episodes(fleet(), policies, 3, threads=1)
+    four = simulate.episodes(fleet(), policies, 3, threads=4)
+    for policy in policies:
+        for a, b in zip(one[policy], four[policy], strict=True):
+            assert fields_equal(a.sim.world.results, b.sim.world.results)
+        assert not fields_equal(one[policy][0].sim.world.results, one[policy][1].sim.world.results)
+
+
+def test_two_policies_meet_the_same_world() -> None:
+    one = run_fleet(fleet(), "round_robin").world
+    other = run_fleet(fleet(), "random").world
+    np.testing.assert_array_equal(one.results["uploaded"], other.results["uploaded"])
+    same = (one.results["service"] == other.results["service"]) & (
+        one.results["form"] == other.results["form"]
+    )
+    same &= (one.results["status"] == layout.SERVED) & (other.results["status"] == layout.SERVED)
+    assert 50 < same.sum() < len(same)
+    took = [w.results["finished"] - w.results["started"] for w in (one, other)]
+    np.testing.assert_allclose(took[0][same], took[1][same], rtol=1e-9)
+    assert np.std(took[0][same]) > 0.05 * 0.02  # and it varies
+
+
+def test_a_branch_goes_on_as_the_original_would() -> None:
+    scenario = fleet()
+    rule = RULES["earliest_completion"]
+    kernel = engine.compiled(rule.kernel)
+    nothing, draws = np.zeros((1, 0)), np.zeros((1, 1), np.uint64)
+
+    def go_on(sim: Sim, decisions: int = -1) -> Sim:
+        engine.run(sim, kernel, np.zeros(0), nothing, draws.copy(), decisions)
+        return sim
+
+    whole = go_on(simulation(scenario, generate(scenario, None)))
+    start = go_on(simulation(scenario, generate(scenario, None)), 300)
+    assert engine.advance(start) == 300
+    twin, odd = engine.branch(start), engine.branch(start)
+    usual = int(whole.world.results["row"][300])
+    engine.act(twin, usual, 1.0)
+    engine.act(odd, len(start.table.mask) - 1, 1.0)  # shed
+    assert fields_equal(go_on(twin).world.results, whole.world.results)
+    go_on(odd)
+    assert odd.world.results["status"][300] == layout.SHED
+    np.testing.assert_array_equal(odd.world.results["uploaded"], whole.world.results["uploaded"])
+    assert not fields_equal(odd.world.results[301:], whole.world.results[301:])
+    # Back to where it branched off, in place.
+    engine.rejoin(odd, start)
+    engine.act(odd, usual, 1.0)
+    assert fields_equal(go_on(odd).world.results, whole.world.results)
+    assert start.world.clock["decisions"][0] == 300
+
+
+def test_too_many_open_requests_are_said_and_made_room_for() -> None:
+    scenario = one_server(200.0, 5.0, seconds=(0.02,))
+    with pytest.raises(Crowded, match="over 64 requests"):
+        run_local(scenario, Options(slots=64))
+    over = simulate.episode(scenario, "local", None, Options(slots=64))
+    assert over.sim.world.clock["ended"][0, layout.SERVED] == len(over.trace)
+
+
+# -- results ---------------------------------------------------------------------------------------
+
+
+def test_outcomes_in_the_words_of_the_domain() -> None:
+    over = simulate.episode(fleet(balancers=2), "earliest_completion", None)
+    requests, outcomes = list(over.requests()), list(over.outcomes())
+    summary = simulate.summary_of("earliest_completion", [over])
+    assert summary.requests == len(requests) == len(outcomes)
+    assert summary.outcomes["served"] == sum(o.status is Status.SERVED for o in outcomes)
+    expected = over.sim.world.results["utility"].mean()
+    assert summary.utility.expected == pytest.approx(expected)
+    assert summary.utility.expected == pytest.approx(
+        over.sim.world.clock["utility"][0] / len(requests)
+    )
+    assert abs(summary.utility.realised - summary.utility.expected) < 0.05
+    for request, outcome in zip(requests, outcomes, strict=True):
+        if outcome.status is Status.SERVED:
+            stages = outcome.stamps.stages()
+            assert sum(s or 0.0 for s in stages.values()) == pytest.approx(outcome.latency)
+            assert outcome.stamps.sent == request.sent_at
+
+
+def test_a_policy_that_learns_is_told_every_score() -> None:
+    over = simulate.episode(fleet(), "linucb", None)
+    assert over.sim.world.clock["ended"].sum() == len(over.trace)
+    assert over.sim.world.slots["holds"].sum() == 0
+    again = simulate.episode(fleet(), "linucb", None)
+    assert fields_equal(over.sim.world.results, again.sim.world.results)
+
+
+def test_a_policy_nobody_knows_is_named() -> None:
+    with pytest.raises(Exception, match="unknown policy 'nobody'"):
+        simulate.rule_of("nobody")
+    assert IDEAL.rate_mbps is None
+    assert results.request_id(7) == "r0000007"
