@@ -131,3 +131,17 @@ def test_the_installed_command_works(tmp_path: Path) -> None:
     command = Path(sys.executable).with_name("edgewise")
     done = subprocess.run([command, "--version"], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (0, f"edgewise {__version__}\n")
+
+
+@pytest.mark.parametrize(
+    ("module", "extra"),
+    [("pyarrow", "live"), ("prometheus_client.core", "live"), ("onnx", "models"), ("cma", "bench")],
+)
+def test_a_missing_library_is_said_with_its_extra(module: str, extra: str) -> None:
+    missing = cli.missing_extra(ModuleNotFoundError(name=module))
+    assert missing is not None
+    assert f"edgewise[{extra}]" in str(missing)
+
+
+def test_a_module_that_no_extra_brings_is_a_bug() -> None:
+    assert cli.missing_extra(ModuleNotFoundError(name="edgewise.nosuch")) is None

@@ -6,7 +6,9 @@ a second, where numba, ONNX Runtime and aiohttp together take two.
 
 from __future__ import annotations
 
+import re
 import sys
+from importlib import metadata
 from typing import Annotated
 
 import typer
@@ -27,7 +29,7 @@ from edgewise.commands import (
     tune,
     up,
 )
-from edgewise.errors import EdgewiseError
+from edgewise.errors import EdgewiseError, MissingExtra
 
 MAIN = "The main job"
 LOOK = "What there is"
@@ -93,11 +95,34 @@ app.command(rich_help_panel=HAND)(client.client)
 app.command(rich_help_panel=HAND)(configs.configs)
 
 
+def missing_extra(error: ModuleNotFoundError) -> MissingExtra | None:
+    """What to install, if the module that is missing comes with an extra; None: it is a bug."""
+    module = (error.name or "").partition(".")[0]
+    for requirement in metadata.requires("edgewise") or ():
+        if "extra == 'dev'" in requirement.replace('"', "'"):
+            continue  # it has all the others
+        found = re.match(r"([\w.-]+).*extra == ['\"](\w+)['\"]", requirement)
+        if found and found[1].lower().replace("-", "_") == module.lower():
+            return MissingExtra(found[2], module)
+    return None
+
+
+def _run() -> None:
+    """The command; a missing library becomes the error that says which extra brings it."""
+    try:
+        app()
+    except ModuleNotFoundError as error:
+        missing = missing_extra(error)
+        if missing is None:
+            raise
+        raise missing from None
+
+
 def main() -> None:
     """Run the command line. Exit codes: 0; 2 for a mistake of the user or a peer that failed; 130
     for Ctrl-C. Only bugs show a traceback."""
     try:
-        app()
+        _run()
     except EdgewiseError as error:
         first, *rest = str(error).splitlines() or [type(error).__name__]
         console = Console(stderr=True, soft_wrap=True, highlight=False)
