@@ -36,7 +36,8 @@ check_list() {
 
 command=${1:-}
 [ $# -eq 0 ] || shift
-models=lite0-128,lite0-224,lite2 servers='' scenario='' cpus=0.5,0.75,1 memory=512m
+MODELS=lite0-128,lite0-224,lite2
+models=$MODELS servers='' scenario='' cpus=0.5,0.75,1 memory=512m
 emulate=--no-emulate policy='' port=8100 image=localhost/edgewise:latest name=fleet
 words=()
 while [ $# -gt 0 ]; do
@@ -99,18 +100,15 @@ wait_for() {
 
 write_scenario() {
   if [ -n "$scenario" ]; then
-    [ -f "$scenario" ] || die "--scenario: there is no file $scenario"
     cp "$scenario" "$STATE/wanted.yaml"
     return
   fi
-  check_list --models "$models" "$word" 'models separated by commas'
   local list=${models//,/, } each
   {
     echo "# Written by deploy/fleet.sh."
     echo "name: $name"
     echo "servers:"
     if [ -n "$servers" ]; then
-      [[ $servers =~ ^[1-9][0-9]?$ ]] || die "--servers: expected a number from 1 to 99, got '$servers'"
       for ((each = 1; each <= servers; each++)); do echo "  edge$each: {services: [$list]}"; done
     else
       for each in ${models//,/ }; do echo "  $each: {services: [$each]}"; done
@@ -128,7 +126,12 @@ write_scenario() {
       for each in ${models//,/ }; do echo "    $each: 1"; done
     fi
     echo "  demands:"
-    echo "    - {share: 1, deadline: [0.5, 1.5], accuracy: 0.5}"
+    echo "    - {share: 3, deadline: [0.5, 1.5], accuracy: 0.5}"
+    if [ "$models" = "$MODELS" ]; then
+      # Each by at least one of the three, the last by lite2 alone.
+      echo "    - {share: 2, deadline: [0.5, 1.5], accuracy: 0.85}"
+      echo "    - {share: 1, deadline: [0.8, 2.0], accuracy: 0.9}"
+    fi
   } >"$STATE/wanted.yaml"
 }
 
@@ -166,6 +169,9 @@ up() {
   check_list --cpus "$cpus" '[0-9]+(\.[0-9]+)?' 'numbers separated by commas'
   check_list --memory "$memory" '[0-9]+[bkmg]?' 'sizes such as 512m separated by commas'
   [[ $port =~ ^[1-9][0-9]{0,4}$ ]] || die "--port: expected a port, got '$port'"
+  check_list --models "$models" "$word" 'models separated by commas'
+  [[ $servers =~ ^([1-9][0-9]?)?$ ]] || die "--servers: expected a number from 1 to 99, got '$servers'"
+  [ -z "$scenario" ] || [ -f "$scenario" ] || die "--scenario: there is no file $scenario"
   if ! "$ENGINE" image inspect "$image" >/dev/null 2>&1; then
     say "there is no image $image yet"
     EDGEWISE_ENGINE=$ENGINE "$DEPLOY/image.sh" --tag "$image"

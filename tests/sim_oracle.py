@@ -133,10 +133,9 @@ def play(
 
     def work(machine: Machine) -> None:
         factor = machine.factor(now)
-        if machine.own:
-            if machine.conversions and not machine.core:
-                job = machine.conversions.pop(0)
-                machine.core.append((now + machine.prepare_seconds * factor, job))
+        if machine.own and machine.conversions and not machine.core:
+            job = machine.conversions.pop(0)
+            machine.core.append((now + machine.prepare_seconds * factor, job))
         while len(machine.running) < machine.workers:
             if machine.conversions and not machine.own:
                 job = machine.conversions.pop(0)

@@ -33,16 +33,8 @@ from edgewise.live.dispatcher import Dispatcher
 from edgewise.live.emulator_feed import figures, follow
 from edgewise.live.experience import load_experience
 from edgewise.live.ledger import Ledger, Source
-from edgewise.live.records import (
-    DECISIONS,
-    OUTCOMES,
-    REPORTS,
-    REQUESTS,
-    Recorder,
-    outcome_row,
-    read,
-    request_row,
-)
+from edgewise.live.recorder import Recorder, read
+from edgewise.live.records import DECISIONS, OUTCOMES, REPORTS, REQUESTS
 from edgewise.score import Shape, score
 from fleet_case import NOW, TEXT, queue, report, request, two_servers
 
@@ -184,7 +176,7 @@ def test_every_decision_settles_once_though_nobody_speaks(tmp_path: Path) -> Non
     assert len(made.ledger) == 0
     made.finish()
     made.recorder.close()
-    rows = read(tmp_path, made.experience).to_pylist()
+    rows = read(tmp_path, made.experience.name).to_pylist()
     assert [(row["request"], row["source"], row["reward"], row["realised"]) for row in rows] == [
         ("r1", "evaluator", 0.7, 0.0),
         ("r0", "node", 0.7, None),
@@ -338,33 +330,33 @@ async def test_relays_are_followed_and_may_come_late(monkeypatch: pytest.MonkeyP
 
 
 def rows_of(count: int, start: int = 0) -> list[Any]:
-    return [request_row(request(f"r{i}"), "photo.jpg", 7) for i in range(start, start + count)]
+    return [(request(f"r{i}"), "photo.jpg", 7) for i in range(start, start + count)]
 
 
 def test_segments_are_joined_when_it_closes(tmp_path: Path) -> None:
     with Recorder(tmp_path, [REQUESTS, OUTCOMES], segment_rows=3) as recorder:
         for row in rows_of(8):
-            recorder.add(REQUESTS, row)
+            recorder.add(REQUESTS, *row)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "outcomes.parquet",
         "requests.parquet",
     ]
-    kept = read(tmp_path, REQUESTS)
+    kept = read(tmp_path, REQUESTS.name)
     assert kept["request"].to_pylist() == [f"r{i}" for i in range(8)]
     assert kept["label"].to_pylist() == [7] * 8
-    assert read(tmp_path, OUTCOMES).num_rows == 0
+    assert read(tmp_path, OUTCOMES.name).num_rows == 0
 
 
 def test_what_was_written_survives_a_kill(tmp_path: Path) -> None:
     recorder = Recorder(tmp_path, [REQUESTS], segment_rows=3)
     for row in rows_of(7):
-        recorder.add(REQUESTS, row)
+        recorder.add(REQUESTS, *row)
     recorder._thread.shutdown(wait=True)  # the process is killed here
-    assert read(tmp_path, REQUESTS).num_rows == 6
+    assert read(tmp_path, REQUESTS.name).num_rows == 6
     (tmp_path / "requests.parts" / "000009.tmp").write_bytes(b"half a")
     with Recorder(tmp_path, [REQUESTS]) as again:
-        again.add(REQUESTS, rows_of(1, 7)[0])
-    assert read(tmp_path, REQUESTS)["request"].to_pylist() == [
+        again.add(REQUESTS, *rows_of(1, 7)[0])
+    assert read(tmp_path, REQUESTS.name)["request"].to_pylist() == [
         "r0",
         "r1",
         "r2",
@@ -379,19 +371,19 @@ def test_a_second_run_adds_to_the_first(tmp_path: Path) -> None:
     for start in (0, 4):
         with Recorder(tmp_path, [REQUESTS]) as recorder:
             for row in rows_of(4, start):
-                recorder.add(REQUESTS, row)
-    assert read(tmp_path, REQUESTS)["request"].to_pylist() == [f"r{i}" for i in range(8)]
+                recorder.add(REQUESTS, *row)
+    assert read(tmp_path, REQUESTS.name)["request"].to_pylist() == [f"r{i}" for i in range(8)]
 
 
 def test_a_kill_after_joining_does_not_double_the_rows(tmp_path: Path) -> None:
     with Recorder(tmp_path, [REQUESTS]) as recorder:
-        recorder.add(REQUESTS, rows_of(1)[0])
+        recorder.add(REQUESTS, *rows_of(1)[0])
     parts = tmp_path / "requests.parts"
     parts.mkdir()
     (parts / "000000.parquet").write_bytes((tmp_path / "requests.parquet").read_bytes())
     with Recorder(tmp_path, [REQUESTS]):
         pass
-    assert read(tmp_path, REQUESTS).num_rows == 1
+    assert read(tmp_path, REQUESTS.name).num_rows == 1
 
 
 def test_other_columns_are_refused(tmp_path: Path) -> None:
@@ -405,13 +397,13 @@ def test_other_columns_are_refused(tmp_path: Path) -> None:
 def test_a_disk_that_fails_costs_rows_and_nothing_else(tmp_path: Path) -> None:
     recorder = Recorder(tmp_path, [REQUESTS])
     (tmp_path / "requests.parts").rmdir()
-    recorder.add(REQUESTS, rows_of(1)[0])
+    recorder.add(REQUESTS, *rows_of(1)[0])
     recorder._write("requests")
     recorder._thread.submit(lambda: None).result()
     (tmp_path / "requests.parts").mkdir()
     recorder.close()
     assert recorder.dropped == 1
-    assert read(tmp_path, REQUESTS).num_rows == 0
+    assert read(tmp_path, REQUESTS.name).num_rows == 0
 
 
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
@@ -428,15 +420,15 @@ def test_rows_fit_their_columns(tmp_path: Path) -> None:
     made.decide(request("r2", accuracy=0.99), NOW, "ask")
     made.recorder.close()
     with Recorder(tmp_path, [OUTCOMES]) as recorder:
-        recorder.add(OUTCOMES, outcome_row(outcome, score(request(), outcome, Shape())))
-    told = read(tmp_path, REPORTS).to_pylist()[0]
+        recorder.add(OUTCOMES, outcome, score(request(), outcome, Shape()))
+    told = read(tmp_path, REPORTS.name).to_pylist()[0]
     assert (told["server"], told["clock_ahead"], told["queue_works"]) == ("a", 0.5, [0.1])
     assert told["peers"][0]["server"] == "a"
-    first, shed = read(tmp_path, DECISIONS).to_pylist()
+    first, shed = read(tmp_path, DECISIONS.name).to_pylist()
     assert (first["server"], first["model"], first["reason"]) == ("a", "small", None)
     assert first["ranked"][0] == {"server": "a", "model": "small", "form": 0}
     assert (shed["server"], shed["form"], shed["reason"]) == (None, None, "no_service")
-    assert read(tmp_path, OUTCOMES).to_pylist()[0]["stamp_received"] == 2.0
+    assert read(tmp_path, OUTCOMES.name).to_pylist()[0]["stamp_received"] == 2.0
 
 
 # -- over sockets ----------------------------------------------------------------------------------

@@ -18,8 +18,8 @@ from edgewise.commands import bound as command
 from edgewise.policy import RULES
 from edgewise.scenario import Scenario
 from edgewise.sim import engine, families, layout
-from edgewise.sim.bound import clairvoyant, dual
-from edgewise.sim.bound.clairvoyant import follow
+from edgewise.sim.bound import clairvoyant, dual, plans
+from edgewise.sim.bound.forced import follow
 from edgewise.sim.bound.known import Known, known
 from edgewise.sim.bound.standing import standing, way
 from edgewise.sim.layout import Sim
@@ -129,11 +129,11 @@ def best_of_all(sim: Sim, rows: list[list[int]]) -> float:
     """The most utility of any combination of rows, each played by the engine."""
     work = engine.branch(sim)
     arrays = [_flat(each) for each in (work, sim)]
-    best = 0.0
+    best, order = 0.0, np.empty(len(rows), np.int64)
     for plan in itertools.product(*rows):
         for to, of in zip(*arrays, strict=True):
             to[:] = of
-        follow(work, np.array(plan, np.int64), -1)
+        follow(work, np.array(plan, np.int64), -1, order)
         best = max(best, float(work.world.clock["utility"][0]))
     return best
 
@@ -283,12 +283,12 @@ def test_the_slope_is_a_subgradient(seed: int) -> None:
     slope = np.empty_like(episode.capacity)
     for scale in (0.3, 3.0, 30.0):
         p = scale * rng.exponential(size=slope.shape) * (episode.free == 0)
-        value = dual.evaluate(episode, p, slope)
+        value = plans.evaluate(episode, p, slope)
         for _ in range(4):
             q = np.maximum(0.0, p + rng.normal(size=p.shape) * scale * rng.random())
             q *= episode.free == 0
             line = value + float((slope * (q - p)).sum())
-            assert dual.evaluate(episode, q, np.empty_like(slope)) >= line - 1e-6 * abs(line)
+            assert plans.evaluate(episode, q, np.empty_like(slope)) >= line - 1e-6 * abs(line)
 
 
 def test_descent_helps() -> None:
@@ -321,7 +321,7 @@ def test_known_leaves_the_world_as_it_is() -> None:
 
 def _search(sim: Sim, trials: int, seed: int = 0) -> clairvoyant.Found:
     episode = known(sim)
-    values = dual.row_values(episode, dual.upper_bound(episode, STEPS).prices, sim.table.mask.size)
+    values = plans.row_values(episode, dual.upper_bound(episode, STEPS).prices, sim.table.mask.size)
     rule = RULES["earliest_completion"]
     plan = play(engine.branch(sim), rule, 1).world.results["row"].astype(np.int64)
     return clairvoyant.search(sim, values, [plan], trials=trials, seed=seed)

@@ -25,7 +25,8 @@ from edgewise.live.evaluate import evaluate
 from edgewise.live.executor import replay_label
 from edgewise.live.payloads import Load, read_load
 from edgewise.live.protocol import Answer, decode_request, encode_answer
-from edgewise.live.records import REQUESTS, Recorder
+from edgewise.live.recorder import Recorder
+from edgewise.live.records import REQUESTS
 from edgewise.scenario import load
 from edgewise.score import Shape
 from edgewise.workload import Trace

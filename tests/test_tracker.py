@@ -120,7 +120,8 @@ def test_a_dispatch_is_on_the_link_and_in_the_queue_at_once() -> None:
     assert state["servers"]["b"]["believed_queue"] == 1
     assert state["servers"]["b"]["outstanding"] == 1
     assert state["links"]["uplink:a"]["backlog"] == SIZE
-    assert fleet.state(NOW + 0.05)["links"]["uplink:a"]["backlog"] == pytest.approx(SIZE / 2)
+    left = fleet.state(NOW + 0.05)["links"]["uplink:a"]["backlog"]
+    assert left == pytest.approx(SIZE / 2, rel=0.01)  # the measured rate fades meanwhile
 
 
 def test_a_dispatch_counts_exactly_once_from_decision_to_outcome() -> None:

@@ -22,10 +22,13 @@ from edgewise.commands import (
     client,
     configs,
     evaluate,
+    explain,
     models,
     node,
     relay,
     scenarios,
+    simulate,
+    train,
     tune,
     up,
 )
@@ -86,8 +89,11 @@ app.command(rich_help_panel=MAIN)(evaluate.evaluate)
 app.command(rich_help_panel=LOOK)(scenarios.scenarios)
 app.add_typer(scenarios.scenario, name="scenario", rich_help_panel=LOOK)
 app.add_typer(models.app, name="models", rich_help_panel=LOOK)
+app.command(rich_help_panel=STUDY)(simulate.simulate)
 app.command(rich_help_panel=STUDY)(bench.bench)
 app.command(rich_help_panel=STUDY)(tune.tune)
+app.command(rich_help_panel=STUDY)(train.train)
+app.command(rich_help_panel=MAIN)(explain.explain)
 app.command(rich_help_panel=HAND)(balancer.balancer)
 app.command(rich_help_panel=HAND)(node.node)
 app.command(rich_help_panel=HAND)(relay.relay)

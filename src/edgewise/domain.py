@@ -28,6 +28,9 @@ T = TypeVar("T")
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 """A server, model or policy: letters, digits, ``. _ -``; at most 64."""
 
+PolicyName = Annotated[str, Meta(pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]{0,63}|.+\.safetensors)$")]
+"""A policy, or a file of learned weights."""
+
 RequestId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$")]
 
 Seconds = Annotated[float, Meta(ge=0.0, le=1e9)]
@@ -75,7 +78,7 @@ class ShedReason(enum.StrEnum):
     DRAINING = "draining"
 
 
-class Request(Struct, frozen=True, kw_only=True):
+class Request(Struct, frozen=True, kw_only=True, gc=False):
     """The metadata of one request: all that is known before the photo is in.
 
     `sent_at` is on the clock of whoever holds the object. On the wire the *remaining budget*
@@ -220,7 +223,7 @@ class Service(Struct, frozen=True, kw_only=True):
     task: Name = "imagenet-1k"
 
 
-class QueueItem(Struct, frozen=True, array_like=True):
+class QueueItem(Struct, frozen=True, array_like=True, gc=False):
     """A request waiting on a server."""
 
     deadline: Stamp
@@ -229,7 +232,7 @@ class QueueItem(Struct, frozen=True, array_like=True):
     """Service seconds it will take of a worker."""
 
 
-class ServiceReport(Struct, frozen=True, array_like=True):
+class ServiceReport(Struct, frozen=True, array_like=True, gc=False):
     """How a service has been doing."""
 
     service_time: Seconds
@@ -240,7 +243,7 @@ class ServiceReport(Struct, frozen=True, array_like=True):
     """Requests since start."""
 
 
-class PeerReport(Struct, frozen=True, array_like=True):
+class PeerReport(Struct, frozen=True, array_like=True, gc=False):
     """What a server knows of the way to one peer. None = never measured."""
 
     throughput: Annotated[float, Meta(gt=0.0)] | None
@@ -254,7 +257,7 @@ class PeerReport(Struct, frozen=True, array_like=True):
     """Transfers under way to it."""
 
 
-class Report(Struct, frozen=True, kw_only=True):
+class Report(Struct, frozen=True, kw_only=True, gc=False):
     """What a server says of itself. All times on its own clock, like `at`."""
 
     server: Name
@@ -285,7 +288,7 @@ class Report(Struct, frozen=True, kw_only=True):
         return self.workers - len(self.running)
 
 
-class Candidate(Struct, frozen=True, array_like=True):
+class Candidate(Struct, frozen=True, array_like=True, gc=False):
     """A (server, service, form) that could answer a request."""
 
     server: Name
@@ -293,7 +296,7 @@ class Candidate(Struct, frozen=True, array_like=True):
     form: Form
 
 
-class Observation(Struct, frozen=True, kw_only=True, eq=False):
+class Observation(Struct, frozen=True, kw_only=True, eq=False, gc=False):
     """One request and what is believed of every way to answer it, at `at`.
 
     The columns of the three float64 tables are named and documented in `edgewise.fleet.table`.
@@ -327,7 +330,7 @@ class Observation(Struct, frozen=True, kw_only=True, eq=False):
             raise WireError("", f"not JSON: {error}") from None
 
 
-class Decision(Struct, frozen=True, kw_only=True):
+class Decision(Struct, frozen=True, kw_only=True, gc=False):
     """What a policy decided, with what is needed to learn from it."""
 
     request: RequestId
@@ -344,7 +347,7 @@ class Decision(Struct, frozen=True, kw_only=True):
     """Set exactly if shed."""
 
 
-class Command(Struct, frozen=True, kw_only=True, tag="command"):
+class Command(Struct, frozen=True, kw_only=True, tag="command", gc=False):
     """Balancer to ingress: what to do with a request.
 
     `server` None = shed. `alternatives` are tried in order when `server` cannot be reached.
@@ -362,7 +365,7 @@ class Command(Struct, frozen=True, kw_only=True, tag="command"):
     alternatives: tuple[Candidate, ...] = ()
 
 
-class Stamps(Struct, frozen=True, kw_only=True):
+class Stamps(Struct, frozen=True, kw_only=True, gc=False):
     """When each stage ended. None = never got there.
 
     `sent` and `received` are the client's clock, `accepted` … `decided` and `answered` the
@@ -412,7 +415,7 @@ class Stamps(Struct, frozen=True, kw_only=True):
         return out
 
 
-class Outcome(Struct, frozen=True, kw_only=True):
+class Outcome(Struct, frozen=True, kw_only=True, gc=False):
     """How a request ended, joined to its decision by `request`."""
 
     request: RequestId
@@ -432,7 +435,7 @@ class Outcome(Struct, frozen=True, kw_only=True):
     stamps: Stamps = Stamps()
 
 
-class Score(Struct, frozen=True, kw_only=True):
+class Score(Struct, frozen=True, kw_only=True, gc=False):
     """What an outcome is worth, and of what parts (see `edgewise.score`)."""
 
     expected: float

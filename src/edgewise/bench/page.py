@@ -76,6 +76,10 @@ def page(comparison: Comparison) -> str:
     )
 
 
+_AXIS = {"gridcolor": "#e8e8e8", "zerolinecolor": "#bbb", "linecolor": "#bbb"}
+_TEMPLATE = {"plot_bgcolor": "white", "paper_bgcolor": "white", "xaxis": _AXIS, "yaxis": _AXIS}
+
+
 class _Plots:
     def __init__(self) -> None:
         try:
@@ -87,7 +91,7 @@ class _Plots:
 
     def draw(self, figure: dict[str, Any]) -> str:
         layout = {
-            "template": "plotly_white",
+            "template": {"layout": _TEMPLATE},
             "font": {"family": "system-ui, sans-serif", "size": 13, "color": "#222"},
             "margin": {"l": 10, "r": 20, "t": 10, "b": 40},
             **figure["layout"],

@@ -75,8 +75,10 @@ class Found(Struct, frozen=True, kw_only=True):
     command: str
     params: dict[str, float]
     generations: int
+    worlds: int
+    """Of validation, of which the rest is."""
     utility: float
-    """Mean on the validation worlds."""
+    """Mean."""
     over_defaults: Interval
     """Paired difference there."""
     over_standing: Interval
@@ -89,7 +91,7 @@ class Found(Struct, frozen=True, kw_only=True):
 
     def tuned(self) -> Tuned:
         mean, half = self.over_defaults
-        worlds = f"{VALIDATION_WORLDS} validation worlds"
+        worlds = f"{self.worlds} validation worlds"
         return Tuned(
             command=self.command,
             gain=f"{mean:+.4f} ± {half:.4f} utility over the defaults, {worlds}",
@@ -190,6 +192,7 @@ def search(
     start: Sequence[float] | None = None,
     step: float = STEP,
     setting: Setting = AS_IT_IS,
+    validation: int = VALIDATION_WORLDS,
     progress: Callable[[Generation], None] = lambda _: None,
 ) -> Found:
     """Tune the parameters of `rule` on training worlds of a suite's families.
@@ -239,7 +242,7 @@ def search(
         unit, done = _evolve(begin, step, seed, more, evaluate)
     params = from_unit(rule.parameters, unit)
     held = np.array(rule.params if standing is None else standing, np.float64)
-    seeds = families.VALIDATION[:VALIDATION_WORLDS]
+    seeds = families.VALIDATION[:validation]
     judged = [(SUITES[suite][s % len(SUITES[suite])], s) for s in seeds]
     tuned, plain, before = utilities(rule, [params, defaults, held], judged, threads, setting)
     return Found(
@@ -248,6 +251,7 @@ def search(
         f"--worlds {worlds}",
         params=dict(zip(rule.names, params.tolist(), strict=True)),
         generations=done,
+        worlds=validation,
         utility=float(tuned.mean()),
         over_defaults=interval(tuned - plain),
         over_standing=interval(tuned - before),

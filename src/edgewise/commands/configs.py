@@ -55,12 +55,14 @@ def configs(
         from edgewise.live.addresses import lay_out
         from edgewise.live.configs import configs as made_of
         from edgewise.live.configs import ports, write
+        from edgewise.roster import services_of
         from edgewise.scenario import check, dump, load
     except ModuleNotFoundError as error:
         raise MissingExtra("live", error.name or "?") from None
     if hosts is not None and "{}" not in hosts:
         raise BadInput(f"--hosts: expected a pattern with {{}} in it, got {hosts!r}")
     fleet = check(load(scenario).with_overrides(emulate=emulate), scenario)
+    services_of(fleet)  # says now which model is unknown
     where = lay_out(fleet, itertools.count(port).__next__)
     named = None if hosts is None else lambda process: hosts.replace("{}", process)
     write(folder, made_of(fleet, where, file="scenario.yaml", out=out, hosts=named))

@@ -150,6 +150,7 @@ def _make(out: Path) -> None:
 
 def _write(out: Path, world: Scenario, ended: dict[str, list[Episode]], summary: bytes) -> None:
     """The files of `up`, but for *reports*; one folder per policy and seed if there are several."""
+    from edgewise.policy import label
     from edgewise.scenario import dump
 
     (out / "scenario.yaml").write_text(dump(world), encoding="utf-8")
@@ -158,7 +159,7 @@ def _write(out: Path, world: Scenario, ended: dict[str, list[Episode]], summary:
         for episode in each:
             where = out
             if len(ended) > 1:
-                where = where / policy
+                where = where / label(policy)
             if len(each) > 1:
                 where = where / f"seed-{episode.scenario.seed}"
             _record(where, episode)
@@ -167,6 +168,7 @@ def _write(out: Path, world: Scenario, ended: dict[str, list[Episode]], summary:
 def _record(out: Path, episode: Episode) -> None:
     try:
         from edgewise.live import records
+        from edgewise.live.recorder import Recorder
     except ImportError as error:
         from edgewise.errors import MissingExtra
 
@@ -179,15 +181,13 @@ def _record(out: Path, episode: Episode) -> None:
     shape = Shape(grace=score_of.grace, accuracy_weight=score_of.accuracy_weight)
     of_row = candidates(episode.services)
     tables = [records.REQUESTS, records.OUTCOMES, records.DECISIONS]
-    with records.Recorder(out, tables) as recorder:
+    with Recorder(out, tables, patient=True) as recorder:
         together = zip(
             episode.requests(), episode.outcomes(), episode.sim.world.results, strict=True
         )
         for request, outcome, result in together:
-            recorder.add(records.REQUESTS, records.request_row(request, None, outcome.label))
-            recorder.add(
-                records.OUTCOMES, records.outcome_row(outcome, score(request, outcome, shape))
-            )
+            recorder.add(records.REQUESTS, request, None, outcome.label)
+            recorder.add(records.OUTCOMES, outcome, score(request, outcome, shape))
             if result["row"] < 0:
                 continue
             picked = of_row[result["row"]]
@@ -212,5 +212,9 @@ def _record(out: Path, episode: Episode) -> None:
             predicted = None if shed else float(result["predicted"])
             recorder.add(
                 records.DECISIONS,
-                records.decision_row(request, decision, command, "metadata", predicted),
+                request,
+                decision,
+                command,
+                "metadata",
+                predicted,
             )

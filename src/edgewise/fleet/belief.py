@@ -24,7 +24,7 @@ import math
 
 import numpy as np
 
-from edgewise.compiled import jit
+from edgewise.compiled import lean
 from edgewise.fleet.layout import FLIGHTS_MAX, QUEUE_MAX, RIF_BUCKETS, Array, Belief
 
 FAILURE_MEMORY = 0.1
@@ -35,7 +35,7 @@ PEAK_MEMORY = 10.0
 """s; the decay of peak EWMA in Finagle and Linkerd."""
 
 
-@jit
+@lean
 def set_free(free: Array, workers: int, worker: int, until: float) -> None:
     """Make `worker` busy until `until`, keeping the row ascending."""
     while worker + 1 < workers and free[worker + 1] < until:
@@ -44,7 +44,7 @@ def set_free(free: Array, workers: int, worker: int, until: float) -> None:
     free[worker] = until
 
 
-@jit
+@lean
 def advance(belief: Belief, s: int, now: float) -> None:
     """Play server `s`'s miniature forward to `now`: start every job that would have started."""
     server = belief.servers[s]
@@ -70,7 +70,7 @@ def advance(belief: Belief, s: int, now: float) -> None:
         server.jobs = count - 1
 
 
-@jit
+@lean
 def add_job(
     belief: Belief, s: int, deadline: float, work: float, ready: float, dispatch: int
 ) -> None:
@@ -88,7 +88,7 @@ def add_job(
     server.jobs = n + 1
 
 
-@jit
+@lean
 def drain_link(belief: Belief, link: int, now: float, rate: float) -> None:
     """Bring a link's believed backlog to `now`. Its flows shrink with it."""
     state = belief.links[link]
@@ -98,13 +98,13 @@ def drain_link(belief: Belief, link: int, now: float, rate: float) -> None:
     state.backlog_at = max(now, state.backlog_at)
 
 
-@jit
+@lean
 def decayed(rate: float, at: float, now: float, memory: float) -> float:
     """An EWMA rate of time constant `memory` s, last updated at `at`, read at `now`."""
     return rate * math.exp(-(now - at) / memory) if now > at else rate
 
 
-@jit
+@lean
 def on_request(belief: Belief, ingress: int, now: float) -> None:
     """A request arrived at `ingress`: its demand goes up by one request per EWMA second."""
     server = belief.servers[ingress]
@@ -112,7 +112,7 @@ def on_request(belief: Belief, ingress: int, now: float) -> None:
     server.demand_at = now
 
 
-@jit
+@lean
 def on_decision(
     belief: Belief,
     now: float,
@@ -180,7 +180,7 @@ def on_decision(
     return source.commands, target.dispatches
 
 
-@jit
+@lean
 def acknowledged(dispatch: int, low: int, bits: int) -> bool:
     """Whether a destination has seen a dispatch (`Report.arrivals_low`, `arrivals_bits`)."""
     if dispatch <= low:
@@ -189,7 +189,7 @@ def acknowledged(dispatch: int, low: int, bits: int) -> bool:
     return ahead < 63 and (bits >> ahead) & 1 == 1
 
 
-@jit
+@lean
 def acknowledge(low: int, bits: int, dispatch: int) -> tuple[int, int]:
     """The destination's side: note that `dispatch` arrived; returns the new (low, bits).
 
@@ -210,7 +210,7 @@ def acknowledge(low: int, bits: int, dispatch: int) -> tuple[int, int]:
     return low, bits
 
 
-@jit
+@lean
 def on_report(
     belief: Belief,
     s: int,
@@ -284,7 +284,7 @@ def on_report(
     return True
 
 
-@jit
+@lean
 def on_peer_report(
     belief: Belief,
     link: int,
@@ -315,7 +315,7 @@ def on_peer_report(
     state.backlog_at = at
 
 
-@jit
+@lean
 def restore_sends(belief: Belief, s: int) -> None:
     """After a report's links are in: put back the bytes of commands it had not seen yet."""
     for i in range(belief.servers[s].sends):
@@ -324,14 +324,14 @@ def restore_sends(belief: Belief, s: int) -> None:
         belief.links[send.link].flows += 1.0
 
 
-@jit
+@lean
 def on_service_report(belief: Belief, k: int, service_time: float, batch: float) -> None:
     """Measured seconds per request of service `k` and its mean batch size."""
     belief.services[k].service_time = service_time
     belief.services[k].batch = max(1.0, batch)
 
 
-@jit
+@lean
 def on_outcome(belief: Belief, s: int, dispatch: int, failed: bool) -> None:
     """A dispatch to `s` ended. If its job still waits in the miniature it is taken out."""
     server = belief.servers[s]
@@ -352,7 +352,7 @@ def on_outcome(belief: Belief, s: int, dispatch: int, failed: bool) -> None:
             break
 
 
-@jit
+@lean
 def rif_bucket(rif: int) -> int:
     """Where `rif` requests in flight stand in `by_rif`: 0, 1, 2–3, 4–7, …"""
     bucket = 0
@@ -362,7 +362,7 @@ def rif_bucket(rif: int) -> int:
     return bucket
 
 
-@jit
+@lean
 def requests_in_flight(belief: Belief, s: int, now: float) -> int:
     """Requests believed to be on `s` or on their way there: waiting, and running at `now`."""
     server = belief.servers[s]
@@ -374,7 +374,7 @@ def requests_in_flight(belief: Belief, s: int, now: float) -> int:
     return count
 
 
-@jit
+@lean
 def on_answer(belief: Belief, s: int, now: float, response: float, rif: int, failed: bool) -> None:
     """How long server `s` took to answer, s from our decision; `rif` requests were in flight there
     when it was taken. For a failure the caller passes the worst response, never the real one: a
@@ -402,7 +402,7 @@ def on_answer(belief: Belief, s: int, now: float, response: float, rif: int, fai
         known[bucket] = response
 
 
-@jit
+@lean
 def level(free: Array, workers: int, now: float, work: float) -> float:
     """When `workers` have done `work` s more than they are busy with: the water level t at which
     Σ max(0, t − max(free, now)) = work. `free` ascending. With work 0, the first free worker."""
@@ -415,7 +415,7 @@ def level(free: Array, workers: int, now: float, work: float) -> float:
     return now
 
 
-@jit
+@lean
 def reset_server(belief: Belief, s: int, now: float) -> None:
     """Forget what was believed to be on `s`: it restarted, or its channel broke.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgewise.compiled import jit
+from edgewise.compiled import lean
 from edgewise.fleet.belief import on_decision, requests_in_flight
 from edgewise.fleet.layout import Belief
 from edgewise.fleet.table import (
@@ -17,7 +17,7 @@ from edgewise.fleet.table import (
 )
 
 
-@jit
+@lean
 def commit(
     belief: Belief, table: Table, row: int, now: float, deadline: float
 ) -> tuple[int, int, int]:
@@ -44,6 +44,6 @@ def commit(
         now + chosen[R_READY],
         chosen[R_SIZE],
         chosen[R_PREPARE],
-        link_rate(belief, link) if link >= 0 else 1.0,
+        link_rate(belief, link, now) if link >= 0 else 1.0,
     )
     return command, dispatch, rif

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from edgewise.compiled import jit
+from edgewise.compiled import lean
 from edgewise.fleet.layout import Array
 
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
@@ -23,7 +23,7 @@ def new_draws(seed: int) -> Array:
     return np.array([seed % 2**64], np.uint64)
 
 
-@jit
+@lean
 def uniform(draws: Array) -> float:
     """The next draw from [0, 1), with 53 random bits."""
     draws[0] = draws[0] + _GAMMA
@@ -34,7 +34,7 @@ def uniform(draws: Array) -> float:
     return float(z >> _S11) * (1.0 / 9007199254740992.0)
 
 
-@jit
+@lean
 def below(draws: Array, n: int) -> int:
     """A draw from 0 … n − 1."""
     return min(n - 1, int(uniform(draws) * n))

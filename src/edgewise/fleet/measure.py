@@ -8,14 +8,15 @@ trip from its own clock, so that no two clocks are compared and a small transfer
 
 A transfer that had to wait for its own source (a photo still being uploaded) shows at least so
 much. As in BBR (Cardwell et al., ACM Queue 14(5), 2016, "app-limited") it counts only if it shows
-more than what is believed.
+more than what is believed, be that the prior.
 """
 
 from __future__ import annotations
 
 import math
 
-from edgewise.compiled import jit
+from edgewise.compiled import lean
+from edgewise.fleet.layout import RATE_PRIOR
 
 RATE_MEMORY = 1.0
 """s. A measurement this old weighs 1/e against a new one: cellular bandwidth keeps its level for
@@ -24,7 +25,7 @@ SECONDS_MIN = 1e-4
 """s. A transfer shorter than the timers are fine measures the timers."""
 
 
-@jit
+@lean
 def smooth_rate(
     rate: float,
     rate_at: float,
@@ -43,9 +44,10 @@ def smooth_rate(
     if seconds < SECONDS_MIN:
         return rate
     sample = size / seconds * max(1.0, sharing)
+    believed = rate if rate == rate else RATE_PRIOR
+    if starved and sample <= believed:
+        return rate
     if rate != rate:
         return sample
-    if starved and sample <= rate:
-        return rate
     keep = 0.7 * math.exp(-max(0.0, now - rate_at) / RATE_MEMORY)
     return 1.0 / (keep / rate + (1.0 - keep) / sample)

@@ -27,7 +27,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from edgewise.compiled import jit
+from edgewise.compiled import lean
 from edgewise.fleet.belief import (
     PEAK_MEMORY,
     advance,
@@ -36,7 +36,7 @@ from edgewise.fleet.belief import (
     requests_in_flight,
     rif_bucket,
 )
-from edgewise.fleet.layout import RATE_PRIOR, RTT_PRIOR, Array, Belief
+from edgewise.fleet.layout import LOW_RATE_MEMORY, RATE_PRIOR, RTT_PRIOR, Array, Belief
 
 ROW = {
     "server": "index of the server; −1 on the shed row",
@@ -83,7 +83,7 @@ SERVER = {
     "offered_1s": "worker seconds per s and worker that we sent there, over 1 s",
     "offered_5s": "the same over 5 s",
     "demand_1s": "requests/s that arrive there as ingress, over 1 s",
-    "rate": "bytes/s believed of the link from the ingress; 0 for the ingress itself",
+    "rate": "bytes/s believed of the link from the ingress now; 0 for the ingress itself",
     "rate_age": "s since that was measured; 60 if never",
     "link_backlog": "s until the link is through with what is believed to be on it",
     "rtt": "s of the round trip from the ingress",
@@ -174,21 +174,29 @@ def new_table(servers: int, services: int) -> Table:
     )
 
 
-@jit
-def link_rate(belief: Belief, link: int) -> float:
-    """bytes/s believed of a link; the prior until it has been measured."""
-    rate: float = belief.links[link].rate
-    return rate if rate == rate else RATE_PRIOR
+@lean
+def link_rate(belief: Belief, link: int, now: float) -> float:
+    """bytes/s believed of a link at `now`; the prior until it has been measured.
+
+    What was measured below the prior fades towards it with age (`layout.LOW_RATE_MEMORY`): the
+    geometric mean of both, the measurement weighing exp(−age / memory).
+    """
+    state = belief.links[link]
+    rate: float = state.rate
+    if not (rate < RATE_PRIOR):
+        return rate if rate == rate else RATE_PRIOR
+    doubt = -math.expm1(-max(0.0, now - state.rate_at) / LOW_RATE_MEMORY)
+    return rate * math.exp(doubt * math.log(RATE_PRIOR / rate))
 
 
-@jit
+@lean
 def link_rtt(belief: Belief, link: int) -> float:
     """s; the prior until it has been measured."""
     rtt: float = belief.links[link].rtt
     return rtt if rtt == rtt else RTT_PRIOR
 
 
-@jit
+@lean
 def backlog_at(belief: Belief, link: int, rate: float, now: float) -> tuple[float, float]:
     """(bytes, flows) believed to be on a link at `now`, without changing the belief."""
     state = belief.links[link]
@@ -198,7 +206,7 @@ def backlog_at(belief: Belief, link: int, rate: float, now: float) -> tuple[floa
     return left, state.flows * left / state.backlog
 
 
-@jit
+@lean
 def statistics(belief: Belief, s: int, now: float, out: Array) -> None:
     """Fill the columns of server `s` that decay with time: each costs an exponential, and the rules
     that look only at predicted latencies read none of them."""
@@ -216,7 +224,17 @@ def statistics(belief: Belief, s: int, now: float, out: Array) -> None:
     out[S_ERRORS_1S] = decayed(server.errors_1s, server.answers_at, now, 1.0)
 
 
-@jit
+@lean
+def waiting(arrival: float, ahead_until: float, all_until: float, soon: float) -> float:
+    """s that a request waits whose input is there at `arrival`: for what goes before it, until
+    `ahead_until`; or, if all workers are busy with less urgent work, until the first finishes."""
+    start = max(arrival, ahead_until)
+    if arrival >= ahead_until and all_until > arrival:
+        start = min(all_until, arrival + soon)
+    return start - arrival
+
+
+@lean
 def observe(
     belief: Belief,
     table: Table,
@@ -244,7 +262,7 @@ def observe(
     if uploaded == uploaded:
         upload = max(0.0, uploaded - now)
     else:
-        access_rate = link_rate(belief, ingress)
+        access_rate = link_rate(belief, ingress, now)
         upload = max(0.0, sent_at + 0.5 * access_rtt + payload / access_rate - now)
     prepare_backlog = max(0.0, source.prepare_backlog - max(0.0, now - source.prepare_at))
     elapsed = now - sent_at
@@ -268,40 +286,60 @@ def observe(
         workers = int(source.workers)
         prepare_wait = level(belief.free[ingress], workers, now, prepare_backlog) - now
 
+    can_convert = source.prepare_on > 0.0
+    made = max(upload, prepare_wait) + source.prepare_seconds  # were it converted
+
     admissible = 0
+    known = -1  # the link whose state is at hand: an uplink is the same for all
+    rate = 0.0
+    rtt = 0.0
+    rate_age = RATE_AGE_MAX
+    link_bytes = 0.0
+    link_flows = 0.0
+    left_bytes = 0.0  # on the link when the conversion is made
+    left_flows = 0.0
     for s in range(count):
         server = belief.servers[s]
-        advance(belief, s, now)
+        if server.jobs > 0 and belief.free[s, 0] <= now:  # else none of them can have started
+            advance(belief, s, now)
         out = servers[s]
         age = now - server.report_at if server.report_at == server.report_at else server.silence
         up = server.connected > 0.0 and server.draining <= 0.0 and age <= server.silence
         workers = int(server.workers)
         free = belief.free[s]
-        jobs = belief.jobs[s]
         all_work = 0.0
         ahead_work = 0.0
-        for j in range(server.jobs):
-            work = jobs[j].work
-            all_work += work
-            if not edf or jobs[j].deadline <= absolute:
-                ahead_work += work
-        mean_work = all_work / server.jobs if server.jobs > 0 else 0.0
+        mean_work = 0.0
+        if server.jobs > 0:
+            jobs = belief.jobs[s]
+            for j in range(server.jobs):
+                work = jobs[j].work
+                all_work += work
+                if not edf or jobs[j].deadline <= absolute:
+                    ahead_work += work
+            mean_work = all_work / server.jobs
         if server.prepare_own <= 0.0 and server.prepare_backlog > 0.0:
             left = max(0.0, server.prepare_backlog - max(0.0, now - server.prepare_at))
             all_work += left
             ahead_work += left
         ahead_until = level(free, workers, now, ahead_work)
-        all_until = level(free, workers, now, all_work)
+        all_until = ahead_until
+        if all_work != ahead_work:
+            all_until = level(free, workers, now, all_work)
 
         link = belief.path[ingress, s]
-        rate = 0.0
-        rtt = 0.0
-        link_bytes = 0.0
-        link_flows = 0.0
-        if link >= 0:
-            rate = link_rate(belief, link)
+        local = link < 0
+        if not local and link != known:
+            known = link
+            state = belief.links[link]
+            rate = link_rate(belief, link, now)
             rtt = link_rtt(belief, link)
+            rate_age = RATE_AGE_MAX
+            if state.rate_at == state.rate_at:
+                rate_age = min(RATE_AGE_MAX, now - state.rate_at)
             link_bytes, link_flows = backlog_at(belief, link, rate, now)
+            left_bytes = max(0.0, link_bytes - rate * made)
+            left_flows = link_flows * left_bytes / link_bytes if link_bytes > 0.0 else 0.0
 
         out[S_UP] = 1.0 if up else 0.0
         out[S_WORKERS] = server.workers
@@ -315,73 +353,80 @@ def observe(
         out[S_FAILURE] = server.failure
         if table.wanted[0] != 0:
             statistics(belief, s, now, out)
-        out[S_RATE] = rate
-        rate_age = RATE_AGE_MAX
-        if link >= 0 and belief.links[link].rate_at == belief.links[link].rate_at:
-            rate_age = min(RATE_AGE_MAX, now - belief.links[link].rate_at)
-        out[S_RATE_AGE] = rate_age
-        out[S_LINK_BACKLOG] = link_bytes / rate if link >= 0 else 0.0
-        out[S_RTT] = rtt
+        out[S_RATE] = 0.0 if local else rate
+        out[S_RATE_AGE] = RATE_AGE_MAX if local else rate_age
+        out[S_LINK_BACKLOG] = 0.0 if local else link_bytes / rate
+        out[S_RTT] = 0.0 if local else rtt
 
+        # The original is the same to all services of a server: streamed on as it arrives, so the
+        # slower of upload and transfer decides.
+        size = 0.0
+        transfer = 0.0
+        ready = upload
+        back = 0.5 * access_rtt
+        if not local:
+            size = payload
+            transfer = payload / rate
+            ready = max(upload, min(link_bytes, link_flows * payload) / rate + transfer)
+            ready += 0.5 * rtt
+            back = 0.5 * (rtt + access_rtt)
+        # If all workers are busy with less urgent work, the first of them to finish is awaited.
+        soon = mean_work / (workers + 1.0)
+        wait = waiting(now + ready, ahead_until, all_until, soon)
+        before = elapsed + ready + wait
         for k in range(belief.first[s], belief.first[s + 1]):
             service = belief.services[k]
-            for form in range(2):
-                r = 2 * k + form
-                accuracy = service.ready_accuracy if form == 1 else service.accuracy
-                rows[r, R_ACCURACY] = accuracy  # of masked rows too: it says why one sheds
-                mask[r] = 0
-                if not up or accuracy < demanded:
-                    continue
-                if form == 1 and (link < 0 or source.prepare_on <= 0.0):
-                    continue
+            r = 2 * k
+            row = rows[r]
+            rows[r, R_ACCURACY] = service.accuracy  # of masked rows too: it says why one sheds
+            rows[r + 1, R_ACCURACY] = service.ready_accuracy
+            service_time = service.service_time
+            if up and service.accuracy >= demanded:
                 mask[r] = 1
                 admissible += 1
-                row = rows[r]
-                size = 0.0
-                prepare = 0.0
-                transfer = 0.0
-                ready = upload
-                service_time = service.service_time
-                if form == 1:
-                    # The whole photo must be in before it is converted; the link drains meanwhile.
-                    size = service.ready_bytes
-                    prepare = source.prepare_seconds
-                    transfer = size / rate
-                    made = max(upload, prepare_wait) + prepare
-                    left = max(0.0, link_bytes - rate * made)
-                    flows = link_flows * left / link_bytes if link_bytes > 0.0 else 0.0
-                    ready = made + min(left, flows * size) / rate + transfer + 0.5 * rtt
-                    service_time = max(0.1 * service_time, service_time - service.ready_saving)
-                elif link >= 0:
-                    # Streamed on as it arrives: the slower of upload and transfer decides.
-                    size = payload
-                    transfer = size / rate
-                    ready = max(upload, min(link_bytes, link_flows * size) / rate + transfer)
-                    ready += 0.5 * rtt
-                arrival = now + ready
-                start = max(arrival, ahead_until)
-                if arrival >= ahead_until and all_until > arrival:
-                    # All workers are busy with less urgent work: the first of them to finish.
-                    start = min(all_until, arrival + mean_work / (workers + 1.0))
-                wait = start - arrival
-                back = 0.5 * (rtt + access_rtt)
                 row[R_SERVER] = s
                 row[R_SERVICE] = k
-                row[R_FORM] = form
-                row[R_LOCAL] = 1.0 if link < 0 else 0.0
+                row[R_FORM] = 0.0
+                row[R_LOCAL] = 1.0 if local else 0.0
                 row[R_READY] = ready
                 row[R_WAIT] = wait
                 row[R_SERVICE_TIME] = service_time
                 row[R_RETURN] = back
-                row[R_LATENCY] = elapsed + ready + wait + service_time + back
+                row[R_LATENCY] = before + service_time + back
                 row[R_TRANSFER] = transfer
-                row[R_PREPARE] = prepare
+                row[R_PREPARE] = 0.0
                 row[R_SIZE] = size
+            else:
+                mask[r] = 0
+            if up and not local and can_convert and service.ready_accuracy >= demanded:
+                # The whole photo must be in before it is converted; the link drains meanwhile.
+                mask[r + 1] = 1
+                admissible += 1
+                small = service.ready_bytes
+                crossing = small / rate
+                there = made + min(left_bytes, left_flows * small) / rate + crossing + 0.5 * rtt
+                queued = waiting(now + there, ahead_until, all_until, soon)
+                running = max(0.1 * service_time, service_time - service.ready_saving)
+                row = rows[r + 1]
+                row[R_SERVER] = s
+                row[R_SERVICE] = k
+                row[R_FORM] = 1.0
+                row[R_LOCAL] = 0.0
+                row[R_READY] = there
+                row[R_WAIT] = queued
+                row[R_SERVICE_TIME] = running
+                row[R_RETURN] = back
+                row[R_LATENCY] = elapsed + there + queued + running + back
+                row[R_TRANSFER] = crossing
+                row[R_PREPARE] = source.prepare_seconds
+                row[R_SIZE] = small
+            else:
+                mask[r + 1] = 0
     mask[rows.shape[0] - 1] = 1
     return admissible
 
 
-@jit
+@lean
 def flatten(table: Table, out: Array) -> None:
     """Gather the table into `out` (R, len(ROW) + len(SERVER) + len(CONTEXT)); masked rows are 0."""
     wide = table.rows.shape[1]
@@ -399,7 +444,7 @@ def flatten(table: Table, out: Array) -> None:
         out[r, wide + deep :] = table.context
 
 
-@jit
+@lean
 def best_row(table: Table) -> int:
     """The admissible row of highest score, the first of equals; shed if none is above −inf."""
     best = table.mask.size - 1

@@ -47,7 +47,7 @@ RATE_MIN, RATE_MAX = 1e3, 1e12
 make times of 0/0. At 1 kB/s a photo takes longer than any deadline."""
 
 
-class _Open(Struct):
+class _Open(Struct, gc=False):
     """A dispatch without an outcome."""
 
     server: int
@@ -193,7 +193,7 @@ class Tracker:
         if link is None:
             return
         # What we have just sent is not in the emulator yet: until it is, our own reckoning holds.
-        core.drain_link(self.belief, link, now, query.link_rate(self.belief, link))
+        core.drain_link(self.belief, link, now, query.link_rate(self.belief, link, now))
         state = self.belief.links[link]
         backlog = max(backlog, float(state["backlog"]))
         flows = max(1.0, float(state["flows"]))
@@ -224,7 +224,7 @@ class Tracker:
             now + float(row[query.R_READY]),
             float(row[query.R_SIZE]),
             float(row[query.R_PREPARE]),
-            query.link_rate(self.belief, link) if link >= 0 else 1.0,
+            query.link_rate(self.belief, link, now) if link >= 0 else 1.0,
         )
         worthless = request.sent_at + 2.0 * request.deadline
         self._open[request.id] = _Open(
@@ -339,10 +339,11 @@ class Tracker:
         links = {}
         for name, link in self._links.items():
             state = self.belief.links[link]
-            rate = query.link_rate(self.belief, link)
+            rate = query.link_rate(self.belief, link, now)
             backlog, flows = query.backlog_at(self.belief, link, rate, now)
             links[name] = {
                 "rate_bps": _known(8.0 * state["rate"]),
+                "believed_bps": 8.0 * rate,
                 "rate_age": _known(now - state["rate_at"]),
                 "rtt": _known(state["rtt"]),
                 "backlog": backlog,

@@ -67,9 +67,7 @@ def take_up(folder: Path, recipe: str) -> tuple[State, Kept, dict[str, Floats]] 
         size = int.from_bytes(data[:8], "little")
         header = msgspec.json.decode(data[8 : 8 + size])
         kept = msgspec.json.decode(header["__metadata__"]["kept"], type=Kept)
-        state = State(
-            **{name: arrays.pop(name) for name in _ARRAYS}, generation=kept.generation
-        )
+        state = State(**{name: arrays.pop(name) for name in _ARRAYS}, generation=kept.generation)
     except (SafetensorError, msgspec.MsgspecError, KeyError, TypeError) as error:
         raise BadInput(f"{path}: not a checkpoint: {error}") from None
     if kept.recipe != recipe:

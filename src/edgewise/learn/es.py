@@ -10,9 +10,11 @@ scalable alternative to reinforcement learning, 2017), whose estimate here is
 
 - *Antithetic pairs*: x ± σε, so that whatever is even in ε cancels.
 - *Common random numbers*: both of a pair play the same world with the same luck, so d_i is what the
-  two decide differently. Different pairs play different fresh worlds, so nothing is fitted to a few.
-- *Whitened returns*: w divides by the root mean square of the d of a generation and cuts at ±3: an
-  overloaded world moves by ten times as much as a quiet one and would drown it.
+  two decide differently. Every generation has fresh worlds, so nothing is fitted to a few.
+- *Whitened returns*: w divides by the median of the |d| of a generation and cuts at ±3: an
+  overloaded world moves by ten times as much as a quiet one and would drown it. (Measured: root
+  mean square 0.022, median 0.007; with the same numbers drawn for both of a pair, steps of a tenth
+  of σ give 0.005, so most of a difference is the step's and not the luck's.)
 - *Adam* on −g; the step is `rate` × σ per coordinate at first and falls to a tenth of that along a
   cosine. What comes out is the exponential mean of the last iterates: the iterates jump about an
   optimum, their mean does not.
@@ -67,9 +69,7 @@ class State(Struct, kw_only=True):
 
 def begin(size: int) -> State:
     """At the origin."""
-    return State(
-        x=np.zeros(size), mean=np.zeros(size), first=np.zeros(size), second=np.zeros(size)
-    )
+    return State(x=np.zeros(size), mean=np.zeros(size), first=np.zeros(size), second=np.zeros(size))
 
 
 def directions(settings: Settings, generation: int, size: int) -> Floats:
@@ -79,8 +79,8 @@ def directions(settings: Settings, generation: int, size: int) -> Floats:
 
 
 def whiten(differences: Floats) -> Floats:
-    """`w` above. Zeros if all differences are 0."""
-    size = math.sqrt(float(np.mean(differences**2)))
+    """`w` above. Zeros if most differences are 0."""
+    size = float(np.median(np.abs(differences)))
     if size == 0.0:
         return np.zeros_like(differences)
     cut: Floats = np.clip(differences / size, -CUT, CUT)

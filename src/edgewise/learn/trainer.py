@@ -1,13 +1,14 @@
 """Training the policy `edgewise` by evolution strategies: the loop around `edgewise.learn.es`.
 
-In each generation every pair of parameter vectors plays a fresh training world, and the search takes
-a step. Every so often the mean of its iterates is compared with the heuristic on validation worlds;
-the best so far is kept. All that is random derives from the seed and the number of the generation,
-so a search that was killed goes on from its checkpoint to the same weights.
+In each generation every pair of parameter vectors plays a fresh training world, and the search
+takes a step. Every so often the mean of its iterates is compared with the heuristic on validation
+worlds; the best so far is kept. All that is random derives from the seed and the number of the
+generation, so a search that was killed goes on from its checkpoint to the same weights.
 """
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -104,7 +105,7 @@ def train(
     rule = rule_of(space.origin)
     pairs = recipe.count * recipe.pairs_each
     settings = es.Settings(seed=recipe.seed, pairs=pairs, sigma=recipe.sigma, rate=recipe.rate)
-    text = msgspec.json.encode((recipe, float(start.sum()))).decode()
+    text = msgspec.json.encode((recipe, hashlib.sha256(start.tobytes()).hexdigest())).decode()
     found = take_up(out, text)
     state, best, at_best = es.begin(space.size), -np.inf, start
     decisions, spent = 0, 0.0
@@ -114,14 +115,18 @@ def train(
         decisions, spent, best, at_best = kept.decisions, kept.seconds, kept.best, extra["best"]
         best_gain = Interval(*extra["gain"].tolist())
     judged = recipe.worlds.validation(recipe.validation)
-    plain, _ = play_all(judged, 1, lambda stage, _w, _c: utility(stage, heuristic), threads)
+    plain, _ = play_all(
+        recipe.worlds, judged, 1, lambda stage, _w, _c: utility(stage, heuristic), threads
+    )
 
     began = time.monotonic()
     here = 0
 
     def look() -> Interval:
         params = space.params(state.mean)
-        got, _ = play_all(judged, 1, lambda stage, _w, _c: utility(stage, rule, params), threads)
+        got, _ = play_all(
+            recipe.worlds, judged, 1, lambda stage, _w, _c: utility(stage, rule, params), threads
+        )
         return interval(got[0] - plain[0])
 
     def used() -> float:
@@ -201,7 +206,7 @@ def generation(
         offset = sign * settings.sigma * epsilon[w * each + c // 2]
         return utility(stage, rule, space.params(x + offset))
 
-    values, decisions = play_all(worlds, 2 * each, play, threads)
+    values, decisions = play_all(recipe.worlds, worlds, 2 * each, play, threads)
     differences = (values[0::2] - values[1::2]).T.ravel()  # by world, then by pair
     gradient = es.whiten(differences) @ epsilon / len(differences)
     noise = float(np.mean(es.whiten(differences) ** 2)) * space.size / len(differences)

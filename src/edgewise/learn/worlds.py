@@ -1,8 +1,8 @@
 """The worlds that training, validation and acceptance play in.
 
 Of families: seeds from their own ranges (`edgewise.sim.families`), so that what is learned, what it
-is chosen by and what is reported never share a world. Of a scenario file: the same fleet, network and
-workload with other luck, by the same split of seeds.
+is chosen by and what is reported never share a world. Of a scenario file: the same fleet, network
+and workload with other luck, by the same split of seeds.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from edgewise.policy.guard import COUNTERS
 from edgewise.scenario import Scenario
 from edgewise.sim import engine, families
 from edgewise.sim.world import Options, simulation
-from edgewise.workload import generate
+from edgewise.workload import Trace, generate
 
 Floats = NDArray[np.float64]
 
 BARE = Options(store=False)
 PER_SEED = 50_000
-"""Training worlds set apart for each training seed; twenty before the range is through. The first of
-a seed are the ones that `edgewise tune` sees with it."""
+"""Training worlds set apart for each training seed; twenty before the range is through. The first
+of a seed are the ones that `edgewise tune` sees with it."""
 
 
 class Worlds(Struct, frozen=True, kw_only=True):
@@ -37,6 +37,8 @@ class Worlds(Struct, frozen=True, kw_only=True):
 
     names: tuple[str, ...] = ("train",)
     scenario: Scenario | None = None
+    sizes: tuple[int, ...] = ()
+    """Bytes of the scenario's photos; () = its payload needs none."""
 
     @property
     def about(self) -> str:
@@ -48,10 +50,16 @@ class Worlds(Struct, frozen=True, kw_only=True):
             return self.scenario.with_overrides(seed=number)
         return families.scenario(self.names[at % len(self.names)], number)
 
+    def trace(self, world: Scenario) -> Trace:
+        """The requests of one of them."""
+        return generate(world, self.sizes or None)
+
     def training(self, seed: int, first: int, count: int) -> list[Scenario]:
         """Worlds `first` … of training seed `seed`, each used once."""
         start = seed * PER_SEED + first
-        numbers = [families.TRAINING[i % len(families.TRAINING)] for i in range(start, start + count)]
+        numbers = [
+            families.TRAINING[i % len(families.TRAINING)] for i in range(start, start + count)
+        ]
         return [self.world(first + i, number) for i, number in enumerate(numbers)]
 
     def validation(self, count: int, skip: int = 0) -> list[Scenario]:
@@ -75,18 +83,19 @@ def rule_of(params: Floats) -> Rule:
 
 
 def play_all(
+    place: Worlds,
     worlds: Sequence[Scenario],
     count: int,
     play: Callable[[Stage, int, int], tuple[float, int]],
     threads: int,
 ) -> tuple[Floats, int]:
-    """`play(stage, w, c)` for c < `count` in every world w: utilities (count, worlds), and the number of
-    decisions in all."""
+    """`play(stage, w, c)` for c < `count` in every world w, one of `place`: utilities
+    (count, worlds), and the number of decisions in all."""
     values = np.zeros((count, len(worlds)))
     decisions = np.zeros(len(worlds), np.int64)
 
     def task(w: int, _: int) -> None:
-        stage = Stage(worlds[w], BARE)
+        stage = Stage(worlds[w], BARE, place.trace(worlds[w]))
         for c in range(count):
             values[c, w], made = play(stage, w, c)
             decisions[w] += made
@@ -103,7 +112,7 @@ def utility(stage: Stage, rule: Rule, params: Floats | None = None) -> tuple[flo
 
 
 def limits(
-    rule: Rule, params: Floats, worlds: Sequence[Scenario], threads: int
+    place: Worlds, rule: Rule, params: Floats, worlds: Sequence[Scenario], threads: int
 ) -> tuple[Floats, Floats, Floats]:
     """What features a policy meets in these worlds: (lowest, highest), each (FEATURES,), and the
     guard's counters, summed."""
@@ -118,11 +127,9 @@ def limits(
 
     def task(w: int, _: int) -> None:
         scenario = worlds[w]
-        sim = simulation(scenario, generate(scenario, None), BARE)
+        sim = simulation(scenario, place.trace(scenario), BARE)
         sim.table.wanted[0] = 1
-        state = np.repeat(
-            rule.new_state(len(scenario.servers))[None], scenario.balancers, axis=0
-        )
+        state = np.repeat(rule.new_state(len(scenario.servers))[None], scenario.balancers, axis=0)
         draws = np.stack([new_draws(scenario.seed * 64 + b) for b in range(scenario.balancers)])
         engine.run(sim, kernel, wanted, state, draws, -1)
         states[w] = state

@@ -39,7 +39,7 @@ from edgewise.live.dispatcher import Dispatcher
 from edgewise.live.emulator_feed import follow
 from edgewise.live.ledger import Entry
 from edgewise.live.metrics import Metrics
-from edgewise.live.records import Recorder
+from edgewise.live.recorder import Recorder
 from edgewise.policy import KernelPolicy
 from edgewise.scenario import Scenario, load
 
@@ -320,8 +320,12 @@ def prepare(config: BalancerConfig, clock: Clock) -> Dispatcher:
             f"relays: they are only read with `network_state: emulator`, and {scenario.name} has "
             f"`{scenario.network_state}`"
         )
+    shadow = config.shadow or scenario.shadow
+    other = None if shadow is None else policies.make(shadow, scenario.seed)
     warm_up(scenario, policies.make(name, scenario.seed), clock.now())
-    dispatcher = Dispatcher(scenario, policy, clock.now())
+    if shadow is not None:
+        warm_up(scenario, policies.make(shadow, scenario.seed), clock.now())
+    dispatcher = Dispatcher(scenario, policy, clock.now(), other)
     if config.out is not None:
         dispatcher.recorder = Recorder(Path(config.out), dispatcher.tables)
     return dispatcher

@@ -40,7 +40,8 @@ from edgewise.live.control import Submission
 from edgewise.live.evaluate import NOTES, SCENARIO
 from edgewise.live.payloads import Load, read_load
 from edgewise.live.protocol import decode_answer, encode_request
-from edgewise.live.records import OUTCOMES, REQUESTS, Recorder, outcome_row, request_row
+from edgewise.live.recorder import Recorder
+from edgewise.live.records import OUTCOMES, REQUESTS
 from edgewise.scenario import Scenario, dump, load
 from edgewise.score import Shape, score
 from edgewise.summary import percentiles_ms
@@ -327,8 +328,8 @@ def run(
     with Recorder(out, (REQUESTS, OUTCOMES)) as recorder:
 
         def ended(entry: Sent, outcome: Outcome) -> None:
-            recorder.add(REQUESTS, request_row(entry.request, entry.image, entry.label))
-            recorder.add(OUTCOMES, outcome_row(outcome, score(entry.request, outcome, shape)))
+            recorder.add(REQUESTS, entry.request, entry.image, entry.label)
+            recorder.add(OUTCOMES, outcome, score(entry.request, outcome, shape))
 
         client = Client(config, requests, shape, ended, tell_label=scenario.executor == "replay")
         say("ready", {"client": scenario.name, "requests": len(requests)})

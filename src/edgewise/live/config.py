@@ -14,7 +14,7 @@ from typing import Annotated, TypeVar
 import msgspec
 from msgspec import Meta, Struct
 
-from edgewise.domain import Name
+from edgewise.domain import Name, PolicyName
 from edgewise.errors import ScenarioError
 
 Port = Annotated[int, Meta(ge=0, le=65535)]
@@ -51,8 +51,10 @@ class BalancerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     scenario: str
     listen: Listen = Listen()
-    policy: Name | None = None
-    """In place of the scenario's."""
+    policy: PolicyName | None = None
+    """In place of the scenario's; a relative file of weights is looked for beside this file."""
+    shadow: PolicyName | None = None
+    """In place of the scenario's: who decides too, for the record only."""
     out: str | None = None
     """Directory for decisions, reports and experience; None: nothing is kept."""
     relays: tuple[Url, ...] = ()
@@ -92,4 +94,10 @@ def load_config(path: str | os.PathLike[str], kind: type[T]) -> T:
     beside = file.parent / config.scenario
     if beside.is_file():
         config = msgspec.structs.replace(config, scenario=str(beside))
+    if isinstance(config, BalancerConfig):
+        for key in ("policy", "shadow"):
+            name = getattr(config, key)
+            if name is not None and name.endswith(".safetensors"):
+                weights = str(file.parent / name)  # an absolute one stays what it is
+                config = msgspec.structs.replace(config, **{key: weights})
     return config

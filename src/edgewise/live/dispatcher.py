@@ -14,9 +14,11 @@ from edgewise.domain import Form, Outcome, Report, Request, Service, Status
 from edgewise.errors import WireError
 from edgewise.fleet.table import CONTEXT, R_LATENCY, ROW, SERVER
 from edgewise.fleet.tracker import Tracker
-from edgewise.live.experience import row_of, table_of
+from edgewise.live.experience import table_of
 from edgewise.live.ledger import SETTLE_AFTER, Entry, Ledger, Source
-from edgewise.live.records import DECISIONS, REPORTS, Recorder, decision_row, report_row
+from edgewise.live.recorder import Recorder
+from edgewise.live.records import DECISIONS, REPORTS
+from edgewise.live.shadow import SHADOW
 from edgewise.policy import KernelPolicy
 from edgewise.scenario import Scenario
 from edgewise.score import score
@@ -46,6 +48,9 @@ class Counts:
         """Settled decisions of which nobody said how they ended; counted as lost too."""
         self.late = 0
         """Settled decisions whose deadline was not met."""
+        self.shadow_agreed = 0
+        self.shadow_differed = 0
+        """Decisions in which the shadow policy would have chosen the same, or another, first."""
         self.reward = 0.0
         """Sum of expected utility over settled decisions."""
 
@@ -63,12 +68,23 @@ class Dispatcher:
     now:
         s since the epoch; only the numbering of commands starts from it.
 
+    shadow:
+        Decides every request too, on the same observation; what it would have done is recorded and
+        counted, and nothing else comes of it. It learns nothing.
+
     `recorder` keeps nothing; put one that takes `tables` in its place to keep them.
     """
 
-    def __init__(self, scenario: Scenario, policy: KernelPolicy, now: float) -> None:
+    def __init__(
+        self,
+        scenario: Scenario,
+        policy: KernelPolicy,
+        now: float,
+        shadow: KernelPolicy | None = None,
+    ) -> None:
         self.scenario = scenario
         self.policy = policy
+        self.shadow = shadow
         self._learns = policy.rule.features > 0
         self.tracker = Tracker(scenario)
         self.tracker.number_from(int(now * NUMBERS_PER_SECOND))
@@ -81,7 +97,8 @@ class Dispatcher:
     @property
     def tables(self) -> tuple[Any, ...]:
         """What `recorder` has to take."""
-        return (DECISIONS, REPORTS, self.experience)
+        shadow = () if self.shadow is None else (SHADOW,)
+        return (DECISIONS, REPORTS, self.experience, *shadow)
 
     # -- requests --------------------------------------------------------------------------------
 
@@ -120,7 +137,13 @@ class Dispatcher:
         counts.requests += 1
         counts.actions[action(entry)] += 1
         predicted = float(seen.rows[decision.rows[0], R_LATENCY]) if decision.ranked else None
-        self.recorder.add(DECISIONS, decision_row(request, decision, command, trigger, predicted))
+        self.recorder.add(DECISIONS, request, decision, command, trigger, predicted)
+        if self.shadow is not None:
+            other = self.shadow.decide(seen)
+            same = other.rows[0] == decision.rows[0]
+            counts.shadow_agreed += same
+            counts.shadow_differed += not same
+            self.recorder.add(SHADOW, other, decision)
         return entry
 
     # -- reports ---------------------------------------------------------------------------------
@@ -130,7 +153,7 @@ class Dispatcher:
         self.counts.reports += 1
         if not self.tracker.on_report(report, now, clock_ahead):
             self.counts.reports_late += 1
-        self.recorder.add(REPORTS, report_row(report, now, clock_ahead))
+        self.recorder.add(REPORTS, report, now, clock_ahead)
 
     # -- outcomes --------------------------------------------------------------------------------
 
@@ -221,7 +244,7 @@ class Dispatcher:
         )
         counts.late += not in_time and status is not Status.SHED
         counts.reward += 0.0 if entry.score is None else entry.score.expected
-        self.recorder.add(self.experience, row_of(entry))
+        self.recorder.add(self.experience, entry)
 
 
 def action(entry: Entry) -> str:

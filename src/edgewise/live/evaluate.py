@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from edgewise.domain import Form, Outcome, Request, Stamps, Status
 from edgewise.errors import BadInput
 from edgewise.live import records
+from edgewise.live.recorder import Table, read
 from edgewise.scenario import Scenario, load
 from edgewise.score import Shape
 from edgewise.summary import LatencyMs, PolicySummary, Summary, summarise
@@ -73,13 +74,13 @@ def summary_of(folder: Path) -> PolicySummary:
 def read_requests(folder: Path) -> list[Request]:
     """What the client sent, in that order (the file has them as they ended). Raises BadInput."""
     names = [name for name in Request.__struct_fields__ if name != "id"]
-    rows = records.read(folder, records.REQUESTS).sort_by("sent_at").to_pylist()
+    rows = read(folder, records.REQUESTS.name).sort_by("sent_at").to_pylist()
     return [Request(id=row["request"], **{name: row[name] for name in names}) for row in rows]
 
 
 def read_outcomes(folder: Path) -> list[Outcome]:
     """How it ended. Raises BadInput."""
-    return [_outcome(row) for row in records.read(folder, records.OUTCOMES).to_pylist()]
+    return [_outcome(row) for row in read(folder, records.OUTCOMES.name).to_pylist()]
 
 
 def _outcome(row: dict[str, Any]) -> Outcome:
@@ -100,7 +101,7 @@ def _is_run(path: Path) -> bool:
 
 
 def _begun(folder: Path) -> float:
-    least = pc.min(records.read(folder, records.REQUESTS).column("sent_at")).as_py()
+    least = pc.min(read(folder, records.REQUESTS.name).column("sent_at")).as_py()
     return math.inf if least is None else float(least)
 
 
@@ -147,8 +148,8 @@ def _late(folder: Path) -> LatencyMs | None:
         return None
 
 
-def _optional(folder: Path, table: records.Table) -> pa.Table | None:
+def _optional(folder: Path, table: Table) -> pa.Table | None:
     try:
-        return records.read(folder, table)
+        return read(folder, table.name)
     except BadInput:
         return None

@@ -1,8 +1,9 @@
 """What a policy learns from: what it saw, what it did, how likely, and what came of it.
 
 One row per decision, written once its outcome is settled. The candidate table is stored flat, row
-after row; the file's own metadata (key ``edgewise``, JSON) names its columns, its servers and who
-stands behind each row, so the file is understood without the scenario.
+after row, as lists of one length, which are blocks of memory to Arrow and to NumPy alike; the
+file's own metadata (key ``edgewise``, JSON) names its columns, its servers and who stands behind
+each row, so the file is understood without the scenario.
 """
 
 from __future__ import annotations
@@ -19,31 +20,39 @@ from numpy.typing import NDArray
 from edgewise.domain import Candidate
 from edgewise.fleet.table import CONTEXT, ROW, SERVER
 from edgewise.live.ledger import Entry
-from edgewise.live.records import Table, read
+from edgewise.live.recorder import Table, read
 
-SCHEMA = pa.schema(
-    [
-        ("request", pa.string()),
-        ("at", pa.float64()),  # s since the epoch, balancer's clock
-        ("policy", pa.string()),
-        ("version", pa.string()),
-        ("rows", pa.list_(pa.float64())),  # (R, len(ROW)), flat
-        ("mask", pa.list_(pa.uint8())),  # (R,)
-        ("servers", pa.list_(pa.float64())),  # (S, len(SERVER)), flat
-        ("context", pa.list_(pa.float64())),  # (len(CONTEXT),)
-        ("action", pa.int32()),  # the row chosen
-        ("probability", pa.float64()),  # with which it was
-        ("reward", pa.float64()),  # expected utility; null: nobody said how it ended
-        ("realised", pa.float64()),  # realised utility; null: nobody told the right class
-        ("status", pa.string()),  # of the outcome; "lost" also if nobody said
-        ("source", pa.string()),  # node, client or evaluator; null: nobody
-        ("latency", pa.float64()),  # s; of a node: until it began to answer
-        ("server", pa.string()),  # who really served it
-        ("model", pa.string()),
-        ("form", pa.int8()),
-    ]
-)
+NAME = "experience"
 KEY = b"edgewise"
+
+
+def schema_of(rows: int, servers: int) -> pa.Schema:
+    """The columns, for a fleet of `rows` candidates (shed counted) and `servers` servers."""
+    wide = {
+        "rows": pa.list_(pa.float64(), rows * len(ROW)),  # (R, len(ROW)), flat
+        "mask": pa.list_(pa.uint8(), rows),
+        "servers": pa.list_(pa.float64(), servers * len(SERVER)),  # (S, len(SERVER)), flat
+        "context": pa.list_(pa.float64(), len(CONTEXT)),
+    }
+    return pa.schema(
+        [
+            ("request", pa.string()),
+            ("at", pa.float64()),  # s since the epoch, balancer's clock
+            ("policy", pa.string()),
+            ("version", pa.string()),
+            *wide.items(),
+            ("action", pa.int32()),  # the row chosen
+            ("probability", pa.float64()),  # with which it was
+            ("reward", pa.float64()),  # expected utility; null: nobody said how it ended
+            ("realised", pa.float64()),  # realised utility; null: nobody told the right class
+            ("status", pa.string()),  # of the outcome; "lost" also if nobody said
+            ("source", pa.string()),  # node, client or evaluator; null: nobody
+            ("latency", pa.float64()),  # s; of a node: until it began to answer
+            ("server", pa.string()),  # who really served it
+            ("model", pa.string()),
+            ("form", pa.int8()),
+        ]
+    )
 
 
 class Columns(Struct, frozen=True):
@@ -61,10 +70,11 @@ class Columns(Struct, frozen=True):
 def table_of(servers: tuple[str, ...], candidates: tuple[Candidate | None, ...]) -> Table:
     """The experience table of a fleet."""
     columns = Columns(tuple(ROW), tuple(SERVER), tuple(CONTEXT), servers, candidates)
-    return Table("experience", SCHEMA.with_metadata({KEY: msgspec.json.encode(columns)}))
+    schema = schema_of(len(candidates), len(servers))
+    return Table(NAME, row_of, schema.with_metadata({KEY: msgspec.json.encode(columns)}))
 
 
-def row_of(entry: Entry) -> Any:
+def row_of(entry: Entry) -> tuple[Any, ...]:
     """A settled decision as a row of `table_of`."""
     seen, decision, outcome, score = entry.seen, entry.decision, entry.outcome, entry.score
     labelled = outcome is not None and outcome.label is not None
@@ -114,7 +124,7 @@ class Experience(Struct, frozen=True, eq=False):
 
 def load_experience(out: Path) -> Experience:
     """Read the experience of a run. Raises BadInput if there is none."""
-    table = read(out, Table("experience", SCHEMA))
+    table = read(out, NAME)
     columns = msgspec.json.decode(table.schema.metadata[KEY], type=Columns)
     count, rows, servers = table.num_rows, len(columns.candidates), len(columns.servers)
 

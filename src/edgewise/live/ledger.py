@@ -42,7 +42,7 @@ class Source(enum.IntEnum):
     EVALUATOR = 2
 
 
-class Entry(Struct, kw_only=True, eq=False):
+class Entry(Struct, kw_only=True, eq=False, gc=False):
     """A decision and what became of it."""
 
     request: Request

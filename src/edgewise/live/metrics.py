@@ -74,6 +74,22 @@ class Metrics(Collector):
         for code, count in self.errors.items():
             errors.add_metric((str(code),), count)
         yield errors
+        guard = CounterMetricFamily(
+            "policy_count",
+            "What the policy counts: of the learned one, decisions it left to the heuristic.",
+            labels=("role", "what"),
+        )
+        watched = {"decides": self._dispatcher.policy, "shadow": self._dispatcher.shadow}
+        for role, policy in watched.items():
+            for what, count in () if policy is None else policy.counters.items():
+                guard.add_metric((role, what), count)
+        yield guard
+        shadow = CounterMetricFamily(
+            "shadow_decision", "Decisions the shadow policy shares, or not.", labels=("same",)
+        )
+        shadow.add_metric(("yes",), counts.shadow_agreed)
+        shadow.add_metric(("no",), counts.shadow_differed)
+        yield shadow
         servers = self._dispatcher.tracker.state(self._clock.now())["servers"]
         ready = [s for s in servers.values() if s["connected"] and not s["draining"]]
         yield GaugeMetricFamily("ready_endpoints", "Servers to choose from.", value=len(ready))

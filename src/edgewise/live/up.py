@@ -25,7 +25,7 @@ from edgewise.live.evaluate import SCENARIO, evaluate
 from edgewise.live.hosting import ThisMachine
 from edgewise.live.launch import Deployment, unplayed
 from edgewise.live.view import View
-from edgewise.policy import make
+from edgewise.policy import label, make
 from edgewise.roster import services_of
 from edgewise.scenario import ImagesPayload, Scenario, check, dump, load
 from edgewise.summary import Summary, comparison, per_server
@@ -132,7 +132,7 @@ async def _all(
     # SIGTERM as SIGINT: tidy up, then end.
     loop.add_signal_handler(signal.SIGTERM, task.cancel)
     for number, policy in enumerate(policies, 1):
-        where = folder if len(policies) == 1 else folder / policy
+        where = folder if len(policies) == 1 else folder / label(policy)
         title = policy if len(policies) == 1 else f"{policy} ({number}/{len(policies)})"
         with View(console, title) as view:
             one = scenario.with_overrides(policy=policy)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from pathlib import Path
 
 from edgewise.errors import BadInput
 from edgewise.policy import (
@@ -13,13 +14,25 @@ from edgewise.policy import (
     priced,
     server_only,
     weighted,
+    weights,
 )
 from edgewise.policy.base import Kernel, KernelPolicy, Parameter, Policy, Rule, decision
 from edgewise.policy.servers import SHARE
 from edgewise.policy.tuned import TUNED
 from edgewise.policy.tuning import with_tuned
 
-__all__ = ["RULES", "Kernel", "KernelPolicy", "Parameter", "Policy", "Rule", "decision", "make"]
+__all__ = [
+    "RULES",
+    "Kernel",
+    "KernelPolicy",
+    "Parameter",
+    "Policy",
+    "Rule",
+    "decision",
+    "find",
+    "label",
+    "make",
+]
 
 _SHARE = (SHARE,)
 
@@ -155,14 +168,34 @@ _RULES: dict[str, Rule] = {
     ),
 }
 
-RULES: dict[str, Rule] = with_tuned(_RULES, TUNED)
+RULES: dict[str, Rule] = {
+    **with_tuned(_RULES, TUNED),
+    # Read here, as the tuned values are: some 10 kB of numbers, checked.
+    "edgewise": weights.shipped_rule(),
+}
 
 
-def make(name: str, seed: int = 0) -> KernelPolicy:
-    """The policy called `name`. Raises BadInput naming the known ones."""
+def find(name: str) -> Rule:
+    """The rule called `name`, or the learned policy in the weights file of that path
+    (….safetensors). Raises BadInput naming the known ones, or saying why a file is refused."""
+    if name.endswith(weights.SUFFIX):
+        return weights.from_file(name)
     rule = RULES.get(name)
     if rule is None:
         near = difflib.get_close_matches(name, RULES, 1)
         hint = f" (did you mean {near[0]}?)" if near else ""
-        raise BadInput(f"unknown policy {name!r}{hint}; known: {', '.join(RULES)}")
-    return KernelPolicy(name, rule, seed)
+        raise BadInput(
+            f"unknown policy {name!r}{hint}; known: {', '.join(RULES)}, or a file of weights "
+            f"(*{weights.SUFFIX})"
+        )
+    return rule
+
+
+def make(name: str, seed: int = 0) -> KernelPolicy:
+    """The policy called `name`, ready to decide. Raises BadInput as `find` does."""
+    return KernelPolicy(label(name), find(name), seed)
+
+
+def label(name: str) -> str:
+    """A policy's name as it can stand in records and in the name of a folder."""
+    return Path(name).stem if name.endswith(weights.SUFFIX) else name

@@ -88,6 +88,8 @@ class Rule(Struct, frozen=True, kw_only=True):
     """Length of its state, but for …"""
     per_server: int = 0
     """… so much more for each server of the fleet."""
+    counters: tuple[str, ...] = ()
+    """What the first numbers of its state count, for whoever watches it."""
     statistics: bool = False
     """Whether it reads the columns that `edgewise.fleet.table.statistics` fills."""
     features: int = 0
@@ -165,6 +167,12 @@ class KernelPolicy:
         table = self._table(observation)
         probability = self.rule.kernel(table, self._params, self._state, self._draws)
         return decision(observation, self._scores, probability, self.name)
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """What the rule has counted since the first decision (`Rule.counters`)."""
+        names = self.rule.counters
+        return dict(zip(names, self._state[: len(names)].astype(int).tolist(), strict=False))
 
     def features(self, observation: Observation, row: int) -> Array:
         """What to keep of having chosen `row`, for `learn`; empty if the rule does not learn."""

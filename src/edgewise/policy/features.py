@@ -1,9 +1,9 @@
 """What the learned policy looks at: the candidate table in numbers of one size. Compiled.
 
 Every feature is a fixed function of the table (no statistics of a training set in it) and most lie
-in [−1, 1]: a quantity x ≥ 0 with the natural scale a becomes x / (a + x), which is linear below a and
-never explodes; a signed one x / (1 + |x|). `PHI` belong to a server, `PSI` to a row, `OMEGA` to the
-request.
+in [−1, 1]: a quantity x ≥ 0 with the natural scale a becomes x / (a + x), which is linear below a
+and never explodes; a signed one x / (1 + |x|). `PHI` belong to a server, `PSI` to a row, `OMEGA` to
+the request.
 
 *Memory.* Bandwidth is measured when something is transferred, and then stands still until the next
 time. What the table says of a link is that one number and its age; how much it moves and where it
@@ -53,8 +53,7 @@ PHI = {
     "offered_1s": "offered over 1 s; scale 1",
     "offered_5s": "offered over 5 s; scale 1",
     "backlog": "until its workers are through; scale 0.3 s",
-    "captive": "share of its workers that its own ingress's demand takes, by its cheapest admissible "
-    "service; scale 1",
+    "captive": "share of its workers that its own ingress asks for, all served cheaply; scale 1",
     "fleet": "mean load of the fleet; scale 1",
     "fleet_backlog": "mean backlog of the fleet; scale 0.3 s",
     "workers": "log2 of the count, halved, less ½",
@@ -304,5 +303,3 @@ def cheapest_service(table: Table, first: int) -> float:
             break
         least = min(least, table.rows[r, R_SERVICE_TIME])
     return least  # type: ignore[no-any-return]
-
-

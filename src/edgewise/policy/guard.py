@@ -32,8 +32,8 @@ extremes of the family, and where the range is a single value rounding must not 
 
 @jit
 def outside(features: Array, low: Array, high: Array) -> bool:
-    """Whether any feature is beyond its limits; NaN is."""
-    for i in range(features.size):
+    """Whether any feature is beyond its limits; NaN is. A loop: numba compiles no generator."""
+    for i in range(features.size):  # noqa: SIM110
         if not (low[i] - SLACK <= features[i] <= high[i] + SLACK):
             return True
     return False

@@ -20,9 +20,9 @@ of them will do. With its output weights 0 the network is not evaluated.
 
 All weights 0 is the heuristic, bit for bit: exp(0) = 1, and neither × 1 nor + 0 rounds.
 
-*Params* is one flat float64 vector, the parts of `LAYOUT` in their order. `BASE` are the heuristic's
-own parameters under the learned terms, `CALIBRATED` those of the heuristic that decides where the
-guard (`edgewise.policy.guard`) says that it should.
+*Params* is one flat float64 vector, the parts of `LAYOUT` in their order. ``base`` are the
+heuristic's own parameters under the learned terms, ``calibrated`` those of the heuristic that
+decides where the guard (`edgewise.policy.guard`) says that it should.
 
 *State*: the guard's counters, the limits of a survey, and what `features.remember` keeps.
 """
@@ -136,22 +136,19 @@ LAYOUT = {
 """Where each part stands."""
 LENGTH: int = _ends[-1]
 
-(
-    _OPTIONS,
-    _BASE,
-    _CALIBRATED,
-    _LOW,
-    _HIGH,
-    _SERVER,
-    _ROW,
-    _SHED,
-    _PHI_IN,
-    _PSI_IN,
-    _HIDDEN,
-    _BIAS,
-    _OUT,
-    _END,
-) = (0, *_ends)
+# Their starts, as numbers: compiled code reads no dict.
+_BASE: int = LAYOUT["base"].start
+_CALIBRATED: int = LAYOUT["calibrated"].start
+_LOW: int = LAYOUT["low"].start
+_HIGH: int = LAYOUT["high"].start
+_SERVER: int = LAYOUT["server_heads"].start
+_ROW: int = LAYOUT["row_heads"].start
+_SHED: int = LAYOUT["shed_head"].start
+_PHI_IN: int = LAYOUT["phi_in"].start
+_PSI_IN: int = LAYOUT["psi_in"].start
+_HIDDEN: int = LAYOUT["hidden"].start
+_BIAS: int = LAYOUT["bias"].start
+_OUT: int = LAYOUT["out"].start
 OPTIONS = {
     "temperature": "0: the best row; above it rows are drawn with weights exp(score / temperature)",
     "guarded": "1: the guard is on",
@@ -174,16 +171,25 @@ MEMORY = N_COUNTERS + 2 * FEATURES
 PER_SERVER = REMEMBERED
 
 PARTS = ("latency", "utility", "server_price", "link_price", "prepare_price", "correction")
-"""Columns of what `score` says of its rows: the margined latency, s; accuracy^w × trust × E[g]; what
-it is charged for each resource, utility; score less what `BASE` alone would score is found by
-scoring twice, so `correction` holds c(row)."""
+"""Columns of what `score` says of its rows: the margined latency, s; accuracy^w × trust × E[g];
+what is charged for each resource; and c(row)."""
 N_PARTS = len(PARTS)
+
+
+@jit
+def clamp(x: float) -> float:
+    """x within ±CLAMP; NaN stays NaN, so that the guard sees it (min and max would hide it)."""
+    if x > CLAMP:
+        return CLAMP
+    if x < -CLAMP:
+        return -CLAMP
+    return x
 
 
 @jit
 def factor(x: float) -> float:
     """exp of x, kept within e^±CLAMP."""
-    return math.exp(min(CLAMP, max(-CLAMP, x)))
+    return math.exp(clamp(x))
 
 
 @jit
@@ -349,7 +355,7 @@ def score(
         scores[r] = part[1] * (1.0 + better) - cost
     threshold = base[THRESHOLD] + base[THRESHOLD_GAIN] * fleet
     shift = dot(params, _SHED, omega)
-    scores[table.mask.size - 1] = threshold + SHED_SCALE * min(CLAMP, max(-CLAMP, shift))
+    scores[table.mask.size - 1] = threshold + SHED_SCALE * clamp(shift)
 
 
 @jit

@@ -157,6 +157,9 @@ def _absolute(raw: dict[str, Any], folder: Path) -> None:
         if isinstance(link, dict):
             fix(link.get("trace"), "path")
 
+    for key in ("policy", "shadow"):
+        if isinstance(raw.get(key), str) and raw[key].endswith(".safetensors"):
+            fix(raw, key)
     workload, network = raw.get("workload"), raw.get("network")
     if isinstance(workload, dict):
         if workload.get("images") != "builtin":

@@ -16,7 +16,7 @@ from typing import Annotated, Literal, TypeAlias
 import msgspec
 from msgspec import Meta
 
-from edgewise.domain import Name, Share
+from edgewise.domain import Name, PolicyName, Share
 from edgewise.scenario.network import LinkSpec, NetworkSpec
 from edgewise.scenario.requests import WorkloadSpec, with_mean_rate
 from edgewise.scenario.units import Factor, Latency, Seed, Span, Strict, Time
@@ -143,8 +143,11 @@ class Scenario(Strict, frozen=True, kw_only=True):
     report_period: Annotated[float, Meta(gt=0.0, le=60.0)] = 0.1
     """[s] Between a server's periodic reports. Default: below a usual deadline; between reports
     the balancer reckons on."""
-    policy: Name = "earliest_completion"
-    """Who decides. Default: the best that needs no training."""
+    policy: PolicyName = "earliest_completion"
+    """Who decides: a policy's name, or a file of learned weights (``*.safetensors``). Default: the
+    best that needs no training."""
+    shadow: PolicyName | None = None
+    """Another policy, that decides every request too, for the record only. Default: none."""
     network_state: Literal["measured", "emulator"] = "measured"
     """Where the balancer has its bandwidths from: real transfers, or the relays' own figures
     (needs `network.emulate`). Default: what a real fleet could know."""

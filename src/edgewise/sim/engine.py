@@ -17,7 +17,7 @@ import numba
 import numpy as np
 from numba import types
 
-from edgewise.compiled import inner, jit
+from edgewise.compiled import inner, lean
 from edgewise.fleet.belief import on_request
 from edgewise.fleet.commit import commit
 from edgewise.fleet.layout import Array, Belief
@@ -85,7 +85,7 @@ from edgewise.sim.routes import (
 )
 
 
-@jit
+@lean
 def advance(sim: Sim) -> int:
     """Play on to the next decision; returns the number of its request, −1 at the end.
 
@@ -182,7 +182,7 @@ def ask(sim: Sim, i: int, now: float) -> None:
     )
 
 
-@jit
+@lean
 def act(sim: Sim, row: int, probability: float) -> None:
     """Decide the request that `advance` stopped at by a row of its table; the last one sheds.
 
@@ -280,7 +280,7 @@ def change_world(sim: Sim, now: float) -> None:
         restart(sim.world, line.index, now)
 
 
-@jit
+@lean
 def run(sim: Sim, kernel: Any, params: Array, memory: Array, draws: Array, decisions: int) -> int:
     """Let a policy's `compiled` kernel decide until the end, or for so many decisions (−1: all).
 
@@ -300,7 +300,7 @@ def run(sim: Sim, kernel: Any, params: Array, memory: Array, draws: Array, decis
     return done
 
 
-@jit
+@lean
 def run_learning(
     sim: Sim,
     kernel: Any,

@@ -10,7 +10,7 @@ them needs a size of its own.
 
 from __future__ import annotations
 
-from edgewise.compiled import inner, jit
+from edgewise.compiled import inner, lean
 from edgewise.fleet.layout import Array
 
 KIND_BITS = 4
@@ -21,7 +21,7 @@ _KIND_MASK = (1 << KIND_BITS) - 1
 _SEQUENCE_MASK = (1 << 30) - 1
 
 
-@jit
+@lean
 def push(events: Array, clock: Array, time: float, kind: int, index: int) -> None:
     """Let an event happen at `time`. The heap has room for all that can be under way."""
     n = clock[0].events

@@ -45,11 +45,14 @@ from edgewise.sim.observation import (
 )
 from edgewise.sim.play import Crowded
 from edgewise.sim.requests import release
+from edgewise.sim.supply import Supply
 
 BEGIN = -1
 """In place of a row: the lane's world has just been put there."""
 IDLE = -2
 """In place of a row: leave the lane as it is."""
+
+PARTS = ("rows", "server", "servers", "context", "action_mask")
 
 LANE = np.dtype(
     [
@@ -287,6 +290,11 @@ class Lanes:
         self._blocks = [(count * t // threads, count * (t + 1) // threads) for t in range(threads)]
         self._pool = ThreadPoolExecutor(threads, "lanes") if threads > 1 else None
 
+    @classmethod
+    def of(cls, supply: Supply, count: int, *, wide: bool, threads: int = 1) -> Lanes:
+        """Lanes for the worlds of a supply."""
+        return cls(count, supply.servers, supply.rows, supply.slots, wide=wide, threads=threads)
+
     def put(self, lane: int, sim: Sim) -> None:
         """Let a lane play `sim`, which is at its beginning; it must then be stepped with `BEGIN`.
 
@@ -324,6 +332,20 @@ class Lanes:
         crowded = max(found)
         if crowded >= 0:
             raise Crowded(f"lane {crowded}: over {self._of.shape[1]} requests were open at a time")
+
+    def observation(self, lane: int) -> Any:
+        """A copy of what a lane shows."""
+        if self._wide:
+            return self.flat[lane].copy()
+        parts = [part[lane].copy() for part in (*self.parts, self.mask)]
+        return dict(zip(PARTS, parts, strict=True))
+
+    def observations(self, copy: bool) -> Any:
+        """What all lanes show; without `copy` the next step overwrites it."""
+        if self._wide:
+            return self.flat.copy() if copy else self.flat
+        parts = [part.copy() if copy else part for part in (*self.parts, self.mask)]
+        return dict(zip(PARTS, parts, strict=True))
 
     def credits(self) -> tuple[Array, Array, Array]:
         """(lane, decision, reward) of every score that became known in the last step."""

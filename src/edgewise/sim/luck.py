@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from edgewise.compiled import jit
+from edgewise.compiled import lean
 
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
@@ -17,7 +17,7 @@ _S30, _S27, _S31, _S11 = np.uint64(30), np.uint64(27), np.uint64(31), np.uint64(
 _ONE = np.uint64(1)
 
 
-@jit
+@lean
 def hashed(seed: int, a: int, b: int, purpose: int) -> np.uint64:
     """64 bits: SplitMix64's finaliser over the words, one after the other."""
     z = np.uint64(seed)
@@ -29,7 +29,7 @@ def hashed(seed: int, a: int, b: int, purpose: int) -> np.uint64:
     return z
 
 
-@jit
+@lean
 def luck(seed: int, a: int, b: int, purpose: int) -> float:
     """A number from (0, 1), the same for the same arguments."""
     return (float(hashed(seed, a, b, purpose) >> _S11) + 0.5) * (1.0 / 9007199254740992.0)

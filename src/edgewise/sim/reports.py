@@ -238,7 +238,7 @@ def take_in(
         link = reports.links[p, j]
         waiting, flows = link.backlog, link.flows
         if clock.links_given != 0:  # `Tracker.on_link`
-            drain_link(belief, e, now, link_rate(belief, e))
+            drain_link(belief, e, now, link_rate(belief, e, now))
             waiting = max(waiting, belief.links[e].backlog)
             flows = max(1.0, belief.links[e].flows)
         at = report.at if clock.links_given == 0 else now

@@ -12,9 +12,8 @@ import numpy as np
 from msgspec import Struct
 
 from edgewise.domain import Outcome, Request, Service
-from edgewise.errors import BadInput
 from edgewise.images import load_images
-from edgewise.policy import RULES
+from edgewise.policy import find
 from edgewise.policy.base import Rule
 from edgewise.roster import services_of
 from edgewise.scenario import ImagesPayload, Scenario
@@ -78,10 +77,7 @@ class Episode(Struct, frozen=True, kw_only=True):
 
 def rule_of(policy: str) -> Rule:
     """Raises BadInput naming the known ones."""
-    rule = RULES.get(policy)
-    if rule is None:
-        raise BadInput(f"unknown policy {policy!r}; known: {', '.join(RULES)}")
-    return rule
+    return find(policy)
 
 
 def episode(

@@ -1,6 +1,6 @@
 """What someone who knows the episode in advance can really get: local search in the simulator.
 
-A *plan* is a row of the candidate table for every request. `follow` plays a plan in the engine,
+A *plan* is a row of the candidate table for every request. `forced` plays a plan in the engine,
 with the episode's own luck, so what it scores can be had, by a policy that happened to decide so.
 The search changes a plan where that makes the whole episode score more:
 
@@ -10,12 +10,11 @@ The search changes a plan where that makes the whole episode score more:
   kept, whatever the episode's length.
 - A trial gives one request of the stretch another row, now and then also one of the requests that
   are decided soon after it. Rows are drawn by what they are worth at the prices of the upper bound
-  (`dual.row_values`): those prices know which servers and links will be short, and when.
+  (`plans.row_values`): those prices know which servers and links will be short, and when.
 - Simulated annealing: a trial that loses a little is accepted now and then, less and less often.
 
-Decisions do not depend on what the balancer believes, so in the search it is told nothing: reports
-are switched off. The plan found is played once more in the untouched world, and that play's figure
-is the one that counts.
+Decisions do not depend on what the balancer believes, so in the search it is told nothing. The plan
+found is played once more in the untouched world, and that play's figure is the one that counts.
 """
 
 from __future__ import annotations
@@ -28,9 +27,8 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from edgewise.compiled import jit
-from edgewise.fleet.table import R_SERVER
 from edgewise.sim import engine
+from edgewise.sim.bound.forced import blind, follow
 from edgewise.sim.layout import Sim
 
 Ints = NDArray[np.int64]
@@ -47,7 +45,7 @@ NEAR = 12
 """Decisions within which a second request changes with the first: about those in one queue."""
 PAIRS = 0.35
 """Share of trials that change two."""
-HEAT = 0.05
+HEAT = 0.02
 """Utility (of all requests together) whose loss is accepted with probability 1/e at first …"""
 HEAT_END = 0.0005
 """… and at last: far below what a request is worth."""
@@ -68,62 +66,11 @@ class Found(Struct, frozen=True, kw_only=True):
     trials: int
 
 
-@jit
-def follow(sim: Sim, rows: Ints, decisions: int) -> int:
-    """Decide by `rows`, until the end or for so many decisions (−1: all); returns how many.
-
-    A row that is not admissible sheds.
-    """
-    shed = sim.table.mask.size - 1
-    done = 0
-    while done != decisions:
-        r = engine.advance(sim)
-        if r < 0:
-            break
-        row = rows[r]
-        engine.act(sim, row if sim.table.mask[row] != 0 else shed, 1.0)
-        done += 1
-    return done
-
-
-@jit
-def decided_in_order(sim: Sim, rows: Ints) -> Ints:
-    """The requests in the order of their decisions; `sim` is played to its end."""
-    shed = sim.table.mask.size - 1
-    order = np.empty(rows.size, np.int64)
-    done = 0
-    while True:
-        r = engine.advance(sim)
-        if r < 0:
-            return order[:done]
-        order[done] = r
-        row = rows[r]
-        engine.act(sim, row if sim.table.mask[row] != 0 else shed, 1.0)
-        done += 1
-
-
 def worth(sim: Sim, rows: Ints) -> float:
     """Mean expected utility per request of a plan, played in a copy of `sim`."""
     play = engine.branch(sim)
-    follow(play, rows, -1)
+    follow(play, rows, -1, np.empty_like(rows))
     return float(play.world.clock["utility"][0]) / max(1, len(play.world.requests))
-
-
-def lean(sim: Sim) -> Sim:
-    """A copy of `sim` without what a plan does not need: it keeps no results and knows nothing.
-
-    Its belief has no services and hears no reports, so looking at it costs next to nothing; every
-    row counts as admissible.
-    """
-    copy = engine.branch(sim)
-    beliefs = copy.beliefs._replace(first=np.zeros_like(copy.beliefs.first))
-    world = copy.world._replace(results=copy.world.results[:0].copy())
-    world.clock["store"] = 0
-    world.clock["period"] = np.inf
-    copy.table.wanted[0] = 0
-    copy.table.mask[:] = 1
-    copy.table.rows[:, R_SERVER] = -1.0  # the belief counts every decision as a refusal
-    return copy._replace(world=world, beliefs=beliefs)
 
 
 def _bytes(sim: Sim) -> list[NDArray[np.uint8]]:
@@ -154,7 +101,7 @@ def search(
     """The best plan found, beginning with the best of `plans`.
 
     `sim` stands at its beginning and is left as it is. `values` (R, rows): what each row of each
-    request looks like, −inf for rows that cannot score; see `dual.row_values`. The plan at these
+    request looks like, −inf for rows that cannot score; see `plans.row_values`. The plan at these
     values' maxima is tried first, besides `plans`. Deterministic for given `trials`; stopping after
     `seconds` on the wall clock is not. `progress` is told after each stretch how many trials are
     done and the mean utility so far.
@@ -168,15 +115,14 @@ def search(
 
     until = time.monotonic() + seconds
     rng = np.random.default_rng([seed, 5])
-    start = lean(sim)
+    start = blind(sim, results=False)
     at, work = engine.branch(start), engine.branch(start)
     start_bytes, at_bytes, work_bytes = _bytes(start), _bytes(at), _bytes(work)
-    order = decided_in_order(engine.branch(start), rows)
     choices, weights = _choices(values, shed)
-    clock, total = work.world.clock, 0.0
-    follow(work, rows, -1)
+    clock, order = work.world.clock, np.empty_like(rows)
+    order = order[: follow(work, rows, -1, order)]
     total = float(clock["utility"][0])
-    best, best_rows = total, rows.copy()
+    best, best_rows, unused = total, rows.copy(), np.empty_like(rows)
     done = 0
     stretches = math.ceil(len(order) / STRETCH)
     for sweep in range(SWEEPS):
@@ -190,7 +136,7 @@ def search(
                 if not changed:
                     continue
                 _restore(work_bytes, at_bytes)
-                follow(work, rows, -1)
+                follow(work, rows, -1, unused)
                 new = float(clock["utility"][0])
                 if new >= total or rng.random() < math.exp((new - total) / heat):
                     total = new
@@ -203,11 +149,11 @@ def search(
                 progress(done, best / count)
             if time.monotonic() > until:
                 break
-            follow(at, rows, min(STRETCH, len(order) - n * STRETCH))
+            follow(at, rows, min(STRETCH, len(order) - n * STRETCH), unused)
         if time.monotonic() > until:
             break
     utility = worth(sim, best_rows)
-    if utility < begun:  # what is left out in `lean` mattered after all
+    if utility < begun:  # what a blind world leaves out mattered after all
         utility, best_rows = begun, given[int(np.argmax(scores))].astype(np.int64)
     return Found(utility=utility, rows=best_rows, begun=begun, trials=done)
 

@@ -14,6 +14,7 @@ from edgewise.scenario import Scenario
 from edgewise.sim import engine
 from edgewise.sim.bound import clairvoyant, dual
 from edgewise.sim.bound.known import BIN, known
+from edgewise.sim.bound.plans import row_values
 from edgewise.sim.play import play
 from edgewise.sim.world import Options, simulation
 from edgewise.workload import Trace, generate
@@ -79,7 +80,7 @@ def standing(
     bound = dual.upper_bound(
         episode, steps, lambda done, value: tell(0.05 + 0.2 * done / steps, f"bound {value:.4f}")
     )
-    values = dual.row_values(episode, bound.prices, sim.table.mask.size)
+    values = row_values(episode, bound.prices, sim.table.mask.size)
     trials = TRIALS_PER_REQUEST * len(trace) if trials is None else trials
     found = clairvoyant.search(
         sim,

@@ -1,0 +1,176 @@
+"""Environment steps per second and core: the vector environment under a random policy.
+
+    python benchmarks/environment.py [--envs 64] [--seconds 5] [--threads 1] [--json FILE]
+
+Fleets of S servers × K models with links and a report every 0.2 s, at a load that a random policy
+can carry (every model equally often, and shedding as often as any other row). Observations are
+whole: *flat* is a wide row per candidate, *parts* the same figures without repetition, written by
+`step` into buffers that it reuses (``copy=False``). Rows are drawn in compiled code, and that is
+counted. Every environment plays its world over and over, so what is timed is stepping; making a
+world is timed apart.
+
+`engine` is the same world under the policy `random` in the engine's own loop, one world at a time,
+no environment around it: what the rest of a step costs is the difference. Times are of this process
+(CPU), so a busy machine disturbs them less.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgewise.compiled import jit
+from edgewise.fleet.draws import new_draws, uniform
+from edgewise.fleet.layout import Array
+from edgewise.policy import RULES
+from edgewise.scenario import (
+    Demand,
+    LinkSpec,
+    LognormalPayload,
+    NetworkSpec,
+    PoissonArrivals,
+    Scenario,
+    ServerSpec,
+    ServiceSpec,
+    WorkloadSpec,
+)
+from edgewise.sim import engine
+from edgewise.sim.play import play
+from edgewise.sim.supply import Supply
+from edgewise.sim.vector_env import BalanceVectorEnv
+
+LADDER = ((0.57, 0.006), (0.72, 0.012), (0.76, 0.035), (0.83, 0.110))
+REQUESTS = 4000
+
+
+def fleet(servers: int, services: int) -> Scenario:
+    """S × K, a third busy when all rows are taken equally often."""
+    names = [f"s{s + 1}" for s in range(servers)]
+    ladder = LADDER[:services]
+    mean = sum(latency for _, latency in ladder) / services
+    rate = 0.33 * 2 * servers / mean
+    return Scenario(
+        name=f"{servers}x{services}",
+        report_period=0.2,
+        executor="replay",
+        servers={
+            name: ServerSpec(
+                workers=2,
+                speed=0.8 + 0.4 * s / max(1, servers - 1),
+                services=tuple(
+                    ServiceSpec(model=f"m{k}", accuracy=accuracy, latency=(latency,))
+                    for k, (accuracy, latency) in enumerate(ladder)
+                ),
+            )
+            for s, name in enumerate(names)
+        },
+        network=NetworkSpec(
+            links={name: LinkSpec(rate_mbps=100.0, delay=0.005) for name in names},
+            access_links={name: LinkSpec(rate_mbps=1000.0, delay=0.005) for name in names},
+        ),
+        workload=WorkloadSpec(
+            duration=REQUESTS / rate,
+            arrivals=PoissonArrivals(rate=rate),
+            ingress={name: 1.0 / servers for name in names},
+            demands=(Demand(share=1.0, deadline=(0.2, 1.0), accuracy=0.0),),
+            payload=LognormalPayload(median_bytes=20_000.0, sigma=0.5),
+        ),
+    )
+
+
+@jit
+def draw_rows(mask: Array, draws: Array, out: Array) -> None:
+    """An admissible row of each, uniformly."""
+    for i in range(mask.shape[0]):
+        left = 0
+        for r in range(mask.shape[1]):
+            left += mask[i, r]
+        left = int(uniform(draws) * left)
+        for r in range(mask.shape[1]):
+            if mask[i, r] != 0:
+                if left == 0:
+                    out[i] = r
+                    break
+                left -= 1
+
+
+def of_environment(
+    scenario: Scenario, observation: str, envs: int, threads: int, seconds: float
+) -> tuple[float, float]:
+    """(steps/s of CPU time, of wall time)."""
+    env = BalanceVectorEnv(
+        envs, scenario, observation=observation, plays=10**9, threads=threads, copy=False
+    )
+    _, info = env.reset(seed=0)
+    rows, draws = np.zeros(envs, np.int64), new_draws(0)
+    draw_rows(info["action_mask"], draws, rows)
+    env.step(rows)  # compiles, or loads what was compiled
+    steps, cpu, wall = 0, time.process_time(), time.perf_counter()
+    while time.process_time() - cpu < seconds:
+        for _ in range(50):
+            draw_rows(info["action_mask"], draws, rows)
+            *_, info = env.step(rows)
+        steps += 50 * envs
+    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+    env.close()
+    return steps / cpu, steps / wall
+
+
+def of_engine(scenario: Scenario, seconds: float) -> tuple[float, float, float]:
+    """(decisions/s, events per decision, s to make a world), one core."""
+    supply = Supply(scenario)
+    began = time.process_time()
+    start = supply.world(0)
+    made = time.process_time() - began
+    play(engine.branch(start), RULES["random"], 0)
+    decisions, events, spent = 0, 0, 0.0
+    while spent < seconds:
+        sim = engine.branch(start)
+        began = time.process_time()
+        play(sim, RULES["random"], 0)
+        spent += time.process_time() - began
+        decisions += int(sim.world.clock["decisions"][0])
+        events += int(sim.world.clock["processed"][0])
+    return decisions / spent, events / decisions, made
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--envs", type=int, default=64)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=5.0, help="CPU time of each measurement")
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    found: list[dict[str, Any]] = []
+    print(f"{'fleet':>6} {'rows':>5} {'':>8} {'steps/s of CPU':>15} {'of wall':>11} {'µs':>7}")
+    for servers, services in ((3, 3), (8, 4)):
+        scenario = fleet(servers, services)
+        rows = 2 * servers * services + 1
+        alone, events, made = of_engine(scenario, given.seconds)
+        print(
+            f"{scenario.name:>6} {rows:>5} {'engine':>8} {alone:>15,.0f} {'':>11} {1e6 / alone:>7.2f}"
+            f"   {events:.1f} events a decision; a world of {REQUESTS:,} requests in"
+            f" {1e3 * made:.1f} ms"
+        )
+        entry: dict[str, Any] = {"fleet": scenario.name, "rows": rows, "engine": alone}
+        for observation in ("flat", "parts"):
+            cpu, wall = of_environment(
+                scenario, observation, given.envs, given.threads, given.seconds
+            )
+            entry[observation] = cpu
+            print(
+                f"{scenario.name:>6} {rows:>5} {observation:>8} {cpu:>15,.0f} {wall:>11,.0f}"
+                f" {1e6 / cpu:>7.2f}   {cpu / alone:.2f} × engine"
+            )
+        found.append(entry)
+    if given.json is not None:
+        given.json.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# Write the configuration files of compose.yaml and kubernetes/ anew, from deploy/scenario.yaml.
+#   deploy/configs.sh [FOLDER]      into FOLDER in place of deploy/, to compare
+# A test fails when what is in deploy/ is not what this writes. Change the scenario, run this, and
+# give a server that is new a service (compose.yaml) or a file (kubernetes/base) like the others'.
+set -euo pipefail
+DEPLOY=$(cd "$(dirname "$0")" && pwd)
+into=${1:-$DEPLOY}
+edgewise=${EDGEWISE:-$DEPLOY/../.venv/bin/edgewise}
+make() {
+  rm -rf "${into:?}/$1"
+  "$edgewise" configs "$DEPLOY/scenario.yaml" "$into/$1" --hosts "$2" "$3" >/dev/null
+}
+# In compose a service's name is its host name; in Kubernetes it is its Service's.
+make compose/plain '{}' --no-emulate
+make compose/emulated '{}' --emulate
+make kubernetes/base/config 'edgewise-{}' --no-emulate
+make kubernetes/overlays/emulated/config 'edgewise-{}' --emulate

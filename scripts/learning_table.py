@@ -1,0 +1,275 @@
+"""Write the measured sections of docs/learning.md, in place.
+
+    python scripts/learning_table.py [--seeds 30] [--threads 2] [--only table,ablation,information]
+
+Plays the shipped policy, the heuristic, the re-tuned control and the ladder's rules in the worlds of
+the standard suite, on held-out seeds (families.EVALUATION), and writes what came of it. Numbers in
+that document come from here and from the weights' cards, none from a keyboard.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from edgewise.bench import suite
+from edgewise.bench.document import rewrite
+from edgewise.bench.statistics import Interval, interval, over_families
+from edgewise.policy import RULES, Rule, find, learned, weights
+from edgewise.policy.features import PHI
+from edgewise.scenario import Scenario
+from edgewise.sim import families
+
+Floats = NDArray[np.float64]
+
+DOCUMENT = Path(__file__).parents[1] / "docs" / "learning.md"
+SHIPPED = Path(weights.__file__).parent / "edgewise"
+CONTROL = SHIPPED / "control.safetensors"
+LADDER = (
+    "earliest_completion_margin",
+    "sed_admission",
+    "peak_ewma_admission",
+    "prequal_admission",
+)
+INFORMED = ("volatile", "trace_bandwidth", "stale_500ms", "stale_2s", "combined")
+PARTS_FAMILIES = ("light", "medium", "heavy", "overload", "volatile", "stale_2s", "combined")
+
+
+def pm(found: Interval, digits: int = 4) -> str:
+    return f"{found.mean:+.{digits}f} ± {found.half:.{digits}f}"
+
+
+def percent(found: Interval, base: float) -> str:
+    return f"{100 * found.mean / base:+.2f} ± {100 * found.half / base:.2f} %"
+
+
+def utilities(
+    names: Sequence[str],
+    rules: dict[str, Rule],
+    seeds: Sequence[int],
+    threads: int,
+    change: Callable[[Scenario], Scenario] | None = None,
+) -> Floats:
+    """(families, policies, seeds)."""
+    return suite.run(names, rules, seeds, threads=threads, change=change).array("utility")
+
+
+# -- the table -------------------------------------------------------------------------------------
+
+
+def table(seeds: Sequence[int], threads: int) -> Iterator[str]:
+    """The policy against the heuristic and its control, by family, and against the ladder."""
+    rules = {
+        "priced_greedy": RULES["priced_greedy"],
+        "control": find(str(CONTROL)),
+        "edgewise": RULES["edgewise"],
+        **{name: RULES[name] for name in LADDER},
+    }
+    names = families.STANDARD
+    values = utilities(names, rules, seeds, threads)
+    by = {name: values[:, p] for p, name in enumerate(rules)}
+    mine = by["edgewise"]
+    yield from training()
+    yield (
+        f"Mean expected utility, {len(seeds)} held-out seeds from {seeds[0]:,}, paired; ± is half a "
+        "95 % interval, over seeds. *control* is `priced_greedy` re-tuned by the same search with "
+        "the same budget."
+    )
+    yield ""
+    yield "| family | priced_greedy | control | edgewise | − priced_greedy | − control | in % |"
+    yield "|---|---|---|---|---|---|---|"
+    above = below = 0
+    for f, name in enumerate(names):
+        over = interval(mine[f] - by["control"][f])
+        above, below = above + (over.sign > 0), below + (over.sign < 0)
+        base = by["control"][f].mean()
+        yield (
+            f"| {name} | {by['priced_greedy'][f].mean():.4f} | {base:.4f} | {mine[f].mean():.4f} "
+            f"| {pm(interval(mine[f] - by['priced_greedy'][f]))} | {pm(over)} "
+            f"| {percent(over, base)} |"
+        )
+    plain, base = by["priced_greedy"].mean(), by["control"].mean()
+    first, over = over_families(mine - by["priced_greedy"]), over_families(mine - by["control"])
+    yield (
+        f"| **mean** | {plain:.4f} | {base:.4f} | {mine.mean():.4f} | {pm(first)} | {pm(over)} "
+        f"| **{percent(over, base)}** |"
+    )
+    yield ""
+    yield (
+        f"Over the control: interval above 0 in {above} of {len(names)} families, below 0 in "
+        f"{below}. Over `priced_greedy` as shipped: {percent(first, plain)}. Intervals of the means "
+        "are clustered by seed."
+    )
+    yield ""
+    yield "| edgewise over | mean | in % | least, in % | family |"
+    yield "|---|---|---|---|---|"
+    for name in LADDER:
+        found = over_families(mine - by[name])
+        each = 100 * (mine - by[name]).mean(axis=1) / by[name].mean(axis=1)
+        least = int(each.argmin())
+        yield (
+            f"| {name} | {pm(found)} | {percent(found, by[name].mean())} | {each[least]:+.1f} "
+            f"| {names[least]} |"
+        )
+    rival = by["earliest_completion_margin"]
+    gains = ", ".join(
+        f"{name} {100 * (mine[f] - rival[f]).mean() / rival[f].mean():+.0f} %"
+        for f, name in enumerate(names)
+        if name in ("light", "medium", "heavy", "overload")
+    )
+    yield ""
+    yield f"Over `earliest_completion_margin` by load: {gains}."
+
+
+def training() -> Iterator[str]:
+    """How both were trained, from their cards."""
+    yield "| weights | command | decisions | seeds | accepted |"
+    yield "|---|---|---|---|---|"
+    for name in ("edgewise", "control"):
+        _, card = weights.load(SHIPPED / f"{name}.safetensors")
+        yield (
+            f"| {name} | `{card.command}` | {card.decisions / 1e6:.1f} M "
+            f"| {', '.join(map(str, card.seeds))} | {'yes' if card.accepted else 'no'} |"
+        )
+    yield ""
+
+
+# -- what each part gives --------------------------------------------------------------------------
+
+
+def without(part: str) -> Rule:
+    """The shipped policy with a part of its weights set to 0."""
+    numbers = np.array(RULES["edgewise"].params)
+    if part in learned.SERVER_HEADS:
+        at = learned.LAYOUT["server_heads"].start + learned.SERVER_HEADS.index(part) * learned.P
+        numbers[at : at + learned.P] = 0.0
+    elif part in ("row price", "row value"):
+        at = learned.LAYOUT["row_heads"].start + (part == "row value") * learned.Q
+        numbers[at : at + learned.Q] = 0.0
+    elif part == "shed":
+        numbers[learned.LAYOUT["shed_head"]] = 0.0
+    elif part == "base":
+        numbers[learned.LAYOUT["base"]] = numbers[learned.LAYOUT["calibrated"]]
+    elif part == "network of rows":
+        numbers[learned.O_NETWORK] = 0.0
+    elif part == "memory of links":
+        for head in range(len(learned.SERVER_HEADS)):
+            at = learned.LAYOUT["server_heads"].start + head * learned.P
+            for name in ("rate_moves", "rate_off", "aged_moves"):
+                numbers[at + list(PHI).index(name)] = 0.0
+    elif part == "guard":
+        numbers[learned.O_GUARDED] = 0.0
+    else:
+        raise ValueError(part)
+    return weights.rule(numbers, f"without {part}")
+
+
+def ablation(seeds: Sequence[int], threads: int) -> Iterator[str]:
+    """What the policy loses with one part taken out, not trained anew."""
+    parts = (
+        "price", "link", "network", "wait", "spread", "row price", "row value", "shed",
+        "memory of links", "base", "guard",
+    )  # fmt: skip
+    numbers = np.array(RULES["edgewise"].params)
+    if numbers[learned.O_NETWORK] > 0.0:
+        parts = (*parts, "network of rows")
+    rules = {"edgewise": RULES["edgewise"], **{part: without(part) for part in parts}}
+    values = utilities(PARTS_FAMILIES, rules, seeds, threads)
+    yield (
+        f"Loss in utility with one part of the shipped weights set to 0 (*base*: the heuristic's own "
+        f"parameters put back to what they were), nothing trained anew; {len(seeds)} held-out seeds."
+    )
+    yield ""
+    yield "| without | " + " | ".join(PARTS_FAMILIES) + " | mean |"
+    yield "|---" * (len(PARTS_FAMILIES) + 2) + "|"
+    for p, part in enumerate(parts, 1):
+        lost = values[:, p] - values[:, 0]
+        cells = " | ".join(f"{x:+.4f}" for x in lost.mean(axis=1))
+        yield f"| {part} | {cells} | {pm(over_families(lost))} |"
+
+
+# -- what perfect information would give -----------------------------------------------------------
+
+
+def fresh(world: Scenario) -> Scenario:
+    """A report every 10 ms."""
+    return msgspec.structs.replace(world, report_period=0.01)
+
+
+def told(world: Scenario) -> Scenario:
+    """The balancer is told the links' true rates and what is on them."""
+    return msgspec.structs.replace(world, network_state="emulator")
+
+
+def both(world: Scenario) -> Scenario:
+    return told(fresh(world))
+
+
+def information(seeds: Sequence[int], threads: int) -> Iterator[str]:
+    """What fresh reports and true bandwidths add, and how much of that is recovered without them."""
+    rules = {"control": find(str(CONTROL)), "edgewise": RULES["edgewise"]}
+    cases: dict[str, Callable[[Scenario], Scenario] | None] = {
+        "as it is": None,
+        "fresh reports": fresh,
+        "true bandwidth": told,
+        "both": both,
+    }
+    values = {
+        case: utilities(INFORMED, rules, seeds, threads, change) for case, change in cases.items()
+    }
+    plain = values["as it is"][:, 0]
+    yield (
+        "Gain in utility over the control without any of it. *Fresh reports*: every 10 ms; *true "
+        f"bandwidth*: the links' state as they are; no policy was trained with either; {len(seeds)} "
+        "held-out seeds."
+    )
+    yield ""
+    heads = [f"{rule}, {case}" for rule in rules for case in cases]
+    yield "| family | " + " | ".join(heads[1:]) + " |"
+    yield "|---" * len(heads) + "|"
+    for f, name in enumerate(INFORMED):
+        cells = [
+            pm(interval(values[case][f, r] - plain[f])) for r in range(len(rules)) for case in cases
+        ]
+        yield f"| {name} | " + " | ".join(cells[1:]) + " |"
+    means = [over_families(values[case][:, r] - plain) for r in range(len(rules)) for case in cases]
+    yield "| **mean** | " + " | ".join(pm(each) for each in means[1:]) + " |"
+    yield ""
+    could = (values["both"][:, 0] - plain).mean()
+    has = (values["as it is"][:, 1] - plain).mean()
+    if could > 0.0:
+        yield (
+            f"The control would gain {could:+.4f} by both; edgewise gains {has:+.4f} with neither: "
+            f"{100 * has / could:.0f} % of it. With both, edgewise is at {means[-1].mean:+.4f}."
+        )
+    else:
+        yield (
+            f"Both change the control by {could:+.4f}: there is nothing of it to recover. edgewise "
+            f"gains {has:+.4f} with neither."
+        )
+
+
+SECTIONS = {"table": table, "ablation": ablation, "information": information}
+
+
+def main() -> None:
+    """Rewrite the sections asked for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=30)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--only", default=",".join(SECTIONS))
+    wishes = parser.parse_args()
+    seeds = suite.evaluation_seeds(wishes.seeds)
+    for name in wishes.only.split(","):
+        text = "\n".join(SECTIONS[name](seeds, wishes.threads))
+        rewrite(DOCUMENT, f"learning {name}", text)
+        print(text, flush=True)
+
+
+if __name__ == "__main__":
+    main()

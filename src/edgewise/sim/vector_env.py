@@ -1,0 +1,171 @@
+"""Many of the same environment, stepped by one compiled call.
+
+As `edgewise.sim.env`, with an array per figure. What differs:
+
+- Autoreset is *same step* (``metadata["autoreset_mode"]``): where ``truncations`` is true the
+  observation, mask and number of decision are those of the next episode already, while reward and
+  ``info["credited"]`` are the old one's; its last observation is in ``info["final_obs"]`` and its
+  mask, sum of scores and number of decisions in ``info["final_info"]`` (object arrays, None where
+  the episode goes on).
+- ``info["credited"]`` is a dict of three arrays over all environments: ``env``, ``decision`` and
+  ``reward``.
+- With ``copy=False`` observations and masks are views of buffers that the next step overwrites; so
+  one saves a copy of some kB per decision.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode
+from gymnasium.vector.utils import batch_space
+from numpy.typing import NDArray
+
+from edgewise.errors import BadInput
+from edgewise.scenario import Scenario
+from edgewise.sim import engine
+from edgewise.sim.env import Observed, observation_space
+from edgewise.sim.lanes import BEGIN, IDLE, Lanes
+from edgewise.sim.layout import Sim
+from edgewise.sim.supply import Supply
+
+Bools = NDArray[np.bool_]
+
+
+class BalanceVectorEnv(gymnasium.vector.VectorEnv[Observed, Any, NDArray[Any]]):
+    """N balancers in worlds of their own.
+
+    Parameters
+    ----------
+    num_envs:
+        N.
+    scenario, family, duration, observation:
+        As of `BalanceEnv`.
+    plays:
+        Episodes that an environment plays in one world before it gets another. Making a world
+        costs about as much as playing it; the same world again meets the same arrivals, links and
+        luck.
+    threads:
+        That share the environments; the results do not depend on it.
+    copy:
+        Whether what is returned is the caller's to keep.
+    """
+
+    metadata = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": []}  # noqa: RUF012
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        scenario: str | Path | Scenario | None = None,
+        family: str | None = None,
+        duration: float | None = None,
+        observation: str = "flat",
+        plays: int = 1,
+        threads: int = 1,
+        copy: bool = True,
+    ) -> None:
+        if num_envs < 1 or plays < 1:
+            raise BadInput("num_envs and plays: expected at least 1")
+        self._supply = Supply(scenario, family, duration)
+        self.num_envs = num_envs
+        self.single_observation_space = observation_space(observation, self._supply)
+        self.single_action_space = spaces.Discrete(self._supply.rows)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self._lanes = Lanes.of(self._supply, num_envs, wide=observation == "flat", threads=threads)
+        self._plays, self._copy = plays, copy
+        self._worlds = np.zeros(num_envs, np.int64)
+        self._played = np.zeros(num_envs, np.int64)
+        self._starts: list[Sim | None] = [None] * num_envs
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observed, dict[str, Any]]:
+        super().reset(seed=seed)
+        self._played[:] = self._plays
+        self._begin(np.ones(self.num_envs, np.bool_))
+        return self._observation(), self._info(self._lanes.credits())
+
+    def step(self, actions: Any) -> tuple[Observed, NDArray[Any], Bools, Bools, dict[str, Any]]:
+        rows = np.maximum(np.asarray(actions, np.int64), 0)
+        lanes = self._lanes
+        lanes.step(rows)
+        rewards = lanes.rewards.copy()
+        credited = lanes.credits()
+        ended = lanes.lanes["ended"] != 0
+        final: dict[str, Any] = {}
+        if ended.any():
+            final = self._final(ended)
+            self._begin(ended)
+        terminated = np.zeros(self.num_envs, np.bool_)
+        info = self._info(credited)
+        return self._observation(), rewards, terminated, ended, {**info, **final}
+
+    def close_extras(self, **kwargs: Any) -> None:
+        self._lanes.close()
+
+    def _begin(self, which: Bools) -> None:
+        """New episodes where `which`. In order of the environments, so the draws are too."""
+        rows = np.full(self.num_envs, IDLE, np.int64)
+        for attempt in range(100):
+            for i in np.flatnonzero(which).tolist():
+                self._put(i)
+            rows[:] = np.where(which, BEGIN, IDLE)
+            self._lanes.step(rows)
+            # A world in which nothing arrives has nothing to decide: the next one.
+            which = which & (self._lanes.lanes["ended"] != 0)
+            self._played[which] = self._plays
+            if not which.any():
+                return
+        raise BadInput(f"{attempt + 1} worlds, and not two requests in any of them")
+
+    def _put(self, i: int) -> None:
+        if self._played[i] >= self._plays:
+            seeds = self._supply.seeds
+            self._worlds[i] = self.np_random.integers(seeds.start, seeds.stop)
+            start = self._supply.world(int(self._worlds[i]))
+            self._played[i] = 0
+            self._starts[i] = start if self._plays > 1 else None
+            self._lanes.put(i, engine.branch(start) if self._plays > 1 else start)
+        else:
+            sim, start_again = self._lanes.sims[i], self._starts[i]
+            assert sim is not None
+            assert start_again is not None
+            engine.rejoin(sim, start_again)
+            self._lanes.put(i, sim)
+        self._played[i] += 1
+
+    def _observation(self) -> Observed:
+        return self._lanes.observations(self._copy)
+
+    def _info(self, credited: tuple[NDArray[Any], ...]) -> dict[str, Any]:
+        lanes = self._lanes.lanes
+        mask = self._lanes.mask
+        return {
+            "action_mask": mask.copy() if self._copy else mask,
+            "credited": dict(zip(("env", "decision", "reward"), credited, strict=True)),
+            "decision": lanes["decisions"].copy(),
+            "now": lanes["now"].copy(),
+            "waited": lanes["waited"].copy(),
+            "world": self._worlds.copy(),
+        }
+
+    def _final(self, ended: Bools) -> dict[str, Any]:
+        seen = np.full(self.num_envs, None, object)
+        told = np.full(self.num_envs, None, object)
+        for i in np.flatnonzero(ended).tolist():
+            lane = self._lanes.lanes[i]
+            seen[i] = self._lanes.observation(i)
+            told[i] = {
+                "action_mask": self._lanes.mask[i].copy(),
+                "decisions": int(lane["decisions"]),
+                "total": float(lane["total"]),
+                "waited": float(lane["waited"]),
+                "refused": int(lane["refused"]),
+                "world": int(self._worlds[i]),
+            }
+        return {"final_obs": seen, "_final_obs": ended, "final_info": told, "_final_info": ended}

@@ -1,0 +1,213 @@
+"""What the tests of real containers share: the engine, a fleet by deploy/fleet.sh, and photos."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import msgspec
+
+from edgewise.domain import Request
+from edgewise.images import load_images
+from edgewise.live.protocol import Answer, decode_answer, encode_request
+
+ROOT = Path(__file__).parents[1]
+DEPLOY = ROOT / "deploy"
+BUILD = "EDGEWISE_TEST_IMAGE" not in os.environ
+"""Whether to build the image; else the one named is tested, which saves minutes."""
+IMAGE = os.environ.get("EDGEWISE_TEST_IMAGE", "localhost/edgewise-test:latest")
+ENGINE = "podman"
+"""Installed by deploy/install-podman.sh; what docker does otherwise is in docs/deploy.md."""
+ENVIRONMENT = {**os.environ, "EDGEWISE_ENGINE": ENGINE}
+if not Path("/sys/fs/cgroup/cgroup.controllers").exists():
+    ENVIRONMENT.setdefault("CONTAINERS_CONF", str(DEPLOY / "podman" / "containers.conf"))
+
+
+def run(*command: str | Path, timeout: float = 120.0, **environment: str) -> str:
+    """What a command says on stdout; an AssertionError with all that it said if it fails."""
+    said = subprocess.run(
+        [str(word) for word in command],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+        env={**ENVIRONMENT, **environment},
+    )
+    assert said.returncode == 0, f"{command}: {said.returncode}\n{said.stdout}\n{said.stderr}"
+    return said.stdout
+
+
+def engine(*arguments: str, timeout: float = 60.0) -> str:
+    return run(ENGINE, *arguments, timeout=timeout).strip()
+
+
+def free_ports(count: int) -> int:
+    """The first of `count` ports in a row that nobody listens on."""
+    for _ in range(100):
+        first = 20_000 + secrets.randbelow(10_000)
+        try:
+            for port in range(first, first + count):
+                with socket.socket() as probe:
+                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                    probe.bind(("127.0.0.1", port))
+        except OSError:
+            continue
+        return first
+    raise AssertionError("no ports in a row are free")
+
+
+def left_behind(word: str) -> list[str]:
+    """Containers and networks whose name has `word` in it."""
+    names = engine("ps", "--all", "--format", "{{.Names}}").splitlines()
+    names += engine("network", "ls", "--format", "{{.Name}}").splitlines()
+    return [name for name in names if word in name]
+
+
+def until(true: Callable[[], bool], what: str, seconds: float = 60.0) -> None:
+    """Wait for something outside of this process; an AssertionError if it does not come."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, f"waited {seconds:g} s for {what}"
+        time.sleep(0.1)
+
+
+class Fleet:
+    """A fleet by deploy/fleet.sh."""
+
+    def __init__(self, folder: Path, *options: str, ports: int = 20) -> None:
+        self.name = f"t{secrets.token_hex(3)}"
+        self.state = folder / "state"
+        self.port = free_ports(ports)
+        self._options = ("--port", str(self.port), "--image", IMAGE, *options)
+        self.said = ""
+        """What the last `up` printed."""
+        self.ingress: dict[str, str] = {}
+
+    def script(self, *words: str) -> str:
+        return run(
+            DEPLOY / "fleet.sh",
+            *words,
+            "--name",
+            self.name,
+            timeout=300,
+            XDG_STATE_HOME=str(self.state),
+        )
+
+    def up(self, *options: str) -> None:
+        self.said = self.script("up", *self._options, *options)
+        lines = [line.split() for line in self.said.splitlines() if "http://" in line]
+        self.ingress = {
+            line[0]: line[1] for line in lines if line[0] not in ("balancer", "relay", "photos:")
+        }
+
+    def down(self) -> None:
+        self.script("down")
+
+    def container(self, process: str) -> str:
+        return f"edgewise-{self.name}-{process}"
+
+    def identity(self) -> dict[str, str]:
+        """Container to its id: the same id, the same container."""
+        listed = engine("ps", "--filter", f"label=edgewise.fleet={self.name}", "--format",
+                        "{{.Names}} {{.ID}}")  # fmt: skip
+        return dict(line.split() for line in listed.splitlines())
+
+    @property
+    def balancer(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+
+class Said(msgspec.Struct):
+    """What came of one request, at the client."""
+
+    request: Request
+    label: int
+    answer: Answer | None
+    """None: the connection broke."""
+    at: float = 0.0
+
+
+class Photos:
+    """Sends the built-in photos to a fleet, from outside, all at the same time."""
+
+    def __init__(self) -> None:
+        self._photos = [(image.label, image.read()) for image in load_images("builtin")]
+        self.answers: collections.Counter[str] = collections.Counter()
+        """By request id: how many answers came."""
+
+    async def send(
+        self,
+        fleet: Fleet,
+        plan: Sequence[tuple[str, float]],
+        deadline: float,
+        meanwhile: Callable[[], Any] | None = None,
+    ) -> list[Said]:
+        """One request for each (ingress, accuracy demanded); `meanwhile` runs in a thread."""
+        timeout = aiohttp.ClientTimeout(total=2 * deadline + 10)
+        connector = aiohttp.TCPConnector(limit=0)
+        async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
+            sending = [
+                asyncio.create_task(self._one(session, fleet, number, *each, deadline))
+                for number, each in enumerate(plan)
+            ]
+            if meanwhile is not None:
+                await asyncio.to_thread(meanwhile)
+            return list(await asyncio.gather(*sending))
+
+    async def _one(
+        self,
+        session: aiohttp.ClientSession,
+        fleet: Fleet,
+        number: int,
+        ingress: str,
+        accuracy: float,
+        deadline: float,
+    ) -> Said:
+        label, photo = self._photos[number % len(self._photos)]
+        headers, body = encode_request(photo)
+        request = Request(
+            id=secrets.token_hex(8),
+            ingress=ingress,
+            payload_bytes=len(body),
+            sent_at=time.time(),
+            deadline=deadline,
+            accuracy=accuracy,
+        )
+        url = f"{fleet.ingress[ingress]}/v2/models/{request.task}/infer"
+        headers |= request.to_headers(time.time())
+        try:
+            async with session.post(url, data=body, headers=headers) as response:
+                answer = decode_answer(request.id, response.status, await response.read())
+        except (aiohttp.ClientError, OSError):
+            return Said(request, label, None, time.monotonic())
+        self.answers[request.id] += 1
+        return Said(request, label, answer, time.monotonic())
+
+
+def needs(program: str) -> str:
+    found = shutil.which(program)
+    assert found, f"{program} is not installed"
+    return found
+
+
+async def json_of(url: str) -> Any:
+    async with (
+        aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=10)) as session,
+        session.get(url) as response,
+    ):
+        return msgspec.json.decode(await response.read())
+
+
+def fetched(url: str) -> Any:
+    """`json_of` for code that is not in an event loop."""
+    return asyncio.run(json_of(url))

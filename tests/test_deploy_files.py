@@ -1,0 +1,372 @@
+"""What stands in deploy/ is what the schemas, the scenario and each other say it must be.
+
+No container is started here (tests/test_containers.py does that).
+"""
+
+from __future__ import annotations
+
+import configparser
+import copy
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import compose_spec
+import kubernetes_validate
+import msgspec
+import pytest
+import yaml
+
+from edgewise.live.config import BalancerConfig, ClientConfig, NodeConfig, load_config
+from edgewise.network.config import load_config as load_relay
+from edgewise.scenario import load
+
+ROOT = Path(__file__).parents[1]
+DEPLOY = ROOT / "deploy"
+OVERLAYS = ("plain", "emulated")
+KUBERNETES = "1.31"
+SERVERS = ("kiosk", "depot", "vault")
+
+
+# -- Kubernetes --------------------------------------------------------------------------------
+
+
+def documents(file: Path) -> list[dict[str, Any]]:
+    return [each for each in yaml.safe_load_all(file.read_text("utf-8")) if each]
+
+
+def built(folder: Path) -> list[dict[str, Any]]:
+    """What `kubectl kustomize` makes of a folder, as far as deploy/ uses it."""
+    kustomization = yaml.safe_load((folder / "kustomization.yaml").read_text("utf-8"))
+    known = {"apiVersion", "kind", "namespace", "resources", "configMapGenerator", "images"}
+    assert set(kustomization) <= known, "this test does not know what that does"
+    made: list[dict[str, Any]] = []
+    for name in kustomization["resources"]:
+        path = folder / name
+        made += built(path) if path.is_dir() else documents(path)
+    for map_ in kustomization.get("configMapGenerator", ()):
+        made = [
+            d for d in made if (d["kind"], d["metadata"]["name"]) != ("ConfigMap", map_["name"])
+        ]
+        data = {Path(f).name: (folder / f).read_text("utf-8") for f in map_["files"]}
+        metadata = {"name": map_["name"]}
+        made.append({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data})
+    return made
+
+
+def named(overlay: str) -> dict[tuple[str, str], dict[str, Any]]:
+    made = built(DEPLOY / "kubernetes" / "overlays" / overlay)
+    names = [(each["kind"], each["metadata"]["name"]) for each in made]
+    assert len(set(names)) == len(names)
+    return dict(zip(names, made, strict=True))
+
+
+def containers(overlay: str) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
+    for (kind, name), each in named(overlay).items():
+        if kind == "Deployment":
+            pod = each["spec"]["template"]["spec"]
+            yield name, pod, pod["containers"][0]
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_manifests_pass_the_strict_schema(overlay: str) -> None:
+    made = named(overlay)
+    for each in made.values():
+        kubernetes_validate.validate(each, KUBERNETES, strict=True)
+    kinds = {kind for kind, _ in made}
+    assert kinds >= {
+        "Namespace", "ConfigMap", "Deployment", "Service", "PodDisruptionBudget", "NetworkPolicy",
+    }  # fmt: skip
+
+
+def test_the_schema_finds_a_misspelt_field() -> None:
+    manifest = copy.deepcopy(named("plain")[("Deployment", "edgewise-kiosk")])
+    manifest["spec"]["template"]["spec"]["containers"][0]["readynessProbe"] = {}
+    with pytest.raises(kubernetes_validate.ValidationError, match="readynessProbe"):
+        kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_ports_probes_and_services_are_those_of_the_configuration(overlay: str) -> None:
+    made = named(overlay)
+    config = made[("ConfigMap", "edgewise")]["data"]
+    for name, _, container in containers(overlay):
+        role, file = container["args"]
+        assert file.startswith("/etc/edgewise/")
+        told = yaml.safe_load(config[file.removeprefix("/etc/edgewise/")])
+        if role == "relay":
+            ports = {told["control"]["port"]} | {r["listen"]["port"] for r in told["routes"]}
+        else:
+            ports = {told["listen"]["port"]}
+        assert {port["containerPort"] for port in container["ports"]} == ports, name
+        service = made[("Service", name)]["spec"]
+        assert {port["port"] for port in service["ports"]} == ports, name
+        labels = made[("Deployment", name)]["spec"]["template"]["metadata"]["labels"]
+        assert service["selector"].items() <= labels.items()
+        port_names = {port["name"] for port in container["ports"]}
+        for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+            assert container[probe]["httpGet"]["port"] in port_names
+    used = re.findall(r"http://(edgewise-[a-z]+):(\d+)", "".join(
+        text for file, text in config.items() if file != "client.yaml"))  # fmt: skip
+    assert used
+    for host, port in used:
+        assert int(port) in {p["port"] for p in made[("Service", host)]["spec"]["ports"]}
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_every_container_is_confined_and_limited(overlay: str) -> None:
+    found = list(containers(overlay))
+    assert len(found) == 4 + (overlay == "emulated")
+    for name, pod, container in found:
+        assert pod["securityContext"]["runAsNonRoot"] is True, name
+        assert pod["automountServiceAccountToken"] is False
+        assert pod["terminationGracePeriodSeconds"] > 2 + 10  # preStop and a node's draining
+        security = container["securityContext"]
+        assert security["readOnlyRootFilesystem"] is True
+        assert security["allowPrivilegeEscalation"] is False
+        assert security["capabilities"] == {"drop": ["ALL"]}
+        assert container["resources"]["limits"].keys() == {"cpu", "memory"}
+        assert {"/tmp", "/etc/edgewise"} == {m["mountPath"] for m in container["volumeMounts"]}
+
+
+def test_the_disruption_budget_and_the_policy_select_the_pods() -> None:
+    made = named("plain")
+    budget = made[("PodDisruptionBudget", "edgewise-nodes")]["spec"]["selector"]["matchLabels"]
+    policy = made[("NetworkPolicy", "edgewise")]["spec"]["podSelector"]["matchLabels"]
+    for name in ("balancer", *SERVERS):
+        deployment = made[("Deployment", f"edgewise-{name}")]
+        labels = deployment["spec"]["template"]["metadata"]["labels"]
+        assert policy.items() <= labels.items()
+        assert (budget.items() <= labels.items()) == (name != "balancer")
+
+
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_kubectl_builds_the_same(overlay: str) -> None:
+    folder = DEPLOY / "kubernetes" / "overlays" / overlay
+    said = subprocess.run(
+        ["kubectl", "kustomize", str(folder)],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    theirs = [each for each in yaml.safe_load_all(said.stdout) if each]
+    for each in theirs:
+        kubernetes_validate.validate(each, KUBERNETES, strict=True)
+        if each["kind"] != "Namespace":
+            assert each["metadata"]["namespace"]
+
+    def plain(name: str) -> str:
+        return re.sub(r"^edgewise-[a-z0-9]{10}$", "edgewise", name)
+
+    assert {(e["kind"], plain(e["metadata"]["name"])) for e in theirs} == set(named(overlay))
+
+
+# -- compose -----------------------------------------------------------------------------------
+
+
+def compose() -> dict[str, Any]:
+    loaded: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text("utf-8"))
+    return loaded
+
+
+def validate_compose(content: dict[str, Any]) -> None:
+    # Variables as compose would fill them in: with their defaults.
+    text = re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", yaml.safe_dump(content))
+    compose_spec.PyCompose.from_yaml(text).validate()
+
+
+def test_compose_passes_the_schema() -> None:
+    validate_compose(compose())
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("cpuss", 1), ("cpus", "many"), ("ports", ["127.0.0.1:x:1"])]
+)
+def test_the_schema_finds_what_is_wrong_in_compose(field: str, value: Any) -> None:
+    content = compose()
+    content["services"]["kiosk"][field] = value
+    with pytest.raises(ValueError, match=r".+"):
+        validate_compose(content)
+
+
+def test_compose_publishes_on_the_loopback_what_the_configuration_says() -> None:
+    services = compose()["services"]
+    for name, service in services.items():
+        for port in service.get("ports", ()):
+            assert port.startswith("127.0.0.1:"), name
+    for name in SERVERS:
+        node = load_config(DEPLOY / "compose" / "plain" / f"node-{name}.yaml", NodeConfig)
+        assert services[name]["ports"] == [f"127.0.0.1:{node.listen.port}:{node.listen.port}"]
+        emulated = services[f"{name}-emulated"]
+        assert emulated["networks"]["default"]["aliases"] == [name]
+        assert emulated["command"] == services[name]["command"]
+        assert "ports" not in emulated
+    client = load_config(DEPLOY / "compose" / "emulated" / "client.yaml", ClientConfig)
+    published = {p.split(":")[1] for p in services["relay"]["ports"]}
+    assert {url.rpartition(":")[2] for url in client.ingress.values()} < published
+
+
+def test_compose_has_a_profile_for_each_way() -> None:
+    by_profile: dict[str, set[str]] = {}
+    for name, service in compose()["services"].items():
+        for profile in service["profiles"]:
+            by_profile.setdefault(profile, set()).add(name)
+    assert by_profile["plain"] == {"balancer", *SERVERS}
+    assert by_profile["emulated"] == {"balancer", "relay", *(f"{s}-emulated" for s in SERVERS)}
+    assert by_profile["monitoring"] == {"prometheus", "grafana"}
+    same = (DEPLOY / "compose" / folder / "balancer.yaml" for folder in OVERLAYS)
+    assert len({file.read_bytes() for file in same}) == 1  # one service serves both
+
+
+# -- what is generated, and the rest -----------------------------------------------------------
+
+
+def test_the_configurations_are_those_of_the_scenario(tmp_path: Path) -> None:
+    subprocess.run(
+        [DEPLOY / "configs.sh", tmp_path],
+        check=True,
+        timeout=120,
+        env={"EDGEWISE": str(Path(sys.executable).parent / "edgewise"), "PATH": "/usr/bin:/bin"},
+    )
+    fresh = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*.yaml"))
+    kept = [
+        path.relative_to(DEPLOY)
+        for folder in ("compose", "kubernetes/base/config", "kubernetes/overlays/emulated/config")
+        for path in (DEPLOY / folder).rglob("*.yaml")
+    ]
+    assert fresh == sorted(kept)
+    for path in fresh:
+        assert read(DEPLOY / path) == read(tmp_path / path), f"{path}: run deploy/configs.sh"
+
+
+def read(file: Path) -> Any:
+    """What a process makes of a configuration: a field's default may be written or not."""
+    if file.stem == "scenario":
+        return load(str(file))
+    if file.stem == "relay":
+        return msgspec.structs.replace(load_relay(file), folder="")
+    kinds = {"balancer": BalancerConfig, "client": ClientConfig, "node": NodeConfig}
+    found: Any = load_config(file, kinds[file.stem.partition("-")[0]])  # type: ignore[type-var]
+    return msgspec.structs.replace(found, scenario="")
+
+
+@pytest.mark.parametrize("folder", ["compose/plain", "compose/emulated"])
+def test_the_processes_can_read_their_configurations(folder: str) -> None:
+    where = DEPLOY / folder
+    assert load(str(where / "scenario.yaml")).server_names == SERVERS
+    load_config(where / "balancer.yaml", BalancerConfig)
+    load_config(where / "client-inside.yaml", ClientConfig)
+    if (where / "relay.yaml").exists():
+        load_relay(where / "relay.yaml")
+
+
+def health_port(text: str, block: str) -> int:
+    """What the image's health check takes for the port."""
+    source = (DEPLOY / "image" / "edgewise-health").read_text("utf-8")
+    space: dict[str, Any] = {"__name__": "health"}
+    exec(compile(source, "health", "exec"), space)  # our own file; it has no suffix
+    found: int = space["port_of"](text, block)
+    return found
+
+
+@pytest.mark.parametrize("folder", ["compose/plain", "compose/emulated"])
+def test_the_health_check_reads_the_port_without_a_yaml_library(folder: str) -> None:
+    for file in (DEPLOY / folder).glob("*.yaml"):
+        if file.stem.startswith(("client", "scenario")):
+            continue
+        block = "control" if file.stem == "relay" else "listen"
+        text = file.read_text("utf-8")
+        assert health_port(text, block) == yaml.safe_load(text)[block]["port"], file
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "server: a\nlisten: {host: 0.0.0.0, port: 81}\npeers: {b: 'http://b:82'}\n",
+        "listen: {port: 81, host: 0.0.0.0}\n",
+        "server: a\nlisten:\n  port: 81\n  host: h\nother:\n  port: 5\n",
+        "routes:\n- listen: {port: 7}\nlisten:\n    host: h\n    port: 81\n",
+    ],
+)
+def test_the_health_check_reads_what_a_person_writes(text: str) -> None:
+    assert health_port(text, "listen") == 81
+
+
+def test_units_run_what_exists_and_are_confined() -> None:
+    roles = set()
+    for file in (DEPLOY / "systemd").glob("*.service"):
+        unit = configparser.ConfigParser(strict=False, interpolation=None)
+        unit.optionxform = str  # type: ignore[assignment,method-assign]
+        unit.read(file)
+        command = unit["Service"]["ExecStart"].split()
+        roles.add(command[1])
+        assert command[0].endswith("/edgewise")
+        assert unit["Service"]["NoNewPrivileges"] == "yes"
+        assert unit["Service"]["DynamicUser"] == "yes"
+    assert roles == {"balancer", "node", "relay"}
+
+
+def test_the_dashboard_asks_for_metrics_that_exist() -> None:
+    dashboard = json.loads((DEPLOY / "monitoring" / "dashboard.json").read_text("utf-8"))
+    text = " ".join(t["expr"] for panel in dashboard["panels"] for t in panel["targets"])
+    asked = set(re.findall(r"([a-z_]{5,})\{job", text))
+    sources = "".join(
+        (ROOT / "src/edgewise/live" / file).read_text("utf-8")
+        for file in ("metrics.py", "node_metrics.py")
+    )
+    for metric in asked:
+        plain = re.sub(r"_(total|bucket)$", "", metric)
+        assert f'"{plain}"' in sources, metric
+    targets = yaml.safe_load((DEPLOY / "monitoring" / "prometheus.yml").read_text("utf-8"))
+    jobs = {
+        job["job_name"]: job["static_configs"][0]["targets"] for job in targets["scrape_configs"]
+    }
+    assert set(re.findall(r'job="([a-z]+)"', text)) <= set(jobs)
+    assert {target.partition(":")[0] for target in jobs["node"]} == set(SERVERS)
+
+
+@pytest.mark.parametrize("script", sorted(p.name for p in DEPLOY.glob("*.sh")))
+def test_scripts_parse(script: str) -> None:
+    subprocess.run(["bash", "-n", DEPLOY / script], check=True, timeout=10)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["up", "--models", "a;b"], "models separated by commas"),
+        (["up", "--cpus", "x"], "numbers separated by commas"),
+        (["up", "--memory", "-1"], "sizes such as"),
+        (["up", "--port"], "expected a value"),
+        (["up", "--name", "../x"], "a name of"),
+        (["sideways"], "unknown command"),
+    ],
+)
+def test_the_fleet_script_refuses_what_it_does_not_know(
+    arguments: list[str], problem: str, tmp_path: Path
+) -> None:
+    # An engine that would fail if it were asked anything.
+    engine = tmp_path / "podman"
+    engine.write_text("#!/bin/sh\nexit 99\n", "utf-8")
+    engine.chmod(0o755)
+    said = subprocess.run(
+        ["bash", DEPLOY / "fleet.sh", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+        env={
+            "PATH": f"{tmp_path}:/usr/bin:/bin",
+            "HOME": str(tmp_path),
+            "EDGEWISE_ENGINE": "podman",
+        },
+    )
+    assert said.returncode == 2
+    assert problem in said.stderr
+    assert not (tmp_path / ".local").exists()

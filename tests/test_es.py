@@ -1,0 +1,240 @@
+"""Evolution strategies: they climb, can be resumed, and the same seed gives the same weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgewise.errors import BadInput
+from edgewise.learn import checkpoint, es, trainer
+from edgewise.learn.release import release
+from edgewise.learn.space import Space
+from edgewise.learn.worlds import Worlds, limits, rule_of
+from edgewise.policy import RULES, find, learned, weights
+from edgewise.policy.priced import THRESHOLD
+from edgewise.scenario import loads
+from edgewise.sim import families
+
+PRICED = RULES["priced_greedy"]
+SMALL = """
+name: small
+report_period: 0.1
+executor: replay
+servers:
+  a: {services: [{model: lite0-96, accuracy: 0.6, latency: [0.02]}]}
+  b: {workers: 2, services: [{model: lite2, accuracy: 0.9, latency: [0.05]}]}
+workload:
+  duration: 1
+  arrivals: {kind: poisson, rate: 40}
+  ingress: {a: 2, b: 1}
+  demands: [{share: 1, deadline: [0.1, 0.4], accuracy: 0}]
+  payload: {kind: lognormal, median_bytes: 60000, sigma: 0.5}
+"""
+
+
+def start() -> np.ndarray:
+    return trainer.initial(PRICED)
+
+
+def recipe(**more: object) -> trainer.Recipe:
+    fields: dict[str, object] = {
+        "worlds": Worlds(scenario=loads(SMALL)), "count": 2, "pairs_each": 2, "generations": 4,
+        "validation": 2, "every": 2, "seed": 3,
+    }  # fmt: skip
+    return trainer.Recipe(**{**fields, **more})  # type: ignore[arg-type]
+
+
+# -- the search ------------------------------------------------------------------------------------
+
+
+def test_it_climbs_a_noisy_hill() -> None:
+    """Maximise −|x − 3|² / 100 with differences drowned in noise twice as large."""
+    settings = es.Settings(seed=1, pairs=32, rate=0.3)
+    state = es.begin(10)
+    rng = np.random.default_rng(5)
+    generations = 200
+    for g in range(generations):
+        epsilon = es.directions(settings, g, 10)
+
+        def height(x: np.ndarray) -> np.ndarray:
+            return -((x - 3.0) ** 2).sum(axis=1) / 100.0
+
+        found = height(state.x + epsilon) - height(state.x - epsilon)
+        noise = rng.normal(0.0, 2.0 * found.std(), len(found))
+        es.step(settings, state, epsilon, found + noise, g / generations)
+    assert np.abs(state.mean - 3.0).max() < 0.6
+    assert np.abs(state.mean - 3.0).mean() < np.abs(state.x - 3.0).mean() + 0.1
+
+
+def test_a_gradient_by_hand() -> None:
+    """One pair each along the axes, differences 2, −2 and 0: whitened to 1, −1, 0."""
+    settings = es.Settings(seed=1, pairs=3, rate=1.0)
+    state = es.begin(2)
+    epsilon = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+    es.step(settings, state, epsilon, np.array([2.0, -2.0, 0.0]), 0.0)
+    # First step of Adam with a pooled second moment: g / rms(g) = (1, −1).
+    assert state.x == pytest.approx([1.0, -1.0])
+
+
+def test_one_wild_world_does_not_drown_the_others() -> None:
+    found = es.whiten(np.array([0.01, -0.01, 0.012, 5.0]))
+    assert found.max() == es.CUT
+    assert abs(found[0]) > 0.5
+    assert not es.whiten(np.zeros(4)).any()
+
+
+def test_directions_depend_on_seed_and_generation_only() -> None:
+    one, other = es.Settings(seed=1), es.Settings(seed=2)
+    assert np.array_equal(es.directions(one, 5, 7), es.directions(one, 5, 7))
+    assert not np.array_equal(es.directions(one, 5, 7), es.directions(one, 6, 7))
+    assert not np.array_equal(es.directions(one, 5, 7), es.directions(other, 5, 7))
+
+
+# -- the space -------------------------------------------------------------------------------------
+
+
+def test_the_origin_is_where_it_begins() -> None:
+    space = Space(start(), ("base", "heads"))
+    found = space.params(np.zeros(space.size))
+    assert np.allclose(found[learned.LAYOUT["base"]], PRICED.params, rtol=1e-12)
+    rest = slice(learned.LAYOUT["calibrated"].start, None)
+    assert np.array_equal(found[rest], start()[rest])
+
+
+def test_groups_free_what_they_say() -> None:
+    moved = {}
+    for group in ("base", "heads", "network"):
+        space = Space(start(), (group,))
+        x = np.ones(space.size)
+        changed = np.flatnonzero(space.params(x) != start())
+        moved[group] = set(changed.tolist()) - {learned.O_NETWORK}
+    base = learned.LAYOUT["base"]
+    assert moved["base"] <= set(range(base.start, base.stop))
+    assert len(moved["base"]) >= 15
+    assert not moved["heads"] & moved["base"]
+    assert not moved["network"] & moved["heads"]
+    out = learned.LAYOUT["out"]
+    assert set(range(out.start, out.stop)) <= moved["network"]
+    with pytest.raises(BadInput, match="expected some of"):
+        Space(start(), ("bass",))
+
+
+def test_parameters_stay_between_their_bounds() -> None:
+    space = Space(start(), ("base",))
+    for sign in (-1.0, 1.0):
+        found = space.params(np.full(space.size, sign * 1e3))[learned.LAYOUT["base"]]
+        for value, p in zip(found, PRICED.parameters, strict=True):
+            assert p.low - 1e-9 <= value <= p.high + 1e-9
+
+
+# -- worlds ----------------------------------------------------------------------------------------
+
+
+def test_training_validation_and_evaluation_never_share_a_world() -> None:
+    place = Worlds()
+    trained = {w.seed for w in place.training(3, 0, 50)}
+    assert trained <= set(families.TRAINING)
+    assert trained.isdisjoint({w.seed for w in place.training(4, 0, 50)})
+    assert {w.seed for w in place.validation(20)} <= set(families.VALIDATION)
+
+
+def test_a_scenario_is_played_with_other_luck() -> None:
+    place = Worlds(scenario=loads(SMALL))
+    one, other = place.training(1, 0, 2)
+    assert one.seed != other.seed
+    assert one.servers == other.servers
+
+
+# -- training --------------------------------------------------------------------------------------
+
+
+def test_the_same_seed_gives_the_same_weights_on_any_number_of_threads(tmp_path: Path) -> None:
+    found = [
+        trainer.train(recipe(), start(), PRICED, tmp_path / str(threads), threads=threads).params
+        for threads in (1, 2)
+    ]
+    assert np.array_equal(*found)
+    other = trainer.train(recipe(seed=4), start(), PRICED, tmp_path / "other", threads=1)
+    assert not np.array_equal(found[0], other.params)
+
+
+def test_a_search_that_was_killed_goes_on_to_the_same_weights(tmp_path: Path) -> None:
+    whole = trainer.train(recipe(), start(), PRICED, tmp_path / "whole", threads=1)
+
+    class Killed(Exception):
+        pass
+
+    def kill(step: trainer.Progress) -> None:
+        if step.generation == 3:  # one after the checkpoint
+            raise Killed
+
+    with pytest.raises(Killed):
+        trainer.train(recipe(), start(), PRICED, tmp_path / "cut", threads=1, progress=kill)
+    seen: list[int] = []
+    resumed = trainer.train(
+        recipe(),
+        start(),
+        PRICED,
+        tmp_path / "cut",
+        threads=1,
+        progress=lambda step: seen.append(step.generation),
+    )
+    assert seen == [3, 4]
+    assert np.array_equal(whole.params, resumed.params)
+    assert resumed.decisions == whole.decisions
+    with pytest.raises(BadInput, match="other options"):
+        trainer.train(recipe(rate=0.1), start(), PRICED, tmp_path / "cut", threads=1)
+    assert list((tmp_path / "whole" / "tensorboard").iterdir())
+
+
+def test_a_checkpoint_is_whole_or_not_there(tmp_path: Path) -> None:
+    assert checkpoint.take_up(tmp_path, "{}") is None
+    path = tmp_path / "a" / "b"
+    checkpoint.write_atomically(path, b"one")
+    checkpoint.write_atomically(path, b"two")
+    assert path.read_bytes() == b"two"
+    assert list(path.parent.iterdir()) == [path]
+    (tmp_path / checkpoint.FILE).write_bytes(b"\x10\0\0\0\0\0\0\0{}")
+    with pytest.raises(BadInput, match="not a checkpoint"):
+        checkpoint.take_up(tmp_path, "{}")
+
+
+def test_release_sets_limits_and_refuses_what_is_worse(tmp_path: Path) -> None:
+    place = Worlds(scenario=loads(SMALL))
+    bad = start()
+    bad[learned.LAYOUT["base"]][THRESHOLD] = 2.0  # sheds everything
+    path = tmp_path / "edgewise.safetensors"
+    card = weights.Card(
+        name="edgewise",
+        command="-",
+        seeds=(1,),
+        families=("small",),
+        commit="",
+        decisions=0,
+        heuristic={},
+    )
+    made, judged = release(bad, PRICED, place, path, card, seed=1, surveyed=3, count=4, threads=1)
+    assert not made.accepted
+    assert judged.mean.high < 0.0
+    rule = find(str(path))
+    low = np.array(rule.params)[learned.LAYOUT["low"]]
+    high = np.array(rule.params)[learned.LAYOUT["high"]]
+    assert (low <= high).all()
+    assert low[0] == high[0] == 1.0  # phi.one
+    good, _ = release(start(), PRICED, place, path, card, seed=1, surveyed=3, count=4, threads=1)
+    assert good.accepted
+    assert good.results["small"].mean == 0.0
+
+
+def test_a_survey_counts_what_the_guard_did() -> None:
+    place = Worlds(scenario=loads(SMALL))
+    rule = rule_of(start())
+    worlds = place.training(1, 0, 2)
+    low, high, counters = limits(place, rule, start(), worlds, 1)
+    assert counters[0] > 0
+    assert counters[1:].tolist() == [0.0, 0.0, 0.0]
+    narrow = weights.release(start(), low + 1.0, high + 1.0, 5.0)
+    _, _, tripped = limits(place, rule, narrow, worlds, 1)
+    assert tripped[1] == tripped[0]

@@ -1,0 +1,406 @@
+"""The learned policy: exactly the heuristic when untrained, blind to order, guarded, and better."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from safetensors.numpy import save
+
+from edgewise.bench.episodes import Stage
+from edgewise.domain import Observation
+from edgewise.errors import BadInput
+from edgewise.fleet.draws import new_draws
+from edgewise.fleet.table import (
+    C_INGRESS,
+    R_SERVER,
+    R_SERVICE,
+    R_WAIT,
+    S_BACKLOG,
+    S_RATE,
+    S_RATE_AGE,
+    S_REPORT_AGE,
+    Table,
+    best_row,
+)
+from edgewise.policy import RULES, KernelPolicy, features, find, learned, make, weights
+from edgewise.policy.explain import explain, params_of
+from edgewise.policy.guard import N_NOT_FINITE, N_OUTSIDE, N_STALE
+from edgewise.sim import families
+from edgewise.sim.world import Options
+from fleet_case import NOW, queue, report, request, tracker
+
+BARE = Options(store=False)
+PRICED = RULES["priced_greedy"]
+SHIPPED = RULES["edgewise"]
+
+
+def params(seed: int = 0, network: bool = True) -> np.ndarray:
+    """Something learned, at random; no guard."""
+    made = learned.untrained(PRICED.params)
+    rng = np.random.default_rng(seed)
+    for part in ("server_heads", "row_heads", "shed_head", "out"):
+        made[learned.LAYOUT[part]] = rng.normal(0.0, 0.3, learned.SIZES[part])
+    made[learned.O_NETWORK] = network
+    return made
+
+
+def table(seed: int = 0, servers: int = 4, each: int = 3) -> Table:
+    """A plausible table with random numbers in it; server 0 is the ingress."""
+    seen = observation()
+    rng = np.random.default_rng(seed)
+    row, server = seen.rows[0], seen.servers[1]
+    count = 2 * servers * each + 1
+    rows = np.tile(row, (count, 1)) * rng.uniform(0.5, 2.0, (count, row.size))
+    of = np.arange(count - 1) // (2 * each)
+    rows[:-1, R_SERVER], rows[:-1, R_SERVICE] = of, np.arange(count - 1) // 2
+    rows[:, 2] = np.arange(count) % 2
+    rows[:-1, 3] = of == 0
+    rows[:, 4] = rng.uniform(0.5, 0.9, count)
+    rows[:, R_WAIT] = rng.exponential(0.1, count)
+    rows[:-1, 9] = rows[:-1, 5:9].sum(axis=1)
+    rows[-1, R_SERVER] = rows[-1, R_SERVICE] = -1.0
+    mask = (rng.random(count) < 0.8).astype(np.uint8)
+    mask[-1] = 1
+    places = np.tile(server, (servers, 1)) * rng.uniform(0.5, 2.0, (servers, server.size))
+    places[:, 0], places[:, 1] = 1.0, rng.choice([1.0, 2.0, 4.0], servers)
+    places[:, S_BACKLOG] = rng.exponential(0.2, servers)
+    places[:, S_RATE], places[:, S_RATE_AGE] = rng.uniform(5e5, 5e6, servers), 0.3
+    places[:, 10:13] = rng.uniform(0.0, 1.0, (servers, 3))
+    context = seen.context.copy()
+    context[C_INGRESS] = 0.0
+    return Table(rows, mask, places, context, np.zeros(count), np.ones(1, np.uint8))
+
+
+def observation() -> Observation:
+    made = tracker()
+    made.on_report(report("a", queue=queue((0.1, 0.05))), NOW)
+    made.on_report(report("b"), NOW)
+    return made.observe(request(), NOW, NOW)
+
+
+def scores(numbers: np.ndarray, seen: Table, state: np.ndarray | None = None) -> np.ndarray:
+    memory = learned.MEMORY + learned.PER_SERVER * len(seen.servers)
+    state = np.zeros(memory) if state is None else state
+    learned.edgewise(seen, numbers, state, new_draws(1))
+    return seen.scores.copy()
+
+
+# -- what it is ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("network", [False, True])
+def test_untrained_is_the_heuristic_bit_for_bit(network: bool) -> None:
+    untrained = learned.untrained(PRICED.params)
+    untrained[learned.O_NETWORK] = network
+    for seed in range(20):
+        seen = table(seed)
+        mine = scores(untrained, seen)
+        PRICED.kernel(seen, np.array(PRICED.params), np.zeros(0), new_draws(1))
+        assert np.array_equal(mine, seen.scores)
+
+
+def test_untrained_plays_a_whole_world_as_the_heuristic_does() -> None:
+    stage = Stage(families.scenario("volatile", 11).with_overrides(duration=5.0), BARE)
+    rule = weights.rule(learned.untrained(PRICED.params), "untrained")
+    assert stage.utility(rule) == stage.utility(PRICED)
+    assert stage.utility(weights.rule(params(), "random")) != stage.utility(PRICED)
+
+
+def test_the_order_of_servers_changes_nothing() -> None:
+    numbers = params()
+    for seed in range(10):
+        seen = table(seed)
+        mine = scores(numbers, seen)
+        order = np.random.default_rng(seed).permutation(len(seen.servers))
+        where = np.argsort(order)  # old index → new index
+        rows = [r for s in order for r in range(len(seen.mask) - 1) if seen.rows[r, R_SERVER] == s]
+        rows.append(len(seen.mask) - 1)
+        moved = Table(
+            seen.rows[rows].copy(),
+            seen.mask[rows],
+            seen.servers[order],
+            seen.context.copy(),
+            np.zeros(len(rows)),
+            seen.wanted,
+        )
+        moved.rows[:-1, R_SERVER] = where[moved.rows[:-1, R_SERVER].astype(int)]
+        moved.context[C_INGRESS] = where[int(seen.context[C_INGRESS])]
+        # Sums over servers are taken in another order: equal to the last bits only.
+        assert np.allclose(scores(numbers, moved), mine[rows], rtol=1e-12, atol=1e-12)
+
+
+def test_rows_that_are_not_admissible_change_nothing() -> None:
+    numbers = params()
+    seen = table(3)
+    mine = scores(numbers, seen)
+    seen.rows[seen.mask == 0] = 1e9
+    down = np.vstack([seen.servers, np.zeros(seen.servers.shape[1])])  # a server that is not up
+    wide = np.vstack([seen.rows[:-1], np.full((2, seen.rows.shape[1]), -7.0), seen.rows[-1:]])
+    mask = np.concatenate([seen.mask[:-1], [0, 0], seen.mask[-1:]]).astype(np.uint8)
+    padded = Table(wide, mask, down, seen.context, np.zeros(len(mask)), seen.wanted)
+    found = scores(numbers, padded)
+    assert np.array_equal(np.delete(found, [len(mask) - 3, len(mask) - 2]), mine)
+
+
+def test_live_and_simulated_scores_are_the_same() -> None:
+    """`KernelPolicy` and the pointer that the engine calls, on one table."""
+    from edgewise.sim import engine
+
+    seen = observation()
+    policy = KernelPolicy("edgewise", SHIPPED)
+    decided = policy.decide(seen)
+    copied = Table(
+        seen.rows,
+        seen.mask,
+        seen.servers,
+        seen.context,
+        np.zeros(seen.mask.size),
+        np.ones(1, np.uint8),
+    )
+    state = SHIPPED.new_state(len(seen.servers))
+    kernel = engine.compiled(SHIPPED.kernel)
+    assert _through(kernel, copied, np.array(SHIPPED.params), state, new_draws(0)) == 1.0
+    assert np.array_equal(copied.scores, policy._scores)
+    assert decided.rows[0] == best_row(copied)
+
+
+def _through(kernel: object, *arguments: object) -> float:
+    """Call a compiled pointer as the engine does."""
+    from numba import njit
+
+    @njit
+    def call(kernel, seen, numbers, state, draws):  # type: ignore[no-untyped-def]
+        return kernel(seen, numbers, state, draws)
+
+    return call(kernel, *arguments)
+
+
+def test_a_drawn_row_comes_with_its_probability() -> None:
+    numbers = params()
+    numbers[learned.O_TEMPERATURE] = 0.05
+    seen = table(5)
+    state = np.zeros(learned.MEMORY + learned.PER_SERVER * len(seen.servers))
+    draws = new_draws(3)
+    count, said, times = 4000, np.zeros(seen.mask.size), np.zeros(seen.mask.size)
+    for _ in range(count):
+        probability = learned.edgewise(seen, numbers, state, draws)
+        row = best_row(seen)
+        said[row] = probability
+        times[row] += 1
+    assert times.max() < count
+    assert np.abs(times / count - said).max() < 4 * math.sqrt(0.25 / count)
+    assert said.sum() == pytest.approx(1.0, abs=0.02)
+
+
+def test_it_remembers_how_a_link_moves() -> None:
+    memory = np.zeros(3 * 4)
+    seen = table(0)
+    for rate in (1e6, 1e6, 4e6, 1e6, 4e6):
+        seen.servers[:, S_RATE] = rate
+        features.remember(seen, memory)
+    log, slow, moves = memory[:3]
+    assert log == pytest.approx(math.log(4e6))
+    assert math.log(1e6) < slow < math.log(4e6)
+    assert moves == pytest.approx(math.log(4.0) * (1.0 - 0.8**3))
+    seen.servers[:, S_RATE_AGE] = 60.0  # never measured: the prior says nothing
+    seen.servers[:, S_RATE] = 9e9
+    features.remember(seen, memory)
+    assert memory[0] == log
+
+
+# -- the guard -------------------------------------------------------------------------------------
+
+
+def guarded() -> np.ndarray:
+    wide = np.full(learned.FEATURES, 5.0)
+    return weights.release(params(), -wide, wide, 5.0)
+
+
+def heuristic(seen: Table) -> np.ndarray:
+    PRICED.kernel(seen, np.array(PRICED.params), np.zeros(0), new_draws(1))
+    return seen.scores.copy()
+
+
+def test_the_guard_lets_the_policy_decide_where_it_was_trained() -> None:
+    seen = table(0)
+    state = np.zeros(learned.MEMORY + learned.PER_SERVER * len(seen.servers))
+    mine = scores(guarded(), seen, state)
+    assert state[:4].tolist() == [1.0, 0.0, 0.0, 0.0]
+    assert not np.array_equal(mine, heuristic(seen))
+
+
+@pytest.mark.parametrize("feature", range(learned.FEATURES))
+def test_any_feature_outside_its_range_trips_the_guard(feature: int) -> None:
+    numbers = guarded()
+    numbers[learned.LAYOUT["low"]][feature] = 4.0  # none is ever that large
+    seen = table(0)
+    state = np.zeros(learned.MEMORY + learned.PER_SERVER * len(seen.servers))
+    mine = scores(numbers, seen, state)
+    assert state[N_OUTSIDE] == 1.0
+    assert np.array_equal(mine, heuristic(seen))
+
+
+def test_a_belief_too_old_trips_the_guard() -> None:
+    seen = table(0)
+    seen.servers[:, S_REPORT_AGE] = 6.0
+    state = np.zeros(learned.MEMORY + learned.PER_SERVER * len(seen.servers))
+    mine = scores(guarded(), seen, state)
+    assert state[N_STALE] == 1.0
+    assert np.array_equal(mine, heuristic(seen))
+    seen.servers[0, S_REPORT_AGE] = 1.0  # one that was heard is enough
+    scores(guarded(), seen, state)
+    assert state[N_STALE] == 1.0
+
+
+@pytest.mark.parametrize("part", ["server_heads", "row_heads", "shed_head", "out"])
+def test_a_score_that_is_no_number_trips_the_guard(part: str) -> None:
+    numbers = guarded()
+    numbers[learned.LAYOUT[part]] = math.nan
+    seen = table(0)
+    state = np.zeros(learned.MEMORY + learned.PER_SERVER * len(seen.servers))
+    mine = scores(numbers, seen, state)
+    assert state[N_NOT_FINITE] == 1.0
+    assert np.array_equal(mine, heuristic(seen))
+
+
+def test_whatever_the_weights_scores_are_numbers() -> None:
+    numbers = params()
+    for part in ("server_heads", "row_heads", "shed_head", "out"):
+        numbers[learned.LAYOUT[part]] *= 1e6
+    seen = table(1)
+    mine = scores(numbers, seen)
+    assert np.isfinite(mine[seen.mask == 1]).all()
+
+
+# -- weights ---------------------------------------------------------------------------------------
+
+
+def card(**more: object) -> weights.Card:
+    fields: dict[str, object] = {
+        "name": "test", "command": "-", "seeds": (1,), "families": ("train",), "commit": "",
+        "decisions": 0, "heuristic": {},
+    }  # fmt: skip
+    return weights.Card(**{**fields, **more})  # type: ignore[arg-type]
+
+
+def written(folder: Path, numbers: np.ndarray) -> Path:
+    path = folder / "mine.safetensors"
+    weights.save(path, numbers, card(), Path.write_bytes)
+    return path
+
+
+def test_weights_come_back_as_they_were_and_are_a_policy(tmp_path: Path) -> None:
+    path = written(tmp_path, guarded())
+    numbers, read = weights.load(path)
+    assert np.array_equal(numbers, guarded())
+    assert read.limits["phi.backlog"] == (-5.0, 5.0)
+    policy = make(str(path))
+    assert policy.name == "mine"
+    decided = policy.decide(observation())
+    assert decided.policy == "mine"
+    assert policy.counters["decisions"] == 1
+
+
+def edited(path: Path, **changes: object) -> None:
+    """Change the card and nothing else."""
+    beside = path.with_suffix(".json")
+    read = msgspec.json.decode(beside.read_bytes())
+    beside.write_bytes(msgspec.json.encode({**read, **changes}))
+
+
+def poison(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Other numbers, with a card whose checksum is right."""
+    import hashlib
+
+    data = save(arrays)
+    path.write_bytes(data)
+    edited(path, sha256=hashlib.sha256(data).hexdigest())
+
+
+def test_poisoned_weights_are_refused_with_the_reason(tmp_path: Path) -> None:
+    path = written(tmp_path, guarded())
+    good = path.read_bytes()
+
+    def refused(reason: str) -> None:
+        with pytest.raises(BadInput, match=reason):
+            find(str(path))
+
+    path.write_bytes(good[:-8] + b"\0" * 8)
+    refused("sha256")
+    poison(path, {"params": guarded()[:-1]})
+    refused("expected float64")
+    poison(path, {"params": guarded().astype(np.float32)})
+    refused("expected float64")
+    poison(path, {"params": guarded(), "more": np.zeros(3)})
+    refused("expected the tensor params")
+    bad = guarded()
+    bad[-1] = math.nan
+    poison(path, {"params": bad})
+    refused("finite")
+    import hashlib
+
+    path.write_bytes(b"\x80\x04cos\nsystem\n.")  # a pickle
+    edited(path, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+    refused("not safetensors")
+    path.write_bytes(good)
+    edited(path, sha256=hashlib.sha256(good).hexdigest(), version=2)
+    refused("version 2, expected 1")
+    edited(path, version=1, surprise=1)
+    refused("not a card")
+    path.with_suffix(".json").unlink()
+    refused("no such file")
+
+
+# -- what is shipped -------------------------------------------------------------------------------
+
+
+def test_the_shipped_policy_beats_the_heuristic() -> None:
+    """Ten worlds that it was neither trained nor chosen on; the table is docs/learning.md."""
+    differences = []
+    for at, family in enumerate(("medium", "heavy", "bursty", "hot_spot", "combined") * 2):
+        world = families.scenario(family, families.EVALUATION[500 + at])
+        stage = Stage(world.with_overrides(duration=8.0), BARE)
+        differences.append(stage.utility(SHIPPED) - stage.utility(PRICED))
+    assert np.mean(differences) > 0.0
+
+
+def test_the_shipped_policy_plays_the_same_twice() -> None:
+    world = families.scenario("combined", families.EVALUATION[600]).with_overrides(duration=4.0)
+    assert Stage(world, BARE).utility(SHIPPED) == Stage(world, BARE).utility(SHIPPED)
+
+
+# -- why -------------------------------------------------------------------------------------------
+
+
+def test_an_explanation_adds_up() -> None:
+    numbers = params()
+    seen = table(2)
+    mine = scores(numbers, seen)
+    found = explain([seen], numbers)
+    assert found.guard == ""
+    assert found.shed == mine[-1]
+    assert len(found.rows) == seen.mask[:-1].sum()
+    for why in found.rows:
+        assert why.score == mine[why.row]
+        assert why.utility - why.price == pytest.approx(why.score, abs=1e-12)
+        assert why.score - why.correction == pytest.approx(why.heuristic, abs=1e-12)
+    assert [why.score for why in found.rows] == sorted((w.score for w in found.rows), reverse=True)
+
+
+def test_the_heuristic_explains_itself_without_correction() -> None:
+    numbers = params_of(PRICED)
+    assert numbers is not None
+    assert all(why.correction == 0.0 for why in explain([table(4)], numbers).rows)
+    assert params_of(RULES["jsq"]) is None
+
+
+def test_an_explanation_says_that_the_guard_decided() -> None:
+    seen = table(0)
+    seen.servers[:, S_REPORT_AGE] = 6.0
+    found = explain([seen], guarded())
+    assert found.guard == "stale"
+    assert all(why.score == why.heuristic for why in found.rows)
