@@ -2,9 +2,9 @@
 
     python scripts/learning_table.py [--seeds 30] [--threads 2] [--only table,ablation,information]
 
-Plays the shipped policy, the heuristic, the re-tuned control and the ladder's rules in the worlds of
-the standard suite, on held-out seeds (families.EVALUATION), and writes what came of it. Numbers in
-that document come from here and from the weights' cards, none from a keyboard.
+Plays the shipped policy, the heuristic, the re-tuned control and the ladder's rules in the worlds
+of the standard suite, on held-out seeds (families.EVALUATION), and writes what came of it. Numbers
+in that document come from here and from the weights' cards, none from a keyboard.
 """
 
 from __future__ import annotations
@@ -76,9 +76,9 @@ def table(seeds: Sequence[int], threads: int) -> Iterator[str]:
     mine = by["edgewise"]
     yield from training()
     yield (
-        f"Mean expected utility, {len(seeds)} held-out seeds from {seeds[0]:,}, paired; ± is half a "
-        "95 % interval, over seeds. *control* is `priced_greedy` re-tuned by the same search with "
-        "the same budget."
+        f"Mean expected utility, {len(seeds)} held-out seeds from {seeds[0]:,}, paired; ± is half "
+        "a 95 % interval, over seeds. *control* is `priced_greedy` re-tuned by the same search "
+        "with the same budget."
     )
     yield ""
     yield "| family | priced_greedy | control | edgewise | − priced_greedy | − control | in % |"
@@ -102,8 +102,8 @@ def table(seeds: Sequence[int], threads: int) -> Iterator[str]:
     yield ""
     yield (
         f"Over the control: interval above 0 in {above} of {len(names)} families, below 0 in "
-        f"{below}. Over `priced_greedy` as shipped: {percent(first, plain)}. Intervals of the means "
-        "are clustered by seed."
+        f"{below}. Over `priced_greedy` as shipped: {percent(first, plain)}. Intervals of the "
+        "means are clustered by seed."
     )
     yield ""
     yield "| edgewise over | mean | in % | least, in % | family |"
@@ -181,8 +181,9 @@ def ablation(seeds: Sequence[int], threads: int) -> Iterator[str]:
     rules = {"edgewise": RULES["edgewise"], **{part: without(part) for part in parts}}
     values = utilities(PARTS_FAMILIES, rules, seeds, threads)
     yield (
-        f"Loss in utility with one part of the shipped weights set to 0 (*base*: the heuristic's own "
-        f"parameters put back to what they were), nothing trained anew; {len(seeds)} held-out seeds."
+        "Change of utility with one part of the shipped weights set to 0 (*base*: the heuristic's "
+        "own parameters put back to what they were), nothing trained anew; "
+        f"{len(seeds)} held-out seeds."
     )
     yield ""
     yield "| without | " + " | ".join(PARTS_FAMILIES) + " | mean |"
@@ -211,7 +212,7 @@ def both(world: Scenario) -> Scenario:
 
 
 def information(seeds: Sequence[int], threads: int) -> Iterator[str]:
-    """What fresh reports and true bandwidths add, and how much of that is recovered without them."""
+    """What fresh reports and true bandwidths add, and how much of it is recovered without them."""
     rules = {"control": find(str(CONTROL)), "edgewise": RULES["edgewise"]}
     cases: dict[str, Callable[[Scenario], Scenario] | None] = {
         "as it is": None,
@@ -225,8 +226,8 @@ def information(seeds: Sequence[int], threads: int) -> Iterator[str]:
     plain = values["as it is"][:, 0]
     yield (
         "Gain in utility over the control without any of it. *Fresh reports*: every 10 ms; *true "
-        f"bandwidth*: the links' state as they are; no policy was trained with either; {len(seeds)} "
-        "held-out seeds."
+        "bandwidth*: the links' state as they are; no policy was trained with either; "
+        f"{len(seeds)} held-out seeds."
     )
     yield ""
     heads = [f"{rule}, {case}" for rule in rules for case in cases]

@@ -856,7 +856,7 @@ async def test_a_process_of_its_own_ends_with_everything_written(
         "experience.parquet",
         "reports.parquet",
     ]
-    assert read(out, DECISIONS)["request"].to_pylist() == ["r1"]
+    assert read(out, DECISIONS.name)["request"].to_pylist() == ["r1"]
     assert load_experience(out).table["status"].to_pylist() == ["lost"]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,13 @@ class Fleet:
             stamps=Stamps(accepted=5.0),
         )
         headers, data = encode_answer(Answer(outcome=outcome, code=code), "", frozenset())
+        if how == "stall":  # the answer is in the client's socket, and then the loop stands still
+            response = web.StreamResponse(headers=headers)
+            await response.prepare(http)
+            await response.write(data)
+            await response.write_eof()
+            time.sleep(4.0 * DEADLINE + 0.2)  # noqa: ASYNC251
+            return response
         return web.Response(body=data, headers=headers, status=code)
 
     async def requests(self, http: web.Request) -> web.Response:
@@ -166,6 +174,14 @@ async def test_payload_to_the_ingress_and_metadata_to_the_balancer() -> None:
     assert (told.ingress, told.deadline, told.accuracy, told.payload_bytes) == ("left", 5.0, 0.5, 5)
     assert 0.0 < fleet.told["t-1"].budget <= 5.0
     assert client.untold == 0
+
+
+async def test_an_answer_that_lies_in_the_socket_is_not_lost() -> None:
+    """A starved process wakes to its timers before it reads."""
+    fleet = Fleet()
+    fleet.behaviour = {"t-0": "stall"}
+    got, _ = await outcomes(fleet, requests(1))
+    assert got["t-0"].status is Status.SERVED
 
 
 async def test_an_answer_becomes_an_outcome_with_what_only_the_client_knows() -> None:

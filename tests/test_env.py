@@ -188,9 +188,11 @@ def test_vectorised_is_the_same_to_the_last_bit(threads: int, observation: str) 
             if over:
                 last = info["final_obs"][i]
                 final = info["final_info"][i]
-                assert same(one, {k: v[None] for k, v in last.items()}, 0) if isinstance(
-                    last, dict
-                ) else (one == last).all()
+                assert (
+                    same(one, {k: v[None] for k, v in last.items()}, 0)
+                    if isinstance(last, dict)
+                    else (one == last).all()
+                )
                 assert (final["action_mask"] == told["action_mask"]).all()
                 assert final["decisions"] == told["decision"]
                 one, _ = env.reset(options={"world": int(info["world"][i])})

@@ -161,6 +161,30 @@ async def test_real_model_on_both_forms_and_a_broken_image(threads: ThreadPoolEx
     assert "224 x 224" in str(lying)
 
 
+def test_each_model_has_run_on_both_forms_before_it_is_ready(
+    threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is slow the first time must not be a request's."""
+    decoded: list[tuple[str, bool]] = []
+
+    class Fake:
+        def __init__(self, name: str) -> None:
+            self.rung = zoo.rung(name)
+
+        def decode(self, image: bytes, model_ready: int | None = None) -> np.ndarray:
+            size = model_ready or self.rung.size
+            assert to_picture(image, self.rung.size, model_ready).size == (size, size)
+            decoded.append((self.rung.name, model_ready is not None))
+            return np.zeros((1, 3, size, size), np.float32)
+
+        def predict(self, batch: np.ndarray) -> np.ndarray:
+            return np.zeros((1, 1000), np.float32)
+
+    monkeypatch.setattr(zoo, "load", Fake)
+    OnnxExecutor(["lite0-96", "lite2"], threads)
+    assert decoded == [(name, form) for name in ("lite0-96", "lite2") for form in (False, True)]
+
+
 def test_a_missing_model_is_named(threads: ThreadPoolExecutor) -> None:
     with pytest.raises(ModelError, match="nosuch"):
         OnnxExecutor(["nosuch"], threads)

@@ -16,6 +16,7 @@ from edgewise.errors import BadInput
 from edgewise.fleet.draws import new_draws
 from edgewise.fleet.table import (
     C_INGRESS,
+    C_NOW,
     R_SERVER,
     R_SERVICE,
     R_WAIT,
@@ -197,15 +198,20 @@ def test_a_drawn_row_comes_with_its_probability() -> None:
 
 
 def test_it_remembers_how_a_link_moves() -> None:
-    memory = np.zeros(3 * 4)
+    memory = np.zeros(features.REMEMBERED * 4)
     seen = table(0)
-    for rate in (1e6, 1e6, 4e6, 1e6, 4e6):
-        seen.servers[:, S_RATE] = rate
+    for second, rate in enumerate((1e6, 1e6, 4e6, 1e6, 4e6)):
+        seen.context[C_NOW] = 100.0 + second
+        seen.servers[:, S_RATE], seen.servers[:, S_RATE_AGE] = rate, 0.2
         features.remember(seen, memory)
-    log, slow, moves = memory[:3]
+        seen.context[C_NOW] += 0.5  # the same measurement, faded: no step
+        seen.servers[:, S_RATE], seen.servers[:, S_RATE_AGE] = 1.1 * rate, 0.7
+        features.remember(seen, memory)
+    log, slow, moves, at = memory[: features.REMEMBERED]
     assert log == pytest.approx(math.log(4e6))
     assert math.log(1e6) < slow < math.log(4e6)
     assert moves == pytest.approx(math.log(4.0) * (1.0 - 0.8**3))
+    assert at == pytest.approx(103.8)
     seen.servers[:, S_RATE_AGE] = 60.0  # never measured: the prior says nothing
     seen.servers[:, S_RATE] = 9e9
     features.remember(seen, memory)

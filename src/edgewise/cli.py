@@ -19,6 +19,7 @@ from edgewise import __version__
 from edgewise.commands import (
     balancer,
     bench,
+    bound,
     client,
     configs,
     evaluate,
@@ -92,6 +93,7 @@ app.add_typer(models.app, name="models", rich_help_panel=LOOK)
 app.command(rich_help_panel=STUDY)(simulate.simulate)
 app.command(rich_help_panel=STUDY)(bench.bench)
 app.command(rich_help_panel=STUDY)(tune.tune)
+app.command(rich_help_panel=STUDY)(bound.bound)
 app.command(rich_help_panel=STUDY)(train.train)
 app.command(rich_help_panel=MAIN)(explain.explain)
 app.command(rich_help_panel=HAND)(balancer.balancer)

@@ -116,6 +116,19 @@ def make_ready(photo: bytes, size: int) -> bytes:
     return encode(crop_and_resize(photo, size))
 
 
+def sample_photo() -> bytes:
+    """A JPEG of 500 x 375 pixels, as ImageNet's photos mostly are; noise, so no decoder can skip.
+
+    For warming up where no photo is at hand.
+    """
+    try:
+        from PIL import Image
+    except ImportError:
+        raise MissingExtra("live", "pillow") from None
+    pixels = np.random.default_rng(0).integers(0, 256, (375, 500, 3), np.uint8)
+    return encode(Image.fromarray(pixels))
+
+
 def to_picture(payload: bytes, size: int, model_ready: int | None = None) -> Image.Image:
     """Decode a payload of either form into the ``size`` x ``size`` RGB picture a model reads.
 

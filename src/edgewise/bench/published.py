@@ -264,8 +264,24 @@ def markdown(
     return "\n\n".join(parts)
 
 
-EWMA_TEXT = ""
-PREQUAL_TEXT = ""
+EWMA_TEXT = (
+    "Round robin loses one request in eleven while the server is slow, whatever the latency. What "
+    "least loaded loses depends on it: the slow server is taken until as many requests hang there "
+    "as a healthy one usually has open, so the longer the usual latency, the more are lost. Peak "
+    "EWMA takes the latency into its load, so after the first slow answers it comes back only when "
+    "the memory has faded. Our rule learns of a slow answer when it is there, at 2 s; Finagle's "
+    "client gives up after 1 s and learns then."
+)
+PREQUAL_TEXT = (
+    "Prequal's advantage over both shows while its probes are fresh. A probe here is what the "
+    "server last reported (`edgewise.policy.prequal`), where the authors' is a message of its own "
+    "that is back in a millisecond: with a report a second the pool holds what was true long ago, "
+    "eight clients herd to the same cold servers, and the advantage is gone, while P2C, which goes "
+    "by each client's own count, does not notice. Weighted round robin balances utilisation: "
+    "weights that lag do not follow slow spells, and a server that is full reports the same "
+    "utilisation however long its queue is, which is the paper's point. C3 multiplies its own "
+    "count by the number of clients, which it is told here exactly."
+)
 
 
 def _percent(value: Interval) -> str:

@@ -432,16 +432,14 @@ def flatten(table: Table, out: Array) -> None:
     wide = table.rows.shape[1]
     deep = table.servers.shape[1]
     for r in range(table.rows.shape[0]):
-        if table.mask[r] == 0:
-            out[r, :] = 0.0
-            continue
-        out[r, :wide] = table.rows[r]
+        admissible = table.mask[r] != 0
         s = int(table.rows[r, R_SERVER])
-        if s >= 0:
-            out[r, wide : wide + deep] = table.servers[s]
-        else:
-            out[r, wide : wide + deep] = 0.0
-        out[r, wide + deep :] = table.context
+        for c in range(wide):
+            out[r, c] = table.rows[r, c] if admissible else 0.0
+        for c in range(deep):
+            out[r, wide + c] = table.servers[s, c] if admissible and s >= 0 else 0.0
+        for c in range(table.context.size):
+            out[r, wide + deep + c] = table.context[c] if admissible else 0.0
 
 
 @lean

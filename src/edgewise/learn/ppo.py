@@ -48,7 +48,6 @@ from edgewise.policy.priced import SPREAD, SQRT_3
 from edgewise.scenario import Scenario
 from edgewise.sim import engine
 from edgewise.sim.world import simulation
-from edgewise.workload import generate
 
 try:
     import torch
@@ -242,6 +241,7 @@ class Batch:
 
 
 def play(
+    place: Worlds,
     scenarios: Sequence[Scenario],
     params: Floats,
     settings: Settings,
@@ -249,7 +249,7 @@ def play(
     pool: ThreadPoolExecutor,
 ) -> list[list[Rollout]]:
     """Every world `settings.plays` times; [world][play]."""
-    starts = [simulation(each, generate(each, None)) for each in scenarios]
+    starts = [simulation(each, place.trace(each)) for each in scenarios]
     jobs = [w for w in range(len(starts)) for _ in range(settings.plays)]
     seeds = np.random.SeedSequence([settings.seed, iteration, 8]).generate_state(len(jobs))
 
@@ -333,7 +333,7 @@ def train(
                 entered = time.monotonic()
                 first = iteration * settings.worlds
                 scenarios = worlds.training(settings.seed, first, settings.worlds)
-                plays = play(scenarios, learner.params(), settings, iteration, pool)
+                plays = play(worlds, scenarios, learner.params(), settings, iteration, pool)
                 playing += time.monotonic() - entered
                 made = update(learner, optimiser, plays, settings, iteration, pool)
                 iteration += 1
@@ -392,7 +392,9 @@ def update(
         advantages(each, rewards, values[a:b], settings)
         for each, rewards, a, b in zip(flat, compared, bounds, bounds[1:], strict=False)
     ]
-    learned_from = np.concatenate([np.arange(a, b - 1) for a, b in zip(bounds, bounds[1:], strict=False)])
+    learned_from = np.concatenate(
+        [np.arange(a, b - 1) for a, b in zip(bounds, bounds[1:], strict=False)]
+    )
     advantage = np.concatenate(gained)
     returns = advantage + values[learned_from]
     explained = 1.0 - float(np.var(advantage)) / max(float(np.var(returns)), 1e-12)

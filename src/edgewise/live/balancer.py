@@ -15,11 +15,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import logging
 import os
 import signal
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,6 +38,7 @@ from edgewise.live.emulator_feed import follow
 from edgewise.live.ledger import Entry
 from edgewise.live.metrics import Metrics
 from edgewise.live.recorder import Recorder
+from edgewise.live.steady import steady
 from edgewise.policy import KernelPolicy
 from edgewise.scenario import Scenario, load
 
@@ -53,9 +52,6 @@ MESSAGE_MAX = 2**20
 """bytes of a control message; a report of 256 waiting requests has about 6 kB."""
 CLOSE_TIMEOUT = 1.0
 """s to say good-bye to nodes when stopping."""
-SWITCH_INTERVAL = 5e-4
-"""s after which the recorder's thread must hand over the interpreter; Python's own 5 ms would be
-the whole of a decision's budget."""
 
 
 class Balancer:
@@ -100,7 +96,7 @@ class Balancer:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.gather(
-            *(self._hang_up(channel, 1001, "the balancer stops") for channel in [*self._sockets])
+            *(self._hang_up(channel, 1001, "the balancer stops") for channel in [*self._sockets]),
         )
 
     async def _tick(self) -> None:
@@ -386,9 +382,7 @@ async def serve(
         except (OSError, UnicodeError) as error:
             raise BadInput(f"cannot listen on {host}:{port}: {_reason(error)}") from error
         await balancer.start()
-        # What start-up made lives until the end: a full collection need not visit it.
-        gc.collect()
-        gc.freeze()
+        steady()
         if ready is not None:
             bound = runner.addresses[0]
             ready({"balancer": dispatcher.scenario.name, "url": _url(bound[0], bound[1])})
@@ -422,7 +416,6 @@ def run(config: BalancerConfig, ready: Callable[[dict[str, Any]], None] | None =
         with contextlib.suppress(asyncio.CancelledError):
             await task
 
-    sys.setswitchinterval(SWITCH_INTERVAL)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(until_signal())
 

@@ -20,12 +20,11 @@ from __future__ import annotations
 import array
 import asyncio
 import contextlib
-import gc
 import io
 import secrets
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +41,7 @@ from edgewise.live.payloads import Load, read_load
 from edgewise.live.protocol import decode_answer, encode_request
 from edgewise.live.recorder import Recorder
 from edgewise.live.records import OUTCOMES, REQUESTS
+from edgewise.live.steady import steady
 from edgewise.scenario import Scenario, dump, load
 from edgewise.score import Shape, score
 from edgewise.summary import percentiles_ms
@@ -55,6 +55,9 @@ except ImportError as error:
 LOST_AFTER = 2.0
 """s past twice the deadline: the soft score gives nothing beyond twice, and the rest is for an
 answer that is already on the way."""
+LAST_LOOK = 0.25
+"""s more, in which an answer that has come is read. A loop that was held up wakes to its timers
+before it reads its sockets: on a machine that starves it, what lies there would count as lost."""
 POST_PERIOD = 0.1
 """s between batches of outcomes: the balancer counts its requests in flight by them."""
 BATCH_MAX = 2000
@@ -187,14 +190,14 @@ class Client:
             headers["edgewise-label"] = str(entry.label)
         url = self._config.ingress[request.ingress].rstrip("/") + INFER.format(task=request.task)
         patience = 2.0 * request.deadline + LOST_AFTER
+
+        async def answer() -> Outcome:
+            async with session.post(url, data=io.BytesIO(body), headers=headers) as response:
+                said = await response.read()
+            return self._read(request, response.status, said, self._clock.now() - request.sent_at)
+
         try:
-            async with (
-                asyncio.timeout(patience),
-                session.post(url, data=io.BytesIO(body), headers=headers) as response,
-            ):
-                answer = await response.read()
-                latency = self._clock.now() - request.sent_at
-            outcome = self._read(request, response.status, answer, latency)
+            outcome = await _patiently(answer(), patience)
         except TimeoutError:
             outcome = Outcome(
                 request=request.id, status=Status.LOST, reason=f"no answer in {patience:.3g} s"
@@ -292,6 +295,21 @@ class Client:
                 await asyncio.sleep(PROGRESS_PERIOD)
 
 
+async def _patiently(work: Coroutine[Any, Any, Outcome], patience: float) -> Outcome:
+    """What `work` returns; TimeoutError if that takes longer, `LAST_LOOK` included."""
+    task = asyncio.create_task(work)
+    try:
+        for seconds in (patience, LAST_LOOK):
+            await asyncio.wait((task,), timeout=seconds)
+            if task.done():
+                return task.result()
+        raise TimeoutError
+    finally:
+        if not task.done():
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
 # -- the process ---------------------------------------------------------------------------------
 
 
@@ -322,9 +340,7 @@ def run(
     requests = read_load(scenario, name or secrets.token_hex(4))
     out = None if config.out is None else Path(config.out)
     warm_up(shape)
-    # What start-up made lives until the end: a full collection need not visit it.
-    gc.collect()
-    gc.freeze()
+    steady()
     with Recorder(out, (REQUESTS, OUTCOMES)) as recorder:
 
         def ended(entry: Sent, outcome: Outcome) -> None:

@@ -7,6 +7,7 @@ cancels its handler, and with it everything that is under way for it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
@@ -141,6 +142,8 @@ class Api:
         pump = asyncio.create_task(self._pump(http, body, from_client=False))
         try:
             answer = await self._edge.accept(arrival, transfer, arrived)
+        except ConnectionError:  # whoever transferred it has given up: nobody waits for an answer
+            return response
         finally:
             pump.cancel()
             await asyncio.gather(pump, return_exceptions=True)
@@ -148,8 +151,9 @@ class Api:
         _, encoded = protocol.encode_answer(answer, "", frozenset())
         if not said:
             return web.Response(status=answer.code, body=encoded, content_type="application/json")
-        await response.write(b'{"code":%d,' % answer.code + encoded[1:])
-        await response.write_eof()
+        with contextlib.suppress(ConnectionError):  # as above, while it ran
+            await response.write(b'{"code":%d,' % answer.code + encoded[1:])
+            await response.write_eof()
         return response
 
     async def _pump(self, http: web.Request, body: Upload, from_client: bool) -> None:

@@ -39,6 +39,7 @@ from edgewise.live.prepare import Maker, PhotoMaker, ReplayMaker, Stage
 from edgewise.live.protocol import Answer
 from edgewise.live.queue import Queue
 from edgewise.live.reporting import Reporter
+from edgewise.live.steady import steady
 from edgewise.live.transfer import HttpPeers, tune
 from edgewise.roster import services_of
 from edgewise.scenario import Scenario, load
@@ -192,7 +193,9 @@ class Node:
         await web.SockSite(runner, sock).start()
         host, port = sock.getsockname()[:2]
         self.url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-        # Compile what requests and reports need before the first: each takes up to a second.
+        # The first time costs: HTTP both ways is walked once, and what requests and reports need is
+        # compiled (up to a second each). The executor has seen to the models.
+        await self.peers.greet(self.url)
         acknowledge(0, 0, 1)
         smooth_rate(1.0, 0.0, 1.0, 1.0, 1.0, 1.0, False)
         now = self.clock.now()
@@ -316,6 +319,7 @@ async def _serve(config: NodeConfig) -> None:
         loop.add_signal_handler(number, stop.set)
     node = Node(config)
     async with node:
+        steady()
         ready = {"ready": {"node": config.server, "url": node.url}}
         print(msgspec.json.encode(ready).decode(), flush=True)
         await stop.wait()

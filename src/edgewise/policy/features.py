@@ -5,11 +5,11 @@ in [−1, 1]: a quantity x ≥ 0 with the natural scale a becomes x / (a + x), w
 and never explodes; a signed one x / (1 + |x|). `PHI` belong to a server, `PSI` to a row, `OMEGA` to
 the request.
 
-*Memory.* Bandwidth is measured when something is transferred, and then stands still until the next
-time. What the table says of a link is that one number and its age; how much it moves and where it
-usually is, the policy remembers by itself, per ingress: a slow mean of the logarithm of the rate,
-and an EWMA of the absolute steps of it. So a link that has just dropped to a tenth, and one that
-always was this slow, look different.
+*Memory.* Bandwidth is measured when something is transferred, and what is known then grows old
+until the next time. What the table says of a link is that one number and its age; how much it moves
+and where it usually is, the policy remembers by itself, per ingress: a slow mean of the logarithm
+of the measured rates, and an EWMA of the absolute steps between them. So a link that has just
+dropped to a tenth, and one that always was this slow, look different.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from edgewise.fleet.table import (
     C_DEADLINE,
     C_ELAPSED,
     C_INGRESS,
+    C_NOW,
     R_ACCURACY,
     R_FORM,
     R_LATENCY,
@@ -131,12 +132,15 @@ OMEGA = {
     W_RATE_MOVES,
 ) = range(len(OMEGA))
 
-REMEMBERED = 3
-"""Numbers kept per server as ingress: the last log rate (0: none yet), its slow mean, its moves."""
+REMEMBERED = 4
+"""Numbers kept per server as ingress: the last measured log rate (0: none yet), its slow mean, its
+moves, and when the newest measurement was made (s on the balancer's clock)."""
 SLOW = 0.1
 """Weight of a new measurement in the slow mean: ten of them, some seconds of a link in use."""
 MOVES = 0.2
 """Weight of a new step in the mean step: five."""
+SAME = 1e-6
+"""s. Closer together, two measurements are one: now − age rounds."""
 
 
 @jit
@@ -161,22 +165,29 @@ def remember(table: Table, memory: Array) -> None:
     ingress = int(table.context[C_INGRESS])
     total = 0.0
     count = 0
+    youngest = RATE_AGE_MAX
     for s in range(table.servers.shape[0]):
         server = table.servers[s]
         if s != ingress and server[S_RATE] > 0.0 and server[S_RATE_AGE] < RATE_AGE_MAX:
             total += math.log(server[S_RATE])
             count += 1
+            youngest = min(youngest, server[S_RATE_AGE])
     if count == 0:
         return
     at = REMEMBERED * ingress
-    now = total / count
+    measured_at = table.context[C_NOW] - youngest
     last = memory[at]
+    # The rate the table has fades with its age; only a new measurement is a step.
+    if last != 0.0 and measured_at <= memory[at + 3] + SAME:
+        return
+    now = total / count
     if last == 0.0:
         memory[at + 1] = now
-    elif last != now:
+    else:
         memory[at + 1] += SLOW * (now - memory[at + 1])
         memory[at + 2] += MOVES * (abs(now - last) - memory[at + 2])
     memory[at] = now
+    memory[at + 3] = measured_at
 
 
 @jit

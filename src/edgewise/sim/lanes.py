@@ -219,9 +219,7 @@ def step_block(
         if wide:
             write_flat(sim.table, mask[i], flat[i])
         else:
-            write_parts(
-                sim.table, mask[i], parts[0][i], parts[1][i], parts[2][i], parts[3][i]
-            )
+            write_parts(sim.table, mask[i], parts[0][i], parts[1][i], parts[2][i], parts[3][i])
         if over and clock.overflow == 0:
             lane.ended = 1
             n = play_out(sim, going, n, of[i], which[i], worth[i])

@@ -9,7 +9,7 @@ sum of the expected utilities that the engine pays in this episode is at most
     B(p)  =  Σ_resources ∫ p(t) · capacity(t) dt  +  Σ_requests max(0, max_ways v(way; p))
 
 where a *way* to serve a request is a service, a payload form, a batch size and a moment to start,
-and v is its utility minus the cheapest price of the capacity it takes. `descend` looks for prices
+and v is its utility minus the cheapest price of what it takes. `upper_bound` looks for prices
 that make B small; the claim holds for any, so nothing depends on how well it does.
 
 Proof
@@ -65,9 +65,10 @@ How good it is
 --------------
 By Lagrangian duality the best prices give the optimum of the relaxed problem with plans mixed at
 will, so what separates the bound from the truth is b, d, g, h, the mixing and an imperfect descent.
-Of these b weighs most: links may be used one transfer at a time, the shortest first, where the
-engine shares them equally, so that two at once both take twice as long. Bins half as wide tighten
-the bound by less than 0.001.
+Links weigh most: here they may wait and then carry one transfer at a time, the shortest first; in
+the engine every transfer begins at once and they share equally, so that two together both take
+twice as long. On two heavy worlds the bound was 0.060 above the plans found; 0.050 with FIFO links,
+0.025 with links a thousand times as fast. Bins half as wide tighten it by less than 0.001.
 """
 
 from __future__ import annotations

@@ -1,0 +1,249 @@
+"""Learning by gradient: advantages by hand, the policy in torch against the kernel, and that it learns."""
+
+from __future__ import annotations
+
+import math
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from edgewise.learn import ppo
+from edgewise.learn.gae import by_time, gae
+from edgewise.learn.rollout import DECISION, Rollout, joined, rollout
+from edgewise.learn.worlds import Worlds, rule_of
+from edgewise.policy import RULES, learned
+from edgewise.policy.learned import LAYOUT, untrained
+from edgewise.policy.priced import PRICE, THRESHOLD_GAIN
+from edgewise.scenario import Scenario
+from edgewise.sim import engine, families
+from edgewise.sim.play import play
+from edgewise.sim.world import Options, simulation
+from edgewise.workload import generate
+
+HEURISTIC = RULES["priced_greedy"].params
+
+
+def short(family: str, seed: int, duration: float = 3.0) -> Scenario:
+    return families.scenario(family, seed).with_overrides(duration=duration)
+
+
+def simulated(scenario: Scenario) -> Any:
+    return simulation(scenario, generate(scenario, None))
+
+
+def anything(seed: int, network: bool) -> np.ndarray:
+    """Params with weights of a size that training may come to."""
+    params = untrained(HEURISTIC)
+    rng = np.random.default_rng(seed)
+    for name in ppo.SCALES:
+        if network or name in ppo.HEAD:
+            params[LAYOUT[name]] += rng.normal(0.0, 0.2, params[LAYOUT[name]].size)
+    params[learned.O_NETWORK] = float(network)
+    return params
+
+
+# -- advantages ----------------------------------------------------------------------------------
+
+
+def test_gae_by_hand() -> None:
+    """Three decisions; γ and λ differ from step to step; truncated, so the value after counts."""
+    rewards, values = np.array([1.0, 0.0, 2.0]), np.array([0.5, 1.0, 1.5, 4.0])
+    discounts, decays = np.array([0.5, 0.8, 0.25]), np.array([0.5, 0.25, 1.0])
+    last = 2.0 + 0.25 * 4.0 - 1.5  # 1.5
+    middle = 0.0 + 0.8 * 1.5 - 1.0 + 0.8 * 0.25 * last  # 0.2 + 0.3
+    first = 1.0 + 0.5 * 1.0 - 0.5 + 0.5 * 0.5 * middle  # 1.0 + 0.125
+    assert gae(rewards, values, discounts, decays).tolist() == pytest.approx([first, middle, last])
+    assert [first, middle, last] == pytest.approx([1.125, 0.5, 1.5])
+
+
+def test_gae_of_an_end_has_no_value_after_it() -> None:
+    found = gae(np.array([1.0]), np.array([0.25, 0.0]), np.array([0.9]), np.array([0.9]))
+    assert found.tolist() == [0.75]
+
+
+def test_gae_between_one_step_and_the_whole_return() -> None:
+    rewards, values = np.arange(5.0), np.linspace(1.0, 2.0, 6)
+    ones, zeros = np.ones(5), np.zeros(5)
+    whole = np.array([rewards[t:].sum() + values[5] - values[t] for t in range(5)])
+    one_step = rewards + values[1:] - values[:5]
+    assert gae(rewards, values, ones, ones) == pytest.approx(whole)
+    assert gae(rewards, values, ones, zeros) == pytest.approx(one_step)
+
+
+def test_discount_is_by_time() -> None:
+    """A second is worth the same in one step as in ten."""
+    assert by_time(np.array([1.0]), 2.0)[0] == pytest.approx(math.exp(-0.5))
+    assert np.prod(by_time(np.full(10, 0.1), 2.0)) == pytest.approx(math.exp(-0.5))
+    assert by_time(np.array([1.0]), 0.0).tolist() == [0.0]
+    assert by_time(np.array([1.0]), math.inf).tolist() == [1.0]
+
+
+def fake(requests: list[int], rewards: list[float], times: list[float] | None = None) -> Rollout:
+    """As much of a rollout as credit needs."""
+    decisions = np.zeros(len(requests), DECISION)
+    decisions["request"] = requests
+    decisions["time"] = times or list(range(len(requests)))
+    nothing = np.zeros((0, 1))
+    return Rollout(decisions, np.array(rewards), nothing, nothing, nothing, nothing, nothing)
+
+
+def test_rewards_are_compared_with_the_same_request_in_the_other_plays() -> None:
+    plays = [
+        fake([0, 1, 2], [1.0, 0.0, 0.5]),
+        fake([0, 2], [0.4, 0.5]),
+        fake([0, 1, 2, 3], [0.0, 0.6, 0.2, 0.9]),
+    ]
+    one, other, third = ppo.against_the_others(plays)
+    assert one.tolist() == pytest.approx([1.0 - 0.2, 0.0 - 0.6, 0.5 - 0.35])
+    assert other.tolist() == pytest.approx([0.4 - 0.5, 0.5 - 0.35])
+    assert third.tolist() == pytest.approx([0.0 - 0.7, 0.6, 0.2 - 0.5, 0.0])  # 3 has no other
+
+
+def test_the_last_decision_of_a_trace_only_lends_its_value() -> None:
+    played = fake([0, 1], [0.5, 99.0], [0.0, 2.0])
+    settings = ppo.Settings(tau=2.0)
+    found = ppo.advantages(played, played.rewards, np.array([0.25, 3.0]), settings)
+    assert found.tolist() == pytest.approx([0.5 + math.exp(-1.0) * 3.0 - 0.25])
+
+
+# -- the policy, twice ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("network", [False, True])
+@pytest.mark.parametrize("family", ["medium", "combined", "two_balancers"])
+def test_torch_and_the_kernel_say_the_same_probabilities(family: str, network: bool) -> None:
+    """Of what the kernel drew with, for weights far from the heuristic."""
+    params = anything(1, network)
+    settings = ppo.Settings(network=network, temperature=0.05)
+    learner = ppo.Learner(params, settings)
+    played = joined(
+        [rollout(simulated(short(family, seed)), learner.params(), seed) for seed in (1, 2)]
+    )
+    order = np.random.default_rng(0).permutation(len(played.decisions))
+    batch = ppo.Batch(played, order)
+    with torch.no_grad():
+        found = learner.log_probabilities(batch)
+    assert len(order) > 50
+    assert float(batch.before.min()) < -0.5  # there was something to choose
+    assert found.numpy() == pytest.approx(batch.before.numpy(), abs=2e-4)
+
+
+def test_untrained_it_is_the_heuristic() -> None:
+    """Zero steps, and the params play every world as `priced_greedy`, to the last bit."""
+    learner = ppo.Learner(untrained(HEURISTIC), ppo.Settings())
+    params = learner.params()
+    params[learned.O_TEMPERATURE] = 0.0
+    assert (params == untrained(HEURISTIC)).all()
+    rule = rule_of(untrained(HEURISTIC))
+    scenario = short("heavy", 3)
+    mine = play(simulated(scenario), rule, 0, tuple(params.tolist()))
+    theirs = play(simulated(scenario), RULES["priced_greedy"], 0)
+    assert (mine.world.results["row"] == theirs.world.results["row"]).all()
+
+
+def test_a_rollout_credits_each_decision_with_its_own_request() -> None:
+    sim = simulated(short("heavy", 4))
+    played = rollout(sim, ppo.Learner(untrained(HEURISTIC), ppo.Settings()).params(), 0)
+    at = played.decisions["request"]
+    assert len(set(at.tolist())) == len(at)
+    assert (played.rewards == sim.world.results["utility"][at]).all()
+    assert played.rewards.sum() == pytest.approx(float(sim.world.clock["utility"][0]))
+    assert (np.diff(played.decisions["time"]) >= 0.0).all()
+
+
+def test_the_gradient_is_that_of_the_probabilities() -> None:
+    """Against finite differences, in the coordinates that are optimised."""
+    settings = ppo.Settings(network=True, temperature=0.1)
+    learner = ppo.Learner(anything(2, True), settings)
+    played = rollout(simulated(short("medium", 5, 1.0)), learner.params(), 1)
+    batch = ppo.Batch(played, np.arange(len(played.decisions)))
+    learner.log_probabilities(batch).sum().backward()
+    gradient = learner.x.grad
+    assert gradient is not None
+    for part in ppo.SCALES:
+        span = LAYOUT[part]
+        i = span.start + int(gradient[span].abs().argmax())
+        with torch.no_grad():
+            learner.x[i] += 0.02
+            up = float(learner.log_probabilities(batch).double().sum())
+            learner.x[i] -= 0.04
+            down = float(learner.log_probabilities(batch).double().sum())
+            learner.x[i] += 0.02
+        assert float(gradient[i]) == pytest.approx((up - down) / 0.04, rel=0.05, abs=0.02), part
+    still = np.ones(learned.LENGTH, bool)
+    for part in ppo.SCALES:
+        still[LAYOUT[part]] = False
+    assert not gradient.numpy()[still].any()
+
+
+# -- training ------------------------------------------------------------------------------------
+
+FAST = ppo.Settings(
+    worlds=4, plays=4, rate=0.3, temperature=0.05, epochs=4, batch=512, stop=0.1, seed=1
+)
+
+
+def test_it_learns() -> None:
+    """An overloaded fleet whose heuristic thinks that seconds cost nothing: it must find out that
+    they do, within a dozen small batches, and earn a tenth more on worlds that it has not seen."""
+    poor = list(HEURISTIC)
+    poor[PRICE], poor[THRESHOLD_GAIN] = 0.05, 0.0
+    start = untrained(tuple(poor))
+    place = Worlds(scenario=short("overload", 3, 5.0))
+    params = ppo.train(place, start, FAST, iterations=12)
+
+    def scores(given: np.ndarray) -> np.ndarray:
+        found = []
+        for scenario in place.validation(10):
+            sim = simulation(scenario, generate(scenario, None), Options(store=False))
+            play(sim, rule_of(start), 0, tuple(given.tolist()))
+            found.append(float(sim.world.clock["utility"][0]) / len(sim.world.requests))
+        return np.array(found)
+
+    before, after = scores(start), scores(params)
+    gain = after - before
+    assert gain.mean() > 0.06 * before.mean()
+    assert gain.mean() > 2.0 * gain.std() / math.sqrt(len(gain))
+
+
+def test_the_same_seed_gives_the_same_weights_on_any_number_of_threads() -> None:
+    place = Worlds(scenario=short("heavy", 3, 2.0))
+    settings = ppo.Settings(worlds=2, plays=2, batch=128, network=True)
+    start = untrained(HEURISTIC)
+    seen: list[ppo.Progress] = []
+    found = [
+        ppo.train(place, start, settings, iterations=2, threads=threads, progress=seen.append)
+        for threads in (1, 2)
+    ]
+    assert (found[0] == found[1]).all()
+    assert (found[0] != start).any()
+    assert [each.iteration for each in seen] == [1, 2, 1, 2]
+    assert seen[1].decisions > seen[0].decisions > 0
+
+
+def test_plays_of_a_world_meet_the_same_requests() -> None:
+    """On the same luck, other rows: what the baseline rests on."""
+    settings = ppo.Settings(plays=3, temperature=0.05)
+    place = Worlds(scenario=short("heavy", 3, 2.0))
+    params = ppo.Learner(untrained(HEURISTIC), settings).params()
+    with ThreadPoolExecutor(2) as pool:
+        (plays,) = ppo.play(place, place.training(1, 0, 1), params, settings, 0, pool)
+    requests = [set(each.decisions["request"].tolist()) for each in plays]
+    assert requests[0] == requests[1] == requests[2]
+    assert (plays[0].decisions["time"] == plays[1].decisions["time"]).all()
+    assert (plays[0].decisions["chosen"] != plays[1].decisions["chosen"]).any()
+
+
+def test_train_wants_one_measure_of_its_length() -> None:
+    with pytest.raises(ValueError, match="iterations or a budget"):
+        ppo.train(Worlds(), untrained(HEURISTIC), ppo.Settings())
+
+
+def test_branches_do_not_touch_what_they_came_from() -> None:
+    sim = simulated(short("medium", 1))
+    before = sim.world.clock.copy()
+    rollout(engine.branch(sim), ppo.Learner(untrained(HEURISTIC), ppo.Settings()).params(), 0)
+    assert (sim.world.clock == before).all()

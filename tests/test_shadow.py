@@ -1,0 +1,112 @@
+"""A shadow policy decides too, and changes nothing; the commands and records around it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+from typer.testing import CliRunner
+
+from edgewise import policy
+from edgewise.cli import app
+from edgewise.errors import BadInput, ScenarioError
+from edgewise.live.config import BalancerConfig, load_config
+from edgewise.live.dispatcher import Dispatcher
+from edgewise.live.metrics import Metrics
+from edgewise.live.recorder import Recorder, read
+from edgewise.live.records import DECISIONS
+from edgewise.live.shadow import SHADOW
+from fleet_case import NOW, report, request, two_servers
+
+
+class Hand:
+    """A clock that stands."""
+
+    def now(self) -> float:
+        return NOW
+
+
+def dispatcher(shadow: str | None, out: Path | None = None, rule: str = "local") -> Dispatcher:
+    other = None if shadow is None else policy.make(shadow)
+    made = Dispatcher(two_servers(), policy.make(rule), NOW, other)
+    made.recorder = Recorder(out, made.tables)
+    for server in ("a", "b"):
+        made.tracker.connect(server, NOW)
+        made.tracker.on_report(report(server), NOW)
+    return made
+
+
+def test_the_shadow_changes_nothing_and_is_recorded(tmp_path: Path) -> None:
+    alone, watched = dispatcher(None), dispatcher("edgewise", tmp_path)
+    for i in range(20):
+        one = alone.decide(request(f"r{i}"), NOW + 0.001 * i, "metadata")
+        other = watched.decide(request(f"r{i}"), NOW + 0.001 * i, "metadata")
+        assert one.decision == other.decision
+        assert one.command.server == other.command.server
+    watched.recorder.close()
+    counts = watched.counts
+    assert counts.shadow_agreed + counts.shadow_differed == 20
+    assert counts.shadow_differed > 0  # local never moves anything, nor sheds
+    rows = read(tmp_path, SHADOW.name).to_pylist()
+    decided = read(tmp_path, DECISIONS.name).to_pylist()
+    assert [row["request"] for row in rows] == [row["request"] for row in decided]
+    assert {row["policy"] for row in rows} == {"edgewise"}
+    assert {row["decided"] for row in rows} == {"local"}
+    same = sum(row["row"] == row["decided_row"] for row in rows)
+    assert same == counts.shadow_agreed
+
+
+def test_the_shadow_sees_what_the_policy_saw() -> None:
+    made = dispatcher("earliest_completion", rule="earliest_completion")
+    for i in range(20):
+        made.decide(request(f"r{i}"), NOW + 0.001 * i, "metadata")
+    assert made.counts.shadow_agreed == 20
+
+
+def test_no_shadow_no_table() -> None:
+    assert SHADOW not in dispatcher(None).tables
+
+
+def test_metrics_show_the_guard_and_the_shadow() -> None:
+    made = dispatcher("edgewise", rule="edgewise")
+    made.decide(request(), NOW, "metadata")
+    text = Metrics(made, Hand()).render().decode()  # type: ignore[arg-type]
+    assert 'policy_count_total{role="decides",what="decisions"} 1.0' in text
+    assert 'policy_count_total{role="shadow",what="stale"} 0.0' in text
+    assert 'shadow_decision_total{same="yes"} 1.0' in text
+
+
+def test_a_scenario_and_a_balancer_can_name_weights_and_a_shadow(tmp_path: Path) -> None:
+    made = two_servers("policy: mine/edgewise.safetensors\nshadow: priced_greedy\n")
+    assert made.policy.endswith("mine/edgewise.safetensors")
+    assert Path(made.policy).is_absolute()
+    assert made.shadow == "priced_greedy"
+    with pytest.raises(ScenarioError):
+        two_servers("policy: no/such/thing\n")
+    file = tmp_path / "balancer.yaml"
+    file.write_text("scenario: three-sites\npolicy: edgewise.safetensors\nshadow: local\n")
+    config = load_config(file, BalancerConfig)
+    assert config.policy == str(tmp_path / "edgewise.safetensors")
+    assert config.shadow == "local"
+    with pytest.raises(BadInput, match="no such file"):
+        policy.make(config.policy)
+
+
+def test_explain_shows_a_run(tmp_path: Path) -> None:
+    made = dispatcher(None, tmp_path, rule="edgewise")
+    for i in range(3):
+        made.decide(request(f"r{i}"), NOW + 0.01 * i, "metadata")
+    made.finish()
+    made.recorder.close()
+    run = CliRunner().invoke(app, ["explain", str(tmp_path), "r2"])
+    assert run.exit_code == 0, run.output
+    for word in ("correction", "a/small", "b/large", "shed"):
+        assert word in run.output
+    run = CliRunner().invoke(app, ["explain", str(tmp_path), "r2", "--json"])
+    found = msgspec.json.decode(run.stdout_bytes)
+    entry = made.ledger.get("r2")
+    assert entry is not None
+    assert found["rows"][0]["row"] == entry.decision.rows[0]
+    run = CliRunner().invoke(app, ["explain", str(tmp_path), "r9"])
+    assert isinstance(run.exception, BadInput)
