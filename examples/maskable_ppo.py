@@ -6,9 +6,9 @@
 Trains on worlds of one scenario or family and then compares, on worlds it has not seen, the mean
 score per decision with that of drawing an admissible row at random. It is here to show that the
 environment is an ordinary one. Two things keep it from more than that: it credits a score to
-whichever decision was last when the score became known, for that is what the reward of a step says
-(`info["credited"]` would tell, and nothing in Stable-Baselines3 asks), and it discounts by decision,
-not by time. `edgewise.learn.ppo` does both.
+whichever decision was last when the score became known, for that is what the reward of a step is
+(`info["credited"]` says whose it was, and nothing in Stable-Baselines3 asks); and it discounts by
+decision, not by time. `edgewise.learn.ppo` does both.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from sb3_contrib import MaskablePPO
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-import edgewise.sim.env  # registers edgewise/Balance-v0
+import edgewise.sim.env  # noqa: F401 (registers edgewise/Balance-v0)
 
 
 def make(scenario: str | None, family: str | None) -> gymnasium.Env:

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 
 import aiohttp
 import msgspec
+import pyarrow as pa
 import pytest
 from aiohttp import WSMsgType, web
 from aiohttp.test_utils import TestServer
@@ -33,7 +35,7 @@ from edgewise.live.dispatcher import Dispatcher
 from edgewise.live.emulator_feed import figures, follow
 from edgewise.live.experience import load_experience
 from edgewise.live.ledger import Ledger, Source
-from edgewise.live.recorder import Recorder, read
+from edgewise.live.recorder import Recorder, Table, read
 from edgewise.live.records import DECISIONS, OUTCOMES, REPORTS, REQUESTS
 from edgewise.score import Shape, score
 from fleet_case import NOW, TEXT, queue, report, request, two_servers
@@ -404,6 +406,46 @@ def test_a_disk_that_fails_costs_rows_and_nothing_else(tmp_path: Path) -> None:
     recorder.close()
     assert recorder.dropped == 1
     assert read(tmp_path, REQUESTS.name).num_rows == 0
+
+
+def test_whoever_adds_does_not_make_rows(tmp_path: Path) -> None:
+    """The event loop has milliseconds, a segment takes tens."""
+    threads: list[str] = []
+
+    def row(number: int) -> tuple[int]:
+        threads.append(threading.current_thread().name)
+        return (number,)
+
+    table = Table("numbers", row, pa.schema([("number", pa.int64())]))
+    with Recorder(tmp_path, [table], segment_rows=100) as recorder:
+        for number in range(250):
+            recorder.add(table, number)
+    assert read(tmp_path, "numbers")["number"].to_pylist() == list(range(250))
+    assert {name.rpartition("_")[0] for name in threads} == {"records"}
+
+
+def test_a_disk_that_is_too_slow_costs_rows_unless_one_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgewise.live.recorder.BEHIND_MAX", 2)
+    go = threading.Event()
+
+    def row(number: int) -> tuple[int]:
+        assert go.wait(30)
+        return (number,)
+
+    table = Table("numbers", row, pa.schema([("number", pa.int64())]))
+    with Recorder(tmp_path / "hasty", [table], segment_rows=1) as recorder:
+        for number in range(5):
+            recorder.add(table, number)
+        go.set()
+    assert recorder.dropped == 3
+    assert read(tmp_path / "hasty", "numbers").num_rows == 2
+    with Recorder(tmp_path / "patient", [table], segment_rows=1, patient=True) as recorder:
+        for number in range(20):
+            recorder.add(table, number)
+    assert recorder.dropped == 0
+    assert read(tmp_path / "patient", "numbers").num_rows == 20
 
 
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:

@@ -9,12 +9,14 @@ from typing import Any
 
 import msgspec
 import pytest
+from aiohttp import web
 
 from edgewise.domain import Candidate, Form, Outcome, Report, ShedReason, Status
 from edgewise.errors import BadInput
 from edgewise.live import control
-from edgewise.live.node import Node, listen
+from edgewise.live.node import Node
 from edgewise.live.protocol import HEADER_LENGTH, decode_answer, encode_request
+from edgewise.live.sockets import listen
 from node_fleet import PATIENCE, Fleet, json_body, request_for, scenario, until
 
 
@@ -251,6 +253,21 @@ async def test_the_channel_comes_back(fleet: Fleet) -> None:
     await fleet.balancer.until(
         lambda: sum(hello.server == "a" for hello in fleet.balancer.all(control.Hello)) == 2
     )
+
+
+async def test_a_peer_that_gave_up_meanwhile_is_no_error(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    a, _ = await fleet.pair()
+    fleet.balancer.decide = lambda r: fleet.balancer.command(r, "b", "exact")
+
+    async def gone(self: web.StreamResponse, data: bytes) -> None:
+        raise ConnectionResetError("Cannot write to closing transport")
+
+    monkeypatch.setattr(web.StreamResponse, "write", gone)
+    code, answer = await fleet.post(a, meta=request_for(a, accuracy=0.5))
+    assert (code, answer["parameters"]["edgewise.server"]) == (200, "a")
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 async def test_a_client_that_goes_away_leaves_nothing(fleet: Fleet) -> None:

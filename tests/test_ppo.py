@@ -1,4 +1,4 @@
-"""Learning by gradient: advantages by hand, the policy in torch against the kernel, and that it learns."""
+"""Learning by gradient: advantages by hand, torch against the kernel, and that it learns."""
 
 from __future__ import annotations
 

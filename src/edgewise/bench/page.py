@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from edgewise.bench.compare import Comparison, Line
-from edgewise.bench.report import percent_of, plus_minus
+from edgewise.bench.report import mean_reference, percent_of, plus_minus
 from edgewise.bench.statistics import Interval
 from edgewise.errors import MissingExtra
 
@@ -54,7 +54,7 @@ def page(comparison: Comparison) -> str:
         "clustered by seed.</p>",
         "<h2>Over all families</h2>",
         plots.draw(_overall(comparison)),
-        _table(comparison.overall, _mean_reference(comparison)),
+        _table(comparison.overall, mean_reference(comparison)),
         "<h2>By family</h2>",
         plots.draw(_by_family(comparison)),
         "<h2>Against each family's best heuristic</h2>",
@@ -100,7 +100,7 @@ class _Plots:
             {"data": figure["data"], "layout": layout},
             full_html=False,
             include_plotlyjs=False,
-            config={"displaylogo": False, "responsive": True},
+            config={"displayModeBar": False, "responsive": True},
             validate=False,
         )
         return drawn
@@ -224,7 +224,7 @@ def _tail(comparison: Comparison) -> dict[str, Any]:
         "layout": {
             "height": 460,
             "xaxis": {"title": {"text": "p99 latency of the served, ms"}, "rangemode": "tozero"},
-            "yaxis": {"title": {"text": "expected utility"}},
+            "yaxis": {"title": {"text": "expected utility"}, "automargin": True},
         },
     }
 
@@ -267,9 +267,3 @@ def _times(value: Interval, factor: float) -> Interval:
 
 def _line(lines: Sequence[Line], policy: str) -> Line:
     return next(line for line in lines if line.policy == policy)
-
-
-def _mean_reference(comparison: Comparison) -> float:
-    pairs = zip(comparison.families, comparison.reference, strict=True)
-    means = [_line(lines, name).utility.mean for lines, name in pairs]
-    return math.fsum(means) / len(means)

@@ -36,7 +36,7 @@ def markdown(comparison: Comparison) -> str:
 
 def overall(comparison: Comparison) -> str:
     """A line per policy, means over all families."""
-    rows = [_cells(line, _mean_reference(comparison)) for line in comparison.overall]
+    rows = [_cells(line, mean_reference(comparison)) for line in comparison.overall]
     return table(_HEADINGS, rows)
 
 
@@ -117,7 +117,7 @@ def _folded(comparison: Comparison, f: int) -> str:
     return f"<details><summary>{title}</summary>\n\n{body}\n\n</details>"
 
 
-def _mean_reference(comparison: Comparison) -> float:
+def mean_reference(comparison: Comparison) -> float:
     """Mean over families of the reference's utility."""
     means = [
         next(line for line in lines if line.policy == name).utility.mean

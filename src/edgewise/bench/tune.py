@@ -312,12 +312,12 @@ def _cma() -> Any:
 
 # -- where the values are kept -------------------------------------------------------------------
 
-_HEAD = '''"""Parameters found by ``edgewise tune``, which writes this file; values by name."""
+_HEAD = '''# ruff: noqa: E501 (a command is one line)
+"""Parameters found by ``edgewise tune``, which writes this file; values by name."""
 
 from __future__ import annotations
 
 from edgewise.policy.tuning import Tuned
-from edgewise.scenario import Scenario
 
 TUNED: dict[str, Tuned] = {
 '''

@@ -17,6 +17,8 @@ if TYPE_CHECKING:  # what compiles is imported when the command runs, not for it
     from edgewise.bench.compare import Comparison
     from edgewise.policy import Rule
 
+WIDE = 110
+"""Columns of a terminal that the full tables fit into."""
 SEEDS = 30
 """Enough for intervals of about ± 0.5 % of the utility on differences between good policies."""
 
@@ -105,8 +107,8 @@ def bench(
         _write(html, page.page(compared).encode())
     if docs is not None:
         document.rewrite(docs, "edgewise bench", text)
-    console.print(_overall(compared))
-    console.print(_by_family(compared))
+    console.print(_overall(compared, console.width))
+    console.print(_by_family(compared, console.width))
     console.print(f"{result.seconds:.0f} s", style="dim", highlight=False)
 
 
@@ -148,8 +150,8 @@ def _write(path: Path, data: bytes) -> None:
         raise BadInput(f"{path}: cannot be written: {error.strerror}") from None
 
 
-def _overall(comparison: Comparison) -> Table:
-    from edgewise.bench.report import percent_of, plus_minus
+def _overall(comparison: Comparison, width: int) -> Table:
+    from edgewise.bench.report import mean_reference, percent_of, plus_minus
 
     result = comparison.result
     rounds = f"{len(result.families)} families × {len(result.seeds)} held-out seeds"
@@ -159,12 +161,14 @@ def _overall(comparison: Comparison) -> Table:
         "vs best: paired, against the best heuristic of each family. missed: not answered in time.",
     )
     table.add_column("policy", no_wrap=True)
-    for heading in ("utility", "vs best", "effective", "missed", "shed", "p95 ms", "p99 ms"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    base = comparison.overall[0].utility.mean
+    headings = ["utility", "vs best", "effective", "missed", "shed", "p95 ms", "p99 ms"]
+    # What a narrow terminal has no room for stands in the files.
+    shown = range(len(headings)) if width >= WIDE else (0, 1, 3)
+    for column in shown:
+        table.add_column(headings[column], justify="right", no_wrap=True)
+    base = mean_reference(comparison)
     for line in comparison.overall:
-        table.add_row(
-            line.policy,
+        cells = [
             plus_minus(line.utility),
             percent_of(line.difference, base),
             f"{line.effective.mean:.3f}",
@@ -172,13 +176,14 @@ def _overall(comparison: Comparison) -> Table:
             f"{100 * line.shed.mean:.1f} %",
             f"{1e3 * line.p95.mean:.0f}",
             f"{1e3 * line.p99.mean:.0f}",
-        )
+        ]
+        table.add_row(line.policy, *(cells[column] for column in shown))
     return table
 
 
-def _by_family(comparison: Comparison) -> Table:
-    shown = [line.policy for line in comparison.overall[:6]]
-    table = Table(caption="expected utility by family, the best six policies")
+def _by_family(comparison: Comparison, width: int) -> Table:
+    shown = [line.policy for line in comparison.overall[: 6 if width >= WIDE else 3]]
+    table = Table(caption="expected utility by family, the best policies")
     table.add_column("family", no_wrap=True)
     for name in shown:
         table.add_column(name, justify="right", overflow="fold")

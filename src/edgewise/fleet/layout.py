@@ -34,12 +34,12 @@ RATE_PRIOR = 2.5e6
 """bytes/s (20 Mbit/s) assumed of a link before the first transfer: the middle of what edge uplinks
 offer, so that a link is neither flooded nor shunned before it has been tried."""
 LOW_RATE_MEMORY = 30.0
-"""s over which a low measurement fades towards the prior. A link believed to be slow is avoided, and
-one that is avoided is never measured: a first sample that was too low (a peer that stalled, a
-moment's outage) would stand for ever. So doubt grows with age and always in the link's favour,
-optimism under uncertainty: what it costs is a request tried in vain about every so many seconds on
-a link that is really slow, one in a thousand at 35 requests/s. A high measurement needs no fading:
-the link is used, and tells."""
+"""s over which a low measurement fades towards the prior. A link believed to be slow is avoided,
+and one that is avoided is never measured: a first sample that was too low (a peer that stalled, a
+moment's outage) would stand for ever. So doubt grows with age, and always in the link's favour:
+optimism under uncertainty. It costs a request tried in vain about every so many seconds on a link
+that is really slow, one in a thousand at 35 requests/s. A high measurement needs no fading: its
+link is used, and tells."""
 RTT_PRIOR = 0.01
 """s assumed of a link before the first round trip: a metro network."""
 

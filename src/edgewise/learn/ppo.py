@@ -1,7 +1,7 @@
 """Proximal policy optimisation of the policy `edgewise`: top to bottom in one file.
 
-Schulman et al., Proximal policy optimization algorithms, 2017; what is ours is what the problem asks
-for:
+Schulman et al., Proximal policy optimization algorithms, 2017; what is ours is what the problem
+asks for:
 
 - *The policy* is the live one (`edgewise.policy.learned`), row by row the same function of its
   params: the calibrated heuristic with learned factors, permutation-equivariant, with pooled
@@ -12,11 +12,11 @@ for:
 - *Discount by time*: τ = 2 s, see `edgewise.learn.gae`.
 - *Same-world baselines*: every world is played K times on the same arrivals, links and luck. What
   the same request earned in the other plays is subtracted from its reward (leave-one-out, so the
-  gradient stays unbiased: Kool et al., Buy 4 REINFORCE samples, 2019; Mao et al., Variance reduction
-  for RL in input-driven environments, 2019). The critic then learns how much better than the others'
-  a state is, not how busy the world will be.
-- *Truncation*: a trace ends, the fleet does not. Its last decision is not learned from; the critic's
-  value of it stands for what would have come after.
+  gradient stays unbiased: Kool et al., Buy 4 REINFORCE samples, 2019; Mao et al., Variance
+  reduction for RL in input-driven environments, 2019). The critic then learns how much better than
+  the others' a state is, not how busy the world will be.
+- *Truncation*: a trace ends, the fleet does not. Its last decision is not learned from; the
+  critic's value of it stands for what would have come after.
 - *Large batches of whole episodes*: some 100,000 decisions, ragged (only admissible rows count), a
   few epochs in minibatches of thousands.
 - *Threads*: torch runs on one thread in each of ours, for its own wait for each other by spinning:
@@ -29,6 +29,7 @@ the same everywhere. Everything random derives from the seed and the iteration.
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -43,7 +44,7 @@ from edgewise.learn.gae import by_time, gae
 from edgewise.learn.rollout import CONSTANTS, SEEN, Rollout, greatest, joined, pick, rollout
 from edgewise.learn.worlds import Worlds
 from edgewise.policy import learned
-from edgewise.policy.learned import CLAMP, DEPTH, LAYOUT, SHED_SCALE, WIDTH, P, Q, W
+from edgewise.policy.learned import CLAMP, DEPTH, LAYOUT, SHED_SCALE, WIDTH, P, Q
 from edgewise.policy.priced import SPREAD, SQRT_3
 from edgewise.scenario import Scenario
 from edgewise.sim import engine
@@ -67,7 +68,7 @@ SCALES = {
     "bias": 0.3,
     "out": 0.1,
 }
-"""Of the parts that are learned, as in `edgewise.learn.space`; the heuristic's own parameters stand."""
+"""Of the parts that are learned, as in `edgewise.learn.space`. The heuristic's parameters stand."""
 VALUE_SCALE = 0.3
 """Times that, of the heads that change the worth of an answer: candidates differ little in it."""
 SHARDS = 2
@@ -142,11 +143,12 @@ class Learner(nn.Module):
         finite = np.where(scale > 0.0, self._origin, 0.0)
         self._start_32 = torch.from_numpy(finite).float()
         self._scale_32 = torch.from_numpy(scale).float()
+        last = nn.Linear(64, 1)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
         self.critic = nn.Sequential(
-            nn.Linear(SEEN, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 1)
+            nn.Linear(SEEN, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), last
         )
-        nn.init.zeros_(self.critic[4].weight)
-        nn.init.zeros_(self.critic[4].bias)
         self.value_scale = 1.0
         """Of returns: the critic's output 1."""
 
@@ -202,7 +204,7 @@ class Learner(nn.Module):
         # Where the greatest is, is found without a gradient: that of a maximum is that of its row.
         at = torch.from_numpy(greatest(h.detach().numpy(), batch.of.numpy(), m))
         most = h.gather(0, at)
-        c, d, e = w[LAYOUT["hidden"]].view(DEPTH, 3 * WIDTH).T.split(WIDTH)
+        c, d, e = torch.split(w[LAYOUT["hidden"]].view(DEPTH, 3 * WIDTH).T, WIDTH)
         context = w[LAYOUT["bias"]] + mean @ d + most @ e
         z = nn.functional.softsign(h @ c + context[batch.of])
         return z @ w[LAYOUT["out"]].view(2, DEPTH).T
@@ -225,7 +227,7 @@ class Batch:
         picked = pick(played.decisions, played.server, which)
         some = played.decisions[which]
         rows = torch.from_numpy(played.rows[picked.rows])
-        self.constants, self.psi = rows.split((len(CONSTANTS), Q), 1)
+        self.constants, self.psi = torch.split(rows, [len(CONSTANTS), Q], 1)
         self.phi = torch.from_numpy(played.phi[picked.phis])
         self.omega = torch.from_numpy(played.omega[which])
         self.seen = torch.from_numpy(played.seen[which])
@@ -392,9 +394,7 @@ def update(
         advantages(each, rewards, values[a:b], settings)
         for each, rewards, a, b in zip(flat, compared, bounds, bounds[1:], strict=False)
     ]
-    learned_from = np.concatenate(
-        [np.arange(a, b - 1) for a, b in zip(bounds, bounds[1:], strict=False)]
-    )
+    learned_from = np.concatenate([np.arange(a, b - 1) for a, b in itertools.pairwise(bounds)])
     advantage = np.concatenate(gained)
     returns = advantage + values[learned_from]
     explained = 1.0 - float(np.var(advantage)) / max(float(np.var(returns)), 1e-12)

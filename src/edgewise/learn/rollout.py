@@ -1,4 +1,4 @@
-"""Episodes of the learned policy, with all that a gradient needs to know of each decision. Compiled.
+"""Episodes of the learned policy, with all that a gradient needs of each decision. Compiled.
 
 What goes in: a simulation and the policy's params, with a temperature: rows are drawn, not the best
 taken. What comes out: a `Rollout`, arrays over decisions, over the servers that each looked at and

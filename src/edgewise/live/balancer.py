@@ -16,17 +16,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import uvloop
 from aiohttp import WSMsgType, web
 
 from edgewise import policy as policies
-from edgewise.domain import PeerReport, QueueItem, Report, Request, ServiceReport
+from edgewise.domain import (
+    Outcome,
+    PeerReport,
+    QueueItem,
+    Report,
+    Request,
+    ServiceReport,
+    Status,
+)
 from edgewise.errors import BadInput, PeerError, WireError
 from edgewise.live import control
 from edgewise.live.balancer_api import application
@@ -38,6 +46,7 @@ from edgewise.live.emulator_feed import follow
 from edgewise.live.ledger import Entry
 from edgewise.live.metrics import Metrics
 from edgewise.live.recorder import Recorder
+from edgewise.live.sockets import listen, url_of
 from edgewise.live.steady import steady
 from edgewise.policy import KernelPolicy
 from edgewise.scenario import Scenario, load
@@ -348,7 +357,14 @@ def warm_up(scenario: Scenario, policy: KernelPolicy, now: float) -> None:
         )
         scratch.on_report(report, now, 0.0)
     from_there = Request(id="warm-up", ingress=names[0], payload_bytes=1, sent_at=now, deadline=1.0)
-    scratch.decide(from_there, now, "ask")
+    entry = scratch.decide(from_there, now, "ask")
+    service = scratch.tracker.services[0]
+    served = Outcome(
+        request=entry.request.id, status=Status.SERVED, server=service.server, model=service.model
+    )
+    scratch.on_answered(served, now, 0.0)
+    scratch.on_outcome(msgspec.structs.replace(served, latency=0.1, label=0, predicted=0), now)
+    scratch.decide(msgspec.structs.replace(from_there, id="warm-up-2"), now, "ask")
     for link in scenario.link_names():
         scratch.tracker.on_link(link, 1e6, 0.0, 0.0, now)
     scratch.tracker.state(now)
@@ -376,16 +392,12 @@ async def serve(
     runner = web.AppRunner(application(balancer), access_log=None, shutdown_timeout=CLOSE_TIMEOUT)
     try:
         await runner.setup()
-        host, port = config.listen.host, config.listen.port
-        try:
-            await web.TCPSite(runner, host, port, backlog=1024).start()
-        except (OSError, UnicodeError) as error:
-            raise BadInput(f"cannot listen on {host}:{port}: {_reason(error)}") from error
+        sock = listen(config.listen.host, config.listen.port)
+        await web.SockSite(runner, sock).start()
         await balancer.start()
         steady()
         if ready is not None:
-            bound = runner.addresses[0]
-            ready({"balancer": dispatcher.scenario.name, "url": _url(bound[0], bound[1])})
+            ready({"balancer": dispatcher.scenario.name, "url": url_of(sock)})
         await asyncio.Event().wait()
     finally:
         await balancer.stop()
@@ -418,12 +430,3 @@ def run(config: BalancerConfig, ready: Callable[[dict[str, Any]], None] | None =
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(until_signal())
-
-
-def _url(host: str, port: int) -> str:
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-def _reason(error: Exception) -> str:
-    number = getattr(error, "errno", None)
-    return os.strerror(number) if isinstance(number, int) and number > 0 else str(error)

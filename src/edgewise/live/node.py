@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import logging
 import signal
-import socket
 import sys
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
@@ -39,8 +38,9 @@ from edgewise.live.prepare import Maker, PhotoMaker, ReplayMaker, Stage
 from edgewise.live.protocol import Answer
 from edgewise.live.queue import Queue
 from edgewise.live.reporting import Reporter
+from edgewise.live.sockets import listen, url_of
 from edgewise.live.steady import steady
-from edgewise.live.transfer import HttpPeers, tune
+from edgewise.live.transfer import HttpPeers
 from edgewise.roster import services_of
 from edgewise.scenario import Scenario, load
 
@@ -191,8 +191,7 @@ class Node:
         stack.push_async_callback(runner.cleanup)
         sock = listen(config.listen.host, config.listen.port)
         await web.SockSite(runner, sock).start()
-        host, port = sock.getsockname()[:2]
-        self.url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        self.url = url_of(sock)
         # The first time costs: HTTP both ways is walked once, and what requests and reports need is
         # compiled (up to a second each). The executor has seen to the models.
         await self.peers.greet(self.url)
@@ -273,27 +272,6 @@ def _complain(task: asyncio.Task[None]) -> None:
     """A task in the background must not die in silence."""
     if not task.cancelled() and (error := task.exception()) is not None:
         log.error("a bug: %r", error, exc_info=error)
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises BadInput if the address cannot be had."""
-    try:
-        family, kind, proto, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-    except OSError as error:
-        raise BadInput(f"listen.host: {host}: {error.strerror}") from None
-    sock = socket.socket(family, kind, proto)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        tune(sock)  # accepted sockets inherit it
-        sock.bind(address)
-        sock.listen(1024)
-    except OSError as error:
-        sock.close()
-        raise BadInput(f"cannot listen on {host}:{port}: {error.strerror}") from None
-    sock.setblocking(False)
-    return sock
 
 
 def run(config: NodeConfig) -> None:

@@ -19,9 +19,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 from collections.abc import AsyncIterator, Callable, Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
 import aiohttp
 import msgspec
@@ -32,6 +31,7 @@ from edgewise.errors import PeerError, WireError
 from edgewise.live.clock import Clock
 from edgewise.live.monitor import Monitor
 from edgewise.live.protocol import Answer, decode_answer
+from edgewise.live.sockets import outgoing
 from edgewise.live.upload import Upload
 
 CONNECT_TIMEOUT = 0.5
@@ -92,7 +92,7 @@ class HttpPeers:
         self._monitor = monitor
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
-                limit=0, keepalive_timeout=IDLE_CONNECTION, socket_factory=_socket
+                limit=0, keepalive_timeout=IDLE_CONNECTION, socket_factory=outgoing
             ),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT),
             auto_decompress=False,
@@ -221,21 +221,3 @@ def _code(body: bytes) -> int:
         return msgspec.json.decode(body, type=Inside).code
     except msgspec.DecodeError as error:
         raise PeerError(f"a transfer's answer without a code: {error}") from None
-
-
-def tune(sock: socket.socket) -> None:
-    """Small messages go at once, and streams do not pace: bbr gave outliers of 11–19 ms."""
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    congestion: Any = getattr(socket, "TCP_CONGESTION", None)
-    if congestion is not None:
-        # A kernel without cubic has another default, and we can do no more.
-        with contextlib.suppress(OSError):
-            sock.setsockopt(socket.IPPROTO_TCP, congestion, b"cubic")
-
-
-def _socket(info: Any) -> socket.socket:
-    family, kind, protocol, _, _ = info
-    sock = socket.socket(family=family, type=kind, proto=protocol)
-    sock.setblocking(False)
-    tune(sock)
-    return sock

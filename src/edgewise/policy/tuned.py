@@ -1,9 +1,9 @@
+# ruff: noqa: E501 (a command is one line)
 """Parameters found by ``edgewise tune``, which writes this file; values by name."""
 
 from __future__ import annotations
 
 from edgewise.policy.tuning import Tuned
-from edgewise.scenario import Scenario
 
 TUNED: dict[str, Tuned] = {
     "earliest_completion_margin": Tuned(

@@ -12,10 +12,10 @@ admissible are masked: ``action_masks()``, as MaskablePPO wants it, or ``info["a
 that is taken all the same sheds, and is counted in ``info["refused"]``.
 
 The *reward* of a step is the sum of the scores that became known to the balancer since the decision
-before: a score comes a queue and a transfer after its decision. ``info["credited"]`` says whose they
-are, as two arrays: the decision's number in this episode and its score. Decisions are numbered from
-0 in the order of steps. Over an episode every decision is credited once, the rewards add up to the
-scores, and a learner that knows what it does credits each score to its own decision.
+before: a score comes a queue and a transfer after its decision. ``info["credited"]`` says whose
+they are, as two arrays: the decision's number in this episode and its score. Decisions are numbered
+from 0 in the order of steps. Over an episode every decision is credited once, the rewards add up to
+the scores, and a learner that knows what it does credits each score to its own decision.
 
 ``info["waited"]`` is the s between this decision and the one before: for a discount by time.
 
@@ -136,7 +136,8 @@ class BalanceEnv(gymnasium.Env[Observed, np.int64]):
 
     def action_masks(self) -> NDArray[np.bool_]:
         """(R,): rows that may be taken now; the name that sb3-contrib's MaskablePPO asks for."""
-        return self._lanes.mask[0].astype(np.bool_)
+        found: NDArray[np.bool_] = self._lanes.mask[0].astype(np.bool_)
+        return found
 
     def close(self) -> None:
         self._lanes.close()

@@ -20,7 +20,6 @@ the world is played on until every score is known. So the sum of rewards is the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -28,9 +27,9 @@ import numpy as np
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
-from numba.np.arrayobj import populate_array
+from numba.np import arrayobj
 
-from edgewise.compiled import inner, jit
+from edgewise.compiled import inner, lean
 from edgewise.fleet.layout import Array
 from edgewise.sim import engine
 from edgewise.sim.layout import DONE, FREE, Sim
@@ -46,6 +45,11 @@ from edgewise.sim.observation import (
 from edgewise.sim.play import Crowded
 from edgewise.sim.requests import release
 from edgewise.sim.supply import Supply
+
+# They publish no types, or not for this.
+cg: Any = cgutils
+arrays: Any = arrayobj
+tuples: Any = types.BaseTuple
 
 BEGIN = -1
 """In place of a row: the lane's world has just been put there."""
@@ -68,40 +72,38 @@ LANE = np.dtype(
 )
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def at(typing: Any, like: Any, addresses: Any, lane: Any) -> Any:
+def _at(typing: Any, like: Any, addresses: Any, lane: Any) -> Any:
     """The simulation of a lane, from the addresses of its arrays; of the type of `like`."""
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         _, table, row = args
         table = context.make_array(addresses)(context, builder, table)
-        words = table.data
-        width = cgutils.unpack_tuple(builder, table.shape, 2)[1]
+        width = cg.unpack_tuple(builder, table.shape, 2)[1]
         base = builder.mul(context.cast(builder, row, lane, types.intp), width)
         position = 0
 
         def word() -> Any:
             nonlocal position
-            place = builder.add(base, cgutils.intp_t(position))
+            place = builder.add(base, cg.intp_t(position))
             position += 1
-            return builder.load(builder.gep(words, [place]))
+            return builder.load(builder.gep(table.data, [place]))
 
         def build(kind: Any) -> Any:
-            if isinstance(kind, types.BaseTuple):
-                return context.make_tuple(builder, kind, [build(each) for each in kind])
+            if isinstance(kind, tuples):
+                return context.make_tuple(builder, kind, [build(each) for each in kind.types])
             array = context.make_array(kind)(context, builder)
             size = context.get_abi_sizeof(context.get_data_type(kind.dtype))
             data = builder.inttoptr(word(), array.data.type)
             shape = [word() for _ in range(kind.ndim)]
-            strides = [cgutils.intp_t(size)]
+            strides = [cg.intp_t(size)]
             for length in reversed(shape[1:]):
                 strides.insert(0, builder.mul(strides[0], length))
-            populate_array(
+            arrays.populate_array(
                 array,
                 data=data,
-                shape=cgutils.pack_array(builder, shape),
-                strides=cgutils.pack_array(builder, strides),
-                itemsize=cgutils.intp_t(size),
+                shape=cg.pack_array(builder, shape),
+                strides=cg.pack_array(builder, strides),
+                itemsize=cg.intp_t(size),
                 meminfo=None,
             )
             return array._getvalue()
@@ -109,6 +111,9 @@ def at(typing: Any, like: Any, addresses: Any, lane: Any) -> Any:
         return build(like)
 
     return like(like, addresses, lane), code
+
+
+at: Any = intrinsic(_at)
 
 
 def words_of(part: Any) -> list[int]:
@@ -160,7 +165,7 @@ def play_out(sim: Sim, going: int, n: int, of: Array, which: Array, worth: Array
     return n
 
 
-@jit
+@lean
 def step_block(
     like: Sim,
     addresses: Array,
@@ -186,7 +191,7 @@ def step_block(
             counts[i] = 0
             rewards[i] = 0.0
             continue
-        sim = at(like, addresses, i)
+        sim: Sim = at(like, addresses, i)
         clock = sim.world.clock[0]
         shed = sim.table.mask.size - 1
         if rows[i] == BEGIN:
@@ -234,7 +239,7 @@ def step_block(
     return -1
 
 
-@jit
+@lean
 def gather(
     which: Array, worth: Array, counts: Array, lane: Array, decision: Array, reward: Array
 ) -> None:
@@ -309,6 +314,7 @@ class Lanes:
             self._addresses = np.zeros((len(self.sims), len(words)), np.int64)
         self.sims[lane] = sim
         self._addresses[lane] = words
+        self.lanes[lane]["ended"] = 1  # nothing happens there but `BEGIN`
         self.mask[lane] = 0
         if self._wide:
             self.flat[lane] = 0.0
@@ -321,11 +327,16 @@ class Lanes:
 
         A row that is not admissible sheds, and is counted. Raises Crowded.
         """
-        like = self.sims[0]
-        run: Callable[[tuple[int, int]], int] = lambda block: step_block(  # noqa: E731
-            like, self._addresses, self.lanes, self._of, rows, self._wide, self.flat, self.parts,
-            self.mask, self.rewards, self._which, self._worth, self._counts, *block
-        )  # fmt: skip
+        if rows.shape != self.rewards.shape:
+            raise ValueError(f"expected {len(self.rewards)} rows, got {rows.shape}")
+        like: Any = self.sims[0]
+
+        def run(block: tuple[int, int]) -> int:
+            return step_block(
+                like, self._addresses, self.lanes, self._of, rows, self._wide, self.flat,
+                self.parts, self.mask, self.rewards, self._which, self._worth, self._counts, *block
+            )  # fmt: skip
+
         found = self._pool.map(run, self._blocks) if self._pool else map(run, self._blocks)
         crowded = max(found)
         if crowded >= 0:

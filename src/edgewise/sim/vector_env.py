@@ -111,7 +111,7 @@ class BalanceVectorEnv(gymnasium.vector.VectorEnv[Observed, Any, NDArray[Any]]):
     def _begin(self, which: Bools) -> None:
         """New episodes where `which`. In order of the environments, so the draws are too."""
         rows = np.full(self.num_envs, IDLE, np.int64)
-        for attempt in range(100):
+        for _ in range(100):
             for i in np.flatnonzero(which).tolist():
                 self._put(i)
             rows[:] = np.where(which, BEGIN, IDLE)
@@ -121,7 +121,7 @@ class BalanceVectorEnv(gymnasium.vector.VectorEnv[Observed, Any, NDArray[Any]]):
             self._played[which] = self._plays
             if not which.any():
                 return
-        raise BadInput(f"{attempt + 1} worlds, and not two requests in any of them")
+        raise BadInput("a hundred worlds, and not two requests in any of them")
 
     def _put(self, i: int) -> None:
         if self._played[i] >= self._plays:

@@ -1,0 +1,62 @@
+"""The sockets of nodes and balancer: how they listen, and how they are tuned."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from typing import Any
+
+from edgewise.errors import BadInput
+
+BACKLOG = 1024
+"""Connections that may wait to be accepted: a burst of clients must not be refused."""
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises BadInput if the address cannot be had."""
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except (OSError, UnicodeError) as error:
+        raise BadInput(
+            f"listen.host: {host}: {getattr(error, 'strerror', None) or error}"
+        ) from None
+    sock = socket.socket(family, kind, proto)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        tune(sock)  # accepted sockets inherit it
+        sock.bind(address)
+        sock.listen(BACKLOG)
+    except OSError as error:
+        sock.close()
+        reason = os.strerror(error.errno) if error.errno else error
+        raise BadInput(f"cannot listen on {host}:{port}: {reason}") from None
+    sock.setblocking(False)
+    return sock
+
+
+def url_of(sock: socket.socket) -> str:
+    """``http://host:port`` of a listening socket."""
+    host, port = sock.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def outgoing(info: Any) -> socket.socket:
+    """A socket for aiohttp's connector to connect with."""
+    family, kind, protocol, _, _ = info
+    sock = socket.socket(family=family, type=kind, proto=protocol)
+    sock.setblocking(False)
+    tune(sock)
+    return sock
+
+
+def tune(sock: socket.socket) -> None:
+    """Small messages go at once, and streams do not pace: bbr gave outliers of 11–19 ms."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    congestion: Any = getattr(socket, "TCP_CONGESTION", None)
+    if congestion is not None:
+        # A kernel without cubic has another default, and we can do no more.
+        with contextlib.suppress(OSError):
+            sock.setsockopt(socket.IPPROTO_TCP, congestion, b"cubic")
