@@ -1,11 +1,12 @@
 """Print what the image costs: its size and of what, time from start to ready, memory.
 
-    python benchmarks/containers.py [--image NAME] [--times N] [--json FILE]
+    python benchmarks/containers.py [--image NAME] [--times N] [--json FILE] [--docs]
 
 For each role a container is started as deploy/fleet.sh starts it, but with no limit on CPU, and
 timed from `run` to the process's own ready line and to the first success of the image's health
 check. Memory is the container's, as the engine counts it, 5 s after it is ready; a node has one
-model. Medians of N starts. Uses docker or podman, whichever is here; about a minute.
+model. Medians of N starts. With --docs the tables of docs/deploy.md are written anew. Uses docker
+or podman, whichever is here; about a minute.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
+DOCUMENT = DEPLOY.parent / "docs" / "deploy.md"
 NAME = f"edgewise-bench-{os.getpid()}"
 SETTLE = 5.0
 """s until memory is read: a process has then sent its first reports."""
@@ -106,6 +108,8 @@ def measure(image: str, times: int) -> dict[str, Any]:
     found: dict[str, Any] = {
         "image": image,
         "engine": engine.name,
+        "cores": os.cpu_count(),
+        "load": os.getloadavg()[0],
         "size_mb": size / 1e6,
         "parts_mb": parts(engine, image),
         "roles": {},
@@ -144,15 +148,48 @@ def show(found: dict[str, Any], console: Console) -> None:
     console.print(table)
 
 
+def markdown(found: dict[str, Any]) -> str:
+    """The tables of docs/deploy.md."""
+    rest = found["size_mb"] - sum(found["parts_mb"].values())
+    lines = [
+        f"{found['size_mb']:.0f} MB by {found['engine']}, on the base that deploy/image.sh found; "
+        f"{found['cores']} cores, on which {found['load']:.0f} processes wanted to run meanwhile.",
+        "",
+        "| part | MB |",
+        "|---|---|",
+        *(f"| {name} | {size:.0f} |" for name, size in found["parts_mb"].items()),
+        f"| other libraries | {rest:.0f} |",
+        "",
+        "| role | ready after s | healthy after s | memory MB |",
+        "|---|---|---|---|",
+        *(
+            f"| {name} | {r['ready_s']:.1f} | {r['healthy_s']:.1f} | {r['memory_mb']:.0f} |"
+            for name, r in found["roles"].items()
+        ),
+    ]
+    return "\n".join(lines)
+
+
+def write_docs(found: dict[str, Any]) -> None:
+    begin, end = "<!-- containers: begin -->", "<!-- containers: end -->"
+    text = DOCUMENT.read_text("utf-8")
+    before, _, rest = text.partition(begin)
+    _, _, after = rest.partition(end)
+    DOCUMENT.write_text(f"{before}{begin}\n{markdown(found)}\n{end}{after}", "utf-8")
+
+
 def main() -> None:
     about = (__doc__ or "").splitlines()[0]
     parser = argparse.ArgumentParser(description=about)
     parser.add_argument("--image", default="localhost/edgewise:latest")
     parser.add_argument("--times", type=int, default=3, metavar="N")
     parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--docs", action="store_true")
     wishes = parser.parse_args()
     found = measure(wishes.image, wishes.times)
     show(found, Console())
+    if wishes.docs:
+        write_docs(found)
     if wishes.json is not None:
         wishes.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 

@@ -1,6 +1,7 @@
 """Write the measured sections of docs/learning.md, in place.
 
-    python scripts/learning_table.py [--seeds 30] [--threads 2] [--only table,ablation,information]
+    python scripts/learning_table.py [--seeds 30] [--threads 2] [--cache DIR]
+        [--only table,ablation,information]
 
 Plays the shipped policy, the heuristic, the re-tuned control and the ladder's rules in the worlds
 of the standard suite, on held-out seeds (families.EVALUATION), and writes what came of it. Numbers
@@ -10,6 +11,7 @@ in that document come from here and from the weights' cards, none from a keyboar
 from __future__ import annotations
 
 import argparse
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -27,6 +29,8 @@ from edgewise.sim import families
 
 Floats = NDArray[np.float64]
 
+CACHE: Path | None = None
+"""Where utilities that were played are kept; None: nowhere."""
 DOCUMENT = Path(__file__).parents[1] / "docs" / "learning.md"
 SHIPPED = Path(weights.__file__).parent / "edgewise"
 CONTROL = SHIPPED / "control.safetensors"
@@ -55,8 +59,27 @@ def utilities(
     threads: int,
     change: Callable[[Scenario], Scenario] | None = None,
 ) -> Floats:
-    """(families, policies, seeds)."""
-    return suite.run(names, rules, seeds, threads=threads, change=change).array("utility")
+    """(families, policies, seeds). What was played before, by the same code as far as its version
+    tells, is taken from the cache."""
+    files = {}
+    for name, rule in rules.items():
+        what = (suite.versions(), names, seeds, change and change.__name__, name, rule.params)
+        digest = hashlib.sha256(msgspec.json.encode(what)).hexdigest()[:24]
+        files[name] = None if CACHE is None else CACHE / f"{digest}.npy"
+    missing = {n: r for n, r in rules.items() if not ((f := files[n]) and f.exists())}
+    found: dict[str, Floats] = {}
+    if missing:
+        played = suite.run(names, missing, seeds, threads=threads, change=change).array("utility")
+        for p, name in enumerate(missing):
+            found[name] = played[:, p]
+            if (file := files[name]) is not None:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                np.save(file, played[:, p])
+    for name, file in files.items():
+        if name not in found:
+            assert file is not None
+            found[name] = np.load(file)
+    return np.stack([found[name] for name in rules], axis=1)
 
 
 # -- the table -------------------------------------------------------------------------------------
@@ -263,8 +286,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=30)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--cache", type=Path, help="folder to keep what was played in")
     parser.add_argument("--only", default=",".join(SECTIONS))
     wishes = parser.parse_args()
+    global CACHE
+    CACHE = wishes.cache
     seeds = suite.evaluation_seeds(wishes.seeds)
     for name in wishes.only.split(","):
         text = "\n".join(SECTIONS[name](seeds, wishes.threads))

@@ -11,7 +11,7 @@ import pytest
 from edgewise import scenario as sc
 from edgewise.domain import Status
 from edgewise.policy import RULES
-from edgewise.sim import engine, layout, results, simulate
+from edgewise.sim import engine, families, layout, results, simulate
 from edgewise.sim.layout import Sim
 from edgewise.sim.play import Crowded, play
 from edgewise.sim.world import Options, simulation
@@ -324,6 +324,13 @@ def test_a_policy_that_learns_is_told_every_score() -> None:
     assert over.sim.world.clock["ended"].sum() == len(over.trace)
     again = simulate.episode(fleet(), "linucb", None)
     assert fields_equal(over.sim.world.results, again.sim.world.results)
+
+
+def test_a_policy_that_learns_survives_a_server_that_stops() -> None:
+    """What waits to be learned from has a list of its own: it may still stand in a queue that the
+    failure empties."""
+    over = simulate.episode(families.scenario("server_failure", 2_000_001), "linucb", None)
+    assert over.sim.world.clock["ended"].sum() == len(over.trace)
 
 
 def test_a_policy_nobody_knows_is_named() -> None:

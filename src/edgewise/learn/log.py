@@ -7,6 +7,7 @@ nothing is written, and training goes on.
 
 from __future__ import annotations
 
+import math
 import warnings
 from pathlib import Path
 from types import TracebackType
@@ -50,4 +51,5 @@ class Log:
             self._writer.add_scalar(f"training/{name}", getattr(progress, name), at)
         if progress.gain is not None:
             self._writer.add_scalar("validation/gain", progress.gain.mean, at)
+        if progress.gain is not None and math.isfinite(progress.gain.half):
             self._writer.add_scalar("validation/half_interval", progress.gain.half, at)

@@ -327,7 +327,7 @@ def run_learning(
         while clock.learn_head >= 0:
             j: int = clock.learn_head
             slot = world.slots[j]
-            clock.learn_head = slot.next
+            clock.learn_head = slot.lesson
             if clock.learn_head < 0:
                 clock.learn_tail = -1
             learn(params, memory[slot.balancer], features[j], slot.utility)

@@ -142,7 +142,7 @@ def hear(sim: Sim, n: int, of: Array, which: Array, worth: Array) -> int:
     clock = sim.world.clock[0]
     while clock.learn_head >= 0:
         j: int = clock.learn_head
-        clock.learn_head = sim.world.slots[j].next
+        clock.learn_head = sim.world.slots[j].lesson
         if clock.learn_head < 0:
             clock.learn_tail = -1
         n = credit(sim, j, n, of, which, worth)

@@ -151,6 +151,7 @@ SLOT = np.dtype(
         ("rif", "i4"),
         ("reason", "i4"),
         ("next", "i4"),  # in a batch, a prepare queue, or the free slots
+        ("lesson", "i4"),  # next of those whose score is known and not yet learned from
         ("before", "i4"),  # in the server's queue, in order of arrival …
         ("after", "i4"),
         ("alternatives", "i4", (ALTERNATIVES,)),  # rows

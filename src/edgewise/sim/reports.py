@@ -264,9 +264,9 @@ def to_learn(world: World, i: int) -> None:
     """Keep slot `i` until the policy has learned from it."""
     clock = world.clock[0]
     hold(world, i)
-    world.slots[i].next = -1
+    world.slots[i].lesson = -1
     if clock.learn_tail >= 0:
-        world.slots[clock.learn_tail].next = i
+        world.slots[clock.learn_tail].lesson = i
     else:
         clock.learn_head = i
     clock.learn_tail = i
