@@ -13,7 +13,7 @@ from edgewise.learn.release import release
 from edgewise.learn.space import Space
 from edgewise.learn.worlds import Worlds, limits, rule_of
 from edgewise.policy import RULES, find, learned, weights
-from edgewise.policy.priced import THRESHOLD
+from edgewise.policy.features import Q_ACCURACY
 from edgewise.scenario import loads
 from edgewise.sim import families
 
@@ -204,7 +204,7 @@ def test_a_checkpoint_is_whole_or_not_there(tmp_path: Path) -> None:
 def test_release_sets_limits_and_refuses_what_is_worse(tmp_path: Path) -> None:
     place = Worlds(scenario=loads(SMALL))
     bad = start()
-    bad[learned.LAYOUT["base"]][THRESHOLD] = 2.0  # sheds everything
+    bad[learned.LAYOUT["row_heads"]][learned.Q + Q_ACCURACY] = -50.0  # abhors accuracy
     path = tmp_path / "edgewise.safetensors"
     card = weights.Card(
         name="edgewise",
@@ -215,7 +215,7 @@ def test_release_sets_limits_and_refuses_what_is_worse(tmp_path: Path) -> None:
         decisions=0,
         heuristic={},
     )
-    made, judged = release(bad, PRICED, place, path, card, seed=1, surveyed=3, count=4, threads=1)
+    made, judged = release(bad, PRICED, place, path, card, seed=1, surveyed=8, count=6, threads=1)
     assert not made.accepted
     assert judged.mean.high < 0.0
     rule = find(str(path))
@@ -223,7 +223,7 @@ def test_release_sets_limits_and_refuses_what_is_worse(tmp_path: Path) -> None:
     high = np.array(rule.params)[learned.LAYOUT["high"]]
     assert (low <= high).all()
     assert low[0] == high[0] == 1.0  # phi.one
-    good, _ = release(start(), PRICED, place, path, card, seed=1, surveyed=3, count=4, threads=1)
+    good, _ = release(start(), PRICED, place, path, card, seed=1, surveyed=8, count=6, threads=1)
     assert good.accepted
     assert good.results["small"].mean == 0.0
 

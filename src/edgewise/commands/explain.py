@@ -13,6 +13,7 @@ from rich.table import Table
 from edgewise.errors import BadInput
 
 if TYPE_CHECKING:
+    from edgewise.fleet.table import Table as Candidates
     from edgewise.live.experience import Experience
     from edgewise.policy.explain import Explained
 
@@ -68,7 +69,7 @@ def explain(
         console.print(f"{decided} decided; this is what {policy} makes of it", highlight=False)
 
 
-def _before(experience: Experience, at: int):  # type: ignore[no-untyped-def]
+def _before(experience: Experience, at: int) -> list[Candidates]:
     """The tables of all decisions up to this one, in order of time."""
     import numpy as np
 

@@ -14,7 +14,8 @@ from edgewise.errors import BadInput
 if TYPE_CHECKING:
     from edgewise.bench.statistics import Interval
     from edgewise.learn.release import Judgement
-    from edgewise.learn.trainer import Progress
+    from edgewise.learn.trainer import Floats, Progress
+    from edgewise.policy import Rule
 
 DEFAULT_BUDGET = "30m"
 
@@ -73,9 +74,13 @@ def train(
 
       edgewise train --free base --budget 30m --out control
     """
+    import msgspec
+    import numpy as np
+
     from edgewise.bench.tune import seconds
     from edgewise.commands.bench import cores
     from edgewise.learn import release, trainer
+    from edgewise.learn.checkpoint import write_atomically
     from edgewise.learn.worlds import Worlds
     from edgewise.policy import find, label, weights
     from edgewise.policy import learned as policy
@@ -153,15 +158,21 @@ def train(
     )
     console.print(_table(judgement))
     if init != "priced_greedy":
+        before = find(init)
         rival = release.judge(
-            weights.load(path)[0], find(init), place, threads=used, skip=release.SKIP + 500
+            weights.load(path)[0], before, place, threads=used, skip=release.SKIP + 500
         )
         console.print(f"over {label(init)}: {_pm(rival.mean)}", highlight=False)
+        if rival.mean.mean < 0.0:
+            # A specialist must not be below what it began as.
+            kept = msgspec.structs.replace(card, command=before.tuned, results={})
+            weights.save(path, np.array(before.params), kept, write_atomically)
+            console.print(f"not better: the weights of {label(init)} are kept", highlight=False)
     verdict = "accepted" if card.accepted else "[bold red]not accepted[/]: worse in a family"
     console.print(f"{verdict}; written to {path}", highlight=False, soft_wrap=True)
 
 
-def beginning(init: str):  # type: ignore[no-untyped-def]
+def beginning(init: str) -> tuple[Floats, Rule]:
     """(params to begin from, the heuristic to beat: a rule) of ``--init``."""
     import msgspec
     import numpy as np

@@ -229,9 +229,8 @@ def waiting(arrival: float, ahead_until: float, all_until: float, soon: float) -
     """s that a request waits whose input is there at `arrival`: for what goes before it, until
     `ahead_until`; or, if all workers are busy with less urgent work, until the first finishes."""
     start = max(arrival, ahead_until)
-    if arrival >= ahead_until and all_until > arrival:
-        start = min(all_until, arrival + soon)
-    return start - arrival
+    instead = min(all_until, arrival + soon)
+    return (instead if arrival >= ahead_until and all_until > arrival else start) - arrival
 
 
 @lean

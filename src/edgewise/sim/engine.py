@@ -17,7 +17,7 @@ import numba
 import numpy as np
 from numba import types
 
-from edgewise.compiled import inner, lean
+from edgewise.compiled import inlined, inner, lean
 from edgewise.fleet.belief import on_request
 from edgewise.fleet.commit import commit
 from edgewise.fleet.layout import Array, Belief
@@ -159,7 +159,7 @@ def advance(sim: Sim) -> int:
             release(sim.world, index)
 
 
-@inner
+@inlined
 def ask(sim: Sim, i: int, now: float) -> None:
     """The metadata of slot `i` is at its balancer, which looks at what it believes."""
     clock = sim.world.clock[0]
@@ -217,7 +217,7 @@ def act(sim: Sim, row: int, probability: float) -> None:
     release(sim.world, i)  # the metadata's
 
 
-@inner
+@inlined
 def why_shed(sim: Sim) -> int:
     """As `policy.base.decision` says it."""
     table = sim.table

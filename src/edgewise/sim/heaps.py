@@ -10,7 +10,7 @@ them needs a size of its own.
 
 from __future__ import annotations
 
-from edgewise.compiled import inner, lean
+from edgewise.compiled import inlined, inner, lean
 from edgewise.fleet.layout import Array
 
 KIND_BITS = 4
@@ -41,7 +41,7 @@ def push(events: Array, clock: Array, time: float, kind: int, index: int) -> Non
     events[n].code = code
 
 
-@inner
+@inlined
 def pop(events: Array, clock: Array) -> int:
     """Take the first event out; returns its code. The heap must not be empty."""
     code: int = events[0].code
@@ -72,17 +72,17 @@ def pop(events: Array, clock: Array) -> int:
     return code
 
 
-@inner
+@inlined
 def kind_of(code: int) -> int:
     return (code >> INDEX_BITS) & _KIND_MASK
 
 
-@inner
+@inlined
 def index_of(code: int) -> int:
     return code & _INDEX_MASK
 
 
-@inner
+@inlined
 def meld(nodes: Array, a: int, b: int) -> int:
     """Join two heaps by their roots (−1 = empty); returns the root. Equal keys go in order."""
     if a < 0:
@@ -98,7 +98,7 @@ def meld(nodes: Array, a: int, b: int) -> int:
     return a
 
 
-@inner
+@inlined
 def insert(nodes: Array, root: int, node: int, key: float, order: int) -> int:
     """Add a node; returns the root."""
     nodes[node].key = key

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import math
 
-from edgewise.compiled import inner
+from edgewise.compiled import inlined, inner
 from edgewise.fleet.layout import Array
 from edgewise.network.capacity import bytes_between, time_to_send
 from edgewise.network.link import PACKET_BYTES, STALL_S
@@ -40,7 +40,7 @@ CHUNK_BYTES = 16384
 LUCK_JITTER, LUCK_LOSS = 101, 102
 
 
-@inner
+@inlined
 def capacity(link: Record, numbers: Array, since: float, until: float) -> float:
     """Bytes that a link can carry from `since` to `until`; not for unlimited ones."""
     if link.mode == CONSTANT and link.outage_count == 0:
@@ -69,7 +69,7 @@ def capacity(link: Record, numbers: Array, since: float, until: float) -> float:
     )
 
 
-@inner
+@inlined
 def across(link: Record, numbers: Array, now: float, size: float) -> float:
     """When `size` bytes, alone from `now` on, are across; inf = never."""
     t = now
@@ -98,7 +98,7 @@ def across(link: Record, numbers: Array, now: float, size: float) -> float:
     return t + left
 
 
-@inner
+@inlined
 def bring_up(links: Array, numbers: Array, e: int, now: float, fifo: bool) -> None:
     """Bring a link's virtual time to `now`."""
     link = links[e]
@@ -111,7 +111,7 @@ def bring_up(links: Array, numbers: Array, e: int, now: float, fifo: bool) -> No
     link.at = now
 
 
-@inner
+@inlined
 def schedule(
     links: Array, nodes: Array, numbers: Array, events: Array, clock: Array, e: int, fifo: bool
 ) -> None:
@@ -157,7 +157,7 @@ def join(
     return area
 
 
-@inner
+@inlined
 def leave(links: Array, nodes: Array, numbers: Array, clock: Array, e: int, now: float) -> int:
     """The node of a flow that is across by `now`, taken out; −1 if none is."""
     link = links[e]
@@ -177,7 +177,7 @@ def leave(links: Array, nodes: Array, numbers: Array, clock: Array, e: int, now:
     return root
 
 
-@inner
+@inlined
 def backlog(link: Record, fifo: bool) -> float:
     """Bytes of a link's flows that are not across, as of its `at`."""
     if link.flows == 0:
@@ -186,7 +186,7 @@ def backlog(link: Record, fifo: bool) -> float:
     return max(0.0, left)
 
 
-@inner
+@inlined
 def lag(link: Record, seed: int, request: int, e: int, size: float) -> float:
     """s after a transfer is across until it is in: delay, jitter and stalls; inf = reset."""
     extra: float = link.delay

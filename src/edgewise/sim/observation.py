@@ -48,12 +48,23 @@ _NONE = np.float32(0.0)
 
 
 @inner
-def show(source: Array, first: int, factors: Array, out: Array, at: int) -> None:
-    """The columns of `source` from `first` on, scaled and clipped, into `out` from `at` on."""
+def show(source: Array, factors: Array, out: Array) -> None:
+    """Columns of the table, scaled and clipped.
+
+    Slices are passed rather than offsets: an index that is the loop's own cannot be negative, so
+    nothing is checked and the loop is vectorised.
+    """
     for j in range(factors.size):
-        value = np.float32(source[first + j]) * factors[j]
+        value = np.float32(source[j]) * factors[j]
         value = value if value > _NONE else _NONE
-        out[at + j] = value if value < _TOP else _TOP
+        out[j] = value if value < _TOP else _TOP
+
+
+@inner
+def copy(source: Array, out: Array) -> None:
+    """All of `source` to the beginning of `out`."""
+    for j in range(source.size):
+        out[j] = source[j]
 
 
 @inner
@@ -69,25 +80,24 @@ def write_flat(table: Table, mask: Array, out: Array) -> None:
     """One wide row per candidate. `out` held an observation of the same world before, or zeros."""
     a = len(ROW)
     b = a + len(SERVER)
-    last = mask.size - 1
-    show(table.context, _FIRST_CONTEXT, _CONTEXT, out[last], b)
+    shared = out[mask.size - 1, b:]
+    show(table.context[_FIRST_CONTEXT:], _CONTEXT, shared)
     before = -1
     shown = -1
     for r in range(table.mask.size - 1):
+        line = out[r]
         if mask[r] == 0:
-            if out[r, a] != _NONE:  # `up`: it was shown before
-                for j in range(WIDTH):
-                    out[r, j] = _NONE
+            if line[a] != _NONE:  # `up`: it was shown before
+                for j in range(line.size):
+                    line[j] = _NONE
             continue
-        show(table.rows[r], _FIRST_ROW, _ROW, out[r], 0)
+        show(table.rows[r, _FIRST_ROW:], _ROW, line)
         s = int(table.rows[r, R_SERVER])
         if s == shown:  # rows of a server stand together
-            for j in range(a, WIDTH):
-                out[r, j] = out[before, j]
+            copy(out[before, a:], line[a:])
         else:
-            show(table.servers[s], 0, _SERVER, out[r], a)
-            for j in range(b, WIDTH):
-                out[r, j] = out[last, j]
+            show(table.servers[s], _SERVER, line[a:])
+            copy(shared, line[b:])
         shown = s
         before = r
 
@@ -97,13 +107,13 @@ def write_parts(
     table: Table, mask: Array, rows: Array, server: Array, servers: Array, context: Array
 ) -> None:
     """The same without repetition; masked rows are zero and belong to server −1."""
-    show(table.context, _FIRST_CONTEXT, _CONTEXT, context, 0)
+    show(table.context[_FIRST_CONTEXT:], _CONTEXT, context)
     for s in range(table.servers.shape[0]):
-        show(table.servers[s], 0, _SERVER, servers[s], 0)
+        show(table.servers[s], _SERVER, servers[s])
     for r in range(table.mask.size - 1):
         if mask[r] != 0:
             server[r] = int(table.rows[r, R_SERVER])
-            show(table.rows[r], _FIRST_ROW, _ROW, rows[r], 0)
+            show(table.rows[r, _FIRST_ROW:], _ROW, rows[r])
         elif server[r] >= 0:
             server[r] = -1
             for j in range(len(ROW)):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from edgewise.compiled import inner
+from edgewise.compiled import inlined, inner
 from edgewise.fleet.belief import (
     drain_link,
     on_answer,
@@ -48,7 +48,7 @@ UTILISATION_MEMORY = 1.0
 """s; `domain.Report.utilisation` is over about a second."""
 
 
-@inner
+@inlined
 def view(beliefs: Belief, b: int) -> Belief:
     """What balancer `b` believes."""
     return Belief(
@@ -180,7 +180,7 @@ def look_at_links(world: World, reports: Reports, s: int, p: int, now: float) ->
             out.rate_at = world.pairs[s, s].at
 
 
-@inner
+@inlined
 def on_reported(world: World, reports: Reports, beliefs: Belief, p: int, now: float) -> None:
     """Report `p` reaches the balancers."""
     clock = world.clock[0]
@@ -247,7 +247,7 @@ def take_in(
         restore_sends(belief, s)
 
 
-@inner
+@inlined
 def close(world: World, belief: Belief, i: int, failed: bool, now: float) -> None:
     """`Tracker._close`."""
     slot = world.slots[i]
@@ -259,7 +259,7 @@ def close(world: World, belief: Belief, i: int, failed: bool, now: float) -> Non
     on_answer(belief, slot.picked, now, response, slot.rif, failed)
 
 
-@inner
+@inlined
 def to_learn(world: World, i: int) -> None:
     """Keep slot `i` until the policy has learned from it."""
     clock = world.clock[0]
@@ -272,7 +272,7 @@ def to_learn(world: World, i: int) -> None:
     clock.learn_tail = i
 
 
-@inner
+@inlined
 def on_ended(world: World, beliefs: Belief, i: int, now: float) -> None:
     """The balancer hears how slot `i`'s request ended."""
     slot = world.slots[i]

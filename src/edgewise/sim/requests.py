@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from edgewise.compiled import inner
+from edgewise.compiled import inlined, inner
 from edgewise.domain import Form
 from edgewise.score import expected_utility
 from edgewise.sim.heaps import push
@@ -25,13 +25,13 @@ from edgewise.sim.layout import (
 READY = int(Form.MODEL_READY)
 
 
-@inner
+@inlined
 def hold(world: World, i: int) -> None:
     """Something refers to slot `i`: an event, a transfer, a queue."""
     world.slots[i].holds += 1
 
 
-@inner
+@inlined
 def release(world: World, i: int) -> None:
     """It does no longer. A slot whose request has ended is free after the last one."""
     slot = world.slots[i]
@@ -42,14 +42,14 @@ def release(world: World, i: int) -> None:
         world.clock[0].free = i
 
 
-@inner
+@inlined
 def later(world: World, i: int, time: float, kind: int) -> None:
     """Let an event of slot `i` happen at `time`."""
     world.slots[i].holds += 1
     push(world.events, world.clock, time, kind, i)
 
 
-@inner
+@inlined
 def open_slot(world: World, r: int) -> int:
     """A slot for request `r`, which is sent now; −1 if there is none left."""
     clock = world.clock[0]
@@ -99,7 +99,7 @@ def open_slot(world: World, r: int) -> int:
     return i
 
 
-@inner
+@inlined
 def known(stamp: float) -> float:
     """A stamp as results have it: NaN where it never came."""
     return stamp if stamp < math.inf else math.nan
@@ -157,7 +157,7 @@ def end(world: World, i: int, status: int, reason: int, answered: float) -> None
     out.received = known(received)
 
 
-@inner
+@inlined
 def tell(world: World, i: int, time: float) -> None:
     """The balancer hears of the end at `time`, if that is news to it."""
     slot = world.slots[i]
@@ -176,14 +176,14 @@ def answer(world: World, i: int, status: int, reason: int, s: int, now: float) -
     tell(world, i, answered + world.clock[0].control_delay)
 
 
-@inner
+@inlined
 def lose(world: World, i: int, reason: int, now: float) -> None:
     """No answer comes. The client knows and says so."""
     end(world, i, LOST, reason, math.inf)
     tell(world, i, now + world.links[world.slots[i].ingress].delay)
 
 
-@inner
+@inlined
 def turn_away(world: World, r: int) -> None:
     """Request `r` finds its ingress down."""
     clock = world.clock[0]

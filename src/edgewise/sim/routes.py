@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 
-from edgewise.compiled import inner
+from edgewise.compiled import inlined, inner
 from edgewise.fleet.measure import smooth_rate
 from edgewise.sim.layout import (
     ALTERNATIVES,
@@ -47,7 +47,7 @@ from edgewise.sim.servers import (
 )
 
 
-@inner
+@inlined
 def upload(world: World, i: int, now: float) -> None:
     """The client begins to send the photo of slot `i`."""
     slot = world.slots[i]
@@ -65,7 +65,7 @@ def upload(world: World, i: int, now: float) -> None:
     )
 
 
-@inner
+@inlined
 def transfer(world: World, i: int, size: float, now: float) -> None:
     """The ingress begins to send `size` bytes of slot `i` to the server that is to run it."""
     slot = world.slots[i]
@@ -107,7 +107,7 @@ def route(world: World, i: int, now: float) -> None:
         prepare(world, i, now)
 
 
-@inner
+@inlined
 def on_command(world: World, i: int, now: float) -> None:
     slot = world.slots[i]
     if slot.stage == DONE:
@@ -122,7 +122,7 @@ def on_command(world: World, i: int, now: float) -> None:
     route(world, i, now)
 
 
-@inner
+@inlined
 def on_uploaded(world: World, i: int, now: float) -> None:
     slot = world.slots[i]
     s = slot.ingress
@@ -149,7 +149,7 @@ def on_uploaded(world: World, i: int, now: float) -> None:
         deliver(world, i, now)
 
 
-@inner
+@inlined
 def deliver(world: World, i: int, now: float) -> None:
     """The last byte of slot `i`'s transfer has left the link, and the source had it all."""
     slot = world.slots[i]
@@ -162,7 +162,7 @@ def deliver(world: World, i: int, now: float) -> None:
         later(world, i, now + world.links[e].delay, E_FAILED)
 
 
-@inner
+@inlined
 def on_delivered(world: World, i: int, now: float) -> None:
     slot = world.slots[i]
     if slot.stage == DONE:
@@ -190,7 +190,7 @@ def on_delivered(world: World, i: int, now: float) -> None:
     arrive(world, s, i, now)
 
 
-@inner
+@inlined
 def on_link(world: World, e: int, time: float) -> None:
     """Transfers of link `e` may be across."""
     link = world.links[e]
@@ -217,7 +217,7 @@ def on_link(world: World, e: int, time: float) -> None:
     )
 
 
-@inner
+@inlined
 def on_up(world: World, i: int, e: int, now: float) -> None:
     """The client has sent the last byte of slot `i`'s photo."""
     slot = world.slots[i]
@@ -235,7 +235,7 @@ def on_up(world: World, i: int, e: int, now: float) -> None:
     release(world, i)
 
 
-@inner
+@inlined
 def on_across(world: World, i: int, e: int, now: float) -> None:
     """The link is through with slot `i`'s transfer."""
     slot = world.slots[i]
@@ -249,7 +249,7 @@ def on_across(world: World, i: int, e: int, now: float) -> None:
     release(world, i)
 
 
-@inner
+@inlined
 def on_finish(world: World, w: int, time: float) -> None:
     """Worker `w` is done."""
     worker = world.workers[w]

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from edgewise.compiled import inner
+from edgewise.compiled import inlined, inner
 from edgewise.fleet.belief import acknowledge
 from edgewise.sim.heaps import insert, push, remove_root
 from edgewise.sim.layout import (
@@ -39,7 +39,7 @@ LEAST_SHARE = 0.1
 LUCK_SERVICE = 103
 
 
-@inner
+@inlined
 def slowness(world: World, s: int, now: float) -> float:
     """By what factor everything takes longer on server `s` now."""
     server = world.servers[s]
@@ -52,7 +52,7 @@ def slowness(world: World, s: int, now: float) -> float:
     return factor
 
 
-@inner
+@inlined
 def noise(world: World, r: int, k: int) -> float:
     """The luck of request `r` on service `k`, as a factor with mean 1."""
     clock = world.clock[0]
@@ -63,7 +63,7 @@ def noise(world: World, r: int, k: int) -> float:
     return factor
 
 
-@inner
+@inlined
 def expected_work(world: World, k: int, form: int) -> float:
     """s per request that its server expects of service `k`."""
     service = world.services[k]
@@ -73,7 +73,7 @@ def expected_work(world: World, k: int, form: int) -> float:
     return time
 
 
-@inner
+@inlined
 def account(world: World, s: int, now: float, change: int) -> None:
     """`change` more workers of `s` are busy from now on."""
     server = world.servers[s]
@@ -82,7 +82,7 @@ def account(world: World, s: int, now: float, change: int) -> None:
     server.busy += change
 
 
-@inner
+@inlined
 def take_idle(world: World, s: int, now: float) -> int:
     """An idle worker, busy from now on; −1 if there is none."""
     server = world.servers[s]
@@ -93,7 +93,7 @@ def take_idle(world: World, s: int, now: float) -> int:
     return w
 
 
-@inner
+@inlined
 def work_on(
     world: World, w: int, i: int, preparing: int, now: float, work: float, time: float
 ) -> None:
@@ -163,7 +163,7 @@ def begin(world: World, s: int, w: int, i: int, now: float) -> None:
     work_on(world, w, i, 0, now, expected_work(world, k, world.slots[i].form) * count, time)
 
 
-@inner
+@inlined
 def convert(world: World, s: int, w: int, i: int, now: float) -> None:
     """Worker `w` makes slot `i`'s payload model-ready."""
     seconds = world.servers[s].prepare_seconds
@@ -171,7 +171,7 @@ def convert(world: World, s: int, w: int, i: int, now: float) -> None:
     work_on(world, w, i, 1, now, seconds, seconds * slowness(world, s, now))
 
 
-@inner
+@inlined
 def next_conversion(world: World, s: int) -> int:
     """The first that waits to be converted, out of its queue; −1 if none does."""
     server = world.servers[s]
@@ -188,7 +188,7 @@ def next_conversion(world: World, s: int) -> int:
     return -1
 
 
-@inner
+@inlined
 def next_work(world: World, s: int, w: int, now: float) -> None:
     """Worker `w` of `s` is free: what does it do?"""
     server = world.servers[s]
@@ -289,7 +289,7 @@ def prepare(world: World, i: int, now: float) -> None:
     server.prepare_waiting += server.prepare_seconds
 
 
-@inner
+@inlined
 def measured(world: World, k: int, form: int, seconds: float, batch: int) -> None:
     """Service `k` ran one request of a batch in `seconds` per request.
 

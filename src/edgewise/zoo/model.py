@@ -61,6 +61,8 @@ def load(name: str, threads: int = 1, cache: Path | None = None) -> Model:
         import onnxruntime
     except ImportError:
         raise MissingExtra("live", "onnxruntime") from None
+    # Some builds report usage to their vendor unless told otherwise; nobody asked for that.
+    onnxruntime.disable_telemetry_events()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
