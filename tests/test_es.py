@@ -6,7 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from edgewise.cli import app
 from edgewise.errors import BadInput
 from edgewise.learn import checkpoint, es, trainer
 from edgewise.learn.release import release
@@ -238,3 +240,23 @@ def test_a_survey_counts_what_the_guard_did() -> None:
     narrow = weights.release(start(), low + 1.0, high + 1.0, 5.0)
     _, _, tripped = limits(place, rule, narrow, worlds, 1)
     assert tripped[1] == tripped[0]
+
+
+# -- the command -----------------------------------------------------------------------------------
+
+
+def test_the_command_trains_a_specialist_that_is_a_policy(tmp_path: Path) -> None:
+    file = tmp_path / "small.yaml"
+    file.write_text(SMALL)
+    options = ["--scenario", str(file), "--init", "edgewise", "--generations", "1", "--worlds", "1"]
+    run = CliRunner().invoke(app, ["train", *options, "--out", str(tmp_path), "--threads", "1"])
+    assert run.exit_code == 0, run.output
+    assert "over edgewise" in run.output
+    path = tmp_path / "edgewise.safetensors"
+    _, card = weights.load(path)
+    assert card.families == ("small",)
+    assert find(str(path)).kernel is learned.edgewise
+    run = CliRunner().invoke(app, ["train", *options, "--budget", "1m"])
+    assert isinstance(run.exception, BadInput)
+    run = CliRunner().invoke(app, ["train", "--init", "jsq", "--out", str(tmp_path / "no")])
+    assert "expected priced_greedy" in str(run.exception)

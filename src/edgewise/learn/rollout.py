@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from edgewise.compiled import inner, jit
+from edgewise.compiled import inner, jit, lean
 from edgewise.fleet.layout import Array
 from edgewise.fleet.table import (
     C_ACCURACY_WEIGHT,
@@ -65,6 +65,7 @@ from edgewise.policy.priced import (
 )
 from edgewise.sim import engine
 from edgewise.sim.layout import Sim
+from edgewise.sim.observation import copy
 from edgewise.sim.play import Crowded
 
 CONSTANTS = (
@@ -116,6 +117,16 @@ class Rollout(NamedTuple):
     server: Array  # int64 (all rows,): of `phi`
 
 
+class Space(NamedTuple):
+    """Where `record` works: features of a decision, and what `learned.score` says of its rows."""
+
+    omega: Array
+    phis: Array
+    psis: Array
+    added: Array
+    parts: Array
+
+
 @inner
 def constants(table: Table, base: Array, r: int, fleet: float, out: Array) -> None:
     """`CONSTANTS` of an admissible row; `fleet` its load above the knee."""
@@ -150,7 +161,7 @@ def constants(table: Table, base: Array, r: int, fleet: float, out: Array) -> No
 @inner
 def pool(phis: Array, omega: Array, out: Array) -> None:
     """`SEEN`."""
-    out[:W] = omega
+    copy(omega, out)
     for j in range(P):
         total = 0.0
         most = phis[0, j]
@@ -161,9 +172,9 @@ def pool(phis: Array, omega: Array, out: Array) -> None:
         out[W + P + j] = most
 
 
-@jit
+@lean
 def record(
-    sim: Sim, params: Array, memory: Array, draws: Array, out: Rollout
+    sim: Sim, params: Array, memory: Array, draws: Array, space: Space, out: Rollout
 ) -> tuple[int, int, int]:
     """Play to the end; returns how many decisions, phis and rows of `out` were written.
 
@@ -172,10 +183,7 @@ def record(
     table = sim.table
     base = params[_BASE:_BASE_END]
     shed = table.mask.size - 1
-    count = table.servers.shape[0]
-    omega, psis = np.empty(W), np.empty((shed + 1, Q))
-    phis, added = np.zeros((count, P)), np.zeros((shed + 1, 2))
-    parts = np.empty((shed + 1, N_PARTS))
+    omega, phis, psis, added, parts = space
     n = 0
     n_phi = 0
     n_row = 0
@@ -196,7 +204,7 @@ def record(
         one.first_row = n_row
         one.first_phi = n_phi
         one.home = 0
-        out.phi[n_phi] = phis[home]
+        copy(phis[home], out.phi[n_phi])
         place = 0
         last = home
         for r in range(shed):
@@ -208,12 +216,12 @@ def record(
                 place = 0
                 if s != home:
                     n_phi += 1
-                    out.phi[n_phi] = phis[s]
+                    copy(phis[s], out.phi[n_phi])
                     place = n_phi - one.first_phi
             if r == row:
                 one.chosen = n_row - one.first_row
             constants(table, base, r, fleet, out.rows[n_row])
-            out.rows[n_row, ROW_WIDTH - Q :] = psis[r]
+            copy(psis[r], out.rows[n_row, ROW_WIDTH - Q :])
             out.server[n_row] = one.first_phi + place
             n_row += 1
         n_phi += 1
@@ -226,7 +234,7 @@ def record(
         one.grace = table.context[C_GRACE]
         one.elapsed = table.context[C_ELAPSED]
         one.threshold = base[THRESHOLD] + base[THRESHOLD_GAIN] * fleet
-        out.omega[n] = omega
+        copy(omega, out.omega[n])
         pool(out.phi[one.first_phi : n_phi], out.omega[n], out.seen[n])
         n += 1
 
@@ -253,7 +261,14 @@ def rollout(sim: Sim, params: NDArray[np.float64], seed: int) -> Rollout:
     sim.table.wanted[0] = 1
     memory = np.zeros((balancers, MEMORY + learned.PER_SERVER * servers))
     draws = np.random.SeedSequence([seed, 6]).generate_state(balancers, np.uint64)[:, None]
-    n, n_phi, n_row = record(sim, params, memory, draws.copy(), out)
+    space = Space(
+        omega=np.empty(W),
+        phis=np.zeros((servers, P)),
+        psis=np.empty((widest + 1, Q)),
+        added=np.zeros((widest + 1, 2)),
+        parts=np.empty((widest + 1, N_PARTS)),
+    )
+    n, n_phi, n_row = record(sim, params, memory, draws.copy(), space, out)
     if sim.world.clock["overflow"][0]:
         raise Crowded(f"over {len(sim.world.slots)} requests were open at a time")
     return Rollout(
