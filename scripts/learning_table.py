@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from edgewise.bench import suite
 from edgewise.bench.document import rewrite
 from edgewise.bench.statistics import Interval, interval, over_families
+from edgewise.learn.worlds import Worlds, limits
 from edgewise.policy import RULES, Rule, find, learned, weights
 from edgewise.policy.features import PHI
 from edgewise.scenario import Scenario
@@ -41,6 +42,8 @@ LADDER = (
     "prequal_admission",
 )
 INFORMED = ("volatile", "trace_bandwidth", "stale_500ms", "stale_2s", "combined")
+GUARDED = 8
+"""Seeds of each family in which the guard's decisions are counted."""
 PARTS_FAMILIES = ("light", "medium", "heavy", "overload", "volatile", "stale_2s", "combined")
 
 
@@ -147,6 +150,24 @@ def table(seeds: Sequence[int], threads: int) -> Iterator[str]:
     )
     yield ""
     yield f"Over `earliest_completion_margin` by load: {gains}."
+    yield ""
+    yield from guarded(seeds[:GUARDED], threads)
+
+
+def guarded(seeds: Sequence[int], threads: int) -> Iterator[str]:
+    """How often the guard let the heuristic decide."""
+    rule = RULES["edgewise"]
+    shares = {}
+    for name in families.STANDARD:
+        worlds = [families.scenario(name, seed) for seed in seeds]
+        place = Worlds(names=(name,))
+        _, _, counters = limits(place, rule, np.array(rule.params), worlds, threads)
+        shares[name] = 100.0 * float(counters[1:].sum() / counters[0])
+    most = max(shares, key=shares.__getitem__)
+    yield (
+        f"The guard left {np.mean(list(shares.values())):.2f} % of the decisions to the heuristic, "
+        f"most of them in {most} ({shares[most]:.2f} %; {len(seeds)} seeds of each family)."
+    )
 
 
 def training() -> Iterator[str]:

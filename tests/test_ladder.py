@@ -63,11 +63,15 @@ def set_row(table: t.Table, row: int, **values: float) -> None:
 
 
 class Run:
-    """A rule with its memory: called as the simulator calls it."""
+    """A rule with its memory: called as the simulator calls it.
+
+    With the parameters' defaults: the tables test the rule, not what a tuner found.
+    """
 
     def __init__(self, name: str, servers: int = 3, seed: int = 1, **params: float) -> None:
         self.rule = RULES[name]
-        self.params = np.array(self.rule.params, np.float64)
+        defaults = tuple(each.default for each in self.rule.parameters)
+        self.params = np.array(defaults or self.rule.params, np.float64)
         for key, value in params.items():
             self.params[self.rule.names.index(key)] = value
         self.state = self.rule.new_state(servers)

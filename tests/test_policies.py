@@ -123,7 +123,8 @@ def test_a_server_only_rule_runs_the_best_model_it_has_time_for() -> None:
     """0.4 of the deadline: 50 ms is under 0.4 × 0.2 s, not under 0.4 × 0.1."""
     made = fleet()
     for deadline, model in ((0.2, "large"), (0.1, "small"), (0.01, "small")):
-        verdict = policy.make("round_robin").decide(seen(made, deadline=deadline))
+        rule = policy.KernelPolicy("round_robin", policy.RULES["round_robin"], params=(0.4,))
+        verdict = rule.decide(seen(made, deadline=deadline))
         assert (verdict.ranked[0].server, verdict.ranked[0].model) == ("a", model)
 
 
