@@ -490,3 +490,17 @@ def test_requests_in_flight_are_those_that_wait_and_run() -> None:
     assert core.requests_in_flight(b, 1, T) == 3
     core.advance(b, 1, T + 0.15)  # the queued one took the first worker until T + 0.2
     assert core.requests_in_flight(b, 1, T + 0.15) == 2
+
+
+def test_first_in_first_out_keeps_the_order_of_a_report() -> None:
+    """Jobs of one report have come at the same moment: only their place says which was first."""
+    belief = fleet((1,), edf=False)
+    report(belief, 0, T, queue=((T + 9.0, 0.1), (T + 8.0, 0.2), (T + 7.0, 0.4), (T + 6.0, 0.8)))
+
+    def waiting() -> list[float]:
+        return list(belief.jobs[0, : belief.servers[0]["jobs"]]["work"])
+
+    core.advance(belief, 0, T + 0.05)
+    assert waiting() == [0.2, 0.4, 0.8]
+    core.advance(belief, 0, T + 0.15)
+    assert waiting() == [0.4, 0.8]

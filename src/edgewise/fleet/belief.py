@@ -66,8 +66,22 @@ def advance(belief: Belief, s: int, now: float) -> None:
                 if best < 0 or key < (jobs[best].deadline if edf else jobs[best].ready):
                     best = j
         set_free(free, int(server.workers), 0, start + jobs[best].work)
-        jobs[best] = jobs[count - 1]
-        server.jobs = count - 1
+        take_job(belief, s, best)
+
+
+@lean
+def take_job(belief: Belief, s: int, j: int) -> None:
+    """Take the j-th job out. In first in first out the list keeps its order: jobs of one report
+    have come at the same moment, and only their place says which was first."""
+    server = belief.servers[s]
+    jobs = belief.jobs[s]
+    last = server.jobs - 1
+    if belief.edf[0] > 0.0:
+        jobs[j] = jobs[last]
+    else:
+        for i in range(j, last):
+            jobs[i] = jobs[i + 1]
+    server.jobs = last
 
 
 @lean
@@ -340,8 +354,7 @@ def on_outcome(belief: Belief, s: int, dispatch: int, failed: bool) -> None:
     jobs = belief.jobs[s]
     for j in range(server.jobs):
         if jobs[j].dispatch == dispatch:
-            jobs[j] = jobs[server.jobs - 1]
-            server.jobs -= 1
+            take_job(belief, s, j)
             break
     flights = belief.flights[s]
     for i in range(server.flights):

@@ -21,6 +21,9 @@ from edgewise.fleet.layout import RATE_PRIOR
 RATE_MEMORY = 1.0
 """s. A measurement this old weighs 1/e against a new one: cellular bandwidth keeps its level for
 about a second (Norway HSDPA traces, one sample/s)."""
+SERVICE_MEMORY = 0.2
+"""Weight of one service time in a service's reported mean: about the last five requests, so that a
+slow spell of a second shows in the next reports."""
 SECONDS_MIN = 1e-4
 """s. A transfer shorter than the timers are fine measures the timers."""
 

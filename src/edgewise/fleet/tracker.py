@@ -27,6 +27,7 @@ from edgewise.domain import (
 )
 from edgewise.fleet import belief as core
 from edgewise.fleet import table as query
+from edgewise.fleet.commit import commit
 from edgewise.fleet.layout import Belief, new_belief
 from edgewise.roster import services_of
 from edgewise.scenario import Scenario
@@ -202,30 +203,17 @@ class Tracker:
 
     def commit(self, request: Request, decision: Decision, seen: Observation) -> Command:
         """Count a decision as made and turn it into the command for the ingress."""
-        ingress = self._index[request.ingress]
         now = decision.at
-        row = seen.rows[decision.rows[0]]
+        table = query.Table(
+            seen.rows, seen.mask, seen.servers, seen.context, self._table.scores, self._table.wanted
+        )
+        command, dispatch, rif = commit(
+            self.belief, table, decision.rows[0], now, request.sent_at + request.deadline
+        )
         if not decision.ranked:
-            command, _ = core.on_decision(
-                self.belief, now, ingress, -1, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0
-            )
             return Command(request=request.id, sequence=command, reason=decision.reason)
         first = decision.ranked[0]
         destination = self._index[first.server]
-        link = int(self.belief.path[ingress, destination])
-        rif = core.requests_in_flight(self.belief, destination, now)
-        command, dispatch = core.on_decision(
-            self.belief,
-            now,
-            ingress,
-            destination,
-            request.sent_at + request.deadline,
-            float(row[query.R_SERVICE_TIME]),
-            now + float(row[query.R_READY]),
-            float(row[query.R_SIZE]),
-            float(row[query.R_PREPARE]),
-            query.link_rate(self.belief, link, now) if link >= 0 else 1.0,
-        )
         worthless = request.sent_at + 2.0 * request.deadline
         self._open[request.id] = _Open(
             destination, dispatch, now, worthless - now, rif, worthless + FORGET_AFTER

@@ -11,12 +11,10 @@ from collections.abc import Mapping
 
 from edgewise.domain import PeerReport, Report, Service, ServiceReport
 from edgewise.fleet.belief import acknowledge
+from edgewise.fleet.measure import SERVICE_MEMORY
 from edgewise.live.links import LeastRtt, Link
 from edgewise.live.prepare import Stage
 from edgewise.live.queue import Queue
-
-SERVICE_MEMORY = 0.2
-"""Weight of one run in the mean service time: about the last five, as for responses."""
 
 BALANCER = ""
 """The decider that is not a node."""

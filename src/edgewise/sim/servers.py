@@ -19,6 +19,7 @@ import numpy as np
 
 from edgewise.compiled import inlined, inner
 from edgewise.fleet.belief import acknowledge
+from edgewise.fleet.measure import SERVICE_MEMORY
 from edgewise.sim.heaps import insert, push, remove_root
 from edgewise.sim.layout import (
     DONE,
@@ -32,8 +33,6 @@ from edgewise.sim.layout import (
 from edgewise.sim.luck import hashed
 from edgewise.sim.requests import READY, answer, hold, release
 
-SERVICE_MEMORY = 0.2
-"""Weight of one request in a service's mean time: about the last five, as in `live.monitor`."""
 LEAST_SHARE = 0.1
 """Of the service time, that is left however much a model-ready payload saves (`fleet.table`)."""
 LUCK_SERVICE = 103
