@@ -268,6 +268,9 @@ def rollout(sim: Sim, params: NDArray[np.float64], seed: int) -> Rollout:
         added=np.zeros((widest + 1, 2)),
         parts=np.empty((widest + 1, N_PARTS)),
     )
+    # `network` allocates, `record` must not, and what numba compiles on the way inherits that: so
+    # it is compiled here, before. At the beginning no row is admissible and it does nothing.
+    learned.network(sim.table, params, space.phis, space.psis, space.added)
     n, n_phi, n_row = record(sim, params, memory, draws.copy(), space, out)
     if sim.world.clock["overflow"][0]:
         raise Crowded(f"over {len(sim.world.slots)} requests were open at a time")

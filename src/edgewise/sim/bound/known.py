@@ -211,7 +211,7 @@ def _at_least(world: World, links: Links, uploaded: Array, commanded: Array) -> 
             commanded[r] = request.time + least_delay(links, link) + world.clock[0].control_delay
 
 
-@inner
+@jit
 def _noise_floors(world: World, batches: Array, grace: float) -> Array:
     """Of each request and service, the least luck of any request that may lead its batch."""
     floors = np.ones((world.requests.size, world.services.size))

@@ -60,7 +60,7 @@ def row_values(episode: Known, prices: Array, rows: int) -> Array:
     return out
 
 
-@inner
+@jit
 def _scratch(episode: Known) -> tuple[Array, Array, Array, Array]:
     """Room for the costs of a request's ways and of its conversion, by bin, and a filling."""
     most = 1
