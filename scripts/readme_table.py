@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Rewrite the README's table from a run's summary: nobody types a measured number.
 
-    scripts/up && python scripts/readme_table.py runs/<id>/summary.json
+scripts/up && python scripts/readme_table.py runs/<id>/summary.json
 """
 
 from __future__ import annotations

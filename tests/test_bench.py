@@ -21,6 +21,8 @@ from edgewise.policy.tuning import Tuned, with_tuned
 from edgewise.scenario import Scenario
 from edgewise.sim import families, layout
 
+pytestmark = pytest.mark.study
+
 POLICIES = ("earliest_completion", "round_robin", "least_outstanding")
 
 

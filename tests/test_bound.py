@@ -27,6 +27,8 @@ from edgewise.sim.play import play
 from edgewise.sim.world import Options, simulation
 from edgewise.workload import generate
 
+pytestmark = pytest.mark.study
+
 STEPS = 60
 PLANS_MAX = 3000
 """Of a tiny world; larger ones are drawn anew."""

@@ -23,6 +23,8 @@ from edgewise.sim.vector_env import BalanceVectorEnv
 from edgewise.sim.world import Options, simulation
 from edgewise.workload import generate
 
+pytestmark = pytest.mark.study
+
 SHORT: dict[str, Any] = {"family": "heavy", "duration": 2.0}
 
 

@@ -19,6 +19,8 @@ from edgewise.policy.features import Q_ACCURACY
 from edgewise.scenario import loads
 from edgewise.sim import families
 
+pytestmark = pytest.mark.study
+
 PRICED = RULES["priced_greedy"]
 SMALL = """
 name: small

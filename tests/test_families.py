@@ -28,6 +28,8 @@ from edgewise.scenario import (
 from edgewise.sim import families, random_world, recorded
 from edgewise.workload import generate
 
+pytestmark = pytest.mark.study
+
 SEEDS = (0, 1, 1_000_000, 2_000_000, 2_000_007)
 
 

@@ -34,6 +34,8 @@ from edgewise.sim import families
 from edgewise.sim.world import Options
 from fleet_case import NOW, queue, report, request, tracker
 
+pytestmark = pytest.mark.study
+
 BARE = Options(store=False)
 PRICED = RULES["priced_greedy"]
 SHIPPED = RULES["edgewise"]

@@ -23,6 +23,8 @@ from edgewise.sim.play import play
 from edgewise.sim.world import Options, simulation
 from edgewise.workload import generate
 
+pytestmark = pytest.mark.study
+
 HEURISTIC = RULES["priced_greedy"].params
 
 

@@ -19,6 +19,8 @@ from edgewise.live.records import DECISIONS
 from edgewise.live.shadow import SHADOW
 from fleet_case import NOW, report, request, two_servers
 
+pytestmark = pytest.mark.study
+
 
 class Hand:
     """A clock that stands."""

@@ -18,6 +18,8 @@ from edgewise.sim.world import Options, simulation
 from edgewise.workload import generate
 from sim_worlds import AT_ONCE, IDEAL, one_server, run_local, trace_of
 
+pytestmark = pytest.mark.study
+
 KB = 8e-3  # Mbit/s of 1,000 bytes/s
 
 

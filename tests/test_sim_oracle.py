@@ -14,6 +14,8 @@ from edgewise.sim.world import Options, simulation
 from edgewise.workload import Trace, generate
 from sim_oracle import Job, Machine, Pipe, play
 
+pytestmark = pytest.mark.study
+
 RATES = {"a": 8.0, "b": 12.0, "c": 6.0}
 
 

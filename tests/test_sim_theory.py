@@ -12,6 +12,8 @@ from edgewise.sim.layout import Sim
 from edgewise.sim.world import Options
 from sim_worlds import AT_ONCE, erlang_c_wait, exponential, one_server, run_local
 
+pytestmark = pytest.mark.study
+
 SEEDS = 12
 RANDOM = Options(control_delay=0.0, noise=exponential(), slots=1 << 12)
 

@@ -12,6 +12,8 @@ from typer.testing import CliRunner
 from edgewise.commands.simulate import simulate
 from edgewise.errors import BadInput, ScenarioError
 
+pytestmark = pytest.mark.study
+
 app = typer.Typer()
 app.command()(simulate)
 
