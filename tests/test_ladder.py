@@ -17,6 +17,8 @@ from edgewise.fleet import table as t
 from edgewise.fleet.draws import new_draws
 from edgewise.policy import RULES, KernelPolicy, Parameter, Rule, bandit, prequal, priced
 
+pytestmark = pytest.mark.study
+
 COLUMN = {
     "row": {name: i for i, name in enumerate(t.ROW)},
     "server": {name: i for i, name in enumerate(t.SERVER)},
