@@ -39,6 +39,10 @@ CONNECT_TIMEOUT = 0.5
 IDLE_CONNECTION = 60.0
 """s a connection to a peer is kept: over a thin link a new one costs two round trips."""
 
+ADDRESS_MEMORY = 1
+"""s a peer's address is remembered: a container that was replaced is back at another one within
+seconds, and connections are kept, so a look-up is rare."""
+
 STARVED = 0.2
 """Share of a transfer during which its upload was still running, from which it shows no more than
 a lower bound: below, the measured rate is at most this much too low."""
@@ -92,7 +96,10 @@ class HttpPeers:
         self._monitor = monitor
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
-                limit=0, keepalive_timeout=IDLE_CONNECTION, socket_factory=outgoing
+                limit=0,
+                keepalive_timeout=IDLE_CONNECTION,
+                socket_factory=outgoing,
+                ttl_dns_cache=ADDRESS_MEMORY,
             ),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT),
             auto_decompress=False,
