@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -71,6 +72,16 @@ def left_behind(word: str) -> list[str]:
     names = engine("ps", "--all", "--format", "{{.Names}}").splitlines()
     names += engine("network", "ls", "--format", "{{.Name}}").splitlines()
     return [name for name in names if word in name]
+
+
+def remove_strays() -> None:
+    """Remove what a test session left that was itself killed: it holds ports and CPU.
+
+    Everything the tests start is on a network of its own, and goes with it.
+    """
+    for network in engine("network", "ls", "--format", "{{.Name}}").splitlines():
+        if re.match(r"edgewise(-t[0-9a-f]{6}$|test_|-kube-)", network):
+            engine("network", "rm", "--force", network)
 
 
 def until(true: Callable[[], bool], what: str, seconds: float = 60.0) -> None:

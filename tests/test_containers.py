@@ -32,6 +32,7 @@ from containers_case import (
     free_ports,
     left_behind,
     needs,
+    remove_strays,
     run,
     until,
 )
@@ -53,6 +54,7 @@ def image() -> None:
     """podman and the image, built from wheels with no network."""
     assert os.getuid() == 0, "these tests install packages and make network namespaces: run as root"
     run(DEPLOY / "install-podman.sh", timeout=300)
+    remove_strays()
     if BUILD:
         run(DEPLOY / "image.sh", "--tag", IMAGE, timeout=900)
 
