@@ -118,6 +118,14 @@ def test_batches_take_what_waits() -> None:
     assert ends.tolist() == pytest.approx([0.01, 0.02, 0.03, 0.04, 0.05])
 
 
+def test_a_batch_does_not_make_its_first_late() -> None:
+    scenario = one_server(1.0, 10.0, seconds=(0.010, 0.012, 0.014))
+    trace = trace_of([0.0, 0.001, 0.002, 0.003], [1] * 4)
+    trace.deadline[2] = 0.0205  # due at 0.0225: with one more at 0.022, with two at 0.024
+    ends = run_local(scenario, AT_ONCE, trace).world.results["finished"]
+    assert ends.tolist() == pytest.approx([0.010, 0.022, 0.022, 0.032])
+
+
 @pytest.mark.parametrize(("discipline", "order"), [("edf", [0, 2, 1]), ("fifo", [0, 1, 2])])
 def test_the_order_of_a_queue(discipline: str, order: list[int]) -> None:
     scenario = msgspec.structs.replace(one_server(1.0, 10.0), discipline=discipline)

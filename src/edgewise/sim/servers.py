@@ -6,8 +6,10 @@ roots. A worker that falls idle takes a conversion that waits (the most urgent w
 waits for it), else the head. Nobody is interrupted, and no worker idles while something waits.
 
 A request that can no longer score when a worker would take it is dropped. A batch takes as many as
-wait, up to the length of the latency curve; if payloads in it are model-ready, their mean saving
-comes off its time, per item.
+wait, up to the length of the latency curve, but makes its first, the most urgent, not late for the
+others' sake (as Nexus, SOSP'19, sizes batches by the deadline at hand). Without that, batches on a
+CPU-like curve cost 46 thousandths of utility where they now cost 3. If payloads in it are
+model-ready, their mean saving comes off its time, per item.
 
 A service's time is curve[b] × the request's luck × the slowness in force when it starts. What the
 server *expects* of it, and reports, is its running mean: a server does not know its own luck.
@@ -145,7 +147,11 @@ def begin(world: World, s: int, w: int, i: int, now: float) -> None:
     ready = 1 if world.slots[i].form == READY else 0
     world.slots[i].started = now
     if world.clock[0].batching != 0:
-        while count < service.curve_count and service.queue >= 0:
+        while (
+            count < service.curve_count
+            and service.queue >= 0
+            and now + world.numbers[service.curve_at + count] <= world.slots[i].deadline
+        ):
             j = take(world, s, k, now)
             if j >= 0:
                 world.slots[last].next = j
