@@ -49,6 +49,7 @@ from edgewise.sim.layout import (
     E_REPORTED,
     E_SWEEP,
     E_UPLOADED,
+    E_WAKE,
     OPEN,
     REASON_HORIZON,
     REASON_NO_SERVICE,
@@ -73,10 +74,10 @@ from edgewise.sim.reports import (
     view,
 )
 from edgewise.sim.requests import later, lose, open_slot, release, turn_away
+from edgewise.sim.retries import on_failed, on_wake
 from edgewise.sim.routes import (
     on_command,
     on_delivered,
-    on_failed,
     on_finish,
     on_link,
     on_uploaded,
@@ -145,6 +146,8 @@ def advance(sim: Sim) -> int:
             on_left(sim.world, sim.beliefs, index)
         elif kind == E_JOINED:
             on_joined(sim.world, sim.beliefs, index, now)
+        elif kind == E_WAKE:
+            on_wake(sim.world, index, now)
         else:
             if kind == E_COMMAND:
                 on_command(sim.world, index, now)
@@ -231,6 +234,19 @@ def why_shed(sim: Sim) -> int:
 
 
 @inner
+def tried_before(sim: Sim, row: int, r: int, count: int) -> bool:
+    """Whether the server of row `r` is that of `row` or of one of the first alternatives."""
+    s = sim.world.services[r // 2].server
+    if s == sim.world.services[row // 2].server:
+        return True
+    slot = sim.world.slots[sim.world.clock[0].current]
+    for a in range(count):
+        if sim.world.services[slot.alternatives[a] // 2].server == s:
+            return True
+    return False
+
+
+@inner
 def rank(sim: Sim, row: int) -> None:
     """Keep the rows that scored next to `row` as alternatives."""
     slot = sim.world.slots[sim.world.clock[0].current]
@@ -242,6 +258,8 @@ def rank(sim: Sim, row: int) -> None:
         best = -1
         for r in range(shed):
             if table.mask[r] == 0 or r == row or table.scores[r] < table.scores[shed]:
+                continue
+            if tried_before(sim, row, r, a):
                 continue
             score = table.scores[r]
             if score == -math.inf or score > last or (score == last and r <= before):

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from edgewise.domain import Service
 from edgewise.fleet.layout import QUEUE_MAX, Belief
+from edgewise.fleet.reporting import GAP
 from edgewise.fleet.table import new_table
 from edgewise.fleet.tracker import belief_of as new_belief_of
 from edgewise.network.capacity import Capacity, constant
@@ -108,7 +109,7 @@ def simulation(
     servers, workers = _servers(scenario, belief.first, horizon, number)
     links = _links(scenario, belief.path, number)
     report_delay = given.control_delay if given.report_delay is None else given.report_delay
-    under_way = count * (2 + math.ceil(report_delay / scenario.report_period))
+    under_way = count * (2 + math.ceil(report_delay / (GAP * scenario.report_period)))
     most = int(np.diff(belief.first).max(initial=1))
     uplink = scenario.network.topology == "uplink"
     slots = min(given.slots, max(1, len(trace)))
@@ -142,6 +143,7 @@ def simulation(
 
     state = np.zeros(slots, layout.SLOT)
     state["next"] = [*range(1, slots), -1]
+    state["wake"] = np.inf
     reports = np.zeros(under_way, layout.REPORT)
     reports["next"] = [*range(1, under_way), -1]
     pairs = np.zeros((count, count), layout.PAIR)
@@ -154,9 +156,12 @@ def simulation(
 
     world = World(
         clock=clock,
-        # A slot has two events at most (metadata and upload, then one); a transfer that joins a
-        # link makes one more, a worker or server one of its own.
-        events=np.zeros(6 * slots + 8 * len(links) + len(workers) + 8 * count, layout.EVENT),
+        # A slot has three events at most (metadata and upload, then one; and one that looks after
+        # it); a transfer that joins a link makes one more, a worker one of its own, a server one
+        # and those that jumps have made moot.
+        events=np.zeros(
+            8 * slots + 8 * len(links) + len(workers) + 16 * count + under_way, layout.EVENT
+        ),
         requests=requests,
         slots=state,
         nodes=np.zeros(3 * slots, layout.NODE),
@@ -182,7 +187,8 @@ def simulation(
     # Out of step: each server's first report comes at a moment of its own.
     phases = np.random.default_rng([scenario.seed, 2]).random(count)
     for s, phase in enumerate(phases):
-        push(world.events, clock, float(phase) * scenario.report_period, layout.E_REPORT, s)
+        servers["report_due"][s] = float(phase) * scenario.report_period
+        push(world.events, clock, servers["report_due"][s], layout.E_REPORT, s)
     push(world.events, clock, 1.0, layout.E_SWEEP, 0)
     return Sim(
         world=world,
