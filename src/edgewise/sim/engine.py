@@ -237,13 +237,11 @@ def why_shed(sim: Sim) -> int:
 def tried_before(sim: Sim, row: int, r: int, count: int) -> bool:
     """Whether the server of row `r` is that of `row` or of one of the first alternatives."""
     s = sim.world.services[r // 2].server
-    if s == sim.world.services[row // 2].server:
-        return True
     slot = sim.world.slots[sim.world.clock[0].current]
+    found: bool = s == sim.world.services[row // 2].server
     for a in range(count):
-        if sim.world.services[slot.alternatives[a] // 2].server == s:
-            return True
-    return False
+        found = found or sim.world.services[slot.alternatives[a] // 2].server == s
+    return found
 
 
 @inner

@@ -98,7 +98,8 @@ def backlog_of(world: World, s: int, now: float) -> float:
         work += server.prepare_waiting
         if core.slot >= 0:
             work += max(0.0, core.expected - now)
-    return work
+    backlog: float = work
+    return backlog
 
 
 @inlined
