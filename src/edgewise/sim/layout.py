@@ -122,6 +122,7 @@ CLOCK = np.dtype(
         ("noise_at", "i8"),  # offset of the noise factors in `numbers` …
         ("noise_bits", "i8"),  # … and the logarithm of their count
         ("store", "i8"),  # 1: results are kept
+        ("keep_reports", "i8"),  # 1: reports are kept
     ]
 )
 

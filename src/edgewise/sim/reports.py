@@ -192,8 +192,9 @@ def on_reported(world: World, reports: Reports, beliefs: Belief, p: int, now: fl
     if report.life == server.known_life:
         for b in range(clock.balancers):
             take_in(world, reports, view(beliefs, b), b, p, s, now)
-    report.next = clock.free_report
-    clock.free_report = p
+    if clock.keep_reports == 0:
+        report.next = clock.free_report
+        clock.free_report = p
 
 
 @inner

@@ -62,6 +62,8 @@ class Options(Struct, frozen=True, kw_only=True):
     slots: int = SLOTS
     store: bool = True
     """Keep a result per request, not just sums."""
+    keep_reports: bool = False
+    """Keep every report (`sim.reported`): some kB each."""
 
 
 class _Numbers:
@@ -110,6 +112,8 @@ def simulation(
     links = _links(scenario, belief.path, number)
     report_delay = given.control_delay if given.report_delay is None else given.report_delay
     under_way = count * (2 + math.ceil(report_delay / (GAP * scenario.report_period)))
+    if given.keep_reports:  # nobody reports oftener than a gap allows
+        under_way = count * (2 + math.ceil(horizon / (GAP * scenario.report_period)))
     most = int(np.diff(belief.first).max(initial=1))
     uplink = scenario.network.topology == "uplink"
     slots = min(given.slots, max(1, len(trace)))
@@ -132,7 +136,7 @@ def simulation(
     )
     clock["noise_at"] = number.add(noise)
     clock["noise_bits"] = (len(noise) - 1).bit_length()
-    clock["store"] = given.store
+    clock["store"], clock["keep_reports"] = given.store, given.keep_reports
     if len(noise) != 1 << int(clock["noise_bits"][0]):
         raise ValueError(f"noise needs a power of two of factors, got {len(noise)}")
 
@@ -160,7 +164,8 @@ def simulation(
         # it); a transfer that joins a link makes one more, a worker one of its own, a server one
         # and those that jumps have made moot.
         events=np.zeros(
-            8 * slots + 8 * len(links) + len(workers) + 16 * count + under_way, layout.EVENT
+            8 * slots + 8 * len(links) + len(workers) + 16 * count + under_way,
+            layout.EVENT,
         ),
         requests=requests,
         slots=state,
