@@ -67,7 +67,7 @@ REASONS = (
 ) = range(14)
 
 # -- kinds of script entries --------------------------------------------------------------------
-S_LINK_CHANGE, S_SERVER_DOWN, S_SERVER_UP = range(3)
+S_LINK_CHANGE, S_SERVER_DOWN, S_SERVER_UP, S_MUTE, S_HEARD = range(5)
 
 # -- link modes ---------------------------------------------------------------------------------
 CONSTANT, UNLIMITED, CURVE = range(3)
@@ -104,7 +104,9 @@ CLOCK = np.dtype(
         # what does not change
         ("requests", "i8"),
         ("servers", "i8"),
-        ("balancers", "i8"),
+        ("balancers", "i8"),  # nodes that may have to decide themselves included, after …
+        ("central", "i8"),  # … those that are balancers by trade
+        ("mute_since", "f8"),  # those are silent since then; inf: they are not
         ("horizon", "f8"),  # what is open then is lost
         ("seed", "u8"),  # of the luck of this world
         ("period", "f8"),  # between reports

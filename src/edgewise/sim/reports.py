@@ -20,6 +20,7 @@ from edgewise.fleet.belief import (
     restore_sends,
 )
 from edgewise.fleet.layout import QUEUE_MAX, Belief
+from edgewise.fleet.patience import FLEET_PERIOD, HEARTBEAT
 from edgewise.fleet.table import link_rate
 from edgewise.fleet.tracker import FORGET_AFTER, RATE_MAX, RATE_MIN
 from edgewise.sim.heaps import push, remove_root
@@ -46,6 +47,10 @@ from edgewise.sim.servers import account, backlog_of
 
 UTILISATION_MEMORY = 1.0
 """s; `domain.Report.utilisation` is over about a second."""
+
+MUTE_KNOWN = 1.5 * HEARTBEAT
+"""s until nodes know that a balancer is mute: they ask for a sign of life, and wait for half of the
+time again."""
 
 
 @inlined
@@ -92,7 +97,7 @@ def look(world: World, reports: Reports, s: int, now: float) -> None:
     if server.up == 0 or now != server.report_due:
         return  # begins again when it is back; a jump was told meanwhile
     server.report_due = now + clock.period
-    server.reported = backlog_of(world, s, now)
+    server.reported = backlog_of(world.clock, world.servers, world.workers, s, now)
     push(world.events, world.clock, now + clock.period, E_REPORT, s)
     p: int = clock.free_report
     if p < 0:
@@ -191,10 +196,29 @@ def on_reported(world: World, reports: Reports, beliefs: Belief, p: int, now: fl
     server = world.servers[s]
     if report.life == server.known_life:
         for b in range(clock.balancers):
-            take_in(world, reports, view(beliefs, b), b, p, s, now)
+            if hears(world, b, s, report.at, beliefs.servers[b, s].report_at):
+                take_in(world, reports, view(beliefs, b), b, p, s, now)
     if clock.keep_reports == 0:
         report.next = clock.free_report
         clock.free_report = p
+
+
+@inlined
+def hears(world: World, b: int, s: int, at: float, before: float) -> bool:
+    """Whether decider `b` gets the report that server `s` made `at`, after one of `before`.
+
+    A balancer does unless it is mute. A node has its own at once, and the others' from the
+    balancer's message to all about once a second, or from themselves once it knows that the
+    balancer is gone (`live.node`).
+    """
+    clock = world.clock[0]
+    if b < clock.central:
+        heard: bool = at < clock.mute_since
+        return heard
+    if b - clock.central == s or at >= clock.mute_since + MUTE_KNOWN:
+        return True
+    told: bool = at < clock.mute_since and not (at < before + FLEET_PERIOD)
+    return told
 
 
 @inner

@@ -19,6 +19,7 @@ import numpy as np
 
 from edgewise.compiled import inlined, inner
 from edgewise.fleet.belief import acknowledge
+from edgewise.fleet.layout import Array
 from edgewise.fleet.measure import SERVICE_MEMORY
 from edgewise.fleet.reporting import GAP, jumped
 from edgewise.sim.heaps import insert, push, remove_root
@@ -84,17 +85,17 @@ def account(world: World, s: int, now: float, change: int) -> None:
 
 
 @inner
-def backlog_of(world: World, s: int, now: float) -> float:
+def backlog_of(clock: Array, servers: Array, workers: Array, s: int, now: float) -> float:
     """s until workers and stage of `s` are through with what is here (`live.monitor`)."""
-    server = world.servers[s]
-    own = world.clock[0].prepare_own != 0
+    server = servers[s]
+    own = clock[0].prepare_own != 0
     work = server.work if own else server.work + server.prepare_waiting
     for w in range(server.first_worker, server.first_worker + server.workers):
-        if world.workers[w].slot >= 0:
-            work += max(0.0, world.workers[w].expected - now)
+        if workers[w].slot >= 0:
+            work += max(0.0, workers[w].expected - now)
     work /= server.workers
     if own:
-        core = world.workers[world.workers.size - world.servers.size + s]
+        core = workers[workers.size - servers.size + s]
         work += server.prepare_waiting
         if core.slot >= 0:
             work += max(0.0, core.expected - now)
@@ -110,7 +111,8 @@ def notice(world: World, s: int, now: float) -> None:
     if server.report_due <= soonest:
         return
     since = now - server.reported_at
-    if jumped(backlog_of(world, s, now), server.reported, since, world.clock[0].period):
+    backlog = backlog_of(world.clock, world.servers, world.workers, s, now)
+    if jumped(backlog, server.reported, since, world.clock[0].period):
         server.report_due = soonest
         push(world.events, world.clock, soonest, E_REPORT, s)
 
