@@ -168,7 +168,9 @@ class Call:
         loop = asyncio.get_running_loop()
         self._back = Back(loop, self._way.back)
         began = loop.time()
-        payload = aiohttp.StreamReader(BaseProtocol(loop), 2**30, loop=loop)
+        protocol = BaseProtocol(loop)
+        protocol.transport = asyncio.Transport()  # or it counts as closed
+        payload = aiohttp.StreamReader(protocol, 2**30, loop=loop)
         data = self._data
         if data is not None and hasattr(data, "getvalue"):
             data = data.getvalue()
