@@ -36,7 +36,8 @@ class Fluid:
         if settings.jitter > 0.0 or settings.loss > 0.0:
             raise ValueError("a link with jitter or loss: their luck is not shared between worlds")
         self.delay = settings.delay
-        self._arrays = Link(settings, outages=outages).arrays()
+        self._link = Link(settings, outages=outages, origin=origin)
+        self._arrays = self._link.arrays()
         self._unlimited = settings.capacity.unlimited
         self._origin = origin
         self._served = 0.0
@@ -65,6 +66,15 @@ class Fluid:
                 self._flows.remove(flow)
                 heapq.heapify(self._flows)
                 self._schedule(loop)
+
+    def rate(self, now: float) -> float:
+        """bytes/s at `now`; inf = unlimited."""
+        return self._link.rate_bps(now) / 8.0
+
+    def backlog(self, now: float) -> float:
+        """Bytes of flows that have not left by `now`."""
+        self._bring_up(now)
+        return sum(max(0.0, tag - self._served) for tag, _, _ in self._flows)
 
     def _bring_up(self, now: float) -> None:
         if self._flows and now > self._at:

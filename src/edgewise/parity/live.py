@@ -74,6 +74,22 @@ class _Load(Load, frozen=True, kw_only=True):
         return bytes(photo)
 
 
+Figures = list[tuple[str, float, float, float]]
+"""(name, rate bytes/s, round trip s, backlog bytes) of links."""
+
+
+class _Told(Dispatcher):
+    """A dispatcher that is told of the links with each report, as the simulated one is with
+    ``network_state: emulator``. The real one asks the relay every 50 ms."""
+
+    figures: dict[tuple[str, float], Figures]
+
+    def on_report(self, report: Report, now: float, clock_ahead: float) -> None:
+        super().on_report(report, now, clock_ahead)
+        for name, rate, rtt, backlog in self.figures.pop((report.server, report.at), ()):
+            self.tracker.on_link(name, rate, rtt, backlog, now)
+
+
 class _Noting(KernelPolicy):
     """A policy that keeps what it saw and did."""
 
@@ -102,9 +118,14 @@ async def _play(scenario: Scenario, trace: Trace, policy: str, meddling: Meddlin
     clock = Clock(loop.time, epoch=loop.time())
     begun = simulation(scenario, trace)
     luck = simulated.luck_of(begun, scenario)
-    switch = Switch(_ways(scenario, meddling), CONTROL_DELAY, _taker(meddling))
+    links = _links(scenario, meddling)
+    figures: dict[tuple[str, float], Figures] = {}
+    take = _taker(scenario, meddling, links, figures)
+    switch = Switch(_ways(scenario, meddling, links), CONTROL_DELAY, take)
     noting = _Noting(policies.label(policy), policies.find(policy), scenario.seed)
-    balancer = Balancer(Dispatcher(scenario, noting, clock.now()), clock)
+    dispatcher = _Told(scenario, noting, clock.now())
+    dispatcher.figures = figures
+    balancer = Balancer(dispatcher, clock)
     app = application(balancer)
     app.freeze()
     switch.applications[BALANCER] = app
@@ -184,7 +205,7 @@ async def _up(
         await stack.enter_async_context(nodes[i])
 
 
-def _ways(scenario: Scenario, meddling: Meddling) -> Callable[[str, str], Way]:
+def _links(scenario: Scenario, meddling: Meddling) -> dict[str, Fluid]:
     links = {}
     for name, config in relay_links(scenario).items():
         settings = config.settings(Path())
@@ -192,6 +213,12 @@ def _ways(scenario: Scenario, meddling: Meddling) -> Callable[[str, str], Way]:
             settings, delay=settings.delay + meddling.slower.get(name, 0.0)
         )
         links[name] = Fluid(settings, config.intervals(), BEGIN)
+    return links
+
+
+def _ways(
+    scenario: Scenario, meddling: Meddling, links: dict[str, Fluid]
+) -> Callable[[str, str], Way]:
     near = Way(None, 0.0, 0.0)
     # Metadata takes as long as the headers of the photo: in the simulator both come in together.
     metadata = max(spec.delay for _, spec in map(scenario.access_of, scenario.server_names))
@@ -211,13 +238,39 @@ def _ways(scenario: Scenario, meddling: Meddling) -> Callable[[str, str], Way]:
     return way
 
 
-def _taker(meddling: Meddling) -> Callable[[str, bytes], bytes | None]:
+def _taker(
+    scenario: Scenario,
+    meddling: Meddling,
+    links: dict[str, Fluid],
+    figures: dict[tuple[str, float], Figures],
+) -> Callable[[str, bytes], bytes | None]:
+    """What a control channel does with messages: meddling, and a look at the links."""
+    given = scenario.network_state == "emulator"
+    names = scenario.server_names
+
+    def look(server: str) -> Figures:
+        now = asyncio.get_running_loop().time()
+        access = links[scenario.access_of(server)[0]]
+        found = [(scenario.access_of(server)[0], access, 2.0 * access.delay)]
+        for other in names:
+            if other != server:
+                there, back = scenario.link_between(server, other), scenario.link_between(other, server)
+                rtt = links[there[0]].delay + links[back[0]].delay
+                found.append((there[0], links[there[0]], rtt))
+        if scenario.network.topology == "uplink":  # it is one link: the last peer's round trip
+            found = [found[0], *found[-1:]] if len(found) > 1 else found
+        return [(name, link.rate(now), rtt, link.backlog(now)) for name, link, rtt in found]
+
     def take(node: str, data: bytes) -> bytes | None:
         message = decode_from_node(data)
         if not isinstance(message, Reported):
             return data
         report = meddling.report(message.report)
-        return None if report is None else encode(Reported(report=report))
+        if report is None:
+            return None
+        if given:
+            figures[node, report.at] = look(node)
+        return encode(Reported(report=report))
 
     return take
 
