@@ -260,6 +260,27 @@ def test_several_balancers_and_given_links(changes: dict) -> None:
     assert (sim.beliefs.servers["outstanding"] <= 5).all()
 
 
+def test_nodes_decide_themselves_while_the_balancer_is_mute() -> None:
+    workload = msgspec.structs.replace(fleet().workload, duration=16.0)
+    mute = sc.MuteFailure(at=3.0, duration=8.0)
+    sim = run_fleet(fleet(failures=(mute,), workload=workload))
+    results, requests = sim.world.results, sim.world.requests
+    sent, alone = requests["time"], results["balancer"] > 0
+    # Silent from 3 to 11 s, found again 2 s later; the first 6 s everyone waits for it.
+    asked = sent + fleet().network.access.delay
+    assert (alone == ((asked > 3.0) & (asked < 13.0))).all()
+    assert (results["balancer"][alone] == 1 + requests["ingress"][alone]).all()
+    waited = results["decided_at"] - asked
+    assert waited[alone & (asked < 9.0)] == pytest.approx(0.1)  # a quarter of the deadline
+    assert waited[alone & (asked > 9.0)] == pytest.approx(0.0)
+    assert waited[~alone] == pytest.approx(0.0)
+    served = results["status"] == layout.SERVED
+    assert served[alone & (asked > 9.0)].mean() > 0.98
+    # Afterwards the balancer goes on where it was.
+    assert served[sent > 13.0].mean() > 0.98
+    assert (sim.beliefs.servers["outstanding"][0] <= 5).all()
+
+
 def test_a_model_ready_payload_pays_where_links_are_thin() -> None:
     thin = fleet(network=sc.NetworkSpec(link=sc.LinkSpec(rate_mbps=4.0, delay=0.005)))
     large = sc.LognormalPayload(median_bytes=110_000)

@@ -20,6 +20,15 @@ hold its requests longer than a second past their deadlines."""
 LAST_PART = 0.25
 """Of the grace: an answer in it is worth less than a quarter, so a run at the ingress is as good a
 hope."""
+DECISION_PATIENCE = 0.25
+"""Of the deadline, that a command is waited for. A decision takes 5 ms at p99; a balancer that
+takes a quarter of the deadline is stuck, and more waiting leaves no time to act."""
+HEARTBEAT = 4.0
+"""s between signs of life asked of the balancer; one that takes half of it to give one is gone. A
+stalled event loop on a busy machine is not."""
+FLEET_PERIOD = 1.0
+"""s between the balancer's messages to every node of what the others last reported: what a node
+that is left alone begins with is no older."""
 RESERVE_FACTOR, RESERVE_MIN = 2.0, 0.02
 """Of the work that a run at the ingress takes, and s: for a machine that is busy."""
 HALF = 0.5

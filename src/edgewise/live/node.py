@@ -23,7 +23,7 @@ from edgewise.errors import BadInput
 from edgewise.fleet.belief import acknowledge
 from edgewise.fleet.measure import smooth_rate
 from edgewise.fleet.patience import give_up_at, worth_running
-from edgewise.fleet.reporting import jumped
+from edgewise.fleet.reporting import busy_share, jumped
 from edgewise.live.alone import Alone
 from edgewise.live.carrier import Carrier, Sockets
 from edgewise.live.channel import Channel
@@ -195,6 +195,7 @@ class Node:
         await self.peers.greet(self.url)
         acknowledge(0, 0, 1)
         jumped(1.0, 1.0, 1.0, 1.0)
+        busy_share(0.0, 0.0, 1.0)
         give_up_at(1.0, 1.0, 1.0, 1.0)
         worth_running(1.0, 1.0, 1.0, 1.0, False)
         smooth_rate(1.0, 0.0, 1.0, 1.0, 1.0, 1.0, False)

@@ -87,7 +87,7 @@ class _Told(Dispatcher):
     def on_report(self, report: Report, now: float, clock_ahead: float) -> None:
         super().on_report(report, now, clock_ahead)
         for name, rate, rtt, backlog in self.figures.pop((report.server, report.at), ()):
-            self.tracker.on_link(name, rate, rtt, backlog, now)
+            self.tracker.on_link(name, rate, rtt, backlog, now, report.at - clock_ahead)
 
 
 class _Noting(KernelPolicy):

@@ -31,6 +31,7 @@ from edgewise.fleet.table import (
     observe,
 )
 from edgewise.policy.base import Describe, Kernel, Learn
+from edgewise.sim.alone import hear_again, left_alone
 from edgewise.sim.heaps import index_of, kind_of, pop
 from edgewise.sim.layout import (
     ALTERNATIVES,
@@ -55,7 +56,9 @@ from edgewise.sim.layout import (
     REASON_NO_SERVICE,
     REASON_NONE_UP,
     REASON_PRICE,
+    S_HEARD,
     S_LINK_CHANGE,
+    S_MUTE,
     S_SERVER_DOWN,
     Reports,
     Sim,
@@ -127,7 +130,7 @@ def advance(sim: Sim) -> int:
         kind = kind_of(code)
         index = index_of(code)
         if kind == E_METADATA:
-            if sim.world.slots[index].stage != DONE:
+            if sim.world.slots[index].stage != DONE and not left_alone(sim, index, now):
                 ask(sim, index, now)
                 request: int = sim.world.slots[index].request
                 return request
@@ -292,6 +295,10 @@ def change_world(sim: Sim, now: float) -> None:
         reschedule(sim.world, line.index)
     elif line.kind == S_SERVER_DOWN:
         stop(sim.world, line.index, now)
+    elif line.kind == S_MUTE:
+        clock.mute_since = now
+    elif line.kind == S_HEARD:
+        hear_again(sim.world, now)
     else:
         restart(sim.world, line.index, now)
 

@@ -67,7 +67,7 @@ REASONS = (
 ) = range(14)
 
 # -- kinds of script entries --------------------------------------------------------------------
-S_LINK_CHANGE, S_SERVER_DOWN, S_SERVER_UP = range(3)
+S_LINK_CHANGE, S_SERVER_DOWN, S_SERVER_UP, S_MUTE, S_HEARD = range(5)
 
 # -- link modes ---------------------------------------------------------------------------------
 CONSTANT, UNLIMITED, CURVE = range(3)
@@ -104,7 +104,9 @@ CLOCK = np.dtype(
         # what does not change
         ("requests", "i8"),
         ("servers", "i8"),
-        ("balancers", "i8"),
+        ("balancers", "i8"),  # nodes that may have to decide themselves included, after …
+        ("central", "i8"),  # … those that are balancers by trade
+        ("mute_since", "f8"),  # those are silent since then; inf: they are not
         ("horizon", "f8"),  # what is open then is lost
         ("seed", "u8"),  # of the luck of this world
         ("period", "f8"),  # between reports
@@ -122,6 +124,7 @@ CLOCK = np.dtype(
         ("noise_at", "i8"),  # offset of the noise factors in `numbers` …
         ("noise_bits", "i8"),  # … and the logarithm of their count
         ("store", "i8"),  # 1: results are kept
+        ("keep_reports", "i8"),  # 1: reports are kept
     ]
 )
 
@@ -216,7 +219,6 @@ SERVER = np.dtype(
         ("known_life", "i8"),  # … that the balancers have heard of
         ("busy_area", "f8"),  # worker seconds
         ("busy_at", "f8"),
-        ("reported_area", "f8"),
         ("reported_at", "f8"),
         ("reported", "f8"),  # backlog, s
         ("report_due", "f8"),  # of the event that counts

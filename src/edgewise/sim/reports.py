@@ -20,6 +20,7 @@ from edgewise.fleet.belief import (
     restore_sends,
 )
 from edgewise.fleet.layout import QUEUE_MAX, Belief
+from edgewise.fleet.patience import FLEET_PERIOD, HEARTBEAT
 from edgewise.fleet.table import link_rate
 from edgewise.fleet.tracker import FORGET_AFTER, RATE_MAX, RATE_MIN
 from edgewise.sim.heaps import push, remove_root
@@ -44,8 +45,9 @@ from edgewise.sim.requests import expect_news, hold, lose, release
 from edgewise.sim.routes import reschedule
 from edgewise.sim.servers import account, backlog_of
 
-UTILISATION_MEMORY = 1.0
-"""s; `domain.Report.utilisation` is over about a second."""
+MUTE_KNOWN = 1.5 * HEARTBEAT
+"""s until nodes know that a balancer is mute: they ask for a sign of life, and wait for half of the
+time again."""
 
 
 @inlined
@@ -92,7 +94,7 @@ def look(world: World, reports: Reports, s: int, now: float) -> None:
     if server.up == 0 or now != server.report_due:
         return  # begins again when it is back; a jump was told meanwhile
     server.report_due = now + clock.period
-    server.reported = backlog_of(world, s, now)
+    server.reported = backlog_of(world.clock, world.servers, world.workers, s, now)
     push(world.events, world.clock, now + clock.period, E_REPORT, s)
     p: int = clock.free_report
     if p < 0:
@@ -104,14 +106,8 @@ def look(world: World, reports: Reports, s: int, now: float) -> None:
     report.at = now
 
     account(world, s, now, 0)
-    span = now - server.reported_at
-    if span > 0.0:
-        share = (server.busy_area - server.reported_area) / (server.workers * span)
-        keep = math.exp(-span / UTILISATION_MEMORY)
-        server.utilisation = min(1.0, keep * server.utilisation + (1.0 - keep) * share)
-        server.reported_at = now
-        server.reported_area = server.busy_area
-    report.utilisation = server.utilisation
+    server.reported_at = now
+    report.utilisation = min(1.0, max(0.0, server.utilisation))
 
     n = 0
     for w in range(server.first_worker, server.first_worker + server.workers):
@@ -191,9 +187,29 @@ def on_reported(world: World, reports: Reports, beliefs: Belief, p: int, now: fl
     server = world.servers[s]
     if report.life == server.known_life:
         for b in range(clock.balancers):
-            take_in(world, reports, view(beliefs, b), b, p, s, now)
-    report.next = clock.free_report
-    clock.free_report = p
+            if hears(world, b, s, report.at, beliefs.servers[b, s].report_at):
+                take_in(world, reports, view(beliefs, b), b, p, s, now)
+    if clock.keep_reports == 0:
+        report.next = clock.free_report
+        clock.free_report = p
+
+
+@inlined
+def hears(world: World, b: int, s: int, at: float, before: float) -> bool:
+    """Whether decider `b` gets the report that server `s` made `at`, after one of `before`.
+
+    A balancer does unless it is mute. A node has its own at once, and the others' from the
+    balancer's message to all about once a second, or from themselves once it knows that the
+    balancer is gone (`live.node`).
+    """
+    clock = world.clock[0]
+    if b < clock.central:
+        heard: bool = at < clock.mute_since
+        return heard
+    if b - clock.central == s or at >= clock.mute_since + MUTE_KNOWN:
+        return True
+    told: bool = at < clock.mute_since and not (at < before + FLEET_PERIOD)
+    return told
 
 
 @inner
@@ -390,7 +406,6 @@ def restart(world: World, s: int, now: float) -> None:
     server.up = 1
     server.busy_at = now
     server.reported_at = now
-    server.reported_area = server.busy_area
     server.utilisation = 0.0
     server.report_due = now
     for b in range(world.clock[0].balancers):

@@ -87,7 +87,7 @@ def open_slot(world: World, r: int) -> int:
     slot.stage = OPEN
     slot.holds = 0
     slot.ingress = request.ingress
-    slot.balancer = r % clock.balancers
+    slot.balancer = r % clock.central
     slot.service = -1
     slot.server = -1
     slot.form = 0
@@ -219,4 +219,4 @@ def turn_away(world: World, r: int) -> None:
         out = world.results[r]
         out.status = LOST
         out.reason = REASON_INGRESS_DOWN
-        out.balancer = np.int32(r % clock.balancers)
+        out.balancer = np.int32(r % clock.central)

@@ -58,6 +58,20 @@ from edgewise.sim.servers import (
 
 
 @inlined
+def quickest_here(world: World, i: int) -> int:
+    """The service of the ingress that meets the demand in the least time; −1 if none does."""
+    slot = world.slots[i]
+    server = world.servers[slot.ingress]
+    best = -1
+    for k in range(server.first_service, server.end_service):
+        if world.services[k].accuracy >= slot.demanded and (
+            best < 0 or world.services[k].service_time < world.services[best].service_time
+        ):
+            best = k
+    return best
+
+
+@inlined
 def upload(world: World, i: int, now: float) -> None:
     """The client begins to send the photo of slot `i`."""
     slot = world.slots[i]
@@ -308,20 +322,6 @@ def on_finish(world: World, w: int, time: float) -> None:
             i = after
     next_work(world, s, w, time)
     notice(world, s, time)
-
-
-@inner
-def quickest_here(world: World, i: int) -> int:
-    """The service of the ingress that meets the demand in the least time; −1 if none does."""
-    slot = world.slots[i]
-    server = world.servers[slot.ingress]
-    best = -1
-    for k in range(server.first_service, server.end_service):
-        if world.services[k].accuracy >= slot.demanded and (
-            best < 0 or world.services[k].service_time < world.services[best].service_time
-        ):
-            best = k
-    return best
 
 
 @inner

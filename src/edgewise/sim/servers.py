@@ -19,8 +19,9 @@ import numpy as np
 
 from edgewise.compiled import inlined, inner
 from edgewise.fleet.belief import acknowledge
+from edgewise.fleet.layout import Array
 from edgewise.fleet.measure import SERVICE_MEMORY
-from edgewise.fleet.reporting import GAP, jumped
+from edgewise.fleet.reporting import GAP, busy_share, jumped
 from edgewise.sim.heaps import insert, push, remove_root
 from edgewise.sim.layout import (
     DONE,
@@ -78,23 +79,27 @@ def expected_work(world: World, k: int, form: int) -> float:
 def account(world: World, s: int, now: float, change: int) -> None:
     """`change` more workers of `s` are busy from now on."""
     server = world.servers[s]
-    server.busy_area += server.busy * (now - server.busy_at)
-    server.busy_at = now
+    seconds = now - server.busy_at
+    if seconds > 0.0:
+        server.busy_area += server.busy * seconds
+        share = server.busy / server.workers
+        server.utilisation = busy_share(server.utilisation, share, seconds)
+        server.busy_at = now
     server.busy += change
 
 
 @inner
-def backlog_of(world: World, s: int, now: float) -> float:
+def backlog_of(clock: Array, servers: Array, workers: Array, s: int, now: float) -> float:
     """s until workers and stage of `s` are through with what is here (`live.monitor`)."""
-    server = world.servers[s]
-    own = world.clock[0].prepare_own != 0
+    server = servers[s]
+    own = clock[0].prepare_own != 0
     work = server.work if own else server.work + server.prepare_waiting
     for w in range(server.first_worker, server.first_worker + server.workers):
-        if world.workers[w].slot >= 0:
-            work += max(0.0, world.workers[w].expected - now)
+        if workers[w].slot >= 0:
+            work += max(0.0, workers[w].expected - now)
     work /= server.workers
     if own:
-        core = world.workers[world.workers.size - world.servers.size + s]
+        core = workers[workers.size - servers.size + s]
         work += server.prepare_waiting
         if core.slot >= 0:
             work += max(0.0, core.expected - now)
@@ -110,7 +115,8 @@ def notice(world: World, s: int, now: float) -> None:
     if server.report_due <= soonest:
         return
     since = now - server.reported_at
-    if jumped(backlog_of(world, s, now), server.reported, since, world.clock[0].period):
+    backlog = backlog_of(world.clock, world.servers, world.workers, s, now)
+    if jumped(backlog, server.reported, since, world.clock[0].period):
         server.report_due = soonest
         push(world.events, world.clock, soonest, E_REPORT, s)
 
