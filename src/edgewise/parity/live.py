@@ -14,6 +14,7 @@ from msgspec import Struct
 from edgewise import policy as policies
 from edgewise.domain import Decision, Observation, Outcome, Report
 from edgewise.fleet.reporting import GAP
+from edgewise.fleet.table import C_NOW
 from edgewise.live.addresses import relay_links
 from edgewise.live.balancer import Balancer
 from edgewise.live.balancer_api import application
@@ -30,7 +31,7 @@ from edgewise.parity import simulated
 from edgewise.parity.clock import VirtualLoop, until
 from edgewise.parity.links import Fluid
 from edgewise.parity.story import Chosen, Story, shifted
-from edgewise.parity.wire import Party, Switch, Way, hung_up, url
+from edgewise.parity.wire import Party, Switch, Way, Ways, hung_up, url
 from edgewise.policy import KernelPolicy
 from edgewise.policy.base import Rule
 from edgewise.roster import services_of
@@ -218,12 +219,16 @@ def _links(scenario: Scenario, meddling: Meddling) -> dict[str, Fluid]:
 
 def _ways(
     scenario: Scenario, meddling: Meddling, links: dict[str, Fluid]
-) -> Callable[[str, str], Way]:
+) -> Ways:
     near = Way(None, 0.0, 0.0)
     # Metadata takes as long as the headers of the photo: in the simulator both come in together.
     metadata = max(spec.delay for _, spec in map(scenario.access_of, scenario.server_names))
 
-    def way(source: str, target: str) -> Way:
+    def way(source: str, target: str, path: str) -> Way:
+        if path == "/v1/outcomes":
+            # The balancer hears from the ingress first, as it does when the client is farther away
+            # than that: in the simulator nobody else tells.
+            return Way(None, metadata + 2.0 * CONTROL_DELAY, metadata)
         if not meddling.emulate or source == target:
             return near
         if target == BALANCER:
@@ -277,6 +282,8 @@ def _taker(
 
 def _chosen(pair: tuple[Observation, Decision]) -> Chosen:
     seen, decision = pair
+    context = np.array(seen.context)
+    context[C_NOW] -= BEGIN
     return Chosen(
         request=decision.request,
         at=seen.at - BEGIN,
@@ -285,5 +292,5 @@ def _chosen(pair: tuple[Observation, Decision]) -> Chosen:
         mask=seen.mask,
         rows=seen.rows,
         servers=seen.servers,
-        context=np.asarray(seen.context),
+        context=context,
     )

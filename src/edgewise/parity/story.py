@@ -22,6 +22,14 @@ terms at most (what is on its links and in its queues before it), each rounded o
 out of bytes near 1e8 with steps of 1.5e-8 bytes, 1e-14 s at 8 Mbit/s. That is under 1e-11 s in all;
 a hundred times that is still a millionth of what could matter."""
 
+FEATURE_TOLERANCE = 1e-7
+"""Relative, of what decisions rest on. The belief divides differences of clock readings near 20 by
+periods, and rates are read off a capacity over a microsecond in one world and over its formula in
+the other: 1e-9 was seen. A feature off by one in its unit is off by far more."""
+FEATURE_FLOOR = 1e-3
+"""What differences of features are relative to at least, in the feature's unit: 1e-10 s of waiting
+are rounding where nobody waits."""
+
 COMPARED = ("uploaded", "decided", "started", "finished", "answered", "received")
 """Stamps that mean the same thing in both worlds. `transferred` does for what was transferred: of
 what stays, a node says when the body was in, the simulator when it could go into the queue."""
@@ -62,8 +70,9 @@ class Gap(Struct, frozen=True, kw_only=True):
 
 
 def differences(one: Story, other: Story, tolerance: float = TIME_TOLERANCE) -> list[Gap]:
-    """Where two stories part: who decided what for whom and when, how each request ended, where and
-    when. Times count from `tolerance` s on. Empty: it is the same story."""
+    """Where two stories part: who decided what for whom and when and resting on what, how each
+    request ended, where and when. Times count from `tolerance` s on, features from
+    `FEATURE_TOLERANCE` on. Empty: it is the same story."""
     found: list[Gap] = []
 
     def say(request: str, what: str, first: object, second: object) -> None:
@@ -99,6 +108,9 @@ def differences(one: Story, other: Story, tolerance: float = TIME_TOLERANCE) -> 
                 continue
             if not _same(first, second, tolerance):
                 say(request, stamp, first, second)
+    for column, gap in feature_gaps(one, other).items():
+        if gap > FEATURE_TOLERANCE:
+            say("", f"feature {column}, relative difference", 0.0, gap)
     return found
 
 
@@ -116,7 +128,7 @@ def _same(first: float | None, second: float | None, tolerance: float) -> bool:
 
 def feature_gaps(one: Story, other: Story) -> dict[str, float]:
     """Largest relative difference of each column of what decisions rested on, over admissible rows;
-    relative to the larger of both and a millionth. Only columns that differ at all."""
+    relative to the larger of both and `FEATURE_FLOOR`. Only columns that differ at all."""
     worst: dict[str, float] = {}
     theirs = {each.request: each for each in other.decisions}
     for mine in one.decisions:
@@ -137,7 +149,7 @@ def _widen(worst: dict[str, float], names: Sequence[str], mine: Floats, its: Flo
         first, second = mine[:, column], its[:, column]
         if not first.size or np.array_equal(first, second, equal_nan=True):
             continue
-        scale = np.maximum(1e-6, np.maximum(np.abs(first), np.abs(second)))
+        scale = np.maximum(FEATURE_FLOOR, np.maximum(np.abs(first), np.abs(second)))
         gap = float(np.nanmax(np.abs(first - second) / scale))
         if np.any(np.isnan(first) != np.isnan(second)):
             gap = math.inf

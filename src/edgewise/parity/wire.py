@@ -15,6 +15,7 @@ import contextlib
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
+from types import SimpleNamespace
 from typing import Any, cast
 
 import aiohttp
@@ -41,13 +42,17 @@ class Way:
         self.link, self.delay, self.back = link, delay, back
 
 
+Ways = Callable[[str, str, str], Way]
+"""(source, target, path of the request) → the way it takes."""
+
+
 class Switch:
     """Everybody, and how they reach each other.
 
     Parameters
     ----------
     way:
-        From a party to another, by name.
+        From a party to another.
     control_delay:
         s one way between node and balancer.
     take:
@@ -57,7 +62,7 @@ class Switch:
 
     def __init__(
         self,
-        way: Callable[[str, str], Way],
+        way: Ways,
         control_delay: float,
         take: Callable[[str, bytes], bytes | None],
     ) -> None:
@@ -157,7 +162,7 @@ class Call:
         self._switch, self._method, self._to, self._data = switch, method, to, data
         self._headers = headers
         self._target = to.host or ""
-        self._way = switch.way(source, self._target)
+        self._way = switch.way(source, self._target, to.path)
         self._tasks: list[asyncio.Task[Any]] = []
         self.status = 0
 
@@ -235,6 +240,9 @@ class Call:
             app=app,
             writer=self._back,
             payload=payload,
+            # Of its own mocks each takes longer than all that the request is handled by.
+            transport=None,
+            protocol=SimpleNamespace(ssl_context=None, peername=None, sockname=None),
             client_max_size=2**30,
         )
         response = await app._handle(request)
