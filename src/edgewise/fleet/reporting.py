@@ -1,5 +1,5 @@
-"""How busy a server says it is, and when it reports: on its period, and at once when its backlog jumps. Compiled; simulator and
-nodes both call this.
+"""How busy a server says it is, and when it reports: on its period, and at once when its backlog
+jumps. Compiled; simulator and nodes both call this.
 
 A report lets expect that the backlog drains by a second a second. What differs from that by more
 than `JUMP_PERIODS` is told at once, but no sooner than `GAP` after the report before; the period

@@ -217,9 +217,7 @@ def _links(scenario: Scenario, meddling: Meddling) -> dict[str, Fluid]:
     return links
 
 
-def _ways(
-    scenario: Scenario, meddling: Meddling, links: dict[str, Fluid]
-) -> Ways:
+def _ways(scenario: Scenario, meddling: Meddling, links: dict[str, Fluid]) -> Ways:
     near = Way(None, 0.0, 0.0)
     # Metadata takes as long as the headers of the photo: in the simulator both come in together.
     metadata = max(spec.delay for _, spec in map(scenario.access_of, scenario.server_names))
@@ -259,7 +257,10 @@ def _taker(
         found = [(scenario.access_of(server)[0], access, 2.0 * access.delay)]
         for other in names:
             if other != server:
-                there, back = scenario.link_between(server, other), scenario.link_between(other, server)
+                there, back = (
+                    scenario.link_between(server, other),
+                    scenario.link_between(other, server),
+                )
                 rtt = links[there[0]].delay + links[back[0]].delay
                 found.append((there[0], links[there[0]], rtt))
         if scenario.network.topology == "uplink":  # it is one link: the last peer's round trip

@@ -1,4 +1,4 @@
-"""Messages between client, nodes and balancer in one process: a `live.carrier.Carrier` of no sockets.
+"""Messages between client, nodes and balancer in one process: a `live.carrier.Carrier`.
 
 Shaped like aiohttp's client on one side, and on the other handing real ``web.Request`` objects to
 the real applications, so that what the live code says in headers, statuses and bodies is said here.
@@ -323,7 +323,7 @@ class End:
         for end in (self, self.other):
             end._inbox.put_nowait(WSMessage(WSMsgType.CLOSED, None, None))
 
-    async def receive(self, timeout: float | None = None) -> WSMessage:
+    async def receive(self, timeout: float | None = None) -> WSMessage:  # noqa: ASYNC109
         async with asyncio.timeout(timeout):
             return await self._inbox.get()
 
