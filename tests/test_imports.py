@@ -19,14 +19,14 @@ LAYERS = (
         "network", "fleet", "policy", "summary", "records",
     },
     {"sim", "live", "network.relay", "network.flows", "network.control", "network.connection"},
-    {"learn", "bench"},
+    {"learn", "bench", "parity"},
     {"commands", "dashboard"},
     {"cli", "__main__"},
 )  # fmt: skip
 # Where a heavy or optional library may be imported, so that the core stays small and pure.
 ONLY_IN = {
     "torch": ("learn",),
-    "aiohttp": ("live", "network.relay", "network.control", "commands", "dashboard"),
+    "aiohttp": ("live", "network.relay", "network.control", "commands", "dashboard", "parity"),
     "onnxruntime": ("zoo",),
     "onnx": ("zoo",),
     "PIL": ("preprocess", "images", "zoo"),

@@ -185,10 +185,19 @@ class Tracker:
         core.restore_sends(self.belief, s)
         return True
 
-    def on_link(self, name: str, rate: float, rtt: float, backlog: float, now: float) -> None:
+    def on_link(
+        self,
+        name: str,
+        rate: float,
+        rtt: float,
+        backlog: float,
+        now: float,
+        measured_at: float | None = None,
+    ) -> None:
         """What the emulator itself says of a link (scenario: ``network_state: emulator``).
 
-        `rate` bytes/s, inf for unlimited; `rtt` s; `backlog` bytes. Unknown names are ignored.
+        `rate` bytes/s, inf for unlimited; `rtt` s; `backlog` bytes, all true at
+        `measured_at`, None: now. Unknown names are ignored.
         """
         link = self._links.get(name)
         if link is None:
@@ -199,7 +208,8 @@ class Tracker:
         backlog = max(backlog, float(state["backlog"]))
         flows = max(1.0, float(state["flows"]))
         rate = min(max(rate, RATE_MIN), RATE_MAX)
-        core.on_peer_report(self.belief, link, now, rate, now, rtt, backlog, flows, True)
+        rate_at = now if measured_at is None else measured_at
+        core.on_peer_report(self.belief, link, now, rate, rate_at, rtt, backlog, flows, True)
 
     def commit(self, request: Request, decision: Decision, seen: Observation) -> Command:
         """Count a decision as made and turn it into the command for the ingress."""

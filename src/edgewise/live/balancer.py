@@ -83,7 +83,7 @@ class Balancer:
         self.channels: dict[str, Channel] = {}
         """The live one of each connected server."""
         self._relays = relays
-        self._sockets: dict[Channel, tuple[web.WebSocketResponse, web.Request]] = {}
+        self._sockets: dict[Channel, tuple[web.WebSocketResponse, Callable[[], None]]] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._models = {
             name: {service.model for service in server.services}
@@ -156,17 +156,29 @@ class Balancer:
             compress=False, max_msg_size=MESSAGE_MAX, timeout=CLOSE_TIMEOUT
         )
         await socket.prepare(request)
+
+        def cut() -> None:
+            if request.transport is not None:
+                request.transport.abort()
+
+        await self.converse(socket, request.remote or "", cut)
+        return socket
+
+    async def converse(
+        self, socket: web.WebSocketResponse, remote: str, cut: Callable[[], None]
+    ) -> None:
+        """Serve a node's channel until it ends; `cut` ends it without a word."""
         try:
             hello = await self._hello(socket)
         except PeerError as error:
-            log.warning("refused %s: %s", request.remote, error)
+            log.warning("refused %s: %s", remote, error)
             await socket.close(code=1008, message=str(error).encode()[:120])
-            return socket
+            return
         channel = Channel(hello.server, socket, self.clock.now())
         older = self.channels.get(hello.server)
         # In one go, with no await between: there is never a moment with two of them, or none.
         self.channels[hello.server] = channel
-        self._sockets[channel] = (socket, request)
+        self._sockets[channel] = (socket, cut)
         self.dispatcher.tracker.connect(hello.server, self.clock.now())
         log.info("%s connected%s", hello.server, " again" if older else "")
         keeper = asyncio.create_task(self._keep(channel))
@@ -186,7 +198,6 @@ class Balancer:
                 log.info("%s disconnected", hello.server)
             with contextlib.suppress(asyncio.CancelledError):
                 await keeper
-        return socket
 
     async def _hello(self, socket: web.WebSocketResponse) -> control.Hello:
         try:
@@ -280,8 +291,8 @@ class Balancer:
 
     def _cut(self, channel: Channel) -> None:
         found = self._sockets.get(channel)
-        if found is not None and found[1].transport is not None:
-            found[1].transport.abort()
+        if found is not None:
+            found[1]()
 
     async def _hang_up(self, channel: Channel, code: int, reason: str) -> None:
         found = self._sockets.get(channel)

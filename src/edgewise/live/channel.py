@@ -16,6 +16,7 @@ import aiohttp
 from edgewise.domain import Command
 from edgewise.errors import PeerError
 from edgewise.fleet.patience import HEARTBEAT
+from edgewise.live.carrier import Session
 from edgewise.live.clock import Clock
 from edgewise.live.control import (
     PROTOCOL,
@@ -65,7 +66,9 @@ class Channel:
         on_command: Callable[[Command], None],
         on_fleet: Callable[[Fleet], None],
         seed: int = 0,
+        session: Session = aiohttp.ClientSession,
     ) -> None:
+        self._session = session
         self.connected = False
         self._url = balancer.rstrip("/") + "/v1/control"
         self._hello = hello
@@ -85,7 +88,7 @@ class Channel:
         """Connect, and connect again, until cancelled."""
         wait = RETRY_MIN
         said = ""
-        async with aiohttp.ClientSession() as session:
+        async with self._session() as session:
             while True:
                 problem = ""
                 try:

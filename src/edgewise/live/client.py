@@ -33,6 +33,7 @@ from msgspec import Struct
 
 from edgewise.domain import Outcome, Request, Stamps, Status
 from edgewise.errors import BadInput, MissingExtra, PeerError
+from edgewise.live.carrier import Session
 from edgewise.live.clock import Clock
 from edgewise.live.config import ClientConfig
 from edgewise.live.control import Submission
@@ -84,7 +85,7 @@ class Client:
 
     `run` may be called once. `ended` is called with each request and its outcome, exactly once for
     every request that was sent, also if the run is cancelled. `tell_label` sends the right class
-    along, for the replay executor.
+    along, for the replay executor. `clock` and `session` in place of the wall's and of sockets.
     """
 
     def __init__(
@@ -95,6 +96,8 @@ class Client:
         ended: Callable[[Sent, Outcome], None],
         *,
         tell_label: bool = False,
+        clock: Clock | None = None,
+        session: Session | None = None,
     ) -> None:
         self._config = config
         self._load = load
@@ -102,7 +105,8 @@ class Client:
         self._ended = ended
         # Real models must look; replay cannot, and is told what would be seen.
         self._tell_label = tell_label
-        self._clock = Clock()
+        self._clock = Clock() if clock is None else clock
+        self._session = _open_session if session is None else session
         self._under_way: dict[str, Sent] = {}
         self._unposted: list[Outcome] = []
         self.untold = 0
@@ -124,12 +128,7 @@ class Client:
 
         Raises nothing for requests that fail: that is an outcome.
         """
-        session = aiohttp.ClientSession(
-            # No limit: a queue in here would be a closed loop by another name.
-            connector=aiohttp.TCPConnector(limit=0),
-            timeout=aiohttp.ClientTimeout(total=None),
-            auto_decompress=False,
-        )
+        session = self._session()
         try:
             async with session, asyncio.TaskGroup() as background:
                 over = asyncio.Event()
@@ -293,6 +292,15 @@ class Client:
             while True:
                 progress(self.progress())
                 await asyncio.sleep(PROGRESS_PERIOD)
+
+
+def _open_session() -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(
+        # No limit: a queue in here would be a closed loop by another name.
+        connector=aiohttp.TCPConnector(limit=0),
+        timeout=aiohttp.ClientTimeout(total=None),
+        auto_decompress=False,
+    )
 
 
 async def _patiently(work: Coroutine[Any, Any, Outcome], patience: float) -> Outcome:

@@ -14,7 +14,7 @@ import asyncio
 import hashlib
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from statistics import NormalDist
 from typing import Protocol
@@ -119,6 +119,8 @@ class ReplayExecutor:
         Of this server; latencies as on this server.
     recorded:
         Class by (request id, model), in place of drawn ones.
+    factor:
+        Of the profile's latency by (request id, model), in place of drawn noise.
     """
 
     def __init__(
@@ -128,7 +130,9 @@ class ReplayExecutor:
         cv: float = 0.0,
         seed: int = 0,
         recorded: Mapping[tuple[str, str], int] | None = None,
+        factor: Callable[[str, str], float] | None = None,
     ) -> None:
+        self._factor = self._drawn if factor is None else factor
         self._services = services
         self._clock = clock
         self._sigma = math.sqrt(math.log1p(cv * cv))
@@ -141,12 +145,15 @@ class ReplayExecutor:
         latency = service.latency[min(len(batch), len(service.latency)) - 1]
         if all(item.ready_size is not None for item in batch):
             latency = max(0.1 * latency, latency - service.ready_saving)  # as the belief has it
-        noise, _ = draws(self._seed, batch[0].request, service.model)
-        latency *= math.exp(self._sigma * _NORMAL.inv_cdf(noise) - 0.5 * self._sigma**2)
+        latency *= self._factor(batch[0].request, service.model)
         results: list[Result] = [self._predict(item, service, latency) for item in batch]
         # Asyncio's timers are 1 ms coarse and late, never early: aim at the end, not at a length.
         await asyncio.sleep(max(0.0, start + latency - self._clock.now()))
         return results
+
+    def _drawn(self, request: str, model: str) -> float:
+        noise, _ = draws(self._seed, request, model)
+        return math.exp(self._sigma * _NORMAL.inv_cdf(noise) - 0.5 * self._sigma**2)
 
     def _predict(self, item: Item, service: Service, latency: float) -> Prediction:
         predicted = self._recorded.get((item.request, item.model))

@@ -16,7 +16,6 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 import msgspec
-from aiohttp import web
 
 from edgewise import __version__
 from edgewise.domain import Report, Request
@@ -24,8 +23,9 @@ from edgewise.errors import BadInput
 from edgewise.fleet.belief import acknowledge
 from edgewise.fleet.measure import smooth_rate
 from edgewise.fleet.patience import give_up_at, worth_running
-from edgewise.fleet.reporting import jumped
+from edgewise.fleet.reporting import busy_share, jumped
 from edgewise.live.alone import Alone
+from edgewise.live.carrier import Carrier, Sockets
 from edgewise.live.channel import Channel
 from edgewise.live.clock import Clock
 from edgewise.live.config import NodeConfig
@@ -40,7 +40,6 @@ from edgewise.live.prepare import Maker, PhotoMaker, ReplayMaker, Stage
 from edgewise.live.protocol import Answer
 from edgewise.live.queue import Queue
 from edgewise.live.reporting import Reporter
-from edgewise.live.sockets import listen, url_of
 from edgewise.live.steady import steady
 from edgewise.live.transfer import HttpPeers
 from edgewise.roster import services_of
@@ -53,9 +52,6 @@ WATCH_PERIOD = 1.0
 DRAIN_LIMIT = 10.0
 """s that a node takes to finish what it has when told to stop; Kubernetes kills after 30."""
 
-ANSWER_LIMIT = 1.0
-"""s to write the last answers; `drain` gave requests the time to end before."""
-
 
 class Node:
     """One edge server, to be used as ``async with Node(config) as node``.
@@ -66,6 +62,8 @@ class Node:
         In place of the file that `config` names.
     executor:
         In place of the one that the scenario names.
+    carrier:
+        In place of sockets.
 
     Raises (on entering) BadInput: unknown server, missing or corrupt model, port taken.
     """
@@ -76,8 +74,10 @@ class Node:
         scenario: Scenario | None = None,
         clock: Clock | None = None,
         executor: Executor | None = None,
+        carrier: Carrier | None = None,
     ) -> None:
         self.config = config
+        self._carrier = Sockets() if carrier is None else carrier
         self.scenario = load(config.scenario) if scenario is None else scenario
         self.clock = Clock() if clock is None else clock
         self.url = ""
@@ -142,6 +142,7 @@ class Node:
                 on_command=self.decisions.on_command,
                 on_fleet=self._on_fleet,
                 seed=scenario.seed,
+                session=self._carrier.control,
             )
             self.decisions.use(self._channel)
         self._fleet = {(service.server, service.model): service for service in everyone}
@@ -158,7 +159,9 @@ class Node:
 
     async def _start(self) -> None:
         config, stack = self.config, self._stack
-        self.peers = HttpPeers(config.server, config.peers, self.clock, self.monitor)
+        self.peers = HttpPeers(
+            config.server, config.peers, self.clock, self.monitor, self._carrier
+        )
         self.edge = Edge(
             config.server,
             self._mine,
@@ -186,19 +189,13 @@ class Node:
             self._refresh,
             self.scenario.server_names,
         )
-        runner = web.AppRunner(
-            api.app(), handler_cancellation=True, access_log=None, shutdown_timeout=ANSWER_LIMIT
-        )
-        await runner.setup()
-        stack.push_async_callback(runner.cleanup)
-        sock = listen(config.listen.host, config.listen.port)
-        await web.SockSite(runner, sock).start()
-        self.url = url_of(sock)
+        self.url = await self._carrier.listen(api.app(), config.listen, stack)
         # The first time costs: HTTP both ways is walked once, and what requests and reports need is
         # compiled (up to a second each). The executor has seen to the models.
         await self.peers.greet(self.url)
         acknowledge(0, 0, 1)
         jumped(1.0, 1.0, 1.0, 1.0)
+        busy_share(0.0, 0.0, 1.0)
         give_up_at(1.0, 1.0, 1.0, 1.0)
         worth_running(1.0, 1.0, 1.0, 1.0, False)
         smooth_rate(1.0, 0.0, 1.0, 1.0, 1.0, 1.0, False)

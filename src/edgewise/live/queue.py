@@ -27,12 +27,10 @@ from typing import Any, Literal, TypeVar
 
 from edgewise.domain import QueueItem
 from edgewise.errors import EdgewiseError
+from edgewise.fleet.reporting import busy_share
 from edgewise.live.clock import Clock
 
 T = TypeVar("T")
-
-BUSY_MEMORY = 1.0
-"""s. Utilisation is a mean over about so long, as the vocabulary says."""
 
 
 class QueueFull(EdgewiseError):
@@ -182,8 +180,8 @@ class Queue:
             self._changed()
 
     def _count_busy(self, now: float) -> None:
-        keep = math.exp(-(now - self._busy_at) / BUSY_MEMORY)
-        self._busy = self._busy * keep + (1.0 - keep) * len(self._running) / self.workers
+        busy = len(self._running) / self.workers
+        self._busy = busy_share(self._busy, busy, now - self._busy_at)
         self._busy_at = now
 
     # -- what the monitor reads -----------------------------------------------------------------

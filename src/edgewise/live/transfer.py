@@ -28,20 +28,11 @@ from msgspec import Struct
 
 from edgewise.domain import Report, Request, decode_json
 from edgewise.errors import PeerError, WireError
+from edgewise.live.carrier import Carrier
 from edgewise.live.clock import Clock
 from edgewise.live.monitor import Monitor
 from edgewise.live.protocol import Answer, decode_answer
-from edgewise.live.sockets import outgoing
 from edgewise.live.upload import Upload
-
-CONNECT_TIMEOUT = 0.5
-"""s. Two lost SYNs would take 3 s; a peer that is not there must leave time for another."""
-IDLE_CONNECTION = 60.0
-"""s a connection to a peer is kept: over a thin link a new one costs two round trips."""
-
-ADDRESS_MEMORY = 1
-"""s a peer's address is remembered: a container that was replaced is back at another one within
-seconds, and connections are kept, so a look-up is rare."""
 
 STARVED = 0.2
 """Share of a transfer during which its upload was still running, from which it shows no more than
@@ -85,26 +76,24 @@ class HttpPeers:
     ----------
     urls:
         Where each peer is reached: itself or a relay, which is not for us to know.
+    carrier:
+        Carries it.
     """
 
     def __init__(
-        self, server: str, urls: Mapping[str, str], clock: Clock, monitor: Monitor
+        self,
+        server: str,
+        urls: Mapping[str, str],
+        clock: Clock,
+        monitor: Monitor,
+        carrier: Carrier,
     ) -> None:
         self._server = server
         self._urls = {name: url.rstrip("/") for name, url in urls.items()}
         self._clock = clock
         self._monitor = monitor
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
-                limit=0,
-                keepalive_timeout=IDLE_CONNECTION,
-                socket_factory=outgoing,
-                ttl_dns_cache=ADDRESS_MEMORY,
-            ),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT),
-            auto_decompress=False,
-            skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding"),
-        )
+        self._carrier = carrier
+        self._session = carrier.peers()
         self.bytes_sent = dict.fromkeys(urls, 0)
 
     async def close(self) -> None:
@@ -122,12 +111,14 @@ class HttpPeers:
             raise PeerError(f"{peer}: no address is configured for it")
         body = parcel.body
         now = self._clock.now()
-        headers = {**parcel.headers, **self._headers(parcel, now)}
+        # The receiver counts the budget from the moment the headers are in, which is half a round
+        # trip from now if they meet no queue.
+        away = 0.5 * (self._monitor.rtts[peer].get(now) or 0.0)
+        headers = {**parcel.headers, **self._headers(parcel, now + away)}
         if body.expected is not None:
             headers["Content-Length"] = str(body.expected)
         size = body.expected if body.expected is not None else body.size
-        # Of 9 kB made ready, the headers are 7 %.
-        size += sum(len(key) + len(value) + 4 for key, value in headers.items())
+        size = self._carrier.weight(size, headers)
         link = self._monitor.links[peer]
         with link.flow(peer, size, now) as flow:
             try:

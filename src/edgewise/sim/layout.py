@@ -219,7 +219,6 @@ SERVER = np.dtype(
         ("known_life", "i8"),  # … that the balancers have heard of
         ("busy_area", "f8"),  # worker seconds
         ("busy_at", "f8"),
-        ("reported_area", "f8"),
         ("reported_at", "f8"),
         ("reported", "f8"),  # backlog, s
         ("report_due", "f8"),  # of the event that counts

@@ -45,9 +45,6 @@ from edgewise.sim.requests import expect_news, hold, lose, release
 from edgewise.sim.routes import reschedule
 from edgewise.sim.servers import account, backlog_of
 
-UTILISATION_MEMORY = 1.0
-"""s; `domain.Report.utilisation` is over about a second."""
-
 MUTE_KNOWN = 1.5 * HEARTBEAT
 """s until nodes know that a balancer is mute: they ask for a sign of life, and wait for half of the
 time again."""
@@ -109,14 +106,8 @@ def look(world: World, reports: Reports, s: int, now: float) -> None:
     report.at = now
 
     account(world, s, now, 0)
-    span = now - server.reported_at
-    if span > 0.0:
-        share = (server.busy_area - server.reported_area) / (server.workers * span)
-        keep = math.exp(-span / UTILISATION_MEMORY)
-        server.utilisation = min(1.0, keep * server.utilisation + (1.0 - keep) * share)
-        server.reported_at = now
-        server.reported_area = server.busy_area
-    report.utilisation = server.utilisation
+    server.reported_at = now
+    report.utilisation = min(1.0, max(0.0, server.utilisation))
 
     n = 0
     for w in range(server.first_worker, server.first_worker + server.workers):
@@ -415,7 +406,6 @@ def restart(world: World, s: int, now: float) -> None:
     server.up = 1
     server.busy_at = now
     server.reported_at = now
-    server.reported_area = server.busy_area
     server.utilisation = 0.0
     server.report_due = now
     for b in range(world.clock[0].balancers):

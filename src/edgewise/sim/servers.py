@@ -23,7 +23,7 @@ from edgewise.compiled import inlined, inner
 from edgewise.fleet.belief import acknowledge
 from edgewise.fleet.layout import Array
 from edgewise.fleet.measure import SERVICE_MEMORY
-from edgewise.fleet.reporting import GAP, jumped
+from edgewise.fleet.reporting import GAP, busy_share, jumped
 from edgewise.sim.heaps import insert, push, remove_root
 from edgewise.sim.layout import (
     DONE,
@@ -81,8 +81,12 @@ def expected_work(world: World, k: int, form: int) -> float:
 def account(world: World, s: int, now: float, change: int) -> None:
     """`change` more workers of `s` are busy from now on."""
     server = world.servers[s]
-    server.busy_area += server.busy * (now - server.busy_at)
-    server.busy_at = now
+    seconds = now - server.busy_at
+    if seconds > 0.0:
+        server.busy_area += server.busy * seconds
+        share = server.busy / server.workers
+        server.utilisation = busy_share(server.utilisation, share, seconds)
+        server.busy_at = now
     server.busy += change
 
 

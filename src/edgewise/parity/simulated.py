@@ -1,0 +1,97 @@
+"""The simulator's side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from edgewise.compiled import lean
+from edgewise.fleet.layout import Array
+from edgewise.parity.story import Chosen, Story
+from edgewise.policy import find
+from edgewise.roster import services_of
+from edgewise.scenario import Scenario
+from edgewise.sim import engine, results
+from edgewise.sim.layout import Sim, World
+from edgewise.sim.play import seeds_of_draws
+from edgewise.sim.servers import noise
+from edgewise.sim.world import simulation
+from edgewise.workload import Trace
+
+
+@lean
+def _factors(world: World, out: Array) -> None:
+    for r in range(out.shape[0]):
+        for k in range(out.shape[1]):
+            out[r, k] = noise(world, r, k)
+
+
+def luck_of(sim: Sim, scenario: Scenario) -> Callable[[str, str, str], float]:
+    """The factor that a request's service time is multiplied by, (request, server, model) → float:
+    the luck of a simulation, for an executor elsewhere."""
+    services = services_of(scenario)
+    count = len(sim.world.requests)
+    factors = np.ones((count, len(services)))
+    _factors(sim.world, factors)
+    column = {(each.server, each.model): k for k, each in enumerate(services)}
+    line = {results.request_id(r): r for r in range(count)}
+
+    def factor(request: str, server: str, model: str) -> float:
+        return float(factors[line[request], column[server, model]])
+
+    return factor
+
+
+def first_reports(sim: Sim) -> list[float]:
+    """When each server first reports, s; of a simulation at its beginning."""
+    due: list[float] = sim.world.servers["report_due"].tolist()
+    return due
+
+
+def play(scenario: Scenario, trace: Trace, policy: str) -> Story:
+    """The trace under a policy, in the simulator. Raises BadInput for an unknown policy."""
+    if scenario.balancers != 1:
+        raise ValueError("parity is between one balancer and one")
+    sim = simulation(scenario, trace)
+    # Live ingresses always have the ranking; the simulator leaves it out where no server can fail,
+    # and then takes its quickest model in place of its best ranked one when a peer is too slow.
+    sim.world.clock["can_fail"] = 1
+    rule = find(policy)
+    if rule.features:
+        raise ValueError(f"{policy} learns as it goes, which the live balancer does elsewhen")
+    sim.table.wanted[0] = 1  # of every column, whatever the rule reads
+    numbers = np.array(rule.params, np.float64)
+    memory = rule.new_state(len(sim.world.servers))[None].copy()
+    draws = seeds_of_draws(scenario.seed, 1)
+    kernel = engine.compiled(rule.kernel)
+    table, found = sim.table, []
+    while engine.run(sim, kernel, numbers, memory, draws, 1) == 1:
+        found.append(
+            (
+                float(sim.world.clock["now"][0]),
+                table.mask.copy(),
+                table.rows.copy(),
+                table.servers.copy(),
+                table.context.copy(),
+            )
+        )
+    # With one balancer, decisions are made in the order of their times.
+    decided = sim.world.results["decided_at"]
+    order = [int(r) for r in np.argsort(decided, kind="stable") if decided[r] == decided[r]]
+    decisions = tuple(
+        Chosen(
+            request=results.request_id(r),
+            at=at,
+            row=int(sim.world.results["row"][r]),
+            probability=float(sim.world.results["probability"][r]),
+            mask=mask,
+            rows=rows,
+            servers=servers,
+            context=context,
+        )
+        for r, (at, mask, rows, servers, context) in zip(order, found, strict=True)
+    )
+    labels = [0] * len(trace)
+    ended = results.outcomes(sim, services_of(scenario), labels)
+    return Story(decisions=decisions, outcomes={each.request: each for each in ended})
