@@ -18,7 +18,9 @@ LAYERS = (
         "score", "packaged", "preprocess", "images", "zoo", "scenario", "workload", "roster",
         "network", "fleet", "policy", "summary", "records",
     },
-    {"sim", "live", "network.relay", "network.flows", "network.control", "network.connection"},
+    {"sim", "live", "network.relay", "network.flows", "network.control", "network.connection",
+     "network.namespaces", "network.capabilities", "network.wires", "network.kernel",
+     "network.packets"},
     {"learn", "bench"},
     {"commands", "dashboard"},
     {"cli", "__main__"},
@@ -31,6 +33,7 @@ ONLY_IN = {
     "onnx": ("zoo",),
     "PIL": ("preprocess", "images", "zoo"),
     "typer": ("cli", "commands"),
+    "pyroute2": ("network.namespaces",),
 }
 # The core takes `now` and its random draws as arguments.
 NO_CLOCK = (
@@ -41,6 +44,7 @@ NO_CLOCK = (
     "network.link",
     "network.capacity",
     "network.trace",
+    "network.trace_files",
 )
 
 
