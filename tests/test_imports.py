@@ -19,8 +19,8 @@ LAYERS = (
         "network", "fleet", "policy", "summary", "records",
     },
     {"sim", "live", "network.relay", "network.flows", "network.control", "network.connection",
-     "network.namespaces", "network.capabilities", "network.wires", "network.kernel",
-     "network.packets"},
+     "network.namespaces", "network.capabilities", "network.conductor", "network.kernel",
+     "network.packets", "network.wires"},
     {"learn", "bench"},
     {"commands", "dashboard"},
     {"cli", "__main__"},
@@ -28,7 +28,7 @@ LAYERS = (
 # Where a heavy or optional library may be imported, so that the core stays small and pure.
 ONLY_IN = {
     "torch": ("learn",),
-    "aiohttp": ("live", "network.relay", "network.control", "commands", "dashboard"),
+    "aiohttp": ("live", "network.conductor", "network.control", "commands", "dashboard"),
     "onnxruntime": ("zoo",),
     "onnx": ("zoo",),
     "PIL": ("preprocess", "images", "zoo"),

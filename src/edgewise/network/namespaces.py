@@ -132,9 +132,7 @@ class Spaces:
         """Reach ``target`` (``a.b.c.d/n``) over a device, through ``via`` if it is further off."""
         with _refused(f"route to {target}"):
             more = {} if via is None else {"gateway": via}
-            self._handles[space].route(
-                "add", dst=target, oif=self.index(space, device), **more
-            )
+            self._handles[space].route("add", dst=target, oif=self.index(space, device), **more)
 
 
 @contextlib.contextmanager
