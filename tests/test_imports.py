@@ -20,7 +20,7 @@ LAYERS = (
     },
     {"sim", "live", "network.relay", "network.flows", "network.control", "network.connection",
      "network.namespaces", "network.capabilities", "network.conductor", "network.kernel",
-     "network.packets", "network.wires"},
+     "network.packets", "network.shape"},
     {"learn", "bench"},
     {"commands", "dashboard"},
     {"cli", "__main__"},

@@ -87,7 +87,7 @@ def namespaces() -> Capability:
             name=name, ok=False, found="no nsenter", needs="apt-get install util-linux"
         )
     with _attempt() as tried:
-        with _space() as (_, _device):
+        with _space():
             pass
         return Capability(name=name, ok=True, found="made one with a veth pair")
     needs = "root (CAP_SYS_ADMIN and CAP_NET_ADMIN)" if os.geteuid() else "a kernel with net_ns"
@@ -105,8 +105,8 @@ def qdisc(kind: str, spaces: Capability) -> Capability:
     if kind == "tbf":
         parameters = {"rate": 1_000_000, "burst": 16384, "latency": "50ms"}
     with _attempt() as tried:
-        with _space() as (space, device):
-            space.tc("add", kind, device, 0x10000, parent=ROOT, **parameters)
+        with _space() as (made, space, device):
+            made.tc("add", kind, space, device, 0x10000, parent=ROOT, **parameters)
         return Capability(name=name, ok=True, found="added to a veth device")
     what = "delay, jitter and loss" if kind == "netem" else "rates"
     return Capability(
@@ -232,11 +232,11 @@ def _attempt() -> Iterator[list[str]]:
         yield said
     except Exception as error:  # NetlinkError is no OSError, and its text is "(2, 'No such …')"
         reason = error.args[-1] if error.args else repr(error)
-        said.append(str(reason))
+        said.append(str(reason).partition(";")[0])
 
 
 @contextlib.contextmanager
-def _space() -> Iterator[tuple[Any, int]]:
+def _space() -> Iterator[tuple[Any, str, int]]:
     """A network namespace with a veth device in it, for as long as the block lasts."""
     from edgewise.network.namespaces import Spaces
 
@@ -244,4 +244,4 @@ def _space() -> Iterator[tuple[Any, int]]:
         a = spaces.add("probe")
         b = spaces.add("other")
         spaces.veth((a, "probe0"), (b, "probe1"))
-        yield spaces.handle(a), spaces.index(a, "probe0")
+        yield spaces, a, spaces.index(a, "probe0")
