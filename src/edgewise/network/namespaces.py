@@ -33,10 +33,11 @@ HOST = ""
 """In place of a namespace: the one that we are in."""
 PREFIX = "ew"
 _OURS = re.compile(rf"^{PREFIX}-(\d+)-.+$")
+_OUR_DEVICE = re.compile(rf"^{PREFIX}(\d+)[a-z]\d*$")
 
 
 def sweep() -> list[str]:
-    """Remove the namespaces of processes that are gone; returns their names."""
+    """Remove the namespaces and devices of processes that are gone; returns their names."""
     gone = []
     for name in netns.listnetns():
         found = _OURS.match(name)
@@ -45,6 +46,12 @@ def sweep() -> list[str]:
         with contextlib.suppress(OSError):  # another launcher was quicker
             netns.remove(name)
             gone.append(name)
+    with Spaces() as spaces:
+        for device in spaces.devices():
+            found = _OUR_DEVICE.match(device)
+            if found is not None and not _alive(int(found[1])):
+                spaces.delete(device)
+                gone.append(device)
     return gone
 
 
@@ -95,6 +102,7 @@ class Spaces:
         )
         self._handles: dict[str, Any] = {}
         self._own: set[str] = set()
+        self._veths: list[str] = []
         self._open_host()
 
     def __enter__(self) -> Spaces:
@@ -115,6 +123,10 @@ class Spaces:
 
     @_on_worker
     def _remove(self) -> None:
+        # A namespace that is removed lives on while a connection in it has not timed out, and with
+        # it the host's end of its veth pairs. So those go first.
+        for device in self._veths:
+            self.delete(device)
         for name, handle in self._handles.items():
             handle.close()
             if name in self._own:
@@ -227,6 +239,8 @@ class Spaces:
         with _refused(f"veth {a[1]} - {b[1]}"):
             if b[0] == HOST:  # which has no name to give to the kernel
                 a, b = b, a
+            if a[0] == HOST:
+                self._veths.append(a[1])
             peer: dict[str, str] = {"ifname": b[1]}
             if b[0] != HOST:
                 peer["net_ns_fd"] = b[0]
@@ -234,6 +248,17 @@ class Spaces:
             self._handles[a[0]].link("add", ifname=a[1], kind="veth", peer=peer)
         for space, device in (a, b):
             self.up(space, device)
+
+    @_on_worker
+    def devices(self) -> list[str]:
+        """The host's, by name."""
+        return [str(each.get_attr("IFLA_IFNAME")) for each in self._handles[HOST].get_links()]
+
+    @_on_worker
+    def delete(self, device: str) -> None:
+        """Remove a device of the host, and the other end of it; one that is gone is fine."""
+        with contextlib.suppress(*NETLINK_ERRORS, BadInput):
+            self._handles[HOST].link("del", index=self.index(HOST, device))
 
     @_on_worker
     def bridge(self, space: str, name: str, ports: list[str]) -> None:
