@@ -18,7 +18,9 @@ LAYERS = (
         "score", "packaged", "preprocess", "images", "zoo", "scenario", "workload", "roster",
         "network", "fleet", "policy", "summary", "records",
     },
-    {"sim", "live", "network.relay", "network.flows", "network.control", "network.connection"},
+    {"sim", "live", "network.relay", "network.flows", "network.control", "network.connection",
+     "network.namespaces", "network.capabilities", "network.conductor", "network.kernel",
+     "network.packets", "network.shape"},
     {"learn", "bench", "parity"},
     {"commands", "dashboard"},
     {"cli", "__main__"},
@@ -26,11 +28,12 @@ LAYERS = (
 # Where a heavy or optional library may be imported, so that the core stays small and pure.
 ONLY_IN = {
     "torch": ("learn",),
-    "aiohttp": ("live", "network.relay", "network.control", "commands", "dashboard", "parity"),
+    "aiohttp": ("live", "network.conductor", "network.control", "commands", "dashboard", "parity"),
     "onnxruntime": ("zoo",),
     "onnx": ("zoo",),
     "PIL": ("preprocess", "images", "zoo"),
     "typer": ("cli", "commands"),
+    "pyroute2": ("network.namespaces",),
 }
 # The core takes `now` and its random draws as arguments.
 NO_CLOCK = (
@@ -41,6 +44,7 @@ NO_CLOCK = (
     "network.link",
     "network.capacity",
     "network.trace",
+    "network.trace_files",
 )
 
 

@@ -22,6 +22,7 @@ from edgewise.commands import (
     bound,
     client,
     configs,
+    doctor,
     evaluate,
     explain,
     models,
@@ -29,6 +30,7 @@ from edgewise.commands import (
     relay,
     scenarios,
     simulate,
+    traces,
     train,
     tune,
     up,
@@ -90,6 +92,8 @@ app.command(rich_help_panel=MAIN)(evaluate.evaluate)
 app.command(rich_help_panel=LOOK)(scenarios.scenarios)
 app.add_typer(scenarios.scenario, name="scenario", rich_help_panel=LOOK)
 app.add_typer(models.app, name="models", rich_help_panel=LOOK)
+app.add_typer(traces.app, name="traces", rich_help_panel=LOOK)
+app.command(rich_help_panel=LOOK)(doctor.doctor)
 app.command(rich_help_panel=STUDY)(simulate.simulate)
 app.command(rich_help_panel=STUDY)(bench.bench)
 app.command(rich_help_panel=STUDY)(tune.tune)

@@ -11,7 +11,9 @@ import typer
 def relay(
     config: Annotated[
         Path,
-        typer.Argument(metavar="CONFIG", help="YAML: links, routes over them, control address."),
+        typer.Argument(
+            metavar="CONFIG", help="YAML: links, routes over them (or devices), control address."
+        ),
     ],
 ) -> None:
     """Emulate a network: TCP relays that shape what passes through them.
@@ -23,8 +25,8 @@ def relay(
     """
     import msgspec
 
-    from edgewise.network.config import load_config
-    from edgewise.network.relay import run
+    from edgewise.network.config import RelayConfig
+    from edgewise.network.wires import load
 
     def ready(ports: dict[str, Any]) -> None:
         control = ports["control"]
@@ -35,4 +37,12 @@ def relay(
         }
         typer.echo(msgspec.json.encode({"ready": greeting}).decode())
 
-    run(load_config(config), ready)
+    read = load(config)
+    if isinstance(read, RelayConfig):
+        from edgewise.network.relay import run as run_relay
+
+        run_relay(read, ready)
+    else:  # needs an extra that the relay does not
+        from edgewise.network.shape import run as run_wires
+
+        run_wires(read, ready)

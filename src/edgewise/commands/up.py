@@ -6,11 +6,21 @@ help is shown: ``edgewise --help`` would otherwise take seconds.
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
+
+
+class Network(StrEnum):
+    """As the scenario's ``network.backend``."""
+
+    relay = "relay"
+    tc = "tc"
+    tun = "tun"
+    auto = "auto"
 
 
 def up(
@@ -30,6 +40,15 @@ def up(
         typer.Option(
             "--emulate/--no-emulate",
             help="Whether relays play the scenario's network. Default: as the scenario says.",
+            show_default=False,
+        ),
+    ] = None,
+    network: Annotated[
+        Network | None,
+        typer.Option(
+            help="What plays the network: relays in user space, the kernel's tc, packets over tun "
+            "devices (`edgewise doctor` says what this machine can do). Default: as the scenario "
+            "says.",
             show_default=False,
         ),
     ] = None,
@@ -76,6 +95,8 @@ def up(
       edgewise up volatile --policy earliest_completion,round_robin,local
 
       edgewise up three-sites --no-emulate --duration 10 --json -
+
+      sudo edgewise up three-sites --network tun
     """
     from edgewise.errors import BadInput
     from edgewise.live.containers import IMAGE
@@ -90,6 +111,7 @@ def up(
         scenario=scenario,
         policies=tuple(name.strip() for name in policy.split(",")) if policy else (),
         emulate=emulate,
+        network=None if network is None else network.value,
         duration=duration,
         rate=rate,
         images=images,

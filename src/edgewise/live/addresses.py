@@ -33,6 +33,7 @@ from edgewise.network.config import (
     Route,
 )
 from edgewise.network.trace import TraceSpec, read_trace
+from edgewise.network.wires import WiresConfig
 from edgewise.scenario import (
     FileTrace,
     LinkEvent,
@@ -57,11 +58,11 @@ class Addresses(Struct, frozen=True, kw_only=True):
     """Of each server: as what it knows the others."""
     ingress: dict[str, str]
     """As what the client knows the servers."""
-    relay: RelayConfig | None
-    """None: the network is as it is."""
+    relay: RelayConfig | WiresConfig | None
+    """What plays the network, by relays or over devices; None: it is as it is."""
 
     def balancer_url(self) -> str:
-        return _url(self.balancer.host, self.balancer.port)
+        return url_of(self.balancer.host, self.balancer.port)
 
 
 def lay_out(scenario: Scenario, free_port: Callable[[], int]) -> Addresses:
@@ -70,7 +71,7 @@ def lay_out(scenario: Scenario, free_port: Callable[[], int]) -> Addresses:
     balancer = Listen(host=HOST, port=free_port())
     nodes = {name: Listen(host=HOST, port=free_port()) for name in names}
     if not scenario.network.emulate:
-        real = {name: _url(listen.host, listen.port) for name, listen in nodes.items()}
+        real = {name: url_of(listen.host, listen.port) for name, listen in nodes.items()}
         return Addresses(
             balancer=balancer,
             nodes=nodes,
@@ -91,9 +92,9 @@ def lay_out(scenario: Scenario, free_port: Callable[[], int]) -> Addresses:
                 backward=(backward,),
             )
         )
-        return _url(HOST, port)
+        return url_of(HOST, port)
 
-    ingress = {name: through(name, scenario.access_of(name)[0], _return(name)) for name in names}
+    ingress = {name: through(name, scenario.access_of(name)[0], return_of(name)) for name in names}
     peers = {
         a: {
             b: through(b, scenario.link_between(a, b)[0], scenario.link_between(b, a)[0])
@@ -129,15 +130,17 @@ def relay_links(scenario: Scenario) -> dict[str, LinkConfig]:
             for event in events.get(name, ())
             if event.set.delay is not UNSET
         ]
-        links[_return(server)] = LinkConfig(delay=spec.delay, events=tuple(delays))
+        links[return_of(server)] = LinkConfig(delay=spec.delay, events=tuple(delays))
     return links
 
 
-def _return(server: str) -> str:
+def return_of(server: str) -> str:
+    """The name of the link from a server back to the clients."""
     return f"return:{server}"
 
 
-def _url(host: str, port: int) -> str:
+def url_of(host: str, port: int) -> str:
+    """Of a process that listens there."""
     return f"http://{host}:{port}"
 
 

@@ -19,9 +19,10 @@ from edgewise.errors import BadInput
 from edgewise.live.addresses import Addresses
 from edgewise.live.config import BalancerConfig, ClientConfig, Listen, NodeConfig
 from edgewise.network.config import Address, RelayConfig
+from edgewise.network.wires import WiresConfig
 from edgewise.scenario import Scenario
 
-Config = BalancerConfig | NodeConfig | ClientConfig | RelayConfig
+Config = BalancerConfig | NodeConfig | ClientConfig | RelayConfig | WiresConfig
 Hosts = Callable[[str], str]
 """From a process (``balancer``, ``relay``, else a server's name) to its host name."""
 
@@ -93,7 +94,9 @@ def configs(
             out=out,
         )
     if where.relay is not None:
-        made["relay"] = where.relay if hosts is None else _relay(where.relay, where, hosts)
+        made["relay"] = where.relay
+        if hosts is not None and isinstance(where.relay, RelayConfig):
+            made["relay"] = _relay(where.relay, where, hosts)
     return made
 
 
@@ -125,7 +128,8 @@ def _owners(where: Addresses) -> dict[int, str]:
     owners |= {listen.port: name for name, listen in where.nodes.items()}
     if where.relay is not None:
         owners[where.relay.control.port] = RELAY
-        owners |= {route.listen.port: RELAY for route in where.relay.routes}
+        if isinstance(where.relay, RelayConfig):
+            owners |= {route.listen.port: RELAY for route in where.relay.routes}
     return owners
 
 

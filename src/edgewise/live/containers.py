@@ -22,10 +22,11 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from edgewise.errors import BadInput, PeerError
+from edgewise.live.addresses import Addresses, lay_out
 from edgewise.live.configs import Hosts
 from edgewise.live.hosting import called
 from edgewise.live.processes import Process
@@ -170,6 +171,9 @@ class Containers:
     @property
     def hosts(self) -> Hosts | None:
         return lambda process: f"edgewise-{self._run}-{process}"
+
+    def lay_out(self, scenario: Scenario, free_port: Callable[[], int]) -> Addresses:
+        return lay_out(scenario, free_port)
 
     def process(
         self, role: str, server: str, arguments: Sequence[str], log: Path, ports: Sequence[int]

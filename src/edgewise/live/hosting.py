@@ -1,17 +1,19 @@
 """Where the processes of a run live: the seam between launching them here and in containers.
 
 How a process is started, and what it is called by the others, is all that differs
-(`edgewise.live.containers` has the other way).
+(`edgewise.live.containers` and `edgewise.live.netns` have other ways).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from edgewise.live.addresses import Addresses, lay_out
 from edgewise.live.configs import Hosts
 from edgewise.live.processes import Process
+from edgewise.scenario import Scenario
 
 
 class Hosting(Protocol):
@@ -20,6 +22,9 @@ class Hosting(Protocol):
     @property
     def hosts(self) -> Hosts | None:
         """What each process is called by the others; None: all are on the loopback."""
+
+    def lay_out(self, scenario: Scenario, free_port: Callable[[], int]) -> Addresses:
+        """Hand out the addresses. Called once, before anything else."""
 
     def process(
         self, role: str, server: str, arguments: Sequence[str], log: Path, ports: Sequence[int]
@@ -49,6 +54,9 @@ class ThisMachine:
     """Plain processes."""
 
     hosts: Hosts | None = None
+
+    def lay_out(self, scenario: Scenario, free_port: Callable[[], int]) -> Addresses:
+        return lay_out(scenario, free_port)
 
     def process(
         self, role: str, server: str, arguments: Sequence[str], log: Path, ports: Sequence[int]

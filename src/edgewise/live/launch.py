@@ -22,7 +22,7 @@ from typing import Any
 import msgspec
 
 from edgewise.errors import MissingExtra, PeerError
-from edgewise.live.addresses import Addresses, lay_out
+from edgewise.live.addresses import Addresses
 from edgewise.live.configs import configs, ports, write
 from edgewise.live.evaluate import SCENARIO
 from edgewise.live.hosting import Hosting, ThisMachine
@@ -81,7 +81,7 @@ class Deployment:
         self._say = say
         self._with_client = with_client
         self._hosting: Hosting = ThisMachine() if hosting is None else hosting
-        self.addresses: Addresses = lay_out(scenario, FreePorts())
+        self.addresses: Addresses = self._hosting.lay_out(scenario, FreePorts())
         self._ports = ports(self.addresses)
         self.balancer = self._process("balancer", "balancer")
         self.nodes = {name: self._process("node", name) for name in scenario.server_names}

@@ -7,10 +7,12 @@ left in a queue; the seed makes the requests the same.
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from msgspec import Struct
 from rich.console import Console
@@ -22,7 +24,7 @@ from edgewise.errors import BadInput
 from edgewise.images import load_images
 from edgewise.live.containers import Containers
 from edgewise.live.evaluate import SCENARIO, evaluate
-from edgewise.live.hosting import ThisMachine
+from edgewise.live.hosting import Hosting, ThisMachine
 from edgewise.live.launch import Deployment, unplayed
 from edgewise.live.view import View
 from edgewise.policy import label, make
@@ -48,6 +50,8 @@ class Wishes(Struct, frozen=True, kw_only=True):
     images: str | None = None
     seed: int | None = None
     out: Path | None = None
+    network: Literal["relay", "tc", "tun", "auto"] | None = None
+    """What plays the network; None = as the scenario has it."""
     image: str | None = None
     """Of containers to run balancer, relay and servers in; None: processes of this machine."""
 
@@ -67,6 +71,7 @@ def scenario_of(wishes: Wishes) -> Scenario:
         emulate=wishes.emulate,
         images=images,
         seed=wishes.seed,
+        backend=wishes.network,
     )
     return check(scenario, wishes.scenario)
 
@@ -105,18 +110,44 @@ def up(wishes: Wishes, console: Console) -> tuple[Summary, Path]:
         load_images(scenario.workload.images)  # and which photo is missing
     if scenario.executor == "onnx" and wishes.image is None:  # the image has its own
         prepare(list(dict.fromkeys(service.model for service in services)), console)
+    backend = backend_of(scenario, in_containers=wishes.image is not None)
     folder = run_folder(scenario, wishes.out)
-    for sentence in unplayed(scenario):
+    notes = unplayed(scenario)
+    if backend is not None:
+        from edgewise.live import netns  # needs an extra, so only here
+
+        notes += netns.unplayed(scenario, backend)
+    for sentence in notes:
         console.print(f"[yellow]note:[/] {escape(sentence)}", highlight=False)
     (folder / SCENARIO).write_text(dump(scenario), encoding="utf-8")
     try:
         with asyncio.Runner() as runner:
-            runner.run(_all(scenario, policies, folder, console, wishes.image))
+            runner.run(_all(scenario, policies, folder, console, wishes.image, backend))
     except asyncio.CancelledError:
         raise KeyboardInterrupt from None  # SIGTERM
     summary = evaluate(folder)
     (folder / "summary.json").write_bytes(summary.to_json())
     return summary, folder
+
+
+def backend_of(scenario: Scenario, *, in_containers: bool) -> Literal["tc", "tun"] | None:
+    """What plays the network over devices of namespaces; None: relays, or nothing does.
+
+    Raises BadInput if this machine cannot do it, MissingExtra if a package is missing.
+    """
+    wish = scenario.network.backend
+    if not scenario.network.emulate or wish == "relay" or (in_containers and wish == "auto"):
+        return None
+    if in_containers:
+        raise BadInput(f"network.backend: {wish!r} is not for --containers; use 'relay'")
+    if wish == "auto" and importlib.util.find_spec("pyroute2") is None:
+        return None
+    from edgewise.live import netns  # needs an extra, so only here
+
+    backend = netns.chosen(wish)
+    if backend is not None:
+        netns.check(backend)
+    return backend
 
 
 async def _all(
@@ -125,6 +156,7 @@ async def _all(
     folder: Path,
     console: Console,
     image: str | None,
+    backend: Literal["tc", "tun"] | None,
 ) -> None:
     loop = asyncio.get_running_loop()
     task = asyncio.current_task()
@@ -136,7 +168,13 @@ async def _all(
         title = policy if len(policies) == 1 else f"{policy} ({number}/{len(policies)})"
         with View(console, title) as view:
             one = scenario.with_overrides(policy=policy)
-            hosting = ThisMachine() if image is None else Containers(one, where, image)
+            hosting: Hosting = ThisMachine()
+            if image is not None:
+                hosting = Containers(one, where, image)
+            elif backend is not None:
+                from edgewise.live import netns  # needs an extra, so only here
+
+                hosting = netns.Namespaces(one, backend)
             async with Deployment(one, where, view.say, hosting=hosting) as deployment:
                 await deployment.run(view.watch(deployment))
 

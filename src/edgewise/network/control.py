@@ -2,7 +2,7 @@
 
 =======  ==========================  ============================================================
 GET      /healthz                    ``{"status": "ok", ...}``
-GET      /links, /links/NAME         what a link does now (:func:`link_state`)
+GET      /links, /links/NAME         what a link does now (``flows.Shaper.state``)
 PATCH    /links/NAME                 change it: any fields of ``config.LinkPatch``
 POST     /links/NAME/outage          ``{"duration": s}``: nothing is sent from now on for so long
 POST     /links/NAME/reset           configured settings again, live outages ended
@@ -15,10 +15,8 @@ authentication: keep it on the loopback.
 
 from __future__ import annotations
 
-import math
-import os
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Annotated, Any, Protocol, TypeVar
 from urllib.parse import quote
 
@@ -28,21 +26,26 @@ from aiohttp import web
 
 from edgewise.errors import BadInput, PeerError
 from edgewise.network.config import LinkPatch, split_error
-from edgewise.network.flows import Shaper
 
 T = TypeVar("T")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
+class Stateful(Protocol):
+    """A link, seen from here."""
+
+    def state(self, now: float) -> dict[str, Any]:
+        """What `GET /links/NAME` answers."""
+
+
 class Controlled(Protocol):
-    """What the API acts on: the relay, seen from here."""
+    """What the API acts on: a backend, seen from here."""
 
-    shapers: dict[str, Shaper]
-    refused: int
+    def at_work(self) -> Mapping[str, Stateful]:
+        """The links, by name."""
 
-    @property
-    def connections(self) -> Collection[object]:
-        """Those that are open."""
+    def health(self) -> dict[str, Any]:
+        """What is added to the status."""
 
     def start(self) -> None:
         """Make now the time 0."""
@@ -61,44 +64,18 @@ class _OutageRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     duration: Annotated[float, msgspec.Meta(gt=0)]
 
 
-def link_state(shaper: Shaper, now: float) -> dict[str, Any]:
-    """A link as the API shows it: SI units; ``rate_bps`` is None while unlimited.
-
-    ``utilisation`` is the share of the last second in which a chunk was on the wire,
-    ``throughput_bps`` what left in that second, ``flows`` the streams that have bytes waiting.
-    """
-    link = shaper.link
-    settings = link.settings
-    rate = link.rate_bps(now)
-    utilisation, throughput = shaper.last_second(now)
-    return {
-        "name": shaper.name,
-        "time": now - link.origin,
-        "rate_bps": None if math.isinf(rate) else rate,
-        "delay": settings.delay,
-        "jitter": settings.jitter,
-        "loss": settings.loss,
-        "loss_mode": settings.loss_mode,
-        "stall": settings.stall,
-        "queue_bytes": settings.queue_bytes,
-        "backlog_bytes": shaper.backlog,
-        "in_flight_bytes": shaper.in_flight,
-        "delivered_bytes": shaper.delivered,
-        "utilisation": utilisation,
-        "throughput_bps": throughput,
-        "flows": shaper.flows(),
-    }
-
-
 def control_app(relay: Controlled) -> web.Application:
     """The API as an aiohttp application."""
 
-    def shaper_of(request: web.Request) -> Shaper:
+    def name_of(request: web.Request) -> str:
         name = request.match_info["name"]
-        if name not in relay.shapers:
-            known = ", ".join(sorted(relay.shapers)) or "none"
+        if name not in relay.at_work():
+            known = ", ".join(sorted(relay.at_work())) or "none"
             raise _Unknown(f"name: no link is called {name!r}; there are: {known}")
-        return relay.shapers[name]
+        return name
+
+    def state_of(name: str) -> web.Response:
+        return _json(relay.at_work()[name].state(time.monotonic()))
 
     async def body(request: web.Request, kind: type[T]) -> T:
         try:
@@ -110,36 +87,29 @@ def control_app(relay: Controlled) -> web.Application:
             raise BadInput(f"body: expected JSON: {e}") from e
 
     async def healthz(_: web.Request) -> web.Response:
-        return _json(
-            {
-                "status": "ok",
-                "connections": len(relay.connections),
-                "refused": relay.refused,
-                "realtime": os.sched_getscheduler(0) == os.SCHED_RR,
-            }
-        )
+        return _json({"status": "ok", **relay.health()})
 
     async def list_links(_: web.Request) -> web.Response:
         now = time.monotonic()
-        return _json({name: link_state(shaper, now) for name, shaper in relay.shapers.items()})
+        return _json({name: link.state(now) for name, link in relay.at_work().items()})
 
     async def show(request: web.Request) -> web.Response:
-        return _json(link_state(shaper_of(request), time.monotonic()))
+        return state_of(name_of(request))
 
     async def patch(request: web.Request) -> web.Response:
-        shaper = shaper_of(request)
-        await relay.patch(shaper.name, await body(request, LinkPatch))
-        return _json(link_state(shaper, time.monotonic()))
+        name = name_of(request)
+        await relay.patch(name, await body(request, LinkPatch))
+        return state_of(name)
 
     async def outage(request: web.Request) -> web.Response:
-        shaper = shaper_of(request)
-        relay.outage(shaper.name, (await body(request, _OutageRequest)).duration)
-        return _json(link_state(shaper, time.monotonic()))
+        name = name_of(request)
+        relay.outage(name, (await body(request, _OutageRequest)).duration)
+        return state_of(name)
 
     async def reset(request: web.Request) -> web.Response:
-        shaper = shaper_of(request)
-        relay.restore(shaper.name)
-        return _json(link_state(shaper, time.monotonic()))
+        name = name_of(request)
+        relay.restore(name)
+        return state_of(name)
 
     async def start(_: web.Request) -> web.Response:
         relay.start()
@@ -227,7 +197,7 @@ class RelayControl:
         return await self._call("GET", "/healthz")
 
     async def links(self) -> dict[str, dict[str, Any]]:
-        """The state of every link, by name; see :func:`link_state`."""
+        """The state of every link, by name; see ``flows.Shaper.state``."""
         return await self._call("GET", "/links")
 
     async def link(self, name: str) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 from edgewise.network.link import Link, LinkSettings, Passage
 from edgewise.network.timers import Timer, Timers
@@ -358,6 +358,24 @@ class Shaper:
         if self._head is not None:
             busy += max(now - max(self._head[3], since), 0.0)
         return min(busy, 1.0), 8.0 * max(sent, 0.0)
+
+    def state(self, now: float) -> dict[str, Any]:
+        """The link as the control API shows it.
+
+        ``utilisation`` is the share of the last second in which a chunk was on the wire,
+        ``throughput_bps`` what left in that second, ``flows`` the streams that have bytes waiting.
+        """
+        utilisation, throughput = self.last_second(now)
+        return {
+            "name": self.name,
+            **self.link.state(now),
+            "backlog_bytes": self.backlog,
+            "in_flight_bytes": self.in_flight,
+            "delivered_bytes": self.delivered,
+            "utilisation": utilisation,
+            "throughput_bps": throughput,
+            "flows": self.flows(),
+        }
 
     def flows(self) -> int:
         """How many streams have bytes waiting here now."""

@@ -252,6 +252,20 @@ class Link:
         t0, t1 = (max(t - 0.5, 0.0), t + 0.5) if stairs else (t, t + 1e-6)
         return 8.0 * bytes_between(*self.arrays(), t0, t1) / (t1 - t0)
 
+    def state(self, now: float) -> dict[str, Any]:
+        """What the control API shows of any link: SI units; ``rate_bps`` None while unlimited."""
+        rate, settings = self.rate_bps(now), self._settings
+        return {
+            "time": now - self.origin,
+            "rate_bps": None if math.isinf(rate) else rate,
+            "delay": settings.delay,
+            "jitter": settings.jitter,
+            "loss": settings.loss,
+            "loss_mode": settings.loss_mode,
+            "stall": settings.stall,
+            "queue_bytes": settings.queue_bytes,
+        }
+
     def room(self, backlog: int) -> float:
         """Bytes that may still join a queue of ``backlog`` bytes; inf without a cap."""
         cap = self._settings.queue_bytes

@@ -15,33 +15,19 @@ so a sender's "written" means nothing: measure at the receiver.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import gc
-import os
-import signal
-import socket
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import msgspec
-import numpy as np
-
-from edgewise.errors import BadInput, MissingExtra
-from edgewise.network.config import LinkPatch, RelayConfig, Route, load_config
+from edgewise.errors import BadInput
+from edgewise.network.conductor import Conductor, reason, run_until_signal
+from edgewise.network.config import RelayConfig, Route, load_config
 from edgewise.network.connection import READ_BYTES, Connection
+from edgewise.network.control import RelayControl
 from edgewise.network.flows import Shaper
-from edgewise.network.link import Link, LinkSettings, warm_up
-from edgewise.network.timers import Timer, Timers
-
-try:
-    import uvloop
-    from aiohttp import web
-
-    from edgewise.network.control import RelayControl, control_app
-except ImportError as e:
-    raise MissingExtra("live", e.name or "uvloop") from e
+from edgewise.network.link import warm_up
+from edgewise.network.timers import Timers
 
 __all__ = ["Relay", "RelayConfig", "RelayControl", "load_config", "run", "serve"]
 
@@ -49,7 +35,7 @@ BACKLOG = 1024
 """Connections that may wait for ``accept``: a burst of a whole fleet's."""
 
 
-class Relay:
+class Relay(Conductor):
     """A running relay, to be used as ``async with Relay(config) as relay``.
 
     Args:
@@ -68,29 +54,23 @@ class Relay:
 
     def __init__(self, config: RelayConfig) -> None:
         config.check()
+        super().__init__(config.links, Path(config.folder), config.seed)
         self.config = config
         self.shapers: dict[str, Shaper] = {}
         self.connections: set[Connection] = set()
         self.refused = 0
         self.ports: dict[str, Any] = {}
-        self._folder = Path(config.folder)
-        self._initial: dict[str, LinkSettings] = {}
-        self._links: dict[str, Link] = {}
-        self._events: list[tuple[float, str, dict[str, Any]]] = []
-        for i, (name, link) in enumerate(config.links.items()):
-            rng = np.random.default_rng([config.seed, i])
-            try:
-                self._initial[name] = settings = link.settings(self._folder)
-                self._links[name] = Link(settings, outages=link.intervals(), rng=rng)
-                # Read now: a wrong trace must not wait for its moment, nor a file hold up traffic.
-                self._events += [(e.at, name, e.set.changes(self._folder)) for e in link.events]
-            except BadInput as e:
-                raise BadInput(f"links.{name}: {e}") from e
-        self._events.sort(key=lambda event: event[0])
-        self._timers: Timers
-        self._pending: list[Timer] = []
         self._servers: list[asyncio.Server] = []
-        self._runner: web.AppRunner | None = None
+
+    def at_work(self) -> dict[str, Shaper]:
+        return self.shapers
+
+    def health(self) -> dict[str, Any]:
+        return {
+            "connections": len(self.connections),
+            "refused": self.refused,
+            **super().health(),
+        }
 
     async def __aenter__(self) -> Relay:
         warm_up()
@@ -102,7 +82,7 @@ class Relay:
         self.start()
         try:
             routes = [await self._listen(route) for route in self.config.routes]
-            host, port = await self._control()
+            host, port = await self.serve_control(self.config.control)
         except BaseException:
             await self.close()
             raise
@@ -126,56 +106,9 @@ class Relay:
         for server in self._servers:
             await server.wait_closed()
         self._servers.clear()
-        if self._runner is not None:
-            await self._runner.cleanup()
-            self._runner = None
-        for timer in self._pending:
-            timer.cancel()
+        await self.end_control()
+        self.forget_events()
         self._timers.close()
-
-    # -- what the control API does
-
-    def start(self) -> None:
-        """Make now the time 0 of every link: configured settings, outages and events anew."""
-        now = time.monotonic()
-        for name, shaper in self.shapers.items():
-            shaper.restart(now, self._initial[name], self.config.links[name].intervals())
-        for timer in self._pending:
-            timer.cancel()
-        self._pending = [self._event(name, what, now + at) for at, name, what in self._events]
-
-    async def patch(self, name: str, patch: LinkPatch) -> None:
-        """Change a link now, or when its trace has been read.
-
-        Raises:
-            BadInput: the change does not make sense; then nothing is changed.
-        """
-        changes = await asyncio.to_thread(patch.changes, self._folder)
-        self._change(name, changes, time.monotonic())
-
-    def restore(self, name: str) -> None:
-        """Give a link its configured settings again and end outages that were asked for live."""
-        self.shapers[name].restore(
-            time.monotonic(), self._initial[name], self.config.links[name].intervals()
-        )
-
-    def outage(self, name: str, duration: float) -> None:
-        """Stop a link for ``duration`` seconds from now.
-
-        Raises:
-            BadInput: the duration is not above 0.
-        """
-        self.shapers[name].outage(time.monotonic(), duration)
-
-    # -- inside
-
-    def _change(self, name: str, changes: dict[str, Any], at: float) -> None:
-        shaper = self.shapers[name]
-        shaper.change(at, msgspec.structs.replace(shaper.link.settings, **changes))
-
-    def _event(self, name: str, changes: dict[str, Any], at: float) -> Timer:
-        # The change counts from when it was planned, not from when the timer fired.
-        return self._timers.at(at, lambda _now: self._change(name, changes, at))
 
     async def _listen(self, route: Route) -> dict[str, Any]:
         buffer = bytearray(READ_BYTES)
@@ -191,30 +124,13 @@ class Relay:
                 accept, host, port, backlog=BACKLOG
             )
         except (OSError, UnicodeError) as e:
-            raise BadInput(f"cannot listen on {host}:{port}: {_reason(e)}") from e
+            raise BadInput(f"cannot listen on {host}:{port}: {reason(e)}") from e
         self._servers.append(server)
         name = server.sockets[0].getsockname()
         return {
             "listen": {"host": name[0], "port": name[1]},
             "to": {"host": route.to.host, "port": route.to.port},
         }
-
-    async def _control(self) -> tuple[str, int]:
-        host, port = self.config.control.host, self.config.control.port
-        self._runner = web.AppRunner(control_app(self), access_log=None)
-        await self._runner.setup()
-        try:
-            await web.TCPSite(self._runner, host, port).start()
-        except (OSError, UnicodeError) as e:
-            raise BadInput(f"cannot listen on {host}:{port} (control): {_reason(e)}") from e
-        address = self._runner.addresses[0]
-        return address[0], address[1]
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, socket.gaierror) or not isinstance(error, OSError) or not error.errno:
-        return str(error)
-    return os.strerror(error.errno)
 
 
 async def serve(config: RelayConfig, ready: Callable[[dict[str, Any]], None] | None = None) -> None:
@@ -239,24 +155,4 @@ def run(config: RelayConfig, ready: Callable[[dict[str, Any]], None] | None = No
     Raises:
         BadInput: as :func:`serve`.
     """
-    if config.realtime:
-        with contextlib.suppress(PermissionError):
-            os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
-
-    def started(ports: dict[str, Any]) -> None:
-        # What start-up made lives until the end: collections need not visit it again.
-        gc.collect()
-        gc.freeze()
-        if ready is not None:
-            ready(ports)
-
-    async def until_signal() -> None:
-        loop = asyncio.get_running_loop()
-        task = asyncio.ensure_future(serve(config, started))
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, task.cancel)
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
-
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(until_signal())
+    run_until_signal(partial(serve, config), ready, realtime=config.realtime)

@@ -237,6 +237,7 @@ class Scenario(Strict, frozen=True, kw_only=True):
         emulate: bool | None = None,
         images: str | None = None,
         seed: int | None = None,
+        backend: Literal["relay", "tc", "tun", "auto"] | None = None,
     ) -> Scenario:
         """A copy with some of it replaced. Validate a user's values with `checks.check` after.
 
@@ -253,6 +254,8 @@ class Scenario(Strict, frozen=True, kw_only=True):
             workload = replace(workload, images=images)
         if emulate is not None:
             network = replace(network, emulate=emulate)
+        if backend is not None:
+            network = replace(network, backend=backend)
         return replace(
             self,
             workload=workload,

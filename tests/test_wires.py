@@ -1,0 +1,403 @@
+"""Namespaces, qdiscs and TUN devices: who is told what; as root, that bytes take their time."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from ipaddress import IPv4Network
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+pytest.importorskip("pyroute2", reason="extra netns")
+
+from edgewise.errors import BadInput, ScenarioError
+from edgewise.live import netns
+from edgewise.live.addresses import relay_links
+from edgewise.live.launch import Deployment
+from edgewise.network import capabilities
+from edgewise.network.capacity import constant, stepwise
+from edgewise.network.config import LinkConfig, LinkPatch, RelayConfig
+from edgewise.network.kernel import TcShaper
+from edgewise.network.link import Link, LinkSettings
+from edgewise.network.namespaces import HOST, Spaces, sweep
+from edgewise.network.packets import PacketShaper
+from edgewise.network.shape import Wires
+from edgewise.network.timers import Timer
+from edgewise.network.wires import Device, Way, WiresConfig, load
+from edgewise.scenario import Scenario, loads
+
+FLEET = """
+name: three
+executor: replay
+servers:
+  a: {services: [{model: small, accuracy: 0.6, latency: [0.004], input_size: 96}]}
+  b: {services: [{model: small, accuracy: 0.6, latency: [0.004], input_size: 96}]}
+  c: {services: [{model: small, accuracy: 0.6, latency: [0.004], input_size: 96}]}
+network:
+  topology: uplink
+  access: {rate_mbps: 50, delay: 0.001}
+  link: {rate_mbps: 20, delay: 0.002}
+workload:
+  duration: 2
+  arrivals: {kind: constant, rate: 15}
+  ingress: {a: 1, b: 1, c: 1}
+  demands: [{share: 1, deadline: 1.0, accuracy: 0.5}]
+  payload: {kind: lognormal, median_bytes: 20000, sigma: 0.3}
+"""
+BLOCK = IPv4Network("198.18.7.0/24")
+
+
+def fleet(topology: str = "uplink") -> Scenario:
+    return loads(FLEET.replace("topology: uplink", f"topology: {topology}"))
+
+
+def laid(topology: str, backend: netns.Backend) -> tuple[Any, WiresConfig]:
+    where = netns.lay_out(fleet(topology), itertools.count(9000).__next__, backend, BLOCK, 4711)
+    assert isinstance(where.relay, WiresConfig)
+    where.relay.check()
+    return where, where.relay
+
+
+# -- who is told what ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("topology", ["uplink", "pair"])
+def test_tc_has_one_device_for_each_link(topology: str) -> None:
+    where, config = laid(topology, "tc")
+    assert sorted(device.link for device in config.devices) == sorted(config.links)
+    assert config.links == relay_links(fleet(topology))
+    # What a calls b is where b's end of their pair is; a client's view is another device.
+    assert where.peers["a"]["b"] != where.ingress["b"]
+    by_link = {device.link: device for device in config.devices}
+    assert by_link["access:a"].space == HOST
+    assert by_link["return:a"].space == "ew-4711-0"
+    if topology == "uplink":
+        assert by_link["uplink:b"].space == "ew-4711-1"
+    else:
+        assert (by_link["b>c"].space, by_link["b>c"].device) == ("ew-4711-1", "to2")
+        assert where.peers["b"]["c"].split(":")[1] == f"//{by_link['b>c'].peer}"
+
+
+@pytest.mark.parametrize("topology", ["uplink", "pair"])
+def test_tun_knows_the_link_of_every_way(topology: str) -> None:
+    where, config = laid(topology, "tun")
+    link = {(way.source, way.to): way.link for way in config.ways}
+    host = {d.space: d.address for d in config.devices}
+    a, b = host["ew-4711-0"], host["ew-4711-1"]
+    assert link[host[HOST], a] == "access:a"
+    assert link[a, host[HOST]] == "return:a"
+    assert link[a, b] == ("uplink:a" if topology == "uplink" else "a>b")
+    assert len(link) == len(config.ways) == 3 * 2 + 6
+    assert where.ingress["b"].startswith(f"http://{b}:")
+    assert where.peers["a"]["b"] == where.ingress["b"]
+
+
+def test_nobody_has_the_address_of_another() -> None:
+    plan = netns.Plan(BLOCK, 1, netns.MOST)
+    servers = range(netns.MOST)
+    control = [address for i in servers for address in plan.control(i)]
+    access = [address for i in servers for address in plan.access(i)]
+    tun = [plan.client, *(plan.tun(i) for i in servers)]
+    pairs = [plan.pair(i, j) for i in servers for j in servers if i != j]
+    for group in (control + access, control + tun, pairs):
+        assert len(set(group)) == len(group)
+    assert all(len(f"{plan.stem}a{i}") <= 15 for i in servers)
+
+
+def test_a_file_of_wires_is_read_back_and_a_relay_s_is_still_a_relay_s(tmp_path: Path) -> None:
+    _, config = laid("uplink", "tun")
+    file = tmp_path / "relay.yaml"
+    file.write_bytes(msgspec.yaml.encode(config))
+    assert load(file) == msgspec.structs.replace(config, folder=str(tmp_path))
+    file.write_text("routes: [{to: {port: 80}}]")
+    assert isinstance(load(file), RelayConfig)
+    file.write_text("backend: tc\ndevices: [{space: x, device: y, link: nosuch}]")
+    with pytest.raises(ScenarioError, match=r"devices\[0\]\.link expected the name of a link"):
+        load(file)
+
+
+# -- what a packet goes through --------------------------------------------------------------------
+
+
+class Clock:
+    """Timers that fire when told to."""
+
+    def __init__(self) -> None:
+        self.heap: list[Timer] = []
+
+    def at(self, when: float, callback: Callable[[float], None]) -> Timer:
+        timer = Timer(when, len(self.heap), callback)
+        if when < float("inf"):
+            self.heap.append(timer)
+        return timer
+
+    def run(self, until: float) -> None:
+        while due := [t for t in self.heap if t.callback is not None and t.when <= until]:
+            timer = min(due)
+            self.heap.remove(timer)
+            assert timer.callback is not None
+            timer.callback(timer.when)
+
+
+class Far:
+    """Where packets arrive."""
+
+    def __init__(self) -> None:
+        self.got: list[bytes] = []
+
+    def write(self, packet: bytes) -> None:
+        self.got.append(packet)
+
+
+def shaper(clock: Clock, **settings: Any) -> PacketShaper:
+    link = Link(LinkSettings(**settings), rng=np.random.default_rng(1))
+    made = PacketShaper("link", link, clock)  # type: ignore[arg-type]
+    made.restart(0.0, LinkSettings(**settings), [])
+    return made
+
+
+def test_packets_arrive_in_order_at_the_rate_and_after_the_delay() -> None:
+    clock, far = Clock(), Far()
+    link = shaper(clock, capacity=constant(8e6), delay=0.01)
+    for i in range(3):
+        link.put(bytes([i]) * 1000, 0.0, far)  # type: ignore[arg-type]
+    clock.run(0.0119)
+    assert [packet[0] for packet in far.got] == [0]  # 1 ms on the wire, 10 on its way
+    clock.run(0.0121)
+    assert [packet[0] for packet in far.got] == [0, 1]
+    clock.run(1.0)
+    assert [packet[0] for packet in far.got] == [0, 1, 2]
+    assert link.backlog == 0
+    assert link.delivered == 3000
+
+
+def test_a_full_queue_drops_and_so_does_loss_and_all_is_counted() -> None:
+    clock, far = Clock(), Far()
+    link = shaper(clock, capacity=constant(8e6), queue_bytes=2500)
+    for _ in range(4):
+        link.put(bytes(1000), 0.0, far)  # type: ignore[arg-type]
+    clock.run(1.0)
+    assert (len(far.got), link.dropped) == (2, 2)
+    clock, far = Clock(), Far()
+    link = shaper(clock, capacity=constant(None), loss=0.3)
+    for i in range(1000):
+        link.put(bytes(1000), float(i), far)  # type: ignore[arg-type]
+    assert len(far.got) + link.dropped == 1000
+    assert 230 < link.dropped < 370
+
+
+def test_an_outage_and_a_change_hold_for_the_packet_on_the_wire() -> None:
+    clock, far = Clock(), Far()
+    link = shaper(clock, capacity=constant(8e3))  # 1 s for a packet
+    link.put(bytes(1000), 0.0, far)  # type: ignore[arg-type]
+    clock.run(0.4)
+    link.outage(0.5, 2.0)
+    clock.run(2.9)
+    assert not far.got
+    clock.run(3.0)
+    assert len(far.got) == 1
+    link.put(bytes(1000), 10.0, far)  # type: ignore[arg-type]
+    link.change(10.5, LinkSettings(capacity=constant(8e6)))
+    clock.run(10.51)
+    assert len(far.got) == 2
+
+
+class FakeSpaces:
+    """Records what the kernel would be told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, str, float]] = []
+        self.kicks = 0
+
+    def index(self, space: str, device: str) -> int:
+        return 7
+
+    def socket(self, space: str) -> FakeSpaces:
+        return self
+
+    def connect(self, to: tuple[str, int]) -> None: ...
+
+    def send(self, data: bytes) -> None:
+        self.kicks += 1
+
+    def tc(self, verb: str, kind: str, space: str, index: int, handle: int, **more: Any) -> None:
+        if kind == "tbf":
+            self.told.append((verb, kind, 8.0 * more["rate"]))
+
+
+NO_NETEM = capabilities.Capability(name="tc netem", ok=False, found="", needs="modprobe sch_netem")
+
+
+def test_the_kernel_is_told_each_step_of_a_trace_and_of_an_outage() -> None:
+    clock, spaces = Clock(), FakeSpaces()
+    settings = LinkSettings(capacity=stepwise([0, 1, 2], [4e6, 8e6], repeat=True))
+    link = TcShaper(
+        "link", Link(settings), clock, spaces, HOST, "dev", "1.2.3.4", netem=NO_NETEM  # type: ignore[arg-type]
+    )  # fmt: skip
+    link.restart(0.0, settings, [(2.5, 2.75)])
+    clock.run(3.5)
+    rates = [rate for _, _, rate in spaces.told]
+    assert rates == pytest.approx([4e6, 8e6, 4e6, 1e3, 4e6, 8e6])
+    assert [verb for verb, _, _ in spaces.told] == ["add", *["change"] * 5]
+    assert spaces.kicks == 1
+    with pytest.raises(BadInput, match=r"delay: the tc backend needs the kernel's netem.*modprobe"):
+        link.change(3.6, LinkSettings(delay=0.01))
+
+
+# -- on this machine, as root ----------------------------------------------------------------------
+
+SPACES = capabilities.namespaces()
+TBF = capabilities.qdisc("tbf", SPACES)
+TUN = capabilities.tun(SPACES)
+BACKENDS = [
+    pytest.param(
+        name,
+        marks=[
+            pytest.mark.system,
+            pytest.mark.skipif(not can.ok, reason=f"{can.found}; {can.needs}"),
+        ],
+    )
+    for name, can in (("tc", TBF), ("tun", TUN))
+]
+
+
+def ours(pid: int) -> list[str]:
+    """Namespaces and devices of a process."""
+    with Spaces() as spaces:
+        devices = [d for d in spaces.devices() if re.match(rf"^ew{pid}[a-z]\d*$", d)]
+    folder = Path("/run/netns")
+    spaces_of = [p.name for p in folder.glob(f"ew-{pid}-*")] if folder.is_dir() else []
+    return devices + spaces_of
+
+
+@contextlib.contextmanager
+def behind(backend: str, link: LinkConfig) -> Iterator[tuple[str, WiresConfig]]:
+    """A namespace behind a link: its address, and what the backend is to be told."""
+    with Spaces() as spaces:
+        block = spaces.free_block()
+        near, far = str(block[2]), str(block[3])
+        space, here = spaces.add("far"), f"ew{os.getpid()}b"
+        links = {"there": link, "back": LinkConfig()}
+        if backend == "tc":
+            spaces.veth((HOST, here), (space, "far"))
+            spaces.address(HOST, here, near, 31)
+            spaces.address(space, "far", far, 31)
+            devices = (
+                Device(space=HOST, device=here, link="there", peer=far),
+                Device(space=space, device="far", link="back", peer=near),
+            )
+            config = WiresConfig(backend="tc", devices=devices, links=links)
+        else:
+            devices = (
+                Device(space=HOST, device=here, address=near, prefix=31),
+                Device(space=space, device="far", address=far, prefix=31),
+            )
+            ways = (Way(near, far, "there"), Way(far, near, "back"))
+            config = WiresConfig(backend="tun", devices=devices, ways=ways, links=links)
+        yield far, config
+    assert ours(os.getpid()) == []
+
+
+SINK = """
+import socket, sys
+with socket.create_server(("0.0.0.0", 5001)) as server:
+    print("ready", flush=True)
+    while True:
+        sock = server.accept()[0]
+        n = 0
+        while data := sock.recv(65536):
+            n += len(data)
+        sock.sendall(n.to_bytes(8, "big"))
+        sock.close()
+"""
+
+
+@contextlib.contextmanager
+def sink(space: str) -> Iterator[None]:
+    """Something in a namespace that counts what it gets and says so."""
+    command = ["nsenter", f"--net=/run/netns/{space}", sys.executable, "-I", "-S", "-c", SINK]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"ready\n"
+            yield
+        finally:
+            process.kill()
+
+
+def transfer(to: str, size: int) -> float:
+    """Seconds until the far end has said that it has got all."""
+    start = time.monotonic()  # the handshake crosses the link, too
+    with socket.create_connection((to, 5001), timeout=60) as sock:
+        sock.sendall(bytes(size))
+        sock.shutdown(socket.SHUT_WR)
+        assert int.from_bytes(sock.recv(8), "big") == size
+        return time.monotonic() - start
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+async def test_bytes_take_the_link_s_time(backend: str) -> None:
+    with behind(backend, LinkConfig(rate_bps=8e6)) as (far, config), sink(config.devices[1].space):
+        async with Wires(config) as wires:
+            slow = await asyncio.to_thread(transfer, far, 400_000)  # 0.4 s and headers
+            await wires.patch("there", LinkPatch(rate_bps=80e6))
+            fast = await asyncio.to_thread(transfer, far, 400_000)
+            state = wires.at_work()["there"].state(time.monotonic())
+            assert state["rate_bps"] == pytest.approx(80e6)
+            assert 800_000 <= state["delivered_bytes"] < 1_000_000
+            wires.outage("there", 0.6)
+            held = await asyncio.to_thread(transfer, far, 100_000)
+            wires.restore("there")
+            again = await asyncio.to_thread(transfer, far, 400_000)
+    assert slow > 0.39
+    assert fast < 0.6 * slow
+    assert held > 0.5
+    assert again > 0.39
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+async def test_a_fleet_runs_over_it_and_leaves_nothing(backend: str, tmp_path: Path) -> None:
+    assert backend in ("tc", "tun")
+    hosting = netns.Namespaces(fleet(), backend)  # type: ignore[arg-type]
+    async with Deployment(fleet(), tmp_path, hosting=hosting) as deployment:
+        assert ours(os.getpid())
+        await deployment.run()
+        links = await deployment.links()
+    assert {name for name, link in links.items() if link["delivered_bytes"] > 20_000} >= {
+        "access:a", "access:b", "access:c"
+    }  # fmt: skip
+    assert deployment.progress["outcomes"]["served"] >= 29
+    assert ours(os.getpid()) == []
+
+
+@pytest.mark.system
+@pytest.mark.skipif(not SPACES.ok, reason=f"{SPACES.found}; {SPACES.needs}")
+def test_what_a_killed_process_left_is_swept() -> None:
+    code = (
+        "from edgewise.network.namespaces import *; import os, sys\n"
+        "s = Spaces(); a = s.add('x'); s.veth((a, 'in'), (HOST, f'ew{os.getpid()}c0'))\n"
+        "print('ready', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        sweep()
+        assert len(ours(process.pid)) == 2  # it is alive: not ours to remove
+        process.send_signal(signal.SIGKILL)
+    sweep()
+    assert ours(process.pid) == []
