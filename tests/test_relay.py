@@ -22,6 +22,7 @@ import pytest
 from edgewise.errors import BadInput, PeerError, ScenarioError
 from edgewise.network.config import Address, LinkConfig, RelayConfig, Route, load_config
 from edgewise.network.control import RelayControl
+from edgewise.network.flows import CHUNK_BYTES
 from edgewise.network.relay import Relay, run
 from edgewise.network.timers import Timers
 
@@ -322,6 +323,23 @@ async def test_a_short_transfer_overtakes_a_long_one() -> None:
         await push(relay, 50_000)
         await long
         assert [n for n, _ in collector.ended] == [50_000, 2_000_000]
+
+
+async def test_a_short_message_does_not_wait_for_a_turn_of_each() -> None:
+    collector = Collector()
+    async with (
+        server(collector) as to,
+        Relay(one_route(to, {"a": LinkConfig(rate_bps=32e6)})) as relay,
+    ):
+        link = relay.shapers["a"]
+        crowd = asyncio.gather(*(push(relay, 250_000) for _ in range(16)))
+        # Every flow has had its first turn: now they are ahead of a newcomer.
+        await until(lambda: link.flows() == 16 and link.sent > 24 * CHUNK_BYTES)
+        before = link.sent
+        await push(relay, 300)
+        # Turns in a row would be one of each flow for the message, and again for its end.
+        assert link.sent - before < 10 * CHUNK_BYTES
+        await crowd
 
 
 async def test_a_named_link_is_shared_by_routes_and_directions() -> None:

@@ -5,7 +5,10 @@ Theory of operation
 A :class:`Path` is one direction of one connection: a source, a row of :class:`Stage` (one per link
 that its bytes cross), a sink. A stage holds what waits for the link and what is on its way over it.
 A :class:`Shaper` is a link at work: the stages that have something to send take turns, up to 16 KiB
-each, so flows share the link equally; only the chunk whose turn it is has been given to the
+each, so flows share the link equally. Turns go by *start tags* (start-time fair queueing; Goyal,
+Vin and Cheng, SIGCOMM 1996): who has sent least since the others began is next. A short answer then
+waits for about one turn; taking turns in a row it waited for one of each flow, and 20 transfers on
+an 8 Mbit/s uplink held it up by a third of a second; only the chunk whose turn it is has been given to the
 :class:`~edgewise.network.link.Link`. When it has left, the next turn begins; when it is delivered,
 it joins the next stage, or the sink.
 
@@ -22,6 +25,7 @@ part of a stream: it overtakes everything and ends both directions.
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections import deque
 from collections.abc import Callable
@@ -167,6 +171,7 @@ class Stage:
         "queued",
         "ready_since",
         "shaper",
+        "tag",
         "transit",
         "waiting",
     )
@@ -177,6 +182,7 @@ class Stage:
         self.queue: deque[tuple[Data, float]] = deque()  # bytes, waiting since
         self.queued = 0
         self.waiting = False  # in the shaper's row of turns
+        self.tag = 0.0  # what its next turn starts at, bytes
         self.blocked = False  # had its turn, but could not send
         self.ready_since = -math.inf
         self.transit: deque[tuple[float, Data]] = deque()  # due, bytes
@@ -295,16 +301,19 @@ class Shaper:
         self.in_flight = 0
         self.delivered = 0
         self.sent = 0
-        self._turns: deque[Stage] = deque()
+        self._turns: list[tuple[float, int, Stage]] = []  # heap: start tag, order of joining
+        self._joined = 0
+        self._virtual = 0.0  # start tag of the turn under way, bytes
         self._head: tuple[Stage, Data, int, float, Passage] | None = None
         self._timer: Timer | None = None
         self._serving = False
         self._busy: deque[tuple[float, float, int]] = deque()  # from, to, bytes sent
 
     def join(self, stage: Stage) -> None:
-        """Give a stage a place at the end of the row."""
+        """Give a stage its place in the row."""
         stage.waiting = True
-        self._turns.append(stage)
+        self._joined += 1
+        heapq.heappush(self._turns, (max(self._virtual, stage.tag), self._joined, stage))
 
     def serve(self, now: float) -> None:
         """Start the next turn if the link is free; whatever has left by ``now`` goes on."""
@@ -313,7 +322,8 @@ class Shaper:
         self._serving = True
         try:
             while self._head is None and self._turns:
-                self._start(self._turns.popleft(), now)
+                self._virtual, _, stage = heapq.heappop(self._turns)
+                self._start(stage, now)
                 if self._head is not None and self._head[4].departure <= now:
                     self._finish(now)
         finally:
@@ -380,7 +390,7 @@ class Shaper:
     def flows(self) -> int:
         """How many streams have bytes waiting here now."""
         head = self._head
-        return sum(1 for s in self._turns if s.queued) + (
+        return sum(1 for *_, s in self._turns if s.queued) + (
             1 if head is not None and not head[0].waiting else 0
         )
 
@@ -395,6 +405,7 @@ class Shaper:
         parts, size, since = stage.take(BULK_BYTES if unlimited else CHUNK_BYTES)
         data = parts[0] if len(parts) == 1 else b"".join(parts)
         stage.in_flight += size
+        stage.tag = self._virtual + size
         since = max(since, stage.ready_since)
         start = max(self.link.free, since)
         passage = self.link.depart(size, now, since=since)
