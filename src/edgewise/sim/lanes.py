@@ -43,6 +43,7 @@ from edgewise.sim.observation import (
     write_parts,
 )
 from edgewise.sim.play import Crowded
+from edgewise.sim.reference import by_reference
 from edgewise.sim.requests import release
 from edgewise.sim.supply import Supply
 
@@ -155,8 +156,8 @@ def play_out(sim: Sim, going: int, n: int, of: Array, which: Array, worth: Array
     """Shed what still waits for a decision and play until every score is known."""
     shed = sim.table.mask.size - 1
     while going >= 0:
-        engine.act(sim, shed, 1.0)
-        going = engine.advance(sim)
+        engine.take(sim, shed, 1.0)
+        going = engine.go_on(sim)
         n = hear(sim, n, of, which, worth)
     # The world stops when the last request has ended, with word of it still under way.
     for i in range(sim.world.clock[0].used):
@@ -191,7 +192,7 @@ def step_block(
             counts[i] = 0
             rewards[i] = 0.0
             continue
-        sim: Sim = at(like, addresses, i)
+        sim: Sim = by_reference(at(like, addresses, i))
         clock = sim.world.clock[0]
         shed = sim.table.mask.size - 1
         if rows[i] == BEGIN:
@@ -211,8 +212,8 @@ def step_block(
             of[i, clock.current] = lane.decisions
             lane.decisions += 1
             before = clock.now
-            engine.act(sim, row, 1.0)
-        going = engine.advance(sim)
+            engine.take(sim, row, 1.0)
+        going = engine.go_on(sim)
         n = hear(sim, 0, of[i], which[i], worth[i])
         lane.now = clock.now
         lane.waited = clock.now - before if before >= 0.0 else 0.0
