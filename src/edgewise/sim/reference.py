@@ -16,6 +16,7 @@ reference is passed down and never returned; nobody writes to it.
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 from numba import types
@@ -34,7 +35,9 @@ class Reference(types.Type):  # type: ignore[misc]
 
     def __init__(self, tuple_type: Any) -> None:
         self.tuple_type = tuple_type
-        super().__init__(name=f"Reference({tuple_type})")
+        # The name goes into every symbol, and a tuple's own is as long as all its records' fields.
+        digest = hashlib.blake2b(str(tuple_type).encode(), digest_size=8).hexdigest()
+        super().__init__(name=f"Reference({tuple_type.instance_class.__name__}, {digest})")
 
     @property
     def key(self) -> Any:
