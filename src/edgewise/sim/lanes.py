@@ -286,9 +286,13 @@ class Lanes:
         self.rewards = np.zeros(count)
         self._wide = wide
         self._addresses = np.zeros((count, 0), np.int64)
-        self._of = np.full((count, slots), -1, np.int64)
-        self._which = np.zeros((count, slots), np.int64)
-        self._worth = np.zeros((count, slots))
+        self._slots = slots
+        # A little longer than used: rows of a power of two bytes would begin in the same set of the
+        # processor's cache, and a step of all lanes would push each out again.
+        room = slots + 8
+        self._of = np.full((count, room), -1, np.int64)
+        self._which = np.zeros((count, room), np.int64)
+        self._worth = np.zeros((count, room))
         self._counts = np.zeros(count, np.int64)
         threads = max(1, min(threads, count))
         self._blocks = [(count * t // threads, count * (t + 1) // threads) for t in range(threads)]
@@ -304,7 +308,7 @@ class Lanes:
 
         Raises ValueError if it is larger than the lanes were made for.
         """
-        if sim.table.mask.size > self.mask.shape[1] or len(sim.world.slots) > self._of.shape[1]:
+        if sim.table.mask.size > self.mask.shape[1] or len(sim.world.slots) > self._slots:
             raise ValueError("a world larger than the lanes were made for")
         if not self._wide and sim.table.servers.shape[0] > self.parts[2].shape[1]:
             raise ValueError("a world with more servers than the lanes were made for")
@@ -341,7 +345,7 @@ class Lanes:
         found = self._pool.map(run, self._blocks) if self._pool else map(run, self._blocks)
         crowded = max(found)
         if crowded >= 0:
-            raise Crowded(f"lane {crowded}: over {self._of.shape[1]} requests were open at a time")
+            raise Crowded(f"lane {crowded}: over {self._slots} requests were open at a time")
 
     def observation(self, lane: int) -> Any:
         """A copy of what a lane shows."""

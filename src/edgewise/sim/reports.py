@@ -40,8 +40,8 @@ from edgewise.sim.layout import (
     World,
 )
 from edgewise.sim.links import backlog, bring_up, capacity
-from edgewise.sim.requests import hold, later, lose, release
 from edgewise.sim.reference import by_reference
+from edgewise.sim.requests import hold, later, lose, release
 from edgewise.sim.routes import reschedule
 from edgewise.sim.servers import account
 
