@@ -68,7 +68,7 @@ def pop(events: Array, clock: Array) -> int:
         less = (second.time < first.time) | (
             (second.time == first.time) & (second.code < first.code)
         )
-        child += np.int64(less)
+        child += np.int64(less)  # type: ignore[assignment]
         events[hole].time = events[child].time
         events[hole].code = events[child].code
         hole = child

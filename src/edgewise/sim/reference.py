@@ -21,16 +21,18 @@ from typing import Any
 
 from numba import types
 from numba.core import cgutils
-from numba.core.datamodel import register_default
 from numba.core.datamodel.models import PrimitiveModel
+from numba.core.datamodel.registry import register_default
 from numba.core.typing.templates import AttributeTemplate
 from numba.extending import infer_getattr, intrinsic, lower_getattr_generic
 
 # They publish no types, or not for this.
 cg: Any = cgutils
+model_of: Any = register_default
+lowering_of: Any = lower_getattr_generic
 
 
-class Reference(types.Type):  # type: ignore[misc]
+class Reference(types.Type):
     """A pointer to a named tuple of arrays, or of such tuples."""
 
     def __init__(self, tuple_type: Any) -> None:
@@ -51,22 +53,22 @@ class Reference(types.Type):  # type: ignore[misc]
         return Reference(kind) if isinstance(kind, types.BaseNamedTuple) else kind
 
 
-@register_default(Reference)
-class _Model(PrimitiveModel):  # type: ignore[misc]
+@model_of(Reference)  # type: ignore[untyped-decorator]
+class _Model(PrimitiveModel):
     def __init__(self, manager: Any, kind: Any) -> None:
         pointee = manager.lookup(kind.tuple_type).get_data_type()
-        super().__init__(manager, kind, pointee.as_pointer())
+        super().__init__(manager, kind, pointee.as_pointer())  # type: ignore[no-untyped-call]
 
 
 @infer_getattr
-class _Fields(AttributeTemplate):  # type: ignore[misc]
+class _Fields(AttributeTemplate):
     key = Reference
 
-    def generic_resolve(self, reference: Any, name: str) -> Any:
+    def generic_resolve(self, reference: Any, name: str) -> Any:  # type: ignore[override]
         return reference.field(name)
 
 
-@lower_getattr_generic(Reference)  # type: ignore[untyped-decorator]
+@lowering_of(Reference)  # type: ignore[untyped-decorator]
 def _field(context: Any, builder: Any, reference: Any, value: Any, name: str) -> Any:
     place = cg.gep_inbounds(builder, value, 0, reference.tuple_type.fields.index(name))
     return place if isinstance(reference.field(name), Reference) else builder.load(place)
