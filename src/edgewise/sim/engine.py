@@ -92,7 +92,7 @@ def advance(sim: Sim) -> int:
 
     The table of `sim` is then filled, and `sim.world.clock["now"]` is the moment of the decision.
     """
-    return go_on(by_reference(sim))  # type: ignore[no-any-return]
+    return go_on(by_reference(sim))
 
 
 @inner

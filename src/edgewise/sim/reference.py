@@ -53,7 +53,7 @@ class Reference(types.Type):
         return Reference(kind) if isinstance(kind, types.BaseNamedTuple) else kind
 
 
-@model_of(Reference)  # type: ignore[untyped-decorator]
+@model_of(Reference)
 class _Model(PrimitiveModel):
     def __init__(self, manager: Any, kind: Any) -> None:
         pointee = manager.lookup(kind.tuple_type).get_data_type()
@@ -68,7 +68,7 @@ class _Fields(AttributeTemplate):
         return reference.field(name)
 
 
-@lowering_of(Reference)  # type: ignore[untyped-decorator]
+@lowering_of(Reference)
 def _field(context: Any, builder: Any, reference: Any, value: Any, name: str) -> Any:
     place = cg.gep_inbounds(builder, value, 0, reference.tuple_type.fields.index(name))
     return place if isinstance(reference.field(name), Reference) else builder.load(place)
