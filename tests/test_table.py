@@ -355,3 +355,33 @@ def test_best_row_takes_the_first_of_equals_and_never_a_masked_one() -> None:
     assert t.best_row(table) == 2
     table.scores[:] = -math.inf
     assert t.best_row(table) == SHED
+
+
+# -- large fleets ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [33, 40, 128, 511])
+def test_the_sample_of_a_large_fleet_has_every_server_once_and_all_alike(count: int) -> None:
+    """The ingress is no part of it; another command draws anew, the same one does not."""
+    ingress, commands = count - 2, 4000
+    times = np.zeros(count)
+    for command in range(commands):
+        drawn = [t.sampled(ingress, command, j, t.SAMPLED, count) for j in range(t.SAMPLED)]
+        assert len(set(drawn)) == t.SAMPLED
+        times[drawn] += 1
+    assert times[ingress] == 0
+    assert drawn == [t.sampled(ingress, command, j, t.SAMPLED, count) for j in range(t.SAMPLED)]
+    expected = commands * t.SAMPLED / (count - 1)
+    others = np.delete(times, ingress)
+    # Parts differ by one server in size; five standard deviations for the draws.
+    size = (count - 1) // t.SAMPLED
+    assert others.max() <= commands / size + 5 * math.sqrt(expected)
+    assert others.min() >= commands / (size + 1) - 5 * math.sqrt(expected)
+
+
+@pytest.mark.parametrize(
+    ("count", "known"), [(t.SAMPLED_ABOVE, False), (t.SAMPLED_ABOVE + 1, True)]
+)
+def test_only_fleets_above_the_limit_are_sampled(count: int, known: bool) -> None:
+    table = t.new_table(count, count)
+    assert bool(table.wanted[1]) is known

@@ -29,6 +29,9 @@ which keeps the backlog right and only blurs the order far from the head."""
 FLIGHTS_MAX = 256
 """Own dispatches per server that no report has confirmed yet. At 500 decisions/s to one server and
 a report every 0.1 s about 50 are open; beyond the limit the oldest is forgotten."""
+_APART = 2
+"""Records by which a row of these lists is longer than used. Rows of 8 KiB exactly would begin in
+the same set of the processor's cache, and push each other out."""
 
 RATE_PRIOR = 2.5e6
 """bytes/s (20 Mbit/s) assumed of a link before the first transfer: the middle of what edge uplinks
@@ -140,9 +143,9 @@ class Belief(NamedTuple):
     links: Array  # LINK_STATE (L,)
     path: Array  # int64 (S, S): link from a to b; diagonal −1
     free: Array  # float64 (S, W): when each worker is free, ascending; unused ones +inf
-    jobs: Array  # JOB (S, QUEUE_MAX)
-    flights: Array  # FLIGHT (S, FLIGHTS_MAX)
-    sends: Array  # SEND (S, FLIGHTS_MAX)
+    jobs: Array  # JOB (S, QUEUE_MAX + a few that stay empty)
+    flights: Array  # FLIGHT (S, FLIGHTS_MAX + a few that stay empty)
+    sends: Array  # SEND (S, FLIGHTS_MAX + a few that stay empty)
     edf: Array  # float64 (1,): 1 earliest deadline first, 0 first in first out
 
 
@@ -212,9 +215,9 @@ def new_belief(
         links=links,
         path=path.astype(np.int64),
         free=free,
-        jobs=np.zeros((count, QUEUE_MAX), JOB),
-        flights=np.zeros((count, FLIGHTS_MAX), FLIGHT),
-        sends=np.zeros((count, FLIGHTS_MAX), SEND),
+        jobs=np.zeros((count, QUEUE_MAX + _APART), JOB),
+        flights=np.zeros((count, FLIGHTS_MAX + _APART), FLIGHT),
+        sends=np.zeros((count, FLIGHTS_MAX + _APART), SEND),
         edf=np.array([1.0 if edf else 0.0]),
     )
 

@@ -36,6 +36,7 @@ from edgewise.fleet.belief import (
     requests_in_flight,
     rif_bucket,
 )
+from edgewise.fleet.draws import numbered
 from edgewise.fleet.layout import LOW_RATE_MEMORY, RATE_PRIOR, RTT_PRIOR, Array, Belief
 
 ROW = {
@@ -145,6 +146,14 @@ CONTEXT = {
     C_NOW,
 ) = range(len(CONTEXT))
 
+SAMPLED_ABOVE = 32
+"""Servers. In a larger fleet a request is offered the ingress and a sample of the others: a look at
+all of them would cost more time than the choice among the last few hundred is worth."""
+SAMPLED = 15
+"""Servers in the sample. Two random choices already avoid most of the queueing (Mitzenmacher, IEEE
+TPDS 12(10), 2001); with unequal servers more are needed to have a fast one among them.
+`benchmarks/simulator.py` prints what it costs."""
+
 RATE_AGE_MAX = 60.0
 """s. By then a mobile link's rate tells nothing any more of what it was (Norway HSDPA traces)."""
 
@@ -157,7 +166,8 @@ class Table(NamedTuple):
     servers: Array  # float64 (S, len(SERVER))
     context: Array  # float64 (len(CONTEXT),)
     scores: Array  # float64 (R,): higher is better; −inf never
-    wanted: Array  # uint8 (1,): 0 leaves the columns of `statistics` as they are
+    wanted: Array  # uint8 (2,): 0 leaves the columns of `statistics` as they are; servers looked
+    # at besides the ingress, 0 = all
 
 
 def new_table(servers: int, services: int) -> Table:
@@ -170,7 +180,7 @@ def new_table(servers: int, services: int) -> Table:
         servers=np.zeros((servers, len(SERVER))),
         context=np.zeros(len(CONTEXT)),
         scores=np.zeros(2 * services + 1),
-        wanted=np.ones(1, np.uint8),
+        wanted=np.array([1, SAMPLED if servers > SAMPLED_ABOVE else 0], np.uint8),
     )
 
 
@@ -234,6 +244,21 @@ def waiting(arrival: float, ahead_until: float, all_until: float, soon: float) -
 
 
 @lean
+def sampled(source: int, commands: int, j: int, of: int, count: int) -> int:
+    """The j-th of `of` servers that are looked at beside the ingress `source`, of `count`.
+
+    The others are cut into `of` equal parts, in the order of their numbers from the ingress on, and
+    each part gives one: so none comes twice, and all come equally often (within one part's
+    rounding). The draw is a function of the ingress and of its command's number: the simulator and
+    the live balancer draw alike, and a question asked twice gets the same answer.
+    """
+    low = (count - 1) * j // of
+    high = (count - 1) * (j + 1) // of
+    place = low + int(numbered(source, commands * of + j) * (high - low))
+    return (source + 1 + min(place, high - 1)) % count
+
+
+@lean
 def observe(
     belief: Belief,
     table: Table,
@@ -251,7 +276,8 @@ def observe(
 
     `deadline` in s from `sent_at`; `payload` bytes; `uploaded` absolute time at which the photo was
     in at the ingress, NaN if that is still to be predicted; `grace` and `accuracy_weight` of the
-    scenario's score.
+    scenario's score. In a fleet of over `SAMPLED_ABOVE` servers only the ingress and `SAMPLED`
+    others can be admissible; of the rest only `up` is written, as 0.
     """
     rows, mask, servers, context = table.rows, table.mask, table.servers, table.context
     count = belief.servers.size
@@ -297,7 +323,22 @@ def observe(
     link_flows = 0.0
     left_bytes = 0.0  # on the link when the conversion is made
     left_flows = 0.0
-    for s in range(count):
+    crossing = 0.0  # of a model-ready payload …
+    there = 0.0  # … and when it is in
+    size_there = -1.0  # of the payload that both are of
+    priced = -1  # the link that both are of
+    looked_at = count
+    if table.wanted[1] > 0:
+        looked_at = 1 + min(table.wanted[1], count - 1)
+        mask[:] = 0
+        for s in range(count):
+            servers[s, S_UP] = 0.0
+    for nth in range(looked_at):
+        s = nth
+        if looked_at < count:
+            s = ingress
+            if nth > 0:
+                s = sampled(ingress, source.commands, nth - 1, looked_at - 1, count)
         server = belief.servers[s]
         if server.jobs > 0 and belief.free[s, 0] <= now:  # else none of them can have started
             advance(belief, s, now)
@@ -373,6 +414,14 @@ def observe(
         soon = mean_work / (workers + 1.0)
         wait = waiting(now + ready, ahead_until, all_until, soon)
         before = elapsed + ready + wait
+        # Model-ready payloads are mostly of one size. So what follows from it is kept, per link and
+        # per server: a division takes as long as the rest of a row.
+        if local or link != priced:
+            size_there = -1.0
+        priced = link
+        queued = 0.0
+        sooner = 0.0
+        size_queued = -1.0
         for k in range(belief.first[s], belief.first[s + 1]):
             service = belief.services[k]
             r = 2 * k
@@ -402,9 +451,14 @@ def observe(
                 mask[r + 1] = 1
                 admissible += 1
                 small = service.ready_bytes
-                crossing = small / rate
-                there = made + min(left_bytes, left_flows * small) / rate + crossing + 0.5 * rtt
-                queued = waiting(now + there, ahead_until, all_until, soon)
+                if small != size_there:
+                    size_there = small
+                    crossing = small / rate
+                    there = made + min(left_bytes, left_flows * small) / rate + crossing + 0.5 * rtt
+                if small != size_queued:
+                    size_queued = small
+                    queued = waiting(now + there, ahead_until, all_until, soon)
+                    sooner = elapsed + there + queued
                 running = max(0.1 * service_time, service_time - service.ready_saving)
                 row = rows[r + 1]
                 row[R_SERVER] = s
@@ -415,7 +469,7 @@ def observe(
                 row[R_WAIT] = queued
                 row[R_SERVICE_TIME] = running
                 row[R_RETURN] = back
-                row[R_LATENCY] = elapsed + there + queued + running + back
+                row[R_LATENCY] = sooner + running + back
                 row[R_TRANSFER] = crossing
                 row[R_PREPARE] = source.prepare_seconds
                 row[R_SIZE] = small

@@ -65,6 +65,7 @@ from edgewise.sim.layout import (
     World,
 )
 from edgewise.sim.links import bring_up
+from edgewise.sim.reference import by_reference, by_value
 from edgewise.sim.reports import (
     look,
     on_ended,
@@ -95,6 +96,12 @@ def advance(sim: Sim) -> int:
 
     The table of `sim` is then filled, and `sim.world.clock["now"]` is the moment of the decision.
     """
+    return go_on(by_reference(sim))
+
+
+@inner
+def go_on(sim: Sim) -> int:
+    """`advance`, for compiled code that has laid the simulation down (`sim.reference`)."""
     clock = sim.world.clock[0]
     requests = sim.world.requests
     while True:
@@ -171,7 +178,7 @@ def ask(sim: Sim, i: int, now: float) -> None:
     clock = sim.world.clock[0]
     slot = sim.world.slots[i]
     clock.current = i
-    belief = view(sim.beliefs, slot.balancer)
+    belief = by_reference(view(sim.beliefs, slot.balancer))
     on_request(belief, slot.ingress, now)
     observe(
         belief,
@@ -195,15 +202,20 @@ def act(sim: Sim, row: int, probability: float) -> None:
     `probability` is the one with which the row was drawn, for the record. The row must be
     admissible.
     """
+    take(by_reference(sim), row, probability)
+
+
+@inner
+def take(sim: Sim, row: int, probability: float) -> None:
+    """`act`, for compiled code that has laid the simulation down (`sim.reference`)."""
     clock = sim.world.clock[0]
     now = clock.now
     i = clock.current
     slot = sim.world.slots[i]
     clock.current = -1
     clock.decisions += 1
-    command, dispatch, rif = commit(
-        view(sim.beliefs, slot.balancer), sim.table, row, now, slot.deadline
-    )
+    belief = by_reference(view(sim.beliefs, slot.balancer))
+    command, dispatch, rif = commit(belief, sim.table, row, now, slot.deadline)
     slot.row = row
     slot.probability = probability
     slot.decided = now
@@ -309,16 +321,17 @@ def run(sim: Sim, kernel: Any, params: Array, memory: Array, draws: Array, decis
 
     `memory` (B, n) and `draws` (B, 1) are each balancer's own. Returns how many were decided.
     """
+    sim = by_reference(sim)
     shed = sim.table.mask.size - 1
     done = 0
-    while done != decisions and advance(sim) >= 0:
+    while done != decisions and go_on(sim) >= 0:
         b = sim.world.slots[sim.world.clock[0].current].balancer
         sim.table.scores[shed] = -math.inf
-        probability = kernel(sim.table, params, memory[b], draws[b])
+        probability = kernel(by_value(sim.table), params, memory[b], draws[b])
         row = best_row(sim.table)
         if sim.world.clock[0].can_fail != 0:
             rank(sim, row)
-        act(sim, row, probability)
+        take(sim, row, probability)
         done += 1
     return done
 
@@ -340,13 +353,14 @@ def run_learning(
     What it learns from becomes known when the balancer hears how a request ended, and it has
     learned from all of that before its next decision.
     """
+    sim = by_reference(sim)
     world = sim.world
     clock = world.clock[0]
     shed = sim.table.mask.size - 1
     clock.learning = 1
     done = 0
     while done != decisions:
-        going = advance(sim)
+        going = go_on(sim)
         while clock.learn_head >= 0:
             j: int = clock.learn_head
             slot = world.slots[j]
@@ -360,12 +374,12 @@ def run_learning(
         i: int = clock.current
         b = world.slots[i].balancer
         sim.table.scores[shed] = -math.inf
-        probability = kernel(sim.table, params, memory[b], draws[b])
+        probability = kernel(by_value(sim.table), params, memory[b], draws[b])
         row = best_row(sim.table)
-        describe(sim.table, row, features[i])
+        describe(by_value(sim.table), row, features[i])
         if clock.can_fail != 0:
             rank(sim, row)
-        act(sim, row, probability)
+        take(sim, row, probability)
         done += 1
     return done
 

@@ -43,6 +43,7 @@ from edgewise.sim.observation import (
     write_parts,
 )
 from edgewise.sim.play import Crowded
+from edgewise.sim.reference import by_reference
 from edgewise.sim.requests import release
 from edgewise.sim.supply import Supply
 
@@ -155,8 +156,8 @@ def play_out(sim: Sim, going: int, n: int, of: Array, which: Array, worth: Array
     """Shed what still waits for a decision and play until every score is known."""
     shed = sim.table.mask.size - 1
     while going >= 0:
-        engine.act(sim, shed, 1.0)
-        going = engine.advance(sim)
+        engine.take(sim, shed, 1.0)
+        going = engine.go_on(sim)
         n = hear(sim, n, of, which, worth)
     # The world stops when the last request has ended, with word of it still under way.
     for i in range(sim.world.clock[0].used):
@@ -191,7 +192,7 @@ def step_block(
             counts[i] = 0
             rewards[i] = 0.0
             continue
-        sim: Sim = at(like, addresses, i)
+        sim: Sim = by_reference(at(like, addresses, i))
         clock = sim.world.clock[0]
         shed = sim.table.mask.size - 1
         if rows[i] == BEGIN:
@@ -211,8 +212,8 @@ def step_block(
             of[i, clock.current] = lane.decisions
             lane.decisions += 1
             before = clock.now
-            engine.act(sim, row, 1.0)
-        going = engine.advance(sim)
+            engine.take(sim, row, 1.0)
+        going = engine.go_on(sim)
         n = hear(sim, 0, of[i], which[i], worth[i])
         lane.now = clock.now
         lane.waited = clock.now - before if before >= 0.0 else 0.0
@@ -285,9 +286,13 @@ class Lanes:
         self.rewards = np.zeros(count)
         self._wide = wide
         self._addresses = np.zeros((count, 0), np.int64)
-        self._of = np.full((count, slots), -1, np.int64)
-        self._which = np.zeros((count, slots), np.int64)
-        self._worth = np.zeros((count, slots))
+        self._slots = slots
+        # A little longer than used: rows of a power of two bytes would begin in the same set of the
+        # processor's cache, and a step of all lanes would push each out again.
+        room = slots + 8
+        self._of = np.full((count, room), -1, np.int64)
+        self._which = np.zeros((count, room), np.int64)
+        self._worth = np.zeros((count, room))
         self._counts = np.zeros(count, np.int64)
         threads = max(1, min(threads, count))
         self._blocks = [(count * t // threads, count * (t + 1) // threads) for t in range(threads)]
@@ -303,7 +308,7 @@ class Lanes:
 
         Raises ValueError if it is larger than the lanes were made for.
         """
-        if sim.table.mask.size > self.mask.shape[1] or len(sim.world.slots) > self._of.shape[1]:
+        if sim.table.mask.size > self.mask.shape[1] or len(sim.world.slots) > self._slots:
             raise ValueError("a world larger than the lanes were made for")
         if not self._wide and sim.table.servers.shape[0] > self.parts[2].shape[1]:
             raise ValueError("a world with more servers than the lanes were made for")
@@ -340,7 +345,7 @@ class Lanes:
         found = self._pool.map(run, self._blocks) if self._pool else map(run, self._blocks)
         crowded = max(found)
         if crowded >= 0:
-            raise Crowded(f"lane {crowded}: over {self._of.shape[1]} requests were open at a time")
+            raise Crowded(f"lane {crowded}: over {self._slots} requests were open at a time")
 
     def observation(self, lane: int) -> Any:
         """A copy of what a lane shows."""

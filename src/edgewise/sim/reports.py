@@ -41,6 +41,7 @@ from edgewise.sim.layout import (
     World,
 )
 from edgewise.sim.links import backlog, bring_up, capacity
+from edgewise.sim.reference import by_reference
 from edgewise.sim.requests import expect_news, hold, lose, release
 from edgewise.sim.routes import reschedule
 from edgewise.sim.servers import account, backlog_of
@@ -188,7 +189,8 @@ def on_reported(world: World, reports: Reports, beliefs: Belief, p: int, now: fl
     if report.life == server.known_life:
         for b in range(clock.balancers):
             if hears(world, b, s, report.at, beliefs.servers[b, s].report_at):
-                take_in(world, reports, view(beliefs, b), b, p, s, now)
+                belief = by_reference(view(beliefs, b))
+                take_in(world, reports, belief, b, p, s, now)
     if clock.keep_reports == 0:
         report.next = clock.free_report
         clock.free_report = p
@@ -299,7 +301,8 @@ def on_ended(world: World, beliefs: Belief, i: int, now: float) -> None:
     if slot.picked < 0 or slot.life != world.servers[slot.picked].known_life:
         return  # shed; or its server has begun a new life, or the dispatch was written off
     served_there = slot.finished < math.inf and slot.server == slot.picked
-    close(world, view(beliefs, slot.balancer), i, not served_there, now)
+    belief = by_reference(view(beliefs, slot.balancer))
+    close(world, belief, i, not served_there, now)
 
 
 @inner
@@ -310,7 +313,8 @@ def sweep(world: World, beliefs: Belief, now: float) -> None:
         if slot.stage == OPEN and slot.picked >= 0:
             give_up = slot.sent + 2.0 * (slot.deadline - slot.sent) + FORGET_AFTER
             if give_up < now and slot.life == world.servers[slot.picked].known_life:
-                close(world, view(beliefs, slot.balancer), i, True, now)
+                belief = by_reference(view(beliefs, slot.balancer))
+                close(world, belief, i, True, now)
                 slot.life = -1
     push(world.events, world.clock, now + 1.0, E_SWEEP, 0)
 
@@ -428,5 +432,5 @@ def on_joined(world: World, beliefs: Belief, s: int, now: float) -> None:
     """`Tracker.connect`."""
     world.servers[s].known_life = world.servers[s].life
     for b in range(world.clock[0].balancers):
-        reset_server(view(beliefs, b), s, now)
+        reset_server(by_reference(view(beliefs, b)), s, now)
         beliefs.servers[b, s].connected = 1.0
