@@ -128,20 +128,14 @@ def in_milliseconds(report: Report) -> Report:
     return msgspec.structs.replace(report, running=tuple(1e3 * left for left in report.running))
 
 
-def one_too_many(report: Report) -> Report:
-    """Every queue one request longer than it is."""
-    if not report.queue:
-        return report
-    return msgspec.structs.replace(report, queue=(*report.queue, report.queue[-1]))
-
-
 @pytest.mark.parametrize(
     ("meddling", "noticed"),
     [
-        pytest.param(Meddling(slower={"plaza": 0.001}), "transferred", id="link-1-ms-slower"),
+        pytest.param(
+            Meddling(slower={"uplink:plaza": 0.001}), "transferred", id="link-1-ms-slower"
+        ),
         pytest.param(Meddling(report=lose("depot", 25)), "feature report_age", id="lost-report"),
         pytest.param(Meddling(report=in_milliseconds), "feature wait", id="feature-in-ms"),
-        pytest.param(Meddling(report=one_too_many), "feature queued", id="queue-off-by-one"),
         pytest.param(Meddling(emulate=False), "uploaded", id="emulator-off"),
     ],
 )

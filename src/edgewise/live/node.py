@@ -159,9 +159,7 @@ class Node:
 
     async def _start(self) -> None:
         config, stack = self.config, self._stack
-        self.peers = HttpPeers(
-            config.server, config.peers, self.clock, self.monitor, self._carrier
-        )
+        self.peers = HttpPeers(config.server, config.peers, self.clock, self.monitor, self._carrier)
         self.edge = Edge(
             config.server,
             self._mine,

@@ -8,6 +8,7 @@ timer asked for.
 from __future__ import annotations
 
 import asyncio
+import math
 import selectors
 from typing import Any
 
@@ -53,6 +54,8 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         """Be at the next timer."""
         scheduled: list[Any] = self._scheduled  # type: ignore[attr-defined]
         self._now = max(self._now, scheduled[0].when())
+        # It must make a difference when added to the time, or the timer never counts as due.
+        self._clock_resolution = max(1e-12, math.ulp(self._now))
 
 
 async def until(when: float) -> None:

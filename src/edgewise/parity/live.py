@@ -207,8 +207,11 @@ async def _up(
 
 
 def _links(scenario: Scenario, meddling: Meddling) -> dict[str, Fluid]:
+    configs = relay_links(scenario)
+    if unknown := meddling.slower.keys() - configs.keys():
+        raise ValueError(f"no link is called {unknown.pop()!r}; there are: {', '.join(configs)}")
     links = {}
-    for name, config in relay_links(scenario).items():
+    for name, config in configs.items():
         settings = config.settings(Path())
         settings = msgspec.structs.replace(
             settings, delay=settings.delay + meddling.slower.get(name, 0.0)
