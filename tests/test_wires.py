@@ -20,6 +20,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from rich.console import Console
 
 pytest.importorskip("pyroute2", reason="extra netns")
 
@@ -27,11 +28,13 @@ from edgewise.errors import BadInput, ScenarioError
 from edgewise.live import netns
 from edgewise.live.addresses import relay_links
 from edgewise.live.launch import Deployment
+from edgewise.live.view import _links
 from edgewise.network import capabilities
 from edgewise.network.capacity import constant, stepwise
 from edgewise.network.config import LinkConfig, LinkPatch, RelayConfig
 from edgewise.network.kernel import TcShaper
 from edgewise.network.link import Link, LinkSettings
+from edgewise.network.meter import Meter
 from edgewise.network.namespaces import HOST, Spaces, sweep
 from edgewise.network.packets import PacketShaper
 from edgewise.network.shape import Wires
@@ -215,6 +218,16 @@ def test_an_outage_and_a_change_hold_for_the_packet_on_the_wire() -> None:
     assert len(far.got) == 2
 
 
+def test_throughput_is_of_the_last_second_whoever_asks_how_often() -> None:
+    meter = Meter()
+    assert meter.read(0, 100.0) == 0.0
+    assert meter.read(500, 100.5) == 0.0
+    assert meter.read(1000, 101.0) == pytest.approx(8000.0)
+    assert meter.read(1001, 101.1) == pytest.approx(8000.0)
+    assert meter.state(1000, 102.0, 16000.0)["utilisation"] == 0.0
+    assert meter.state(2000, 103.0, None)["throughput_bps"] == pytest.approx(8000.0)
+
+
 class FakeSpaces:
     """Records what the kernel would be told."""
 
@@ -358,6 +371,8 @@ async def test_bytes_take_the_link_s_time(backend: str) -> None:
             state = wires.at_work()["there"].state(time.monotonic())
             assert state["rate_bps"] == pytest.approx(80e6)
             assert 800_000 <= state["delivered_bytes"] < 1_000_000
+            console = Console(width=120)
+            console.print(_links({"there": state}))  # as `edgewise up` shows it
             wires.outage("there", 0.6)
             held = await asyncio.to_thread(transfer, far, 100_000)
             wires.restore("there")
