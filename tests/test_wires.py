@@ -39,6 +39,7 @@ from edgewise.network.namespaces import HOST, Spaces, sweep
 from edgewise.network.packets import PacketShaper
 from edgewise.network.shape import Wires
 from edgewise.network.timers import Timer
+from edgewise.network.trace import TraceSpec
 from edgewise.network.wires import Device, Way, WiresConfig, load
 from edgewise.scenario import Scenario, loads
 
@@ -241,6 +242,8 @@ class FakeSpaces:
     def socket(self, space: str) -> FakeSpaces:
         return self
 
+    def single_packets(self, space: str, index: int) -> None: ...
+
     def connect(self, to: tuple[str, int]) -> None: ...
 
     def send(self, data: bytes) -> None:
@@ -325,16 +328,17 @@ def behind(backend: str, link: LinkConfig) -> Iterator[tuple[str, WiresConfig]]:
 
 
 SINK = """
-import socket, sys
+import socket, threading
+def count(sock):
+    n = 0
+    while data := sock.recv(65536):
+        n += len(data)
+    sock.sendall(n.to_bytes(8, "big"))
+    sock.close()
 with socket.create_server(("0.0.0.0", 5001)) as server:
     print("ready", flush=True)
     while True:
-        sock = server.accept()[0]
-        n = 0
-        while data := sock.recv(65536):
-            n += len(data)
-        sock.sendall(n.to_bytes(8, "big"))
-        sock.close()
+        threading.Thread(target=count, args=server.accept()[:1], daemon=True).start()
 """
 
 
@@ -381,6 +385,21 @@ async def test_bytes_take_the_link_s_time(backend: str) -> None:
     assert fast < 0.6 * slow
     assert held > 0.5
     assert again > 0.39
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+async def test_a_rate_that_falls_leaves_nothing_stuck(backend: str, tmp_path: Path) -> None:
+    """A queue of tbf's that held a bundle larger than its new burst stood still for seconds."""
+    (tmp_path / "trace").write_text("0\t40\n0.4\t20\n30\t20\n")
+    link = LinkConfig(trace=TraceSpec(file=str(tmp_path / "trace")))
+    with behind(backend, link) as (far, config), contextlib.ExitStack() as stack:
+        stack.enter_context(sink(config.devices[1].space))
+        async with Wires(config):
+            begun = time.monotonic()
+            await asyncio.gather(*(asyncio.to_thread(transfer, far, 1_000_000) for _ in range(6)))
+            ideal = 0.4 + 8 * (6e6 - 2e6) / 20e6
+            # Twice as long: retransmissions, a busy machine; stuck, it took until the rate rose.
+            assert 0.9 * ideal < time.monotonic() - begun < 2 * ideal
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -77,6 +77,9 @@ class TcShaper:
         self._timers, self._netem, self._device = timers, netem, device
         self._index = spaces.index(space, device)
         self._spaces, self._space = spaces, space
+        # A tbf splits a bundle that is larger than its burst, but only when it comes in. One that
+        # waits while a change makes the burst smaller than it would wait for ever, and all behind.
+        spaces.single_packets(space, self._index)
         self._kick = spaces.socket(space)
         with contextlib.suppress(OSError):
             self._kick.connect((peer, DISCARD))
