@@ -176,8 +176,8 @@ def endless(socks: list[socket.socket]) -> list[tuple[float, int]]:
 # -- the sender ------------------------------------------------------------------------------------
 
 
-def send_row(to: tuple[str, int], size: int, count: int) -> None:
-    """Send ``count`` transfers in a row, each when the last has been answered."""
+def send_row(to: tuple[str, int], size: int, count: int, pause: float = 0.0) -> None:
+    """Send ``count`` transfers in a row, each ``pause`` s after the last has been answered."""
     message = bytearray(size)
     with socket.create_connection(to) as sock:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -186,6 +186,7 @@ def send_row(to: tuple[str, int], size: int, count: int) -> None:
             HEADER.pack_into(message, 0, size, time.monotonic())
             sock.sendall(message)
             receive_exactly(sock, memoryview(bytearray(1)))
+            time.sleep(pause)
 
 
 def send_together(to: tuple[str, int], flows: int, size: int) -> None:
@@ -375,6 +376,25 @@ def quantiles(values: Any) -> tuple[float, float]:
     """(p50, p99)."""
     p50, p99 = np.percentile(values, [50, 99])
     return float(p50), float(p99)
+
+
+def floor() -> dict[str, float]:
+    """What this machine adds by itself: 10 KB straight over the loopback, 5 ms apart, ms.
+
+    Two processes have to wake up in time here; with a relay between them it is three, twice. So an
+    error of a backend in the order of this is the machine's.
+    """
+    context = multiprocessing.get_context("spawn")
+    results, end = context.Pipe()
+    receiver = context.Process(target=receiver_process, args=(end, "", "127.0.0.1"), daemon=True)
+    receiver.start()
+    to = ("127.0.0.1", results.recv())
+    results.send((1, SIZES[0]))
+    send_row(to, SIZES[0], 301, pause=0.005)
+    p50, p99 = quantiles(1e3 * np.array(results.recv()[1:]))
+    results.send(None)
+    receiver.join(5)
+    return {"p50_ms": p50, "p99_ms": p99}
 
 
 def measure(
@@ -585,6 +605,11 @@ def main() -> None:
         with console.status("") as status:
             found[backend] = measure(backend, options.quick, options.realtime, status.update)
         show(backend, found[backend], console)
+        found[backend]["floor"] = alone = floor()
+        console.print(
+            f"no emulator at all, 10 KB straight over the loopback just after: "
+            f"p50 {alone['p50_ms']:.2f} ms, p99 {alone['p99_ms']:.2f} ms"
+        )
     console.print(f"load of the machine: {machine['load'][0]:.1f} before, "
                   f"{os.getloadavg()[0]:.1f} after, {machine['cpus']} cores")  # fmt: skip
     if options.json is not None:

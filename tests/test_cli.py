@@ -23,6 +23,8 @@ COMMANDS = (
     "node",
     "relay",
     "client",
+    "doctor",
+    "traces",
 )
 
 

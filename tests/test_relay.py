@@ -7,6 +7,7 @@ import contextlib
 import multiprocessing
 import os
 import random
+import re
 import signal
 import socket
 import time
@@ -705,3 +706,13 @@ async def test_the_process_carries_bytes_ends_and_resets(capfd: pytest.CaptureFi
                         await exchange(port[1], b"?")
                 assert signalled(process, signal.SIGINT) == 0
     assert capfd.readouterr().err == ""
+
+
+def test_the_example_in_the_document_prints_what_it_says(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    text = (Path(__file__).parent.parent / "docs" / "network.md").read_text("utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.S)
+    exec(compile(code, "docs/network.md", "exec"), {"__name__": "example"})
+    _, *said = capsys.readouterr().out.splitlines()
+    assert said == re.findall(r"\)  # (\S+)$", code, re.M) != []

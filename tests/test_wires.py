@@ -20,6 +20,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from rich.console import Console
 
 pytest.importorskip("pyroute2", reason="extra netns")
 
@@ -27,15 +28,18 @@ from edgewise.errors import BadInput, ScenarioError
 from edgewise.live import netns
 from edgewise.live.addresses import relay_links
 from edgewise.live.launch import Deployment
+from edgewise.live.view import _links
 from edgewise.network import capabilities
 from edgewise.network.capacity import constant, stepwise
 from edgewise.network.config import LinkConfig, LinkPatch, RelayConfig
 from edgewise.network.kernel import TcShaper
 from edgewise.network.link import Link, LinkSettings
+from edgewise.network.meter import Meter
 from edgewise.network.namespaces import HOST, Spaces, sweep
 from edgewise.network.packets import PacketShaper
 from edgewise.network.shape import Wires
 from edgewise.network.timers import Timer
+from edgewise.network.trace import TraceSpec
 from edgewise.network.wires import Device, Way, WiresConfig, load
 from edgewise.scenario import Scenario, loads
 
@@ -215,6 +219,16 @@ def test_an_outage_and_a_change_hold_for_the_packet_on_the_wire() -> None:
     assert len(far.got) == 2
 
 
+def test_throughput_is_of_the_last_second_whoever_asks_how_often() -> None:
+    meter = Meter()
+    assert meter.read(0, 100.0) == 0.0
+    assert meter.read(500, 100.5) == 0.0
+    assert meter.read(1000, 101.0) == pytest.approx(8000.0)
+    assert meter.read(1001, 101.1) == pytest.approx(8000.0)
+    assert meter.state(1000, 102.0, 16000.0)["utilisation"] == 0.0
+    assert meter.state(2000, 103.0, None)["throughput_bps"] == pytest.approx(8000.0)
+
+
 class FakeSpaces:
     """Records what the kernel would be told."""
 
@@ -227,6 +241,8 @@ class FakeSpaces:
 
     def socket(self, space: str) -> FakeSpaces:
         return self
+
+    def single_packets(self, space: str, index: int) -> None: ...
 
     def connect(self, to: tuple[str, int]) -> None: ...
 
@@ -312,16 +328,17 @@ def behind(backend: str, link: LinkConfig) -> Iterator[tuple[str, WiresConfig]]:
 
 
 SINK = """
-import socket, sys
+import socket, threading
+def count(sock):
+    n = 0
+    while data := sock.recv(65536):
+        n += len(data)
+    sock.sendall(n.to_bytes(8, "big"))
+    sock.close()
 with socket.create_server(("0.0.0.0", 5001)) as server:
     print("ready", flush=True)
     while True:
-        sock = server.accept()[0]
-        n = 0
-        while data := sock.recv(65536):
-            n += len(data)
-        sock.sendall(n.to_bytes(8, "big"))
-        sock.close()
+        threading.Thread(target=count, args=server.accept()[:1], daemon=True).start()
 """
 
 
@@ -358,6 +375,8 @@ async def test_bytes_take_the_link_s_time(backend: str) -> None:
             state = wires.at_work()["there"].state(time.monotonic())
             assert state["rate_bps"] == pytest.approx(80e6)
             assert 800_000 <= state["delivered_bytes"] < 1_000_000
+            console = Console(width=120)
+            console.print(_links({"there": state}))  # as `edgewise up` shows it
             wires.outage("there", 0.6)
             held = await asyncio.to_thread(transfer, far, 100_000)
             wires.restore("there")
@@ -366,6 +385,21 @@ async def test_bytes_take_the_link_s_time(backend: str) -> None:
     assert fast < 0.6 * slow
     assert held > 0.5
     assert again > 0.39
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+async def test_a_rate_that_falls_leaves_nothing_stuck(backend: str, tmp_path: Path) -> None:
+    """A queue of tbf's that held a bundle larger than its new burst stood still for seconds."""
+    (tmp_path / "trace").write_text("0\t40\n0.4\t20\n30\t20\n")
+    link = LinkConfig(trace=TraceSpec(file=str(tmp_path / "trace")))
+    with behind(backend, link) as (far, config), contextlib.ExitStack() as stack:
+        stack.enter_context(sink(config.devices[1].space))
+        async with Wires(config):
+            begun = time.monotonic()
+            await asyncio.gather(*(asyncio.to_thread(transfer, far, 1_000_000) for _ in range(6)))
+            ideal = 0.4 + 8 * (6e6 - 2e6) / 20e6
+            # Twice as long: retransmissions, a busy machine; stuck, it took until the rate rose.
+            assert 0.9 * ideal < time.monotonic() - begun < 2 * ideal
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -123,7 +123,7 @@ def _links(links: dict[str, dict[str, Any]]) -> Table:
             "unlimited" if rate is None else f"{rate / 1e6:.1f}",
             f"{link['throughput_bps'] / 1e6:.1f}",
             f"{link['backlog_bytes'] / 1e3:.0f}",
-            f"{link['flows']}",
+            "-" if link["flows"] is None else f"{link['flows']}",
         )
     return table
 

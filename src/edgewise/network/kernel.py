@@ -27,6 +27,7 @@ from edgewise.errors import BadInput
 from edgewise.network.capabilities import ROOT, Capability, namespaces, qdisc
 from edgewise.network.capacity import bytes_between
 from edgewise.network.link import Link, LinkSettings
+from edgewise.network.meter import Meter
 from edgewise.network.namespaces import Spaces
 from edgewise.network.timers import Timer, Timers
 
@@ -76,9 +77,13 @@ class TcShaper:
         self._timers, self._netem, self._device = timers, netem, device
         self._index = spaces.index(space, device)
         self._spaces, self._space = spaces, space
+        # A tbf splits a bundle that is larger than its burst, but only when it comes in. One that
+        # waits while a change makes the burst smaller than it would wait for ever, and all behind.
+        spaces.single_packets(space, self._index)
         self._kick = spaces.socket(space)
         with contextlib.suppress(OSError):
             self._kick.connect((peer, DISCARD))
+        self._meter = Meter()
         self._timer: Timer | None = None
         self._made = False
         self._rate = math.nan
@@ -115,17 +120,16 @@ class TcShaper:
     def state(self, now: float) -> dict[str, Any]:
         found = self._spaces.statistics(self._space, self._index, TBF)
         played = {} if self._netem.ok else {"delay": 0.0, "jitter": 0.0, "loss": 0.0}
+        link = self.link.state(now)
         return {
             "name": self.name,
-            **self.link.state(now),
+            **link,
             **played,
             "backlog_bytes": found.get("backlog", 0),
             "in_flight_bytes": 0,
             "delivered_bytes": found.get("bytes", 0),
             "dropped_packets": found.get("drops", 0),
-            "utilisation": None,
-            "throughput_bps": None,
-            "flows": None,
+            **self._meter.state(found.get("bytes", 0), now, link["rate_bps"]),
         }
 
     def close(self) -> None:

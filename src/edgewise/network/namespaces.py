@@ -187,6 +187,13 @@ class Spaces:
             inside.link("set", index=self.index(space, device), ifname=name)
 
     @_on_worker
+    def single_packets(self, space: str, index: int) -> None:
+        """Have what leaves a device come in packets of its own size, not in bundles of up to 64
+        KiB that the card would have split."""
+        with _refused("gso_max_segs"):
+            self._handles[space].link("set", index=index, gso_max_segs=1)
+
+    @_on_worker
     def tc(self, verb: str, kind: str, space: str, index: int, handle: int, **more: Any) -> None:
         """``tc qdisc VERB`` for a device; parameters as pyroute2 has them. Rates in bytes/s."""
         with _refused(f"tc {kind}"):

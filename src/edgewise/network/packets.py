@@ -33,6 +33,7 @@ import msgspec
 from edgewise.errors import BadInput
 from edgewise.network.capabilities import IFF_NO_PI, IFF_TUN, TUN, TUNSETIFF
 from edgewise.network.link import Link, LinkSettings, Passage
+from edgewise.network.meter import Meter
 from edgewise.network.namespaces import HOST, Spaces
 from edgewise.network.timers import Timer, Timers
 
@@ -61,6 +62,7 @@ class PacketShaper:
         self._queue: deque[tuple[bytes, float, Tun]] = deque()
         self._transit: deque[tuple[float, bytes, Tun]] = deque()
         self._head: tuple[bytes, Tun, Passage] | None = None
+        self._meter = Meter()
         self._timer: Timer | None = None
 
     def put(self, packet: bytes, now: float, target: Tun) -> None:
@@ -94,16 +96,15 @@ class PacketShaper:
         self._revise(self.link.replace_outages(now, outages), now)
 
     def state(self, now: float) -> dict[str, Any]:
+        link = self.link.state(now)
         return {
             "name": self.name,
-            **self.link.state(now),
+            **link,
             "backlog_bytes": self.backlog,
             "in_flight_bytes": self._in_flight,
             "delivered_bytes": self.delivered,
             "dropped_packets": self.dropped,
-            "utilisation": None,
-            "throughput_bps": None,
-            "flows": None,
+            **self._meter.state(self.delivered, now, link["rate_bps"]),
         }
 
     def close(self) -> None:

@@ -1,0 +1,97 @@
+"""``edgewise doctor``: a line for each capability, and what it says of a machine that has less."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import msgspec
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from edgewise import cli
+from edgewise.commands import doctor as command
+from edgewise.errors import BadInput
+from edgewise.network import capabilities
+from edgewise.network.capabilities import Capability
+
+NAMES = (
+    "relay",
+    "network namespaces",
+    "tc tbf",
+    "tc netem",
+    "tun device",
+    "timers",
+    "file descriptors",
+    "CPU pinning",
+    "podman",
+    "docker",
+    "models",
+    "packages of weights",
+)
+
+
+def without(monkeypatch: pytest.MonkeyPatch, *modules: str) -> None:
+    """As if these packages were not installed."""
+    real = importlib.util.find_spec
+
+    def find(name: str, package: str | None = None) -> Any:
+        return None if name in modules else real(name, package)
+
+    monkeypatch.setattr(importlib.util, "find_spec", find)
+
+
+def test_it_says_everything_in_a_line_each_and_as_json() -> None:
+    result = CliRunner().invoke(cli.app, ["doctor", "--json"])
+    assert result.exit_code == 0
+    found = msgspec.json.decode(result.stdout, type=list[Capability])
+    assert tuple(each.name for each in found) == NAMES
+    for each in found:
+        assert each.found
+        assert each.ok or each.needs, f"{each.name} does not say how to get it"
+    console = Console(record=True, width=400)
+    command.show(found, console)
+    lines = console.export_text().splitlines()
+    assert len(lines) == len(NAMES)
+    assert lines[0].startswith("yes  relay")
+
+
+def test_without_the_relay_it_fails_and_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    without(monkeypatch, "aiohttp", "pyroute2")
+    for name in ("engine", "models", "wheels"):
+        monkeypatch.setattr(
+            command, name, lambda *_: Capability(name="other", ok=False, found="-", needs="-")
+        )
+    result = CliRunner().invoke(cli.app, ["doctor"])
+    assert result.exit_code == 1
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith("no   relay")
+    assert lines[0].endswith("no aiohttp; needs pip install 'edgewise[live]'")
+    for line in lines[1:5]:
+        assert "edgewise[netns]" in line or "root" in line
+
+
+def test_what_the_kernel_refuses_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    netns = pytest.importorskip("edgewise.live.netns", reason="extra netns")
+
+    def none(kind: str, spaces: Capability) -> Capability:
+        return Capability(name=f"tc {kind}", ok=False, found="refused", needs=f"modprobe {kind}")
+
+    yes = Capability(name="network namespaces", ok=True, found="made one")
+    monkeypatch.setattr(capabilities, "namespaces", lambda: yes)
+    monkeypatch.setattr(capabilities, "qdisc", none)
+    assert netns.chosen("auto") is None
+    assert netns.chosen("relay") is None
+    assert netns.chosen("tc") == "tc"
+    with pytest.raises(BadInput, match=r"'tc' needs tc tbf \(refused\); modprobe tbf"):
+        netns.check("tc")
+
+
+def test_a_limit_on_open_files_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capabilities.resource, "getrlimit", lambda _: (256, 256))
+    found = capabilities.descriptors()
+    assert not found.ok
+    assert "ulimit -n 4096" in found.needs
