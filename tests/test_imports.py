@@ -19,7 +19,8 @@ LAYERS = (
         "network", "fleet", "policy", "summary", "records",
     },
     {"sim", "live", "network.relay", "network.flows", "network.control", "network.connection"},
-    {"learn", "bench"},
+    # fidelity holds the simulator against the live system, so it is the one that imports both.
+    {"learn", "bench", "fidelity"},
     {"commands", "dashboard"},
     {"cli", "__main__"},
 )  # fmt: skip

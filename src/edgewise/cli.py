@@ -21,6 +21,7 @@ from edgewise.commands import (
     bench,
     bound,
     client,
+    compare_worlds,
     configs,
     evaluate,
     explain,
@@ -38,6 +39,7 @@ from edgewise.errors import EdgewiseError, MissingExtra
 MAIN = "The main job"
 LOOK = "What there is"
 STUDY = "Studies in the simulator"
+FIDELITY = "How true the simulator is"
 HAND = "One process each (docs/by-hand.md)"
 
 app = typer.Typer(
@@ -96,6 +98,7 @@ app.command(rich_help_panel=STUDY)(tune.tune)
 app.command(rich_help_panel=STUDY)(bound.bound)
 app.command(rich_help_panel=STUDY)(train.train)
 app.command(rich_help_panel=MAIN)(explain.explain)
+app.command(rich_help_panel=FIDELITY)(compare_worlds.compare_worlds)
 app.command(rich_help_panel=HAND)(balancer.balancer)
 app.command(rich_help_panel=HAND)(node.node)
 app.command(rich_help_panel=HAND)(relay.relay)
