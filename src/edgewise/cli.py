@@ -20,6 +20,7 @@ from edgewise.commands import (
     balancer,
     bench,
     bound,
+    calibrate,
     client,
     compare_worlds,
     configs,
@@ -27,6 +28,7 @@ from edgewise.commands import (
     explain,
     models,
     node,
+    profile,
     relay,
     scenarios,
     simulate,
@@ -99,6 +101,8 @@ app.command(rich_help_panel=STUDY)(bound.bound)
 app.command(rich_help_panel=STUDY)(train.train)
 app.command(rich_help_panel=MAIN)(explain.explain)
 app.command(rich_help_panel=FIDELITY)(compare_worlds.compare_worlds)
+app.command(rich_help_panel=FIDELITY)(profile.profile)
+app.command(rich_help_panel=FIDELITY)(calibrate.calibrate)
 app.command(rich_help_panel=HAND)(balancer.balancer)
 app.command(rich_help_panel=HAND)(node.node)
 app.command(rich_help_panel=HAND)(relay.relay)
