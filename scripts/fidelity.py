@@ -62,7 +62,8 @@ def parts(options: argparse.Namespace, work: Path) -> Iterator[Part]:
             file.write_text(dump(families.scenario("train", seed)), encoding="utf-8")
         yield Part(
             f"emulated-train-{seed}", "compare-worlds", str(file), "--policy", options.policies,
-            *duration(str(file), options.quick), *few, "--out", str(work / f"emulated-train-{seed}"),
+            *duration(str(file), options.quick), *few,
+            "--out", str(work / f"emulated-train-{seed}"),
         )  # fmt: skip
     if all(zoo.find(rung.name) is not None for rung in zoo.rungs()):
         profile = work / "profile.yaml"
@@ -201,7 +202,7 @@ def measured(work: Path, options: argparse.Namespace) -> str:
     else:
         lines += [
             f"`{profile['command']}` on {profile['machine']}; ms.", "",
-            "| model | mean | p95 | CPU | model-ready | σ of log | ×, two at a time | batch of 4, each |",
+            "| model | mean | p95 | CPU | model-ready | σ of log | × with 2 | batch of 4, each |",
             "|---|---|---|---|---|---|---|---|",
         ]  # fmt: skip
         for name, each in profile["models"].items():
