@@ -23,6 +23,7 @@ from edgewise.roster import services_of
 from edgewise.scenario import MmppArrivals, PoissonArrivals, Scenario, dump, load, loads
 from edgewise.scenario.profile import Form, ModelProfile, Prepared, Profile
 from edgewise.sim.simulate import episode
+from edgewise.sim.world import Options
 
 RNG = np.random.default_rng
 
@@ -283,6 +284,7 @@ def test_measuring_counts_its_steps_and_its_file_is_read_again(tmp_path: Path) -
 TRUTH = """
 name: truth
 executor: replay
+report_period: 0.07
 service_noise: {cv: 0.2}
 servers:
   a: {workers: 1, speed: 0.5, services: [{model: s, accuracy: 0.6, latency: [0.02]}]}
@@ -308,6 +310,7 @@ def wrong(truth: Scenario) -> str:
     """The scenario with figures that are not true, to be corrected by the record."""
     text = TRUTH.replace("latency: [0.02]", "latency: [0.05]")
     text = text.replace("latency: [0.03], ready_saving: 0.004", "latency: [0.01]")
+    text = text.replace("report_period: 0.07", "report_period: 0.5")
     text = text.replace("cv: 0.2", "cv: 0.6").replace("rate_mbps: 40", "rate_mbps: 100")
     text = text.replace("rate_mbps: 12, delay: 0.009", "rate_mbps: 50, delay: 0.001")
     text = text.replace("{kind: poisson, rate: 30}", "{kind: constant, rate: 3}")
@@ -323,7 +326,8 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     truth = loads(TRUTH)
     for seed in (1, 2):
         out = folder / f"run-{seed}"
-        record(out, episode(truth.with_overrides(seed=seed), "earliest_completion", None))
+        one, kept = truth.with_overrides(seed=seed), Options(keep_reports=True, report_delay=0.004)
+        record(out, episode(one, "earliest_completion", None, kept))
         (out / "scenario.yaml").write_text(wrong(truth))
     return folder
 
@@ -353,7 +357,8 @@ def test_a_simulated_run_is_found_again(recorded: Path) -> None:
     payload = msgspec.to_builtins(found.workload.payload)
     assert payload["median_bytes"] == pytest.approx(60000, rel=0.05)
     assert payload["sigma"] == pytest.approx(0.4, rel=0.1)
-    assert said.report_delay is None  # nobody recorded reports
+    assert found.report_period == pytest.approx(0.07, rel=0.02)
+    assert said.report_delay == pytest.approx(0.004, rel=0.02)
     assert loads(dump(found)) == found
 
 

@@ -97,11 +97,11 @@ def profile(
     for heading in headings:
         table.add_column(heading, justify="right")
     for name, each in found.models.items():
-        figures = (each.original.mean, each.original.p95, each.original.cpu)
-        figures += (each.model_ready.mean, each.decode, each.predict)
+        first = each.original
+        figures = (first.mean, first.p95, first.cpu, each.model_ready.mean)
         table.add_row(
             name,
-            *(f"{1e3 * seconds:.1f}" for seconds in figures),
+            *(f"{1e3 * seconds:.1f}" for seconds in (*figures, each.decode, each.predict)),
             f"{each.original.sigma:.2f}",
             *(f"{each.slowdown.get(n, 1.0):.2f}" for n in at_a_time),
             *(f"{1e3 * each.batch[n] / n:.1f}" for n in batches),

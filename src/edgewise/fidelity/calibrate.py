@@ -351,7 +351,7 @@ def _reports(record: _Record, folder: Path) -> tuple[float, float | None]:
     was = record.scenario.report_period
     try:
         table = read(folder, records.REPORTS.name)
-    except BadInput:  # a simulated run has none
+    except BadInput:  # `simulate` keeps them only with --out
         record.note("report_period", "s", was, None, 0, "kept: no reports were recorded")
         return was, None
     server = np.array(table.column("server").to_pylist(), dtype=object)

@@ -18,18 +18,20 @@ except ImportError as error:
 
 
 def record(out: Path, episode: Episode) -> None:
-    """Write requests, outcomes and decisions of `episode` into the folder `out`.
-
-    The files are those of `edgewise up`, but for *reports*. Raises BadInput if it cannot be made.
+    """Write the files of `edgewise up` into the folder `out`: requests, outcomes and decisions,
+    and reports if the episode kept them (`Options.keep_reports`). Raises BadInput if it cannot be made.
     """
     score_of = episode.scenario.score
     shape = Shape(grace=score_of.grace, accuracy_weight=score_of.accuracy_weight)
     of_row = candidates(episode.services)
-    tables = [records.REQUESTS, records.OUTCOMES, records.DECISIONS]
+    tables = [records.REQUESTS, records.OUTCOMES, records.DECISIONS, records.REPORTS]
     with Recorder(out, tables, patient=True) as recorder:
         together = zip(
             episode.requests(), episode.outcomes(), episode.sim.world.results, strict=True
         )
+        if episode.sim.world.clock["keep_reports"][0]:
+            for report, received in episode.reports():
+                recorder.add(records.REPORTS, report, received, 0.0)
         for request, outcome, result in together:
             recorder.add(records.REQUESTS, request, None, outcome.label)
             recorder.add(records.OUTCOMES, outcome, score(request, outcome, shape))

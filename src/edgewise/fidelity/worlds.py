@@ -22,8 +22,9 @@ from edgewise.fidelity.compare import Comparison, compare, read_run
 from edgewise.fidelity.files import record
 from edgewise.live.up import Wishes, up
 from edgewise.policy import label
-from edgewise.scenario import DownFailure, Scenario, dump
+from edgewise.scenario import Scenario, SlowFailure, dump
 from edgewise.sim.simulate import Photos, episode
+from edgewise.sim.world import Options
 
 SIMULATED, EMULATED = "simulated", "emulated"
 TOLERANCE = 0.02
@@ -50,7 +51,7 @@ def common(scenario: Scenario, *, real: bool = False) -> tuple[Scenario, tuple[s
         notes.append("slow spells are left out: only the simulator plays them")
         spell = msgspec.structs.replace(noise.spell, rate=0.0)
         noise = msgspec.structs.replace(noise, spell=spell)
-    failures = tuple(each for each in scenario.failures if isinstance(each, DownFailure))
+    failures = tuple(each for each in scenario.failures if not isinstance(each, SlowFailure))
     if len(failures) != len(scenario.failures):
         notes.append("failures of kind slow are left out: only the simulator plays them")
     shared = msgspec.structs.replace(
@@ -105,7 +106,7 @@ def compare_worlds(
             one = scenario.with_overrides(seed=seed, policy=policy)
             folder = out / SIMULATED / label(policy) / f"seed-{seed}"
             if not _whole(folder):
-                record(folder, episode(one, policy, photos))
+                record(folder, episode(one, policy, photos, Options(keep_reports=True)))
             done += 1
             folder = out / EMULATED / label(policy) / f"seed-{seed}"
             if not _whole(folder):
