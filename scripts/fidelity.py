@@ -1,6 +1,6 @@
 """Measure how true the simulator is, and write docs/fidelity.md.
 
-    python scripts/fidelity.py [--quick] [--work DIR] [--seeds N] [--policies P,P] [--write-only]
+    python scripts/fidelity.py [--quick] [--work DIR] [--seeds N] [--policies P,P] [--only PART,…] [--write-only]
 
 Runs the commands one after the other, each with the JSON of its answer in the work folder; what is
 there is not measured again, so an interrupted run goes on, and a part is measured anew by removing
@@ -246,6 +246,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/fidelity"), help="folder of parts")
     parser.add_argument("--seeds", type=int, default=None, help="per scenario; default 3")
     parser.add_argument("--policies", default=None, metavar="P,P", help=f"default {POLICIES}")
+    parser.add_argument("--only", default=None, metavar="PART,PART", help="by name, to try")
     parser.add_argument("--write-only", action="store_true", help="measure nothing")
     options = parser.parse_args()
     options.seeds = options.seeds or (1 if options.quick else 3)
@@ -254,6 +255,8 @@ def main() -> None:
     work.mkdir(parents=True, exist_ok=True)
     if not options.write_only:
         every = list(parts(options, work))
+        if options.only is not None:
+            every = [part for part in every if part.name in options.only.split(",")]
         for number, part in enumerate(every, 1):
             print(f"[{number}/{len(every)}] {part.name}", flush=True)
             measure(part, work)

@@ -18,8 +18,10 @@ except ImportError as error:
 
 
 def record(out: Path, episode: Episode) -> None:
-    """Write the files of `edgewise up` into the folder `out`: requests, outcomes and decisions,
-    and reports if the episode kept them (`Options.keep_reports`). Raises BadInput if it cannot be made.
+    """Write the files of `edgewise up` into the folder `out`.
+
+    Reports too if the episode kept them (`Options.keep_reports`). Raises BadInput if the folder
+    cannot be made.
     """
     score_of = episode.scenario.score
     shape = Shape(grace=score_of.grace, accuracy_weight=score_of.accuracy_weight)
