@@ -1,6 +1,7 @@
 """Measure how true the simulator is, and write docs/fidelity.md.
 
-    python scripts/fidelity.py [--quick] [--work DIR] [--seeds N] [--policies P,P] [--only PART,…] [--write-only]
+    python scripts/fidelity.py [--quick] [--work DIR] [--seeds N] [--policies P,P]
+                               [--only PART,…] [--write-only]
 
 Runs the commands one after the other, each with the JSON of its answer in the work folder; what is
 there is not measured again, so an interrupted run goes on, and a part is measured anew by removing

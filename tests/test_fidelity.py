@@ -193,8 +193,8 @@ def test_what_only_one_world_plays_is_left_out_and_said() -> None:
 
 
 def profile_of(**batch: float) -> Profile:
-    form = Form(mean=0.02, p50=0.02, p95=0.03, cpu=0.02, sigma=0.2)
-    ready = msgspec.structs.replace(form, mean=0.015)
+    form = Form(mean=0.02, p50=0.02, p95=0.03, cpu=0.018, sigma=0.2)
+    ready = msgspec.structs.replace(form, mean=0.015, cpu=0.012)
     curve = {1: 0.01, **{int(key[1:]): value for key, value in batch.items()}}
     model = ModelProfile(
         original=form,
@@ -204,7 +204,7 @@ def profile_of(**batch: float) -> Profile:
         slowdown={1: 1.0, 2: 1.5},
         batch=curve,
     )
-    prepared = Prepared(seconds=0.007, sigma=0.1)
+    prepared = Prepared(seconds=0.009, cpu=0.007, sigma=0.1)
     return Profile(prepare=prepared, models={"lite0-96": model})
 
 
@@ -224,10 +224,15 @@ workload:
 """
     found = loads(text, folder=tmp_path)
     first, second, third = services_of(found)
-    assert first.latency == pytest.approx((0.02 * 1.5 / 0.5,))  # two workers at a time
-    assert first.ready_saving == pytest.approx(0.005 / 0.5)
+    # Two at a time take 30 ms elapsed; slowed to half they are held for 18 / 0.5 = 36 ms.
+    assert first.latency == pytest.approx((0.036,))
+    assert first.ready_saving == pytest.approx(0.006 / 0.5)
     assert second.latency == (1.0,)  # its own
-    assert third.latency == pytest.approx((0.02,))
+    assert third.latency == pytest.approx((0.02,))  # at full speed it takes what it took
+    assert third.ready_saving == pytest.approx(0.005)
+    # Barely slowed, and two at a time: waiting for a core is the longer.
+    assert found.servers["a"].services[0].latency == pytest.approx((0.018,))
+    assert profile_of().models["lite0-96"].latency(2, 0.9) == pytest.approx((0.027,))
     assert found.service_noise.cv == pytest.approx(math.sqrt(math.expm1(0.04)))
     assert found.prepare.seconds == 0.007
     (tmp_path / "p.yaml").unlink()

@@ -25,6 +25,8 @@ _Many = Annotated[int, Meta(ge=1, le=1024)]
 PAYS = 0.9
 """Time per item of a batch over that of one alone, below which batching pays. On CPU threads it is
 0.96 to 0.98, and the live executors run one by one."""
+FULL = 1.5
+"""Times as long, from which on the cores of the machine are all taken."""
 FLOOR = 0.1
 """Of the latency, that a model-ready payload still takes (`live.executor` has the same floor)."""
 
@@ -55,17 +57,24 @@ class ModelProfile(Strict, frozen=True, kw_only=True):
     batch: dict[_Many, _Seconds]
     """By how many inputs one call has: median s, decoding left out."""
 
-    def latency(self, workers: int) -> tuple[float, ...]:
-        """s for a batch of 1, 2, … on a server of so many workers, decoding included.
+    def latency(
+        self, workers: int, speed: float = 1.0, form: Form | None = None
+    ) -> tuple[float, ...]:
+        """s at speed 1 for a batch of 1, 2, … on a server like that, decoding included.
 
         Only as long as batching pays (`PAYS`); sizes between those measured are interpolated.
+        A server slower than this machine is held up by CPU time / speed (`live.executor.Slowed`),
+        in which it hides what it waits for a core: so it takes the longer of the two.
         """
+        form = self.original if form is None else form
         known = sorted(self.slowdown)
         below = [n for n in known if n <= workers]
         slow = self.slowdown[below[-1]] if below else 1.0
-        # Beyond what was measured each further worker shares cores that are taken.
-        slow *= workers / below[-1] if below and workers > known[-1] > 1 and slow > 1.5 else 1.0
-        one = self.original.mean * slow
+        if below and workers > known[-1] > 1 and slow > FULL:
+            slow *= workers / known[-1]  # each further worker shares cores that are taken
+        one = form.mean * slow
+        if speed < 1.0:
+            one = max(one * speed, form.cpu, 1e-6)
         sizes = sorted(self.batch)
         if not sizes or sizes[0] != 1:
             return (one,)
@@ -79,22 +88,24 @@ class ModelProfile(Strict, frozen=True, kw_only=True):
             left = max(n for n in sizes if n <= count)
             part = (count - left) / (right - left) if right > left else 0.0
             seconds = self.batch[left] + part * (self.batch[right] - self.batch[left])
-            curve.append(slow * (seconds - self.batch[1] + self.original.mean))
-            curve[-1] += slow * (count - 1) * self.decode
+            more = seconds - self.batch[1] + (count - 1) * self.decode
+            curve.append(one * (1.0 + more / form.mean))
         return tuple(curve)
 
-    @property
-    def ready_saving(self) -> float:
-        """s that a model-ready payload saves."""
-        most = (1.0 - FLOOR) * self.original.mean
-        return min(most, max(0.0, self.original.mean - self.model_ready.mean))
+    def ready_saving(self, workers: int, speed: float = 1.0) -> float:
+        """s at speed 1 that a model-ready payload saves on a server like that."""
+        original = self.latency(workers, speed)[0]
+        ready = self.latency(workers, speed, self.model_ready)[0]
+        return min((1.0 - FLOOR) * original, max(0.0, original - ready))
 
 
 class Prepared(Strict, frozen=True, kw_only=True):
     """Making one photo model-ready."""
 
     seconds: _Seconds
-    """Mean."""
+    """Mean, elapsed."""
+    cpu: _Seconds
+    """Mean CPU s: what `prepare.seconds` is."""
     sigma: _Sigma
 
 
@@ -131,7 +142,7 @@ def read_profile(file: Path) -> Profile:
 def fill_in(raw: dict[str, Any], file: Path) -> None:
     """Give the scenario `raw`, its services spelt out, what it leaves open and the profile knows.
 
-    Latencies (at the server's number of workers) and what model-ready saves, of services without
+    Latencies (at the server's number of workers, and speed) and what model-ready saves, of services without
     a latency of their own; `service_noise.cv`; `prepare.seconds`. Raises ScenarioError.
     """
     known = read_profile(file)
@@ -145,13 +156,15 @@ def fill_in(raw: dict[str, Any], file: Path) -> None:
             if model is None:
                 continue
             workers = server.get("workers", 1)
-            workers = workers if isinstance(workers, int) else 1
-            service["latency"] = list(model.latency(workers))
+            speed = server.get("speed", 1.0)
+            if not isinstance(workers, int) or not isinstance(speed, int | float):
+                continue  # the schema will say it
+            service["latency"] = list(model.latency(workers, speed))
             if service.get("ready_saving") is None:
-                service["ready_saving"] = model.ready_saving
+                service["ready_saving"] = model.ready_saving(workers, speed)
     for part, key, value in (
         ("service_noise", "cv", math.sqrt(math.expm1(known.sigma**2))),
-        ("prepare", "seconds", known.prepare.seconds),
+        ("prepare", "seconds", known.prepare.cpu),
     ):
         given = raw.setdefault(part, {})
         if isinstance(given, dict):
