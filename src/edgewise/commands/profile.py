@@ -115,8 +115,8 @@ def profile(
         highlight=False,
     )
     console.print(
-        f"making a photo model-ready: {1e3 * made.seconds:.1f} ms, CPU {1e3 * made.cpu:.1f} ms, sigma {made.sigma:.2f}; "
-        f"written: {out}",
+        f"making a photo model-ready: {1e3 * made.seconds:.1f} ms, CPU {1e3 * made.cpu:.1f} ms, "
+        f"sigma {made.sigma:.2f}; written: {out}",
         markup=False,
         highlight=False,
     )

@@ -142,8 +142,9 @@ def read_profile(file: Path) -> Profile:
 def fill_in(raw: dict[str, Any], file: Path) -> None:
     """Give the scenario `raw`, its services spelt out, what it leaves open and the profile knows.
 
-    Latencies (at the server's number of workers, and speed) and what model-ready saves, of services without
-    a latency of their own; `service_noise.cv`; `prepare.seconds`. Raises ScenarioError.
+    Latencies (at the server's number of workers and its speed) and what model-ready saves, of
+    services without a latency of their own; `service_noise.cv`; `prepare.seconds`. Raises
+    ScenarioError.
     """
     known = read_profile(file)
     servers = raw.get("servers")
