@@ -23,6 +23,9 @@ COMMANDS = (
     "node",
     "relay",
     "client",
+    "compare-worlds",
+    "profile",
+    "calibrate",
 )
 
 
