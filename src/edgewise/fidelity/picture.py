@@ -69,7 +69,7 @@ def _panel(x: int, y: int, times: list[Floats]) -> str:
         f'<rect x="{x}" y="{y}" width="{WIDE}" height="{HIGH}" fill="none" stroke="#bbb"/>',
         f'<path d="M{x} {y + HIGH / 2}h{WIDE}" stroke="#e8e8e8"/>',
         f'<text x="{x}" y="{y + HIGH + 12}" fill="#555">0</text>',
-        f'<text x="{x + WIDE}" y="{y + HIGH + 12}" fill="#555" text-anchor="end">{end:.3g} ms'
+        f'<text x="{x + WIDE}" y="{y + HIGH + 12}" fill="#555" text-anchor="end">{_short(end)} ms'
         "</text>",
     ]
     grid = np.linspace(0.0, end, POINTS)
@@ -200,6 +200,10 @@ def page(comparison: Comparison, picture: str, command: str) -> str:
         + "\n".join(body)
         + "\n</body></html>\n"
     )
+
+
+def _short(value: float) -> str:
+    return f"{value:.0f}" if value >= 100.0 else f"{value:.3g}"
 
 
 def _ms(value: float | None) -> str:
