@@ -181,8 +181,8 @@ def measured(work: Path, options: argparse.Namespace) -> str:
     versions = ", ".join(f"{each} {version(each)}" for each in ("edgewise", "numpy", "onnxruntime"))
     lines = [
         BEGIN, "",
-        f"`{command}`, seeds per scenario: {options.seeds}, Python {platform.python_version()}, {versions}, "
-        f"{os.cpu_count()} cores.", "",
+        f"`{command}`, seeds per scenario: {options.seeds}, Python {platform.python_version()}, "
+        f"{versions}, {os.cpu_count()} cores.", "",
         "### Simulated and emulated", "",
         "Same requests, recorded latencies, relays. ± is a 95 % interval; within: |Δ| ≤ 0.02.", "",
         *verdict_table(work, names),
