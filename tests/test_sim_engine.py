@@ -269,23 +269,21 @@ def test_several_balancers_and_given_links(changes: dict) -> None:
 
 
 def test_nodes_decide_themselves_while_the_balancer_is_mute() -> None:
-    quiet = run_fleet(fleet())
     workload = msgspec.structs.replace(fleet().workload, duration=16.0)
     mute = sc.MuteFailure(at=3.0, duration=8.0)
     sim = run_fleet(fleet(failures=(mute,), workload=workload))
     results, requests = sim.world.results, sim.world.requests
     sent, alone = requests["time"], results["balancer"] > 0
     # Silent from 3 to 11 s, found again 2 s later; the first 6 s everyone waits for it.
-    assert (alone == ((sent > 3.0) & (sent < 13.0))).mean() > 0.999
+    asked = sent + fleet().network.access.delay
+    assert (alone == ((asked > 3.0) & (asked < 13.0))).all()
     assert (results["balancer"][alone] == 1 + requests["ingress"][alone]).all()
-    waited = results["decided_at"] - sent
-    assert waited[alone & (sent < 9.0)] == pytest.approx(0.1)  # a quarter of the deadline
-    assert waited[alone & (sent > 9.0)] == pytest.approx(0.0)
+    waited = results["decided_at"] - asked
+    assert waited[alone & (asked < 9.0)] == pytest.approx(0.1)  # a quarter of the deadline
+    assert waited[alone & (asked > 9.0)] == pytest.approx(0.0)
     assert waited[~alone] == pytest.approx(0.0)
-    # What the others report is a period old once they are asked, and stood still before.
     served = results["status"] == layout.SERVED
-    assert served[alone & (sent > 9.0)].mean() > 0.98
-    assert quiet.world.clock["utility"][0] > 0.0
+    assert served[alone & (asked > 9.0)].mean() > 0.98
     # Afterwards the balancer goes on where it was.
     assert served[sent > 13.0].mean() > 0.98
     assert (sim.beliefs.servers["outstanding"][0] <= 5).all()

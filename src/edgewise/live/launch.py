@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -220,10 +219,10 @@ class Deployment:
             await asyncio.sleep(failure.at)
             self._say(f"the balancer falls silent for {failure.duration:g} s")
             try:
-                self.balancer.signal(signal.SIGSTOP)
+                await self.balancer.halt()
                 await asyncio.sleep(failure.duration)
             finally:  # also when the run ends before: it is to be stopped in order
-                self.balancer.signal(signal.SIGCONT)
+                await self.balancer.go_on()
             return
         if not isinstance(failure, DownFailure):
             return  # `unplayed` has said so
