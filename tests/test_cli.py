@@ -25,6 +25,9 @@ COMMANDS = (
     "client",
     "doctor",
     "traces",
+    "compare-worlds",
+    "profile",
+    "calibrate",
 )
 
 

@@ -20,13 +20,16 @@ from edgewise.commands import (
     balancer,
     bench,
     bound,
+    calibrate,
     client,
+    compare_worlds,
     configs,
     doctor,
     evaluate,
     explain,
     models,
     node,
+    profile,
     relay,
     scenarios,
     simulate,
@@ -40,6 +43,7 @@ from edgewise.errors import EdgewiseError, MissingExtra
 MAIN = "The main job"
 LOOK = "What there is"
 STUDY = "Studies in the simulator"
+FIDELITY = "How true the simulator is"
 HAND = "One process each (docs/by-hand.md)"
 
 app = typer.Typer(
@@ -100,6 +104,9 @@ app.command(rich_help_panel=STUDY)(tune.tune)
 app.command(rich_help_panel=STUDY)(bound.bound)
 app.command(rich_help_panel=STUDY)(train.train)
 app.command(rich_help_panel=MAIN)(explain.explain)
+app.command(rich_help_panel=FIDELITY)(compare_worlds.compare_worlds)
+app.command(rich_help_panel=FIDELITY)(profile.profile)
+app.command(rich_help_panel=FIDELITY)(calibrate.calibrate)
 app.command(rich_help_panel=HAND)(balancer.balancer)
 app.command(rich_help_panel=HAND)(node.node)
 app.command(rich_help_panel=HAND)(relay.relay)

@@ -36,7 +36,7 @@ def services_of(scenario: Scenario) -> tuple[Service, ...]:
 
 def _service(server: str, spec: ServiceSpec, speed: float) -> Service:
     accuracy, latency, size = spec.accuracy, spec.latency, spec.input_size
-    saving = 0.0
+    saving = 0.0 if spec.ready_saving is None else spec.ready_saving
     if accuracy is None or latency is None or spec.model in {r.name for r in zoo.rungs()}:
         rung = zoo.rung(spec.model)
         measured = rung.measured
@@ -44,7 +44,8 @@ def _service(server: str, spec: ServiceSpec, speed: float) -> Service:
         size = rung.size if size is None else size
         if measured is None:
             raise ModelError(f"{spec.model}: no latency was measured; give `latency`")
-        saving = READY_SAVING_SHARE * measured.decode_s
+        if spec.ready_saving is None:
+            saving = READY_SAVING_SHARE * measured.decode_s
         latency = (measured.predict_s + measured.decode_s,) if latency is None else latency
     size = 224 if size is None else size
     return Service(

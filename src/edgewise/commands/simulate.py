@@ -203,6 +203,7 @@ def _make(out: Path) -> None:
 
 def _write(out: Path, world: Scenario, ended: dict[str, list[Episode]], summary: bytes) -> None:
     """The files of `up`; one folder per policy and seed if there are several."""
+    from edgewise.fidelity.files import record
     from edgewise.policy import label
     from edgewise.scenario import dump
 
@@ -215,61 +216,4 @@ def _write(out: Path, world: Scenario, ended: dict[str, list[Episode]], summary:
                 where = where / label(policy)
             if len(each) > 1:
                 where = where / f"seed-{episode.scenario.seed}"
-            _record(where, episode)
-
-
-def _record(out: Path, episode: Episode) -> None:
-    try:
-        from edgewise.live import records
-        from edgewise.live.recorder import Recorder
-    except ImportError as error:
-        from edgewise.errors import MissingExtra
-
-        raise MissingExtra("live", error.name or "pyarrow") from None
-    from edgewise.domain import Command, Decision, ShedReason
-    from edgewise.score import Shape, score
-    from edgewise.sim.results import candidates
-
-    score_of = episode.scenario.score
-    shape = Shape(grace=score_of.grace, accuracy_weight=score_of.accuracy_weight)
-    of_row = candidates(episode.services)
-    tables = [records.REQUESTS, records.OUTCOMES, records.DECISIONS, records.REPORTS]
-    with Recorder(out, tables, patient=True) as recorder:
-        together = zip(
-            episode.requests(), episode.outcomes(), episode.sim.world.results, strict=True
-        )
-        for report, received in episode.reports():
-            recorder.add(records.REPORTS, report, received, 0.0)
-        for request, outcome, result in together:
-            recorder.add(records.REQUESTS, request, None, outcome.label)
-            recorder.add(records.OUTCOMES, outcome, score(request, outcome, shape))
-            if result["row"] < 0:
-                continue
-            picked = of_row[result["row"]]
-            shed = picked is None
-            decision = Decision(
-                request=request.id,
-                ranked=() if picked is None else (picked,),
-                rows=(int(result["row"]),),
-                probability=float(result["probability"]),
-                policy=episode.policy,
-                at=float(result["decided_at"]),
-                reason=ShedReason(outcome.reason) if shed and outcome.reason else None,
-            )
-            command = Command(
-                request=request.id,
-                sequence=int(result["command"]),
-                dispatch=int(result["dispatch"]),
-                server=picked.server if picked else None,
-                model=picked.model if picked else None,
-                form=picked.form if picked else 0,  # type: ignore[arg-type]
-            )
-            predicted = None if shed else float(result["predicted"])
-            recorder.add(
-                records.DECISIONS,
-                request,
-                decision,
-                command,
-                "metadata",
-                predicted,
-            )
+            record(where, episode)

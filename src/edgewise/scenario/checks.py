@@ -46,6 +46,8 @@ def link_events(scenario: Scenario) -> tuple[tuple[str, LinkEvent], ...]:
 
 
 def _problems(scenario: Scenario) -> Iterator[Problem]:
+    if scenario.profile is not None:
+        yield "$.profile", "a profile is read with its scenario's file; in Python, give latencies"
     yield from _servers(scenario)
     yield from _network(scenario)
     yield from _workload(scenario)

@@ -22,6 +22,7 @@ from edgewise.errors import ScenarioError
 from edgewise.scenario.checks import check
 from edgewise.scenario.network import NetworkSpec
 from edgewise.scenario.problems import explain, nearest
+from edgewise.scenario.profile import fill_in
 from edgewise.scenario.schema import Scenario
 
 _SUFFIXES = (".yaml", ".yml", ".json")
@@ -73,6 +74,11 @@ def loads(text: str, file: str = "<scenario>", folder: str | Path = ".") -> Scen
         raise ScenarioError(file, "$", f"expected a mapping with name, servers, …, got {what}")
     _spell_out(raw)
     _absolute(raw, Path(folder).resolve())
+    profile = raw.pop("profile", None)
+    if isinstance(profile, str) and profile:
+        fill_in(raw, Path(folder).resolve() / Path(profile).expanduser())
+    elif profile is not None:
+        raise ScenarioError(file, "$.profile", f"expected a file, got {profile!r:.60}")
     try:
         scenario = msgspec.convert(raw, Scenario)
     except msgspec.ValidationError as error:

@@ -33,6 +33,9 @@ class ServiceSpec(Strict, frozen=True, kw_only=True):
     """[s] To run a batch of 1, 2, … at speed 1, decoding included. Default: measured, zoo."""
     input_size: Annotated[int, Meta(ge=1, le=4096)] | None = None
     """[pixels] Side of the square input. Default: the zoo's."""
+    ready_saving: Annotated[float, Meta(ge=0.0, le=600.0)] | None = None
+    """[s] Of `latency`, that a model-ready payload saves at speed 1. Default: three quarters of
+    the decoding time measured of that rung; 0 for a model that is not in the zoo."""
 
 
 class ServerSpec(Strict, frozen=True, kw_only=True):
@@ -181,6 +184,11 @@ class Scenario(Strict, frozen=True, kw_only=True):
     """Servers that go *down* or *slow*, balancers that fall *mute*. Default: none."""
     balancers: Annotated[int, Meta(ge=1, le=64)] = 1
     """Balancer processes; each decides for a part of the requests. Default: one knows most."""
+    profile: str | None = None
+    """File of `edgewise profile`, relative to this one: fills in what is not given of
+    ``servers.….services[].latency`` and ``ready_saving``, ``service_noise.cv`` and
+    ``prepare.seconds``. Read with the scenario, in which it is null from then on.
+    Default: what was measured of the zoo on the authors' machine."""
     score: ScoreSpec = ScoreSpec()
     """What an answer is worth. Default: soft deadline, accuracy as it is."""
 

@@ -1,0 +1,272 @@
+"""Measure how true the simulator is, and write docs/fidelity.md.
+
+    python scripts/fidelity.py [--quick] [--work DIR] [--seeds N] [--policies P,P]
+                               [--only PART,…] [--write-only]
+
+Runs the commands one after the other, each with the JSON of its answer in the work folder; what is
+there is not measured again, so an interrupted run goes on, and a part is measured anew by removing
+its file. Needs a machine with nothing else on it. On two cores the whole takes about 40 minutes,
+``--quick`` (a third of the duration, one seed, two policies) about 10. With ``--write-only`` the
+document is made of what is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from edgewise import zoo
+from edgewise.scenario import dump, load, presets
+from edgewise.sim import families
+
+ROOT = Path(__file__).parents[1]
+DOCUMENT = ROOT / "docs" / "fidelity.md"
+PICTURE = ROOT / "docs" / "fidelity.svg"
+BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
+
+POLICIES = "earliest_completion,priced_greedy,peak_ewma,local"
+"""Two that know the network, one that knows servers only, one that knows nothing."""
+QUICK_POLICIES = "earliest_completion,local"
+WORLDS = (2, 7, 11)
+"""Seeds of the training family: three sampled worlds, by no result."""
+REAL = "three-sites"
+"""The preset of the real models: two thirds of a core, which this machine can carry."""
+
+
+class Part:
+    """One command and where its JSON goes."""
+
+    def __init__(self, name: str, *arguments: str) -> None:
+        self.name = name
+        self.arguments = arguments
+
+
+def parts(options: argparse.Namespace, work: Path) -> Iterator[Part]:
+    """Every part, in order; later ones use files of earlier ones."""
+    few = ["--seeds", str(options.seeds)]
+    for name in presets():
+        yield Part(
+            f"emulated-{name}", "compare-worlds", name, "--policy", options.policies,
+            *duration(name, options.quick), *few, "--out", str(work / f"emulated-{name}"),
+        )  # fmt: skip
+    for seed in WORLDS:
+        file = work / f"train-{seed}.yaml"
+        if not file.exists():
+            file.write_text(dump(families.scenario("train", seed)), encoding="utf-8")
+        yield Part(
+            f"emulated-train-{seed}", "compare-worlds", str(file), "--policy", options.policies,
+            *duration(str(file), options.quick), *few,
+            "--out", str(work / f"emulated-train-{seed}"),
+        )  # fmt: skip
+    if all(zoo.find(rung.name) is not None for rung in zoo.rungs()):
+        profile = work / "profile.yaml"
+        yield Part(
+            "profile", "profile", "--runs", "20" if options.quick else "100", "--out", str(profile)
+        )
+        # The preset gives no latencies, noise or preparation time: the profile has them all.
+        file = work / "real.yaml"
+        text = presets()[REAL].read_text(encoding="utf-8")
+        file.write_text(f"{text}profile: {profile}\n", encoding="utf-8")
+        yield Part(
+            "real", "compare-worlds", str(file), "--real", "--policy", options.policies,
+            *duration(REAL, options.quick), *few, "--out", str(work / "real-runs"),
+        )  # fmt: skip
+    # The same fleet recorded twice, on other requests.
+    for seed in (101, 102):
+        yield Part(
+            f"recorded-{seed}", "compare-worlds", "three-sites", "--seed", str(seed),
+            *duration("three-sites", options.quick), "--out", str(work / f"recorded-{seed}"),
+        )  # fmt: skip
+    runs = [
+        work / f"recorded-{seed}" / "emulated" / load("three-sites").policy / f"seed-{seed}"
+        for seed in (101, 102)
+    ]
+    yield Part(
+        "calibrate", "calibrate", str(runs[0]), "--against", str(runs[1]),
+        "--out", str(work / "calibrated.yaml"),
+    )  # fmt: skip
+
+
+def duration(scenario: str, quick: bool) -> Sequence[str]:
+    """A third of it, at least 3 s."""
+    if not quick:
+        return ()
+    return ("--duration", f"{max(3.0, load(scenario).workload.duration / 3.0):.3g}")
+
+
+def measure(part: Part, work: Path) -> None:
+    """Run a part unless its JSON is there. Ends the program with the command's own message."""
+    file = work / f"{part.name}.json"
+    if file.exists():
+        return
+    print(f"{part.name}: edgewise {' '.join(part.arguments)}", flush=True)
+    partial = file.with_suffix(".part")
+    done = subprocess.run(
+        [sys.executable, "-m", "edgewise", *part.arguments, "--json", str(partial)],
+        env=os.environ | {"COLUMNS": "120"},
+        check=False,
+    )
+    if done.returncode != 0:
+        sys.exit(f"{part.name}: ended with {done.returncode}")
+    os.replace(partial, file)
+
+
+# -- the document --------------------------------------------------------------------------------
+
+
+def read(work: Path, name: str) -> Any:
+    file = work / f"{name}.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+
+
+def verdict_rows(name: str, found: dict[str, Any]) -> Iterator[str]:
+    ranking = "same" if found["same_ranking"] else "differs"
+    for each in found["policies"]:
+        first, second = (world["utility"] for world in each["worlds"])
+        half = "" if each["plus_minus"] is None else f" ± {each['plus_minus']:.3f}"
+        within = "yes" if each["within"] else "**no**"
+        yield (
+            f"| {name} | {each['policy']} | {first:.3f} | {second:.3f} | "
+            f"{each['difference']:+.3f}{half} | {within} | {ranking} |"
+        )
+
+
+def verdict_table(work: Path, names: Sequence[str]) -> list[str]:
+    lines = [
+        "| scenario | policy | simulated | processes | Δ utility | within | ranking |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    notes: list[str] = []
+    for name in names:
+        found = read(work, name)
+        if found is None:
+            lines.append(f"| {name} | not measured | | | | | |")
+            continue
+        short = name.removeprefix("emulated-")
+        lines += verdict_rows(short, found)
+        notes += [f"- {short}: {note}." for note in found["notes"]]
+        notes += [
+            f"- {short}: {a} − {b} is {each['gaps'][0]:+.3f} simulated and "
+            f"{each['gaps'][1]:+.3f} on processes"
+            + (f", the smaller gap ± {each['noise']:.3f}." if each["noise"] is not None else ".")
+            for each in found["inversions"]
+            for a, b in [each["policies"]]
+        ]
+    return [*lines, "", *notes]
+
+
+def stage_table(pair: dict[str, Any], worlds: Sequence[str]) -> list[str]:
+    heads = " | ".join(f"{p} {w}" for p in ("p50", "p95") for w in worlds)
+    lines = [f"| ms | {heads} |", "|---|---|---|---|---|"]
+    for stage in pair["worlds"][0]["spreads"]:
+        spreads = [world["spreads"][stage] for world in pair["worlds"]]
+        cells = [spread[p] for p in ("p50_ms", "p95_ms") for spread in spreads]
+        said = " | ".join("–" if cell is None else f"{cell:.1f}" for cell in cells)
+        lines.append(f"| {stage} | {said} |")
+    return lines
+
+
+def measured(work: Path, options: argparse.Namespace) -> str:
+    """The tables as Markdown."""
+    names = [f"emulated-{each}" for each in (*presets(), *(f"train-{s}" for s in WORLDS))]
+    command = "python scripts/fidelity.py" + (" --quick" if options.quick else "")
+    versions = ", ".join(f"{each} {version(each)}" for each in ("edgewise", "numpy", "onnxruntime"))
+    lines = [
+        BEGIN, "",
+        f"`{command}`, seeds per scenario: {options.seeds}, Python {platform.python_version()}, "
+        f"{versions}, {os.cpu_count()} cores.", "",
+        "### Simulated and emulated", "",
+        "Same requests, recorded latencies, relays. ± is a 95 % interval; within: |Δ| ≤ 0.02.", "",
+        *verdict_table(work, names),
+    ]  # fmt: skip
+    found = read(work, "emulated-three-sites")
+    if found is not None:
+        pair = found["policies"][0]
+        lines += ["", f"Stage by stage, three-sites under {pair['policy']}; transfer: of those "
+                  "that were moved.", "", *stage_table(pair, found["worlds"])]  # fmt: skip
+        picture = work / "emulated-three-sites" / "stages.svg"
+        if picture.exists():
+            PICTURE.write_bytes(picture.read_bytes())
+            lines += ["", "![Share of requests by time in each stage](fidelity.svg)"]
+    lines += ["", "### Simulated and real models", ""]
+    profile = read(work, "profile")
+    if profile is None:
+        lines += ["Not measured: the models are not prepared (`edgewise models prepare`)."]
+    else:
+        lines += [
+            f"`{profile['command']}` on {profile['machine']}; ms.", "",
+            "| model | mean | p95 | CPU | model-ready | σ of log | × with 2 | batch of 4, each |",
+            "|---|---|---|---|---|---|---|---|",
+        ]  # fmt: skip
+        for name, each in profile["models"].items():
+            original, batch = each["original"], each["batch"]
+            lines.append(
+                f"| {name} | {1e3 * original['mean']:.1f} | {1e3 * original['p95']:.1f} | "
+                f"{1e3 * original['cpu']:.1f} | {1e3 * each['model_ready']['mean']:.1f} | "
+                f"{original['sigma']:.2f} | {each['slowdown'].get('2', 1.0):.2f} | "
+                f"{1e3 * batch.get('4', 0.0) / 4:.1f} |"
+            )
+        lines += ["", f"{REAL} with that profile; within: |Δ| ≤ 0.04.", "",
+                  *verdict_table(work, ["real"])]  # fmt: skip
+    lines += ["", "### Calibrated", ""]
+    said = read(work, "calibrate")
+    if said is None:
+        lines += ["Not measured."]
+    else:
+        lines += [
+            "An emulated run of three-sites, fitted; *was* is what its scenario says.", "",
+            "| figure | was | found | unit | observations | |", "|---|---|---|---|---|---|",
+        ]  # fmt: skip
+        for each in said["calibration"]["fitted"]:
+            was, now = ("–" if v is None else f"{v:.4g}" for v in (each["was"], each["found"]))
+            cells = (each["what"], was, now, each["unit"], str(each["count"]), each["note"])
+            lines.append(f"| {' | '.join(cells)} |")
+        if said["against"] is not None:
+            pair = said["against"]["policies"][0]
+            first, second = (world["utility"] for world in pair["worlds"])
+            lines += [
+                "", f"Simulated on {len(said['against']['seeds'])} seeds and held against a second "
+                f"run (other requests): expected utility {first:.3f} and {second:.3f}, "
+                f"Δ {pair['difference']:+.3f} ± {pair['plus_minus'] or 0:.3f}.", "",
+                *stage_table(pair, said["against"]["worlds"]),
+            ]  # fmt: skip
+    return "\n".join([*lines, "", END])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="a third of the time, one seed")
+    parser.add_argument("--work", type=Path, default=Path("runs/fidelity"), help="folder of parts")
+    parser.add_argument("--seeds", type=int, default=None, help="per scenario; default 3")
+    parser.add_argument("--policies", default=None, metavar="P,P", help=f"default {POLICIES}")
+    parser.add_argument("--only", default=None, metavar="PART,PART", help="by name, to try")
+    parser.add_argument("--write-only", action="store_true", help="measure nothing")
+    options = parser.parse_args()
+    options.seeds = options.seeds or (1 if options.quick else 3)
+    options.policies = options.policies or (QUICK_POLICIES if options.quick else POLICIES)
+    work = options.work.absolute()
+    work.mkdir(parents=True, exist_ok=True)
+    if not options.write_only:
+        every = list(parts(options, work))
+        if options.only is not None:
+            every = [part for part in every if part.name in options.only.split(",")]
+        for number, part in enumerate(every, 1):
+            print(f"[{number}/{len(every)}] {part.name}", flush=True)
+            measure(part, work)
+    text = DOCUMENT.read_text(encoding="utf-8")
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    DOCUMENT.write_text(before + measured(work, options) + after, encoding="utf-8")
+    print(f"written: {DOCUMENT}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,434 @@
+"""A recorded run as a scenario that reproduces it.
+
+What comes in: the folder of a run (of `edgewise up`, or of `simulate --out`). What goes out: the
+run's own scenario with the figures that its records tell otherwise, and a list of what was fitted,
+from how many observations, and what it was before.
+
+Fitted: service times and what model-ready saves (per service), their noise, rates and delays of
+links (access, and between servers), the report period and delay, the arrival process, the shares of
+ingresses and demands, and payload sizes if they are drawn. Kept: who runs what, workers, speeds,
+failures, slow spells, and whatever has too few observations or a bandwidth that varies (`Fitted`
+says so).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+from msgspec import Struct
+from numpy.typing import NDArray
+
+from edgewise.domain import Form, Service
+from edgewise.errors import BadInput
+from edgewise.fidelity import fit
+from edgewise.fidelity.compare import column, joined
+from edgewise.live import records
+from edgewise.live.evaluate import SCENARIO
+from edgewise.live.recorder import read
+from edgewise.roster import services_of
+from edgewise.scenario import (
+    Arrivals,
+    ConstantArrivals,
+    Demand,
+    LinkSpec,
+    LognormalPayload,
+    MmppArrivals,
+    PoissonArrivals,
+    Scenario,
+    ServerSpec,
+    ServiceNoise,
+    WorkloadSpec,
+    check,
+    load,
+)
+
+Floats = fit.Floats
+
+ENOUGH = 12
+"""Observations, below which a figure is kept as it was: the standard error of a mean at 15 % noise
+is then 4 %."""
+ENOUGH_TRANSFERS = 20
+"""The same of links, of which two figures are fitted."""
+DEMANDS_MAX = 16
+"""Different accuracies demanded; if there are more they are no classes, and are kept."""
+SAME_CLOCK = 0.005
+"""s. Clocks that are said to differ by less are one: what is left is the delay being measured."""
+
+
+class Fitted(Struct, frozen=True, kw_only=True):
+    """One figure of the scenario."""
+
+    what: str
+    """Where it stands in the scenario file."""
+    unit: str
+    was: float | None
+    found: float | None
+    """None: kept as it was."""
+    count: int
+    """Observations."""
+    note: str = ""
+
+
+class Calibration(Struct, frozen=True, kw_only=True):
+    """What a run tells."""
+
+    run: str
+    requests: int
+    fitted: tuple[Fitted, ...]
+    report_delay: float | None
+    """s, median from a report's moment to its being there; None: no reports were recorded. Not in
+    the scenario, which has no such figure: it is for the simulation (`sim.world.Options`)."""
+
+
+class _Record:
+    """A run's tables, and the scenario as it is changed."""
+
+    def __init__(self, folder: Path) -> None:
+        file = folder / SCENARIO
+        if not file.is_file():  # simulate has it above the folders of policies and seeds
+            above = [each / SCENARIO for each in folder.absolute().parents[:3]]
+            file = next((each for each in above if each.is_file()), file)
+        self.scenario: Scenario = load(file)
+        self.table: pa.Table = joined(folder)
+        self.services: tuple[Service, ...] = services_of(self.scenario)
+        self.server = np.array(self.table.column("server").to_pylist(), dtype=object)
+        self.model = np.array(self.table.column("model").to_pylist(), dtype=object)
+        self.ingress = np.array(self.table.column("ingress").to_pylist(), dtype=object)
+        self.form = column(self.table, "form")
+        self.sent = column(self.table, "sent_at")
+        self.begun = float(self.sent.min())
+        self.fitted: list[Fitted] = []
+
+    def column(self, name: str) -> Floats:
+        return column(self.table, name)
+
+    def stamp(self, name: str) -> Floats:
+        """s from the first request."""
+        return self.column(f"stamp_{name}") - self.begun
+
+    def note(
+        self,
+        what: str,
+        unit: str,
+        was: float | None,
+        found: float | None,
+        count: int,
+        note: str = "",
+    ) -> None:
+        self.fitted.append(
+            Fitted(what=what, unit=unit, was=was, found=found, count=count, note=note)
+        )
+
+
+def calibrate(folder: Path) -> tuple[Scenario, Calibration]:
+    """The scenario that the run in `folder` tells of, and what was fitted.
+
+    Raises BadInput for a folder that is no run, or of several policies or seeds.
+    """
+    if not any((folder / f"requests.{each}").exists() for each in ("parquet", "parts")):
+        raise BadInput(
+            f"{folder}: expected the folder of one policy and seed, with requests.parquet"
+        )
+    record = _Record(folder)
+    scenario = record.scenario
+    servers, noise = _services(record)
+    links, access = _links(record)
+    period, delay = _reports(record, folder)
+    workload = _workload(record)
+    replace = msgspec.structs.replace
+    found = replace(
+        scenario,
+        name=f"{scenario.name[:53]}-calibrated",
+        about=f"calibrated from a recorded run of {scenario.name}",
+        servers=servers,
+        service_noise=noise,
+        report_period=period,
+        network=replace(scenario.network, links=links, access_links=access),
+        workload=workload,
+    )
+    return check(found), Calibration(
+        run=str(folder),
+        requests=record.table.num_rows,
+        fitted=tuple(record.fitted),
+        report_delay=delay,
+    )
+
+
+# -- service times -------------------------------------------------------------------------------
+
+
+def _services(record: _Record) -> tuple[dict[str, ServerSpec], ServiceNoise]:
+    replace = msgspec.structs.replace
+    execute = record.column("stage_execute")
+    groups: list[Floats] = []
+    found: dict[tuple[str, str], tuple[tuple[float, ...], float]] = {}
+    for service in record.services:
+        mine = (record.server == service.server) & (record.model == service.model)
+        mine &= np.isfinite(execute) & (execute > 0.0)
+        original = execute[mine & (record.form != Form.MODEL_READY)]
+        ready = execute[mine & (record.form == Form.MODEL_READY)]
+        speed = record.scenario.servers[service.server].speed
+        where = f"servers.{service.server}.{service.model}"
+        was, count = service.latency[0] * speed, len(original) + len(ready)
+        if len(service.latency) > 1:
+            record.note(f"{where}.latency", "s", was, None, count, "kept: it runs batches")
+            continue
+        if max(len(original), len(ready)) < ENOUGH:
+            record.note(f"{where}.latency", "s", was, None, count, "kept: too few")
+            continue
+        groups += [each for each in (original, ready) if len(each) >= ENOUGH]
+        latency, saving = _service_time(service, original, ready)
+        found[service.server, service.model] = ((latency * speed,), saving * speed)
+        record.note(f"{where}.latency", "s", was, latency * speed, count)
+        if len(ready) >= ENOUGH:
+            old = service.ready_saving * speed
+            record.note(f"{where}.ready_saving", "s", old, saving * speed, len(ready))
+    servers = {
+        name: replace(
+            server,
+            services=tuple(
+                replace(
+                    spec,
+                    latency=found[name, spec.model][0],
+                    ready_saving=found[name, spec.model][1],
+                )
+                if (name, spec.model) in found
+                else spec
+                for spec in server.services
+            ),
+        )
+        for name, server in record.scenario.servers.items()
+    }
+    noise = record.scenario.service_noise
+    if groups:
+        cv = math.sqrt(math.expm1(fit.sigma_of(groups) ** 2))
+        record.note("service_noise.cv", "ratio", noise.cv, cv, sum(map(len, groups)))
+        noise = replace(noise, cv=cv)
+    return servers, noise
+
+
+def _service_time(service: Service, original: Floats, ready: Floats) -> tuple[float, float]:
+    """Latency of a photo as it came and what model-ready saves, s on this server.
+
+    Of the form that was not seen enough: in the proportion that the scenario has.
+    """
+    was, saved = service.latency[0], service.ready_saving
+    if len(original) >= ENOUGH:
+        latency = fit.lognormal(original)[0]
+        if len(ready) >= ENOUGH:
+            return latency, max(0.0, latency - fit.lognormal(ready)[0])
+        return latency, saved * latency / was
+    times = fit.lognormal(ready)[0] / max(was - saved, 0.1 * was)
+    return was * times, saved * times
+
+
+# -- links ---------------------------------------------------------------------------------------
+
+
+def _links(record: _Record) -> tuple[dict[str, LinkSpec], dict[str, LinkSpec]]:
+    network = record.scenario.network
+    links, access = dict(network.links), dict(network.access_links)
+    size = record.column("payload_bytes")
+    sent, uploaded = record.stamp("sent"), record.stamp("uploaded")
+    for name in record.scenario.servers:
+        full, spec = record.scenario.access_of(name)
+        mine = (record.ingress == name) & np.isfinite(uploaded)
+        new = _link(record, full, spec, sent[mine], size[mine], uploaded[mine])
+        if new is not None:
+            access[name] = new
+    decided, there = record.stamp("decided"), record.stamp("transferred")
+    moved = np.array([s is not None for s in record.server]) & (record.server != record.ingress)
+    moved &= np.isfinite(decided) & np.isfinite(there) & np.isfinite(uploaded)
+    start, sizes = _transfers(record, size, decided, uploaded)
+    original = record.form != Form.MODEL_READY
+    for key, full, spec, of in _between(record):
+        mine = moved & of
+        new = _link(
+            record,
+            full,
+            spec,
+            start[mine],
+            sizes[mine],
+            there[mine],
+            uploaded[mine],
+            original[mine],
+        )
+        if new is not None:
+            links[key] = new
+    return links, access
+
+
+def _between(record: _Record) -> Iterator[tuple[str, str, LinkSpec, NDArray[np.bool_]]]:
+    """Key in ``network.links``, full name, figures and whose requests, of links between servers."""
+    names = record.scenario.server_names
+    uplink = record.scenario.network.topology == "uplink"
+    for a in names:
+        others = [b for b in names if b != a]
+        for b in others[:1] if uplink else others:
+            full, spec = record.scenario.link_between(a, b)
+            of = record.ingress == a
+            yield (a, full, spec, of) if uplink else (full, full, spec, of & (record.server == b))
+
+
+def _transfers(
+    record: _Record, size: Floats, decided: Floats, uploaded: Floats
+) -> tuple[Floats, Floats]:
+    """When each request's transfer began, and its bytes.
+
+    The original goes from the decision on. The model-ready form has to be made first, of the whole
+    photo; how long it waited for that nobody records, but what the ingress was running meanwhile is
+    known.
+    """
+    ready = (record.form == Form.MODEL_READY) & (record.server != record.ingress)
+    bytes_of = {(each.server, each.model): each.ready_bytes for each in record.services}
+    pairs = zip(record.server, record.model, strict=True)
+    made = np.array([bytes_of.get(pair, 0) for pair in pairs], np.float64)
+    start = decided.copy()
+    prepare = record.scenario.prepare
+    began, ended = record.stamp("started"), record.stamp("finished")
+    for name, server in record.scenario.servers.items():
+        mine = np.flatnonzero(ready & (record.ingress == name) & np.isfinite(decided + uploaded))
+        asked = np.maximum(decided, uploaded)[mine]
+        mine = mine[np.argsort(asked)]
+        here = (record.server == name) & np.isfinite(began + ended)
+        if prepare.on == "own":
+            here[:] = False
+        start[mine] = fit.conversions(
+            np.sort(asked),
+            prepare.seconds / server.speed,
+            1 if prepare.on == "own" else server.workers,
+            began[here],
+            ended[here],
+        )
+    return start, np.where(ready, made, size)
+
+
+def _link(
+    record: _Record,
+    name: str,
+    spec: LinkSpec,
+    starts: Floats,
+    sizes: Floats,
+    ends: Floats,
+    least: Floats | None = None,
+    original: NDArray[np.bool_] | None = None,
+) -> LinkSpec | None:
+    """`spec` with what was measured; None if it is kept.
+
+    Judged by transfers of originals if there are enough: when those began is known.
+    """
+    if original is not None and original.sum() < ENOUGH_TRANSFERS:
+        original = None
+    rate_at, delay_at = f"{name}.rate_mbps", f"{name}.delay"
+    resolved = [record.scenario.resolve_link(e.link) for e in record.scenario.network.events]
+    why = ""
+    if spec.trace is not None or spec.outages or name in resolved:
+        why = "kept: its bandwidth varies"
+    elif spec.rate_mbps is None:
+        why = "kept: unlimited"
+    elif len(starts) < ENOUGH_TRANSFERS:
+        why = "kept: too few"
+    if why:
+        record.note(rate_at, "Mbit/s", spec.rate_mbps, None, len(starts), why)
+        return None
+    found = fit.link(starts, sizes, ends, least, original)
+    mbps = found.rate * 8e-6
+    error = f"off by {1e3 * found.error:.1f} ms at the median"
+    record.note(rate_at, "Mbit/s", spec.rate_mbps, mbps, found.count, error)
+    record.note(delay_at, "s", spec.delay, found.delay, found.count)
+    return msgspec.structs.replace(spec, rate_mbps=mbps, delay=found.delay)
+
+
+# -- reports and workload ------------------------------------------------------------------------
+
+
+def _reports(record: _Record, folder: Path) -> tuple[float, float | None]:
+    was = record.scenario.report_period
+    try:
+        table = read(folder, records.REPORTS.name)
+    except BadInput:  # `simulate` keeps them only with --out
+        record.note("report_period", "s", was, None, 0, "kept: no reports were recorded")
+        return was, None
+    server = np.array(table.column("server").to_pylist(), dtype=object)
+    at, received = column(table, "at"), column(table, "received")
+    ahead = column(table, "clock_ahead")
+    each = [fit.report_period(at[server == name]) for name in record.scenario.servers]
+    known = [period for period in each if period is not None]
+    if not known:
+        record.note("report_period", "s", was, None, len(at), "kept: too few")
+        return was, None
+    period = float(np.median(known))
+    ahead = np.where(np.abs(ahead) < SAME_CLOCK, 0.0, ahead)
+    delay = max(0.0, float(np.median(received - at + ahead)))
+    record.note("report_period", "s", was, period, len(at))
+    record.note("report delay", "s", None, delay, len(at), "not in the file")
+    return period, delay
+
+
+def _workload(record: _Record) -> WorkloadSpec:
+    replace = msgspec.structs.replace
+    workload, count = record.scenario.workload, record.table.num_rows
+    times = np.sort(record.sent) - record.begun
+    duration = max(workload.duration, float(times[-1]) + 1e-9)
+    arrivals: Arrivals = workload.arrivals
+    was, kind = arrivals.mean_rate, "workload.arrivals"
+    found = fit.arrivals(times, duration)
+    if found is None:
+        arrivals = ConstantArrivals(rate=count / duration)
+        record.note(kind, "1/s", was, arrivals.rate, count, "constant")
+    elif isinstance(found, fit.Bursts):
+        bursts = MmppArrivals(rates=found.rates, sojourns=found.sojourns)
+        # A run has few sojourns, so their weights are uncertain; how many requests came is not.
+        rates = tuple(each * count / duration / bursts.mean_rate for each in found.rates)
+        arrivals = replace(bursts, rates=rates)
+        said = "bursts: " + ", ".join(
+            f"{rate:.3g}/s for {stay:.3g} s"
+            for rate, stay in zip(rates, found.sojourns, strict=True)
+        )
+        record.note(kind, "1/s", was, count / duration, count, said)
+    else:
+        arrivals = PoissonArrivals(rate=found)
+        record.note(kind, "1/s", was, found, count, "poisson")
+    shares = {name: float((record.ingress == name).sum()) for name in record.scenario.servers}
+    total = math.fsum(workload.ingress.values())
+    for name, mine in shares.items():
+        old = workload.ingress.get(name, 0.0) / total
+        record.note(f"workload.ingress.{name}", "share", old, mine / count, count)
+    payload = workload.payload
+    if isinstance(payload, LognormalPayload):
+        logs = np.log(record.column("payload_bytes"))
+        median, sigma = math.exp(float(np.median(logs))), float(logs.std())
+        record.note("workload.payload.median_bytes", "bytes", payload.median_bytes, median, count)
+        record.note("workload.payload.sigma", "", payload.sigma, sigma, count)
+        payload = LognormalPayload(median_bytes=median, sigma=sigma)
+    return replace(
+        workload,
+        duration=duration,
+        arrivals=arrivals,
+        ingress={name: mine for name, mine in shares.items() if mine > 0.0},
+        demands=_demands(record),
+        payload=payload,
+    )
+
+
+def _demands(record: _Record) -> tuple[Demand, ...]:
+    """A class per accuracy demanded, with the range of its deadlines."""
+    accuracy, deadline = record.column("accuracy"), record.column("deadline")
+    levels = np.unique(accuracy)
+    demands = record.scenario.workload.demands
+    if len(levels) > DEMANDS_MAX:
+        record.note("workload.demands", "", None, None, len(levels), "kept: no classes")
+        return demands
+    found = []
+    for level in levels.tolist():
+        mine = deadline[accuracy == level]
+        low, high = float(mine.min()), float(mine.max())
+        span: float | tuple[float, float] = low if high - low < 1e-9 * high else (low, high)
+        found.append(Demand(share=float(len(mine)), deadline=span, accuracy=level))
+    record.note("workload.demands", "classes", len(demands), len(found), len(accuracy))
+    return tuple(found)

@@ -1,0 +1,62 @@
+"""A simulated episode as the files that a live run writes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edgewise.domain import Command, Decision, Form, ShedReason
+from edgewise.errors import MissingExtra
+from edgewise.score import Shape, score
+from edgewise.sim.results import candidates
+from edgewise.sim.simulate import Episode
+
+try:
+    from edgewise.live import records
+    from edgewise.live.recorder import Recorder
+except ImportError as error:
+    raise MissingExtra("live", error.name or "pyarrow") from None
+
+
+def record(out: Path, episode: Episode) -> None:
+    """Write the files of `edgewise up` into the folder `out`.
+
+    Reports too if the episode kept them (`Options.keep_reports`). Raises BadInput if the folder
+    cannot be made.
+    """
+    score_of = episode.scenario.score
+    shape = Shape(grace=score_of.grace, accuracy_weight=score_of.accuracy_weight)
+    of_row = candidates(episode.services)
+    tables = [records.REQUESTS, records.OUTCOMES, records.DECISIONS, records.REPORTS]
+    with Recorder(out, tables, patient=True) as recorder:
+        together = zip(
+            episode.requests(), episode.outcomes(), episode.sim.world.results, strict=True
+        )
+        if episode.sim.world.clock["keep_reports"][0]:
+            for report, received in episode.reports():
+                recorder.add(records.REPORTS, report, received, 0.0)
+        for request, outcome, result in together:
+            recorder.add(records.REQUESTS, request, None, outcome.label)
+            recorder.add(records.OUTCOMES, outcome, score(request, outcome, shape))
+            if result["row"] < 0:
+                continue
+            picked = of_row[result["row"]]
+            shed = picked is None
+            decision = Decision(
+                request=request.id,
+                ranked=() if picked is None else (picked,),
+                rows=(int(result["row"]),),
+                probability=float(result["probability"]),
+                policy=episode.policy,
+                at=float(result["decided_at"]),
+                reason=ShedReason(outcome.reason) if shed and outcome.reason else None,
+            )
+            command = Command(
+                request=request.id,
+                sequence=int(result["command"]),
+                dispatch=int(result["dispatch"]),
+                server=picked.server if picked else None,
+                model=picked.model if picked else None,
+                form=picked.form if picked else Form.ORIGINAL,
+            )
+            predicted = None if shed else float(result["predicted"])
+            recorder.add(records.DECISIONS, request, decision, command, "metadata", predicted)

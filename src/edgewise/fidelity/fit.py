@@ -1,0 +1,266 @@
+"""From recorded times to the figures of a scenario. Arrays in, figures out; no files.
+
+Every fit is by medians or absolute errors where it can be: a record of a real fleet has moments in
+which something else was going on.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+
+import numpy as np
+from msgspec import Struct
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+QUARTILES = 1.349
+"""Interquartile range of a normal distribution over its standard deviation."""
+CONSTANT_CV = 0.1
+"""Of the gaps between arrivals, below which they are evenly spaced and only sent late."""
+BIN_REQUESTS = 3.0
+"""Expected arrivals per bin of the burst fit: fewer, and a bin says nothing of the state."""
+BIN_LEAST = 0.1
+"""s. A burst shorter than this is no state."""
+ROUNDS = 200
+"""Of expectation maximisation at most; it has converged long before."""
+
+
+def lognormal(seconds: Floats) -> tuple[float, float]:
+    """Mean and σ of the logarithm, of a lognormal, from its quartiles."""
+    logs = np.log(seconds)
+    low, middle, high = np.percentile(logs, (25, 50, 75))
+    sigma = float(high - low) / QUARTILES
+    return math.exp(float(middle) + 0.5 * sigma**2), sigma
+
+
+def sigma_of(groups: list[Floats]) -> float:
+    """σ of the logarithm within groups whose medians may differ, pooled."""
+    logs = np.concatenate([np.log(each) - np.median(np.log(each)) for each in groups])
+    low, high = np.percentile(logs, (25, 75))
+    return float(high - low) / QUARTILES
+
+
+# -- links ---------------------------------------------------------------------------------------
+
+
+class LinkFit(Struct, frozen=True, kw_only=True):
+    """A link of constant rate that is shared equally."""
+
+    rate: float
+    """bytes/s"""
+    delay: float
+    """s"""
+    error: float
+    """Median absolute error of a transfer's end, s."""
+    count: int
+    """Transfers."""
+
+
+def shared(starts: Floats, sizes: Floats, rate: float) -> Floats:
+    """When transfers are across a link of `rate` bytes/s that all of them share equally, s.
+
+    By virtual time, as `sim.links` (Parekh and Gallager 1993); without propagation delay.
+    """
+    ends = np.empty(len(starts))
+    flows: list[tuple[float, int]] = []
+    now, virtual = 0.0, 0.0
+
+    def until(time: float) -> None:
+        nonlocal now, virtual
+        while flows:
+            tag, which = flows[0]
+            across = now + (tag - virtual) * len(flows) / rate
+            if across > time:
+                virtual += (time - now) * rate / len(flows)
+                break
+            heapq.heappop(flows)
+            ends[which], now, virtual = across, across, tag
+        now = time
+
+    for which in np.argsort(starts, kind="stable").tolist():
+        until(float(starts[which]))
+        heapq.heappush(flows, (virtual + float(sizes[which]), which))
+    until(math.inf)
+    return ends
+
+
+def link(
+    starts: Floats,
+    sizes: Floats,
+    ends: Floats,
+    least: Floats | None = None,
+    judged: NDArray[np.bool_] | None = None,
+) -> LinkFit:
+    """Rate and delay that explain best when transfers arrived.
+
+    Parameters
+    ----------
+    starts, ends:
+        s on one clock: when the first byte was sent, and the last had arrived.
+    sizes:
+        Bytes.
+    least:
+        s, before which a transfer's last byte was not at the sender (it streams on what it
+        receives): it arrives no earlier than a delay after.
+    judged:
+        Which of them the link is judged by; the others only share it. None: all.
+
+    The sum of absolute errors is looked at over four decades of rates, then narrowed by golden
+    section. Raises ValueError for no transfers.
+    """
+    if not len(starts):
+        raise ValueError("expected at least one transfer")
+    before = np.full(len(starts), -np.inf) if least is None else least
+    counts = np.ones(len(starts), bool) if judged is None else judged
+
+    def errors(log_rate: float) -> tuple[float, float, float]:
+        across = np.maximum(shared(starts, sizes, math.exp(log_rate)), before)
+        residual = (ends - across)[counts]
+        delay = max(0.0, float(np.median(residual)))
+        off = np.abs(residual - delay)
+        return float(off.mean()), delay, float(np.median(off))
+
+    alone = float(np.median((sizes / np.maximum(ends - starts, 1e-6))[counts]))
+    grid = np.linspace(math.log(alone / 30.0), math.log(alone * 300.0), 49)
+    found = [errors(float(each))[0] for each in grid]
+    best = int(np.argmin(found))
+    low, high = float(grid[max(0, best - 1)]), float(grid[min(len(grid) - 1, best + 1)])
+    golden = (math.sqrt(5.0) - 1.0) / 2.0
+    for _ in range(28):
+        left, right = high - golden * (high - low), low + golden * (high - low)
+        if errors(left)[0] < errors(right)[0]:
+            high = right
+        else:
+            low = left
+    middle = 0.5 * (low + high)
+    _, delay, error = errors(middle)
+    return LinkFit(rate=math.exp(middle), delay=delay, error=error, count=int(counts.sum()))
+
+
+def conversions(
+    asked: Floats, seconds: float, workers: int, started: Floats, finished: Floats
+) -> Floats:
+    """When each conversion (model-ready) was done, s: first come, first served, before all else.
+
+    Parameters
+    ----------
+    asked:
+        s, in order: when the whole photo and the command were there.
+    seconds:
+        That one takes.
+    workers:
+        Of the server; each runs a conversion or a request.
+    started, finished:
+        s, of the requests that the server ran: a conversion does not interrupt one.
+    """
+    done = np.empty(len(asked))
+    for n, time in enumerate(asked.tolist()):
+        if n:
+            # First come, first served: none begins before the one before it did.
+            time = max(time, float(done[n - 1]) - seconds)
+        while True:
+            running = finished[(started <= time) & (time < finished)]
+            others = done[max(0, n - workers) : n]
+            running = np.concatenate([running, others[others > time]])
+            if len(running) < workers:
+                break
+            time = float(running.min())
+        done[n] = time + seconds
+    return done
+
+
+# -- arrivals ------------------------------------------------------------------------------------
+
+
+class Bursts(Struct, frozen=True, kw_only=True):
+    """A Poisson process whose rate jumps between two states; slow one first."""
+
+    rates: tuple[float, float]
+    """requests/s"""
+    sojourns: tuple[float, float]
+    """s, mean."""
+
+
+def arrivals(times: Floats, duration: float) -> float | Bursts | None:
+    """Rate of a Poisson process (requests/s), or `Bursts` if these explain the times better.
+
+    None: evenly spaced, at count / `duration`. By the Bayesian information criterion over bins.
+    """
+    gaps = np.diff(times)
+    rate = len(times) / duration
+    if len(gaps) > 2 and float(np.std(gaps)) < CONSTANT_CV * float(gaps.mean()):
+        return None
+    width = max(BIN_LEAST, BIN_REQUESTS / rate) if rate > 0.0 else duration
+    bins = int(duration / width)
+    if bins < 20:
+        return rate
+    counts = np.histogram(times, bins, (0.0, bins * width))[0].astype(np.float64)
+    found, gained = _bursts(counts, width)
+    # Three figures more; each must gain half a logarithm of the number of bins.
+    return found if gained > 1.5 * math.log(bins) else rate
+
+
+def _bursts(counts: Floats, width: float) -> tuple[Bursts, float]:
+    """A hidden Markov model of two Poisson states (Baum, Petrie, Soules, Weiss 1970), and by how
+    much its log-likelihood exceeds that of one state."""
+    mean = max(float(counts.mean()), 1e-9)
+    level = np.array([0.6 * mean, 1.8 * mean])
+    jump = np.array([[0.95, 0.05], [0.1, 0.9]])
+    first = np.array([0.6, 0.4])
+    last = -math.inf
+    for _ in range(ROUNDS):
+        # log(count!) is the same for both models and left out.
+        density = np.exp(counts[:, None] * np.log(level / mean) - (level - mean))
+        forward, scale = np.empty((len(counts), 2)), np.empty(len(counts))
+        ahead = first
+        for n, each in enumerate(density):
+            here = ahead * each
+            scale[n] = here.sum()
+            forward[n] = here / scale[n]
+            ahead = forward[n] @ jump
+        backward = np.ones((len(counts), 2))
+        for n in range(len(counts) - 2, -1, -1):
+            backward[n] = jump @ (density[n + 1] * backward[n + 1]) / scale[n + 1]
+        weight = forward * backward
+        pairs = (
+            forward[:-1, :, None]
+            * jump[None]
+            * (density[1:] * backward[1:] / scale[1:, None])[:, None, :]
+        ).sum(axis=0)
+        jump = pairs / pairs.sum(axis=1, keepdims=True)
+        level = np.maximum((weight * counts[:, None]).sum(0) / weight.sum(0), 1e-9)
+        first = weight[0] / weight[0].sum()
+        gained = float(np.log(scale).sum())
+        if gained - last < 1e-6:
+            break
+        last = gained
+    order = np.argsort(level)
+    stay = np.clip(np.diag(jump)[order], 1e-6, 1.0 - 1e-6)
+    rates, sojourns = level[order] / width, -width / np.log(stay)
+    return (
+        Bursts(
+            rates=(float(rates[0]), float(rates[1])),
+            sojourns=(float(sojourns[0]), float(sojourns[1])),
+        ),
+        gained,
+    )
+
+
+# -- reports -------------------------------------------------------------------------------------
+
+
+def report_period(sent: Floats) -> float | None:
+    """s between one server's periodic reports; None for fewer than three.
+
+    The mode of the gaps, to 2 %: some reports come early because something jumped, and the period
+    begins anew with those.
+    """
+    gaps = np.diff(np.sort(sent))
+    gaps = gaps[gaps > 0.0]
+    if len(gaps) < 2:
+        return None
+    logs = np.log(gaps)
+    near = (np.abs(logs[:, None] - logs[None]) < 0.02).sum(axis=1)
+    return float(np.median(gaps[np.abs(logs - logs[int(np.argmax(near))]) < 0.02]))

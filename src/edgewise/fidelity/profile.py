@@ -1,0 +1,211 @@
+"""Services measured on this machine, into a file that a scenario names: ``profile: FILE``.
+
+What is measured, of every model, through the same executor that a node runs (`OnnxExecutor`):
+
+- *service time* of photos one by one, as they come and model-ready, decoding included: its mean,
+  median, 95th percentile and CPU time. Noise is the standard deviation of its logarithm, over
+  photos and moments alike;
+- the *slow-down by concurrency*: the same with 1, 2, … at a time, as a server's workers run them;
+- the *curve over batch size*: seconds for 1, 2, 4, … inputs in one call, decoding left out;
+- decoding and predicting apart; and, once, making a photo model-ready.
+
+Times are elapsed time. On a machine that others use they are longer, and the profile then says
+what a service takes on that busy machine; that is what it is to a scenario that runs there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from edgewise import zoo
+from edgewise.errors import BadInput
+from edgewise.images import Images
+from edgewise.live.executor import Item, OnnxExecutor, Prediction
+from edgewise.preprocess import make_ready
+from edgewise.scenario.profile import Form, ModelProfile, Prepared, Profile
+
+Step = Callable[[str], None]
+"""Called with what has been measured."""
+
+RUNS = 60
+"""Photos per figure: the standard error of a mean at 15 % noise is then 2 %."""
+
+
+def steps(models: Sequence[str], concurrency: Sequence[int], batches: Sequence[int]) -> int:
+    """How often `profile` calls its `step`."""
+    return len(models) * (3 + len(concurrency) + len(batches)) + 1
+
+
+def profile(
+    models: Sequence[str],
+    photos: Images,
+    *,
+    runs: int = RUNS,
+    concurrency: Sequence[int] = (1, 2),
+    batches: Sequence[int] = (1, 2, 4, 8),
+    step: Step = lambda what: None,
+    command: str = "",
+) -> Profile:
+    """Measure `models` (prepared rungs of the zoo) on `photos`, `runs` of them a figure.
+
+    Raises BadInput for no photos, ModelError for a model that is not prepared.
+    """
+    if not len(photos):
+        raise BadInput("--images: there are no photos to measure with")
+    taken = [photos[n % len(photos)].read() for n in range(runs)]
+    made = _prepared(taken)
+    step("making model-ready")
+    measured = {name: _model(name, taken, concurrency, batches, step) for name in models}
+    return Profile(
+        command=command,
+        machine=f"{platform.machine()}, {_cores()} cores usable",
+        versions={
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("numpy", "onnxruntime", "pillow")},
+        },
+        photos=len(photos),
+        runs=runs,
+        prepare=made,
+        models=measured,
+    )
+
+
+def _model(
+    name: str,
+    photos: Sequence[bytes],
+    concurrency: Sequence[int],
+    batches: Sequence[int],
+    step: Step,
+) -> ModelProfile:
+    model = zoo.load(name)
+    size = model.rung.size
+    ready = [make_ready(photo, size) for photo in photos]
+    originals = [Item(request=str(n), model=name, payload=p) for n, p in enumerate(photos)]
+    readies = [
+        Item(request=str(n), model=name, payload=p, ready_size=size) for n, p in enumerate(ready)
+    ]
+    decode, predict = [], []
+    for photo in photos:
+        start = time.perf_counter()
+        array = model.decode(photo)
+        middle = time.perf_counter()
+        model.predict(array)
+        decode.append(middle - start)
+        predict.append(time.perf_counter() - middle)
+    step(f"{name}: decode and predict")
+    with ThreadPoolExecutor(max(concurrency, default=1)) as threads:
+        executor = OnnxExecutor((name,), threads)
+        original = _form(*_run(executor, originals, 1))
+        step(f"{name}: photos as they come")
+        model_ready = _form(*_run(executor, readies, 1))
+        step(f"{name}: model-ready")
+        slow = {1: 1.0}
+        for at_a_time in concurrency:
+            if at_a_time > 1:
+                elapsed, _ = _run(executor, originals, at_a_time)
+                slow[at_a_time] = max(1.0, statistics.fmean(elapsed) / original.mean)
+            step(f"{name}: {at_a_time} at a time")
+    curve = {}
+    for count in batches:
+        curve[count] = _batch(model, count, max(3, len(photos) // (4 * count)))
+        step(f"{name}: batch of {count}")
+    return ModelProfile(
+        original=original,
+        model_ready=model_ready,
+        decode=statistics.median(decode),
+        predict=statistics.median(predict),
+        slowdown=slow,
+        batch=curve,
+    )
+
+
+def _run(
+    executor: OnnxExecutor, items: Sequence[Item], at_a_time: int
+) -> tuple[list[float], list[float]]:
+    """Elapsed and CPU s of each item, `at_a_time` under way, each of those one after the other."""
+    elapsed, cpu = [], []
+
+    async def worker(mine: Sequence[Item]) -> None:
+        for item in mine:
+            start = time.perf_counter()
+            (result,) = await executor.run((item,))
+            elapsed.append(time.perf_counter() - start)
+            if not isinstance(result, Prediction):
+                raise result
+            cpu.append(result.cpu)
+
+    async def all_of_them() -> None:
+        async with asyncio.TaskGroup() as group:
+            for first in range(at_a_time):
+                group.create_task(worker(items[first::at_a_time]))
+
+    try:
+        asyncio.run(all_of_them())
+    except* BadInput as errors:
+        raise errors.exceptions[0] from None
+    return elapsed, cpu
+
+
+def _form(elapsed: Sequence[float], cpu: Sequence[float]) -> Form:
+    values = np.asarray(elapsed)
+    p50, p95 = np.percentile(values, (50, 95))
+    return Form(
+        mean=float(values.mean()),
+        p50=float(p50),
+        p95=float(p95),
+        cpu=statistics.fmean(cpu),
+        sigma=float(np.log(values).std(ddof=1)) if len(values) > 1 else 0.0,
+    )
+
+
+def _batch(model: zoo.Model, count: int, repeats: int) -> float:
+    """Median s to predict `count` inputs in one call."""
+    size = model.rung.size
+    batch = np.zeros((count, 3, size, size), np.float32)
+    model.predict(batch)  # allocates
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        model.predict(batch)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def _prepared(photos: Sequence[bytes]) -> Prepared:
+    """For an input of 224: where most of the work, decoding the photo, is the same for all."""
+    times, cpu = [], []
+    make_ready(photos[0], 224)  # loads the decoder
+    for photo in photos:
+        start, began = time.perf_counter(), time.thread_time()
+        make_ready(photo, 224)
+        cpu.append(time.thread_time() - began)
+        times.append(time.perf_counter() - start)
+    sigma = float(np.log(times).std(ddof=1)) if len(times) > 1 else 0.0
+    return Prepared(seconds=statistics.fmean(times), cpu=statistics.fmean(cpu), sigma=sigma)
+
+
+def _cores() -> int:
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:
+        return os.cpu_count() or 1
+
+
+def write(profile: Profile, file: Path) -> None:
+    """Write it as YAML. Raises BadInput if that cannot be done."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(msgspec.yaml.encode(profile))
+    except OSError as error:
+        raise BadInput(f"{file}: cannot be written: {error.strerror}") from None
