@@ -44,7 +44,8 @@ def train(
         str,
         typer.Option(
             metavar="GROUP,...",
-            help="What is searched: base (the heuristic's own parameters), heads, network. "
+            help="What is searched: base (the heuristic's own parameters), heads (or some of "
+            "price, link, margins, rows, shed, memory), network. "
             "`base` alone is the control: the heuristic, re-tuned by the same search.",
         ),
     ] = "base,heads",
