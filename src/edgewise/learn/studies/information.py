@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import msgspec
 
-from edgewise.bench.statistics import interval
+from edgewise.bench.statistics import interval, over_families
 from edgewise.learn.studies.played import (
     Arm,
     Change,
@@ -79,6 +79,7 @@ def study(played: Played, heuristic: Rule, policy: Rule, retuned: Rule | None = 
     could = values[:, n - 1] - plain[:, 0]
     has = values[:, n] - plain[:, 0]
     base = float(plain.mean())
+    rest = over_families(values[:, 2 * n - 1] - values[:, n])
     found = ratio(has.mean(axis=0), could.mean(axis=0))
     each = {one.name: ratio(has[p], could[p]) for p, one in enumerate(places)}
     out = [
@@ -88,7 +89,8 @@ def study(played: Played, heuristic: Rule, policy: Rule, retuned: Rule | None = 
         *lines,
         "",
         f"All of it would bring the heuristic {percent(means[n - 2], base)}; edgewise gains "
-        f"{percent(means[n - 1], base)} with none of it: {share(found)} of that gain.",
+        f"{percent(means[n - 1], base)} with none of it: {share(found)} of that gain. All of it "
+        f"would bring edgewise another {percent(rest, base)}.",
         "",
         "By family: " + "; ".join(f"{name} {share(one)}" for name, one in each.items()) + ".",
     ]
