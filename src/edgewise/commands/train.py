@@ -50,7 +50,7 @@ def train(
         typer.Option(
             metavar="GROUP,...",
             help="What is searched: base (the heuristic's own parameters), heads (or some of "
-            "price, link, margins, rows, shed, memory), network. "
+            "price, link, margins, rows, shed, memory), wide, network. "
             "`base` alone is the control: the heuristic, re-tuned by the same search.",
         ),
     ] = "base,heads",

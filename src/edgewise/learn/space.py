@@ -52,14 +52,23 @@ HEADS: dict[str, tuple[str, ...]] = {
 """Features that each head of a server may use: those with a reason to. The others' weights stay 0;
 what they could add is not worth the dimensions of the search."""
 
+WIDE: dict[str, tuple[str, ...]] = {
+    "price": ("failure", "link_backlog"),
+    "link": ("report_age", "deadline", "aged_moves"),
+    "network": ("report_age", "backlog"),
+    "wait": ("in_flight", "fleet_backlog", "speed"),
+    "spread": ("rate_age", "rate", "aged_moves", "backlog"),
+}
+"""Features beyond `HEADS`, in the group *wide*: for finding out whether they give anything."""
+
 MEMORY = ("rate_moves", "rate_off", "aged_moves")
 """Features that come from what the policy remembers of links."""
 
 PARTS = ("price", "link", "margins", "rows", "shed", "memory")
 """Of the heads, for ablations: the server's price; the link's; the margins and the spread; what
 depends on the row; the threshold; and the weights of `MEMORY` in all of them."""
-GROUPS = ("base", "heads", "network", *PARTS)
-"""*heads* are all of `PARTS`."""
+GROUPS = ("base", "heads", "wide", "network", *PARTS)
+"""*heads* are all of `PARTS`; *wide* are weights that no part has."""
 
 _PART = {"price": "price", "link": "link", "network": "margins", "wait": "margins",
          "spread": "margins"}  # fmt: skip
@@ -97,6 +106,9 @@ class Space:
                 if ("memory" if name in MEMORY else _PART[head]) in wanted:
                     by = PRICE if head == "price" else WEIGHT
                     free(at + h * learned.P + names.index(name), by)
+            if "wide" in groups:
+                for name in WIDE[head]:
+                    free(at + h * learned.P + names.index(name), WEIGHT)
         if "rows" in wanted:
             at = learned.LAYOUT["row_heads"].start
             for i in range(learned.Q):

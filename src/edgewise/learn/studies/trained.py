@@ -31,6 +31,7 @@ ARMS: dict[str, tuple[str, ...]] = {
     "control": ("base",),
     "learned": ("base", "heads"),
     **{f"without {part}": ("base", *(p for p in PARTS if p != part)) for part in PARTS},
+    "with wide": ("base", "heads", "wide"),
     "with network": ("base", "heads", "network"),
     "heads alone": ("heads",),
 }
