@@ -52,6 +52,7 @@ SECTIONS: tuple[tuple[str, type[Any]], ...] = (
     ("workload.payload, kind: lognormal", requests.LognormalPayload),
     ("failures[], kind: down", schema.DownFailure),
     ("failures[], kind: slow", schema.SlowFailure),
+    ("failures[], kind: mute", schema.MuteFailure),
     ("score", schema.ScoreSpec),
 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import itertools
 import random
@@ -20,7 +21,7 @@ from edgewise.live.launch import Deployment, unplayed
 from edgewise.live.processes import FreePorts
 from edgewise.network.config import LinkPatch, RelayConfig
 from edgewise.network.config import load_config as load_relay
-from edgewise.scenario import Scenario, load, loads
+from edgewise.scenario import MuteFailure, Scenario, load, loads
 
 FLEET = """
 name: two
@@ -205,6 +206,36 @@ def test_what_is_not_played_is_said() -> None:
 
 
 # -- up's own arguments --------------------------------------------------------------------------
+
+
+class Halted:
+    """A balancer's process that notes what is done to it."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.halted = asyncio.Event()
+
+    async def halt(self) -> None:
+        self.said.append("halt")
+        self.halted.set()
+
+    async def go_on(self) -> None:
+        self.said.append("go on")
+
+
+async def test_a_mute_balancer_goes_on_even_if_the_run_ends_before(tmp_path: Path) -> None:
+    deployment = Deployment(fleet(), tmp_path)
+    balancer = Halted()
+    deployment.balancer = balancer  # type: ignore[assignment]
+    await deployment._fail(MuteFailure(at=0.0, duration=1e-6))
+    assert balancer.said == ["halt", "go on"]
+    balancer.halted.clear()
+    long = asyncio.create_task(deployment._fail(MuteFailure(at=0.0, duration=1e6)))
+    await balancer.halted.wait()
+    long.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await long
+    assert balancer.said == ["halt", "go on"] * 2
 
 
 def test_wishes_change_the_scenario(tmp_path: Path) -> None:

@@ -212,6 +212,38 @@ async def test_a_silent_peer_does_not_hold_a_request(fleet: Fleet) -> None:
         assert "b: no answer in time" in nowhere[1]["error"]
 
 
+async def test_what_a_silent_peer_made_late_takes_no_worker_from_others(fleet: Fleet) -> None:
+    async def mute(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while await reader.read(65536):
+                pass
+        finally:
+            writer.close()
+
+    async with await asyncio.start_server(mute, "127.0.0.1", 0) as server:
+        a = await lone(fleet, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        here = (Candidate("a", "quick", Form.ORIGINAL),)
+        fleet.balancer.decide = lambda r: fleet.balancer.command(r, "b", "exact", alternatives=here)
+        fleet.executors["a"].go.clear()
+        other = asyncio.create_task(fleet.post(a, model="quick", meta=request_for(a, "other")))
+        await asyncio.wait_for(fleet.executors["a"].running.wait(), PATIENCE)
+        code, answer = await fleet.post(a, meta=request_for(a, "late", deadline=0.2))
+        assert code == 504
+        assert "a: too late to run it here" in answer["error"]
+        fleet.executors["a"].go.set()
+        assert (await other)[0] == 200
+    assert [item.request for item in fleet.executors["a"].items] == ["other"]
+
+
+async def test_a_server_that_did_not_answer_is_not_asked_again(fleet: Fleet) -> None:
+    a = await lone(fleet, dead_port())
+    again = (Candidate("b", "quick", Form.ORIGINAL),)
+    fleet.balancer.decide = lambda r: fleet.balancer.command(r, "b", "exact", alternatives=again)
+    code, answer = await fleet.post(a, meta=request_for(a, accuracy=0.8))
+    assert code == 503
+    assert answer["error"].count("b: ") == 1
+
+
 async def test_a_peer_that_breaks_off_with_requests_queued(fleet: Fleet) -> None:
     a, b = await fleet.pair()
     fleet.executors["b"].go.clear()

@@ -118,6 +118,14 @@ def test_batches_take_what_waits() -> None:
     assert ends.tolist() == pytest.approx([0.01, 0.02, 0.03, 0.04, 0.05])
 
 
+def test_a_batch_does_not_make_its_first_late() -> None:
+    scenario = one_server(1.0, 10.0, seconds=(0.010, 0.012, 0.014))
+    trace = trace_of([0.0, 0.001, 0.002, 0.003], [1] * 4)
+    trace.deadline[2] = 0.0205  # due at 0.0225: with one more at 0.022, with two at 0.024
+    ends = run_local(scenario, AT_ONCE, trace).world.results["finished"]
+    assert ends.tolist() == pytest.approx([0.010, 0.022, 0.022, 0.032])
+
+
 @pytest.mark.parametrize(("discipline", "order"), [("edf", [0, 2, 1]), ("fifo", [0, 1, 2])])
 def test_the_order_of_a_queue(discipline: str, order: list[int]) -> None:
     scenario = msgspec.structs.replace(one_server(1.0, 10.0), discipline=discipline)
@@ -148,6 +156,39 @@ def test_slow_failures_stretch_what_starts_in_them() -> None:
     sim = run_local(scenario, AT_ONCE, trace_of([0.5, 1.5, 2.5], [1] * 3))
     took = sim.world.results["finished"] - sim.world.results["started"]
     assert took.tolist() == pytest.approx([0.01, 0.03, 0.01])
+
+
+# -- reports -------------------------------------------------------------------------------------
+
+
+def report_ages(times: list[float], period: float) -> list[float]:
+    """How old the newest report is that each decision sees."""
+    scenario = msgspec.structs.replace(one_server(1.0, 10.0), report_period=period)
+    sim = simulation(scenario, trace_of(times, [1] * len(times)), AT_ONCE)
+    sim.world.servers["report_due"] = 0.0
+    sim.world.events[0]["time"] = 0.0  # the first report
+    ages = []
+    while engine.advance(sim) >= 0:
+        now = sim.world.clock["now"][0]
+        ages.append(now - sim.beliefs.servers["report_at"][0, 0])
+        engine.act(sim, 0, 1.0)
+    return ages
+
+
+def test_a_jump_is_reported_at_once_and_no_oftener_than_the_gap() -> None:
+    # 10 ms each: at the eleventh there is a period's work, at the twelfth more, which is told; the
+    # next jump, a period's work later, is told a gap of 0.02 s after that.
+    burst = [0.05 + 1e-5 * i for i in range(30)]
+    ages = report_ages([*burst, 0.0513, 0.0699, 0.0705, 0.1], 0.1)
+    told = burst[10]  # ten and a bit of work wait
+    assert ages[10] == pytest.approx(burst[10])
+    assert ages[12] == pytest.approx(burst[12] - told, abs=1e-5)
+    assert ages[-3] == pytest.approx(0.0699 - told, abs=1e-5)
+    assert ages[-2] == pytest.approx(0.0705 - told - 0.02, abs=1e-5)
+    assert ages[-1] < 0.1 - 0.07 + 1e-5
+    # What drains as it should is no news: the period holds.
+    calm = report_ages([0.05, 0.0999, 0.1501], 0.1)
+    assert calm == pytest.approx([0.05, 0.0999, 0.0501], abs=1e-9)
 
 
 # -- a fleet that fails --------------------------------------------------------------------------
@@ -203,7 +244,14 @@ def test_a_link_that_stays_out_ends_in_an_outcome_for_everyone() -> None:
     out = sc.LinkSpec(rate_mbps=20.0, outages=(sc.Outage(at=2.0, duration=1e6),))
     scenario = fleet(network=sc.NetworkSpec(link=sc.LinkSpec(rate_mbps=20.0), links={"a": out}))
     sim = run_fleet(scenario, "round_robin")
-    assert (sim.world.results["status"] == layout.LOST).sum() > 50
+    results, requests = sim.world.results, sim.world.requests
+    assert (results["status"] != layout.LOST).all()
+    # What a's uplink holds is given up in time to run at a, which has time for it or has not.
+    stuck = (requests["ingress"] == 0) & (requests["time"] > 2.0) & (results["row"] // 2 != 0)
+    again = stuck & (results["attempts"] > 0)
+    assert again.sum() > 50
+    assert (results["server"][again & (results["status"] == layout.SERVED)] == 0).all()
+    assert np.nanmin(results["latency"][again]) > 0.4 * 1.75
     # A dispatch whose client has given up is written off in the belief.
     assert sim.beliefs.servers["outstanding"].max() < 100
 
@@ -218,6 +266,27 @@ def test_several_balancers_and_given_links(changes: dict) -> None:
     assert (dispatched > 0.8 * len(sim.world.results) / balancers).all()
     # At the end all that was dispatched has come in, and every balancer has been told.
     assert (sim.beliefs.servers["outstanding"] <= 5).all()
+
+
+def test_nodes_decide_themselves_while_the_balancer_is_mute() -> None:
+    workload = msgspec.structs.replace(fleet().workload, duration=16.0)
+    mute = sc.MuteFailure(at=3.0, duration=8.0)
+    sim = run_fleet(fleet(failures=(mute,), workload=workload))
+    results, requests = sim.world.results, sim.world.requests
+    sent, alone = requests["time"], results["balancer"] > 0
+    # Silent from 3 to 11 s, found again 2 s later; the first 6 s everyone waits for it.
+    asked = sent + fleet().network.access.delay
+    assert (alone == ((asked > 3.0) & (asked < 13.0))).all()
+    assert (results["balancer"][alone] == 1 + requests["ingress"][alone]).all()
+    waited = results["decided_at"] - asked
+    assert waited[alone & (asked < 9.0)] == pytest.approx(0.1)  # a quarter of the deadline
+    assert waited[alone & (asked > 9.0)] == pytest.approx(0.0)
+    assert waited[~alone] == pytest.approx(0.0)
+    served = results["status"] == layout.SERVED
+    assert served[alone & (asked > 9.0)].mean() > 0.98
+    # Afterwards the balancer goes on where it was.
+    assert served[sent > 13.0].mean() > 0.98
+    assert (sim.beliefs.servers["outstanding"][0] <= 5).all()
 
 
 def test_a_model_ready_payload_pays_where_links_are_thin() -> None:

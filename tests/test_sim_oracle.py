@@ -12,7 +12,7 @@ from edgewise.roster import services_of
 from edgewise.sim import engine, layout
 from edgewise.sim.world import Options, simulation
 from edgewise.workload import Trace, generate
-from sim_oracle import Job, Machine, Pipe, play
+from sim_oracle import Job, Machine, Model, Pipe, play
 
 pytestmark = pytest.mark.study
 
@@ -94,10 +94,12 @@ def play_oracle(
                 sent=float(trace.time[i]),
                 deadline=float(trace.deadline[i]),
                 ingress=int(trace.ingress[i]),
+                demanded=float(trace.accuracy[i]),
                 payload=float(trace.payload_bytes[i]),
                 server=names.index(service.server),
-                seconds=service.latency[0],
-                ready_seconds=service.latency[0] - service.ready_saving,
+                model=[s.model for s in services if s.server == service.server].index(
+                    service.model
+                ),
                 ready_bytes=float(service.ready_bytes),
                 ready=row % 2 == 1,
             )
@@ -130,6 +132,11 @@ def play_oracle(
             edf=scenario.discipline == "edf",
             slow=[
                 (f.at, f.at + f.duration, f.factor) for f in scenario.failures if f.server == name
+            ],
+            models=[
+                Model(s.accuracy, s.latency[0], s.ready_saving)
+                for s in services
+                if s.server == name
             ],
         )
         for name, server in scenario.servers.items()
@@ -171,9 +178,15 @@ def test_every_request_has_the_oracles_stamps(
         ("finished", "finished"),
     ):
         np.testing.assert_allclose(results[mine], column(theirs), atol=1e-9, err_msg=mine)
+    status = [layout.STATUSES[s] for s in results["status"]]
+    assert status == [job.status for job in jobs]
     dropped = results["status"] == layout.EXPIRED
-    np.testing.assert_array_equal(dropped, [job.dropped for job in jobs])
     # The case is worth something: all forms, queues, drops.
     assert {0, 1} == set(results["row"] % 2)
     assert 5 < dropped.sum() < 0.5 * len(jobs)
     assert (results["started"] > results["transferred"] + 1e-3).mean() > 0.2
+    again = results["attempts"] > 0
+    assert again.sum() > 5  # given up by the peer, run at the ingress
+    np.testing.assert_array_equal(
+        again, [job.tries > 0 and job.server == job.ingress for job in jobs]
+    )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import typer
 from typer.testing import CliRunner
 
-from edgewise.commands.simulate import simulate
+from edgewise.commands.simulate import over_seeds, simulate
 from edgewise.errors import BadInput, ScenarioError
 
 pytestmark = pytest.mark.study
@@ -35,6 +37,7 @@ def test_the_summary_and_the_files_of_up(tmp_path: Path) -> None:
         *("--seed", "7", "--out", str(out), "--json", str(summary)),
     )
     assert "earliest_completion" in shown
+    assert "mean over seeds ± 95 % confidence interval" in shown
     wrote = json.loads(summary.read_bytes())
     assert wrote["seed"] == 7
     for each in wrote["policies"]:
@@ -51,6 +54,47 @@ def test_the_summary_and_the_files_of_up(tmp_path: Path) -> None:
     first = json.loads((one / "summary.json").read_bytes())["policies"][0]
     assert again.policies[0].utility.expected == pytest.approx(first["utility"]["expected"])
     assert again.policies[0].outcomes == first["outcomes"]
+
+
+def test_reports_are_written_as_the_live_balancer_writes_them(tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    from edgewise.live.records import REPORTS
+
+    run("three-sites", "--duration", "3", "--out", str(tmp_path))
+    table = parquet.read_table(tmp_path / "reports.parquet")
+    assert table.schema.names == REPORTS.schema.names
+    rows = table.to_pylist()
+    plaza = [row for row in rows if row["server"] == "plaza"]
+    apart = np.diff([row["at"] for row in plaza])
+    assert len(plaza) >= 29
+    assert (apart <= 0.1 + 1e-9).all()  # the period …
+    assert (apart >= 0.02 - 1e-9).all()  # … and the gap that jumps keep
+    assert (apart < 0.099).any()
+    assert all(row["received"] == pytest.approx(row["at"] + 0.0005) for row in rows)
+    last = plaza[-1]
+    assert sum(service["served"] for service in last["services"]) > 20
+    assert {peer["server"] for peer in last["peers"]} == {"plaza", "depot", "campus"}
+    assert any(row["running"] for row in plaza)
+
+
+def test_intervals_are_over_seeds_and_differences_paired() -> None:
+    def of(*utilities: float) -> list[SimpleNamespace]:
+        episodes = []
+        for value in utilities:
+            results = np.zeros(2, [("utility", "f8"), ("status", "i4"), ("latency", "f8")])
+            results["utility"], results["status"] = value, 1
+            sim = SimpleNamespace(world=SimpleNamespace(results=results))
+            episodes.append(SimpleNamespace(sim=sim, trace=SimpleNamespace(deadline=np.ones(2))))
+        return episodes
+
+    table = over_seeds({"a": of(0.2, 0.4, 0.6), "b": of(0.3, 0.5, 0.7)})  # type: ignore[dict-item]
+    cells = [list(column.cells) for column in table.columns]
+    # Student's t for two degrees of freedom: 4.303 · 0.2 / √3.
+    assert cells[:3] == [
+        ["b", "a"],
+        ["0.500 ± 0.497", "0.400 ± 0.497"],
+        ["+0.100 ± 0.000", "-0.100 ± 0.000"],
+    ]
 
 
 def test_bad_input_is_named(tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ from rich.console import Console
 from edgewise.commands.up import write_summary
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from edgewise.scenario import Scenario
     from edgewise.sim.simulate import Episode
 
@@ -78,7 +80,7 @@ def simulate(
     if out is not None:
         _make(out)
     compile_engine(policies, console)
-    ended = _play(world, policies, seeds, threads or None, console)
+    ended = _play(world, policies, seeds, threads or None, console, out is not None)
     summary = Summary(
         scenario=world.name,
         seed=world.seed,
@@ -88,6 +90,7 @@ def simulate(
     console.print(per_server(summary))
     if seeds > 1:
         console.print(f"{seeds} seeds from {world.seed}, pooled", style="dim", highlight=False)
+        console.print(over_seeds(ended))
     if out is not None:
         _write(out, world, ended, summary.to_json())
         console.print(f"results: {out}", style="dim", markup=False, highlight=False)
@@ -117,12 +120,19 @@ def compile_engine(policies: list[str], console: Console) -> None:
 
 
 def _play(
-    world: Scenario, policies: list[str], seeds: int, threads: int | None, console: Console
+    world: Scenario,
+    policies: list[str],
+    seeds: int,
+    threads: int | None,
+    console: Console,
+    keep_reports: bool,
 ) -> dict[str, list[Episode]]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
     from edgewise.sim import simulate as sims
+    from edgewise.sim.world import Options
 
+    options = Options(keep_reports=keep_reports)
     began = time.monotonic()
     with Progress(
         "simulating",
@@ -137,7 +147,50 @@ def _play(
         def done(episode: Episode) -> None:
             bar.update(task, advance=1, visible=time.monotonic() - began > BAR_AFTER)
 
-        return sims.episodes(world, policies, seeds, done, threads)
+        return sims.episodes(world, policies, seeds, done, threads, options)
+
+
+def over_seeds(ended: dict[str, list[Episode]]) -> Table:
+    """Means over seeds with their 95 % confidence intervals, and each policy's difference to the
+    best other one, by seed: both met the same worlds. One number per seed and policy, for the
+    requests of an episode share queues and bursts."""
+    import numpy as np
+    from rich import box
+    from rich.table import Table
+
+    from edgewise.bench.statistics import Interval, interval
+    from edgewise.sim.layout import SERVED
+
+    def shown(found: Interval, sign: str = "") -> str:
+        return f"{found.mean:{sign}.3f} ± {found.half:.3f}"
+
+    utility, in_time = {}, {}
+    for name, episodes in ended.items():
+        worth, met = [], []
+        for each in episodes:
+            results = each.sim.world.results
+            worth.append(float(results["utility"].mean()) if results.size else np.nan)
+            good = (results["status"] == SERVED) & (results["latency"] <= each.trace.deadline)
+            met.append(float(good.mean()) if results.size else np.nan)
+        utility[name], in_time[name] = np.array(worth), np.array(met)
+    ranked = sorted(ended, key=lambda name: -float(np.nanmean(utility[name])))
+    table = Table(
+        title="mean over seeds ± 95 % confidence interval",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    table.add_column("policy", no_wrap=True)
+    several = len(ranked) > 1
+    for heading in ("utility", *(["vs best other"] if several else []), "in time"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for place, name in enumerate(ranked):
+        cells = [shown(interval(utility[name]))]
+        if several:
+            rival = ranked[1] if place == 0 else ranked[0]
+            cells.append(shown(interval(utility[name] - utility[rival]), "+"))
+        table.add_row(name, *cells, shown(interval(in_time[name])))
+    return table
 
 
 def _make(out: Path) -> None:
@@ -152,7 +205,7 @@ def _make(out: Path) -> None:
 
 
 def _write(out: Path, world: Scenario, ended: dict[str, list[Episode]], summary: bytes) -> None:
-    """The files of `up`, but for *reports*; one folder per policy and seed if there are several."""
+    """The files of `up`; one folder per policy and seed if there are several."""
     from edgewise.policy import label
     from edgewise.scenario import dump
 
@@ -183,11 +236,13 @@ def _record(out: Path, episode: Episode) -> None:
     score_of = episode.scenario.score
     shape = Shape(grace=score_of.grace, accuracy_weight=score_of.accuracy_weight)
     of_row = candidates(episode.services)
-    tables = [records.REQUESTS, records.OUTCOMES, records.DECISIONS]
+    tables = [records.REQUESTS, records.OUTCOMES, records.DECISIONS, records.REPORTS]
     with Recorder(out, tables, patient=True) as recorder:
         together = zip(
             episode.requests(), episode.outcomes(), episode.sim.world.results, strict=True
         )
+        for report, received in episode.reports():
+            recorder.add(records.REPORTS, report, received, 0.0)
         for request, outcome, result in together:
             recorder.add(records.REQUESTS, request, None, outcome.label)
             recorder.add(records.OUTCOMES, outcome, score(request, outcome, shape))

@@ -15,6 +15,7 @@ import aiohttp
 
 from edgewise.domain import Command
 from edgewise.errors import PeerError
+from edgewise.fleet.patience import HEARTBEAT
 from edgewise.live.clock import Clock
 from edgewise.live.control import (
     PROTOCOL,
@@ -36,9 +37,6 @@ costs nothing. Each is drawn from half to one and a half of it, so that a fleet 
 in step."""
 WELCOME_TIMEOUT = 2.0
 """s for the connection and the welcome."""
-HEARTBEAT = 4.0
-"""s between WebSocket pings; a balancer that takes half of it to answer one is gone. A stalled
-event loop on a busy machine is not."""
 FLUSH_LIMIT = 0.5
 """s to send the last messages of a node that stops."""
 OUTBOX_MAX = 4096

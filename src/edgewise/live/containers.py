@@ -139,6 +139,12 @@ class ContainerProcess(Process):
         # Its name is to be free again before it is started anew.
         await self._engine.run("rm", "--force", "--volumes", self._container)
 
+    async def halt(self) -> None:
+        await self._engine.run("kill", "--signal", "STOP", self._container)
+
+    async def go_on(self) -> None:
+        await self._engine.run("kill", "--signal", "CONT", self._container)
+
 
 class Containers:
     """How the parts of one run are hosted, as `launch.Deployment` asks for it.

@@ -13,15 +13,13 @@ from collections.abc import Callable
 from msgspec import Struct
 
 from edgewise.domain import Command, Request
+from edgewise.fleet.patience import DECISION_PATIENCE
 from edgewise.live.alone import Alone
 from edgewise.live.channel import Channel
 from edgewise.live.clock import Clock
 from edgewise.live.control import Ask
 from edgewise.live.monitor import BALANCER, Monitor
 
-PATIENCE = 0.25
-"""Of the deadline, that a command is waited for. A decision takes 5 ms at p99; a balancer that
-takes a quarter of the deadline is stuck, and more waiting leaves no time to act."""
 EARLY_MAX = 4096
 """Commands kept for requests whose headers are not in. Seconds of traffic, 2 MB at most."""
 EARLY_AGE = 30.0
@@ -93,7 +91,9 @@ class Decisions:
             self._waiting[request.id] = future
             try:
                 if self._channel.send(Ask(request=request, uploaded=uploaded())):
-                    patience = min(PATIENCE * request.deadline, max(0.0, request.slack(now)))
+                    patience = min(
+                        DECISION_PATIENCE * request.deadline, max(0.0, request.slack(now))
+                    )
                     async with asyncio.timeout(patience):
                         return await future
             except TimeoutError:

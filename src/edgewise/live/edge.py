@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -33,6 +34,7 @@ from edgewise.domain import (
     Status,
 )
 from edgewise.errors import BadInput, ImagesError, PeerError, WireError
+from edgewise.fleet.patience import give_up_at, worth_running
 from edgewise.live.arrival import Arrival, Refused, Transfer
 from edgewise.live.clock import Clock
 from edgewise.live.decisions import Decided, Decisions
@@ -49,11 +51,6 @@ from edgewise.live.upload import TooLarge, Upload
 
 log = logging.getLogger("edgewise.node")
 
-PEER_PATIENCE = 0.5
-"""s past the deadline that a peer's answer is waited for: one that vanished without a word must not
-hold its requests longer than a second past their deadlines."""
-LAST_PART = 0.25
-"""Of the grace: an answer in it is worth less than a quarter, so a run here is as good a hope."""
 REMEMBERED = 4096
 """Answers kept for retries of the same id; a retry comes within a few deadlines or not at all."""
 
@@ -145,13 +142,18 @@ class Edge:
                 return arrival.shed(command.reason or ShedReason.PRICE, self._clock.now())
             first = Candidate(command.server, command.model, command.form)
             problems: list[str] = []
+            failed: set[str] = set()
             for attempt, candidate in enumerate((first, *command.alternatives)):
-                answer = await self._try(arrival, place, candidate, decided, attempt, problems)
+                if candidate.server in failed:
+                    continue  # it did not answer, whatever the model
+                answer = await self._try(
+                    arrival, place, candidate, decided, attempt, problems, failed
+                )
                 if answer is not None:
                     return answer
             now = self._clock.now()
-            model = self._fallback(request, now)
-            if model is not None:
+            model = self._quickest(request)
+            if model is not None and self._pays(request, model):
                 return await self._run(arrival, model, place)
             problem = "; ".join(problems) or "nobody could run it"
             if request.expired(now):
@@ -166,12 +168,17 @@ class Edge:
         decided: Decided,
         attempt: int,
         problems: list[str],
+        failed: set[str],
     ) -> Answer | None:
-        """One candidate; None if the next is to be tried, with the reason added to `problems`."""
+        """One candidate; None if the next is to be tried, with the reason added to `problems`, and
+        the server to `failed` if it cannot be reached."""
         dispatch = decided.command.dispatch if attempt == 0 else 0
         if candidate.server == self.server:
             if candidate.model not in self.services:
                 problems.append(f"{self.server}: has no model {candidate.model}")
+                return None
+            if attempt > 0 and not self._pays(arrival.request, candidate.model):
+                problems.append(f"{candidate.server}: too late to run it here")
                 return None
             await arrival.photo()
             self._monitor.seen(decided.decider).arrived(dispatch)
@@ -184,6 +191,7 @@ class Edge:
             answer = await self._transfer(arrival, candidate, decided, dispatch, attempt)
         except PeerError as error:
             problems.append(str(error))
+            failed.add(candidate.server)
             log.info("request %s: %s", arrival.request.id, error)
             return None
         if answer.code in FINAL:
@@ -245,30 +253,25 @@ class Edge:
         return msgspec.structs.replace(answer, outcome=outcome)
 
     def _give_up(self, request: Request) -> float:
-        """When to stop waiting for a peer: while there is time to run it here, if it can.
-
-        A peer that is slow and alive may answer late and still score, and trying another over the
-        same uplink would add to the jam: so not before its answer would be worth little.
-        """
-        model = self._fallback(request, self._clock.now())
-        reserve = 0.0
-        if model is not None:
-            # Twice the work and 20 ms, for a machine that is busy.
-            reserve = 2.0 * self._monitor.work(model, False) + 0.02
-            reserve = max(reserve, LAST_PART * self._grace * request.deadline)
+        """When to stop waiting for a peer (`fleet.patience`)."""
+        model = self._quickest(request)
+        work = math.nan if model is None else self._monitor.work(model, False)
         due = request.sent_at + request.deadline
-        return min(self._dead(request) - reserve, due + PEER_PATIENCE)
+        at: float = give_up_at(due, request.deadline, self._grace, work)
+        return at
 
-    def _fallback(self, request: Request, now: float) -> str | None:
-        """The quickest model here that meets the demand, if it could still score; a request that
-        cannot would only take a worker from one that can."""
+    def _quickest(self, request: Request) -> str | None:
+        """The quickest model here that meets the demand."""
         fit = [s.model for s in self.services.values() if request.admits(s)]
-        if not fit:
-            return None
-        model = min(fit, key=lambda name: self._monitor.work(name, False))
-        due = request.sent_at + request.deadline
+        return min(fit, key=lambda name: self._monitor.work(name, False), default=None)
+
+    def _pays(self, request: Request, model: str) -> bool:
+        """Whether to run here what others have failed at (`fleet.patience`)."""
+        now, due = self._clock.now(), request.sent_at + request.deadline
         done = now + self._queue.wait(due, now) + self._monitor.work(model, False)
-        return model if done < self._dead(request) else None
+        idle = self._queue.idle
+        pays: bool = worth_running(done, due, request.deadline, self._grace, idle)
+        return pays
 
     # -- as destination -------------------------------------------------------------------------
 

@@ -28,7 +28,7 @@ from edgewise.live.evaluate import SCENARIO
 from edgewise.live.hosting import Hosting, ThisMachine
 from edgewise.live.processes import READY_TIMEOUT, FreePorts, Process, stop_all
 from edgewise.network.control import RelayControl
-from edgewise.scenario import DownFailure, Scenario, dump
+from edgewise.scenario import DownFailure, MuteFailure, Scenario, SlowFailure, dump
 
 try:
     import aiohttp
@@ -214,7 +214,16 @@ class Deployment:
                 raise PeerError(f"{process.describe_end()}{process.tail()}")
 
     async def _fail(self, failure: Any) -> None:
-        """Let a server go down and come back, as the scenario has it."""
+        """Let a server go down and come back, or the balancer fall silent for a while."""
+        if isinstance(failure, MuteFailure):
+            await asyncio.sleep(failure.at)
+            self._say(f"the balancer falls silent for {failure.duration:g} s")
+            try:
+                await self.balancer.halt()
+                await asyncio.sleep(failure.duration)
+            finally:  # also when the run ends before: it is to be stopped in order
+                await self.balancer.go_on()
+            return
         if not isinstance(failure, DownFailure):
             return  # `unplayed` has said so
         await asyncio.sleep(failure.at)
@@ -306,7 +315,7 @@ def unplayed(scenario: Scenario) -> tuple[str, ...]:
         f"{failure.server} does not slow down at {failure.at:g} s: only the simulator plays "
         "failures of kind slow"
         for failure in scenario.failures
-        if not isinstance(failure, DownFailure)
+        if isinstance(failure, SlowFailure)
     ]
     if not scenario.network.emulate and (scenario.network.events or _outages(scenario)):
         said.append("without the emulator the network's events and outages do not happen")

@@ -121,4 +121,4 @@ class Monitor:
 
     def backlog(self, now: float) -> float:
         """s until workers and stage are through with what is here."""
-        return self._queue.backlog(now) + self._stage.backlog(now)
+        return self._queue.backlog(now) + self._stage.apart(now)

@@ -23,6 +23,8 @@ from edgewise.domain import Report, Request
 from edgewise.errors import BadInput
 from edgewise.fleet.belief import acknowledge
 from edgewise.fleet.measure import smooth_rate
+from edgewise.fleet.patience import give_up_at, worth_running
+from edgewise.fleet.reporting import jumped
 from edgewise.live.alone import Alone
 from edgewise.live.channel import Channel
 from edgewise.live.clock import Clock
@@ -196,6 +198,9 @@ class Node:
         # compiled (up to a second each). The executor has seen to the models.
         await self.peers.greet(self.url)
         acknowledge(0, 0, 1)
+        jumped(1.0, 1.0, 1.0, 1.0)
+        give_up_at(1.0, 1.0, 1.0, 1.0)
+        worth_running(1.0, 1.0, 1.0, 1.0, False)
         smooth_rate(1.0, 0.0, 1.0, 1.0, 1.0, 1.0, False)
         now = self.clock.now()
         self.alone.on_own_report(self.monitor.report(now, config.server), now)

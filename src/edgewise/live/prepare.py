@@ -111,3 +111,7 @@ class Stage:
         if not self._own:
             return self._queue.urgent_work()
         return self._queue.backlog(now)
+
+    def apart(self, now: float) -> float:
+        """s of CPU that wait or run on a core of its own; with *workers* 0: it is in theirs."""
+        return self._queue.backlog(now) if self._own else 0.0

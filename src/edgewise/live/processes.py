@@ -143,6 +143,14 @@ class Process:
         self.signal(signal.SIGKILL)
         await self.wait()
 
+    async def halt(self) -> None:
+        """SIGSTOP: it stands still, its connections stay."""
+        self.signal(signal.SIGSTOP)
+
+    async def go_on(self) -> None:
+        """SIGCONT, after `halt`."""
+        self.signal(signal.SIGCONT)
+
     async def stop(self, grace: float = STOP_GRACE) -> None:
         """SIGTERM, after `grace` s SIGKILL. Does nothing to a child that never started."""
         self.expected_to_end = True

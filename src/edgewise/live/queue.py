@@ -198,6 +198,11 @@ class Queue:
         """Workers that run something."""
         return len(self._running)
 
+    @property
+    def idle(self) -> bool:
+        """Whether a worker has nothing to do."""
+        return len(self._running) < self.workers
+
     def running(self, now: float) -> tuple[float, ...]:
         """What is left of each running job, s. One that takes longer than expected has 0 left."""
         return tuple(max(0.0, at + job.work - now) for job, at in self._running.items())

@@ -1,4 +1,4 @@
-"""When a report is due: on its period, and at once when something jumps."""
+"""Reports as they fall due: on their period, and at once when something jumps."""
 
 from __future__ import annotations
 
@@ -6,14 +6,9 @@ import asyncio
 from collections.abc import Callable
 
 from edgewise.domain import Report
+from edgewise.fleet.reporting import GAP, jumped
 from edgewise.live.clock import Clock
 from edgewise.live.monitor import Monitor
-
-JUMP_PERIODS = 1.0
-"""A backlog that differs by so many report periods' work from what the last report let expect is
-news: waiting for the next one would cost a decision about as much."""
-GAP = 0.2
-"""Of the period between two reports at least: jumps come in bursts."""
 
 
 class Reporter:
@@ -37,8 +32,8 @@ class Reporter:
     def look(self) -> None:
         """Something changed; tell it if it is a jump."""
         now = self._clock.now()
-        expected = max(0.0, self._last_backlog - (now - self._last_at))
-        if abs(self._monitor.backlog(now) - expected) > JUMP_PERIODS * self._period:
+        backlog = self._monitor.backlog(now)
+        if jumped(backlog, self._last_backlog, now - self._last_at, self._period):
             self._wanted.set()
 
     @property

@@ -35,6 +35,7 @@ from edgewise.scenario.requests import (
 from edgewise.scenario.schema import (
     DownFailure,
     Failure,
+    MuteFailure,
     Prepare,
     Scenario,
     ScoreSpec,
@@ -62,6 +63,7 @@ __all__ = [
     "LinkTrace",
     "LognormalPayload",
     "MmppArrivals",
+    "MuteFailure",
     "NetworkSpec",
     "Outage",
     "Payload",

@@ -17,7 +17,7 @@ from edgewise.errors import ScenarioError
 from edgewise.scenario.network import FileTrace, LinkEvent, LinkSpec, NetworkSpec
 from edgewise.scenario.problems import explain, nearest
 from edgewise.scenario.requests import Demand, LognormalPayload, MmppArrivals, TraceArrivals
-from edgewise.scenario.schema import Scenario
+from edgewise.scenario.schema import MuteFailure, Scenario
 
 Problem = tuple[str, str]
 """Where and what."""
@@ -53,6 +53,8 @@ def _problems(scenario: Scenario) -> Iterator[Problem]:
     if low > high:
         yield "$.service_noise.spell.factor", f"expected [low, high], got [{low:g}, {high:g}]"
     for index, failure in enumerate(scenario.failures):
+        if isinstance(failure, MuteFailure):
+            continue
         if failure.server not in scenario.servers:
             yield f"$.failures[{index}].server", _no_server(failure.server, scenario)
 

@@ -112,7 +112,18 @@ class SlowFailure(Strict, frozen=True, kw_only=True, tag_field="kind", tag="slow
     """[times] Longer everything takes. Default: one neighbour shares the core."""
 
 
-Failure: TypeAlias = DownFailure | SlowFailure
+class MuteFailure(Strict, frozen=True, kw_only=True, tag_field="kind", tag="mute"):
+    """The balancers fall silent, all of them, and go on later: the launcher halts their processes.
+    Connections stay, so nodes notice by waiting; what they must decide meanwhile they decide
+    themselves."""
+
+    at: Time
+    """[s] From the start of the run."""
+    duration: Span
+    """[s] Until they go on."""
+
+
+Failure: TypeAlias = DownFailure | SlowFailure | MuteFailure
 
 
 class ScoreSpec(Strict, frozen=True, kw_only=True):
@@ -167,7 +178,7 @@ class Scenario(Strict, frozen=True, kw_only=True):
     workload: WorkloadSpec
     """Requests."""
     failures: tuple[Failure, ...] = ()
-    """Servers that go *down* or *slow*. Default: none."""
+    """Servers that go *down* or *slow*, balancers that fall *mute*. Default: none."""
     balancers: Annotated[int, Meta(ge=1, le=64)] = 1
     """Balancer processes; each decides for a part of the requests. Default: one knows most."""
     score: ScoreSpec = ScoreSpec()

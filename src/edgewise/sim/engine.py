@@ -31,6 +31,7 @@ from edgewise.fleet.table import (
     observe,
 )
 from edgewise.policy.base import Describe, Kernel, Learn
+from edgewise.sim.alone import hear_again, left_alone
 from edgewise.sim.heaps import index_of, kind_of, pop
 from edgewise.sim.layout import (
     ALTERNATIVES,
@@ -49,12 +50,15 @@ from edgewise.sim.layout import (
     E_REPORTED,
     E_SWEEP,
     E_UPLOADED,
+    E_WAKE,
     OPEN,
     REASON_HORIZON,
     REASON_NO_SERVICE,
     REASON_NONE_UP,
     REASON_PRICE,
+    S_HEARD,
     S_LINK_CHANGE,
+    S_MUTE,
     S_SERVER_DOWN,
     Reports,
     Sim,
@@ -73,10 +77,10 @@ from edgewise.sim.reports import (
     view,
 )
 from edgewise.sim.requests import later, lose, open_slot, release, turn_away
+from edgewise.sim.retries import on_failed, on_wake
 from edgewise.sim.routes import (
     on_command,
     on_delivered,
-    on_failed,
     on_finish,
     on_link,
     on_uploaded,
@@ -126,7 +130,7 @@ def advance(sim: Sim) -> int:
         kind = kind_of(code)
         index = index_of(code)
         if kind == E_METADATA:
-            if sim.world.slots[index].stage != DONE:
+            if sim.world.slots[index].stage != DONE and not left_alone(sim, index, now):
                 ask(sim, index, now)
                 request: int = sim.world.slots[index].request
                 return request
@@ -145,6 +149,8 @@ def advance(sim: Sim) -> int:
             on_left(sim.world, sim.beliefs, index)
         elif kind == E_JOINED:
             on_joined(sim.world, sim.beliefs, index, now)
+        elif kind == E_WAKE:
+            on_wake(sim.world, index, now)
         else:
             if kind == E_COMMAND:
                 on_command(sim.world, index, now)
@@ -231,6 +237,17 @@ def why_shed(sim: Sim) -> int:
 
 
 @inner
+def tried_before(sim: Sim, row: int, r: int, count: int) -> bool:
+    """Whether the server of row `r` is that of `row` or of one of the first alternatives."""
+    s = sim.world.services[r // 2].server
+    slot = sim.world.slots[sim.world.clock[0].current]
+    found: bool = s == sim.world.services[row // 2].server
+    for a in range(count):
+        found = found or sim.world.services[slot.alternatives[a] // 2].server == s
+    return found
+
+
+@inner
 def rank(sim: Sim, row: int) -> None:
     """Keep the rows that scored next to `row` as alternatives."""
     slot = sim.world.slots[sim.world.clock[0].current]
@@ -242,6 +259,8 @@ def rank(sim: Sim, row: int) -> None:
         best = -1
         for r in range(shed):
             if table.mask[r] == 0 or r == row or table.scores[r] < table.scores[shed]:
+                continue
+            if tried_before(sim, row, r, a):
                 continue
             score = table.scores[r]
             if score == -math.inf or score > last or (score == last and r <= before):
@@ -276,6 +295,10 @@ def change_world(sim: Sim, now: float) -> None:
         reschedule(sim.world, line.index)
     elif line.kind == S_SERVER_DOWN:
         stop(sim.world, line.index, now)
+    elif line.kind == S_MUTE:
+        clock.mute_since = now
+    elif line.kind == S_HEARD:
+        hear_again(sim.world, now)
     else:
         restart(sim.world, line.index, now)
 

@@ -38,6 +38,7 @@ from edgewise.scenario import (
     Failure,
     LinkEvent,
     LinkSet,
+    MuteFailure,
     Outage,
     Scenario,
     SlowFailure,
@@ -128,6 +129,14 @@ def server_failure(world: Scenario) -> Scenario:
     rng = stream(world.seed, EVENTS, 1)
     at, duration = float(rng.uniform(4.0, 8.0)), float(rng.uniform(4.0, 6.0))
     failure = DownFailure(at=round(at, 3), server=_victim(world, rng), duration=round(duration, 3))
+    return msgspec.structs.replace(world, failures=(*world.failures, failure))
+
+
+def balancer_failure(world: Scenario) -> Scenario:
+    """The balancer falls silent for 7 to 9 s: nodes wait for it at first, then know better."""
+    rng = stream(world.seed, EVENTS, 4)
+    at, duration = float(rng.uniform(3.0, 5.0)), float(rng.uniform(7.0, 9.0))
+    failure = MuteFailure(at=round(at, 3), duration=round(duration, 3))
     return msgspec.structs.replace(world, failures=(*world.failures, failure))
 
 
@@ -255,6 +264,11 @@ FAMILIES: dict[str, Family] = dict(
             "server_failure",
             "load 0.8, one server down for 4 to 6 s",
             lambda seed: server_failure(base("server_failure", seed)),
+        ),
+        _family(
+            "balancer_failure",
+            "load 0.8, the balancer silent for 7 to 9 s, the nodes decide themselves",
+            lambda seed: balancer_failure(base("balancer_failure", seed)),
         ),
         _family(
             "link_failure",

@@ -109,6 +109,31 @@ def insert(nodes: Array, root: int, node: int, key: float, order: int) -> int:
 
 
 @inner
+def remove(nodes: Array, root: int, node: int, shift: float) -> int:
+    """Take any node out; returns the root. Keys above its own fall by `shift`. Looks at every node:
+    for what is rare."""
+    removed = nodes[node].key
+    pending = root
+    root = -1
+    while pending >= 0:
+        x = pending
+        pending = nodes[x].sibling
+        child = nodes[x].child
+        while child >= 0:
+            after = nodes[child].sibling
+            nodes[child].sibling = pending
+            pending = child
+            child = after
+        nodes[x].child = -1
+        nodes[x].sibling = -1
+        if x != node:
+            if nodes[x].key > removed:
+                nodes[x].key -= shift
+            root = meld(nodes, root, x)
+    return root
+
+
+@inner
 def remove_root(nodes: Array, root: int) -> int:
     """Take the least node out; returns the new root: its children in pairs, then right to left."""
     first = nodes[root].child

@@ -33,7 +33,8 @@ STATUSES = ("pending", "served", "shed", "expired", "failed", "lost")
     REASON_INGRESS_DOWN,
     REASON_RESET,
     REASON_HORIZON,
-) = range(9)
+    REASON_NO_TIME,
+) = range(10)
 REASONS = (
     None,
     "no_service",
@@ -44,6 +45,7 @@ REASONS = (
     "ingress_down",
     "connection_reset",
     "no_answer",
+    "no_answer_in_time",
 )
 
 # -- kinds of events ----------------------------------------------------------------------------
@@ -61,10 +63,11 @@ REASONS = (
     E_LEFT,  # server: the balancers learn that it is gone
     E_JOINED,  # server: … that it is back
     E_SWEEP,  # once a second: dispatches whose client has given up are written off
-) = range(13)
+    E_WAKE,  # slot: its ingress gives up on a peer, or on it
+) = range(14)
 
 # -- kinds of script entries --------------------------------------------------------------------
-S_LINK_CHANGE, S_SERVER_DOWN, S_SERVER_UP = range(3)
+S_LINK_CHANGE, S_SERVER_DOWN, S_SERVER_UP, S_MUTE, S_HEARD = range(5)
 
 # -- link modes ---------------------------------------------------------------------------------
 CONSTANT, UNLIMITED, CURVE = range(3)
@@ -73,8 +76,8 @@ CONSTANT, UNLIMITED, CURVE = range(3)
 FREE, OPEN, DONE = range(3)
 
 ALTERNATIVES = 3
-"""Fallbacks kept with a request where servers can fail. Each failed attempt costs a round trip, so
-a fourth would come after any usual deadline."""
+"""Fallbacks kept with a request where servers can fail, each on a server of its own. Each failed
+attempt costs a round trip, so a fourth would come after any usual deadline."""
 
 CLOCK = np.dtype(
     [
@@ -101,7 +104,9 @@ CLOCK = np.dtype(
         # what does not change
         ("requests", "i8"),
         ("servers", "i8"),
-        ("balancers", "i8"),
+        ("balancers", "i8"),  # nodes that may have to decide themselves included, after …
+        ("central", "i8"),  # … those that are balancers by trade
+        ("mute_since", "f8"),  # those are silent since then; inf: they are not
         ("horizon", "f8"),  # what is open then is lost
         ("seed", "u8"),  # of the luck of this world
         ("period", "f8"),  # between reports
@@ -119,6 +124,7 @@ CLOCK = np.dtype(
         ("noise_at", "i8"),  # offset of the noise factors in `numbers` …
         ("noise_bits", "i8"),  # … and the logarithm of their count
         ("store", "i8"),  # 1: results are kept
+        ("keep_reports", "i8"),  # 1: reports are kept
     ]
 )
 
@@ -143,9 +149,11 @@ SLOT = np.dtype(
         ("server", "i4"),  # of that service
         ("form", "i4"),
         ("at", "i4"),  # server in whose queue or worker it is; −1 nowhere
+        ("unready", "i4"),  # 1: it waits to be made model-ready
         ("row", "i4"),  # decided
         ("picked", "i4"),  # server decided; −1 shed
         ("life", "i4"),  # of the picked server as the balancer knew it
+        ("link", "i4"),  # that its transfer is on; −1 none
         ("destination_life", "i4"),  # of the server that a transfer goes to
         ("attempt", "i4"),
         ("rif", "i4"),
@@ -159,6 +167,9 @@ SLOT = np.dtype(
         ("command", "i8"),
         ("deadline", "f8"),  # absolute
         ("expiry", "f8"),  # absolute: from then on it cannot score
+        ("give_up", "f8"),  # absolute: how long a peer is waited for; inf: none is
+        ("wake", "f8"),  # of the event under way that looks at the two; inf none. Outlives the slot
+        ("news", "f8"),  # of the delivery or failure that counts; inf none
         ("demanded", "f8"),
         ("payload", "f8"),
         ("size", "f8"),  # of the transfer under way
@@ -196,7 +207,8 @@ SERVER = np.dtype(
         ("slow", "i8"),  # … and the pair in force
         ("idle", "i8"),  # first idle worker; −1 none
         ("busy", "i8"),
-        ("waiting", "i8"),  # in the queue
+        ("waiting", "i8"),  # in the queue …
+        ("work", "f8"),  # … and the s that they are expected to take
         ("head", "i8"),  # of the queue in order of arrival
         ("tail", "i8"),
         ("prepare_head", "i8"),
@@ -209,6 +221,8 @@ SERVER = np.dtype(
         ("busy_at", "f8"),
         ("reported_area", "f8"),
         ("reported_at", "f8"),
+        ("reported", "f8"),  # backlog, s
+        ("report_due", "f8"),  # of the event that counts
         ("utilisation", "f8"),
     ]
 )

@@ -29,7 +29,7 @@ from edgewise.compiled import inlined, inner
 from edgewise.fleet.layout import Array
 from edgewise.network.capacity import bytes_between, time_to_send
 from edgewise.network.link import PACKET_BYTES, STALL_S
-from edgewise.sim.heaps import insert, push, remove_root
+from edgewise.sim.heaps import insert, push, remove, remove_root
 from edgewise.sim.layout import CONSTANT, CURVE, E_LINK, UNLIMITED, Record
 from edgewise.sim.luck import luck
 
@@ -175,6 +175,31 @@ def leave(links: Array, nodes: Array, numbers: Array, clock: Array, e: int, now:
     link.root = remove_root(nodes, root)
     link.flows -= 1
     return root
+
+
+@inner
+def withdraw(
+    links: Array,
+    nodes: Array,
+    numbers: Array,
+    events: Array,
+    clock: Array,
+    e: int,
+    node: int,
+    size: float,
+) -> None:
+    """A flow of `size` bytes on link `e` is broken off now; what it had not sent frees the link."""
+    link = links[e]
+    fifo = clock[0].fifo_links != 0
+    bring_up(links, numbers, e, clock[0].now, fifo)
+    key = nodes[node].key
+    left = min(size, max(0.0, key - link.served)) if fifo else 0.0  # those behind it move up
+    link.root = remove(nodes, link.root, node, left)
+    link.tags -= key
+    link.last_tag -= left
+    link.flows -= 1
+    link.scheduled = math.inf  # the event under way may be too late now
+    schedule(links, nodes, numbers, events, clock, e, fifo)
 
 
 @inlined

@@ -20,6 +20,7 @@ from edgewise.fleet.belief import (
     restore_sends,
 )
 from edgewise.fleet.layout import QUEUE_MAX, Belief
+from edgewise.fleet.patience import FLEET_PERIOD, HEARTBEAT
 from edgewise.fleet.table import link_rate
 from edgewise.fleet.tracker import FORGET_AFTER, RATE_MAX, RATE_MIN
 from edgewise.sim.heaps import push, remove_root
@@ -40,12 +41,16 @@ from edgewise.sim.layout import (
     World,
 )
 from edgewise.sim.links import backlog, bring_up, capacity
-from edgewise.sim.requests import hold, later, lose, release
+from edgewise.sim.requests import expect_news, hold, lose, release
 from edgewise.sim.routes import reschedule
-from edgewise.sim.servers import account
+from edgewise.sim.servers import account, backlog_of
 
 UTILISATION_MEMORY = 1.0
 """s; `domain.Report.utilisation` is over about a second."""
+
+MUTE_KNOWN = 1.5 * HEARTBEAT
+"""s until nodes know that a balancer is mute: they ask for a sign of life, and wait for half of the
+time again."""
 
 
 @inlined
@@ -86,11 +91,13 @@ def look_at_link(world: World, reports: Reports, p: int, j: int, e: int, now: fl
 
 @inner
 def look(world: World, reports: Reports, s: int, now: float) -> None:
-    """Server `s` reports."""
+    """Server `s` reports, if that is due."""
     clock = world.clock[0]
     server = world.servers[s]
-    if server.up == 0:
-        return  # begins again when it is back
+    if server.up == 0 or now != server.report_due:
+        return  # begins again when it is back; a jump was told meanwhile
+    server.report_due = now + clock.period
+    server.reported = backlog_of(world.clock, world.servers, world.workers, s, now)
     push(world.events, world.clock, now + clock.period, E_REPORT, s)
     p: int = clock.free_report
     if p < 0:
@@ -189,9 +196,29 @@ def on_reported(world: World, reports: Reports, beliefs: Belief, p: int, now: fl
     server = world.servers[s]
     if report.life == server.known_life:
         for b in range(clock.balancers):
-            take_in(world, reports, view(beliefs, b), b, p, s, now)
-    report.next = clock.free_report
-    clock.free_report = p
+            if hears(world, b, s, report.at, beliefs.servers[b, s].report_at):
+                take_in(world, reports, view(beliefs, b), b, p, s, now)
+    if clock.keep_reports == 0:
+        report.next = clock.free_report
+        clock.free_report = p
+
+
+@inlined
+def hears(world: World, b: int, s: int, at: float, before: float) -> bool:
+    """Whether decider `b` gets the report that server `s` made `at`, after one of `before`.
+
+    A balancer does unless it is mute. A node has its own at once, and the others' from the
+    balancer's message to all about once a second, or from themselves once it knows that the
+    balancer is gone (`live.node`).
+    """
+    clock = world.clock[0]
+    if b < clock.central:
+        heard: bool = at < clock.mute_since
+        return heard
+    if b - clock.central == s or at >= clock.mute_since + MUTE_KNOWN:
+        return True
+    told: bool = at < clock.mute_since and not (at < before + FLEET_PERIOD)
+    return told
 
 
 @inner
@@ -318,6 +345,8 @@ def stop(world: World, s: int, now: float) -> None:
                 node = world.links[e].root
                 world.links[e].root = remove_root(world.nodes, node)
                 release(world, node if node < slots else node - slots)
+                if node >= slots:
+                    world.slots[node - slots].link = -1
             world.links[e].flows = 0
             world.links[e].tags = 0.0
             reschedule(world, e)
@@ -329,7 +358,8 @@ def stop(world: World, s: int, now: float) -> None:
             lose(world, i, REASON_INGRESS_DOWN, now)
         elif slot.stage == OPEN and slot.at == s:
             slot.reason = REASON_SERVER_DOWN
-            later(world, i, now + world.links[world.path[s, slot.ingress]].delay, E_FAILED)
+            known_at = now + world.links[world.path[s, slot.ingress]].delay
+            expect_news(world, i, known_at, E_FAILED)
     clear_server(world, s)
     push(world.events, world.clock, now + clock.control_delay, E_LEFT, s)
 
@@ -370,6 +400,7 @@ def clear_server(world: World, s: int) -> None:
     server.head = -1
     server.tail = -1
     server.waiting = 0
+    server.work = 0.0
     server.prepare_head = -1
     server.prepare_tail = -1
     server.prepare_waiting = 0.0
@@ -386,6 +417,7 @@ def restart(world: World, s: int, now: float) -> None:
     server.reported_at = now
     server.reported_area = server.busy_area
     server.utilisation = 0.0
+    server.report_due = now
     for b in range(world.clock[0].balancers):
         world.seen[b, s].commands = 0
         world.seen[b, s].low = 0

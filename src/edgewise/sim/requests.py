@@ -14,6 +14,7 @@ from edgewise.sim.layout import (
     DONE,
     E_METADATA,
     E_OUTCOME,
+    E_WAKE,
     FREE,
     LOST,
     OPEN,
@@ -50,6 +51,27 @@ def later(world: World, i: int, time: float, kind: int) -> None:
 
 
 @inlined
+def arm(world: World, i: int) -> None:
+    """See that slot `i` is looked at no later than its time is up.
+
+    One event under way serves all the requests that the slot sees meanwhile, so most requests cost
+    none. It holds nothing: what it finds is as good as what it was made for.
+    """
+    slot = world.slots[i]
+    time = min(slot.give_up, slot.expiry)
+    if time < slot.wake:
+        slot.wake = time
+        push(world.events, world.clock, time, E_WAKE, i)
+
+
+@inlined
+def expect_news(world: World, i: int, time: float, kind: int) -> None:
+    """Slot `i`'s transfer is in, or known to have failed, at `time`, unless it is given up."""
+    world.slots[i].news = time
+    later(world, i, time, kind)
+
+
+@inlined
 def open_slot(world: World, r: int) -> int:
     """A slot for request `r`, which is sent now; −1 if there is none left."""
     clock = world.clock[0]
@@ -65,11 +87,13 @@ def open_slot(world: World, r: int) -> int:
     slot.stage = OPEN
     slot.holds = 0
     slot.ingress = request.ingress
-    slot.balancer = r % clock.balancers
+    slot.balancer = r % clock.central
     slot.service = -1
     slot.server = -1
     slot.form = 0
     slot.at = -1
+    slot.unready = 0
+    slot.link = -1
     slot.row = -1
     slot.picked = -1
     slot.life = -1
@@ -85,6 +109,8 @@ def open_slot(world: World, r: int) -> int:
     slot.sent = request.time
     slot.deadline = request.time + request.deadline
     slot.expiry = request.time + request.deadline * (1.0 + clock.grace)
+    slot.give_up = math.inf
+    slot.news = math.inf
     slot.demanded = request.accuracy
     slot.payload = request.payload
     slot.probability = 1.0
@@ -96,6 +122,7 @@ def open_slot(world: World, r: int) -> int:
     slot.started = math.inf
     slot.finished = math.inf
     later(world, i, request.time + world.links[request.ingress].delay, E_METADATA)
+    arm(world, i)
     return i
 
 
@@ -192,4 +219,4 @@ def turn_away(world: World, r: int) -> None:
         out = world.results[r]
         out.status = LOST
         out.reason = REASON_INGRESS_DOWN
-        out.balancer = np.int32(r % clock.balancers)
+        out.balancer = np.int32(r % clock.central)

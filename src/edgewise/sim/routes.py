@@ -10,8 +10,7 @@ The photo streams up to the ingress from the moment of sending. On the command t
   `fleet.table` predicts; real chunks would add one chunk's time;
 - or, once the body is in, has it made model-ready and sends that.
 
-A failed dispatch comes back to the ingress, which tries the alternatives, then itself, then says
-that it failed.
+What the ingress does when that fails, or takes too long, is in `sim.retries`.
 """
 
 from __future__ import annotations
@@ -20,8 +19,8 @@ import math
 
 from edgewise.compiled import inlined, inner
 from edgewise.fleet.measure import smooth_rate
+from edgewise.fleet.patience import give_up_at
 from edgewise.sim.layout import (
-    ALTERNATIVES,
     DONE,
     E_DELIVERED,
     E_FAILED,
@@ -36,15 +35,40 @@ from edgewise.sim.layout import (
     World,
 )
 from edgewise.sim.links import join, lag, leave, schedule
-from edgewise.sim.requests import READY, answer, end, hold, later, release, tell
+from edgewise.sim.requests import (
+    READY,
+    answer,
+    arm,
+    end,
+    expect_news,
+    hold,
+    later,
+    release,
+    tell,
+)
 from edgewise.sim.servers import (
     arrive,
     convert,
     measured,
     next_conversion,
     next_work,
+    notice,
     prepare,
 )
+
+
+@inlined
+def quickest_here(world: World, i: int) -> int:
+    """The service of the ingress that meets the demand in the least time; −1 if none does."""
+    slot = world.slots[i]
+    server = world.servers[slot.ingress]
+    best = -1
+    for k in range(server.first_service, server.end_service):
+        if world.services[k].accuracy >= slot.demanded and (
+            best < 0 or world.services[k].service_time < world.services[best].service_time
+        ):
+            best = k
+    return best
 
 
 @inlined
@@ -75,12 +99,24 @@ def transfer(world: World, i: int, size: float, now: float) -> None:
     slot.send_began = now
     slot.crossed = math.inf
     slot.destination_life = target.life
+    k = quickest_here(world, i)
+    give_up = give_up_at(
+        slot.deadline,
+        slot.deadline - slot.sent,
+        world.clock[0].grace,
+        world.services[k].service_time if k >= 0 else math.nan,
+    )
+    slot.give_up = max(now, give_up)
+    arm(world, i)
+    if now >= give_up:
+        return  # no time left to try it, which comes up at once
     if target.up == 0:  # nobody takes the connection: known after a round trip
         slot.reason = REASON_SERVER_DOWN
         back = world.links[world.path[slot.server, slot.ingress]].delay
-        later(world, i, now + world.links[link].delay + back, E_FAILED)
+        expect_news(world, i, now + world.links[link].delay + back, E_FAILED)
         return
     hold(world, i)
+    slot.link = link
     slot.send_area = join(
         world.links,
         world.nodes,
@@ -156,22 +192,22 @@ def deliver(world: World, i: int, now: float) -> None:
     e = world.path[slot.ingress, slot.server]
     extra = lag(world.links[e], world.clock[0].seed, slot.request, e, slot.size)
     if extra < math.inf:
-        later(world, i, now + extra, E_DELIVERED)
+        expect_news(world, i, now + extra, E_DELIVERED)
     else:
         slot.reason = REASON_RESET
-        later(world, i, now + world.links[e].delay, E_FAILED)
+        expect_news(world, i, now + world.links[e].delay, E_FAILED)
 
 
 @inlined
 def on_delivered(world: World, i: int, now: float) -> None:
     slot = world.slots[i]
-    if slot.stage == DONE:
+    if slot.stage == DONE or now != slot.news:
         return
     s = slot.server
     server = world.servers[s]
     if server.up == 0 or server.life != slot.destination_life:
         slot.reason = REASON_SERVER_DOWN
-        later(world, i, now + world.links[world.path[s, slot.ingress]].delay, E_FAILED)
+        expect_news(world, i, now + world.links[world.path[s, slot.ingress]].delay, E_FAILED)
         return
     # What the sender learns of the link: from the first byte to the last, its own delay taken off.
     e = world.path[slot.ingress, s]
@@ -243,6 +279,7 @@ def on_across(world: World, i: int, e: int, now: float) -> None:
     if link.mode == UNLIMITED:
         link.bytes += slot.size
     slot.crossed = now
+    slot.link = -1
     slot.send_area = link.area - slot.send_area
     if slot.stage != DONE and slot.uploaded <= now:
         deliver(world, i, now)
@@ -268,6 +305,7 @@ def on_finish(world: World, w: int, time: float) -> None:
                 convert(world, s, w, j, time)
             else:
                 worker.slot = -1
+            notice(world, s, time)
             return
     else:
         batch = worker.batch
@@ -283,50 +321,7 @@ def on_finish(world: World, w: int, time: float) -> None:
             release(world, i)
             i = after
     next_work(world, s, w, time)
-
-
-@inner
-def cheapest_here(world: World, i: int) -> int:
-    """The service of the ingress that meets the demand in the least time; −1 if none does."""
-    slot = world.slots[i]
-    server = world.servers[slot.ingress]
-    best = -1
-    for k in range(server.first_service, server.end_service):
-        if world.services[k].accuracy >= slot.demanded and (
-            best < 0 or world.services[k].service_time < world.services[best].service_time
-        ):
-            best = k
-    return best
-
-
-@inner
-def on_failed(world: World, i: int, now: float) -> None:
-    """The ingress learns that what it tried with slot `i` failed."""
-    slot = world.slots[i]
-    if slot.stage == DONE:
-        return
-    tried = slot.server
-    if now < slot.expiry:
-        for a in range(ALTERNATIVES):
-            row = slot.alternatives[a]
-            slot.alternatives[a] = -1
-            if row >= 0 and world.services[row // 2].server != tried:
-                slot.attempt += 1
-                slot.service = row // 2
-                slot.server = world.services[slot.service].server
-                slot.form = row % 2
-                route(world, i, now)
-                return
-        k = cheapest_here(world, i)
-        if k >= 0 and tried != slot.ingress:
-            slot.attempt += 1
-            slot.service = k
-            slot.server = slot.ingress
-            slot.form = 0
-            route(world, i, now)
-            return
-    end(world, i, FAILED, slot.reason, now)
-    tell(world, i, now + world.clock[0].control_delay)
+    notice(world, s, time)
 
 
 @inner

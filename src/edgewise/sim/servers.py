@@ -6,8 +6,10 @@ roots. A worker that falls idle takes a conversion that waits (the most urgent w
 waits for it), else the head. Nobody is interrupted, and no worker idles while something waits.
 
 A request that can no longer score when a worker would take it is dropped. A batch takes as many as
-wait, up to the length of the latency curve; if payloads in it are model-ready, their mean saving
-comes off its time, per item.
+wait, up to the length of the latency curve, but makes its first, the most urgent, not late for the
+others' sake (as Nexus, SOSP'19, sizes batches by the deadline at hand). Without that, batches on a
+CPU-like curve cost 46 thousandths of utility where they now cost 3. If payloads in it are
+model-ready, their mean saving comes off its time, per item.
 
 A service's time is curve[b] × the request's luck × the slowness in force when it starts. What the
 server *expects* of it, and reports, is its running mean: a server does not know its own luck.
@@ -19,11 +21,14 @@ import numpy as np
 
 from edgewise.compiled import inlined, inner
 from edgewise.fleet.belief import acknowledge
+from edgewise.fleet.layout import Array
 from edgewise.fleet.measure import SERVICE_MEMORY
+from edgewise.fleet.reporting import GAP, jumped
 from edgewise.sim.heaps import insert, push, remove_root
 from edgewise.sim.layout import (
     DONE,
     E_FINISH,
+    E_REPORT,
     EXPIRED,
     REASON_NONE,
     REASON_QUEUE_FULL,
@@ -81,6 +86,74 @@ def account(world: World, s: int, now: float, change: int) -> None:
     server.busy += change
 
 
+@inner
+def backlog_of(clock: Array, servers: Array, workers: Array, s: int, now: float) -> float:
+    """s until workers and stage of `s` are through with what is here (`live.monitor`)."""
+    server = servers[s]
+    own = clock[0].prepare_own != 0
+    work = server.work if own else server.work + server.prepare_waiting
+    for w in range(server.first_worker, server.first_worker + server.workers):
+        if workers[w].slot >= 0:
+            work += max(0.0, workers[w].expected - now)
+    work /= server.workers
+    if own:
+        core = workers[workers.size - servers.size + s]
+        work += server.prepare_waiting
+        if core.slot >= 0:
+            work += max(0.0, core.expected - now)
+    backlog: float = work
+    return backlog
+
+
+@inlined
+def notice(world: World, s: int, now: float) -> None:
+    """Something changed at `s`: if it is a jump, its next report does not wait for its period."""
+    server = world.servers[s]
+    soonest = max(now, server.reported_at + GAP * world.clock[0].period)
+    if server.report_due <= soonest:
+        return
+    since = now - server.reported_at
+    backlog = backlog_of(world.clock, world.servers, world.workers, s, now)
+    if jumped(backlog, server.reported, since, world.clock[0].period):
+        server.report_due = soonest
+        push(world.events, world.clock, soonest, E_REPORT, s)
+
+
+@inner
+def wait_for(world: World, s: int, due: float, now: float) -> float:
+    """s until a request of deadline `due` would be taken at `s` (`live.queue.Queue.wait`)."""
+    server = world.servers[s]
+    edf = world.clock[0].edf != 0
+    work = 0.0 if world.clock[0].prepare_own != 0 else server.prepare_waiting
+    for w in range(server.first_worker, server.first_worker + server.workers):
+        if world.workers[w].slot >= 0:
+            work += max(0.0, world.workers[w].expected - now)
+    i: int = server.head
+    while i >= 0:
+        if world.slots[i].stage != DONE and (not edf or world.slots[i].deadline <= due):
+            work += world.slots[i].work
+        i = world.slots[i].after
+    wait: float = work / server.workers
+    return wait
+
+
+@inlined
+def unlink(world: World, s: int, i: int) -> None:
+    """Slot `i` is in the queue of `s` no more; its node is out of the heap already."""
+    server = world.servers[s]
+    slot = world.slots[i]
+    server.waiting -= 1
+    server.work = server.work - slot.work if server.waiting > 0 else 0.0
+    if slot.before >= 0:
+        world.slots[slot.before].after = slot.after
+    else:
+        server.head = slot.after
+    if slot.after >= 0:
+        world.slots[slot.after].before = slot.before
+    else:
+        server.tail = slot.before
+
+
 @inlined
 def take_idle(world: World, s: int, now: float) -> int:
     """An idle worker, busy from now on; −1 if there is none."""
@@ -109,21 +182,12 @@ def work_on(
 @inner
 def take(world: World, s: int, k: int, now: float) -> int:
     """The first that waits for service `k` of `s`, out of the queue; −1 if it cannot score."""
-    server = world.servers[s]
     service = world.services[k]
     node: int = service.queue
     service.queue = remove_root(world.nodes, node)
     i: int = node - 2 * world.slots.size
     slot = world.slots[i]
-    server.waiting -= 1
-    if slot.before >= 0:
-        world.slots[slot.before].after = slot.after
-    else:
-        server.head = slot.after
-    if slot.after >= 0:
-        world.slots[slot.after].before = slot.before
-    else:
-        server.tail = slot.before
+    unlink(world, s, i)
     if slot.stage == DONE:
         release(world, i)
         return -1
@@ -145,7 +209,11 @@ def begin(world: World, s: int, w: int, i: int, now: float) -> None:
     ready = 1 if world.slots[i].form == READY else 0
     world.slots[i].started = now
     if world.clock[0].batching != 0:
-        while count < service.curve_count and service.queue >= 0:
+        while (
+            count < service.curve_count
+            and service.queue >= 0
+            and now + world.numbers[service.curve_at + count] <= world.slots[i].deadline
+        ):
             j = take(world, s, k, now)
             if j >= 0:
                 world.slots[last].next = j
@@ -159,7 +227,7 @@ def begin(world: World, s: int, w: int, i: int, now: float) -> None:
         time = max(LEAST_SHARE * time, time - service.ready_saving * ready / count)
     time *= noise(world, world.slots[i].request, k) * slowness(world, s, now)
     world.workers[w].batch = count
-    work_on(world, w, i, 0, now, expected_work(world, k, world.slots[i].form) * count, time)
+    work_on(world, w, i, 0, now, world.slots[i].work * count, time)
 
 
 @inlined
@@ -171,13 +239,22 @@ def convert(world: World, s: int, w: int, i: int, now: float) -> None:
 
 
 @inlined
+def no_more_unready(world: World, s: int, i: int) -> None:
+    """Slot `i` waits to be converted at `s` no more."""
+    if world.slots[i].unready != 0:
+        world.slots[i].unready = 0
+        server = world.servers[s]
+        server.prepare_waiting = max(0.0, server.prepare_waiting - server.prepare_seconds)
+
+
+@inlined
 def next_conversion(world: World, s: int) -> int:
     """The first that waits to be converted, out of its queue; −1 if none does."""
     server = world.servers[s]
     while server.prepare_head >= 0:
         i: int = server.prepare_head
         server.prepare_head = world.slots[i].next
-        server.prepare_waiting = max(0.0, server.prepare_waiting - server.prepare_seconds)
+        no_more_unready(world, s, i)
         if server.prepare_head < 0:
             server.prepare_tail = -1
             server.prepare_waiting = 0.0
@@ -243,11 +320,12 @@ def arrive(world: World, s: int, i: int, now: float) -> None:
         return
     slot.at = s
     hold(world, i)
-    if w >= 0:
-        begin(world, s, w, i, now)
-        return
     k = slot.service
     slot.work = expected_work(world, k, slot.form)
+    if w >= 0:
+        begin(world, s, w, i, now)
+        notice(world, s, now)
+        return
     order = clock.sequence
     clock.sequence = order + 1
     key = slot.deadline if clock.edf != 0 else now
@@ -261,6 +339,8 @@ def arrive(world: World, s: int, i: int, now: float) -> None:
         server.head = i
     server.tail = i
     server.waiting += 1
+    server.work += slot.work
+    notice(world, s, now)
 
 
 @inner
@@ -278,6 +358,7 @@ def prepare(world: World, i: int, now: float) -> None:
         w = take_idle(world, s, now)
     if w >= 0:
         convert(world, s, w, i, now)
+        notice(world, s, now)
         return
     world.slots[i].next = -1
     if server.prepare_tail >= 0:
@@ -286,6 +367,8 @@ def prepare(world: World, i: int, now: float) -> None:
         server.prepare_head = i
     server.prepare_tail = i
     server.prepare_waiting += server.prepare_seconds
+    world.slots[i].unready = 1
+    notice(world, s, now)
 
 
 @inlined

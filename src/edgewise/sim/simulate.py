@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
-from edgewise.domain import Outcome, Request, Service
+from edgewise.domain import Outcome, Report, Request, Service
 from edgewise.errors import BadInput
 from edgewise.fleet.table import Table
 from edgewise.images import load_images
@@ -20,7 +20,7 @@ from edgewise.policy.base import Rule
 from edgewise.roster import services_of
 from edgewise.scenario import ImagesPayload, Scenario
 from edgewise.score import Shape
-from edgewise.sim import results
+from edgewise.sim import reported, results
 from edgewise.sim.layout import Sim
 from edgewise.sim.play import Crowded, Floats, play, play_until
 from edgewise.sim.world import Options, simulation
@@ -68,6 +68,10 @@ class Episode(Struct, frozen=True, kw_only=True):
 
     def requests(self) -> Iterator[Request]:
         return results.requests(self.scenario, self.trace, self._prefix)
+
+    def reports(self) -> Iterator[tuple[Report, float]]:
+        """Each with when the balancer had it; needs `Options.keep_reports`."""
+        return reported.reports(self.sim, self.scenario, self.services)
 
     def outcomes(self) -> Iterator[Outcome]:
         return results.outcomes(self.sim, self.services, self.labels, self._prefix)
@@ -158,6 +162,7 @@ def episodes(
     seeds: int,
     done: Callable[[Episode], None] = lambda episode: None,
     threads: int | None = None,
+    options: Options | None = None,
 ) -> dict[str, list[Episode]]:
     """Every policy on seeds `scenario.seed`, + 1, …; in threads, any number with the same result.
 
@@ -172,7 +177,7 @@ def episodes(
 
     def one(task: tuple[str, Scenario]) -> Episode:
         policy, world = task
-        over = episode(world, policy, photos)
+        over = episode(world, policy, photos, options)
         done(over)
         return over
 

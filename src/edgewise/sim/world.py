@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from edgewise.domain import Service
 from edgewise.fleet.layout import QUEUE_MAX, Belief
+from edgewise.fleet.reporting import GAP
 from edgewise.fleet.table import new_table
 from edgewise.fleet.tracker import belief_of as new_belief_of
 from edgewise.network.capacity import Capacity, constant
@@ -23,6 +24,7 @@ from edgewise.scenario import (
     DownFailure,
     FileTrace,
     LinkSpec,
+    MuteFailure,
     Scenario,
     ServiceNoise,
     SlowFailure,
@@ -31,6 +33,7 @@ from edgewise.scenario import (
 from edgewise.sim import layout
 from edgewise.sim.heaps import push
 from edgewise.sim.layout import Reports, Sim, World
+from edgewise.sim.reports import MUTE_KNOWN
 from edgewise.workload import Trace
 
 Floats = NDArray[np.float64]
@@ -38,6 +41,8 @@ Floats = NDArray[np.float64]
 CONTROL_DELAY = 0.0005
 """s from balancer to node and back each: a WebSocket within a town or a machine; the scenario file
 does not describe the control plane's network."""
+RECONNECT = 2.0
+"""s until nodes have found a balancer again that they had given up (`live.channel.RETRY_MAX`)."""
 NOISE_BITS = 12
 """4,096 equally likely noise factors: their spread is within 0.3 % of the lognormal's, and they fit
 into a first-level cache."""
@@ -61,6 +66,8 @@ class Options(Struct, frozen=True, kw_only=True):
     slots: int = SLOTS
     store: bool = True
     """Keep a result per request, not just sums."""
+    keep_reports: bool = False
+    """Keep every report (`sim.reported`): some kB each."""
 
 
 class _Numbers:
@@ -99,16 +106,18 @@ def simulation(
     horizon = _horizon(scenario, trace)
 
     belief = new_belief_of(scenario, services)
-    beliefs = Belief(
-        *(np.repeat(array[None], scenario.balancers, axis=0).copy() for array in belief)
-    )
+    mute = any(isinstance(failure, MuteFailure) for failure in scenario.failures)
+    deciders = scenario.balancers + (count if mute else 0)  # nodes too, when they are left alone
+    beliefs = Belief(*(np.repeat(array[None], deciders, axis=0).copy() for array in belief))
     seed = int(np.random.SeedSequence([scenario.seed, 1]).generate_state(1, np.uint64)[0])
     noise = _noise(scenario.service_noise.cv) if given.noise is None else given.noise
 
     servers, workers = _servers(scenario, belief.first, horizon, number)
     links = _links(scenario, belief.path, number)
     report_delay = given.control_delay if given.report_delay is None else given.report_delay
-    under_way = count * (2 + math.ceil(report_delay / scenario.report_period))
+    under_way = count * (2 + math.ceil(report_delay / (GAP * scenario.report_period)))
+    if given.keep_reports:  # nobody reports oftener than a gap allows
+        under_way = count * (2 + math.ceil(horizon / (GAP * scenario.report_period)))
     most = int(np.diff(belief.first).max(initial=1))
     uplink = scenario.network.topology == "uplink"
     slots = min(given.slots, max(1, len(trace)))
@@ -116,7 +125,8 @@ def simulation(
     clock = np.zeros(1, layout.CLOCK)
     clock["current"], clock["free"], clock["free_report"] = -1, 0, 0
     clock["learn_head"] = clock["learn_tail"] = -1
-    clock["servers"], clock["balancers"] = count, scenario.balancers
+    clock["servers"], clock["balancers"] = count, deciders
+    clock["central"], clock["mute_since"] = scenario.balancers, np.inf
     clock["requests"], clock["horizon"], clock["seed"] = len(trace), horizon, seed
     clock["period"], clock["report_delay"] = scenario.report_period, report_delay
     clock["control_delay"] = given.control_delay
@@ -131,7 +141,7 @@ def simulation(
     )
     clock["noise_at"] = number.add(noise)
     clock["noise_bits"] = (len(noise) - 1).bit_length()
-    clock["store"] = given.store
+    clock["store"], clock["keep_reports"] = given.store, given.keep_reports
     if len(noise) != 1 << int(clock["noise_bits"][0]):
         raise ValueError(f"noise needs a power of two of factors, got {len(noise)}")
 
@@ -142,6 +152,7 @@ def simulation(
 
     state = np.zeros(slots, layout.SLOT)
     state["next"] = [*range(1, slots), -1]
+    state["wake"] = np.inf
     reports = np.zeros(under_way, layout.REPORT)
     reports["next"] = [*range(1, under_way), -1]
     pairs = np.zeros((count, count), layout.PAIR)
@@ -154,9 +165,13 @@ def simulation(
 
     world = World(
         clock=clock,
-        # A slot has two events at most (metadata and upload, then one); a transfer that joins a
-        # link makes one more, a worker or server one of its own.
-        events=np.zeros(6 * slots + 8 * len(links) + len(workers) + 8 * count, layout.EVENT),
+        # A slot has three events at most (metadata and upload, then one; and one that looks after
+        # it); a transfer that joins a link makes one more, a worker one of its own, a server one
+        # and those that jumps have made moot.
+        events=np.zeros(
+            8 * slots + 8 * len(links) + len(workers) + 16 * count + under_way,
+            layout.EVENT,
+        ),
         requests=requests,
         slots=state,
         nodes=np.zeros(3 * slots, layout.NODE),
@@ -167,7 +182,7 @@ def simulation(
         pairs=pairs,
         path=belief.path,
         numbers=number.array(),
-        seen=np.zeros((scenario.balancers, count), layout.SEEN),
+        seen=np.zeros((deciders, count), layout.SEEN),
         results=results,
     )
     widest = max(spec.workers for spec in scenario.servers.values())
@@ -177,12 +192,13 @@ def simulation(
         running=np.zeros((under_way, widest)),
         links=np.zeros((under_way, 2 if uplink else 1 + count), layout.REPORT_LINK),
         services=np.zeros((under_way, most), layout.REPORT_SERVICE),
-        seen=np.zeros((under_way, scenario.balancers), layout.SEEN),
+        seen=np.zeros((under_way, deciders), layout.SEEN),
     )
     # Out of step: each server's first report comes at a moment of its own.
     phases = np.random.default_rng([scenario.seed, 2]).random(count)
     for s, phase in enumerate(phases):
-        push(world.events, clock, float(phase) * scenario.report_period, layout.E_REPORT, s)
+        servers["report_due"][s] = float(phase) * scenario.report_period
+        push(world.events, clock, servers["report_due"][s], layout.E_REPORT, s)
     push(world.events, clock, 1.0, layout.E_SWEEP, 0)
     return Sim(
         world=world,
@@ -370,6 +386,12 @@ def _script(scenario: Scenario) -> NDArray[np.void]:
             until = failure.at + failure.duration
             lines.append((failure.at, layout.S_SERVER_DOWN, s, 0, 0, 0.0, nan, nan, nan))
             lines.append((until, layout.S_SERVER_UP, s, 0, 0, 0.0, nan, nan, nan))
+        if isinstance(failure, MuteFailure):
+            until = failure.at + failure.duration
+            if failure.duration > MUTE_KNOWN:  # a new connection first
+                until += RECONNECT
+            lines.append((failure.at, layout.S_MUTE, 0, 0, 0, 0.0, nan, nan, nan))
+            lines.append((until, layout.S_HEARD, 0, 0, 0, 0.0, nan, nan, nan))
     for name, event in link_events(scenario):
         change = event.set
         rated, mode, rate = 0, 0, 0.0

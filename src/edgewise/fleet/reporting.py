@@ -1,0 +1,24 @@
+"""When a server reports: on its period, and at once when its backlog jumps. Compiled; simulator and
+nodes both call this.
+
+A report lets expect that the backlog drains by a second a second. What differs from that by more
+than `JUMP_PERIODS` is told at once, but no sooner than `GAP` after the report before; the period
+then begins anew.
+"""
+
+from __future__ import annotations
+
+from edgewise.compiled import lean
+
+JUMP_PERIODS = 1.0
+"""A backlog that differs by so many report periods' work from what the last report let expect is
+news: waiting for the next one would cost a decision about as much."""
+GAP = 0.2
+"""Of the period between two reports at least: jumps come in bursts."""
+
+
+@lean
+def jumped(backlog: float, reported: float, since: float, period: float) -> bool:
+    """Whether `backlog` (s of each worker) is news, `since` s after `reported` was told."""
+    expected = max(0.0, reported - since)
+    return abs(backlog - expected) > JUMP_PERIODS * period

@@ -1,0 +1,83 @@
+"""From a finished simulation that kept them to its reports, in the words of `domain`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from edgewise.domain import PeerReport, QueueItem, Report, Service, ServiceReport
+from edgewise.scenario import Scenario
+from edgewise.sim.layout import Sim
+
+
+def reports(
+    sim: Sim, scenario: Scenario, services: Sequence[Service]
+) -> Iterator[tuple[Report, float]]:
+    """Every report of `sim`, as the first balancer got it, and when it did, in order of time.
+
+    Needs `Options.keep_reports`; raises ValueError without. What a report says of one uplink that
+    all peers share stands with the first of them where it is an amount (bytes, transfers), and with
+    each where it is a measurement.
+    """
+    clock = sim.world.clock[0]
+    if not clock["keep_reports"]:
+        raise ValueError("the simulation did not keep its reports")
+    heads = sim.reports.heads
+    made = len(heads) if clock["free_report"] < 0 else int(clock["free_report"])
+    order = sorted(range(made), key=lambda p: (float(heads["at"][p]), p))
+    for p in order:
+        at = float(heads["at"][p])
+        yield _report(sim, scenario, services, p), at + float(clock["report_delay"])
+
+
+def _report(sim: Sim, scenario: Scenario, services: Sequence[Service], p: int) -> Report:
+    names = scenario.server_names
+    kept = sim.reports
+    head, seen = kept.heads[p], kept.seen[p, 0]
+    s = int(head["server"])
+    name = names[s]
+    waiting = int(head["queued"])
+    mine = [service for service in services if service.server == name]
+    return Report(
+        server=name,
+        at=float(head["at"]),
+        workers=int(sim.world.servers["workers"][s]),
+        running=tuple(kept.running[p, : int(head["running"])].tolist()),
+        queue=tuple(
+            QueueItem(deadline, work)
+            for deadline, work in zip(*kept.jobs[:, p, :waiting].tolist(), strict=True)
+        ),
+        prepare_backlog=float(head["prepare_backlog"]),
+        services={
+            service.model: ServiceReport(
+                float(row["service_time"]), float(row["batch"]), int(row["served"])
+            )
+            for service, row in zip(mine, kept.services[p], strict=False)
+        },
+        peers=_peers(kept.links[p], s, names, scenario.network.topology == "uplink"),
+        utilisation=min(1.0, max(0.0, float(head["utilisation"]))),
+        commands_seen=int(seen["commands"]),
+        arrivals_low=int(seen["low"]),
+        arrivals_bits=int(seen["bits"]),
+    )
+
+
+def _peers(links: Any, s: int, names: Sequence[str], uplink: bool) -> dict[str, PeerReport]:
+    peers: dict[str, PeerReport] = {}
+    for other, name in enumerate(names):
+        if other != s:
+            amounts = not uplink or not peers
+            peers[name] = _peer(links[1 if uplink else 1 + other], amounts)
+    return {**peers, names[s]: _peer(links[0], True)}
+
+
+def _peer(link: Any, amounts: bool) -> PeerReport:
+    rate, rtt = float(link["rate"]), float(link["rtt"])
+    known = rate == rate
+    return PeerReport(
+        throughput=rate if known else None,
+        measured_at=float(link["rate_at"]) if known else None,
+        rtt=rtt if rtt == rtt else None,
+        backlog=round(float(link["backlog"])) if amounts else 0,
+        flows=round(float(link["flows"])) if amounts else 0,
+    )

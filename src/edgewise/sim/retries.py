@@ -1,0 +1,174 @@
+"""What an ingress does when a peer fails or keeps it waiting, or time is up. Compiled.
+
+The rules are those of `live.edge`, their numbers those of `fleet.patience`. A peer's answer is
+waited for until it would be worth little; then the transfer is broken off, which frees the link for
+others, and the destination forgets the request. The ingress tries what else was ranked, servers
+that have not failed it, while there is time; then itself, if that pays; then it says that it
+failed. When a request can no longer score its ingress answers that it expired.
+
+Left out: a request that a peer is running when it is given up is waited for, as nobody could
+interrupt it and its answer is the next thing to happen. And where no server can fail, only timeouts
+come here, and then there is no time for another peer: no ranking is kept, the ingress tries itself.
+"""
+
+from __future__ import annotations
+
+import math
+
+from edgewise.compiled import inner
+from edgewise.fleet.patience import worth_running
+from edgewise.sim.heaps import remove
+from edgewise.sim.layout import (
+    ALTERNATIVES,
+    DONE,
+    EXPIRED,
+    FAILED,
+    OPEN,
+    REASON_NO_TIME,
+    REASON_NONE,
+    World,
+)
+from edgewise.sim.links import withdraw
+from edgewise.sim.requests import arm, end, release, tell
+from edgewise.sim.routes import quickest_here, route
+from edgewise.sim.servers import expected_work, no_more_unready, notice, unlink, wait_for
+
+
+@inner
+def break_off(world: World, i: int) -> None:
+    """The transfer of slot `i`, if one is under way, ends here."""
+    slot = world.slots[i]
+    slot.news = math.inf
+    slot.give_up = math.inf
+    if slot.link < 0:
+        return
+    withdraw(
+        world.links,
+        world.nodes,
+        world.numbers,
+        world.events,
+        world.clock,
+        slot.link,
+        world.slots.size + i,
+        slot.size,
+    )
+    slot.link = -1
+    release(world, i)
+
+
+@inner
+def leave_queue(world: World, i: int, now: float) -> None:
+    """Slot `i`, which waits in a server's queue, waits there no more."""
+    slot = world.slots[i]
+    s: int = slot.at
+    service = world.services[slot.service]
+    service.queue = remove(world.nodes, service.queue, 2 * world.slots.size + i, 0.0)
+    unlink(world, s, i)
+    slot.at = -1
+    release(world, i)
+    notice(world, s, now)
+
+
+@inner
+def on_wake(world: World, i: int, time: float) -> None:
+    """Slot `i`'s time may be up: for the peer that is to answer it, or for good."""
+    slot = world.slots[i]
+    if time != slot.wake:
+        return  # an earlier event has taken its place
+    slot.wake = math.inf
+    if slot.stage != OPEN:
+        return
+    if time >= slot.expiry:
+        expire(world, i, time)
+        return
+    if time >= slot.give_up:
+        slot.give_up = math.inf
+        waits = slot.at >= 0
+        if waits and slot.started <= time:
+            arm(world, i)
+            return  # it runs there
+        if waits:
+            leave_queue(world, i, time)
+        break_off(world, i)
+        slot.reason = REASON_NO_TIME
+        try_next(world, i, time)
+        if slot.stage != OPEN:
+            return
+    arm(world, i)
+
+
+@inner
+def expire(world: World, i: int, now: float) -> None:
+    """Slot `i`'s request can no longer score, and its ingress says so."""
+    slot = world.slots[i]
+    if slot.at >= 0 and slot.started > now:
+        leave_queue(world, i, now)
+    elif slot.unready != 0:  # it stays in line, as nobody, until its turn
+        no_more_unready(world, slot.ingress, i)
+        notice(world, slot.ingress, now)
+    end(world, i, EXPIRED, REASON_NONE, now)
+    tell(world, i, now + world.clock[0].control_delay)
+    break_off(world, i)
+
+
+@inner
+def on_failed(world: World, i: int, now: float) -> None:
+    """The ingress learns that what it tried with slot `i` failed."""
+    slot = world.slots[i]
+    if slot.stage == DONE or now != slot.news:
+        return
+    slot.news = math.inf
+    slot.give_up = math.inf
+    try_next(world, i, now)
+
+
+@inner
+def try_next(world: World, i: int, now: float) -> None:
+    """The server of slot `i` has not answered: what else can be done?"""
+    slot = world.slots[i]
+    tried = slot.server
+    for a in range(ALTERNATIVES):
+        row = slot.alternatives[a]
+        slot.alternatives[a] = -1
+        if row < 0 or world.services[row // 2].server == tried:
+            continue
+        k = row // 2
+        here = world.services[k].server == slot.ingress
+        if here and not pays(world, i, k, now):
+            continue
+        if not here and slot.reason == REASON_NO_TIME:
+            continue
+        go(world, i, k, row % 2, now)
+        return
+    k = quickest_here(world, i)
+    if k >= 0 and tried != slot.ingress and pays(world, i, k, now):
+        go(world, i, k, 0, now)
+        return
+    if now >= slot.deadline:
+        end(world, i, EXPIRED, REASON_NONE, now)
+    else:
+        end(world, i, FAILED, slot.reason, now)
+    tell(world, i, now + world.clock[0].control_delay)
+
+
+@inner
+def go(world: World, i: int, k: int, form: int, now: float) -> None:
+    """Service `k` is to run slot `i` now."""
+    slot = world.slots[i]
+    slot.attempt += 1
+    slot.service = k
+    slot.server = world.services[k].server
+    slot.form = form
+    slot.reason = REASON_NONE
+    slot.started = math.inf
+    route(world, i, now)
+
+
+@inner
+def pays(world: World, i: int, k: int, now: float) -> bool:
+    """Whether the ingress runs slot `i` by its service `k` after others have failed."""
+    slot = world.slots[i]
+    s: int = slot.ingress
+    done = now + wait_for(world, s, slot.deadline, now) + expected_work(world, k, 0)
+    idle = world.servers[s].idle >= 0
+    return worth_running(done, slot.deadline, slot.deadline - slot.sent, world.clock[0].grace, idle)
