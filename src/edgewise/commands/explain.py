@@ -143,7 +143,9 @@ def _simulated(run: Path, request: str) -> _Seen:
         raise BadInput(f"{run}: no experience.parquet, and not a run of edgewise simulate --out")
     world = load(str(file)).with_overrides(seed=int(named[1]))
     found = played_until(world, policy, int(named[2]))
-    if found is None or [found.row] != decisions["rows"][at].as_py()[:1]:
+    if found is None:
+        raise BadInput(f"{run}: no balancer decided about {request!r}: its node did, by itself")
+    if [found.row] != decisions["rows"][at].as_py()[:1]:
         raise BadInput(
             f"{run}: playing it again decides {request!r} otherwise; another version of edgewise "
             "or of the weights made it"
