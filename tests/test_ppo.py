@@ -199,7 +199,7 @@ def test_it_learns() -> None:
     poor = list(HEURISTIC)
     poor[PRICE], poor[THRESHOLD_GAIN] = 0.05, 0.0
     start = untrained(tuple(poor))
-    place = Worlds(scenario=short("overload", 3, 5.0))
+    place = Worlds(scenario=short("overload", 4, 5.0))
     params = ppo.train(place, start, FAST, iterations=12).params
 
     def scores(given: np.ndarray) -> np.ndarray:
