@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 from edgewise.learn import ppo
+from edgewise.learn.actor_critic import Settings
 from edgewise.learn.trainer import Recipe
 from edgewise.learn.trainer import train as evolve
 from edgewise.learn.worlds import Worlds
@@ -73,7 +74,7 @@ def of_ppo(family: str, threads: int, seconds: float, network: bool) -> Found:
     ppo.train(
         Worlds(names=(family,)),
         untrained(RULES["priced_greedy"].params),
-        ppo.Settings(network=network),
+        Settings(network=network),
         budget=seconds,
         threads=threads,
         progress=meter.see,

@@ -1,7 +1,7 @@
 """Write the measured sections of docs/learning.md, in place.
 
     python scripts/learning_table.py [--seeds 30] [--threads 2] [--cache DIR]
-        [--only table,ablation,information]
+        [--only table,ablation]
 
 Plays the shipped policy, the heuristic, the re-tuned control and the ladder's rules in the worlds
 of the standard suite, on held-out seeds (families.EVALUATION), and writes what came of it. Numbers
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -25,7 +25,6 @@ from edgewise.bench.statistics import Interval, interval, over_families
 from edgewise.learn.worlds import Worlds, limits
 from edgewise.policy import RULES, Rule, find, learned, weights
 from edgewise.policy.features import PHI
-from edgewise.scenario import Scenario
 from edgewise.sim import families
 
 Floats = NDArray[np.float64]
@@ -41,7 +40,6 @@ LADDER = (
     "peak_ewma_admission",
     "prequal_admission",
 )
-INFORMED = ("volatile", "trace_bandwidth", "stale_500ms", "stale_2s", "combined")
 GUARDED = 8
 """Seeds of each family in which the guard's decisions are counted."""
 PARTS_FAMILIES = ("light", "medium", "heavy", "overload", "volatile", "stale_2s", "combined")
@@ -60,19 +58,18 @@ def utilities(
     rules: dict[str, Rule],
     seeds: Sequence[int],
     threads: int,
-    change: Callable[[Scenario], Scenario] | None = None,
 ) -> Floats:
     """(families, policies, seeds). What was played before, by the same code as far as its version
     tells, is taken from the cache."""
     files = {}
     for name, rule in rules.items():
-        what = (suite.versions(), names, seeds, change and change.__name__, name, rule.params)
+        what = (suite.versions(), names, seeds, name, rule.params)
         digest = hashlib.sha256(msgspec.json.encode(what)).hexdigest()[:24]
         files[name] = None if CACHE is None else CACHE / f"{digest}.npy"
     missing = {n: r for n, r in rules.items() if not ((f := files[n]) and f.exists())}
     found: dict[str, Floats] = {}
     if missing:
-        played = suite.run(names, missing, seeds, threads=threads, change=change).array("utility")
+        played = suite.run(names, missing, seeds, threads=threads).array("utility")
         for p, name in enumerate(missing):
             found[name] = played[:, p]
             if (file := files[name]) is not None:
@@ -238,68 +235,7 @@ def ablation(seeds: Sequence[int], threads: int) -> Iterator[str]:
         yield f"| {part} | {cells} | {pm(over_families(lost))} |"
 
 
-# -- what perfect information would give -----------------------------------------------------------
-
-
-def fresh(world: Scenario) -> Scenario:
-    """A report every 10 ms."""
-    return msgspec.structs.replace(world, report_period=0.01)
-
-
-def told(world: Scenario) -> Scenario:
-    """The balancer is told the links' true rates and what is on them."""
-    return msgspec.structs.replace(world, network_state="emulator")
-
-
-def both(world: Scenario) -> Scenario:
-    return told(fresh(world))
-
-
-def information(seeds: Sequence[int], threads: int) -> Iterator[str]:
-    """What fresh reports and true bandwidths add, and how much of it is recovered without them."""
-    rules = {"control": find(str(CONTROL)), "edgewise": RULES["edgewise"]}
-    cases: dict[str, Callable[[Scenario], Scenario] | None] = {
-        "as it is": None,
-        "fresh reports": fresh,
-        "true bandwidth": told,
-        "both": both,
-    }
-    values = {
-        case: utilities(INFORMED, rules, seeds, threads, change) for case, change in cases.items()
-    }
-    plain = values["as it is"][:, 0]
-    yield (
-        "Gain in utility over the control without any of it. *Fresh reports*: every 10 ms; *true "
-        "bandwidth*: the links' state as they are; no policy was trained with either; "
-        f"{len(seeds)} held-out seeds."
-    )
-    yield ""
-    heads = [f"{rule}, {case}" for rule in rules for case in cases]
-    yield "| family | " + " | ".join(heads[1:]) + " |"
-    yield "|---" * len(heads) + "|"
-    for f, name in enumerate(INFORMED):
-        cells = [
-            pm(interval(values[case][f, r] - plain[f])) for r in range(len(rules)) for case in cases
-        ]
-        yield f"| {name} | " + " | ".join(cells[1:]) + " |"
-    means = [over_families(values[case][:, r] - plain) for r in range(len(rules)) for case in cases]
-    yield "| **mean** | " + " | ".join(pm(each) for each in means[1:]) + " |"
-    yield ""
-    could = (values["both"][:, 0] - plain).mean()
-    has = (values["as it is"][:, 1] - plain).mean()
-    if could > 0.0:
-        yield (
-            f"The control would gain {could:+.4f} by both; edgewise gains {has:+.4f} with neither: "
-            f"{100 * has / could:.0f} % of it. With both, edgewise is at {means[-1].mean:+.4f}."
-        )
-    else:
-        yield (
-            f"Both change the control by {could:+.4f}: there is nothing of it to recover. edgewise "
-            f"gains {has:+.4f} with neither."
-        )
-
-
-SECTIONS = {"table": table, "ablation": ablation, "information": information}
+SECTIONS = {"table": table, "ablation": ablation}
 
 
 def main() -> None:

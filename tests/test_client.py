@@ -294,7 +294,7 @@ async def test_from_the_clients_files_comes_the_summary(
     assert done["outcomes"]["served"] == 2
     summary = evaluate(tmp_path)
     (policy,) = summary.policies
-    assert (summary.scenario, policy.policy) == ("smoke", "earliest_completion")
+    assert (summary.scenario, policy.policy) == ("smoke", "edgewise")
     assert policy.outcomes == {"served": 2, "shed": 1, "expired": 0, "failed": 0, "lost": 0}
     assert policy.utility.expected == pytest.approx(2 * 0.8 / 3)
     assert policy.accuracy == 0.5  # of classes 0 and 1, with 1 predicted for both

@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from edgewise.bench.statistics import Interval
 from edgewise.cli import app
 from edgewise.errors import BadInput
 from edgewise.learn import checkpoint, es, trainer
-from edgewise.learn.release import release
-from edgewise.learn.space import Space
+from edgewise.learn.release import Judgement, judge, release
+from edgewise.learn.space import MEMORY, PARTS, Space
 from edgewise.learn.worlds import Worlds, limits, rule_of
 from edgewise.policy import RULES, find, learned, weights
-from edgewise.policy.features import Q_ACCURACY
+from edgewise.policy.features import PHI, Q_ACCURACY, W_FLEET_BACKLOG
 from edgewise.scenario import loads
 from edgewise.sim import families
 
@@ -262,3 +263,63 @@ def test_the_command_trains_a_specialist_that_is_a_policy(tmp_path: Path) -> Non
     assert isinstance(run.exception, BadInput)
     run = CliRunner().invoke(app, ["train", "--init", "jsq", "--out", str(tmp_path / "no")])
     assert "expected priced_greedy" in str(run.exception)
+
+
+def test_the_command_trains_by_ppo_too(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    file = tmp_path / "small.yaml"
+    file.write_text(SMALL)
+    options = ["--scenario", str(file), "--algorithm", "ppo", "--free", "heads", "--worlds", "1"]
+    options += ["--generations", "1", "--threads", "1", "--out", str(tmp_path / "out")]
+    run = CliRunner().invoke(app, ["train", *options])
+    assert run.exit_code == 0, run.output
+    _, card = weights.load(tmp_path / "out" / "edgewise.safetensors")
+    assert "--algorithm ppo" in card.command
+    assert (tmp_path / "out" / checkpoint.FILE).exists()
+    run = CliRunner().invoke(app, ["train", *options[:-1], str(tmp_path / "no"), "--free", "base"])
+    assert "expected --free heads" in str(run.exception)
+    run = CliRunner().invoke(app, ["train", "--algorithm", "dqn"])
+    assert "expected es or ppo" in str(run.exception)
+    # What one algorithm keeps, the other does not take up.
+    run = CliRunner().invoke(app, ["train", *options, "--algorithm", "es"])
+    assert "other options" in str(run.exception)
+
+
+def test_parts_are_the_heads() -> None:
+    whole = Space(start(), ("heads",))
+    assert sum(Space(start(), (part,)).size for part in PARTS) == whole.size
+    rest = Space(start(), tuple(part for part in PARTS if part != "memory"))
+    at = learned.LAYOUT["server_heads"]
+    heads = whole.params(np.ones(whole.size))[at] - rest.params(np.ones(rest.size))[at]
+    names = [*PHI] * len(learned.SERVER_HEADS)
+    assert {names[i] for i in np.flatnonzero(heads)} == set(MEMORY)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "accepted"),
+    [(0.01, 0.03, True), (-0.01, 0.02, True), (-0.03, -0.01, False), (-0.01, 0.0, True)],
+)
+def test_one_family_that_is_worse_is_enough_to_refuse(
+    low: float, high: float, accepted: bool
+) -> None:
+    """However much better the others are."""
+    good = Interval(0.5, 0.01)
+    other = Interval((low + high) / 2, (high - low) / 2)
+    judged = Judgement({"a": good, "b": other, "c": good}, Interval(0.3, 0.01))
+    assert judged.accepted is accepted
+
+
+def test_what_was_not_measured_is_not_accepted() -> None:
+    nan = float("nan")
+    assert not Judgement({"a": Interval(0.1, nan)}, Interval(0.1, nan)).accepted
+    assert not Judgement({}, Interval(nan, nan)).accepted
+
+
+def test_a_policy_that_is_worse_in_one_family_only_is_refused() -> None:
+    """It gives up where much is offered, which costs nothing at light load."""
+    params = start()
+    shed = learned.LAYOUT["shed_head"].start
+    params[shed + W_FLEET_BACKLOG] = 60.0
+    judged = judge(params, PRICED, Worlds(), count=4, skip=0, names=("light", "overload"))
+    assert judged.families["overload"].sign < 0, judged
+    assert not judged.accepted

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from edgewise.learn import ppo
+from edgewise.bench.statistics import Interval
+from edgewise.errors import BadInput
+from edgewise.learn import actor_critic, ppo
 from edgewise.learn.gae import by_time, gae
 from edgewise.learn.rollout import DECISION, Rollout, joined, rollout
 from edgewise.learn.worlds import Worlds, rule_of
@@ -40,8 +43,8 @@ def anything(seed: int, network: bool) -> np.ndarray:
     """Params with weights of a size that training may come to."""
     params = untrained(HEURISTIC)
     rng = np.random.default_rng(seed)
-    for name in ppo.SCALES:
-        if network or name in ppo.HEAD:
+    for name in actor_critic.SCALES:
+        if network or name in actor_critic.HEAD:
             params[LAYOUT[name]] += rng.normal(0.0, 0.2, params[LAYOUT[name]].size)
     params[learned.O_NETWORK] = float(network)
     return params
@@ -106,7 +109,7 @@ def test_rewards_are_compared_with_the_same_request_in_the_other_plays() -> None
 
 def test_the_last_decision_of_a_trace_only_lends_its_value() -> None:
     played = fake([0, 1], [0.5, 99.0], [0.0, 2.0])
-    settings = ppo.Settings(tau=2.0)
+    settings = actor_critic.Settings(tau=2.0)
     found = ppo.advantages(played, played.rewards, np.array([0.25, 3.0]), settings)
     assert found.tolist() == pytest.approx([0.5 + math.exp(-1.0) * 3.0 - 0.25])
 
@@ -119,13 +122,13 @@ def test_the_last_decision_of_a_trace_only_lends_its_value() -> None:
 def test_torch_and_the_kernel_say_the_same_probabilities(family: str, network: bool) -> None:
     """Of what the kernel drew with, for weights far from the heuristic."""
     params = anything(1, network)
-    settings = ppo.Settings(network=network, temperature=0.05)
-    learner = ppo.Learner(params, settings)
+    settings = actor_critic.Settings(network=network, temperature=0.05)
+    learner = actor_critic.Learner(params, settings)
     played = joined(
         [rollout(simulated(short(family, seed)), learner.params(), seed) for seed in (1, 2)]
     )
     order = np.random.default_rng(0).permutation(len(played.decisions))
-    batch = ppo.Batch(played, order)
+    batch = actor_critic.Batch(played, order)
     with torch.no_grad():
         found = learner.log_probabilities(batch)
     assert len(order) > 50
@@ -135,7 +138,7 @@ def test_torch_and_the_kernel_say_the_same_probabilities(family: str, network: b
 
 def test_untrained_it_is_the_heuristic() -> None:
     """Zero steps, and the params play every world as `priced_greedy`, to the last bit."""
-    learner = ppo.Learner(untrained(HEURISTIC), ppo.Settings())
+    learner = actor_critic.Learner(untrained(HEURISTIC), actor_critic.Settings())
     params = learner.params()
     params[learned.O_TEMPERATURE] = 0.0
     assert (params == untrained(HEURISTIC)).all()
@@ -148,7 +151,9 @@ def test_untrained_it_is_the_heuristic() -> None:
 
 def test_a_rollout_credits_each_decision_with_its_own_request() -> None:
     sim = simulated(short("heavy", 4))
-    played = rollout(sim, ppo.Learner(untrained(HEURISTIC), ppo.Settings()).params(), 0)
+    played = rollout(
+        sim, actor_critic.Learner(untrained(HEURISTIC), actor_critic.Settings()).params(), 0
+    )
     at = played.decisions["request"]
     assert len(set(at.tolist())) == len(at)
     assert (played.rewards == sim.world.results["utility"][at]).all()
@@ -158,14 +163,14 @@ def test_a_rollout_credits_each_decision_with_its_own_request() -> None:
 
 def test_the_gradient_is_that_of_the_probabilities() -> None:
     """Against finite differences, in the coordinates that are optimised."""
-    settings = ppo.Settings(network=True, temperature=0.1)
-    learner = ppo.Learner(anything(2, True), settings)
+    settings = actor_critic.Settings(network=True, temperature=0.1)
+    learner = actor_critic.Learner(anything(2, True), settings)
     played = rollout(simulated(short("medium", 5, 1.0)), learner.params(), 1)
-    batch = ppo.Batch(played, np.arange(len(played.decisions)))
+    batch = actor_critic.Batch(played, np.arange(len(played.decisions)))
     learner.log_probabilities(batch).sum().backward()
     gradient = learner.x.grad
     assert gradient is not None
-    for part in ppo.SCALES:
+    for part in actor_critic.SCALES:
         span = LAYOUT[part]
         i = span.start + int(gradient[span].abs().argmax())
         with torch.no_grad():
@@ -176,14 +181,14 @@ def test_the_gradient_is_that_of_the_probabilities() -> None:
             learner.x[i] += 0.02
         assert float(gradient[i]) == pytest.approx((up - down) / 0.04, rel=0.05, abs=0.02), part
     still = np.ones(learned.LENGTH, bool)
-    for part in ppo.SCALES:
+    for part in actor_critic.SCALES:
         still[LAYOUT[part]] = False
     assert not gradient.numpy()[still].any()
 
 
 # -- training ------------------------------------------------------------------------------------
 
-FAST = ppo.Settings(
+FAST = actor_critic.Settings(
     worlds=4, plays=4, rate=0.3, temperature=0.05, epochs=4, batch=512, stop=0.1, seed=1
 )
 
@@ -194,8 +199,8 @@ def test_it_learns() -> None:
     poor = list(HEURISTIC)
     poor[PRICE], poor[THRESHOLD_GAIN] = 0.05, 0.0
     start = untrained(tuple(poor))
-    place = Worlds(scenario=short("overload", 3, 5.0))
-    params = ppo.train(place, start, FAST, iterations=12)
+    place = Worlds(scenario=short("overload", 4, 5.0))
+    params = ppo.train(place, start, FAST, iterations=12).params
 
     def scores(given: np.ndarray) -> np.ndarray:
         found = []
@@ -213,11 +218,13 @@ def test_it_learns() -> None:
 
 def test_the_same_seed_gives_the_same_weights_on_any_number_of_threads() -> None:
     place = Worlds(scenario=short("heavy", 3, 2.0))
-    settings = ppo.Settings(worlds=2, plays=2, batch=128, network=True)
+    settings = actor_critic.Settings(worlds=2, plays=2, batch=128, network=True)
     start = untrained(HEURISTIC)
     seen: list[ppo.Progress] = []
     found = [
-        ppo.train(place, start, settings, iterations=2, threads=threads, progress=seen.append)
+        ppo.train(
+            place, start, settings, iterations=2, threads=threads, progress=seen.append
+        ).params
         for threads in (1, 2)
     ]
     assert (found[0] == found[1]).all()
@@ -228,9 +235,9 @@ def test_the_same_seed_gives_the_same_weights_on_any_number_of_threads() -> None
 
 def test_plays_of_a_world_meet_the_same_requests() -> None:
     """On the same luck, other rows: what the baseline rests on."""
-    settings = ppo.Settings(plays=3, temperature=0.05)
+    settings = actor_critic.Settings(plays=3, temperature=0.05)
     place = Worlds(scenario=short("heavy", 3, 2.0))
-    params = ppo.Learner(untrained(HEURISTIC), settings).params()
+    params = actor_critic.Learner(untrained(HEURISTIC), settings).params()
     with ThreadPoolExecutor(2) as pool:
         (plays,) = ppo.play(place, place.training(1, 0, 1), params, settings, 0, pool)
     requests = [set(each.decisions["request"].tolist()) for each in plays]
@@ -240,12 +247,54 @@ def test_plays_of_a_world_meet_the_same_requests() -> None:
 
 
 def test_train_wants_one_measure_of_its_length() -> None:
-    with pytest.raises(ValueError, match="iterations or a budget"):
-        ppo.train(Worlds(), untrained(HEURISTIC), ppo.Settings())
+    with pytest.raises(BadInput, match="iterations or a budget"):
+        ppo.train(Worlds(), untrained(HEURISTIC), actor_critic.Settings())
+
+
+def test_a_run_that_was_killed_goes_on_to_the_same_weights(tmp_path: Path) -> None:
+    place = Worlds(scenario=short("heavy", 3, 1.0))
+    settings = actor_critic.Settings(worlds=2, plays=2, batch=64)
+    start = untrained(HEURISTIC)
+
+    class Killed(Exception):
+        pass
+
+    looks: list[int] = []
+
+    def look(params: np.ndarray) -> Interval:
+        assert params[learned.O_TEMPERATURE] == 0.0
+        looks.append(1)
+        return Interval(0.01 * len(looks) * (1 if len(looks) < 3 else -1), 0.001)
+
+    def kill(step: ppo.Progress) -> None:
+        if step.iteration == 2:
+            raise Killed
+
+    def run(folder: Path | None, progress: object = lambda _: None) -> ppo.Trained:
+        return ppo.train(
+            place, start, settings, iterations=4, threads=1, out=folder, look=look, every=1,
+            progress=progress,  # type: ignore[arg-type]
+        )  # fmt: skip
+
+    whole = run(None)
+    looks.clear()
+    with pytest.raises(Killed):
+        run(tmp_path, kill)
+    again = run(tmp_path)
+    assert len(looks) == 4
+    assert (again.params == whole.params).all()
+    assert (again.decisions, again.gain) == (whole.decisions, Interval(0.02, 0.001))
+    assert (run(tmp_path).params == whole.params).all()  # it was through
+    with pytest.raises(BadInput, match="other options"):
+        ppo.train(place, start, settings, iterations=5, threads=1, out=tmp_path)
 
 
 def test_branches_do_not_touch_what_they_came_from() -> None:
     sim = simulated(short("medium", 1))
     before = sim.world.clock.copy()
-    rollout(engine.branch(sim), ppo.Learner(untrained(HEURISTIC), ppo.Settings()).params(), 0)
+    rollout(
+        engine.branch(sim),
+        actor_critic.Learner(untrained(HEURISTIC), actor_critic.Settings()).params(),
+        0,
+    )
     assert (sim.world.clock == before).all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import msgspec
@@ -112,3 +113,25 @@ def test_explain_shows_a_run(tmp_path: Path) -> None:
     assert found["rows"][0]["row"] == entry.decision.rows[0]
     run = CliRunner().invoke(app, ["explain", str(tmp_path), "r9"])
     assert isinstance(run.exception, BadInput)
+
+
+@pytest.mark.parametrize("rule", ["edgewise", "priced_greedy"])
+def test_explain_plays_a_simulated_run_again(tmp_path: Path, rule: str) -> None:
+    options = ["--policy", rule, "--duration", "1.5", "--out", str(tmp_path), "--threads", "1"]
+    run = CliRunner().invoke(app, ["simulate", "volatile", *options])
+    assert run.exit_code == 0, run.output
+    decisions = read(tmp_path, "decisions").to_pylist()
+    for at in (0, len(decisions) // 2, len(decisions) - 1):
+        made = decisions[at]
+        run = CliRunner().invoke(app, ["explain", str(tmp_path), made["request"], "--json"])
+        found = msgspec.json.decode(run.stdout_bytes)
+        best = found["rows"][0] if found["rows"] else {"score": -math.inf}
+        if best["score"] >= found["shed"]:
+            assert [best["row"]] == made["rows"][:1]
+            assert best["latency"] == made["predicted_latency"]
+        else:
+            assert made["server"] is None
+    run = CliRunner().invoke(app, ["explain", str(tmp_path), "s1-r9999999"])
+    assert "no decision on" in str(run.exception)
+    run = CliRunner().invoke(app, ["explain", str(tmp_path / "no"), "s1-r0000001"])
+    assert "expected the folder of a policy's run" in str(run.exception)

@@ -123,7 +123,7 @@ def test_up_serves_real_requests_and_keeps_the_contract(folder: Path) -> None:
     summary = json.loads(file.read_text())
     assert summary["scenario"] == "smoke"
     (policy,) = summary["policies"]
-    assert policy["policy"] == "earliest_completion"
+    assert policy["policy"] == "edgewise"
     assert sum(policy["outcomes"].values()) == policy["requests"] > 30
     assert policy["outcomes"]["lost"] == policy["outcomes"]["failed"] == 0
     assert policy["outcomes"]["served"] >= 0.9 * policy["requests"]

@@ -28,7 +28,8 @@ def bench(
         str, typer.Option(help="Families of worlds: standard, quick, or one family's name.")
     ] = "standard",
     policies: Annotated[
-        str | None, typer.Option(metavar="P[,P...]", help="Which. Default: all there are.")
+        str | None,
+        typer.Option(metavar="P[,P...]", help="Which. Default: all, edgewise among them."),
     ] = None,
     seeds: Annotated[
         int, typer.Option(metavar="N", help="Held-out worlds of each family.")

@@ -31,7 +31,10 @@ def simulate(
     ] = "three-sites",
     policy: Annotated[
         str | None,
-        typer.Option(metavar="P[,P...]", help="Who decides. Default: the scenario's."),
+        typer.Option(
+            metavar="P[,P...]",
+            help="Who decides. Default: the scenario's, edgewise if it names none.",
+        ),
     ] = None,
     seeds: Annotated[
         int, typer.Option(min=1, max=100_000, help="How many worlds: the seed and those after it.")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from msgspec import Struct
 from rich.console import Console
 from rich.table import Table
 
@@ -15,9 +16,13 @@ if TYPE_CHECKING:
     from edgewise.bench.statistics import Interval
     from edgewise.learn.release import Judgement
     from edgewise.learn.trainer import Floats, Progress
+    from edgewise.learn.worlds import Worlds
     from edgewise.policy import Rule
 
 DEFAULT_BUDGET = "30m"
+DEFAULTS = {"es": (48, 2, 0.25), "ppo": (16, 4, 0.02)}
+"""By algorithm: worlds per generation, pairs or plays of each, rate; reasons stand in
+`learn.trainer.Recipe` and `learn.ppo.Settings`."""
 
 
 def train(
@@ -44,13 +49,33 @@ def train(
         str,
         typer.Option(
             metavar="GROUP,...",
-            help="What is searched: base (the heuristic's own parameters), heads, network. "
+            help="What is searched: base (the heuristic's own parameters), heads (or some of "
+            "price, link, margins, rows, shed, memory), wide, network. "
             "`base` alone is the control: the heuristic, re-tuned by the same search.",
         ),
     ] = "base,heads",
-    worlds: Annotated[int, typer.Option(min=1, metavar="N", help="Per generation.")] = 48,
-    pairs: Annotated[int, typer.Option(min=1, metavar="N", help="Antithetic pairs per world.")] = 2,
-    rate: Annotated[float, typer.Option(min=0.001, help="First step, in sigmas.")] = 0.25,
+    algorithm: Annotated[
+        str,
+        typer.Option(
+            metavar="es|ppo",
+            help="Evolution strategies over whole episodes, or proximal policy optimisation "
+            "(needs torch; of the groups it learns heads, and network if asked to).",
+        ),
+    ] = "es",
+    worlds: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Per generation. Default: es 48, ppo 16."),
+    ] = None,
+    pairs: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="es: antithetic pairs per world; ppo: plays. Default: 2, 4."
+        ),
+    ] = None,
+    rate: Annotated[
+        float | None,
+        typer.Option(min=0.0001, help="es: first step, in sigmas; ppo: Adam's. Default: .25, .02."),
+    ] = None,
     threads: Annotated[
         int, typer.Option(metavar="N", help="At the same time; changes no number. 0: all cores.")
     ] = 0,
@@ -58,7 +83,7 @@ def train(
         Path, typer.Option(metavar="DIR", help="Checkpoints, TensorBoard files, weights.")
     ] = Path("training"),
 ) -> None:
-    """Train the policy `edgewise` by evolution strategies in simulated worlds.
+    """Train the policy `edgewise` by deep reinforcement learning in simulated worlds.
 
     Run it again with the same options to go on after it was stopped. The result,
     DIR/edgewise.safetensors with its card, is a policy like any other, and is
@@ -73,13 +98,15 @@ def train(
       edgewise simulate my.yaml --policy mine/edgewise.safetensors,edgewise
 
       edgewise train --free base --budget 30m --out control
+
+      edgewise train --algorithm ppo --free heads --budget 30m --out ppo
     """
     import msgspec
     import numpy as np
 
     from edgewise.bench.tune import seconds
     from edgewise.commands.bench import cores
-    from edgewise.learn import release, trainer
+    from edgewise.learn import release
     from edgewise.learn.checkpoint import write_atomically
     from edgewise.learn.worlds import Worlds
     from edgewise.policy import find, label, weights
@@ -89,6 +116,8 @@ def train(
     from edgewise.sim.families import FAMILIES
     from edgewise.sim.simulate import Photos
 
+    if algorithm not in DEFAULTS:
+        raise BadInput(f"--algorithm: expected {' or '.join(DEFAULTS)}, got {algorithm!r}")
     if budget and generations is not None:
         raise BadInput("give --budget or --generations, not both")
     names = tuple(name.strip() for name in families.split(","))
@@ -102,33 +131,29 @@ def train(
         place = Worlds(scenario=world, sizes=photos.sizes if photos else ())
     start, heuristic = beginning(init)
     console = Console()
-    recipe = trainer.Recipe(
-        worlds=place,
-        groups=tuple(group.strip() for group in free.split(",")),
-        seed=seed,
-        count=worlds,
-        pairs_each=pairs,
-        rate=rate,
-        generations=generations,
-    )
     console.print(
-        f"[bold]edgewise[/] from {label(init)} on {place.about}; groups {free}, seed {seed}",
+        f"[bold]edgewise[/] from {label(init)} on {place.about}; {algorithm}, groups {free}, "
+        f"seed {seed}",
         highlight=False,
     )
     used = threads or cores()
-    trained = trainer.train(
-        recipe,
-        start,
-        heuristic,
-        out,
+    wishes = _Wishes(
+        algorithm=algorithm,
+        groups=tuple(group.strip() for group in free.split(",")),
+        seed=seed,
+        worlds=worlds or DEFAULTS[algorithm][0],
+        pairs=pairs or DEFAULTS[algorithm][1],
+        rate=rate or DEFAULTS[algorithm][2],
+        generations=generations,
         budget=seconds(budget or DEFAULT_BUDGET) if generations is None else None,
         threads=used,
-        progress=lambda step: _show(console, step),
     )
+    search = _by_ppo if algorithm == "ppo" else _by_es
+    trained = search(wishes, place, start, heuristic, out, console)
     command = (
         f"edgewise train --{'scenario ' + scenario if scenario else 'families ' + families} "
-        f"--init {init} --generations {trained.generations} --seed {seed} --free {free} "
-        f"--worlds {worlds} --pairs {pairs} --rate {rate:g}"
+        f"--init {init} --algorithm {algorithm} --generations {trained.generations} --seed {seed} "
+        f"--free {free} --worlds {wishes.worlds} --pairs {wishes.pairs} --rate {wishes.rate:g}"
     )
     path = out / "edgewise.safetensors"
     console.print("features and acceptance …", style="dim", highlight=False)
@@ -170,6 +195,94 @@ def train(
             console.print(f"not better: the weights of {label(init)} are kept", highlight=False)
     verdict = "accepted" if card.accepted else "[bold red]not accepted[/]: worse in a family"
     console.print(f"{verdict}; written to {path}", highlight=False, soft_wrap=True)
+
+
+class _Wishes(Struct, frozen=True, kw_only=True):
+    """Of a search, whatever the algorithm."""
+
+    algorithm: str
+    groups: tuple[str, ...]
+    seed: int
+    worlds: int
+    pairs: int
+    rate: float
+    generations: int | None
+    budget: float | None
+    threads: int
+
+
+class _Trained(Struct, frozen=True, kw_only=True):
+    params: Floats
+    generations: int
+    decisions: int
+
+
+def _by_es(
+    wishes: _Wishes, place: Worlds, start: Floats, heuristic: Rule, out: Path, console: Console
+) -> _Trained:
+    from edgewise.learn import trainer
+
+    found = trainer.train(
+        trainer.Recipe(
+            worlds=place,
+            groups=wishes.groups,
+            seed=wishes.seed,
+            count=wishes.worlds,
+            pairs_each=wishes.pairs,
+            rate=wishes.rate,
+            generations=wishes.generations,
+        ),
+        start,
+        heuristic,
+        out,
+        budget=wishes.budget,
+        threads=wishes.threads,
+        progress=lambda step: _show(console, step),
+    )
+    return _Trained(params=found.params, generations=found.generations, decisions=found.decisions)
+
+
+def _by_ppo(
+    wishes: _Wishes, place: Worlds, start: Floats, heuristic: Rule, out: Path, console: Console
+) -> _Trained:
+    from edgewise.learn import ppo
+    from edgewise.learn.actor_critic import Settings
+    from edgewise.learn.log import Log
+    from edgewise.learn.trainer import Recipe, looks
+
+    # The heuristic's own parameters are no differentiable part of a score: they stand.
+    if not {"heads"} <= set(wishes.groups) <= {"base", "heads", "network"}:
+        raise BadInput("--algorithm ppo: expected --free heads, or heads,network")
+    with Log(out) as log:
+
+        def show(step: ppo.Progress) -> None:
+            log.write_ppo(step)
+            gain = "" if step.gain is None else f"  [bold]over the heuristic {_pm(step.gain)}[/]"
+            console.print(
+                f"  {step.iteration:5d}  {100 * step.done:3.0f} %  {step.decisions / 1e6:7.1f} M "
+                f"decisions  {step.per_second / 1e3:5.0f} k/s  kl {step.kl:6.4f}"
+                f"  {step.left / 60:5.1f} min left{gain}",
+                highlight=False,
+            )
+
+        found = ppo.train(
+            place,
+            start,
+            Settings(
+                seed=wishes.seed,
+                worlds=wishes.worlds,
+                plays=wishes.pairs,
+                rate=wishes.rate,
+                network="network" in wishes.groups,
+            ),
+            iterations=wishes.generations,
+            budget=wishes.budget,
+            threads=wishes.threads,
+            out=out,
+            look=looks(place, heuristic, Recipe().validation, wishes.threads),
+            progress=show,
+        )
+    return _Trained(params=found.params, generations=found.iterations, decisions=found.decisions)
 
 
 def beginning(init: str) -> tuple[Floats, Rule]:

@@ -32,7 +32,7 @@ def up(
         typer.Option(
             metavar="P[,P...]",
             help="Who decides; several run one after another on the same trace. "
-            "Default: the scenario's.",
+            "Default: the scenario's, edgewise if it names none.",
         ),
     ] = None,
     emulate: Annotated[

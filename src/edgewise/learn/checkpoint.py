@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -47,13 +48,34 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def keep(folder: Path, state: State, kept: Kept, extra: Mapping[str, Floats]) -> None:
-    """Write a checkpoint."""
-    arrays = {name: getattr(state, name) for name in _ARRAYS}
-    text = {"kept": msgspec.json.encode(kept).decode()}
-    write_atomically(folder / FILE, save({**arrays, **extra}, metadata=text))
+    """Write the checkpoint of a search by evolution strategies."""
+    save_arrays(folder, {**{name: getattr(state, name) for name in _ARRAYS}, **extra}, kept)
 
 
 def take_up(folder: Path, recipe: str) -> tuple[State, Kept, dict[str, Floats]] | None:
+    """What `keep` wrote to `folder`; None if there is nothing.
+
+    Raises BadInput if it cannot be read, or was made by a search with other options.
+    """
+    found = load_arrays(folder, recipe)
+    if found is None:
+        return None
+    arrays, kept = found
+    try:
+        state = State(**{name: arrays.pop(name) for name in _ARRAYS}, generation=kept.generation)
+    except KeyError as error:
+        raise BadInput(f"{folder / FILE}: not a checkpoint of this search: no {error}") from None
+    return state, kept, arrays
+
+
+def save_arrays(folder: Path, arrays: Mapping[str, NDArray[Any]], kept: Kept) -> None:
+    """Write a checkpoint."""
+    text = {"kept": msgspec.json.encode(kept).decode()}
+    whole = {name: np.ascontiguousarray(each) for name, each in arrays.items()}
+    write_atomically(folder / FILE, save(whole, metadata=text))
+
+
+def load_arrays(folder: Path, recipe: str) -> tuple[dict[str, NDArray[Any]], Kept] | None:
     """The checkpoint in `folder`; None if there is none.
 
     Raises BadInput if it cannot be read, or was made by a search with other options.
@@ -67,7 +89,6 @@ def take_up(folder: Path, recipe: str) -> tuple[State, Kept, dict[str, Floats]] 
         size = int.from_bytes(data[:8], "little")
         header = msgspec.json.decode(data[8 : 8 + size])
         kept = msgspec.json.decode(header["__metadata__"]["kept"], type=Kept)
-        state = State(**{name: arrays.pop(name) for name in _ARRAYS}, generation=kept.generation)
     except (SafetensorError, msgspec.MsgspecError, KeyError, TypeError) as error:
         raise BadInput(f"{path}: not a checkpoint: {error}") from None
     if kept.recipe != recipe:
@@ -75,4 +96,4 @@ def take_up(folder: Path, recipe: str) -> tuple[State, Kept, dict[str, Floats]] 
             f"{folder} holds a search with other options; give another --out, or the same options\n"
             f"there: {kept.recipe}\nhere:  {recipe}"
         )
-    return state, kept, arrays
+    return arrays, kept

@@ -14,7 +14,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from edgewise.learn.trainer import Progress
+    from edgewise.bench.statistics import Interval
+    from edgewise.learn import ppo, trainer
 
 
 class Log:
@@ -42,14 +43,24 @@ class Log:
         if self._writer is not None:
             self._writer.close()
 
-    def write(self, progress: Progress) -> None:
-        """One generation."""
+    def write(self, progress: trainer.Progress) -> None:
+        """One generation of evolution strategies."""
+        names = ("decisions", "per_second", "spread", "signal")
+        self._scalars(names, progress, progress.generation, progress.gain)
+
+    def write_ppo(self, progress: ppo.Progress) -> None:
+        """One iteration of PPO."""
+        names = ("decisions", "per_second", "playing", "utility", "kl", "explained")
+        self._scalars(names, progress, progress.iteration, progress.gain)
+
+    def _scalars(
+        self, names: tuple[str, ...], progress: Any, at: int, gain: Interval | None
+    ) -> None:
         if self._writer is None:
             return
-        at = progress.generation
-        for name in ("decisions", "per_second", "spread", "signal"):
+        for name in names:
             self._writer.add_scalar(f"training/{name}", getattr(progress, name), at)
-        if progress.gain is not None:
-            self._writer.add_scalar("validation/gain", progress.gain.mean, at)
-        if progress.gain is not None and math.isfinite(progress.gain.half):
-            self._writer.add_scalar("validation/half_interval", progress.gain.half, at)
+        if gain is not None:
+            self._writer.add_scalar("validation/gain", gain.mean, at)
+        if gain is not None and math.isfinite(gain.half):
+            self._writer.add_scalar("validation/half_interval", gain.half, at)

@@ -6,7 +6,7 @@ asks for:
 - *The policy* is the live one (`edgewise.policy.learned`), row by row the same function of its
   params: the calibrated heuristic with learned factors, permutation-equivariant, with pooled
   context. It starts as the heuristic exactly. Episodes are played by its own compiled kernel with
-  rows drawn from softmax(score / temperature), and `Learner.log_probabilities` says the same
+  rows drawn from softmax(score / temperature), and `edgewise.learn.actor_critic` says the same
   probabilities once more in torch, for the gradient.
 - *Credit by decision*: a decision's reward is the score of its own request, whenever it was known.
 - *Discount by time*: τ = 2 s, see `edgewise.learn.gae`.
@@ -29,23 +29,28 @@ the same everywhere. Everything random derives from the seed and the iteration.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
+import msgspec
 import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from edgewise.errors import MissingExtra
+from edgewise.bench.statistics import Interval
+from edgewise.errors import BadInput, MissingExtra
+from edgewise.learn import checkpoint
+from edgewise.learn.actor_critic import Batch, Learner, Settings
 from edgewise.learn.gae import by_time, gae
-from edgewise.learn.rollout import CONSTANTS, SEEN, Rollout, greatest, joined, pick, rollout
+from edgewise.learn.rollout import Rollout, joined, rollout
 from edgewise.learn.worlds import Worlds
 from edgewise.policy import learned
-from edgewise.policy.learned import CLAMP, DEPTH, LAYOUT, SHED_SCALE, WIDTH, P, Q
-from edgewise.policy.priced import SPREAD, SQRT_3
 from edgewise.scenario import Scenario
 from edgewise.sim import engine
 from edgewise.sim.world import simulation
@@ -58,51 +63,10 @@ except ImportError as error:
 
 Floats = NDArray[np.float64]
 
-SCALES = {
-    "server_heads": 0.1,
-    "row_heads": 0.1,
-    "shed_head": 0.2,
-    "phi_in": 0.3,
-    "psi_in": 0.3,
-    "hidden": 0.3,
-    "bias": 0.3,
-    "out": 0.1,
-}
-"""Of the parts that are learned, as in `edgewise.learn.space`. The heuristic's parameters stand."""
-VALUE_SCALE = 0.3
-"""Times that, of the heads that change the worth of an answer: candidates differ little in it."""
 SHARDS = 2
 """Of a minibatch: as many as the cores of the smallest machine."""
-HEAD = ("server_heads", "row_heads", "shed_head")
-
-
-class Settings(Struct, frozen=True, kw_only=True):
-    """Of a training run."""
-
-    seed: int = 1
-    worlds: int = 16
-    """Fresh ones per iteration."""
-    plays: int = 4
-    """Of each; at least 2 for a baseline. More make it better and see fewer worlds."""
-    temperature: float = 0.01
-    """Utility. What exploring with it costs the heuristic: 0.3 ± 0.3 % of the score on 64
-    validation worlds; 2 % at 0.05."""
-    tau: float = 2.0
-    """s, of the discount: what a decision does to others is over in two queues' time (trials)."""
-    tau_lambda: float = 1.0
-    """s, of the advantages: between the critic's error and the noise of what really came."""
-    epochs: int = 3
-    batch: int = 4096
-    """Decisions per step of Adam."""
-    rate: float = 0.02
-    """Of Adam, in units of `SCALES`; falls to a tenth along the run."""
-    value_rate: float = 2e-3
-    clip: float = 0.2
-    stop: float = 0.02
-    """KL divergence from the policy that played, at which an iteration's epochs end."""
-    network: bool = False
-    """Learn the small network too, not just the linear heads: three times the work of an update,
-    and not tried for long enough to say what it brings."""
+NEVER = -1.0
+"""Utility that no look at the validation worlds finds: nobody has looked yet."""
 
 
 class Progress(Struct, frozen=True, kw_only=True):
@@ -120,127 +84,24 @@ class Progress(Struct, frozen=True, kw_only=True):
     kl: float
     explained: float
     """Share of the returns' variance that the critic explains."""
+    done: float
+    """Share of the budget."""
+    left: float
+    """s."""
+    gain: Interval | None
+    """Over the heuristic on validation worlds; None: not looked at in this iteration."""
 
 
-class Learner(nn.Module):
-    """The policy and its critic as functions of what is optimised."""
+class Trained(Struct, frozen=True, kw_only=True):
+    """What a run came to."""
 
-    def __init__(self, start: Floats, settings: Settings) -> None:
-        super().__init__()
-        self._origin = start.copy()
-        self._origin[learned.O_TEMPERATURE] = settings.temperature
-        self._origin[learned.O_GUARDED] = 0.0
-        self._origin[learned.O_NETWORK] = float(settings.network)
-        scale = np.zeros(learned.LENGTH)
-        for name, by in SCALES.items():
-            scale[LAYOUT[name]] = by if settings.network or name in HEAD else 0.0
-        scale[LAYOUT["row_heads"].start + Q : LAYOUT["row_heads"].stop] *= VALUE_SCALE
-        scale[LAYOUT["out"].start + DEPTH : LAYOUT["out"].stop] *= VALUE_SCALE
-        self._scale = scale
-        self.temperature = settings.temperature
-        self.spread = float(start[LAYOUT["base"]][SPREAD])
-        self.network = settings.network
-        self.x = nn.Parameter(torch.zeros(learned.LENGTH))
-        finite = np.where(scale > 0.0, self._origin, 0.0)
-        self._start_32 = torch.from_numpy(finite).float()
-        self._scale_32 = torch.from_numpy(scale).float()
-        last = nn.Linear(64, 1)
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
-        self.critic = nn.Sequential(
-            nn.Linear(SEEN, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), last
-        )
-        self.value_scale = 1.0
-        """Of returns: the critic's output 1."""
-
-    def params(self) -> Floats:
-        """The policy's, as the kernel takes them; rows are drawn."""
-        found: Floats = self._origin + self._scale * self.x.detach().double().numpy()
-        return found
-
-    def value(self, seen: Tensor) -> Tensor:
-        """Of states: by how much the discounted return beats the other plays'."""
-        out: Tensor = self.critic(seen).squeeze(-1) * self.value_scale
-        return out
-
-    def scores(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """(of the rows, of shed): `policy.learned.score`, differentiable."""
-        w = self._start_32 + self._scale_32 * self.x
-        heads = batch.phi @ w[LAYOUT["server_heads"]].view(5, P).T
-        bend = torch.exp(heads[:, 1:].clamp(-CLAMP, CLAMP))  # link, network, wait, spread
-        dear, better = (batch.psi @ w[LAYOUT["row_heads"]].view(2, Q).T).unbind(1)
-        if self.network:
-            more = self._network(w, batch)
-            dear, better = dear + more[:, 0], better + more[:, 1]
-        better = nn.functional.softsign(better)
-        price = heads[:, 0]
-        link, over, wait, wider = bend[batch.server].unbind(1)
-        c = dict(zip(CONSTANTS, batch.constants.unbind(1), strict=True))
-
-        over, wait, service = over * c["network"], wait * c["wait"], c["service"]
-        spread = self.spread * (wait + service) + c["network_spread"] * over + c["stale"]
-        off = SQRT_3 * spread * wider
-        mean = batch.elapsed[batch.of] + over + wait + service
-        deadline, grace = batch.deadline[batch.of], batch.grace[batch.of].clamp_min(1e-9)
-
-        def timely(latency: Tensor) -> Tensor:
-            return (1.0 - (latency / deadline - 1.0) / grace).clamp(0.0, 1.0)
-
-        expected = (4.0 * timely(mean) + timely(mean - off) + timely(mean + off)) / 6.0
-        cost = c["cost"] * torch.exp((price[batch.server] + dear).clamp(-CLAMP, CLAMP))
-        home = torch.exp(price[batch.home].clamp(-CLAMP, CLAMP))
-        rows = c["worth"] * expected * (1.0 + better) - cost
-        rows = rows - c["link"] * link - c["prepare"] * home[batch.of]
-        shift = (batch.omega @ w[LAYOUT["shed_head"]]).clamp(-CLAMP, CLAMP)
-        return rows, batch.threshold + SHED_SCALE * shift
-
-    def _network(self, w: Tensor, batch: Batch) -> Tensor:
-        """`policy.learned.network`: what it adds to the two heads of each row."""
-        phi_in = batch.phi @ w[LAYOUT["phi_in"]].view(WIDTH, P).T
-        psi_in = batch.psi @ w[LAYOUT["psi_in"]].view(WIDTH, Q).T
-        h = nn.functional.softsign(phi_in[batch.server] + psi_in)
-        m = len(batch.omega)
-        mean = torch.zeros(m, WIDTH).index_add(0, batch.of, h)
-        mean = mean / batch.counts.clamp_min(1.0)[:, None]
-        # Where the greatest is, is found without a gradient: that of a maximum is that of its row.
-        at = torch.from_numpy(greatest(h.detach().numpy(), batch.of.numpy(), m))
-        most = h.gather(0, at)
-        c, d, e = torch.split(w[LAYOUT["hidden"]].view(DEPTH, 3 * WIDTH).T, WIDTH)
-        context = w[LAYOUT["bias"]] + mean @ d + most @ e
-        z = nn.functional.softsign(h @ c + context[batch.of])
-        return z @ w[LAYOUT["out"]].view(2, DEPTH).T
-
-    def log_probabilities(self, batch: Batch) -> Tensor:
-        """Of the rows that were chosen."""
-        rows, shed = self.scores(batch)
-        rows, shed = rows / self.temperature, shed / self.temperature
-        top = shed.detach().scatter_reduce(0, batch.of, rows.detach(), "amax", include_self=True)
-        total = torch.exp(shed - top).index_add(0, batch.of, torch.exp(rows - top[batch.of]))
-        padded = torch.cat((rows, shed.new_zeros(1)))  # −1 is shed: any number, not looked at
-        chosen = torch.where(batch.chosen >= 0, padded[batch.chosen], shed)
-        return chosen - top - torch.log(total)
-
-
-class Batch:
-    """Some decisions of a rollout as tensors."""
-
-    def __init__(self, played: Rollout, which: NDArray[np.int64]) -> None:
-        picked = pick(played.decisions, played.server, which)
-        some = played.decisions[which]
-        rows = torch.from_numpy(played.rows[picked.rows])
-        self.constants, self.psi = torch.split(rows, [len(CONSTANTS), Q], 1)
-        self.phi = torch.from_numpy(played.phi[picked.phis])
-        self.omega = torch.from_numpy(played.omega[which])
-        self.seen = torch.from_numpy(played.seen[which])
-        self.of = torch.from_numpy(picked.of)
-        self.server = torch.from_numpy(picked.server)
-        self.home = torch.from_numpy(picked.home)
-        self.chosen = torch.from_numpy(picked.chosen)
-        self.counts = torch.from_numpy(some["rows"].astype(np.float32))
-        self.deadline, self.grace, self.elapsed, self.threshold, self.before = (
-            torch.from_numpy(some[name].copy())
-            for name in ("deadline", "grace", "elapsed", "threshold", "log_probability")
-        )
+    params: Floats
+    """Of the policy: it takes the best row, and has no limits yet (`release`)."""
+    iterations: int
+    decisions: int
+    seconds: float
+    gain: Interval | None
+    """Of the best look at the validation worlds; None: nobody looked."""
 
 
 def play(
@@ -306,15 +167,21 @@ def train(
     iterations: int | None = None,
     budget: float | None = None,
     threads: int = 2,
+    out: Path | None = None,
+    look: Callable[[Floats], Interval] | None = None,
+    every: int = 10,
     progress: Callable[[Progress], None] = lambda _: None,
-) -> Floats:
-    """Train from the policy's params `start`, for so many iterations or `budget` s (one must be
-    given); returns params, which take the best row and have no limits yet.
+) -> Trained:
+    """Train from the policy's params `start`, for so many iterations or `budget` s: one must be
+    given.
 
-    The same seed and number of iterations give the same params on one machine.
+    Checkpoints go to `out`, and a run goes on from the one there. `look` says what params are worth
+    on validation worlds; it is asked every so many iterations, and then the best come back, else
+    the last. The same seed and number of iterations give the same params on one machine, also if
+    the run was killed in between. Raises BadInput if `out` holds another run.
     """
     if (iterations is None) == (budget is None):
-        raise ValueError("expected either a number of iterations or a budget")
+        raise BadInput("expected either a number of iterations or a budget")
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     torch.manual_seed(settings.seed)
@@ -326,8 +193,21 @@ def train(
         ]
     )
     rates = [float(group["lr"]) for group in optimiser.param_groups]
+    digest = hashlib.sha256(start.tobytes()).hexdigest()
+    text = msgspec.json.encode(("ppo", worlds, settings, iterations, every, digest)).decode()
+    done, decisions, playing, iteration, spent, here = 0.0, 0, 0.0, 0, 0.0, 0
+    best, at_best, best_gain = -math.inf, start, None
+    found = None if out is None else checkpoint.load_arrays(out, text)
+    if found is not None:
+        arrays, kept = found
+        restore(learner, optimiser, arrays)
+        iteration, decisions, spent = kept.generation, kept.decisions, kept.seconds
+        at_best = arrays["best"]
+        if kept.best > NEVER:
+            best = kept.best
+            best_gain = Interval(*arrays["gain"].tolist())
+        done = iteration / iterations if iterations else spent / (budget or 1.0)
     began = time.monotonic()
-    done, decisions, playing, iteration = 0.0, 0, 0.0, 0
     try:
         with ThreadPoolExecutor(threads) as pool:
             while done < 1.0:
@@ -341,24 +221,93 @@ def train(
                 made = update(learner, optimiser, plays, settings, iteration, pool)
                 iteration += 1
                 decisions += made.decisions
+                here += made.decisions
                 passed = time.monotonic() - began
-                done = iteration / iterations if iterations else passed / (budget or 1.0)
+                done = iteration / iterations if iterations else (spent + passed) / (budget or 1.0)
+                gain = None
+                if look is not None and (done >= 1.0 or iteration % every == 0):
+                    now = greedy(learner)
+                    gain = look(now)
+                    if gain.mean > best:
+                        best, best_gain, at_best = gain.mean, gain, now
+                passed = time.monotonic() - began
+                if out is not None:
+                    checkpoint.save_arrays(
+                        out,
+                        state_of(learner, optimiser)
+                        | {"best": at_best, "gain": np.array(best_gain or (0.0, 0.0))},
+                        checkpoint.Kept(
+                            recipe=text,
+                            generation=iteration,
+                            decisions=decisions,
+                            seconds=spent + passed,
+                            best=best if math.isfinite(best) else NEVER,
+                        ),
+                    )
                 progress(
                     Progress(
                         iteration=iteration,
                         decisions=decisions,
-                        per_second=decisions / passed,
+                        per_second=here / passed,
                         playing=playing / passed,
                         utility=made.utility,
                         kl=made.kl,
                         explained=made.explained,
+                        done=min(1.0, done),
+                        left=max(0.0, 1.0 - done) / max(done, 1e-9) * (spent + passed),
+                        gain=gain,
                     )
                 )
     finally:
         torch.set_num_threads(before)
+    return Trained(
+        params=greedy(learner) if best_gain is None else at_best,
+        iterations=iteration,
+        decisions=decisions,
+        seconds=spent + time.monotonic() - began,
+        gain=best_gain,
+    )
+
+
+def greedy(learner: Learner) -> Floats:
+    """The policy's params as they are now, taking the best row."""
     found = learner.params()
     found[learned.O_TEMPERATURE] = 0.0
     return found
+
+
+def state_of(learner: Learner, optimiser: torch.optim.Optimizer) -> dict[str, NDArray[Any]]:
+    """All that must be kept to go on: policy and critic, the scale of its returns, and Adam's
+    moments and step of each."""
+    found = {f"learner.{name}": each.numpy() for name, each in learner.state_dict().items()}
+    found["value_scale"] = np.array([learner.value_scale])
+    for n, kept in optimiser.state_dict()["state"].items():
+        for name, each in kept.items():
+            found[f"adam.{n}.{name}"] = each.numpy()
+    return found
+
+
+def restore(
+    learner: Learner, optimiser: torch.optim.Optimizer, arrays: Mapping[str, NDArray[Any]]
+) -> None:
+    """Take up what `state_of` says. Raises BadInput if it is of another shape."""
+    own = learner.state_dict()
+    try:
+        learner.load_state_dict({name: _tensor(arrays[f"learner.{name}"]) for name in own})
+    except (KeyError, RuntimeError) as error:
+        raise BadInput(f"a checkpoint of another policy: {error}") from None
+    learner.value_scale = float(arrays["value_scale"][0])
+    whole = optimiser.state_dict()
+    for name, each in arrays.items():
+        if name.startswith("adam."):
+            _, n, what = name.split(".")
+            kept = _tensor(each)
+            whole["state"].setdefault(int(n), {})[what] = kept[0] if what == "step" else kept
+    optimiser.load_state_dict(whole)
+
+
+def _tensor(array: NDArray[Any]) -> Tensor:
+    return torch.from_numpy(np.array(array))  # a copy that may be written to
 
 
 class Made(Struct, frozen=True):

@@ -49,8 +49,9 @@ class Judgement(Struct, frozen=True):
 
     @property
     def accepted(self) -> bool:
-        """Whether no family's interval lies below 0."""
-        return all(found.sign >= 0 for found in self.families.values())
+        """Whether no family's interval lies below 0. What has no interval (one world, or none that
+        could be played) is not accepted."""
+        return bool(self.families) and all(found.high >= 0.0 for found in self.families.values())
 
 
 def judge(

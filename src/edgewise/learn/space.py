@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from edgewise.bench.tune import to_unit
 from edgewise.errors import BadInput
 from edgewise.policy import learned
-from edgewise.policy.features import PHI
+from edgewise.policy.features import OMEGA, PHI
 from edgewise.policy.priced import PRICED_GREEDY
 
 Floats = NDArray[np.float64]
@@ -52,7 +52,27 @@ HEADS: dict[str, tuple[str, ...]] = {
 """Features that each head of a server may use: those with a reason to. The others' weights stay 0;
 what they could add is not worth the dimensions of the search."""
 
-GROUPS = ("base", "heads", "network")
+WIDE: dict[str, tuple[str, ...]] = {
+    "price": ("failure", "link_backlog"),
+    "link": ("report_age", "deadline", "aged_moves"),
+    "network": ("report_age", "backlog"),
+    "wait": ("in_flight", "fleet_backlog", "speed"),
+    "spread": ("rate_age", "rate", "aged_moves", "backlog"),
+}
+"""Features beyond `HEADS`, in the group *wide*: for finding out whether they give anything."""
+
+MEMORY = ("rate_moves", "rate_off", "aged_moves")
+"""Features that come from what the policy remembers of links."""
+
+PARTS = ("price", "link", "margins", "rows", "shed", "memory")
+"""Of the heads, for ablations: the server's price; the link's; the margins and the spread; what
+depends on the row; the threshold; and the weights of `MEMORY` in all of them."""
+GROUPS = ("base", "heads", "wide", "network", *PARTS)
+"""*heads* are all of `PARTS`; *wide* are weights that no part has."""
+
+_PART = {"price": "price", "link": "link", "network": "margins", "wait": "margins",
+         "spread": "margins"}  # fmt: skip
+"""Which part a head of a server belongs to."""
 
 
 class Space:
@@ -78,19 +98,25 @@ class Space:
             index.append(at)
             scale.append(by)
 
-        if "heads" in groups:
-            at = learned.LAYOUT["server_heads"].start
-            names = list(PHI)
-            for h, head in enumerate(learned.SERVER_HEADS):
-                for name in HEADS[head]:
+        wanted = set(PARTS) if "heads" in groups else set(PARTS) & set(groups)
+        at = learned.LAYOUT["server_heads"].start
+        names = list(PHI)
+        for h, head in enumerate(learned.SERVER_HEADS):
+            for name in HEADS[head]:
+                if ("memory" if name in MEMORY else _PART[head]) in wanted:
                     by = PRICE if head == "price" else WEIGHT
                     free(at + h * learned.P + names.index(name), by)
+            if "wide" in groups:
+                for name in WIDE[head]:
+                    free(at + h * learned.P + names.index(name), WEIGHT)
+        if "rows" in wanted:
             at = learned.LAYOUT["row_heads"].start
             for i in range(learned.Q):
                 free(at + i, WEIGHT)
             for i in range(learned.Q):
                 free(at + learned.Q + i, VALUE)
-            for i in range(1, learned.W):
+        for i, name in enumerate(OMEGA):
+            if i and ("memory" if name in MEMORY else "shed") in wanted:
                 free(learned.LAYOUT["shed_head"].start + i, SHED)
         if "network" in groups:
             for part, width in (

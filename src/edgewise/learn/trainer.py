@@ -114,20 +114,9 @@ def train(
         state, kept, extra = found
         decisions, spent, best, at_best = kept.decisions, kept.seconds, kept.best, extra["best"]
         best_gain = Interval(*extra["gain"].tolist())
-    judged = recipe.worlds.validation(recipe.validation)
-    plain, _ = play_all(
-        recipe.worlds, judged, 1, lambda stage, _w, _c: utility(stage, heuristic), threads
-    )
-
+    look = looks(recipe.worlds, heuristic, recipe.validation, threads)
     began = time.monotonic()
     here = 0
-
-    def look() -> Interval:
-        params = space.params(state.mean)
-        got, _ = play_all(
-            recipe.worlds, judged, 1, lambda stage, _w, _c: utility(stage, rule, params), threads
-        )
-        return interval(got[0] - plain[0])
 
     def used() -> float:
         if recipe.generations is not None:
@@ -143,7 +132,7 @@ def train(
             last = used() >= 1.0
             gain = None
             if last or state.generation % recipe.every == 0:
-                gain = look()
+                gain = look(space.params(state.mean))
                 if gain.mean > best:
                     best, best_gain, at_best = gain.mean, gain, space.params(state.mean)
                 keep(
@@ -216,6 +205,22 @@ def generation(
         spread=float(np.sqrt(np.mean(differences**2))),
         signal=float(gradient @ gradient) / max(noise, 1e-12),
     )
+
+
+def looks(
+    worlds: Worlds, heuristic: Rule, count: int, threads: int
+) -> Callable[[Floats], Interval]:
+    """A function from params to their gain over the heuristic on the first `count` validation
+    worlds."""
+    judged = worlds.validation(count)
+    plain, _ = play_all(worlds, judged, 1, lambda s, _w, _c: utility(s, heuristic), threads)
+
+    def look(params: Floats) -> Interval:
+        rule = rule_of(params)
+        got, _ = play_all(worlds, judged, 1, lambda s, _w, _c: utility(s, rule), threads)
+        return interval(got[0] - plain[0])
+
+    return look
 
 
 def initial(heuristic: Rule, params: Floats | None = None) -> Floats:

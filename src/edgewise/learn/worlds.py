@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import msgspec
 import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
@@ -32,6 +33,21 @@ PER_SEED = 50_000
 of a seed are the ones that `edgewise tune` sees with it."""
 
 
+def fresh(world: Scenario) -> Scenario:
+    """A report every 10 ms."""
+    return msgspec.structs.replace(world, report_period=0.01)
+
+
+def bandwidth(world: Scenario) -> Scenario:
+    """The balancer is told the links' true rates and what is on them."""
+    return msgspec.structs.replace(world, network_state="emulator")
+
+
+def informed(world: Scenario) -> Scenario:
+    """Both."""
+    return bandwidth(fresh(world))
+
+
 class Worlds(Struct, frozen=True, kw_only=True):
     """Where to learn: families, or one scenario."""
 
@@ -39,6 +55,8 @@ class Worlds(Struct, frozen=True, kw_only=True):
     scenario: Scenario | None = None
     sizes: tuple[int, ...] = ()
     """Bytes of the scenario's photos; () = its payload needs none."""
+    informed: bool = False
+    """Whether worlds are `informed`: for a heuristic tuned with what nobody knows."""
 
     @property
     def about(self) -> str:
@@ -47,8 +65,10 @@ class Worlds(Struct, frozen=True, kw_only=True):
     def world(self, at: int, number: int) -> Scenario:
         """The `at`-th of a list, with seed `number`."""
         if self.scenario is not None:
-            return self.scenario.with_overrides(seed=number)
-        return families.scenario(self.names[at % len(self.names)], number)
+            found = self.scenario.with_overrides(seed=number)
+        else:
+            found = families.scenario(self.names[at % len(self.names)], number)
+        return informed(found) if self.informed else found
 
     def trace(self, world: Scenario) -> Trace:
         """The requests of one of them."""

@@ -65,11 +65,15 @@ def params_of(rule: Rule) -> Floats | None:
     return None
 
 
-def explain(tables: list[Table], params: Floats) -> Explained:
+def explain(tables: list[Table], params: Floats, memory: Floats | None = None) -> Explained:
     """The decision on the last of `tables`; those before it are the decisions before, in order, of
-    which the policy remembers the links' rates. Writes its `scores`."""
+    which the policy remembers the links' rates. Writes its `scores`.
+
+    `memory` is what it remembers already, as its state has it behind the first `learned.MEMORY`
+    numbers; None: nothing.
+    """
     table = tables[-1]
-    memory = np.zeros(learned.PER_SERVER * len(table.servers))
+    memory = np.zeros(learned.PER_SERVER * len(table.servers)) if memory is None else memory.copy()
     for before in tables[:-1]:
         remember(before, memory)
     omega = np.empty(learned.W)

@@ -157,9 +157,9 @@ class Scenario(Strict, frozen=True, kw_only=True):
     report_period: Annotated[float, Meta(gt=0.0, le=60.0)] = 0.1
     """[s] Between a server's periodic reports. Default: below a usual deadline; between reports
     the balancer reckons on."""
-    policy: PolicyName = "earliest_completion"
+    policy: PolicyName = "edgewise"
     """Who decides: a policy's name, or a file of learned weights (``*.safetensors``). Default: the
-    best that needs no training."""
+    learned policy that is shipped; outside its training range it is the best tuned rule."""
     shadow: PolicyName | None = None
     """Another policy, that decides every request too, for the record only. Default: none."""
     network_state: Literal["measured", "emulator"] = "measured"

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 
 from edgewise.errors import EdgewiseError
 from edgewise.fleet.draws import new_draws
+from edgewise.fleet.table import C_ELAPSED
 from edgewise.policy.base import Rule
 from edgewise.sim import engine
 from edgewise.sim.layout import Sim
+
+Floats = NDArray[np.float64]
+
+
+SAME = 1e-6
+"""s. Times that differ by less may be one, rounded."""
 
 
 class Crowded(EdgewiseError):
@@ -29,13 +39,7 @@ def play(sim: Sim, rule: Rule, seed: int, params: tuple[float, ...] | None = Non
     Crowded.
     """
     clock = sim.world.clock
-    balancers = int(clock["balancers"][0])
-    sim.table.wanted[0] = rule.statistics
-    numbers = np.array(rule.params if params is None else params, np.float64)
-    state = rule.new_state(len(sim.world.servers))
-    memory = np.repeat(state[None], balancers, axis=0)
-    draws = seeds_of_draws(seed, balancers)
-    kernel = engine.compiled(rule.kernel)
+    kernel, numbers, memory, draws = _beginning(sim, rule, seed, params)
     if rule.features > 0:
         describe, learn = engine.compiled_learner(rule.describe, rule.learn)
         features = np.zeros((len(sim.world.slots), rule.features))
@@ -45,3 +49,35 @@ def play(sim: Sim, rule: Rule, seed: int, params: tuple[float, ...] | None = Non
     if clock["overflow"][0]:
         raise Crowded(f"over {len(sim.world.slots)} requests were open at {clock['now'][0]:.3g} s")
     return sim
+
+
+def play_until(sim: Sim, rule: Rule, seed: int, request: int) -> tuple[Floats, int] | None:
+    """Play as `play` does, and stop right after the first decision on `request`.
+
+    The table is then as the rule saw it. Returns the rule's state, which may have taken in that
+    decision, and the row; None if nobody decided about the request. For rules without `features`.
+    """
+    kernel, numbers, memory, draws = _beginning(sim, rule, seed, None)
+    context, slots, clock = sim.table.context, sim.world.slots, sim.world.clock
+    sent = float(sim.world.requests["time"][request])
+    while engine.run(sim, kernel, numbers, memory, draws, 1) == 1:
+        now = float(clock["now"][0])
+        if abs(now - float(context[C_ELAPSED]) - sent) > SAME:
+            continue
+        mine = (slots["request"] == request) & (slots["row"] >= 0) & (slots["decided"] == now)
+        for slot in slots[mine]:
+            state: Floats = memory[int(slot["balancer"])]
+            return state, int(slot["row"])
+    return None
+
+
+def _beginning(
+    sim: Sim, rule: Rule, seed: int, params: tuple[float, ...] | None
+) -> tuple[Any, Floats, Floats, NDArray[np.uint64]]:
+    """(kernel, params, state by balancer, draws by balancer) of a play that begins."""
+    balancers = int(sim.world.clock["balancers"][0])
+    sim.table.wanted[0] = rule.statistics
+    numbers = np.array(rule.params if params is None else params, np.float64)
+    state = rule.new_state(len(sim.world.servers))
+    memory = np.repeat(state[None], balancers, axis=0)
+    return engine.compiled(rule.kernel), numbers, memory, seeds_of_draws(seed, balancers)

@@ -12,6 +12,8 @@ import numpy as np
 from msgspec import Struct
 
 from edgewise.domain import Outcome, Report, Request, Service
+from edgewise.errors import BadInput
+from edgewise.fleet.table import Table
 from edgewise.images import load_images
 from edgewise.policy import find
 from edgewise.policy.base import Rule
@@ -20,7 +22,7 @@ from edgewise.scenario import ImagesPayload, Scenario
 from edgewise.score import Shape
 from edgewise.sim import reported, results
 from edgewise.sim.layout import Sim
-from edgewise.sim.play import Crowded, play
+from edgewise.sim.play import Crowded, Floats, play, play_until
 from edgewise.sim.world import Options, simulation
 from edgewise.summary import PolicySummary, summarise
 from edgewise.workload import Trace, generate
@@ -104,7 +106,7 @@ def episode(
     while True:
         sim = simulation(scenario, trace, options, services)
         try:
-            play(sim, rule, scenario.seed * 2**32 + zlib.crc32(policy.encode()))
+            play(sim, rule, _draws(scenario, policy))
         except Crowded:
             if options.slots >= min(SLOTS_MAX, len(trace)):
                 raise
@@ -118,6 +120,40 @@ def episode(
                 sim=sim,
                 labels=labels,
             )
+
+
+def _draws(scenario: Scenario, policy: str) -> int:
+    return scenario.seed * 2**32 + zlib.crc32(policy.encode())
+
+
+class Seen(Struct, frozen=True, kw_only=True):
+    """A decision of a simulated run, as its policy saw it."""
+
+    table: Table
+    state: Floats
+    """The policy's, with what that decision left in it."""
+    row: int
+    """That was chosen."""
+    services: tuple[Service, ...]
+
+
+def seen(scenario: Scenario, policy: str, number: int) -> Seen | None:
+    """Play an episode again up to the first decision on request `number` of its trace; None if
+    nobody decided about it. Raises BadInput for a trace without it, and what `episode` raises."""
+    photos = Photos.of(scenario)
+    services = services_of(scenario)
+    trace = generate(scenario, photos.sizes if photos else None)
+    if not 0 <= number < len(trace):
+        raise BadInput(f"{scenario.name}: expected a request below {len(trace)}, got {number}")
+    sim = simulation(scenario, trace, Options(slots=SLOTS_MAX), services)
+    rule = rule_of(policy)
+    if rule.features > 0:
+        raise BadInput(f"{policy} learns as it goes; only what does not can be played again")
+    decided = play_until(sim, rule, _draws(scenario, policy), number)
+    if decided is None:
+        return None
+    state, row = decided
+    return Seen(table=sim.table, state=state, row=row, services=services)
 
 
 def episodes(

@@ -1,0 +1,191 @@
+"""The policy `edgewise` and its critic as functions that torch can differentiate.
+
+`Learner.log_probabilities` says what the compiled kernel (`edgewise.policy.learned`) says, row by
+row, of softmax(score / temperature); a test holds the two together. `edgewise.learn.ppo` optimises
+it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from msgspec import Struct
+from numpy.typing import NDArray
+
+from edgewise.errors import MissingExtra
+from edgewise.learn.rollout import CONSTANTS, SEEN, Rollout, greatest, pick
+from edgewise.policy import learned
+from edgewise.policy.learned import CLAMP, DEPTH, LAYOUT, SHED_SCALE, WIDTH, P, Q
+from edgewise.policy.priced import SPREAD, SQRT_3
+
+try:
+    import torch
+    from torch import Tensor, nn
+except ImportError as error:
+    raise MissingExtra("train", "torch") from error
+
+Floats = NDArray[np.float64]
+
+SCALES = {
+    "server_heads": 0.1,
+    "row_heads": 0.1,
+    "shed_head": 0.2,
+    "phi_in": 0.3,
+    "psi_in": 0.3,
+    "hidden": 0.3,
+    "bias": 0.3,
+    "out": 0.1,
+}
+"""Of the parts that are learned, as in `edgewise.learn.space`. The heuristic's parameters stand."""
+VALUE_SCALE = 0.3
+"""Times that, of the heads that change the worth of an answer: candidates differ little in it."""
+HEAD = ("server_heads", "row_heads", "shed_head")
+
+
+class Settings(Struct, frozen=True, kw_only=True):
+    """Of a training run."""
+
+    seed: int = 1
+    worlds: int = 16
+    """Fresh ones per iteration."""
+    plays: int = 4
+    """Of each; at least 2 for a baseline. More make it better and see fewer worlds."""
+    temperature: float = 0.01
+    """Utility. What exploring with it costs the heuristic: 0.3 ± 0.3 % of the score on 64
+    validation worlds; 2 % at 0.05."""
+    tau: float = 2.0
+    """s, of the discount: what a decision does to others is over in two queues' time (trials)."""
+    tau_lambda: float = 1.0
+    """s, of the advantages: between the critic's error and the noise of what really came."""
+    epochs: int = 3
+    batch: int = 4096
+    """Decisions per step of Adam."""
+    rate: float = 0.02
+    """Of Adam, in units of `SCALES`; falls to a tenth along the run."""
+    value_rate: float = 2e-3
+    clip: float = 0.2
+    stop: float = 0.02
+    """KL divergence from the policy that played, at which an iteration's epochs end."""
+    network: bool = False
+    """Learn the small network too, not just the linear heads: three times the work of an update,
+    and not tried for long enough to say what it brings."""
+
+
+class Learner(nn.Module):
+    """The policy and its critic as functions of what is optimised."""
+
+    def __init__(self, start: Floats, settings: Settings) -> None:
+        super().__init__()
+        self._origin = start.copy()
+        self._origin[learned.O_TEMPERATURE] = settings.temperature
+        self._origin[learned.O_GUARDED] = 0.0
+        self._origin[learned.O_NETWORK] = float(settings.network)
+        scale = np.zeros(learned.LENGTH)
+        for name, by in SCALES.items():
+            scale[LAYOUT[name]] = by if settings.network or name in HEAD else 0.0
+        scale[LAYOUT["row_heads"].start + Q : LAYOUT["row_heads"].stop] *= VALUE_SCALE
+        scale[LAYOUT["out"].start + DEPTH : LAYOUT["out"].stop] *= VALUE_SCALE
+        self._scale = scale
+        self.temperature = settings.temperature
+        self.spread = float(start[LAYOUT["base"]][SPREAD])
+        self.network = settings.network
+        self.x = nn.Parameter(torch.zeros(learned.LENGTH))
+        finite = np.where(scale > 0.0, self._origin, 0.0)
+        self._start_32 = torch.from_numpy(finite).float()
+        self._scale_32 = torch.from_numpy(scale).float()
+        last = nn.Linear(64, 1)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.critic = nn.Sequential(
+            nn.Linear(SEEN, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), last
+        )
+        self.value_scale = 1.0
+        """Of returns: the critic's output 1."""
+
+    def params(self) -> Floats:
+        """The policy's, as the kernel takes them; rows are drawn."""
+        found: Floats = self._origin + self._scale * self.x.detach().double().numpy()
+        return found
+
+    def value(self, seen: Tensor) -> Tensor:
+        """Of states: by how much the discounted return beats the other plays'."""
+        out: Tensor = self.critic(seen).squeeze(-1) * self.value_scale
+        return out
+
+    def scores(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(of the rows, of shed): `policy.learned.score`, differentiable."""
+        w = self._start_32 + self._scale_32 * self.x
+        heads = batch.phi @ w[LAYOUT["server_heads"]].view(5, P).T
+        bend = torch.exp(heads[:, 1:].clamp(-CLAMP, CLAMP))  # link, network, wait, spread
+        dear, better = (batch.psi @ w[LAYOUT["row_heads"]].view(2, Q).T).unbind(1)
+        if self.network:
+            more = self._network(w, batch)
+            dear, better = dear + more[:, 0], better + more[:, 1]
+        better = nn.functional.softsign(better)
+        price = heads[:, 0]
+        link, over, wait, wider = bend[batch.server].unbind(1)
+        c = dict(zip(CONSTANTS, batch.constants.unbind(1), strict=True))
+
+        over, wait, service = over * c["network"], wait * c["wait"], c["service"]
+        spread = self.spread * (wait + service) + c["network_spread"] * over + c["stale"]
+        off = SQRT_3 * spread * wider
+        mean = batch.elapsed[batch.of] + over + wait + service
+        deadline, grace = batch.deadline[batch.of], batch.grace[batch.of].clamp_min(1e-9)
+
+        def timely(latency: Tensor) -> Tensor:
+            return (1.0 - (latency / deadline - 1.0) / grace).clamp(0.0, 1.0)
+
+        expected = (4.0 * timely(mean) + timely(mean - off) + timely(mean + off)) / 6.0
+        cost = c["cost"] * torch.exp((price[batch.server] + dear).clamp(-CLAMP, CLAMP))
+        home = torch.exp(price[batch.home].clamp(-CLAMP, CLAMP))
+        rows = c["worth"] * expected * (1.0 + better) - cost
+        rows = rows - c["link"] * link - c["prepare"] * home[batch.of]
+        shift = (batch.omega @ w[LAYOUT["shed_head"]]).clamp(-CLAMP, CLAMP)
+        return rows, batch.threshold + SHED_SCALE * shift
+
+    def _network(self, w: Tensor, batch: Batch) -> Tensor:
+        """`policy.learned.network`: what it adds to the two heads of each row."""
+        phi_in = batch.phi @ w[LAYOUT["phi_in"]].view(WIDTH, P).T
+        psi_in = batch.psi @ w[LAYOUT["psi_in"]].view(WIDTH, Q).T
+        h = nn.functional.softsign(phi_in[batch.server] + psi_in)
+        m = len(batch.omega)
+        mean = torch.zeros(m, WIDTH).index_add(0, batch.of, h)
+        mean = mean / batch.counts.clamp_min(1.0)[:, None]
+        # Where the greatest is, is found without a gradient: that of a maximum is that of its row.
+        at = torch.from_numpy(greatest(h.detach().numpy(), batch.of.numpy(), m))
+        most = h.gather(0, at)
+        c, d, e = torch.split(w[LAYOUT["hidden"]].view(DEPTH, 3 * WIDTH).T, WIDTH)
+        context = w[LAYOUT["bias"]] + mean @ d + most @ e
+        z = nn.functional.softsign(h @ c + context[batch.of])
+        return z @ w[LAYOUT["out"]].view(2, DEPTH).T
+
+    def log_probabilities(self, batch: Batch) -> Tensor:
+        """Of the rows that were chosen."""
+        rows, shed = self.scores(batch)
+        rows, shed = rows / self.temperature, shed / self.temperature
+        top = shed.detach().scatter_reduce(0, batch.of, rows.detach(), "amax", include_self=True)
+        total = torch.exp(shed - top).index_add(0, batch.of, torch.exp(rows - top[batch.of]))
+        padded = torch.cat((rows, shed.new_zeros(1)))  # −1 is shed: any number, not looked at
+        chosen = torch.where(batch.chosen >= 0, padded[batch.chosen], shed)
+        return chosen - top - torch.log(total)
+
+
+class Batch:
+    """Some decisions of a rollout as tensors."""
+
+    def __init__(self, played: Rollout, which: NDArray[np.int64]) -> None:
+        picked = pick(played.decisions, played.server, which)
+        some = played.decisions[which]
+        rows = torch.from_numpy(played.rows[picked.rows])
+        self.constants, self.psi = torch.split(rows, [len(CONSTANTS), Q], 1)
+        self.phi = torch.from_numpy(played.phi[picked.phis])
+        self.omega = torch.from_numpy(played.omega[which])
+        self.seen = torch.from_numpy(played.seen[which])
+        self.of = torch.from_numpy(picked.of)
+        self.server = torch.from_numpy(picked.server)
+        self.home = torch.from_numpy(picked.home)
+        self.chosen = torch.from_numpy(picked.chosen)
+        self.counts = torch.from_numpy(some["rows"].astype(np.float32))
+        self.deadline, self.grace, self.elapsed, self.threshold, self.before = (
+            torch.from_numpy(some[name].copy())
+            for name in ("deadline", "grace", "elapsed", "threshold", "log_probability")
+        )

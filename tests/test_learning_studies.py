@@ -1,0 +1,153 @@
+"""The studies of the learned policy: they resume, pair what they compare, and tell the truth."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from edgewise.bench.episodes import Stage
+from edgewise.errors import BadInput
+from edgewise.learn.studies import forms, gap, information, shift, trained
+from edgewise.learn.studies.played import Arm, Kept, Place, Played, ratio
+from edgewise.learn.studies.told import (
+    always_ready,
+    original_only,
+    slow_spells,
+    slow_spells_known,
+)
+from edgewise.learn.trainer import Recipe, initial
+from edgewise.learn.worlds import Worlds, informed
+from edgewise.policy import RULES, weights
+from edgewise.scenario import Scenario, Spell
+from edgewise.sim import families
+from edgewise.sim.random_world import base, offered_load
+
+pytestmark = pytest.mark.study
+
+EDGEWISE = RULES["edgewise"]
+SEEDS = (2_000_000, 2_000_001)
+
+
+def short(family: str = "medium") -> Place:
+    return Place(
+        name=family, world=lambda seed: families.scenario(family, seed).with_overrides(duration=1.0)
+    )
+
+
+def arm(name: str, kernel: object = None) -> Arm:
+    rule = EDGEWISE if kernel is None else msgspec.structs.replace(EDGEWISE, kernel=kernel)
+    return Arm(name=name, rule=rule)
+
+
+def test_what_was_played_is_not_played_again(tmp_path: Path) -> None:
+    path = tmp_path / "figures.jsonl"
+    arms = [arm("one"), Arm(name="two", rule=RULES["priced_greedy"])]
+    first, seeds = Played(Kept(path), SEEDS).utilities("x", [short()], arms)
+    assert seeds == SEEDS
+    lines = path.read_bytes()
+    again, _ = Played(Kept(path), SEEDS, until=0.0).utilities("x", [short()], arms)
+    assert (first == again).all()
+    assert path.read_bytes() == lines
+    path.write_bytes(lines[:-5])  # killed while it wrote
+    torn, _ = Played(Kept(path), SEEDS).utilities("x", [short()], arms)
+    assert (first == torn).all()
+    path.write_bytes(b"{}\n")
+    with pytest.raises(BadInput, match="not a figure"):
+        Kept(path)
+
+
+def test_only_seeds_that_all_played_are_counted() -> None:
+    played = Played(Kept(None), SEEDS)
+    table = {(0, 0, SEEDS[0]): 1.0, (0, 1, SEEDS[0]): 2.0, (0, 0, SEEDS[1]): 3.0}
+    values, seeds = played.complete(1, 2, lambda p, a, s: table.get((p, a, s)))
+    assert seeds == SEEDS[:1]
+    assert values.tolist() == [[[1.0], [2.0]]]
+    with pytest.raises(BadInput, match="more time"):
+        played.complete(2, 2, lambda p, a, s: table.get((p, a, s)))
+
+
+def test_a_ratio_has_the_interval_of_the_bootstrap() -> None:
+    whole = np.linspace(0.8, 1.2, 40)
+    middle, low, high = ratio(0.4 * whole, whole)
+    assert (middle, low, high) == pytest.approx((0.4, 0.4, 0.4))
+    assert np.isnan(ratio(whole, -whole)).all()
+    assert np.isnan(ratio(whole, np.concatenate([whole[:20], -whole[:19], [0.0]]))[1])
+
+
+def test_masks_leave_the_forms_they_should() -> None:
+    world = families.scenario("thin_links", SEEDS[0]).with_overrides(duration=3.0)
+    stage = Stage(world)
+    assert stage.measure(arm("", original_only).rule).ready == 0.0
+    free = stage.measure(EDGEWISE).ready
+    always = stage.measure(arm("", always_ready).rule).ready
+    assert 0.0 < free <= always
+    assert always > 0.95  # where the smaller form's accuracy is enough
+
+
+def test_knowing_slow_spells_helps() -> None:
+    def play(world: Scenario, known: bool) -> float:
+        rule = msgspec.structs.replace(EDGEWISE, kernel=slow_spells_known) if known else EDGEWISE
+        params = np.concatenate([slow_spells(world), rule.params]) if known else None
+        return Stage(world).utility(rule, params)
+
+    gains = []
+    for seed in range(2_000_000, 2_000_008):
+        world = base("slow", seed, report_period=1.0)
+        noise = msgspec.structs.replace(
+            world.service_noise, spell=Spell(rate=0.15, duration=2.0, factor=(4.0, 6.0))
+        )
+        world = msgspec.structs.replace(world, service_noise=noise).with_overrides(duration=8.0)
+        gains.append(play(world, True) - play(world, False))
+    assert np.mean(gains) > 0.01, gains
+
+
+def test_informed_worlds_are_told() -> None:
+    world = Worlds(names=("volatile",), informed=True).world(0, 3)
+    assert (world.report_period, world.network_state) == (0.01, "emulator")
+    assert world == informed(families.scenario("volatile", 3))
+
+
+def test_shifted_worlds_are_what_they_say() -> None:
+    for name, make in shift.SHIFTS.items():
+        world = make(SEEDS[0])
+        assert offered_load(world) > 0.7, name
+    assert len(shift.SHIFTS["32 servers"](SEEDS[0]).servers) == 32
+    other = shift.SHIFTS["other models"](SEEDS[0])
+    found = {s.accuracy for server in other.servers.values() for s in server.services}
+    assert found == {accuracy for accuracy, _ in shift.OTHER}
+
+
+def test_studies_make_their_sections(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (information, forms):
+        monkeypatch.setattr(module, "place", short)
+    monkeypatch.setattr(information, "FAMILIES", ("volatile",))
+    monkeypatch.setattr(families, "STANDARD", ("thin_links",))
+    played = Played(Kept(tmp_path / "figures.jsonl"), SEEDS)
+    priced = weights.rule(initial(RULES["priced_greedy"]), "the heuristic")
+    found = information.study(played, priced, EDGEWISE, priced)
+    assert set(found.figures) >= {"gains", "recovered", "recovered_of_retuned"}
+    assert forms.study(played, EDGEWISE).lines[4].startswith("| thin_links |")
+    closed = gap.study(
+        played, {"control": priced, "edgewise": EDGEWISE}, ("light",), duration=0.5, trials=20,
+        steps=20,
+    )  # fmt: skip
+    assert any(line.startswith("| **mean** |") for line in closed.lines)
+
+
+def test_runs_are_trained_once(tmp_path: Path) -> None:
+    runs = trained.Trainer(folder=tmp_path, threads=1, surveyed=2, judged=2)
+    recipe = Recipe(
+        worlds=Worlds(names=("light",)), count=1, generations=1, validation=1, every=1, seed=2
+    )
+    start = initial(RULES["priced_greedy"])
+    first = runs.run("one", recipe, start)
+    assert first is not None
+    late = trained.Trainer(folder=tmp_path, until=time.monotonic() - 1.0)
+    again = late.run("one", recipe, start)
+    assert again is not None
+    assert again.params == first.params
+    assert late.run("two", recipe, start) is None
