@@ -8,9 +8,9 @@ A :class:`Shaper` is a link at work: the stages that have something to send take
 each, so flows share the link equally. Turns go by *start tags* (start-time fair queueing; Goyal,
 Vin and Cheng, SIGCOMM 1996): who has sent least since the others began is next. A short answer then
 waits for about one turn; taking turns in a row it waited for one of each flow, and 20 transfers on
-an 8 Mbit/s uplink held it up by a third of a second; only the chunk whose turn it is has been given to the
-:class:`~edgewise.network.link.Link`. When it has left, the next turn begins; when it is delivered,
-it joins the next stage, or the sink.
+an 8 Mbit/s uplink held it up by a third of a second. Only the chunk whose turn it is has been given
+to the :class:`~edgewise.network.link.Link`. When it has left, the next turn begins; when it is
+delivered, it joins the next stage, or the sink.
 
 Times handed on are the *ideal* ones (a chunk joins the next queue when it was due, not when the
 timer fired), so lateness of timers neither adds up over links nor lowers a rate.
