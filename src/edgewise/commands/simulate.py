@@ -88,13 +88,13 @@ def simulate(
     )
     console.print(comparison(summary))
     console.print(per_server(summary))
-    if seeds > 1:
-        console.print(f"{seeds} seeds from {world.seed}, pooled", style="dim", highlight=False)
-        console.print(over_seeds(ended))
     if out is not None:
         _write(out, world, ended, summary.to_json())
         console.print(f"results: {out}", style="dim", markup=False, highlight=False)
     write_summary(summary.to_json(), json)
+    if seeds > 1:  # last: it needs an extra, and nothing is to be lost for want of it
+        console.print(f"{seeds} seeds from {world.seed}, pooled", style="dim", highlight=False)
+        console.print(over_seeds(ended))
 
 
 def compile_engine(policies: list[str], console: Console) -> None:
