@@ -323,7 +323,7 @@ def test_the_document_by_hand_works(folder: Path, monkeypatch: pytest.MonkeyPatc
                 said = finish(words)
                 assert json.loads(said.splitlines()[-1])["done"]["outcomes"]["served"] > 30
             elif words[1] == "evaluate":
-                assert "earliest_completion" in finish(words)
+                assert "edgewise" in finish(words)
     finally:
         for process in started:
             process.terminate()
