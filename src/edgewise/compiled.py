@@ -1,11 +1,53 @@
-"""How edgewise compiles its inner loops: one decorator, so that every loop is built alike."""
+"""How edgewise compiles its inner loops, so that every loop is built alike, and where that is kept.
+
+numba compiles a function anew when the file it stands in has changed, not when one has that it
+calls: after an update in place, old machine code would go on using old array layouts, and write
+beside them. So what is compiled is kept apart by a digest of all that can be compiled, under
+``$XDG_CACHE_HOME/edgewise/numba`` (``~/.cache`` when that is unset or relative). NUMBA_CACHE_DIR,
+if set, is used as it is: whoever sets it sees to that.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import os
+import shutil
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numba
+import numba.core.config
+
+KEPT = 30 * 86_400.0
+"""s for which compiled code stays that nobody uses: a version that one still goes back to."""
+
+
+def _keep_apart() -> None:
+    config: Any = numba.core.config
+    if config.CACHE_DIR:
+        return
+    digest = hashlib.blake2b(digest_size=8)
+    for file in sorted(Path(__file__).parent.rglob("*.py")):
+        source = file.read_bytes()
+        if b"edgewise.compiled" in source or b"numba" in source:
+            digest.update(source)
+    home = os.environ.get("XDG_CACHE_HOME", "")
+    # No home, or not writable: numba then looks for a place itself.
+    with contextlib.suppress(OSError, RuntimeError):
+        base = Path(home) if os.path.isabs(home) else Path.home() / ".cache"
+        folder = base / "edgewise" / "numba" / digest.hexdigest()
+        folder.mkdir(parents=True, exist_ok=True)
+        os.utime(folder)
+        config.CACHE_DIR = str(folder)
+        for other in folder.parent.iterdir():
+            if other.stat().st_mtime < time.time() - KEPT:
+                shutil.rmtree(other, ignore_errors=True)
+
+
+_keep_apart()
 
 F = TypeVar("F", bound=Callable[..., object])
 
