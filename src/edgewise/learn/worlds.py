@@ -149,8 +149,9 @@ def limits(
         scenario = worlds[w]
         sim = simulation(scenario, place.trace(scenario), BARE)
         sim.table.wanted[0] = 1
-        state = np.repeat(rule.new_state(len(scenario.servers))[None], scenario.balancers, axis=0)
-        draws = np.stack([new_draws(scenario.seed * 64 + b) for b in range(scenario.balancers)])
+        deciders = len(sim.beliefs.servers)  # nodes too, where the balancer falls silent
+        state = np.repeat(rule.new_state(len(scenario.servers))[None], deciders, axis=0)
+        draws = np.stack([new_draws(scenario.seed * 64 + b) for b in range(deciders)])
         engine.run(sim, kernel, wanted, state, draws, -1)
         states[w] = state
 
