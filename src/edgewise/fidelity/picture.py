@@ -31,7 +31,7 @@ _STYLE = (
     "max-width:1400px}h1{font-size:1.4rem}h2{font-size:1.1rem;margin-top:2rem}"
     "table{border-collapse:collapse;font-size:.9rem;font-variant-numeric:tabular-nums}"
     "th,td{text-align:right;padding:.2rem .6rem;border-bottom:1px solid #e5e5e5}"
-    "th:first-child,td:first-child{text-align:left}.out{color:#b33a00}.wide{overflow-x:auto}"
+    "th:first-child,td:first-child{text-align:left}.out{color:#b33a00}svg{max-width:100%;height:auto}"
 )
 SHOWN = (*STAGES, LATENCY)
 
@@ -182,7 +182,7 @@ def page(comparison: Comparison, picture: str, command: str) -> str:
         ),
         "</ul><p>Share of the served requests that took at most so long; transfer: of those that "
         "were moved.</p>",
-        f'<div class="wide">{picture}</div>',
+        picture,
     ]
     for pair in comparison.policies:
         head = "".join(f"<th>{html.escape(each)}</th>" for each in headings(comparison.worlds))
