@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from edgewise.bench.episodes import Stage
 from edgewise.bench.statistics import Interval
 from edgewise.cli import app
 from edgewise.errors import BadInput
 from edgewise.learn import checkpoint, es, trainer
 from edgewise.learn.release import Judgement, judge, release
 from edgewise.learn.space import MEMORY, PARTS, Space
-from edgewise.learn.worlds import Worlds, limits, rule_of
+from edgewise.learn.worlds import Worlds, limits, rule_of, utility
 from edgewise.policy import RULES, find, learned, weights
 from edgewise.policy.features import PHI, Q_ACCURACY, W_FLEET_BACKLOG
 from edgewise.scenario import loads
@@ -204,6 +205,15 @@ def test_a_checkpoint_is_whole_or_not_there(tmp_path: Path) -> None:
     (tmp_path / checkpoint.FILE).write_bytes(b"\x10\0\0\0\0\0\0\0{}")
     with pytest.raises(BadInput, match="not a checkpoint"):
         checkpoint.take_up(tmp_path, "{}")
+
+
+def test_nodes_that_decide_themselves_are_surveyed_too() -> None:
+    """Where the balancer falls silent there are more deciders than balancers."""
+    world = loads(SMALL + "failures: [{kind: mute, at: 0.2, duration: 0.5}]\n")
+    rule = rule_of(start())
+    _, _, counters = limits(Worlds(scenario=world), rule, start(), [world], 1)
+    _, decisions = utility(Stage(world), rule, start())
+    assert counters[0] == decisions > 0
 
 
 def test_release_sets_limits_and_refuses_what_is_worse(tmp_path: Path) -> None:
