@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgewise.bench import suite
 from edgewise.bench.statistics import interval
@@ -76,12 +77,12 @@ def study(
     for f, name in enumerate(names):
         closed = ratio(mine[f] - plain[f], top[f] - plain[f])
         by_family[name] = closed
-        cells = " | ".join(f"{x[f].mean():.4f}" for x in (plain, mine, top, bound))
+        cells = " | ".join(mean(x[f]) for x in (plain, mine, top, bound))
         lines.append(f"| {name} | {cells} | {pm(interval(top[f] - mine[f]))} | {share(closed)} |")
     over = ratio((mine - plain).mean(axis=0), (top - plain).mean(axis=0))
     # Either mean of shares is a fair reading of "on average": both are given.
     average = float(np.nanmean([found[0] for found in by_family.values()]))
-    cells = " | ".join(f"{x.mean():.4f}" for x in (plain, mine, top, bound))
+    cells = " | ".join(mean(x) for x in (plain, mine, top, bound))
     left = interval((top - mine).mean(axis=0))
     lines.append(f"| **mean** | {cells} | {pm(left)} | {share(over)} |")
     lines += ["", f"Mean of the families' shares: {100 * average:.0f} %."]
@@ -97,3 +98,9 @@ def study(
         lines[-1] += f" From `priced_greedy` as shipped: {share(again)}."
         figures["closed_from_priced_greedy"] = again
     return Section(lines=lines, figures=figures)
+
+
+def mean(values: NDArray[np.float64]) -> str:
+    """A dash where some world has none: there is no bound where balancers fall silent."""
+    found = float(values.mean())
+    return "–" if np.isnan(found) else f"{found:.4f}"

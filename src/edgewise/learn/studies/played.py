@@ -62,7 +62,8 @@ class Arm(Struct, frozen=True, kw_only=True):
 
 class _Line(Struct, frozen=True):
     key: str
-    value: float
+    value: float | None
+    """None: there is no such figure (JSON has no NaN)."""
 
 
 class Kept:
@@ -85,7 +86,7 @@ class Kept:
                     path.write_bytes(path.read_bytes()[: -len(line)])
                     continue
                 raise BadInput(f"{path}:{number}: not a figure of a study: {error}") from None
-            self.values[found.key] = found.value
+            self.values[found.key] = math.nan if found.value is None else found.value
 
     def put(self, key: str, value: float) -> None:
         """Keep one; may be called from several threads."""
