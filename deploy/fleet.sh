@@ -275,6 +275,8 @@ status() {
 
 send() {
   [ -d "$STATE/config" ] || die "no fleet called $name runs; deploy/fleet.sh up"
+  # The image that the fleet was started from, whatever --image said then.
+  image=$("$ENGINE" inspect --format '{{.Config.Image}}' "$PREFIX-balancer") || die "no fleet called $name runs"
   "$ENGINE" run --rm --pull never --network "$NETWORK" --label "edgewise.fleet=$name" \
     --name "$PREFIX-client" --read-only --tmpfs /tmp --cap-drop ALL \
     --volume "$STATE/config:/etc/edgewise:ro" \
