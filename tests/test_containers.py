@@ -220,6 +220,13 @@ async def test_a_container_killed_with_requests_queued_on_it_loses_none(fleet: F
     until(lambda: fetched(f"{fleet.balancer}/readyz")["ready"], "the killed one to be back")
 
 
+def test_a_client_in_a_container_sends_photos(fleet: Fleet) -> None:
+    """With the fleet's own image: `send` is not told which."""
+    done = msgspec.json.decode(fleet.script("send").splitlines()[-1])["done"]
+    assert sum(done["outcomes"].values()) == done["sent"] == done["total"] > 50
+    assert done["outcomes"]["served"] > 0
+
+
 async def test_sigterm_drains(fleet: Fleet) -> None:
     photos = Photos()
     plan = [(SMALL, ONLY_LARGE)] * 12
