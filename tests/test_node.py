@@ -189,14 +189,16 @@ async def test_the_next_alternative_is_tried(fleet: Fleet) -> None:
     assert (code, answer["parameters"]["edgewise.model"]) == (200, "exact")
 
 
-async def test_a_silent_peer_does_not_hold_a_request(fleet: Fleet) -> None:
-    async def mute(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            while await reader.read(65536):
-                pass
-        finally:
-            writer.close()
+async def mute(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """A peer that takes everything and never answers."""
+    try:
+        while await reader.read(65536):
+            pass
+    finally:
+        writer.close()
 
+
+async def test_a_silent_peer_does_not_hold_a_request(fleet: Fleet) -> None:
     async with await asyncio.start_server(mute, "127.0.0.1", 0) as server:
         a = await lone(fleet, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
         fleet.balancer.decide = lambda r: fleet.balancer.command(r, "b", "exact")
@@ -213,13 +215,6 @@ async def test_a_silent_peer_does_not_hold_a_request(fleet: Fleet) -> None:
 
 
 async def test_what_a_silent_peer_made_late_takes_no_worker_from_others(fleet: Fleet) -> None:
-    async def mute(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            while await reader.read(65536):
-                pass
-        finally:
-            writer.close()
-
     async with await asyncio.start_server(mute, "127.0.0.1", 0) as server:
         a = await lone(fleet, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
         here = (Candidate("a", "quick", Form.ORIGINAL),)

@@ -23,7 +23,7 @@ import pytest
 from edgewise.errors import BadInput, PeerError, ScenarioError
 from edgewise.network.config import Address, LinkConfig, RelayConfig, Route, load_config
 from edgewise.network.control import RelayControl
-from edgewise.network.flows import CHUNK_BYTES
+from edgewise.network.link import CHUNK_BYTES
 from edgewise.network.relay import Relay, run
 from edgewise.network.timers import Timers
 

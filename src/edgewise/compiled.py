@@ -3,8 +3,8 @@
 numba compiles a function anew when the file it stands in has changed, not when one has that it
 calls: after an update in place, old machine code would go on using old array layouts, and write
 beside them. So what is compiled is kept apart by a digest of all that can be compiled, under
-``$XDG_CACHE_HOME/edgewise/numba`` (``~/.cache`` when that is unset or relative). NUMBA_CACHE_DIR,
-if set, is used as it is: whoever sets it sees to that.
+``~/.cache/edgewise/numba`` (`cached`). NUMBA_CACHE_DIR, if set, is used as it is: whoever sets it
+sees to that.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from typing import Any, TypeVar, cast
 import numba
 import numba.core.config
 
+from edgewise.cached import cache_folder
+
 KEPT = 30 * 86_400.0
 """s for which compiled code stays that nobody uses: a version that one still goes back to."""
 
@@ -34,11 +36,9 @@ def _keep_apart() -> None:
         source = file.read_bytes()
         if b"edgewise.compiled" in source or b"numba" in source:
             digest.update(source)
-    home = os.environ.get("XDG_CACHE_HOME", "")
     # No home, or not writable: numba then looks for a place itself.
     with contextlib.suppress(OSError, RuntimeError):
-        base = Path(home) if os.path.isabs(home) else Path.home() / ".cache"
-        folder = base / "edgewise" / "numba" / digest.hexdigest()
+        folder = cache_folder("numba") / digest.hexdigest()
         folder.mkdir(parents=True, exist_ok=True)
         os.utime(folder)
         config.CACHE_DIR = str(folder)

@@ -1,4 +1,5 @@
-"""Measuring a link from the transfers that use it. Compiled; simulator and nodes both call this.
+"""What simulator and nodes measure alike: links, from the transfers that use them, and services.
+Compiled.
 
 A transfer of n bytes that took `seconds` while, averaged over that time, `sharing` transfers shared
 the link says that a transfer alone would have had n / seconds × sharing. `seconds` ends at the
@@ -24,8 +25,16 @@ about a second (Norway HSDPA traces, one sample/s)."""
 SERVICE_MEMORY = 0.2
 """Weight of one service time in a service's reported mean: about the last five requests, so that a
 slow spell of a second shows in the next reports."""
+LEAST_SHARE = 0.1
+"""Of a service time that is left however much a model-ready payload saves: a model does run."""
 SECONDS_MIN = 1e-4
 """s. A transfer shorter than the timers are fine measures the timers."""
+
+
+@lean
+def ready_time(seconds: float, saving: float) -> float:
+    """s that a model-ready payload takes of a worker, where one as it came takes `seconds`."""
+    return max(LEAST_SHARE * seconds, seconds - saving)
 
 
 @lean

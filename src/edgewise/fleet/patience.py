@@ -26,6 +26,10 @@ takes a quarter of the deadline is stuck, and more waiting leaves no time to act
 HEARTBEAT = 4.0
 """s between signs of life asked of the balancer; one that takes half of it to give one is gone. A
 stalled event loop on a busy machine is not."""
+RETRY_MIN, RETRY_MAX = 0.1, 2.0
+"""s between attempts to find a balancer again, doubling: one that restarts is found at once, one
+that stays away costs nothing. Each is drawn from half to one and a half of it, so that a fleet does
+not come back in step."""
 FLEET_PERIOD = 1.0
 """s between the balancer's messages to every node of what the others last reported: what a node
 that is left alone begins with is no older."""
@@ -55,4 +59,4 @@ def worth_running(done: float, due: float, deadline: float, grace: float, idle: 
     `idle`: a worker has nothing else to do.
     """
     part = 1.0 if idle else HALF
-    return done < due + part * grace * deadline or (done <= due)
+    return done <= due + part * grace * deadline

@@ -38,6 +38,7 @@ from edgewise.fleet.belief import (
 )
 from edgewise.fleet.draws import numbered
 from edgewise.fleet.layout import LOW_RATE_MEMORY, RATE_PRIOR, RTT_PRIOR, Array, Belief
+from edgewise.fleet.measure import ready_time
 
 ROW = {
     "server": "index of the server; −1 on the shed row",
@@ -459,7 +460,7 @@ def observe(
                     size_queued = small
                     queued = waiting(now + there, ahead_until, all_until, soon)
                     sooner = elapsed + there + queued
-                running = max(0.1 * service_time, service_time - service.ready_saving)
+                running = ready_time(service_time, service.ready_saving)
                 row = rows[r + 1]
                 row[R_SERVER] = s
                 row[R_SERVICE] = k

@@ -15,7 +15,7 @@ import aiohttp
 
 from edgewise.domain import Command
 from edgewise.errors import PeerError
-from edgewise.fleet.patience import HEARTBEAT
+from edgewise.fleet.patience import HEARTBEAT, RETRY_MAX, RETRY_MIN
 from edgewise.live.carrier import Session
 from edgewise.live.clock import Clock
 from edgewise.live.control import (
@@ -32,10 +32,6 @@ from edgewise.live.control import (
 
 log = logging.getLogger("edgewise.node")
 
-RETRY_MIN, RETRY_MAX = 0.1, 2.0
-"""s between attempts, doubling: a balancer that restarts is found at once, one that stays away
-costs nothing. Each is drawn from half to one and a half of it, so that a fleet does not come back
-in step."""
 WELCOME_TIMEOUT = 2.0
 """s for the connection and the welcome."""
 FLUSH_LIMIT = 0.5

@@ -25,6 +25,7 @@ from msgspec import Struct
 from edgewise import zoo
 from edgewise.domain import Service
 from edgewise.errors import BadInput, ImagesError
+from edgewise.fleet.measure import ready_time
 from edgewise.live.clock import Clock
 from edgewise.preprocess import make_ready, sample_photo
 
@@ -144,7 +145,7 @@ class ReplayExecutor:
         service = self._services[batch[0].model]
         latency = service.latency[min(len(batch), len(service.latency)) - 1]
         if all(item.ready_size is not None for item in batch):
-            latency = max(0.1 * latency, latency - service.ready_saving)  # as the belief has it
+            latency = ready_time(latency, service.ready_saving)
         latency *= self._factor(batch[0].request, service.model)
         results: list[Result] = [self._predict(item, service, latency) for item in batch]
         # Asyncio's timers are 1 ms coarse and late, never early: aim at the end, not at a length.

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from edgewise.domain import PeerReport, Report, Service, ServiceReport
 from edgewise.fleet.belief import acknowledge
-from edgewise.fleet.measure import SERVICE_MEMORY
+from edgewise.fleet.measure import SERVICE_MEMORY, ready_time
 from edgewise.live.links import LeastRtt, Link
 from edgewise.live.prepare import Stage
 from edgewise.live.queue import Queue
@@ -86,7 +86,9 @@ class Monitor:
         """s that a request will take of a worker: as measured, the profile before the first."""
         service = self._services[model]
         seconds = self._times.get(model, service.latency[0])
-        return max(0.1 * seconds, seconds - service.ready_saving) if ready else seconds
+        if ready:
+            seconds = ready_time(seconds, service.ready_saving)
+        return seconds
 
     def report(self, now: float, decider: str = BALANCER) -> Report:
         """The state at `now`, for `decider`."""

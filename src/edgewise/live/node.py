@@ -21,7 +21,7 @@ from edgewise import __version__
 from edgewise.domain import Report, Request
 from edgewise.errors import BadInput
 from edgewise.fleet.belief import acknowledge
-from edgewise.fleet.measure import smooth_rate
+from edgewise.fleet.measure import ready_time, smooth_rate
 from edgewise.fleet.patience import give_up_at, worth_running
 from edgewise.fleet.reporting import busy_share, jumped
 from edgewise.live.alone import Alone
@@ -196,6 +196,7 @@ class Node:
         busy_share(0.0, 0.0, 1.0)
         give_up_at(1.0, 1.0, 1.0, 1.0)
         worth_running(1.0, 1.0, 1.0, 1.0, False)
+        ready_time(1.0, 0.5)
         smooth_rate(1.0, 0.0, 1.0, 1.0, 1.0, 1.0, False)
         now = self.clock.now()
         self.alone.on_own_report(self.monitor.report(now, config.server), now)

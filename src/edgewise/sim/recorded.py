@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from edgewise.cached import cache_folder
+
 Floats = NDArray[np.float64]
 
 VERSION = 1
@@ -35,10 +37,8 @@ CROWD_LEAVES = 1.0
 
 
 def cache() -> Path:
-    """``$XDG_CACHE_HOME/edgewise/arrivals``; under ``~/.cache`` when that is unset or relative."""
-    home = os.environ.get("XDG_CACHE_HOME", "")
-    root = Path(home) if os.path.isabs(home) else Path.home() / ".cache"
-    return root / "edgewise" / "arrivals"
+    """Where recorded arrivals are kept."""
+    return cache_folder("arrivals")
 
 
 def recorded_arrivals(seed: int, rate: float, duration: float) -> Path:

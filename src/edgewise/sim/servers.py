@@ -7,8 +7,7 @@ waits for it), else the head. Nobody is interrupted, and no worker idles while s
 
 A request that can no longer score when a worker would take it is dropped. A batch takes as many as
 wait, up to the length of the latency curve, but makes its first, the most urgent, not late for the
-others' sake (as Nexus, SOSP'19, sizes batches by the deadline at hand). Without that, batches on a
-CPU-like curve cost 46 thousandths of utility where they now cost 3. If payloads in it are
+others' sake (as Nexus, SOSP'19, sizes batches by the deadline at hand). If payloads in it are
 model-ready, their mean saving comes off its time, per item.
 
 A service's time is curve[b] × the request's luck × the slowness in force when it starts. What the
@@ -22,7 +21,7 @@ import numpy as np
 from edgewise.compiled import inlined, inner
 from edgewise.fleet.belief import acknowledge
 from edgewise.fleet.layout import Array
-from edgewise.fleet.measure import SERVICE_MEMORY
+from edgewise.fleet.measure import SERVICE_MEMORY, ready_time
 from edgewise.fleet.reporting import GAP, busy_share, jumped
 from edgewise.sim.heaps import insert, push, remove_root
 from edgewise.sim.layout import (
@@ -38,8 +37,6 @@ from edgewise.sim.layout import (
 from edgewise.sim.luck import hashed
 from edgewise.sim.requests import READY, answer, hold, release
 
-LEAST_SHARE = 0.1
-"""Of the service time, that is left however much a model-ready payload saves (`fleet.table`)."""
 LUCK_SERVICE = 103
 
 
@@ -73,7 +70,7 @@ def expected_work(world: World, k: int, form: int) -> float:
     service = world.services[k]
     time: float = service.service_time
     if form == READY:
-        time = max(LEAST_SHARE * time, time - service.ready_saving)
+        time = ready_time(time, service.ready_saving)
     return time
 
 
@@ -228,7 +225,7 @@ def begin(world: World, s: int, w: int, i: int, now: float) -> None:
     world.slots[last].next = -1
     time = world.numbers[service.curve_at + count - 1]
     if ready > 0:
-        time = max(LEAST_SHARE * time, time - service.ready_saving * ready / count)
+        time = ready_time(time, service.ready_saving * ready / count)
     time *= noise(world, world.slots[i].request, k) * slowness(world, s, now)
     world.workers[w].batch = count
     work_on(world, w, i, 0, now, world.slots[i].work * count, time)

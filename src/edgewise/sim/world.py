@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from edgewise.domain import Service
 from edgewise.fleet.layout import QUEUE_MAX, Belief
+from edgewise.fleet.patience import RETRY_MAX
 from edgewise.fleet.reporting import GAP
 from edgewise.fleet.table import new_table
 from edgewise.fleet.tracker import belief_of as new_belief_of
@@ -41,8 +42,6 @@ Floats = NDArray[np.float64]
 CONTROL_DELAY = 0.0005
 """s from balancer to node and back each: a WebSocket within a town or a machine; the scenario file
 does not describe the control plane's network."""
-RECONNECT = 2.0
-"""s until nodes have found a balancer again that they had given up (`live.channel.RETRY_MAX`)."""
 NOISE_BITS = 12
 """4,096 equally likely noise factors: their spread is within 0.3 % of the lognormal's, and they fit
 into a first-level cache."""
@@ -389,7 +388,7 @@ def _script(scenario: Scenario) -> NDArray[np.void]:
         if isinstance(failure, MuteFailure):
             until = failure.at + failure.duration
             if failure.duration > MUTE_KNOWN:  # a new connection first
-                until += RECONNECT
+                until += RETRY_MAX
             lines.append((failure.at, layout.S_MUTE, 0, 0, 0, 0.0, nan, nan, nan))
             lines.append((until, layout.S_HEARD, 0, 0, 0, 0.0, nan, nan, nan))
     for name, event in link_events(scenario):

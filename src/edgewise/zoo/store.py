@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from edgewise.cached import cache_folder
 from edgewise.errors import MissingExtra, ModelError
 from edgewise.zoo.convert import VERSION, convert
 from edgewise.zoo.ladder import Rung, Weights, rung, rungs
@@ -24,10 +25,8 @@ Progress = Callable[[str, str, float], None]
 
 
 def default_cache() -> Path:
-    """``$XDG_CACHE_HOME/edgewise/models``, or under ``~/.cache`` when that is unset or relative."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    root = Path(base) if os.path.isabs(base) else Path.home() / ".cache"
-    return root / "edgewise" / "models"
+    """Where converted models are kept unless told otherwise."""
+    return cache_folder("models")
 
 
 def _cached(weights: Weights, cache: Path) -> list[Path]:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from edgewise.compiled import jit
 from edgewise.fleet.layout import Array
+from edgewise.fleet.measure import ready_time
 from edgewise.fleet.table import (
     C_NOW,
     R_FORM,
@@ -33,9 +34,6 @@ from edgewise.sim.world import Options, simulation
 from edgewise.workload import generate
 
 Floats = NDArray[np.float64]
-
-LEAST_SHARE = 0.1
-"""Of a service's time that is left when the form saves some, as in `fleet.table`."""
 
 
 @jit
@@ -86,7 +84,7 @@ def slow_spells_known(table: Table, params: Array, state: Array, draws: Array) -
         k = int(row[R_SERVICE])
         true = params[1 + k] * factor
         if row[R_FORM] != 0.0:
-            true = max(LEAST_SHARE * true, true - params[1 + services + k])
+            true = ready_time(true, params[1 + services + k])
         by = true / row[R_SERVICE_TIME]
         row[R_LATENCY] += (true - row[R_SERVICE_TIME]) + (by - 1.0) * row[R_WAIT]
         row[R_SERVICE_TIME] = true

@@ -21,6 +21,7 @@ import numpy as np
 from edgewise.compiled import inner, jit
 from edgewise.domain import Form
 from edgewise.fleet.layout import Array
+from edgewise.fleet.measure import ready_time
 from edgewise.score import expected_utility
 from edgewise.sim import layout
 from edgewise.sim.bound.forced import blind, follow
@@ -39,7 +40,7 @@ from edgewise.sim.bound.truth import (
 )
 from edgewise.sim.layout import Sim, World
 from edgewise.sim.play import Crowded
-from edgewise.sim.servers import LEAST_SHARE, noise
+from edgewise.sim.servers import noise
 
 READY = int(Form.MODEL_READY)
 
@@ -242,7 +243,7 @@ def _batch_time(world: World, k: int, form: int, count: int) -> float:
     others = (count - 1.0) / count if form != READY else 1.0
     if count == 1 and form != READY:
         others = 0.0
-    time: float = max(LEAST_SHARE * curve, curve - service.ready_saving * others)
+    time: float = ready_time(curve, service.ready_saving * others)
     return time
 
 
