@@ -16,6 +16,8 @@ from edgewise.images import load_images
 from edgewise.live import executor as module
 from edgewise.live.clock import Clock
 from edgewise.live.executor import (
+    Drag,
+    Dragged,
     Item,
     OnnxExecutor,
     Prediction,
@@ -25,7 +27,7 @@ from edgewise.live.executor import (
     draws,
     replay_label,
 )
-from edgewise.live.prepare import PhotoMaker
+from edgewise.live.prepare import DraggedMaker, PhotoMaker, ReplayMaker
 from edgewise.preprocess import to_picture
 
 SERVICE = Service(server="s", model="m", accuracy=0.7, latency=(0.010, 0.012), ready_saving=0.004)
@@ -50,6 +52,33 @@ def slept(monkeypatch: pytest.MonkeyPatch) -> Slept:
 
 def item(request: str = "r", **more: object) -> Item:
     return Item(request=request, model="m", payload=b"", **more)  # type: ignore[arg-type]
+
+
+async def test_what_starts_in_a_slow_spell_takes_longer(slept: Slept) -> None:
+    drag = Drag(slept.clock)
+    executor = Dragged(ReplayExecutor({"m": SERVICE}, slept.clock), drag, slept.clock)
+    maker = DraggedMaker(ReplayMaker(0.002, slept.clock), drag, slept.clock)
+    await executor.run([item()])
+    assert slept.at == pytest.approx(100.010)
+    drag.factor = 3.0
+    await executor.run([item()])
+    assert slept.at == pytest.approx(100.040)
+    await maker.make(b"", 96)
+    assert slept.at == pytest.approx(100.046)
+
+
+async def test_a_fine_clock_waits_for_the_moment_and_can_be_left_early() -> None:
+    clock = Clock()
+    with clock.fine():
+        for when in (clock.now() + 0.003, clock.now() - 1.0):
+            await clock.until(when)
+            assert clock.now() >= when
+        waiting = asyncio.create_task(clock.until(clock.now() + 60.0))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+    await clock.until(clock.now() + 0.001)  # by asyncio's own timers again
 
 
 async def test_replay_takes_its_profile(slept: Slept) -> None:

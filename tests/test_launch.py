@@ -199,8 +199,7 @@ def test_free_ports_are_free_and_never_given_twice() -> None:
 
 
 def test_what_is_not_played_is_said() -> None:
-    (slow,) = unplayed(fleet())
-    assert "only the simulator" in slow
+    assert not unplayed(fleet())
     assert any("outages" in each for each in unplayed(fleet().with_overrides(emulate=False)))
     assert not unplayed(load("smoke"))
 

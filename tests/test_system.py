@@ -298,6 +298,23 @@ async def test_a_planned_failure_takes_a_node_down_and_brings_it_back(folder: Pa
 # -- by hand -------------------------------------------------------------------------------------
 
 
+async def test_a_server_slows_down_for_a_while(folder: Path) -> None:
+    slow = "failures: [{at: 1, server: near, duration: 1, kind: slow, factor: 3}]\nworkload:"
+    scenario = pair("workload:", slow).with_overrides(policy="local", seed=3)
+    async with Deployment(scenario, folder) as deployment:
+        await deployment.run()
+    began = min(row["sent_at"] for row in rows(folder, "requests"))
+    at_rest: list[float] = []
+    slowed: list[float] = []
+    for row in rows(folder, "outcomes"):
+        if row["server"] == "near" and row["status"] == "served":
+            start = row["stamp_started"] - began
+            if not 0.9 < start < 1.1 and not 1.9 < start < 2.1:
+                (slowed if 1.0 < start < 2.0 else at_rest).append(row["stamp_finished"] - row["stamp_started"])
+    assert min(len(at_rest), len(slowed)) >= 3
+    assert min(slowed) >= 0.06 > min(at_rest) >= 0.02
+
+
 def test_the_document_by_hand_works(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The files and commands of docs/by-hand.md, on other ports; the relay comes last."""
     text = DOCUMENT.read_text()

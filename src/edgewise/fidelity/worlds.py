@@ -22,7 +22,7 @@ from edgewise.fidelity.compare import Comparison, compare, read_run
 from edgewise.fidelity.files import record
 from edgewise.live.up import Wishes, up
 from edgewise.policy import label
-from edgewise.scenario import Scenario, SlowFailure, dump
+from edgewise.scenario import Scenario, dump
 from edgewise.sim.simulate import Photos, episode
 from edgewise.sim.world import Options
 
@@ -38,25 +38,14 @@ Say = Callable[[str], None]
 def common(scenario: Scenario, *, real: bool = False) -> tuple[Scenario, tuple[str, ...]]:
     """What both worlds can play of `scenario`, and a sentence for each thing left out.
 
-    Both get the network of the file by relays, and recorded latencies unless `real`. A live run
-    plays neither slow spells nor failures of kind *slow*.
+    Both get the network of the file by relays, and recorded latencies unless `real`.
     """
     notes = []
     executor = "onnx" if real else "replay"
     network = msgspec.structs.replace(scenario.network, emulate=True)
     if not scenario.network.emulate:
         notes.append("the network is emulated here, though the scenario says emulate: false")
-    noise = scenario.service_noise
-    if noise.spell.rate > 0.0:
-        notes.append("slow spells are left out: only the simulator plays them")
-        spell = msgspec.structs.replace(noise.spell, rate=0.0)
-        noise = msgspec.structs.replace(noise, spell=spell)
-    failures = tuple(each for each in scenario.failures if not isinstance(each, SlowFailure))
-    if len(failures) != len(scenario.failures):
-        notes.append("failures of kind slow are left out: only the simulator plays them")
-    shared = msgspec.structs.replace(
-        scenario, executor=executor, network=network, service_noise=noise, failures=failures
-    )
+    shared = msgspec.structs.replace(scenario, executor=executor, network=network)
     return shared, tuple(notes)
 
 

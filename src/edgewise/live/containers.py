@@ -123,7 +123,7 @@ class ContainerProcess(Process):
     def command(self) -> list[str]:
         return [
             self._engine.command,
-            *("run", "--rm", "--pull", "never", "--name", self._container),
+            *("run", "--rm", "--interactive", "--pull", "never", "--name", self._container),
             *self._options,
             self._engine.image,
             *self._arguments,

@@ -3,6 +3,7 @@
 - `OnnxExecutor`: ONNX Runtime in worker threads, decoding included, one thread a prediction.
 - `ReplayExecutor`: recorded latencies and predictions, so that a fleet of fifty fits on two cores.
 - `Slowed` wraps another and emulates a weaker machine.
+- `Dragged` wraps another and emulates slow spells.
 
 An item that cannot be run (its image does not decode) is an error in its place of the result; the
 others of the batch are unharmed.
@@ -148,8 +149,7 @@ class ReplayExecutor:
             latency = ready_time(latency, service.ready_saving)
         latency *= self._factor(batch[0].request, service.model)
         results: list[Result] = [self._predict(item, service, latency) for item in batch]
-        # Asyncio's timers are 1 ms coarse and late, never early: aim at the end, not at a length.
-        await asyncio.sleep(max(0.0, start + latency - self._clock.now()))
+        await self._clock.until(start + latency)
         return results
 
     def _drawn(self, request: str, model: str) -> float:
@@ -183,7 +183,34 @@ class Slowed:
         start = self._clock.now()
         results = await self._inner.run(batch)
         cpu = sum(result.cpu for result in results if isinstance(result, Prediction))
-        await asyncio.sleep(max(0.0, start + cpu / self._speed - self._clock.now()))
+        await self._clock.until(start + cpu / self._speed)
+        return results
+
+
+class Drag:
+    """By what factor everything on a server takes longer now: slow spells, gray failures."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.factor = 1.0
+        self._clock = clock
+
+    async def hold(self, start: float, factor: float) -> None:
+        """What began at `start` is through; wait until it has taken `factor` times as long."""
+        if factor > 1.0:
+            now = self._clock.now()
+            await self._clock.until(now + (factor - 1.0) * (now - start))
+
+
+class Dragged:
+    """Another executor that takes longer by what `drag` says when a batch starts."""
+
+    def __init__(self, inner: Executor, drag: Drag, clock: Clock) -> None:
+        self._inner, self._drag, self._clock = inner, drag, clock
+
+    async def run(self, batch: Sequence[Item]) -> list[Result]:
+        start, factor = self._clock.now(), self._drag.factor
+        results = await self._inner.run(batch)
+        await self._drag.hold(start, factor)
         return results
 
 

@@ -28,7 +28,7 @@ from edgewise.live.evaluate import SCENARIO
 from edgewise.live.hosting import Hosting, ThisMachine
 from edgewise.live.processes import READY_TIMEOUT, FreePorts, Process, stop_all
 from edgewise.network.control import RelayControl
-from edgewise.scenario import DownFailure, MuteFailure, Scenario, SlowFailure, dump
+from edgewise.scenario import DownFailure, MuteFailure, Scenario, dump, slowness
 
 try:
     import aiohttp
@@ -95,6 +95,8 @@ class Deployment:
         self.progress: dict[str, Any] = {}
         """What the client said last of how far it is."""
         self.client.messages = self._heard
+        self._slow: dict[str, float] = {}
+        """How much slower each server is now."""
         self._session: aiohttp.ClientSession | None = None
         self._control: RelayControl | None = None
 
@@ -181,6 +183,7 @@ class Deployment:
         patience += 2.0 * max(d.deadline_range[1] for d in self.scenario.workload.demands)
         done = asyncio.create_task(self.client.wait())
         failures = [asyncio.create_task(self._fail(each)) for each in self.scenario.failures]
+        failures += [asyncio.create_task(self._slow_down(name)) for name in self.nodes]
         try:
             async with asyncio.timeout(patience):
                 while not done.done():
@@ -225,7 +228,7 @@ class Deployment:
                 await self.balancer.go_on()
             return
         if not isinstance(failure, DownFailure):
-            return  # `unplayed` has said so
+            return  # `_slow_down` plays it
         await asyncio.sleep(failure.at)
         node = self.nodes[failure.server]
         self._say(f"{node.name} goes down for {failure.duration:g} s")
@@ -234,7 +237,21 @@ class Deployment:
         await node.start()
         node.expected_to_end = False
         await node.ready()
+        await self._tell_slow(failure.server)
         self._say(f"{node.name} is back")
+
+    async def _slow_down(self, name: str) -> None:
+        """Tell a node of its slow spells and *slow* failures, each at its time."""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        for at, factor in slowness(self.scenario, name, self.scenario.workload.duration):
+            await asyncio.sleep(max(0.0, began + at - loop.time()))
+            self._slow[name] = factor
+            await self._tell_slow(name)
+
+    async def _tell_slow(self, name: str) -> None:
+        factor = self._slow.get(name, 1.0)
+        await self.nodes[name].tell(msgspec.json.encode({"slow": factor}).decode())
 
     async def begin(self) -> None:
         """Make now the time 0 of the emulated network, if there is one."""
@@ -311,12 +328,7 @@ async def _all_ready(processes: list[Process]) -> None:
 
 def unplayed(scenario: Scenario) -> tuple[str, ...]:
     """What of a scenario a live run does not play, one sentence each."""
-    said = [
-        f"{failure.server} does not slow down at {failure.at:g} s: only the simulator plays "
-        "failures of kind slow"
-        for failure in scenario.failures
-        if isinstance(failure, SlowFailure)
-    ]
+    said = []
     if not scenario.network.emulate and (scenario.network.events or _outages(scenario)):
         said.append("without the emulator the network's events and outages do not happen")
     return tuple(said)

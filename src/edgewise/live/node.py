@@ -8,14 +8,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
+import stat
 import sys
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+from msgspec import Meta, Struct
 
 from edgewise import __version__
 from edgewise.domain import Report, Request
@@ -32,11 +35,18 @@ from edgewise.live.config import NodeConfig
 from edgewise.live.control import Answered, Fleet, Hello, Reported
 from edgewise.live.decisions import Decisions
 from edgewise.live.edge import Edge
-from edgewise.live.executor import Executor, OnnxExecutor, ReplayExecutor, Slowed
+from edgewise.live.executor import (
+    Drag,
+    Dragged,
+    Executor,
+    OnnxExecutor,
+    ReplayExecutor,
+    Slowed,
+)
 from edgewise.live.http import Api
 from edgewise.live.monitor import Monitor
 from edgewise.live.node_metrics import Metrics
-from edgewise.live.prepare import Maker, PhotoMaker, ReplayMaker, Stage
+from edgewise.live.prepare import DraggedMaker, Maker, PhotoMaker, ReplayMaker, Stage
 from edgewise.live.protocol import Answer
 from edgewise.live.queue import Queue
 from edgewise.live.reporting import Reporter
@@ -51,6 +61,13 @@ WATCH_PERIOD = 1.0
 """s between signs of life asked of a peer: ten samples in the window of the least round trip."""
 DRAIN_LIMIT = 10.0
 """s that a node takes to finish what it has when told to stop; Kubernetes kills after 30."""
+
+
+class Told(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A line on a node's standard input, from its launcher."""
+
+    slow: Annotated[float, Meta(ge=1.0)]
+    """[times] Longer everything takes that starts from now on."""
 
 
 class Node:
@@ -100,6 +117,7 @@ class Node:
             clock, spec.workers, spec.queue_limit, scenario.discipline, self._changed
         )
         self._threads = ThreadPoolExecutor(spec.workers + 1, "edgewise")  # one for the stage
+        self._drag = Drag(clock)
         maker: Maker
         if scenario.executor == "onnx":
             if executor is None:
@@ -110,10 +128,10 @@ class Node:
         else:
             noise = scenario.service_noise.cv
             executor = executor or ReplayExecutor(mine, clock, noise, scenario.seed)
-            maker = ReplayMaker(scenario.prepare.seconds / spec.speed)
-        self._executor = executor
+            maker = ReplayMaker(scenario.prepare.seconds / spec.speed, clock)
+        self._executor = Dragged(executor, self._drag, clock)
         self.stage = Stage(
-            maker,
+            DraggedMaker(maker, self._drag, clock),
             clock,
             self.queue,
             scenario.prepare.seconds / spec.speed,
@@ -159,6 +177,7 @@ class Node:
 
     async def _start(self) -> None:
         config, stack = self.config, self._stack
+        stack.enter_context(self.clock.fine())
         self.peers = HttpPeers(config.server, config.peers, self.clock, self.monitor, self._carrier)
         self.edge = Edge(
             config.server,
@@ -234,6 +253,10 @@ class Node:
                 await self._channel.flush()
         return True
 
+    def slow_down(self, factor: float) -> None:
+        """What starts from now on takes `factor` (≥ 1) times as long: a slow spell, emulated."""
+        self._drag.factor = factor
+
     # -- what happens -----------------------------------------------------------------------------
 
     def _is_alone(self) -> bool:
@@ -297,7 +320,7 @@ async def _serve(config: NodeConfig) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     node = Node(config)
-    async with node:
+    async with node, _listening(node):
         steady()
         ready = {"ready": {"node": config.server, "url": node.url}}
         print(msgspec.json.encode(ready).decode(), flush=True)
@@ -305,3 +328,37 @@ async def _serve(config: NodeConfig) -> None:
         log.info("draining: %d requests in flight", node.edge.inflight)
         if not await node.drain():
             log.warning("gave up on %d requests after %g s", node.edge.inflight, DRAIN_LIMIT)
+
+
+@contextlib.asynccontextmanager
+async def _listening(node: Node) -> AsyncIterator[None]:
+    """Do what the launcher says on standard input: ``{"slow": 1.8}``, a slow spell of that factor.
+
+    A node that was not started by a launcher has no pipe there, and nothing to be told.
+    """
+    mode = os.fstat(sys.stdin.fileno()).st_mode
+    if not (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)):
+        yield
+        return
+    lines = asyncio.StreamReader()
+    transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(lines), sys.stdin
+    )
+
+    async def obey() -> None:
+        async for line in lines:
+            try:
+                told = msgspec.json.decode(line, type=Told)
+            except msgspec.DecodeError as error:
+                log.warning("standard input: %s", error)
+                continue
+            node.slow_down(told.slow)
+
+    task = asyncio.create_task(obey())
+    task.add_done_callback(_complain)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        transport.close()

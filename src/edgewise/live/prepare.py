@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 from typing import Literal, Protocol
 
 from edgewise.live.clock import Clock
+from edgewise.live.executor import Drag
 from edgewise.live.queue import Queue
 from edgewise.preprocess import make_ready
 from edgewise.roster import ready_bytes
@@ -35,7 +36,7 @@ class PhotoMaker:
         start = self._clock.now()
         loop = asyncio.get_running_loop()
         ready, cpu = await loop.run_in_executor(self._threads, _make, photo, size)
-        await asyncio.sleep(max(0.0, start + cpu / self._speed - self._clock.now()))
+        await self._clock.until(start + cpu / self._speed)
         return ready
 
 
@@ -48,12 +49,25 @@ def _make(photo: bytes, size: int) -> tuple[bytes, float]:
 class ReplayMaker:
     """Takes as long as was measured and yields as many bytes as expected."""
 
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
+    def __init__(self, seconds: float, clock: Clock) -> None:
+        self._seconds, self._clock = seconds, clock
 
     async def make(self, photo: bytes, size: int) -> bytes:
-        await asyncio.sleep(self._seconds)
+        await self._clock.until(self._clock.now() + self._seconds)
         return bytes(ready_bytes(size))
+
+
+class DraggedMaker:
+    """Another maker that takes longer by what `drag` says when it starts."""
+
+    def __init__(self, inner: Maker, drag: Drag, clock: Clock) -> None:
+        self._inner, self._drag, self._clock = inner, drag, clock
+
+    async def make(self, photo: bytes, size: int) -> bytes:
+        start, factor = self._clock.now(), self._drag.factor
+        ready = await self._inner.make(photo, size)
+        await self._drag.hold(start, factor)
+        return ready
 
 
 class Stage:

@@ -162,22 +162,27 @@ class Queue:
             task.add_done_callback(self._tasks.discard)
 
     async def _work(self, job: _Job) -> None:
+        # The next one starts before this one's answer is written: a worker does not wait for that.
         try:
             result = await job.action()
         except asyncio.CancelledError:
+            self._through(job)
             job.future.cancel()
             raise
         except Exception as error:
+            self._through(job)
             if not job.future.done():  # whoever waits for the job gets it
                 job.future.set_exception(error)
         else:
+            self._through(job)
             if not job.future.done():
                 job.future.set_result(result)
-        finally:
-            self._count_busy(self.clock.now())
-            del self._running[job]
-            self._start()
-            self._changed()
+        self._changed()
+
+    def _through(self, job: _Job) -> None:
+        self._count_busy(self.clock.now())
+        del self._running[job]
+        self._start()
 
     def _count_busy(self, now: float) -> None:
         busy = len(self._running) / self.workers

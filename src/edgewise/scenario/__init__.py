@@ -45,6 +45,7 @@ from edgewise.scenario.schema import (
     SlowFailure,
     Spell,
 )
+from edgewise.scenario.spells import slowness
 
 __all__ = [
     "Arrivals",
@@ -85,5 +86,6 @@ __all__ = [
     "load",
     "loads",
     "presets",
+    "slowness",
     "warnings_of",
 ]

@@ -27,9 +27,8 @@ from edgewise.scenario import (
     LinkSpec,
     MuteFailure,
     Scenario,
-    ServiceNoise,
-    SlowFailure,
     link_events,
+    slowness,
 )
 from edgewise.sim import layout
 from edgewise.sim.heaps import push
@@ -252,8 +251,8 @@ def _servers(
         out["first_service"], out["end_service"] = first[s], first[s + 1]
         out["queue_limit"] = spec.queue_limit
         out["prepare_seconds"] = scenario.prepare.seconds / spec.speed
-        steps = _slowness(scenario, s, name, horizon)
-        out["slow_at"], out["slow_count"] = number.add(steps), len(steps)
+        steps = slowness(scenario, name, horizon)
+        out["slow_at"], out["slow_count"] = number.add(np.array(steps)), len(steps)
         out["idle"], out["up"] = at, 1
         for key in ("head", "tail", "prepare_head", "prepare_tail"):
             out[key] = -1
@@ -263,41 +262,6 @@ def _servers(
         workers["server"][total + s] = s
         at += spec.workers
     return servers, workers
-
-
-def _slowness(scenario: Scenario, s: int, name: str, horizon: float) -> Floats:
-    """(time, factor) steps of a server: its slow spells, the slowest where they overlap, times its
-    *slow* failures. Empty if it never slows down."""
-    spans = _spells(scenario.service_noise, np.random.default_rng([scenario.seed, 3, s]), horizon)
-    failures = [
-        (f.at, f.at + f.duration, f.factor)
-        for f in scenario.failures
-        if isinstance(f, SlowFailure) and f.server == name
-    ]
-    if not spans and not failures:
-        return np.empty((0, 2))
-    times = sorted({0.0, *(t for a, b, _ in [*spans, *failures] for t in (a, b))})
-
-    def factor(t: float) -> float:
-        spell = max([f for a, b, f in spans if a <= t < b], default=1.0)
-        return spell * math.prod(f for a, b, f in failures if a <= t < b)
-
-    return np.array([(t, factor(t)) for t in times])
-
-
-def _spells(
-    noise: ServiceNoise, rng: np.random.Generator, horizon: float
-) -> list[tuple[float, float, float]]:
-    spell, t = noise.spell, 0.0
-    spans: list[tuple[float, float, float]] = []
-    if spell.rate <= 0.0:
-        return []
-    while True:
-        t += rng.exponential(1.0 / spell.rate)
-        length, factor = rng.exponential(spell.duration), rng.uniform(*spell.factor)
-        if t >= horizon:
-            return spans
-        spans.append((t, t + length, factor))
 
 
 def _services(

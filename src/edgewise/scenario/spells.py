@@ -1,0 +1,53 @@
+"""When a server of a scenario is slow, and by how much: its slow spells and *slow* failures.
+
+The simulator and the launcher of real processes play the same ones.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from edgewise.scenario.schema import Scenario, ServiceNoise, SlowFailure
+
+Spans = list[tuple[float, float, float]]
+"""(from, to, factor), s from the start of the run."""
+
+
+def slowness(scenario: Scenario, server: str, horizon: float) -> list[tuple[float, float]]:
+    """(time, factor) steps of a server from 0 on: what it does takes `factor` times as long if it
+    starts from then on.
+
+    Spells that begin before `horizon` (s), the slowest where they overlap, times the failures in
+    force. Empty if it never slows down.
+    """
+    stream = np.random.default_rng([scenario.seed, 3, scenario.server_names.index(server)])
+    spans = _spells(scenario.service_noise, stream, horizon)
+    failures = [
+        (f.at, f.at + f.duration, f.factor)
+        for f in scenario.failures
+        if isinstance(f, SlowFailure) and f.server == server
+    ]
+    if not spans and not failures:
+        return []
+    times = sorted({0.0, *(t for a, b, _ in [*spans, *failures] for t in (a, b))})
+
+    def factor(t: float) -> float:
+        spell = max([f for a, b, f in spans if a <= t < b], default=1.0)
+        return spell * math.prod(f for a, b, f in failures if a <= t < b)
+
+    return [(t, factor(t)) for t in times]
+
+
+def _spells(noise: ServiceNoise, rng: np.random.Generator, horizon: float) -> Spans:
+    spell, t = noise.spell, 0.0
+    spans: Spans = []
+    if spell.rate <= 0.0:
+        return []
+    while True:
+        t += rng.exponential(1.0 / spell.rate)
+        length, factor = rng.exponential(spell.duration), rng.uniform(*spell.factor)
+        if t >= horizon:
+            return spans
+        spans.append((t, t + length, factor))
