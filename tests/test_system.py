@@ -310,7 +310,9 @@ async def test_a_server_slows_down_for_a_while(folder: Path) -> None:
         if row["server"] == "near" and row["status"] == "served":
             start = row["stamp_started"] - began
             if not 0.9 < start < 1.1 and not 1.9 < start < 2.1:
-                (slowed if 1.0 < start < 2.0 else at_rest).append(row["stamp_finished"] - row["stamp_started"])
+                (slowed if 1.0 < start < 2.0 else at_rest).append(
+                    row["stamp_finished"] - row["stamp_started"]
+                )
     assert min(len(at_rest), len(slowed)) >= 3
     assert min(slowed) >= 0.06 > min(at_rest) >= 0.02
 
