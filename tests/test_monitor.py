@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import ExitStack
 
 import pytest
 
@@ -13,7 +14,7 @@ from edgewise.live.clock import Clock
 from edgewise.live.links import LeastRtt, Link
 from edgewise.live.monitor import Monitor
 from edgewise.live.prepare import Stage
-from edgewise.live.queue import Expired, Queue, QueueFull
+from edgewise.live.queue import HELD, Expired, Queue, QueueFull
 from edgewise.live.reporting import Reporter
 
 
@@ -161,14 +162,36 @@ async def test_a_failure_is_its_own(bench: Bench) -> None:
 
 def test_places_are_limited(time: Time) -> None:
     queue = Queue(time.clock, 1, 2)
-    with queue.enter() as first, queue.enter():
-        with pytest.raises(QueueFull, match="2 requests"), queue.enter():
+    with ExitStack() as stack:
+        first, *_ = (stack.enter_context(queue.enter()) for _ in range(HELD * 2))
+        with pytest.raises(QueueFull, match="16 requests"), queue.enter():
             pass
         first.leave()
         first.leave()
         with queue.enter():
-            assert queue.size == 2
+            assert queue.size == HELD * 2
     assert queue.size == 0
+
+
+async def test_only_what_waits_for_a_worker_counts_against_the_limit(bench: Bench) -> None:
+    for name in "abcde":  # one runs
+        bench.add(name, 1.0)
+        with bench.queue.enter():
+            await settle()
+    bench.add("urgent", 1.0, urgent=True)
+    await settle()
+    with pytest.raises(QueueFull, match="4 requests"):
+        await bench.queue.run(_nothing, 0.01, 1.0)
+    for name in ("a", "urgent"):
+        await bench.end(name)
+    bench.add("f", 1.0)
+    await settle()
+    for name in "bcdef":
+        await bench.end(name)
+
+
+async def _nothing() -> None:
+    pass
 
 
 async def test_what_the_queue_says_of_itself(bench: Bench, time: Time) -> None:
@@ -196,7 +219,7 @@ async def test_what_the_queue_says_of_itself(bench: Bench, time: Time) -> None:
 
 def test_a_transfer_alone_shows_the_rate() -> None:
     link = Link()
-    with link.flow("b", 100_000, 10.0) as flow:
+    with link.flow("b", 100_000, lambda: 10.0) as flow:
         report = link.report("b", None, 10.05)
         assert (report.backlog, report.flows, report.throughput) == (100_000, 1, None)
         link.arrived(flow, 10.11, away=0.010, starved=False)
@@ -209,7 +232,7 @@ def test_a_transfer_alone_shows_the_rate() -> None:
 def test_two_transfers_share() -> None:
     """Two of 100 kB over 1 MB/s, side by side: both are in after 0.2 s, each had half the rate."""
     link = Link()
-    with link.flow("b", 100_000, 10.0) as one, link.flow("c", 100_000, 10.0) as two:
+    with link.flow("b", 100_000, lambda: 10.0) as one, link.flow("c", 100_000, lambda: 10.0) as two:
         link.arrived(one, 10.2, away=0.0, starved=False)
         link.arrived(two, 10.2, away=0.0, starved=False)
     assert link.rate == pytest.approx(1e6)
@@ -218,7 +241,7 @@ def test_two_transfers_share() -> None:
 def test_half_shared() -> None:
     """100 kB from 10.0 and 50 kB from 10.05: 50 kB alone, then both 50 kB by halves until 10.15."""
     link = Link()
-    with link.flow("b", 100_000, 10.0) as one, link.flow("c", 50_000, 10.05) as two:
+    with link.flow("b", 100_000, lambda: 10.0) as one, link.flow("c", 50_000, lambda: 10.05) as two:
         link.arrived(one, 10.15, away=0.0, starved=False)
         assert link.rate == pytest.approx(100_000 / 0.15 * (0.05 + 2 * 0.1) / 0.15)
         link.arrived(two, 10.15, away=0.0, starved=False)
@@ -227,9 +250,9 @@ def test_half_shared() -> None:
 def test_backlog_drains_at_the_measured_rate() -> None:
     link = Link()
     link.measured(100_000, 0.1, 1.0, 9.0)
-    with link.flow("b", 100_000, 10.0), link.flow("c", 50_000, 10.0):
-        assert link.report("b", None, 10.05).backlog == 75_000
-        assert link.report("c", None, 10.05).backlog == 25_000
+    with link.flow("b", 100_000, lambda: 10.0), link.flow("c", 50_000, lambda: 10.0):
+        assert link.report("b", None, 10.05).backlog == pytest.approx(75_000)
+        assert link.report("c", None, 10.05).backlog == pytest.approx(25_000)
         assert link.report("b", None, 99.0).backlog == 0
         assert link.report("b", None, 99.0).flows == 1
     assert link.flows == 0
@@ -237,7 +260,7 @@ def test_backlog_drains_at_the_measured_rate() -> None:
 
 def test_a_transfer_that_fails_measures_nothing() -> None:
     link = Link()
-    with pytest.raises(OSError, match="gone"), link.flow("b", 1000, 10.0):
+    with pytest.raises(OSError, match="gone"), link.flow("b", 1000, lambda: 10.0):
         raise OSError("gone")
     assert link.report("b", None, 11.0).throughput is None
     assert link.flows == 0
@@ -246,37 +269,37 @@ def test_a_transfer_that_fails_measures_nothing() -> None:
 def test_a_starved_transfer_counts_only_upwards() -> None:
     link = Link()
     link.measured(100_000, 0.1, 1.0, 9.0)
-    with link.flow("b", 100_000, 10.0) as flow:
+    with link.flow("b", 100_000, lambda: 10.0) as flow:
         link.arrived(flow, 11.0, away=0.0, starved=True)
     assert link.rate == pytest.approx(1e6)
-    with link.flow("b", 100_000, 12.0) as flow:
+    with link.flow("b", 100_000, lambda: 12.0) as flow:
         link.arrived(flow, 12.05, away=0.0, starved=True)
     assert link.rate > 1.2e6
 
 
 def test_a_first_transfer_that_starved_says_nothing_below_the_prior() -> None:
     link = Link()
-    with link.flow("b", 100_000, 10.0) as flow:
+    with link.flow("b", 100_000, lambda: 10.0) as flow:
         link.arrived(flow, 11.0, away=0.0, starved=True)  # 100 kB/s at least
     assert link.report("b", None, 11.0).throughput is None
-    with link.flow("b", 100_000, 12.0) as flow:
+    with link.flow("b", 100_000, lambda: 12.0) as flow:
         link.arrived(flow, 12.01, away=0.0, starved=True)  # 10 MB/s at least
     assert link.rate == pytest.approx(1e7)
 
 
 def test_receiver_side_measures_what_came_after_the_first_chunk() -> None:
     link = Link()
-    with link.flow("me", 100_000, 10.0) as flow:
+    with link.flow("me", 100_000, lambda: 10.0) as flow:
         link.received(flow, 80_000, 0.08, 10.1)
     assert link.rate == pytest.approx(1e6)
-    with link.flow("me", 500, 11.0) as flow:
+    with link.flow("me", 500, lambda: 11.0) as flow:
         link.received(flow, 0, 0.0, 11.0)  # all of it in one chunk: nothing to measure
     assert link.rate == pytest.approx(1e6)
 
 
 def test_a_transfer_of_a_few_bytes_says_nothing_of_the_rate() -> None:
     link = Link()
-    with link.flow("b", 545, 10.0) as flow:
+    with link.flow("b", 545, lambda: 10.0) as flow:
         link.arrived(flow, 10.01, away=0.001, starved=False)
     assert link.report("b", None, 11.0).throughput is None
 
@@ -319,7 +342,10 @@ async def test_report(bench: Bench, time: Time) -> None:
     for dispatch in (1, 2, 4):
         monitor.seen("").arrived(dispatch)
     monitor.seen("b").arrived(1)
-    with monitor.links["b"].flow("b", 5000, 100.0), monitor.access.flow("me", 700, 100.0):
+    with (
+        monitor.links["b"].flow("b", 5000, lambda: 100.0),
+        monitor.access.flow("me", 700, lambda: 100.0),
+    ):
         report = monitor.report(100.1)
     assert report.at == 100.1
     assert report.running == pytest.approx((0.4,))

@@ -28,7 +28,7 @@ name: parity
 about: Three unequal servers behind thin uplinks, the busiest place with the smallest.
 executor: replay
 report_period: 0.1
-network_state: emulator
+network_state: measured
 servers:
   plaza: {workers: 1, speed: 0.4, services: [lite0-160, lite1]}
   depot: {workers: 2, speed: 1.0, services: [lite0-96, lite0-224, lite2]}
@@ -41,7 +41,7 @@ network:
     campus: {rate_mbps: 8, delay: 0.010}
 workload:
   duration: 3
-  arrivals: {kind: poisson, rate: 25}
+  arrivals: {kind: poisson, rate: 30}
   ingress: {plaza: 5, depot: 1, campus: 2}
   demands:
     - {share: 2, deadline: [0.2, 0.4], accuracy: 0.6}
@@ -56,8 +56,8 @@ CONTROLLED = "priced_greedy"
 
 
 @functools.cache
-def world(cv: float) -> tuple[Scenario, Trace]:
-    scenario = loads(SCENARIO)
+def world(cv: float, state: str = "measured") -> tuple[Scenario, Trace]:
+    scenario = loads(SCENARIO.replace("network_state: measured", f"network_state: {state}"))
     noise = msgspec.structs.replace(scenario.service_noise, cv=cv)
     scenario = msgspec.structs.replace(scenario, service_noise=noise)
     trace = generate(scenario, None)
@@ -65,23 +65,24 @@ def world(cv: float) -> tuple[Scenario, Trace]:
 
 
 @functools.cache
-def simulation(policy: str, cv: float) -> Story:
-    return simulated.play(*world(cv), policy)
+def simulation(policy: str, cv: float, state: str = "measured") -> Story:
+    return simulated.play(*world(cv, state), policy)
 
 
 def told(one: Story, other: Story) -> str:
     return "\n".join(map(str, differences(one, other)[:20]))
 
 
+@pytest.mark.parametrize("state", ["measured", "emulator"])
 @pytest.mark.parametrize("cv", [0.0, 0.2])
 @pytest.mark.parametrize(
     "policy", ["earliest_completion", "round_robin", "priced_greedy", "edgewise"]
 )
-def test_same_story(policy: str, cv: float) -> None:
-    ours = simulation(policy, cv)
-    theirs = live.play(*world(cv), policy)
+def test_same_story(policy: str, cv: float, state: str) -> None:
+    ours = simulation(policy, cv, state)
+    theirs = live.play(*world(cv, state), policy)
     assert not told(ours, theirs)
-    assert len(theirs.decisions) == len(theirs.outcomes) == len(world(cv)[1]) > 50
+    assert len(theirs.decisions) == len(theirs.outcomes) == len(world(cv, state)[1]) > 50
 
 
 def test_scenario_is_not_trivial() -> None:

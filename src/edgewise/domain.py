@@ -251,8 +251,9 @@ class PeerReport(Struct, frozen=True, array_like=True, gc=False):
     measured_at: Stamp | None
     rtt: Seconds | None
     """Least recent round-trip time, s."""
-    backlog: Count
-    """Bytes accepted for this peer that have not arrived there yet."""
+    backlog: Annotated[float, Meta(ge=0.0)]
+    """Bytes accepted for this peer that have not arrived there yet, as far as the server knows:
+    what it has word of is in, and the rest shares the rate that it has measured."""
     flows: Count
     """Transfers under way to it."""
 

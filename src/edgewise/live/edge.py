@@ -4,9 +4,9 @@ Theory of operation
 -------------------
 As *ingress* (`Edge.serve`): the request takes a place in the queue; a command is waited for while
 the photo still comes in; then the candidates of the command are tried in order. This server's own
-means the queue, another's a transfer. A candidate that fails gives way to the next while there is
-time; after the last comes any service here that meets the demand; after that an explicit error. The
-balancer is told how it ended.
+means the queue, another's a transfer. A candidate that fails or is full gives way to the next while
+there is time; after the last comes the quickest service here that meets the demand; after that an
+explicit error. The balancer is told how it ended.
 
 As *destination* (`Edge.accept`): a peer has decided; run it here or say why not.
 
@@ -53,6 +53,23 @@ log = logging.getLogger("edgewise.node")
 
 REMEMBERED = 4096
 """Answers kept for retries of the same id; a retry comes within a few deadlines or not at all."""
+
+
+class Tried:
+    """What a request's candidates have come to so far."""
+
+    def __init__(self) -> None:
+        self.problems: list[str] = []
+        self.failed: set[str] = set()
+        """Servers that cannot be reached, or this one if it is full."""
+        self.late = False
+        """There is no time for another peer."""
+        self.full = False
+        """The last one that was tried had no room."""
+
+
+class _NoAnswerInTime(PeerError):
+    """A peer that was waited for as long as that could pay."""
 
 
 class Edge:
@@ -141,23 +158,27 @@ class Edge:
             if command.server is None or command.model is None:
                 return arrival.shed(command.reason or ShedReason.PRICE, self._clock.now())
             first = Candidate(command.server, command.model, command.form)
-            problems: list[str] = []
-            failed: set[str] = set()
+            tried = Tried()
             for attempt, candidate in enumerate((first, *command.alternatives)):
-                if candidate.server in failed:
+                if tried.late:
+                    break  # what is left of the time is best spent on the quickest service here
+                if candidate.server in tried.failed:
                     continue  # it did not answer, whatever the model
-                answer = await self._try(
-                    arrival, place, candidate, decided, attempt, problems, failed
-                )
+                answer = await self._try(arrival, place, candidate, decided, attempt, tried)
                 if answer is not None:
                     return answer
-            now = self._clock.now()
             model = self._quickest(request)
-            if model is not None and self._pays(request, model):
-                return await self._run(arrival, model, place)
-            problem = "; ".join(problems) or "nobody could run it"
+            if model is not None and self.server not in tried.failed:
+                if not self._pays(request, model):
+                    tried.problems.append(f"{self.server}: too late to run it here")
+                elif (answer := await self._run_here(arrival, model, place, tried)) is not None:
+                    return answer
+            now = self._clock.now()
+            problem = "; ".join(tried.problems) or "nobody could run it"
             if request.expired(now):
                 return arrival.expired(now, problem)
+            if tried.full:
+                return arrival.shed(ShedReason.QUEUE_FULL, now, problem)
             return arrival.failed(503, problem, now)
 
     async def _try(
@@ -167,37 +188,50 @@ class Edge:
         candidate: Candidate,
         decided: Decided,
         attempt: int,
-        problems: list[str],
-        failed: set[str],
+        tried: Tried,
     ) -> Answer | None:
-        """One candidate; None if the next is to be tried, with the reason added to `problems`, and
-        the server to `failed` if it cannot be reached."""
+        """One candidate; None if the next is to be tried, and why is then in `tried`."""
         dispatch = decided.command.dispatch if attempt == 0 else 0
         if candidate.server == self.server:
             if candidate.model not in self.services:
-                problems.append(f"{self.server}: has no model {candidate.model}")
+                tried.problems.append(f"{self.server}: has no model {candidate.model}")
                 return None
             if attempt > 0 and not self._pays(arrival.request, candidate.model):
-                problems.append(f"{candidate.server}: too late to run it here")
+                tried.problems.append(f"{candidate.server}: too late to run it here")
                 return None
             await arrival.photo()
             self._monitor.seen(decided.decider).arrived(dispatch)
-            return await self._run(arrival, candidate.model, place)
+            return await self._run_here(arrival, candidate.model, place, tried)
         if self._clock.now() >= self._give_up(arrival.request):
-            problems.append(f"{candidate.server}: no time left to try it")
+            tried.problems.append(f"{candidate.server}: no time left to try it")
+            tried.late, tried.full = True, False
             return None
         place.leave()
         try:
             answer = await self._transfer(arrival, candidate, decided, dispatch, attempt)
         except PeerError as error:
-            problems.append(str(error))
-            failed.add(candidate.server)
+            tried.problems.append(str(error))
+            tried.failed.add(candidate.server)
+            tried.late, tried.full = isinstance(error, _NoAnswerInTime), False
             log.info("request %s: %s", arrival.request.id, error)
             return None
         if answer.code in FINAL:
             return answer
-        problems.append(f"{candidate.server}: {answer.error or answer.code}")
+        tried.problems.append(f"{candidate.server}: {answer.error or answer.code}")
+        tried.full = answer.outcome.reason == ShedReason.QUEUE_FULL.value
         return None
+
+    async def _run_here(
+        self, arrival: Arrival, model: str, place: Place, tried: Tried
+    ) -> Answer | None:
+        """As `_try`, for a model of this server."""
+        try:
+            return await self._run(arrival, model, place)
+        except QueueFull as error:
+            tried.problems.append(f"{self.server}: {error}")
+            tried.failed.add(self.server)
+            tried.full = True
+            return None
 
     async def _transfer(
         self,
@@ -239,7 +273,7 @@ class Edge:
             async with asyncio.timeout(max(0.0, give_up - self._clock.now())):
                 answer = await self._peers.send(candidate.server, parcel)
         except TimeoutError:
-            raise PeerError(f"{candidate.server}: no answer in time") from None
+            raise _NoAnswerInTime(f"{candidate.server}: no answer in time") from None
         outcome = answer.outcome
         stamps = msgspec.structs.replace(
             arrival.stamps(self._clock.now()),

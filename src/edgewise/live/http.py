@@ -163,7 +163,7 @@ class Api:
         if not from_client:
             await self._read(http, body)
             return
-        with link.flow(self._monitor.server, size, self._clock.now()) as flow:
+        with link.flow(self._monitor.server, size, self._clock.now) as flow:
             await self._read(http, body)
             if body.first_at is not None and body.last_at is not None:
                 # What came with the first chunk took no time that could be seen here.

@@ -1,35 +1,31 @@
-"""What a node measures of the links it sends and receives on. Pure: every method takes `now`.
+"""What a node measures of the links it sends and receives on. Pure: methods take `now`.
 
 Bytes are *on* a link from the moment they are accepted for a peer until the peer says that the
 last of them is in. In between their way is reckoned: the flows of a link share its measured rate
-equally. With one uplink all peers are behind the same `Link`.
+equally. With one uplink all peers are behind the same `Link`. The simulator's is `sim.ledgers`.
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from edgewise.domain import PeerReport
-from edgewise.fleet.measure import smooth_rate
+from edgewise.fleet.measure import shared, smooth_rate
 
 RTT_MEMORY = 10.0
 """s over which the least round trip counts, as in BBR: long enough to meet an empty link, short
 enough to notice another route."""
 
-SIZE_MIN = 4096
-"""bytes. A smaller transfer takes a round trip and the two machines' own time, whatever the rate;
-the smallest payload made ready (96 pixels) has about 6 kB."""
-
 
 class Flow:
     """One transfer under way."""
 
-    def __init__(self, peer: str, size: float, now: float, shared: float) -> None:
-        self.peer, self.size, self.left = peer, size, size
-        self.started, self.shared = now, shared
+    def __init__(self, peer: str, size: float, now: float, shared: float, tag: float) -> None:
+        self.peer, self.size = peer, size
+        self.started, self.shared, self.tag = now, shared, tag
 
 
 class Link:
@@ -41,28 +37,31 @@ class Link:
         self.rate_at = math.nan
         self._flows: list[Flow] = []
         self._shared = 0.0
+        """∫ flows dt."""
+        self._sent = 0.0
+        """bytes that a flow which was there all the time has sent, as it is reckoned; a flow is
+        through when this is at its tag."""
         self._at = 0.0
 
     def _advance(self, now: float) -> None:
         seconds = max(0.0, now - self._at)
-        count = len(self._flows)
-        self._shared += seconds * count
-        if count and self.rate == self.rate:
-            for flow in self._flows:
-                flow.left = max(0.0, flow.left - seconds * self.rate / count)
+        self._shared += seconds * len(self._flows)
+        self._sent += shared(self.rate, seconds, len(self._flows))
         self._at = max(now, self._at)
 
     @contextmanager
-    def flow(self, peer: str, size: float, now: float) -> Iterator[Flow]:
+    def flow(self, peer: str, size: float, clock: Callable[[], float]) -> Iterator[Flow]:
         """A transfer of `size` bytes to `peer` begins. It ends with `arrived` or `received`,
-        or here and unmeasured."""
+        or here and unmeasured. `clock` says when that is."""
+        now = clock()
         self._advance(now)
-        flow = Flow(peer, size, now, self._shared)
+        flow = Flow(peer, size, now, self._shared, self._sent + size)
         self._flows.append(flow)
         try:
             yield flow
         finally:
             if flow in self._flows:
+                self._advance(clock())
                 self._flows.remove(flow)
 
     def arrived(self, flow: Flow, now: float, away: float, starved: bool) -> None:
@@ -87,11 +86,9 @@ class Link:
         self, size: float, seconds: float, sharing: float, now: float, starved: bool = False
     ) -> None:
         """`size` bytes took `seconds` while `sharing` transfers shared the link."""
-        if size < SIZE_MIN:
-            return
-        rate = smooth_rate(self.rate, self.rate_at, now, float(size), seconds, sharing, starved)
-        if rate != self.rate and rate == rate:
-            self.rate, self.rate_at = rate, now
+        self.rate, self.rate_at = smooth_rate(
+            self.rate, self.rate_at, now, float(size), seconds, sharing, starved
+        )
 
     @property
     def flows(self) -> int:
@@ -106,7 +103,7 @@ class Link:
             throughput=self.rate if known else None,
             measured_at=self.rate_at if known else None,
             rtt=rtt,
-            backlog=round(sum(flow.left for flow in mine)),
+            backlog=sum(max(0.0, flow.tag - self._sent) for flow in mine),
             flows=len(mine),
         )
 

@@ -24,7 +24,7 @@ from edgewise import __version__
 from edgewise.domain import Report, Request
 from edgewise.errors import BadInput
 from edgewise.fleet.belief import acknowledge
-from edgewise.fleet.measure import ready_time, smooth_rate
+from edgewise.fleet.measure import ready_time, shared, smooth_rate, starved
 from edgewise.fleet.patience import give_up_at, worth_running
 from edgewise.fleet.reporting import busy_share, jumped
 from edgewise.live.alone import Alone
@@ -217,6 +217,8 @@ class Node:
         worth_running(1.0, 1.0, 1.0, 1.0, False)
         ready_time(1.0, 0.5)
         smooth_rate(1.0, 0.0, 1.0, 1.0, 1.0, 1.0, False)
+        shared(1.0, 1.0, 1)
+        starved(1.0, 1.0, 1.0)
         now = self.clock.now()
         self.alone.on_own_report(self.monitor.report(now, config.server), now)
         self._background(self.reporter.run())

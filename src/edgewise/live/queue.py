@@ -2,9 +2,10 @@
 
 Theory of operation
 -------------------
-A request takes a place (`Queue.enter`) when its headers are in, long before it can run: from then
-on it counts against the limit. When its photo is there it waits for a worker (`Queue.run`): a photo
-still on its way must not block one. A free worker takes the one of earliest deadline (with *fifo*
+A request takes a place (`Queue.enter`) when its headers are in, long before it can run. When its
+photo is there it waits for a worker (`Queue.run`): a photo still on its way must not block one, and
+only what waits for a worker counts against the limit, for the rest may be on its way to another
+server. A free worker takes the one of earliest deadline (with *fifo*
 the first that could run). A job that preprocesses a payload for a transfer is *urgent* and goes
 before all others, for another server waits for it.
 
@@ -31,6 +32,11 @@ from edgewise.fleet.reporting import busy_share
 from edgewise.live.clock import Clock
 
 T = TypeVar("T")
+
+
+HELD = 8
+"""Times the limit of a queue that requests may be held in all, bodies that are still coming in
+included: what bounds the memory they take."""
 
 
 class QueueFull(EdgewiseError):
@@ -70,7 +76,7 @@ class Queue:
     workers:
         How many jobs run at a time.
     limit:
-        How many requests may wait, those whose photo is not in included.
+        How many requests may wait for a worker. `HELD` times as many may have a place.
     changed:
         Called after every change of what could run or runs.
     """
@@ -99,8 +105,8 @@ class Queue:
     @contextmanager
     def enter(self) -> Iterator[Place]:
         """Wait from now on. Raises QueueFull."""
-        if len(self._places) >= self.limit:
-            raise QueueFull(f"{self.limit} requests wait already")
+        if len(self._places) >= HELD * self.limit:
+            raise QueueFull(f"{HELD * self.limit} requests are here already")
         place = Place(self._places)
         try:
             yield place
@@ -118,8 +124,11 @@ class Queue:
         """Run `action` on a worker as soon as the order allows; returns what it returns.
 
         `work` s it is expected to take; `deadline` absolute, what the queue is ordered by; `dead`
-        absolute: if no worker has taken it by then it never runs, and Expired is raised.
+        absolute: if no worker has taken it by then it never runs, and Expired is raised. Raises
+        QueueFull, unless it is `urgent`.
         """
+        if not urgent and not self.idle and self._ordinary >= self.limit:
+            raise QueueFull(f"{self.limit} requests wait already")
         job = _Job(action, work, deadline, dead)
         job.urgent = urgent
         number = next(self._numbers)
@@ -200,6 +209,10 @@ class Queue:
     def busy(self) -> int:
         """Workers that run something."""
         return len(self._running)
+
+    @property
+    def _ordinary(self) -> int:
+        return sum(not job.urgent and not job.future.done() for _, _, job in self._heap)
 
     @property
     def idle(self) -> bool:

@@ -234,7 +234,7 @@ REPORTS = Table(
                             ("throughput", pa.float64()),
                             ("measured_at", _SECONDS),
                             ("rtt", _SECONDS),
-                            ("backlog", pa.int64()),
+                            ("backlog", pa.float64()),
                             ("flows", pa.int64()),
                         ]
                     )

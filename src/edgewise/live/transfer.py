@@ -28,15 +28,12 @@ from msgspec import Struct
 
 from edgewise.domain import Report, Request, decode_json
 from edgewise.errors import PeerError, WireError
+from edgewise.fleet.measure import starved
 from edgewise.live.carrier import Carrier
 from edgewise.live.clock import Clock
 from edgewise.live.monitor import Monitor
 from edgewise.live.protocol import Answer, decode_answer
 from edgewise.live.upload import Upload
-
-STARVED = 0.2
-"""Share of a transfer during which its upload was still running, from which it shows no more than
-a lower bound: below, the measured rate is at most this much too low."""
 
 FINAL = frozenset({200, 400, 413, 422, 504})
 """HTTP codes with which a peer has answered for good; after another one the next is tried."""
@@ -120,7 +117,7 @@ class HttpPeers:
         size = body.expected if body.expected is not None else body.size
         size = self._carrier.weight(size, headers)
         link = self._monitor.links[peer]
-        with link.flow(peer, size, now) as flow:
+        with link.flow(peer, size, self._clock.now) as flow:
             try:
                 async with self._session.post(
                     f"{url}/v2/models/{parcel.model}/infer",
@@ -132,7 +129,8 @@ class HttpPeers:
                     if response.status == 202:
                         at = self._clock.now()
                         rtt = self._monitor.rtts[peer].get(at) or 0.0
-                        link.arrived(flow, at, rtt, _starved(body, flow.started, at))
+                        uploaded = at if body.last_at is None else body.last_at
+                        link.arrived(flow, at, rtt, starved(uploaded, flow.started, at))
                     answer = await response.read()
                     code = response.status
             except (aiohttp.ClientError, OSError) as error:
@@ -201,12 +199,6 @@ class HttpPeers:
             except (aiohttp.ClientError, OSError, WireError):
                 pass  # silence is the news: the belief counts it
             await asyncio.sleep(period / 10.0 if alone() else period)
-
-
-def _starved(body: Upload, started: float, arrived: float) -> bool:
-    """Whether the transfer waited for its own upload for long enough to look slow by it."""
-    uploaded = arrived if body.last_at is None else body.last_at
-    return uploaded - started > STARVED * (arrived - started)
 
 
 def _code(body: bytes) -> int:

@@ -54,9 +54,6 @@ def play(scenario: Scenario, trace: Trace, policy: str) -> Story:
     if scenario.balancers != 1:
         raise ValueError("parity is between one balancer and one")
     sim = simulation(scenario, trace)
-    # Live ingresses always have the ranking; the simulator leaves it out where no server can fail,
-    # and then takes its quickest model in place of its best ranked one when a peer is too slow.
-    sim.world.clock["can_fail"] = 1
     rule = find(policy)
     if rule.features:
         raise ValueError(f"{policy} learns as it goes, which the live balancer does elsewhen")

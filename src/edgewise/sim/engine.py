@@ -83,6 +83,7 @@ from edgewise.sim.routes import (
     on_command,
     on_delivered,
     on_finish,
+    on_headers,
     on_link,
     on_uploaded,
     reschedule,
@@ -137,6 +138,7 @@ def go_on(sim: Sim) -> int:
         kind = kind_of(code)
         index = index_of(code)
         if kind == E_METADATA:
+            on_headers(sim.world, index, now)
             if sim.world.slots[index].stage != DONE and not left_alone(sim, index, now):
                 ask(sim, index, now)
                 request: int = sim.world.slots[index].request

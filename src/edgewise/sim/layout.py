@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
+from edgewise.domain import Form
 from edgewise.fleet.layout import Array, Belief
 from edgewise.fleet.table import Table
 
@@ -75,9 +76,11 @@ CONSTANT, UNLIMITED, CURVE = range(3)
 # -- slot stages --------------------------------------------------------------------------------
 FREE, OPEN, DONE = range(3)
 
+READY = int(Form.MODEL_READY)
+
 ALTERNATIVES = 3
-"""Fallbacks kept with a request where servers can fail, each on a server of its own. Each failed
-attempt costs a round trip, so a fourth would come after any usual deadline."""
+"""Fallbacks kept with a request where servers can fail or fill up, each on a server of its own.
+Each failed attempt costs a round trip, so a fourth would come after any usual deadline."""
 
 CLOCK = np.dtype(
     [
@@ -182,14 +185,10 @@ SLOT = np.dtype(
         ("uploaded", "f8"),
         ("decided", "f8"),  # at the balancer
         ("commanded", "f8"),
-        ("sent_whole", "f8"),  # the client has sent the last byte
-        ("send_began", "f8"),
         ("crossed", "f8"),  # the link is through with the transfer
         ("transferred", "f8"),
         ("started", "f8"),
         ("finished", "f8"),
-        ("upload_area", "f8"),  # of the access link when the upload began
-        ("send_area", "f8"),
     ]
 )
 
@@ -281,13 +280,31 @@ LINK = np.dtype(
         ("area", "f8"),  # ∫ flows dt
         ("scheduled", "f8"),  # of the event that counts; inf none
         ("bytes", "f8"),  # carried
+        # what its node knows (`sim.ledgers`)
         ("measured", "f8"),  # bytes/s by its own transfers; NaN never
         ("measured_at", "f8"),
+        ("ledger", "i8"),  # transfers under way …
+        ("ledger_first", "i8"),  # … the latest of them, in `flows`; −1 none
+        ("ledger_sent", "f8"),  # bytes that one present throughout is believed to have sent
+        ("ledger_area", "f8"),  # ∫ ledger dt
+        ("ledger_at", "f8"),  # when these two were brought up to date
+        ("ledger_word", "f8"),  # when the next word comes that one is in, or before; inf none
     ]
 )
 
-PAIR = np.dtype([("rate", "f8"), ("at", "f8")])
-"""What a server has measured of the way to another; of its uplink, at [s, s]."""
+FLOW = np.dtype(
+    [
+        ("link", "i4"),  # whose ledger it is in; −1 none
+        ("before", "i4"),  # in the ledger
+        ("after", "i4"),
+        ("began", "f8"),
+        ("area", "f8"),  # the ledger's, then
+        ("tag", "f8"),  # it is believed to be across when the ledger has sent so much
+        ("word", "f8"),  # when its sender hears that it is in; inf not known
+    ],
+    align=True,
+)
+"""A transfer as its node knows it. Slot i has two: i of its upload, M + i of its transfer."""
 
 NODE = np.dtype([("key", "f8"), ("order", "i8"), ("child", "i4"), ("sibling", "i4")])
 """Of a pairing heap. Slot i has three: i on its access link, M + i on a link between servers,
@@ -379,7 +396,7 @@ class World(NamedTuple):
     services: Array  # SERVICE (K,)
     workers: Array  # WORKER (all workers + S,)
     links: Array  # LINK (L,), numbered as in the belief
-    pairs: Array  # PAIR (S, S)
+    flows: Array  # FLOW (2M,)
     path: Array  # int64 (S, S)
     numbers: Array  # float64: latency curves, capacities, outages, slow-downs, noise
     seen: Array  # SEEN (B, S)

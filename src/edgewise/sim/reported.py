@@ -78,6 +78,6 @@ def _peer(link: Any, amounts: bool) -> PeerReport:
         throughput=rate if known else None,
         measured_at=float(link["rate_at"]) if known else None,
         rtt=rtt if rtt == rtt else None,
-        backlog=round(float(link["backlog"])) if amounts else 0,
+        backlog=float(link["backlog"]) if amounts else 0.0,
         flows=round(float(link["flows"])) if amounts else 0,
     )

@@ -40,6 +40,7 @@ from edgewise.sim.layout import (
     Reports,
     World,
 )
+from edgewise.sim.ledgers import left, tear_up
 from edgewise.sim.links import backlog, bring_up, capacity
 from edgewise.sim.reference import by_reference
 from edgewise.sim.requests import expect_news, hold, lose, release
@@ -70,21 +71,25 @@ def view(beliefs: Belief, b: int) -> Belief:
 
 @inner
 def look_at_link(world: World, reports: Reports, p: int, j: int, e: int, now: float) -> None:
-    """Bytes and flows of link `e` into report `p`."""
-    fifo = world.clock[0].fifo_links != 0
-    bring_up(world.links, world.numbers, e, now, fifo)
+    """What the ledger of link `e` says into report `p`; or what is true, where the links are
+    given."""
     out = reports.links[p, j]
     link = world.links[e]
+    if world.clock[0].links_given == 0:
+        out.backlog = left(world, e, now)
+        out.flows = link.ledger
+        out.rate = link.measured
+        out.rate_at = link.measured_at
+        return
+    fifo = world.clock[0].fifo_links != 0
+    bring_up(world.links, world.numbers, e, now, fifo)
     out.flows = link.flows
     out.backlog = backlog(link, fifo)
-    out.rate = math.nan
-    out.rate_at = math.nan
-    if world.clock[0].links_given != 0:
-        rate = RATE_MAX
-        if link.mode != UNLIMITED:
-            rate = capacity(link, world.numbers, now, now + 1e-6) * 1e6
-        out.rate = min(max(rate, RATE_MIN), RATE_MAX)
-        out.rate_at = now
+    rate = RATE_MAX
+    if link.mode != UNLIMITED:
+        rate = capacity(link, world.numbers, now, now + 1e-6) * 1e6
+    out.rate = min(max(rate, RATE_MIN), RATE_MAX)
+    out.rate_at = now
 
 
 @inner
@@ -150,21 +155,14 @@ def look_at_links(world: World, reports: Reports, s: int, p: int, now: float) ->
     """The links that server `s` sends on, and its clients', into report `p`."""
     clock = world.clock[0]
     look_at_link(world, reports, p, 0, s, now)
-    access = reports.links[p, 0]
-    if clock.links_given == 0:
-        access.rate = world.links[s].measured
-        access.rate_at = world.links[s].measured_at
     # A node cannot time its clients; an emulator knows.
-    access.rtt = 2.0 * world.links[s].delay if clock.links_given != 0 else math.nan
+    reports.links[p, 0].rtt = 2.0 * world.links[s].delay if clock.links_given != 0 else math.nan
     count = clock.servers
     if clock.uplink == 0:
         for d in range(count):
             if d != s:
                 look_at_link(world, reports, p, 1 + d, world.path[s, d], now)
                 out = reports.links[p, 1 + d]
-                if clock.links_given == 0:
-                    out.rate = world.pairs[s, d].rate
-                    out.rate_at = world.pairs[s, d].at
                 out.rtt = world.links[world.path[s, d]].delay + world.links[world.path[d, s]].delay
     elif count > 1:
         # One entry for all peers says what one for each would: the measurement is the uplink's, the
@@ -174,9 +172,6 @@ def look_at_links(world: World, reports: Reports, s: int, p: int, now: float) ->
         look_at_link(world, reports, p, 1, e, now)
         out = reports.links[p, 1]
         out.rtt = world.links[e].delay + world.links[world.path[other, s]].delay
-        if clock.links_given == 0:
-            out.rate = world.pairs[s, s].rate
-            out.rate_at = world.pairs[s, s].at
 
 
 @inlined
@@ -345,6 +340,7 @@ def stop(world: World, s: int, now: float) -> None:
             world.links[e].flows = 0
             world.links[e].tags = 0.0
             reschedule(world, e)
+            tear_up(world, e)
     for i in range(clock.used):
         slot = world.slots[i]
         if slot.stage == FREE:
@@ -392,6 +388,8 @@ def clear_server(world: World, s: int) -> None:
     for k in range(server.first_service, server.end_service):
         world.services[k].queue = -1
         world.services[k].served = 0
+        world.services[k].service_time = world.numbers[world.services[k].curve_at]
+        world.services[k].batch = 1.0
     server.head = -1
     server.tail = -1
     server.waiting = 0

@@ -7,7 +7,6 @@ import math
 import numpy as np
 
 from edgewise.compiled import inlined, inner
-from edgewise.domain import Form
 from edgewise.score import expected_utility
 from edgewise.sim.heaps import push
 from edgewise.sim.layout import (
@@ -18,12 +17,12 @@ from edgewise.sim.layout import (
     FREE,
     LOST,
     OPEN,
+    READY,
     REASON_INGRESS_DOWN,
     SERVED,
     World,
 )
-
-READY = int(Form.MODEL_READY)
+from edgewise.sim.ledgers import drop
 
 
 @inlined
@@ -71,16 +70,26 @@ def expect_news(world: World, i: int, time: float, kind: int) -> None:
     later(world, i, time, kind)
 
 
+@inner
+def take_slot(world: World, now: float) -> int:
+    """A slot that is free no more; −1 if there is none."""
+    clock = world.clock[0]
+    i: int = clock.free
+    if i >= 0:
+        clock.free = world.slots[i].next
+        clock.used = max(clock.used, i + 1)
+        drop(world, world.slots.size + i, now)  # its last one's, of which there was word since
+    return i
+
+
 @inlined
 def open_slot(world: World, r: int) -> int:
     """A slot for request `r`, which is sent now; −1 if there is none left."""
     clock = world.clock[0]
-    i: int = clock.free
+    i = take_slot(world, world.requests[r].time)
     if i < 0:
         return -1
     slot = world.slots[i]
-    clock.free = slot.next
-    clock.used = max(clock.used, i + 1)
     clock.open += 1
     request = world.requests[r]
     slot.request = r
@@ -138,6 +147,7 @@ def end(world: World, i: int, status: int, reason: int, answered: float) -> None
     slot = world.slots[i]
     clock = world.clock[0]
     slot.stage = DONE
+    drop(world, i, clock.now)  # whoever has been answered is read no further
     clock.open -= 1
     clock.ended[status] += 1
     received = answered + world.links[slot.ingress].delay

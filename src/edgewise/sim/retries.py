@@ -2,13 +2,13 @@
 
 The rules are those of `live.edge`, their numbers those of `fleet.patience`. A peer's answer is
 waited for until it would be worth little; then the transfer is broken off, which frees the link for
-others, and the destination forgets the request. The ingress tries what else was ranked, servers
-that have not failed it, while there is time; then itself, if that pays; then it says that it
-failed. When a request can no longer score its ingress answers that it expired.
+others, and the destination forgets the request. While there is time the ingress tries what else was
+ranked, servers that have not failed it nor were full; then its own quickest service, if that pays;
+then it says that it failed. When a request can no longer score its ingress answers that it expired.
 
-Left out: a request that a peer is running when it is given up is waited for, as nobody could
-interrupt it and its answer is the next thing to happen. And where no server can fail, only timeouts
-come here, and then there is no time for another peer: no ranking is kept, the ingress tries itself.
+A request that a peer is running when it is given up goes on running there, for nobody interrupts a
+worker; its place is taken by one that nobody waits for. Where no server can fail and no queue can
+fill up, only timeouts come here, after which there is no time for another peer: no ranking is kept.
 """
 
 from __future__ import annotations
@@ -26,10 +26,13 @@ from edgewise.sim.layout import (
     OPEN,
     REASON_NO_TIME,
     REASON_NONE,
+    REASON_QUEUE_FULL,
+    SHED,
     World,
 )
+from edgewise.sim.ledgers import drop
 from edgewise.sim.links import withdraw
-from edgewise.sim.requests import arm, end, release, tell
+from edgewise.sim.requests import arm, end, release, take_slot, tell
 from edgewise.sim.routes import quickest_here, route
 from edgewise.sim.servers import expected_work, no_more_unready, notice, unlink, wait_for
 
@@ -40,6 +43,7 @@ def break_off(world: World, i: int) -> None:
     slot = world.slots[i]
     slot.news = math.inf
     slot.give_up = math.inf
+    drop(world, world.slots.size + i, world.clock[0].now)
     if slot.link < 0:
         return
     withdraw(
@@ -70,6 +74,46 @@ def leave_queue(world: World, i: int, now: float) -> None:
 
 
 @inner
+def leave_worker(world: World, i: int) -> bool:
+    """Slot `i`, which a worker runs, is run for nobody from now on. False if there is no slot left
+    to stand in for it."""
+    slot = world.slots[i]
+    now = world.clock[0].now
+    server = world.servers[slot.at]
+    other = take_slot(world, now)
+    if other < 0:
+        return False
+    nobody = world.slots[other]
+    nobody.request = slot.request
+    nobody.stage = DONE
+    nobody.holds = 1
+    nobody.ingress = slot.ingress
+    nobody.service = slot.service
+    nobody.server = slot.server
+    nobody.form = slot.form
+    nobody.at = slot.at
+    nobody.picked = -1
+    nobody.unready = 0
+    nobody.link = -1
+    nobody.next = slot.next
+    for w in range(server.first_worker, server.first_worker + server.workers):
+        worker = world.workers[w]
+        if worker.slot == i:
+            worker.slot = other
+            break
+        j: int = worker.slot if worker.preparing == 0 else -1
+        while j >= 0 and world.slots[j].next != i:
+            j = world.slots[j].next
+        if j >= 0:
+            world.slots[j].next = other
+            break
+    slot.at = -1
+    slot.started = math.inf
+    release(world, i)
+    return True
+
+
+@inner
 def on_wake(world: World, i: int, time: float) -> None:
     """Slot `i`'s time may be up: for the peer that is to answer it, or for good."""
     slot = world.slots[i]
@@ -82,13 +126,15 @@ def on_wake(world: World, i: int, time: float) -> None:
         expire(world, i, time)
         return
     if time >= slot.give_up:
-        slot.give_up = math.inf
-        waits = slot.at >= 0
-        if waits and slot.started <= time:
-            arm(world, i)
-            return  # it runs there
-        if waits:
-            leave_queue(world, i, time)
+        if slot.at >= 0:
+            if slot.started <= time:
+                if not leave_worker(world, i):
+                    slot.give_up = math.inf
+                    arm(world, i)
+                    return
+            else:
+                leave_queue(world, i, time)
+        slot.transferred = math.inf
         break_off(world, i)
         slot.reason = REASON_NO_TIME
         try_next(world, i, time)
@@ -119,6 +165,7 @@ def on_failed(world: World, i: int, now: float) -> None:
         return
     slot.news = math.inf
     slot.give_up = math.inf
+    drop(world, world.slots.size + i, now)
     try_next(world, i, now)
 
 
@@ -129,14 +176,12 @@ def try_next(world: World, i: int, now: float) -> None:
     tried = slot.server
     for a in range(ALTERNATIVES):
         row = slot.alternatives[a]
+        if row < 0 or slot.reason == REASON_NO_TIME:
+            break
         slot.alternatives[a] = -1
-        if row < 0 or world.services[row // 2].server == tried:
-            continue
         k = row // 2
-        here = world.services[k].server == slot.ingress
-        if here and not pays(world, i, k, now):
-            continue
-        if not here and slot.reason == REASON_NO_TIME:
+        s = world.services[k].server
+        if s == tried or (s == slot.ingress and not pays(world, i, k, now)):
             continue
         go(world, i, k, row % 2, now)
         return
@@ -146,6 +191,8 @@ def try_next(world: World, i: int, now: float) -> None:
         return
     if now >= slot.deadline:
         end(world, i, EXPIRED, REASON_NONE, now)
+    elif slot.reason == REASON_QUEUE_FULL:
+        end(world, i, SHED, REASON_QUEUE_FULL, now)
     else:
         end(world, i, FAILED, slot.reason, now)
     tell(world, i, now + world.clock[0].control_delay)

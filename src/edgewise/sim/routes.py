@@ -18,7 +18,6 @@ from __future__ import annotations
 import math
 
 from edgewise.compiled import inlined, inner
-from edgewise.fleet.measure import smooth_rate
 from edgewise.fleet.patience import give_up_at
 from edgewise.sim.layout import (
     DONE,
@@ -26,6 +25,7 @@ from edgewise.sim.layout import (
     E_FAILED,
     E_UPLOADED,
     FAILED,
+    READY,
     REASON_NONE,
     REASON_RESET,
     REASON_SERVER_DOWN,
@@ -34,9 +34,9 @@ from edgewise.sim.layout import (
     UNLIMITED,
     World,
 )
+from edgewise.sim.ledgers import note, received, word_comes
 from edgewise.sim.links import join, lag, leave, schedule
 from edgewise.sim.requests import (
-    READY,
     answer,
     arm,
     end,
@@ -76,7 +76,7 @@ def upload(world: World, i: int, now: float) -> None:
     """The client begins to send the photo of slot `i`."""
     slot = world.slots[i]
     hold(world, i)
-    slot.upload_area = join(
+    join(
         world.links,
         world.nodes,
         world.numbers,
@@ -96,7 +96,6 @@ def transfer(world: World, i: int, size: float, now: float) -> None:
     target = world.servers[slot.server]
     link = world.path[slot.ingress, slot.server]
     slot.size = size
-    slot.send_began = now
     slot.crossed = math.inf
     slot.destination_life = target.life
     k = quickest_here(world, i)
@@ -110,6 +109,7 @@ def transfer(world: World, i: int, size: float, now: float) -> None:
     arm(world, i)
     if now >= give_up:
         return  # no time left to try it, which comes up at once
+    note(world, link, world.slots.size + i, size, now)
     if target.up == 0:  # nobody takes the connection: known after a round trip
         slot.reason = REASON_SERVER_DOWN
         back = world.links[world.path[slot.server, slot.ingress]].delay
@@ -117,7 +117,7 @@ def transfer(world: World, i: int, size: float, now: float) -> None:
         return
     hold(world, i)
     slot.link = link
-    slot.send_area = join(
+    join(
         world.links,
         world.nodes,
         world.numbers,
@@ -159,22 +159,21 @@ def on_command(world: World, i: int, now: float) -> None:
 
 
 @inlined
+def on_headers(world: World, i: int, now: float) -> None:
+    """The ingress has the headers of slot `i`'s photo; they come with the metadata."""
+    slot = world.slots[i]
+    if slot.stage != DONE and slot.uploaded == math.inf and world.flows[i].link < 0:
+        note(world, slot.ingress, i, slot.payload, now)
+
+
+@inlined
 def on_uploaded(world: World, i: int, now: float) -> None:
     slot = world.slots[i]
     s = slot.ingress
-    link = world.links[s]
     if slot.stage == DONE and world.servers[s].up == 0:
         return
     slot.uploaded = now
-    seconds = slot.sent_whole - slot.sent
-    if seconds > 0.0:
-        sharing = slot.upload_area / seconds
-        rate = smooth_rate(
-            link.measured, link.measured_at, now, slot.payload, seconds, sharing, False
-        )
-        if rate != link.measured and rate == rate:
-            link.measured = rate
-            link.measured_at = now
+    received(world, i, slot.payload, now)
     if slot.stage == DONE or slot.commanded == math.inf:
         return
     if slot.server == s:
@@ -209,20 +208,8 @@ def on_delivered(world: World, i: int, now: float) -> None:
         slot.reason = REASON_SERVER_DOWN
         expect_news(world, i, now + world.links[world.path[s, slot.ingress]].delay, E_FAILED)
         return
-    # What the sender learns of the link: from the first byte to the last, its own delay taken off.
-    e = world.path[slot.ingress, s]
-    # All its peers share an uplink, and what one transfer shows holds for the others.
-    pair = world.pairs[slot.ingress, slot.ingress if world.clock[0].uplink != 0 else s]
-    seconds = now - world.links[e].delay - slot.send_began
-    waited = slot.crossed - slot.send_began
-    if waited > 0.0:
-        starved = slot.form != READY and slot.uploaded > slot.crossed
-        rate = smooth_rate(
-            pair.rate, pair.at, now, slot.size, seconds, slot.send_area / waited, starved
-        )
-        if rate != pair.rate and rate == rate:
-            pair.rate = rate
-            pair.at = now
+    # Its sender hears so, and learns of the link, with what was under way meanwhile.
+    word_comes(world, world.slots.size + i, now + world.links[world.path[s, slot.ingress]].delay)
     arrive(world, s, i, now)
 
 
@@ -260,8 +247,6 @@ def on_up(world: World, i: int, e: int, now: float) -> None:
     link = world.links[e]
     if link.mode == UNLIMITED:
         link.bytes += slot.payload
-    slot.sent_whole = now
-    slot.upload_area = link.area - slot.upload_area
     extra = lag(link, world.clock[0].seed, slot.request, e, slot.payload)
     if extra < math.inf:
         later(world, i, now + extra, E_UPLOADED)
@@ -280,7 +265,6 @@ def on_across(world: World, i: int, e: int, now: float) -> None:
         link.bytes += slot.size
     slot.crossed = now
     slot.link = -1
-    slot.send_area = link.area - slot.send_area
     if slot.stage != DONE and slot.uploaded <= now:
         deliver(world, i, now)
     release(world, i)
@@ -316,8 +300,12 @@ def on_finish(world: World, w: int, time: float) -> None:
             measured(world, slot.service, slot.form, seconds, batch)
             slot.at = -1
             if slot.stage != DONE:
-                slot.finished = time
-                answer(world, i, SERVED, REASON_NONE, s, time)
+                back = 0.0
+                if s != slot.ingress:
+                    back = world.links[world.path[s, slot.ingress]].delay
+                if time + back <= slot.give_up:  # else its ingress has given up before it is in
+                    slot.finished = time
+                    answer(world, i, SERVED, REASON_NONE, s, time)
             release(world, i)
             i = after
     next_work(world, s, w, time)

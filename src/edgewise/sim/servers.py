@@ -16,6 +16,8 @@ server *expects* of it, and reports, is its running mean: a server does not know
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from edgewise.compiled import inlined, inner
@@ -26,16 +28,17 @@ from edgewise.fleet.reporting import GAP, busy_share, jumped
 from edgewise.sim.heaps import insert, push, remove_root
 from edgewise.sim.layout import (
     DONE,
+    E_FAILED,
     E_FINISH,
     E_REPORT,
     EXPIRED,
+    READY,
     REASON_NONE,
     REASON_QUEUE_FULL,
-    SHED,
     World,
 )
 from edgewise.sim.luck import hashed
-from edgewise.sim.requests import READY, answer, hold, release
+from edgewise.sim.requests import answer, expect_news, hold, release
 
 LUCK_SERVICE = 103
 
@@ -317,7 +320,11 @@ def arrive(world: World, s: int, i: int, now: float) -> None:
         return
     w = take_idle(world, s, now)
     if w < 0 and server.waiting >= server.queue_limit:
-        answer(world, i, SHED, REASON_QUEUE_FULL, s, now)
+        # Its ingress hears so, and tries another.
+        back = world.links[world.path[s, slot.ingress]].delay if s != slot.ingress else 0.0
+        slot.transferred = math.inf
+        slot.reason = REASON_QUEUE_FULL
+        expect_news(world, i, now + back, E_FAILED)
         return
     slot.at = s
     hold(world, i)

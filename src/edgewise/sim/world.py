@@ -46,6 +46,9 @@ NOISE_BITS = 12
 into a first-level cache."""
 SLOTS = 1 << 14
 """Requests open at a time. At 1,000 requests/s this is 16 s of them."""
+NEVER_FULL = 256
+"""Waiting requests, the default limit of a queue. So many at a few ms each have passed their
+deadlines and are dropped, so a queue that takes them does not fill up."""
 
 
 class Options(Struct, frozen=True, kw_only=True):
@@ -134,8 +137,12 @@ def simulation(
     clock["uplink"], clock["prepare_own"] = uplink, scenario.prepare.on == "own"
     clock["batching"] = given.batching
     clock["links_given"] = scenario.network_state == "emulator"
-    clock["can_fail"] = any(isinstance(f, DownFailure) for f in scenario.failures) or any(
-        link.loss_mode == "reset" and link.loss > 0.0 for link in scenario.all_links().values()
+    clock["can_fail"] = (
+        any(isinstance(f, DownFailure) for f in scenario.failures)
+        or any(
+            link.loss_mode == "reset" and link.loss > 0.0 for link in scenario.all_links().values()
+        )
+        or any(server.queue_limit < NEVER_FULL for server in scenario.servers.values())
     )
     clock["noise_at"] = number.add(noise)
     clock["noise_bits"] = (len(noise) - 1).bit_length()
@@ -153,8 +160,8 @@ def simulation(
     state["wake"] = np.inf
     reports = np.zeros(under_way, layout.REPORT)
     reports["next"] = [*range(1, under_way), -1]
-    pairs = np.zeros((count, count), layout.PAIR)
-    pairs["rate"] = pairs["at"] = np.nan
+    flows = np.zeros(2 * slots, layout.FLOW)
+    flows["link"] = -1
     results = np.zeros(len(trace) if given.store else 0, layout.RESULT)
     results["row"] = results["server"] = results["service"] = results["form"] = -1
     for name in layout.RESULT.names or ():
@@ -177,7 +184,7 @@ def simulation(
         services=_services(services, belief.services["server"], number),
         workers=workers,
         links=links,
-        pairs=pairs,
+        flows=flows,
         path=belief.path,
         numbers=number.array(),
         seen=np.zeros((deciders, count), layout.SEEN),
@@ -284,6 +291,7 @@ def _links(scenario: Scenario, path: NDArray[np.int64], number: _Numbers) -> NDA
     links = np.zeros(int(path.max(initial=len(names) - 1)) + 1, layout.LINK)
     links["root"], links["scheduled"] = -1, np.inf
     links["measured"] = links["measured_at"] = np.nan
+    links["ledger_first"], links["ledger_word"] = -1, np.inf
     links["mode"] = layout.UNLIMITED
     for s, name in enumerate(names):
         _link(links[s : s + 1], scenario.access_of(name)[1], s, number)
