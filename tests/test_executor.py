@@ -12,6 +12,7 @@ import pytest
 from edgewise import zoo
 from edgewise.domain import Service
 from edgewise.errors import ImagesError, ModelError
+from edgewise.fleet.luck import Luck
 from edgewise.images import load_images
 from edgewise.live import executor as module
 from edgewise.live.clock import Clock
@@ -24,7 +25,6 @@ from edgewise.live.executor import (
     ReplayExecutor,
     Result,
     Slowed,
-    draws,
     replay_label,
 )
 from edgewise.live.prepare import DraggedMaker, PhotoMaker, ReplayMaker
@@ -56,7 +56,7 @@ def item(request: str = "r", **more: object) -> Item:
 
 async def test_what_starts_in_a_slow_spell_takes_longer(slept: Slept) -> None:
     drag = Drag(slept.clock)
-    executor = Dragged(ReplayExecutor({"m": SERVICE}, slept.clock), drag, slept.clock)
+    executor = Dragged(ReplayExecutor({0: SERVICE}, slept.clock, Luck(3, 0.0)), drag, slept.clock)
     maker = DraggedMaker(ReplayMaker(0.002, slept.clock), drag, slept.clock)
     await executor.run([item()])
     assert slept.at == pytest.approx(100.010)
@@ -82,7 +82,7 @@ async def test_a_fine_clock_waits_for_the_moment_and_can_be_left_early() -> None
 
 
 async def test_replay_takes_its_profile(slept: Slept) -> None:
-    executor = ReplayExecutor({"m": SERVICE}, slept.clock)
+    executor = ReplayExecutor({0: SERVICE}, slept.clock, Luck(3, 0.0))
     await executor.run([item()])
     assert slept.at == pytest.approx(100.010)
     await executor.run([item(), item()])
@@ -92,7 +92,7 @@ async def test_replay_takes_its_profile(slept: Slept) -> None:
 
 
 async def test_replay_noise_has_the_mean_and_cv_asked_for(slept: Slept) -> None:
-    executor = ReplayExecutor({"m": SERVICE}, slept.clock, cv=0.5, seed=3)
+    executor = ReplayExecutor({0: SERVICE}, slept.clock, Luck(3, 0.5))
     times = []
     for i in range(4000):
         before = slept.at
@@ -103,8 +103,8 @@ async def test_replay_noise_has_the_mean_and_cv_asked_for(slept: Slept) -> None:
 
 
 async def test_replay_is_right_as_often_as_it_should_and_always_the_same(slept: Slept) -> None:
-    executor = ReplayExecutor({"m": SERVICE}, slept.clock, cv=0.1, seed=3)
-    again = ReplayExecutor({"m": SERVICE}, slept.clock, cv=0.1, seed=3)
+    executor = ReplayExecutor({0: SERVICE}, slept.clock, Luck(3, 0.1))
+    again = ReplayExecutor({0: SERVICE}, slept.clock, Luck(3, 0.1))
     right = 0
     for i in range(4000):
         (result,) = await executor.run([item(f"r{i}", label=i % 1000)])
@@ -117,7 +117,7 @@ async def test_replay_is_right_as_often_as_it_should_and_always_the_same(slept: 
 
 async def test_replay_without_a_label_and_from_a_record(slept: Slept) -> None:
     sure = Service(server="s", model="m", accuracy=1.0, latency=(0.001,))
-    executor = ReplayExecutor({"m": sure}, slept.clock, recorded={("r2", "m"): 9})
+    executor = ReplayExecutor({0: sure}, slept.clock, Luck(3, 0.0), recorded={("r2", "m"): 9})
     (first,) = await executor.run([item("r1")])
     (second,) = await executor.run([item("r2", label=5)])
     assert isinstance(first, Prediction)
@@ -126,11 +126,19 @@ async def test_replay_without_a_label_and_from_a_record(slept: Slept) -> None:
     assert second.predicted == 9
 
 
-def test_draws_do_not_depend_on_each_other() -> None:
-    pairs = np.array([draws(1, f"r{i}", "m") for i in range(2000)])
+def test_luck_is_the_requests_own() -> None:
+    luck, other = Luck(1, 0.15), Luck(2, 0.15)
+    numbers = [f"s1-r{i:07d}" for i in range(2000)]
+    pairs = np.array([(luck.factor(r, 0), luck.factor(r, 1)) for r in numbers])
     assert abs(np.corrcoef(pairs.T)[0, 1]) < 0.06
-    assert pairs.mean() == pytest.approx(0.5, abs=0.02)
-    assert draws(1, "r", "m") != draws(2, "r", "m") != draws(1, "r", "n")
+    assert pairs.mean() == pytest.approx(1.0, abs=0.01)
+    assert luck.factor("r7", 0) == luck.factor("again-07", 0) != other.factor("r7", 0)
+    # An id without a number, or with too long a one, has luck too.
+    for odd in ("photo", "r" + "9" * 30):
+        assert luck.factor(odd, 0) == luck.factor(odd, 0) > 0.0
+        assert luck.right(odd, 1.0)
+    # Right where it is least accurate is right for all.
+    assert all(luck.right(r, 0.9) for r in numbers if luck.right(r, 0.5))
 
 
 class Fixed:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 
 from edgewise.domain import Stamps
 from edgewise.errors import BadInput
+from edgewise.fleet import luck
 from edgewise.live import records
 from edgewise.live.recorder import read
 
@@ -82,10 +82,10 @@ def read_run(folders: Sequence[Path]) -> Run:
 
 def number_of(request: str) -> int:
     """Where a request stands in its trace: both worlds end its id with that number."""
-    found = re.search(r"\d+$", request)
-    if found is None:
+    number = luck.number_of(request)
+    if number is None:
         raise BadInput(f"request {request!r}: expected an id that ends with a number")
-    return int(found[0])
+    return number
 
 
 def joined(folder: Path) -> pa.Table:

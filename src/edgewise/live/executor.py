@@ -13,11 +13,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from statistics import NormalDist
 from typing import Protocol
 
 import numpy as np
@@ -26,13 +24,13 @@ from msgspec import Struct
 from edgewise import zoo
 from edgewise.domain import Service
 from edgewise.errors import BadInput, ImagesError
+from edgewise.fleet.luck import Luck
 from edgewise.fleet.measure import ready_time
 from edgewise.live.clock import Clock
 from edgewise.preprocess import make_ready, sample_photo
 
 CLASSES = 1000
 """Of ImageNet-1k."""
-_NORMAL = NormalDist()
 
 
 class Item(Struct, frozen=True, kw_only=True):
@@ -111,59 +109,53 @@ class OnnxExecutor:
 class ReplayExecutor:
     """Recorded latencies and predictions; no image is looked at.
 
-    An answer takes the service's profile latency with log-normal noise of coefficient of variation
-    `cv`. It is right with the probability that is the service's accuracy. Both are drawn from a
-    hash of (seed, request id, model): the same request meets the same fate under every policy.
+    An answer takes the service's profile latency times its luck, and is right with the probability
+    that is the service's accuracy. Luck depends on the request's number and the service alone
+    (`fleet.luck`): the same under every policy, and in the simulator.
 
     Parameters
     ----------
     services:
-        Of this server; latencies as on this server.
+        Of the fleet by number, those of this server; latencies as on this server.
+    luck:
+        Of the scenario.
     recorded:
         Class by (request id, model), in place of drawn ones.
-    factor:
-        Of the profile's latency by (request id, model), in place of drawn noise.
     """
 
     def __init__(
         self,
-        services: Mapping[str, Service],
+        services: Mapping[int, Service],
         clock: Clock,
-        cv: float = 0.0,
-        seed: int = 0,
+        luck: Luck,
         recorded: Mapping[tuple[str, str], int] | None = None,
-        factor: Callable[[str, str], float] | None = None,
     ) -> None:
-        self._factor = self._drawn if factor is None else factor
-        self._services = services
+        self._services = {service.model: (k, service) for k, service in services.items()}
         self._clock = clock
-        self._sigma = math.sqrt(math.log1p(cv * cv))
-        self._seed = seed
+        self._luck = luck
         self._recorded = recorded or {}
 
     async def run(self, batch: Sequence[Item]) -> list[Result]:
         start = self._clock.now()
-        service = self._services[batch[0].model]
+        k, service = self._services[batch[0].model]
         latency = service.latency[min(len(batch), len(service.latency)) - 1]
         if all(item.ready_size is not None for item in batch):
             latency = ready_time(latency, service.ready_saving)
-        latency *= self._factor(batch[0].request, service.model)
+        latency *= self._luck.factor(batch[0].request, k)
         results: list[Result] = [self._predict(item, service, latency) for item in batch]
         await self._clock.until(start + latency)
         return results
 
-    def _drawn(self, request: str, model: str) -> float:
-        noise, _ = draws(self._seed, request, model)
-        return math.exp(self._sigma * _NORMAL.inv_cdf(noise) - 0.5 * self._sigma**2)
-
     def _predict(self, item: Item, service: Service, latency: float) -> Prediction:
+        accuracy = service.accuracy
+        if item.ready_size is not None and service.ready_accuracy is not None:
+            accuracy = service.ready_accuracy
         predicted = self._recorded.get((item.request, item.model))
         if predicted is None:
             label = replay_label(item.request) if item.label is None else item.label
-            _, luck = draws(self._seed, item.request, item.model)
-            right = luck < service.accuracy
-            predicted = label if right else (label + 1 + int(luck * 1e6) % (CLASSES - 1)) % CLASSES
-        return Prediction(predicted=predicted, score=service.accuracy, cpu=latency)
+            right = self._luck.right(item.request, accuracy)
+            predicted = label if right else (label + 1) % CLASSES
+        return Prediction(predicted=predicted, score=accuracy, cpu=latency)
 
 
 class Slowed:
@@ -212,13 +204,6 @@ class Dragged:
         results = await self._inner.run(batch)
         await self._drag.hold(start, factor)
         return results
-
-
-def draws(seed: int, request: str, model: str) -> tuple[float, float]:
-    """Two numbers in (0, 1) that depend on nothing but the arguments."""
-    digest = hashlib.blake2b(f"{seed}\0{request}\0{model}".encode(), digest_size=16).digest()
-    first, second = (int.from_bytes(half, "big") for half in (digest[:8], digest[8:]))
-    return (first + 0.5) / 2**64, (second + 0.5) / 2**64
 
 
 def replay_label(request: str) -> int:

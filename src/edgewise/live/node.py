@@ -24,6 +24,7 @@ from edgewise import __version__
 from edgewise.domain import Report, Request
 from edgewise.errors import BadInput
 from edgewise.fleet.belief import acknowledge
+from edgewise.fleet.luck import Luck
 from edgewise.fleet.measure import ready_time, shared, smooth_rate, starved
 from edgewise.fleet.patience import give_up_at, worth_running
 from edgewise.fleet.reporting import busy_share, jumped
@@ -126,8 +127,10 @@ class Node:
                     executor = Slowed(executor, spec.speed, clock)
             maker = PhotoMaker(self._threads, spec.speed, clock)
         else:
-            noise = scenario.service_noise.cv
-            executor = executor or ReplayExecutor(mine, clock, noise, scenario.seed)
+            if executor is None:
+                here = {k: each for k, each in enumerate(everyone) if each.server == name}
+                luck = Luck(scenario.seed, scenario.service_noise.cv)
+                executor = ReplayExecutor(here, clock, luck)
             maker = ReplayMaker(scenario.prepare.seconds / spec.speed, clock)
         self._executor = Dragged(executor, self._drag, clock)
         self.stage = Stage(

@@ -23,7 +23,6 @@ from edgewise.live.clock import Clock
 from edgewise.live.config import ClientConfig, NodeConfig
 from edgewise.live.control import Reported, decode_from_node, encode
 from edgewise.live.dispatcher import Dispatcher
-from edgewise.live.executor import ReplayExecutor
 from edgewise.live.node import Node
 from edgewise.live.payloads import Load
 from edgewise.live.protocol import encode_request
@@ -34,7 +33,6 @@ from edgewise.parity.story import Chosen, Story, shifted
 from edgewise.parity.wire import Party, Switch, Way, Ways, hung_up, url
 from edgewise.policy import KernelPolicy
 from edgewise.policy.base import Rule
-from edgewise.roster import services_of
 from edgewise.scenario import Scenario
 from edgewise.score import Shape
 from edgewise.sim.results import request_id
@@ -118,7 +116,6 @@ async def _play(scenario: Scenario, trace: Trace, policy: str, meddling: Meddlin
     loop = asyncio.get_running_loop()
     clock = Clock(loop.time, epoch=loop.time())
     begun = simulation(scenario, trace)
-    luck = simulated.luck_of(begun, scenario)
     links = _links(scenario, meddling)
     figures: dict[tuple[str, float], Figures] = {}
     take = _taker(scenario, meddling, links, figures)
@@ -162,7 +159,7 @@ async def _play(scenario: Scenario, trace: Trace, policy: str, meddling: Meddlin
         await balancer.start()
         stack.push_async_callback(hung_up, switch)
         stack.push_async_callback(balancer.stop)
-        nodes = [_node(scenario, name, switch, clock, luck) for name in names]
+        nodes = [_node(scenario, name, switch, clock) for name in names]
         first = simulated.first_reports(begun)
         async with asyncio.TaskGroup() as both:
             both.create_task(_up(nodes, first, scenario.report_period, stack))
@@ -176,9 +173,7 @@ def _node(
     name: str,
     switch: Switch,
     clock: Clock,
-    luck: Callable[[str, str, str], float],
 ) -> Node:
-    mine = {each.model: each for each in services_of(scenario) if each.server == name}
     return Node(
         NodeConfig(
             scenario="",
@@ -188,8 +183,7 @@ def _node(
         ),
         scenario,
         clock,
-        ReplayExecutor(mine, clock, factor=lambda request, model: luck(request, name, model)),
-        Party(switch, name),
+        carrier=Party(switch, name),
     )
 
 

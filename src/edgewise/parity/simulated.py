@@ -2,45 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
-from edgewise.compiled import lean
-from edgewise.fleet.layout import Array
 from edgewise.parity.story import Chosen, Story
 from edgewise.policy import find
 from edgewise.roster import services_of
 from edgewise.scenario import Scenario
 from edgewise.sim import engine, results
-from edgewise.sim.layout import Sim, World
+from edgewise.sim.layout import Sim
 from edgewise.sim.play import seeds_of_draws
-from edgewise.sim.servers import noise
 from edgewise.sim.world import simulation
 from edgewise.workload import Trace
-
-
-@lean
-def _factors(world: World, out: Array) -> None:
-    for r in range(out.shape[0]):
-        for k in range(out.shape[1]):
-            out[r, k] = noise(world, r, k)
-
-
-def luck_of(sim: Sim, scenario: Scenario) -> Callable[[str, str, str], float]:
-    """The factor that a request's service time is multiplied by, (request, server, model) → float:
-    the luck of a simulation, for an executor elsewhere."""
-    services = services_of(scenario)
-    count = len(sim.world.requests)
-    factors = np.ones((count, len(services)))
-    _factors(sim.world, factors)
-    column = {(each.server, each.model): k for k, each in enumerate(services)}
-    line = {results.request_id(r): r for r in range(count)}
-
-    def factor(request: str, server: str, model: str) -> float:
-        return float(factors[line[request], column[server, model]])
-
-    return factor
 
 
 def first_reports(sim: Sim) -> list[float]:

@@ -27,11 +27,11 @@ import math
 
 from edgewise.compiled import inlined, inner
 from edgewise.fleet.layout import Array
+from edgewise.fleet.luck import luck
 from edgewise.network.capacity import bytes_between, time_to_send
 from edgewise.network.link import CHUNK_BYTES, PACKET_BYTES, STALL_S
 from edgewise.sim.heaps import insert, push, remove, remove_root
 from edgewise.sim.layout import CONSTANT, CURVE, E_LINK, UNLIMITED, Record
-from edgewise.sim.luck import luck
 
 SAME_BYTES = 1e-6
 """What is left of a transfer and less than this is rounding."""

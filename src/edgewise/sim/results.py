@@ -9,14 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgewise.domain import Candidate, Form, Outcome, Request, Service, Stamps, Status
+from edgewise.fleet.luck import LUCK_RIGHT, luck
 from edgewise.scenario import Scenario
 from edgewise.sim.layout import REASONS, SERVED, STATUSES, Sim
-from edgewise.sim.luck import luck
 from edgewise.workload import Trace
 
 STAMPS = ("uploaded", "decided", "transferred", "started", "finished", "answered", "received")
 _CLASSES = 1000
-_LUCK_RIGHT = 104
 
 
 def request_id(number: int, prefix: str = "") -> str:
@@ -61,7 +60,7 @@ def outcomes(
         accuracy = None if service is None else _accuracy(service, int(result["form"]))
         predicted = None
         if accuracy is not None:
-            right = luck(seed, i, 0, _LUCK_RIGHT) < accuracy
+            right = luck(seed, i, 0, LUCK_RIGHT) < accuracy
             predicted = labels[i] if right else (labels[i] + 1) % _CLASSES
         yield Outcome(
             request=request_id(i, prefix),

@@ -18,11 +18,10 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-
 from edgewise.compiled import inlined, inner
 from edgewise.fleet.belief import acknowledge
 from edgewise.fleet.layout import Array
+from edgewise.fleet.luck import noise_place
 from edgewise.fleet.measure import SERVICE_MEMORY, ready_time
 from edgewise.fleet.reporting import GAP, busy_share, jumped
 from edgewise.sim.heaps import insert, push, remove_root
@@ -37,10 +36,7 @@ from edgewise.sim.layout import (
     REASON_QUEUE_FULL,
     World,
 )
-from edgewise.sim.luck import hashed
 from edgewise.sim.requests import answer, expect_news, hold, release
-
-LUCK_SERVICE = 103
 
 
 @inlined
@@ -62,8 +58,8 @@ def noise(world: World, r: int, k: int) -> float:
     clock = world.clock[0]
     if clock.noise_bits == 0:
         return 1.0
-    bits = hashed(clock.seed, r, k, LUCK_SERVICE) >> np.uint64(64 - clock.noise_bits)
-    factor: float = world.numbers[clock.noise_at + np.int64(bits)]
+    place = noise_place(clock.seed, r, k, clock.noise_bits)
+    factor: float = world.numbers[clock.noise_at + place]
     return factor
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import NormalDist
 
 import msgspec
 import numpy as np
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 
 from edgewise.domain import Service
 from edgewise.fleet.layout import QUEUE_MAX, Belief
+from edgewise.fleet.luck import luck_seed, noise_factors
 from edgewise.fleet.patience import RETRY_MAX
 from edgewise.fleet.reporting import GAP
 from edgewise.fleet.table import new_table
@@ -41,9 +41,6 @@ Floats = NDArray[np.float64]
 CONTROL_DELAY = 0.0005
 """s from balancer to node and back each: a WebSocket within a town or a machine; the scenario file
 does not describe the control plane's network."""
-NOISE_BITS = 12
-"""4,096 equally likely noise factors: their spread is within 0.3 % of the lognormal's, and they fit
-into a first-level cache."""
 SLOTS = 1 << 14
 """Requests open at a time. At 1,000 requests/s this is 16 s of them."""
 NEVER_FULL = 256
@@ -110,8 +107,8 @@ def simulation(
     mute = any(isinstance(failure, MuteFailure) for failure in scenario.failures)
     deciders = scenario.balancers + (count if mute else 0)  # nodes too, when they are left alone
     beliefs = Belief(*(np.repeat(array[None], deciders, axis=0).copy() for array in belief))
-    seed = int(np.random.SeedSequence([scenario.seed, 1]).generate_state(1, np.uint64)[0])
-    noise = _noise(scenario.service_noise.cv) if given.noise is None else given.noise
+    seed = luck_seed(scenario.seed)
+    noise = noise_factors(scenario.service_noise.cv) if given.noise is None else given.noise
 
     servers, workers = _servers(scenario, belief.first, horizon, number)
     links = _links(scenario, belief.path, number)
@@ -219,28 +216,6 @@ def _horizon(scenario: Scenario, trace: Trace) -> float:
     and a while for what is stuck behind an outage."""
     last = float(trace.time[-1]) if len(trace) else 0.0
     return last + 3.0 * float(trace.deadline.max(initial=0.0)) + 10.0
-
-
-def _noise(cv: float) -> Floats:
-    """Equally likely lognormal factors of mean 1 and coefficient of variation `cv`.
-
-    Each is the mean of its share of the distribution, so the mean is right and only the far tail is
-    folded in.
-    """
-    if cv <= 0.0:
-        return np.ones(1)
-    sigma = math.sqrt(math.log1p(cv * cv))
-    n = 1 << NOISE_BITS
-    # E[X; X ≤ x_p] of a lognormal of mean 1 is Φ(Φ⁻¹(p) − σ).
-    inverse = _normal_quantiles(np.arange(1, n) / n)
-    below = np.array([0.5 * math.erfc(-(z - sigma) / math.sqrt(2.0)) for z in inverse])
-    factors: Floats = np.diff(np.concatenate([[0.0], below, [1.0]])) * n
-    return factors
-
-
-def _normal_quantiles(p: Floats) -> Floats:
-    normal = NormalDist()
-    return np.array([normal.inv_cdf(float(each)) for each in p])
 
 
 def _servers(
