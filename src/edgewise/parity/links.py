@@ -47,11 +47,12 @@ class Fluid:
         self._flows: list[tuple[float, int, asyncio.Future[None]]] = []
         self._timer: asyncio.TimerHandle | None = None
 
-    async def cross(self, size: float) -> None:
-        """Wait until `size` bytes that begin now have left; being cancelled frees the share."""
-        if self._unlimited and not len(self._arrays.outages):
-            return
+    async def cross(self, size: float) -> float:
+        """Wait until `size` bytes that begin now have left, and say when that was (loop time, s);
+        being cancelled frees the share."""
         loop = asyncio.get_running_loop()
+        if self._unlimited and not len(self._arrays.outages):
+            return loop.time()
         self._bring_up(loop.time())
         if not self._flows:  # a new busy period: nothing refers to the old virtual time
             self._served = 0.0
@@ -61,6 +62,7 @@ class Fluid:
         self._schedule(loop)
         try:
             await done
+            return loop.time()
         finally:
             if flow in self._flows:
                 self._bring_up(loop.time())
