@@ -47,7 +47,11 @@ def cases(quick: bool) -> Iterator[tuple[str, sc.Scenario, Options]]:
     """By name: the families, and one small fleet in every way that a scenario can be odd."""
     for name in QUICK if quick else families.STANDARD:
         for seed in (1,) if quick else (1, 5):
-            yield f"{name} {seed}", families.scenario(name, seed).with_overrides(duration=12.0), Options()
+            yield (
+                f"{name} {seed}",
+                families.scenario(name, seed).with_overrides(duration=12.0),
+                Options(),
+            )
     base = fleet(4, seconds=6.0)
     hot = replace(base, workload=replace(base.workload, arrivals=sc.PoissonArrivals(rate=420.0)))
     lossy = replace(base.network.link, jitter=0.004, loss=0.01)

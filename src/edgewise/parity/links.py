@@ -12,7 +12,9 @@ import asyncio
 import heapq
 import itertools
 
-from edgewise.network.capacity import bytes_between, time_to_send
+import msgspec
+
+from edgewise.network.capacity import Capacity, bytes_between, time_to_send
 from edgewise.network.link import Link, LinkSettings
 
 SAME_BYTES = 1e-6
@@ -38,7 +40,6 @@ class Fluid:
         self.delay = settings.delay
         self._link = Link(settings, outages=outages, origin=origin)
         self._arrays = self._link.arrays()
-        self._unlimited = settings.capacity.unlimited
         self._origin = origin
         self._served = 0.0
         self._at = 0.0
@@ -46,11 +47,12 @@ class Fluid:
         self._flows: list[tuple[float, int, asyncio.Future[None]]] = []
         self._timer: asyncio.TimerHandle | None = None
 
-    async def cross(self, size: float) -> None:
-        """Wait until `size` bytes that begin now have left; being cancelled frees the share."""
-        if self._unlimited:
-            return
+    async def cross(self, size: float) -> float:
+        """Wait until `size` bytes that begin now have left, and say when that was (loop time, s);
+        being cancelled frees the share."""
         loop = asyncio.get_running_loop()
+        if self._unlimited and not len(self._arrays.outages):
+            return loop.time()
         self._bring_up(loop.time())
         if not self._flows:  # a new busy period: nothing refers to the old virtual time
             self._served = 0.0
@@ -60,12 +62,23 @@ class Fluid:
         self._schedule(loop)
         try:
             await done
+            return loop.time()
         finally:
             if flow in self._flows:
                 self._bring_up(loop.time())
                 self._flows.remove(flow)
                 heapq.heapify(self._flows)
                 self._schedule(loop)
+
+    def change(self, capacity: Capacity) -> None:
+        """Carry so much from now on; what has left has left."""
+        loop = asyncio.get_running_loop()
+        self._bring_up(loop.time())
+        self._link.change(
+            loop.time(), msgspec.structs.replace(self._link.settings, capacity=capacity)
+        )
+        self._arrays = self._link.arrays()
+        self._schedule(loop)
 
     def rate(self, now: float) -> float:
         """bytes/s at `now`; inf = unlimited."""
@@ -76,8 +89,13 @@ class Fluid:
         self._bring_up(now)
         return sum(max(0.0, tag - self._served) for tag, _, _ in self._flows)
 
+    @property
+    def _unlimited(self) -> bool:
+        return self._link.settings.capacity.unlimited
+
     def _bring_up(self, now: float) -> None:
-        if self._flows and now > self._at:
+        # What is on an unlimited link waits for the end of an outage, and then leaves at once.
+        if self._flows and now > self._at and not self._unlimited:
             since, till = self._at - self._origin, now - self._origin
             self._served += bytes_between(*self._arrays, since, till) / len(self._flows)
         self._at = now

@@ -33,7 +33,7 @@ from edgewise.parity.story import Chosen, Story, shifted
 from edgewise.parity.wire import Party, Switch, Way, Ways, hung_up, url
 from edgewise.policy import KernelPolicy
 from edgewise.policy.base import Rule
-from edgewise.scenario import Scenario
+from edgewise.scenario import Scenario, SlowFailure, slowness
 from edgewise.score import Shape
 from edgewise.sim.results import request_id
 from edgewise.sim.world import CONTROL_DELAY, simulation
@@ -104,9 +104,13 @@ class _Noting(KernelPolicy):
 
 def play(scenario: Scenario, trace: Trace, policy: str, meddling: Meddling = NOTHING) -> Story:
     """The trace under a policy, by the live code. Raises BadInput for an unknown policy, ValueError
-    for what is not carried: jitter, loss, failures, events of links."""
-    if scenario.failures or scenario.network.events:
-        raise ValueError("parity carries no failures and no changes of links")
+    for what is not carried: jitter, loss, failures but *slow* ones, changes of links but of rates.
+
+    After a change of delay the live least round trip is the old one for as long as that is
+    remembered (10 s), where the simulated report has the new one at once.
+    """
+    if not all(isinstance(failure, SlowFailure) for failure in scenario.failures):
+        raise ValueError("parity carries no failures but slow ones")
     scenario = msgspec.structs.replace(scenario, executor="replay", policy=policy)
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
         return runner.run(_play(scenario, trace, policy, meddling))
@@ -161,6 +165,10 @@ async def _play(scenario: Scenario, trace: Trace, policy: str, meddling: Meddlin
         stack.push_async_callback(balancer.stop)
         nodes = [_node(scenario, name, switch, clock) for name in names]
         first = simulated.first_reports(begun)
+        for node in nodes:
+            steps = slowness(scenario, node.config.server, float(begun.world.clock["horizon"][0]))
+            for at, factor in steps:
+                loop.call_at(BEGIN + at, node.slow_down, factor)
         async with asyncio.TaskGroup() as both:
             both.create_task(_up(nodes, first, scenario.report_period, stack))
             await until(BEGIN)
@@ -205,12 +213,18 @@ def _links(scenario: Scenario, meddling: Meddling) -> dict[str, Fluid]:
     if unknown := meddling.slower.keys() - configs.keys():
         raise ValueError(f"no link is called {unknown.pop()!r}; there are: {', '.join(configs)}")
     links = {}
+    loop = asyncio.get_running_loop()
     for name, config in configs.items():
         settings = config.settings(Path())
         settings = msgspec.structs.replace(
             settings, delay=settings.delay + meddling.slower.get(name, 0.0)
         )
         links[name] = Fluid(settings, config.intervals(), BEGIN)
+        for event in config.events:
+            changes = event.set.changes(Path())
+            if changes.keys() != {"capacity"}:
+                raise ValueError(f"link {name}: parity carries changes of its rate alone")
+            loop.call_at(BEGIN + event.at, links[name].change, changes["capacity"])
     return links
 
 

@@ -206,7 +206,7 @@ class Call:
     ) -> None:
         """Bring the body over."""
         loop = asyncio.get_running_loop()
-        began = loop.time()
+        began = ready = loop.time()
         crossing = None
         if self._way.link is not None and data:
             size = weight(len(data) if isinstance(data, bytes) else 0, self._headers)
@@ -221,12 +221,13 @@ class Call:
                     whole = whole[1:]
             else:
                 whole = b"".join([chunk async for chunk in data])
-            if crossing is not None:
-                await crossing
+                ready = loop.time()
+            if crossing is not None:  # it may be across before its first byte is in
+                ready = max(ready, await crossing)
         finally:
             if crossing is not None:
                 crossing.cancel()
-        await until(loop.time() + self._way.delay)
+        await until(ready + self._way.delay)
         if whole:
             to.feed_data(whole)
         to.feed_eof()

@@ -72,7 +72,9 @@ def hear(world: World, e: int, now: float) -> None:
         f: int = link.ledger_first
         while f >= 0:
             word = world.flows[f].word
-            if first < 0 or word < world.flows[first].word:
+            # Of those that come at one moment the one that began first: the list begins with the
+            # last. Transfers of one size that began in an outage end together.
+            if first < 0 or word <= world.flows[first].word:
                 second = world.flows[first].word if first >= 0 else math.inf
                 first = f
             elif word < second:

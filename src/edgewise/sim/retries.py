@@ -108,7 +108,6 @@ def leave_worker(world: World, i: int) -> bool:
             world.slots[j].next = other
             break
     slot.at = -1
-    slot.started = math.inf
     release(world, i)
     return True
 
@@ -134,7 +133,9 @@ def on_wake(world: World, i: int, time: float) -> None:
                     return
             else:
                 leave_queue(world, i, time)
+        # What its peer knows of it never comes, also if it is through and its answer on the way.
         slot.transferred = math.inf
+        slot.started = math.inf
         break_off(world, i)
         slot.reason = REASON_NO_TIME
         try_next(world, i, time)
@@ -152,6 +153,9 @@ def expire(world: World, i: int, now: float) -> None:
     elif slot.unready != 0:  # it stays in line, as nobody, until its turn
         no_more_unready(world, slot.ingress, i)
         notice(world, slot.ingress, now)
+    if slot.server != slot.ingress:  # its ingress does not know how far its peer is
+        slot.transferred = math.inf
+        slot.started = math.inf
     end(world, i, EXPIRED, REASON_NONE, now)
     tell(world, i, now + world.clock[0].control_delay)
     break_off(world, i)
