@@ -94,12 +94,14 @@ async def test_replay_takes_its_profile(slept: Slept) -> None:
 async def test_lateness_does_not_add_up_over_a_busy_workers_jobs(slept: Slept) -> None:
     executor = ReplayExecutor({0: SERVICE}, slept.clock, Luck(3, 0.0))
     for _ in range(10):
-        await executor.run([item()])
+        await executor.run([item(since=100.0)])
         slept.at += 0.0004  # the timer was late, and the next job waits already
     assert slept.at == pytest.approx(100.1 + 0.0004)
-    slept.at += 5.0  # idle: the next one takes its whole time again
-    await executor.run([item()])
-    assert slept.at == pytest.approx(105.11 + 0.0004)
+    await executor.run([item(since=slept.at)])  # it did not wait
+    assert slept.at == pytest.approx(100.11 + 0.0004)
+    slept.at += 5.0  # idle
+    await executor.run([item(since=slept.at - 1e-5)])
+    assert slept.at == pytest.approx(105.12 + 0.0004)
 
 
 async def test_replay_noise_has_the_mean_and_cv_asked_for(slept: Slept) -> None:

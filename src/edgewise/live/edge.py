@@ -353,6 +353,7 @@ class Edge:
             payload=payload,
             ready_size=arrival.ready_size,
             label=arrival.label,
+            since=self._clock.now(),
         )
 
         async def action() -> Any:

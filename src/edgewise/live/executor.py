@@ -30,8 +30,8 @@ from edgewise.live.clock import Clock
 from edgewise.preprocess import make_ready, sample_photo
 
 LATE = 1e-3
-"""s within which a job that follows another is taken to have waited for it: by then the event loop
-has come round even on a busy machine. One that did not wait is early by no more than that."""
+"""s that a worker is thought to take from one job to the next: by then the event loop has come
+round even on a busy machine."""
 CLASSES = 1000
 """Of ImageNet-1k."""
 
@@ -46,6 +46,8 @@ class Item(Struct, frozen=True, kw_only=True):
     """Input size the payload was made ready for; None: the photo as it came."""
     label: int | None = None
     """The right class, for `ReplayExecutor` alone: it cannot look."""
+    since: float | None = None
+    """When it began to wait for a worker, for `ReplayExecutor` alone; None: just now."""
 
 
 class Prediction(Struct, frozen=True, kw_only=True):
@@ -140,7 +142,7 @@ class ReplayExecutor:
         self._ends: list[float] = []
 
     async def run(self, batch: Sequence[Item]) -> list[Result]:
-        start = self._free(self._clock.now())
+        start = self._taken(batch[0], self._clock.now())
         k, service = self._services[batch[0].model]
         latency = service.latency[min(len(batch), len(service.latency)) - 1]
         if all(item.ready_size is not None for item in batch):
@@ -152,14 +154,15 @@ class ReplayExecutor:
         self._ends.append(end)
         return results
 
-    def _free(self, now: float) -> float:
-        """When the worker that takes a job `now` had done the one before, or now if it idled.
+    def _taken(self, item: Item, now: float) -> float:
+        """When a worker took an item that starts `now`: as soon as both were there.
 
         Timers fire late, and what a job is late by must not add up over a busy worker's jobs: it
         would be slower than it is meant to be.
         """
         self._ends = [end for end in self._ends if now - end < LATE]
-        return self._ends.pop(0) if self._ends else now
+        since = now if item.since is None else item.since
+        return max(since, self._ends.pop(0)) if self._ends else now
 
     def _predict(self, item: Item, service: Service, latency: float) -> Prediction:
         accuracy = service.accuracy
