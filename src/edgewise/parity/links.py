@@ -74,7 +74,9 @@ class Fluid:
         """Carry so much from now on; what has left has left."""
         loop = asyncio.get_running_loop()
         self._bring_up(loop.time())
-        self._link.change(loop.time(), msgspec.structs.replace(self._link.settings, capacity=capacity))
+        self._link.change(
+            loop.time(), msgspec.structs.replace(self._link.settings, capacity=capacity)
+        )
         self._arrays = self._link.arrays()
         self._schedule(loop)
 

@@ -190,7 +190,7 @@ def try_next(world: World, i: int, now: float) -> None:
         go(world, i, k, row % 2, now)
         return
     k = quickest_here(world, i)
-    if k >= 0 and tried != slot.ingress and pays(world, i, k, now):
+    if k >= 0 and tried != slot.ingress and slot.refused == 0 and pays(world, i, k, now):
         go(world, i, k, 0, now)
         return
     if now >= slot.deadline:
