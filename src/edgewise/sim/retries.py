@@ -180,8 +180,10 @@ def try_next(world: World, i: int, now: float) -> None:
     tried = slot.server
     for a in range(ALTERNATIVES):
         row = slot.alternatives[a]
-        if row < 0 or slot.reason == REASON_NO_TIME:
+        if slot.reason == REASON_NO_TIME:
             break
+        if row < 0:  # there is none, or it was tried before
+            continue
         slot.alternatives[a] = -1
         k = row // 2
         s = world.services[k].server
