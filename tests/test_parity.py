@@ -193,8 +193,15 @@ def changed(change: Callable[[Scenario], Scenario], policy: str, state: str) -> 
     return simulated.play(change(scenario), trace, policy)
 
 
-@pytest.mark.parametrize("state", ["measured", "emulator"])
-@pytest.mark.parametrize("policy", ["round_robin", "priced_greedy"])
+@pytest.mark.parametrize(
+    ("policy", "state"),
+    [
+        ("round_robin", "measured"),
+        ("priced_greedy", "measured"),
+        ("priced_greedy", "emulator"),
+        ("edgewise", "measured"),
+    ],
+)
 @pytest.mark.parametrize("change", CHANGES)
 def test_same_story_when_the_world_changes(
     change: Callable[[Scenario], Scenario], policy: str, state: str
@@ -233,10 +240,11 @@ def test_peers_are_given_up_while_they_run() -> None:
     scenario, trace = world(0.2)
     sim = simulation(stuck(scenario), trace)
     rule = find("round_robin")
-    kernel, memory = engine.compiled(rule.kernel), rule.new_state(len(scenario.servers))[None]
+    kernel = engine.compiled(rule.kernel)
+    memory = rule.new_state(len(scenario.servers))[None].copy()
     numbers, draws = np.array(rule.params, float), seeds_of_draws(scenario.seed, 1)
     seen = set()
-    while engine.run(sim, kernel, numbers, memory.copy(), draws, 1) == 1:
+    while engine.run(sim, kernel, numbers, memory, draws, 1) == 1:
         slots = sim.world.slots[sim.world.workers["slot"][sim.world.workers["slot"] >= 0]]
         seen |= set(slots["request"][slots["stage"] == DONE].tolist())
     assert len(seen) > 3
