@@ -326,6 +326,19 @@ def test_time_jumps_to_exactly_the_next_timer() -> None:
     assert time.process_time() - begun < 5.0  # of CPU: nobody waited for 32 years
 
 
+def test_timers_of_one_moment_go_in_the_order_in_which_they_were_set() -> None:
+    seen: list[int] = []
+
+    async def work() -> None:
+        loop = asyncio.get_running_loop()
+        for number in range(50):
+            loop.call_at(2.0 if number % 3 else 1.0, seen.append, number)
+        await until(3.0)
+
+    run(work)
+    assert seen == sorted(range(50), key=lambda number: (number % 3 > 0, number))
+
+
 def test_deadlock_is_said() -> None:
     async def work() -> None:
         await asyncio.Event().wait()
