@@ -8,8 +8,10 @@ import time
 from collections.abc import Callable
 
 import msgspec
+import numpy as np
 import pytest
 
+from edgewise import scenario as sc
 from edgewise.domain import Form, Report, Status
 from edgewise.network.capacity import constant
 from edgewise.network.link import LinkSettings
@@ -18,7 +20,13 @@ from edgewise.parity.clock import Idle, VirtualLoop, until
 from edgewise.parity.links import Fluid
 from edgewise.parity.live import Meddling
 from edgewise.parity.story import Story, differences
+from edgewise.policy import find
+from edgewise.roster import services_of
 from edgewise.scenario import Scenario, loads
+from edgewise.sim import engine
+from edgewise.sim.layout import DONE
+from edgewise.sim.play import seeds_of_draws
+from edgewise.sim.world import simulation
 from edgewise.workload import Trace, generate
 
 # The access links have no delay: a server that a client is 4 ms away from takes a request for 4 ms
@@ -65,7 +73,7 @@ def world(cv: float, state: str = "measured") -> tuple[Scenario, Trace]:
 
 
 @functools.cache
-def simulation(policy: str, cv: float, state: str = "measured") -> Story:
+def simulated_story(policy: str, cv: float, state: str = "measured") -> Story:
     return simulated.play(*world(cv, state), policy)
 
 
@@ -79,7 +87,7 @@ def told(one: Story, other: Story) -> str:
     "policy", ["earliest_completion", "round_robin", "priced_greedy", "edgewise"]
 )
 def test_same_story(policy: str, cv: float, state: str) -> None:
-    ours = simulation(policy, cv, state)
+    ours = simulated_story(policy, cv, state)
     theirs = live.play(*world(cv, state), policy)
     assert not told(ours, theirs)
     assert len(theirs.decisions) == len(theirs.outcomes) == len(world(cv, state)[1]) > 50
@@ -88,7 +96,7 @@ def test_same_story(policy: str, cv: float, state: str) -> None:
 def test_scenario_is_not_trivial() -> None:
     served = [
         each
-        for each in simulation(CONTROLLED, 0.2).outcomes.values()
+        for each in simulated_story(CONTROLLED, 0.2).outcomes.values()
         if each.status is Status.SERVED
     ]
     assert {each.server for each in served} == {"plaza", "depot", "campus"}
@@ -99,7 +107,7 @@ def test_scenario_is_not_trivial() -> None:
         if (each.stamps.started or 0.0) - (each.stamps.transferred or 0.0) > 1e-3
     ]
     assert len(waited) > 5
-    spread = simulation("round_robin", 0.2).outcomes.values()
+    spread = simulated_story("round_robin", 0.2).outcomes.values()
     assert any(each.status is Status.EXPIRED for each in spread)
 
 
@@ -107,6 +115,150 @@ def test_live_twice_is_the_same() -> None:
     first, second = (live.play(*world(0.2), CONTROLLED) for _ in range(2))
     assert first.outcomes == second.outcomes
     assert not differences(first, second, tolerance=0.0)
+
+
+# -- what changes while the trace is played ------------------------------------------------------
+
+
+def over(scenario: Scenario, **changes: object) -> Scenario:
+    """A scenario with another network."""
+    network = msgspec.structs.replace(scenario.network, **changes)
+    return msgspec.structs.replace(scenario, network=network)
+
+
+def traces(scenario: Scenario) -> Scenario:
+    plaza = sc.LinkSpec(trace=sc.CellularTrace(mean_mbps=12.0), delay=0.008)
+    campus = sc.LinkSpec(trace=sc.WifiTrace(mean_mbps=8.0), delay=0.010)
+    return over(scenario, links={**scenario.network.links, "plaza": plaza, "campus": campus})
+
+
+def outages(scenario: Scenario) -> Scenario:
+    times = (sc.Outage(at=2.0, duration=0.3), sc.Outage(at=3.0, duration=0.15))
+    plaza = msgspec.structs.replace(scenario.network.links["plaza"], outages=times)
+    times = (sc.Outage(at=2.5, duration=0.2),)
+    depot = msgspec.structs.replace(scenario.network.access, outages=times)
+    links = {**scenario.network.links, "plaza": plaza}
+    return over(scenario, links=links, access_links={"depot": depot})
+
+
+def rates(scenario: Scenario) -> Scenario:
+    """Of rates alone: the live least round trip is slow to notice another delay."""
+    events = (
+        sc.LinkEvent(at=2.0, link="plaza", set=sc.LinkSet(rate_mbps=3.0)),
+        sc.LinkEvent(at=2.6, link="access:plaza", set=sc.LinkSet(rate_mbps=20.0)),
+        # Here 27 kB are across before their first byte is in.
+        sc.LinkEvent(at=3.2, link="plaza", set=sc.LinkSet(rate_mbps=30.0)),
+    )
+    return over(scenario, events=events)
+
+
+def slow(scenario: Scenario) -> Scenario:
+    """Of originals alone: what a live node expects of a conversion is a running mean, and follows
+    slow spells; the simulated one knows the time that it takes without them."""
+    spell = sc.Spell(rate=0.6, duration=0.6, factor=(1.5, 4.0))
+    return msgspec.structs.replace(
+        scenario,
+        prepare=sc.Prepare(enabled=False),
+        service_noise=msgspec.structs.replace(scenario.service_noise, spell=spell),
+        failures=(sc.SlowFailure(at=2.2, server="depot", duration=0.8, factor=3.0),),
+    )
+
+
+def stuck(scenario: Scenario) -> Scenario:
+    """Peers so slow that they are given up while they run."""
+    depot = sc.SlowFailure(at=1.8, server="depot", duration=2.0, factor=12.0)
+    campus = sc.SlowFailure(at=2.2, server="campus", duration=0.8, factor=8.0)
+    scenario = msgspec.structs.replace(scenario, failures=(depot, campus))
+    return msgspec.structs.replace(scenario, prepare=sc.Prepare(enabled=False))
+
+
+def full(scenario: Scenario) -> Scenario:
+    """Room for two: slow servers turn requests away."""
+    depot = sc.SlowFailure(at=1.8, server="depot", duration=1.0, factor=6.0)
+    campus = sc.SlowFailure(at=2.2, server="campus", duration=0.8, factor=5.0)
+    servers = {
+        name: msgspec.structs.replace(server, queue_limit=2)
+        for name, server in scenario.servers.items()
+    }
+    scenario = msgspec.structs.replace(scenario, servers=servers, failures=(depot, campus))
+    return msgspec.structs.replace(scenario, prepare=sc.Prepare(enabled=False))
+
+
+CHANGES = (traces, outages, rates, slow, stuck, full)
+
+
+@functools.cache
+def changed(change: Callable[[Scenario], Scenario], policy: str, state: str) -> Story:
+    scenario, trace = world(0.2, state)
+    return simulated.play(change(scenario), trace, policy)
+
+
+@pytest.mark.parametrize(
+    ("policy", "state"),
+    [
+        ("round_robin", "measured"),
+        ("priced_greedy", "measured"),
+        ("priced_greedy", "emulator"),
+        ("edgewise", "measured"),
+    ],
+)
+@pytest.mark.parametrize("change", CHANGES)
+def test_same_story_when_the_world_changes(
+    change: Callable[[Scenario], Scenario], policy: str, state: str
+) -> None:
+    scenario, trace = world(0.2, state)
+    theirs = live.play(change(scenario), trace, policy)
+    assert not told(changed(change, policy, state), theirs)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_in_one_world_alone_is_noticed(change: Callable[[Scenario], Scenario]) -> None:
+    scenario, trace = world(0.2)
+    originals = change in (slow, stuck, full)
+    if originals:
+        scenario = msgspec.structs.replace(scenario, prepare=sc.Prepare(enabled=False))
+    found = differences(
+        changed(change, CONTROLLED, "measured"), live.play(scenario, trace, CONTROLLED)
+    )
+    wanted = {"finished"} if originals else {"transferred", "uploaded"}
+    assert wanted & {each.what for each in found}
+
+
+def test_full_queues_turn_requests_away() -> None:
+    scenario, _ = world(0.2)
+    servers = [service.server for service in services_of(scenario)]
+    story = changed(full, "round_robin", "measured")
+    moved = 0
+    for each in story.decisions:
+        ended = story.outcomes[each.request]
+        if each.row < 2 * len(servers) and ended.status is Status.SERVED:
+            moved += ended.server != servers[each.row // 2]
+    assert moved > 3
+
+
+def test_peers_are_given_up_while_they_run() -> None:
+    scenario, trace = world(0.2)
+    sim = simulation(stuck(scenario), trace)
+    rule = find("round_robin")
+    kernel = engine.compiled(rule.kernel)
+    memory = rule.new_state(len(scenario.servers))[None].copy()
+    numbers, draws = np.array(rule.params, float), seeds_of_draws(scenario.seed, 1)
+    seen = set()
+    while engine.run(sim, kernel, numbers, memory, draws, 1) == 1:
+        slots = sim.world.slots[sim.world.workers["slot"][sim.world.workers["slot"] >= 0]]
+        seen |= set(slots["request"][slots["stage"] == DONE].tolist())
+    assert len(seen) > 3
+
+
+def test_what_is_not_carried_is_refused() -> None:
+    scenario, trace = world(0.2)
+    later = sc.LinkEvent(at=2.0, link="plaza", set=sc.LinkSet(delay=0.02))
+    with pytest.raises(ValueError, match="rate alone"):
+        live.play(over(scenario, events=(later,)), trace, CONTROLLED)
+    down = sc.DownFailure(at=2.0, server="depot", duration=1.0)
+    scenario = msgspec.structs.replace(scenario, failures=(down,))
+    with pytest.raises(ValueError, match="but slow ones"):
+        live.play(scenario, trace, CONTROLLED)
 
 
 # -- negative controls: each must be noticed -----------------------------------------------------
@@ -142,12 +294,12 @@ def in_milliseconds(report: Report) -> Report:
 )
 def test_meddling_is_noticed(meddling: Meddling, noticed: str) -> None:
     theirs = live.play(*world(0.2), CONTROLLED, meddling)
-    found = differences(simulation(CONTROLLED, 0.2), theirs)
+    found = differences(simulated_story(CONTROLLED, 0.2), theirs)
     assert any(each.what.startswith(noticed) for each in found), found[:20]
 
 
 def test_another_luck_is_noticed() -> None:
-    found = differences(simulation(CONTROLLED, 0.2), live.play(*world(0.0), CONTROLLED))
+    found = differences(simulated_story(CONTROLLED, 0.2), live.play(*world(0.0), CONTROLLED))
     assert any(each.what == "finished" for each in found)
 
 
@@ -172,6 +324,19 @@ def test_time_jumps_to_exactly_the_next_timer() -> None:
     run(work)
     assert seen == [0.1, 0.1 + 1e-10, 1e9]
     assert time.process_time() - begun < 5.0  # of CPU: nobody waited for 32 years
+
+
+def test_timers_of_one_moment_go_in_the_order_in_which_they_were_set() -> None:
+    seen: list[int] = []
+
+    async def work() -> None:
+        loop = asyncio.get_running_loop()
+        for number in range(50):
+            loop.call_at(2.0 if number % 3 else 1.0, seen.append, number)
+        await until(3.0)
+
+    run(work)
+    assert seen == sorted(range(50), key=lambda number: (number % 3 > 0, number))
 
 
 def test_deadlock_is_said() -> None:
@@ -206,3 +371,25 @@ def test_flows_share_equally_and_a_cancelled_one_frees_its_share() -> None:
     # 1 MB/s: half each until 1 s, then half with the one that goes at 2 s, the rest alone, and
     # nothing in the outage from 3 to 4 s.
     assert done == pytest.approx({"short": 1.0, "long": 4.5})
+
+
+def test_a_change_of_rate_concerns_what_is_left() -> None:
+    done: dict[str, float] = {}
+
+    async def work() -> None:
+        link = Fluid(LinkSettings(capacity=constant(8e6)), [], origin=0.0)
+
+        async def send(name: str, size: float) -> None:
+            done[name] = await link.cross(size)
+
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(send("long", 2e6))
+            tasks.create_task(send("short", 1e6))
+            await until(1.0)
+            link.change(constant(2e6))
+            await until(2.0)
+            link.change(constant(None))
+
+    run(work)
+    # By 1 s each has sent 0.5 MB, by 2 s 0.625 MB; then nothing takes any time.
+    assert done == pytest.approx({"short": 2.0, "long": 2.0})

@@ -256,6 +256,39 @@ def test_a_link_that_stays_out_ends_in_an_outcome_for_everyone() -> None:
     assert sim.beliefs.servers["outstanding"].max() < 100
 
 
+def test_what_a_peer_runs_when_it_is_given_up_keeps_its_worker() -> None:
+    weak = sc.ServiceSpec(model="weak", accuracy=0.3, latency=(0.01,))
+    good = sc.ServiceSpec(model="good", accuracy=0.9, latency=(0.5,))
+    scenario = sc.Scenario(
+        name="two",
+        servers={"a": sc.ServerSpec(services=(weak,)), "b": sc.ServerSpec(services=(good,))},
+        service_noise=sc.ServiceNoise(cv=0.0),
+        network=sc.NetworkSpec(access=IDEAL, link=IDEAL),
+        failures=(sc.SlowFailure(at=0.0, server="b", duration=1.0, factor=8.0),),
+        workload=one_server(1.0, 30.0).workload,
+    )
+    trace = trace_of([0.5, 3.0, 20.0], [1000] * 3)
+    trace.accuracy[:2] = 0.8  # which a has not
+    trace.deadline[0] = 1.0  # worth something until 2.5 s; b takes 4 s
+    sim = play(simulation(scenario, trace, AT_ONCE), RULES["earliest_completion"], 1)
+    results, clock = sim.world.results, sim.world.clock[0]
+    assert [layout.STATUSES[s] for s in results["status"]] == ["expired", "served", "served"]
+    # Given up half a second after its deadline; of what b did of it its ingress knows nothing.
+    assert results["answered"][0] == pytest.approx(2.0)
+    assert np.isnan(results["started"][0])
+    assert results["started"][1] == pytest.approx(0.5 + 8 * 0.5)
+    assert clock["ended"].sum() == 3
+    assert clock["open"] == 0
+    free, i = [], int(clock["free"])
+    while i >= 0:
+        free.append(i)
+        i = int(sim.world.slots["next"][i])
+    assert len(free) == len(set(free))
+    held = set(range(len(sim.world.slots))) - set(free)
+    assert set(sim.world.slots["request"][list(held)].tolist()) <= {2}  # its balancer has no word
+    assert (sim.world.workers["slot"] < 0).all()
+
+
 @pytest.mark.parametrize("changes", [{"balancers": 3}, {"network_state": "emulator"}])
 def test_several_balancers_and_given_links(changes: dict) -> None:
     sim = run_fleet(fleet(**changes))

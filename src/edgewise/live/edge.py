@@ -61,7 +61,7 @@ class Tried:
     def __init__(self) -> None:
         self.problems: list[str] = []
         self.failed: set[str] = set()
-        """Servers that cannot be reached, or this one if it is full."""
+        """Servers that cannot be reached or are full."""
         self.late = False
         """There is no time for another peer."""
         self.full = False
@@ -219,6 +219,8 @@ class Edge:
             return answer
         tried.problems.append(f"{candidate.server}: {answer.error or answer.code}")
         tried.full = answer.outcome.reason == ShedReason.QUEUE_FULL.value
+        if tried.full:  # for any of its models
+            tried.failed.add(candidate.server)
         return None
 
     async def _run_here(

@@ -8,8 +8,12 @@ timer asked for.
 from __future__ import annotations
 
 import asyncio
+import heapq
+import itertools
 import math
 import selectors
+from collections.abc import Callable
+from contextvars import Context
 from typing import Any
 
 
@@ -32,6 +36,17 @@ class _Jump(selectors.SelectSelector):
         return ready
 
 
+class _Timer(asyncio.TimerHandle):
+    """Of those due at one moment the one that was set first goes first, as the simulator's events
+    do; a heap alone knows no order among equals."""
+
+    __slots__ = ("number",)
+    number: int
+
+    def __lt__(self, other: Any) -> bool:
+        return (self.when(), self.number) < (other.when(), other.number)
+
+
 class VirtualLoop(asyncio.SelectorEventLoop):
     """An event loop on virtual time, from 0 on; for code without sockets and threads.
 
@@ -42,6 +57,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         selector = _Jump()
         selector.loop = self
         self._now = 0.0
+        self._numbers = itertools.count()
         super().__init__(selector)
         # Timers closer than this fire together; a real loop has the clock's 1 ns. It must be above
         # 0, or a timer that is due would not count as due.
@@ -49,6 +65,19 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
     def time(self) -> float:
         return self._now
+
+    def call_at(  # type: ignore[override]
+        self,
+        when: float,
+        callback: Callable[..., object],
+        *args: Any,
+        context: Context | None = None,
+    ) -> asyncio.TimerHandle:
+        timer = _Timer(when, callback, args, self, context)
+        timer.number = next(self._numbers)
+        timer._scheduled = True  # type: ignore[attr-defined]
+        heapq.heappush(self._scheduled, timer)  # type: ignore[attr-defined]
+        return timer
 
     def jump(self) -> None:
         """Be at the next timer."""

@@ -153,6 +153,7 @@ SLOT = np.dtype(
         ("form", "i4"),
         ("at", "i4"),  # server in whose queue or worker it is; −1 nowhere
         ("unready", "i4"),  # 1: it waits to be made model-ready
+        ("refused", "i4"),  # 1: its ingress had no room for it
         ("row", "i4"),  # decided
         ("picked", "i4"),  # server decided; −1 shed
         ("life", "i4"),  # of the picked server as the balancer knew it

@@ -102,6 +102,7 @@ def open_slot(world: World, r: int) -> int:
     slot.form = 0
     slot.at = -1
     slot.unready = 0
+    slot.refused = 0
     slot.link = -1
     slot.row = -1
     slot.picked = -1

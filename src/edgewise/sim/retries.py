@@ -180,8 +180,10 @@ def try_next(world: World, i: int, now: float) -> None:
     tried = slot.server
     for a in range(ALTERNATIVES):
         row = slot.alternatives[a]
-        if row < 0 or slot.reason == REASON_NO_TIME:
+        if slot.reason == REASON_NO_TIME:
             break
+        if row < 0:  # there is none, or it was tried before
+            continue
         slot.alternatives[a] = -1
         k = row // 2
         s = world.services[k].server
@@ -190,7 +192,7 @@ def try_next(world: World, i: int, now: float) -> None:
         go(world, i, k, row % 2, now)
         return
     k = quickest_here(world, i)
-    if k >= 0 and tried != slot.ingress and pays(world, i, k, now):
+    if k >= 0 and tried != slot.ingress and slot.refused == 0 and pays(world, i, k, now):
         go(world, i, k, 0, now)
         return
     if now >= slot.deadline:

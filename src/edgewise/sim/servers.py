@@ -320,6 +320,8 @@ def arrive(world: World, s: int, i: int, now: float) -> None:
         back = world.links[world.path[s, slot.ingress]].delay if s != slot.ingress else 0.0
         slot.transferred = math.inf
         slot.reason = REASON_QUEUE_FULL
+        if s == slot.ingress:
+            slot.refused = 1
         expect_news(world, i, now + back, E_FAILED)
         return
     slot.at = s
