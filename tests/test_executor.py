@@ -56,15 +56,18 @@ def item(request: str = "r", **more: object) -> Item:
 
 async def test_what_starts_in_a_slow_spell_takes_longer(slept: Slept) -> None:
     drag = Drag(slept.clock)
-    executor = Dragged(ReplayExecutor({0: SERVICE}, slept.clock, Luck(3, 0.0)), drag, slept.clock)
+    replay = ReplayExecutor({0: SERVICE}, slept.clock, Luck(3, 0.0), drag)
+    dragged = Dragged(ReplayExecutor({0: SERVICE}, slept.clock, Luck(3, 0.0)), drag, slept.clock)
     maker = DraggedMaker(ReplayMaker(0.002, slept.clock), drag, slept.clock)
-    await executor.run([item()])
-    assert slept.at == pytest.approx(100.010)
+    await replay.run([item()])
+    await dragged.run([item()])
+    assert slept.at == pytest.approx(100.020)
     drag.factor = 3.0
-    await executor.run([item()])
-    assert slept.at == pytest.approx(100.040)
+    await replay.run([item()])
+    await dragged.run([item()])
+    assert slept.at == pytest.approx(100.080)
     await maker.make(b"", 96)
-    assert slept.at == pytest.approx(100.046)
+    assert slept.at == pytest.approx(100.086)
 
 
 async def test_a_fine_clock_waits_for_the_moment_and_can_be_left_early() -> None:

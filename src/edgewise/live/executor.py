@@ -29,9 +29,10 @@ from edgewise.fleet.measure import ready_time
 from edgewise.live.clock import Clock
 from edgewise.preprocess import make_ready, sample_photo
 
-LATE = 1e-3
+LATE = 2e-3
 """s that a worker is thought to take from one job to the next: by then the event loop has come
-round even on a busy machine."""
+round even on a busy machine. Conversions for a transfer, which the executor does not see, take
+longer."""
 CLASSES = 1000
 """Of ImageNet-1k."""
 
@@ -124,6 +125,8 @@ class ReplayExecutor:
         Of the fleet by number, those of this server; latencies as on this server.
     luck:
         Of the scenario.
+    drag:
+        Slow spells.
     recorded:
         Class by (request id, model), in place of drawn ones.
     """
@@ -133,13 +136,15 @@ class ReplayExecutor:
         services: Mapping[int, Service],
         clock: Clock,
         luck: Luck,
+        drag: Drag | None = None,
         recorded: Mapping[tuple[str, str], int] | None = None,
     ) -> None:
         self._services = {service.model: (k, service) for k, service in services.items()}
         self._clock = clock
         self._luck = luck
+        self._drag = Drag(clock) if drag is None else drag
         self._recorded = recorded or {}
-        self._ends: list[float] = []
+        self._ends: list[float] = []  # of workers just done: when each was meant to be
 
     async def run(self, batch: Sequence[Item]) -> list[Result]:
         start = self._taken(batch[0], self._clock.now())
@@ -147,7 +152,7 @@ class ReplayExecutor:
         latency = service.latency[min(len(batch), len(service.latency)) - 1]
         if all(item.ready_size is not None for item in batch):
             latency = ready_time(latency, service.ready_saving)
-        latency *= self._luck.factor(batch[0].request, k)
+        latency *= self._luck.factor(batch[0].request, k) * self._drag.factor
         results: list[Result] = [self._predict(item, service, latency) for item in batch]
         end = start + latency
         await self._clock.until(end)

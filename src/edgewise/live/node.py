@@ -125,14 +125,15 @@ class Node:
                 executor = OnnxExecutor(tuple(mine), self._threads)
                 if spec.speed < 1.0:
                     executor = Slowed(executor, spec.speed, clock)
+                executor = Dragged(executor, self._drag, clock)
             maker = PhotoMaker(self._threads, spec.speed, clock)
         else:
             if executor is None:
                 here = {k: each for k, each in enumerate(everyone) if each.server == name}
                 luck = Luck(scenario.seed, scenario.service_noise.cv)
-                executor = ReplayExecutor(here, clock, luck)
+                executor = ReplayExecutor(here, clock, luck, self._drag)
             maker = ReplayMaker(scenario.prepare.seconds / spec.speed, clock)
-        self._executor = Dragged(executor, self._drag, clock)
+        self._executor = executor
         self.stage = Stage(
             DraggedMaker(maker, self._drag, clock),
             clock,
