@@ -8,7 +8,7 @@ or dead servers.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 
 @dataclass
@@ -30,6 +30,7 @@ class Job:
     crossed: float = math.inf
     transferred: float = math.inf
     started: float = math.inf
+    patience: float = math.inf
     finished: float = math.inf
     status: str = ""
     work: float = 0.0  # that its server expects
@@ -146,7 +147,8 @@ def play(
             work = here.models[quickest].expected(False)
             reserve = max(2.0 * work + 0.02, 0.25 * grace * job.deadline)
         until = min(job.due + grace * job.deadline - reserve, job.due + 0.5)
-        after(max(now, until), remotely(job, lambda: give_up(job)))
+        job.patience = max(now, until)
+        after(job.patience, remotely(job, lambda: give_up(job)))
         if now < until:
             between[job.ingress, job.server].flows.append([size, job, lambda: crossed(job)])
 
@@ -168,8 +170,12 @@ def play(
             machine.conversions = [other for other in machine.conversions if other is not job]
 
     def give_up(job: Job) -> None:
-        if any(entry[1] is job for entry in machines[job.server].running):
-            return
+        there = machines[job.server]
+        nobody = replace(job, status="given up")
+        there.running = [
+            (entry[0], nobody, *entry[2:]) if entry[1] is job else entry for entry in there.running
+        ]
+        job.transferred = job.started = math.inf
         forget(job)
         job.tries += 1
         here = machines[job.ingress]
@@ -187,6 +193,8 @@ def play(
     def expire(job: Job) -> None:
         if not job.status:
             job.status = "expired"
+            if job.server != job.ingress:  # its ingress does not know how far its peer is
+                job.transferred = job.started = math.inf
             forget(job)
 
     def uploaded(job: Job) -> None:
@@ -293,7 +301,10 @@ def play(
                     continue
                 if preparing:
                     send(job, job.ready_bytes)
-                else:
+                elif (
+                    job.server == job.ingress
+                    or now + between[job.server, job.ingress].delay <= job.patience
+                ):  # else its ingress has given up before the answer is in
                     job.finished = now
                     job.status = "served"
             work(machine)
