@@ -302,8 +302,7 @@ FLOW = np.dtype(
         ("area", "f8"),  # the ledger's, then
         ("tag", "f8"),  # it is believed to be across when the ledger has sent so much
         ("word", "f8"),  # when its sender hears that it is in; inf not known
-    ],
-    align=True,
+    ]
 )
 """A transfer as its node knows it. Slot i has two: i of its upload, M + i of its transfer."""
 
