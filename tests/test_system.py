@@ -314,7 +314,8 @@ async def test_a_server_slows_down_for_a_while(folder: Path) -> None:
                     row["stamp_finished"] - row["stamp_started"]
                 )
     assert min(len(at_rest), len(slowed)) >= 3
-    assert min(slowed) >= 0.06 > min(at_rest) >= 0.02
+    # A job is taken when the worker was free, a little before the stamp says so.
+    assert min(slowed) > 0.055 > 0.045 > min(at_rest) > 0.018
 
 
 def test_the_document_by_hand_works(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
