@@ -57,8 +57,8 @@ def item(request: str = "r", **more: object) -> Item:
 async def test_what_starts_in_a_slow_spell_takes_longer(slept: Slept) -> None:
     drag = Drag(slept.clock)
     replay = ReplayExecutor({0: SERVICE}, slept.clock, Luck(3, 0.0), drag)
-    dragged = Dragged(ReplayExecutor({0: SERVICE}, slept.clock, Luck(3, 0.0)), drag, slept.clock)
-    maker = DraggedMaker(ReplayMaker(0.002, slept.clock), drag, slept.clock)
+    dragged = Dragged(ReplayExecutor({0: SERVICE}, slept.clock, Luck(3, 0.0)), drag)
+    maker = DraggedMaker(ReplayMaker(0.002, slept.clock), drag)
     await replay.run([item()])
     await dragged.run([item()])
     assert slept.at == pytest.approx(100.020)
@@ -70,18 +70,30 @@ async def test_what_starts_in_a_slow_spell_takes_longer(slept: Slept) -> None:
     assert slept.at == pytest.approx(100.086)
 
 
-async def test_a_fine_clock_waits_for_the_moment_and_can_be_left_early() -> None:
+async def test_a_fine_clock_has_timers_of_its_own_and_can_be_left_early(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    slept = []
+    sleep = asyncio.sleep
+
+    async def noted(seconds: float) -> None:
+        slept.append(seconds)
+        await sleep(0)
+
+    monkeypatch.setattr(module.asyncio, "sleep", noted)
     clock = Clock()
     with clock.fine():
-        for when in (clock.now() + 0.003, clock.now() - 1.0):
-            await clock.until(when)
-            assert clock.now() >= when
+        when = clock.now() + 0.003
+        await clock.until(when)
+        assert clock.now() >= when
         waiting = asyncio.create_task(clock.until(clock.now() + 60.0))
-        await asyncio.sleep(0)
+        await sleep(0)
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting
-    await clock.until(clock.now() + 0.001)  # by asyncio's own timers again
+        assert not slept
+    await clock.until(clock.now() + 60.0)
+    assert slept == [pytest.approx(60.0, abs=1.0)]  # by asyncio's own timers again
 
 
 async def test_replay_takes_its_profile(slept: Slept) -> None:

@@ -95,6 +95,25 @@ async def test_earliest_deadline_first(bench: Bench) -> None:
         assert await bench.end(name) == name
 
 
+async def test_the_next_one_starts_before_the_last_ones_answer_is_written(bench: Bench) -> None:
+    done = asyncio.Event()
+    started_by_then: list[str] = []
+
+    async def answered() -> None:
+        await bench.queue.run(done.wait, 0.1, 5.0)
+        started_by_then.extend(bench.started)
+
+    answer = asyncio.create_task(answered())
+    await settle()
+    bench.add("next", 9.0)
+    await settle()
+    assert bench.started == []
+    done.set()
+    await answer
+    assert started_by_then == ["next"]
+    await bench.end("next")
+
+
 async def test_fifo_and_two_workers(time: Time) -> None:
     bench = await bench_of(time, 2, "fifo")
     for name, deadline in (("a", 9.0), ("b", 8.0), ("c", 7.0), ("d", 1.0)):

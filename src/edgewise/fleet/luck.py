@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgewise.compiled import lean
+from edgewise.fleet.draws import GAMMA, scrambled
 
 LUCK_SERVICE = 103
 LUCK_RIGHT = 104
@@ -23,11 +24,7 @@ NOISE_BITS = 12
 """4,096 equally likely noise factors: their spread is within 0.3 % of the lognormal's, and they fit
 into a first-level cache."""
 
-_GAMMA = np.uint64(0x9E3779B97F4A7C15)
-_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
-_MIX_2 = np.uint64(0x94D049BB133111EB)
-_S30, _S27, _S31, _S11 = np.uint64(30), np.uint64(27), np.uint64(31), np.uint64(11)
-_ONE = np.uint64(1)
+_S11 = np.uint64(11)
 
 
 @lean
@@ -35,10 +32,7 @@ def hashed(seed: int, a: int, b: int, purpose: int) -> np.uint64:
     """64 bits: SplitMix64's finaliser over the words, one after the other."""
     z = np.uint64(seed)
     for word in (np.uint64(a), np.uint64(b), np.uint64(purpose)):
-        z = (z ^ word) + _GAMMA
-        z = (z ^ (z >> _S30)) * _MIX_1
-        z = (z ^ (z >> _S27)) * _MIX_2
-        z = z ^ (z >> _S31)
+        z = scrambled((z ^ word) + GAMMA)
     return z
 
 

@@ -63,8 +63,8 @@ def smooth_rate(
     """The new believed rate, bytes/s, and since when, after a transfer of `size` bytes.
 
     `rate` NaN = none yet. The mean is harmonic, in seconds per byte, as transfer times add up:
-    the weight of the old belief decays with its age. Returns both as they
-    were where the measurement does not count.
+    the weight of the old belief decays with its age. Returns both as they were where the
+    measurement does not count.
     """
     if seconds < SECONDS_MIN or size < SIZE_MIN:
         return rate, rate_at

@@ -62,13 +62,14 @@ class Clock:
             await asyncio.sleep(max(0.0, left))
             return
         done = asyncio.get_running_loop().create_future()
-        timer = self._timers.at(when - self._offset, lambda _: _wake(done))
+        timer = self._timers.at(when - self._offset, lambda _: wake(done))
         try:
             await done
         finally:
             timer.cancel()
 
 
-def _wake(future: asyncio.Future[None]) -> None:
+def wake(future: asyncio.Future[None]) -> None:
+    """Let whoever waits for it go on, unless it does not any more."""
     if not future.done():
         future.set_result(None)

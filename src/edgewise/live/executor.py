@@ -14,8 +14,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from typing import Protocol
 
 import numpy as np
@@ -209,24 +210,24 @@ class Drag:
         self.factor = 1.0
         self._clock = clock
 
-    async def hold(self, start: float, factor: float) -> None:
-        """What began at `start` is through; wait until it has taken `factor` times as long."""
-        if factor > 1.0:
-            now = self._clock.now()
-            await self._clock.until(now + (factor - 1.0) * (now - start))
+    @asynccontextmanager
+    async def felt(self) -> AsyncIterator[None]:
+        """What is done in this takes `factor` times as long, as that was at its start."""
+        start, factor = self._clock.now(), self.factor
+        yield
+        now = self._clock.now()
+        await self._clock.until(now + (factor - 1.0) * (now - start))
 
 
 class Dragged:
     """Another executor that takes longer by what `drag` says when a batch starts."""
 
-    def __init__(self, inner: Executor, drag: Drag, clock: Clock) -> None:
-        self._inner, self._drag, self._clock = inner, drag, clock
+    def __init__(self, inner: Executor, drag: Drag) -> None:
+        self._inner, self._drag = inner, drag
 
     async def run(self, batch: Sequence[Item]) -> list[Result]:
-        start, factor = self._clock.now(), self._drag.factor
-        results = await self._inner.run(batch)
-        await self._drag.hold(start, factor)
-        return results
+        async with self._drag.felt():
+            return await self._inner.run(batch)
 
 
 def replay_label(request: str) -> int:

@@ -125,7 +125,7 @@ class Node:
                 executor = OnnxExecutor(tuple(mine), self._threads)
                 if spec.speed < 1.0:
                     executor = Slowed(executor, spec.speed, clock)
-                executor = Dragged(executor, self._drag, clock)
+                executor = Dragged(executor, self._drag)
             maker = PhotoMaker(self._threads, spec.speed, clock)
         else:
             if executor is None:
@@ -135,7 +135,7 @@ class Node:
             maker = ReplayMaker(scenario.prepare.seconds / spec.speed, clock)
         self._executor = executor
         self.stage = Stage(
-            DraggedMaker(maker, self._drag, clock),
+            DraggedMaker(maker, self._drag),
             clock,
             self.queue,
             scenario.prepare.seconds / spec.speed,
@@ -342,7 +342,7 @@ async def _listening(node: Node) -> AsyncIterator[None]:
 
     A node that was not started by a launcher has no pipe there, and nothing to be told.
     """
-    mode = os.fstat(sys.stdin.fileno()).st_mode
+    mode = 0 if sys.stdin is None else os.fstat(sys.stdin.fileno()).st_mode
     if not (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)):
         yield
         return

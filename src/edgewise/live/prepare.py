@@ -60,14 +60,12 @@ class ReplayMaker:
 class DraggedMaker:
     """Another maker that takes longer by what `drag` says when it starts."""
 
-    def __init__(self, inner: Maker, drag: Drag, clock: Clock) -> None:
-        self._inner, self._drag, self._clock = inner, drag, clock
+    def __init__(self, inner: Maker, drag: Drag) -> None:
+        self._inner, self._drag = inner, drag
 
     async def make(self, photo: bytes, size: int) -> bytes:
-        start, factor = self._clock.now(), self._drag.factor
-        ready = await self._inner.make(photo, size)
-        await self._drag.hold(start, factor)
-        return ready
+        async with self._drag.felt():
+            return await self._inner.make(photo, size)
 
 
 class Stage:

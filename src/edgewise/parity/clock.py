@@ -16,6 +16,8 @@ from collections.abc import Callable
 from contextvars import Context
 from typing import Any
 
+from edgewise.live.clock import wake
+
 
 class Idle(RuntimeError):
     """Nothing is ready and no timer is set: everybody waits for somebody else, for ever."""
@@ -91,13 +93,8 @@ async def until(when: float) -> None:
     """Wait for a moment of the running loop; exactly, where a sum of durations would round."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[None] = loop.create_future()
-    timer = loop.call_at(when, _wake, future)
+    timer = loop.call_at(when, wake, future)
     try:
         await future
     finally:
         timer.cancel()
-
-
-def _wake(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)

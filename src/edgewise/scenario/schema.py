@@ -79,7 +79,8 @@ class Spell(Strict, frozen=True, kw_only=True):
 
 
 class ServiceNoise(Strict, frozen=True, kw_only=True):
-    """How service times vary; simulator and replay only (real models bring their own)."""
+    """How service times vary. Real models bring their own noise; slow spells are played with them
+    too."""
 
     cv: Annotated[float, Meta(ge=0.0, le=10.0)] = 0.15
     """[ratio] Standard deviation over mean of a service time. Default: about what one thread on
