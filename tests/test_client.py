@@ -263,6 +263,36 @@ async def test_being_stopped_leaves_no_request_without_an_outcome() -> None:
     assert len(fleet.outcomes) == 3
 
 
+async def test_putting_a_request_together_is_lateness_and_not_latency(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plain = module.encode_request
+
+    def slowly(photo: bytes, ident: str) -> tuple[dict[str, str], bytes]:
+        time.sleep(0.3)
+        return plain(photo, ident)
+
+    monkeypatch.setattr(module, "encode_request", slowly)
+    fleet = Fleet()
+    got, client = await outcomes(fleet, requests(1, deadline=60.0))
+    outcome = got["t-0"]
+    assert client.late[0] >= 0.3
+    assert outcome.stamps.sent == fleet.told["t-0"].request.sent_at
+    assert outcome.stamps.sent is not None
+    assert outcome.stamps.received is not None
+    assert outcome.latency == outcome.stamps.received - outcome.stamps.sent
+
+
+async def test_the_balancer_is_told_of_a_request_that_cannot_be_sent() -> None:
+    fleet = Fleet()
+    async with fleet.serve() as config:
+        nobody = msgspec.structs.replace(config, ingress={"left": "http://127.0.0.1:1"})
+        client = Client(nobody, requests(2), Shape(), Kept())
+        await client.run()
+    assert sorted(fleet.told) == ["t-0", "t-1"]
+    assert len(client.late) == 2
+
+
 async def test_being_late_is_measured() -> None:
     sent = requests(2, deadline=5.0)
     sent.trace.time[:] = -0.5  # due half a second before the start

@@ -2,13 +2,17 @@
 
 An *open loop*: the next request goes out on its schedule whatever became of the last one, for a
 client that waits slows down exactly when the fleet does, and hides it. A request's payload goes to
-its ingress and, at the same moment, its metadata to the balancer. Each ends in exactly one
+its ingress and its metadata to the balancer. Each ends in exactly one
 `Outcome`: what the answer says, or *failed* when the connection broke, or *lost* when nothing came
 until its deadline was twice over and two seconds more. Latency is by the client's own clock, from
 the moment of sending (which may be behind schedule: that is measured too) to the last byte.
 
 The client is the evaluator as well: it alone knows the right classes, puts them into the outcomes
 and hands those to the balancer, in batches, to learn from.
+
+What it takes to put a request together is this program's time and not the fleet's (half a
+millisecond here). So a request counts as sent when its first bytes go out, and its metadata follow;
+how far behind schedule that was is reported.
 
 Kept: one entry per request under way. With its outcome it is handed on and forgotten, so memory
 stays flat however long the run. Whatever ends the run, a Ctrl-C too, every request that was sent
@@ -72,12 +76,14 @@ INFER = "/v2/models/{task}/infer"
 Progress = Callable[[dict[str, Any]], None]
 
 
-class Sent(Struct, frozen=True, kw_only=True):
+class Sent(Struct, kw_only=True):
     """A request that was sent, and what only the evaluator knows of it."""
 
     request: Request
     label: int
     image: str | None
+    left: bool = False
+    """Whether it is on its way; before, `request.sent_at` is when it was begun."""
 
 
 class Client:
@@ -135,7 +141,8 @@ class Client:
                 background.create_task(self._post_outcomes(session, over))
                 telling = background.create_task(self._tell(progress))
                 try:
-                    await self._send_all(session)
+                    with self._clock.fine():
+                        await self._send_all(session)
                 finally:
                     # Of those without an outcome there are some only if it was stopped.
                     self._settle("the client was stopped")
@@ -161,27 +168,40 @@ class Client:
     # -- sending ---------------------------------------------------------------------------------
 
     async def _send_all(self, session: aiohttp.ClientSession) -> None:
-        loop = asyncio.get_running_loop()
-        start = loop.time()
+        start = self._clock.now()
         async with asyncio.TaskGroup() as flights:
             for index in range(len(self._load)):
-                due = float(self._load.trace.time[index])
-                wait = start + due - loop.time()
+                due_at = start + float(self._load.trace.time[index])
                 # Also when it is late already: an answer that is there should be read first.
-                await asyncio.sleep(max(0.0, wait))
-                self.late.append(max(0.0, loop.time() - start - due))
+                await self._clock.until(due_at)
                 entry = Sent(
                     request=self._load.request(index, self._clock.now()),
                     label=self._load.labels[index],
                     image=self._load.image_name(index),
                 )
                 self._under_way[entry.request.id] = entry
-                if self._config.balancer is not None:
-                    flights.create_task(self._tell_balancer(session, entry.request))
-                flights.create_task(self._one(session, entry, index))
 
-    async def _one(self, session: aiohttp.ClientSession, entry: Sent, index: int) -> None:
-        """Send one request and settle its outcome, whatever happens."""
+                def leave(entry: Sent = entry, due_at: float = due_at) -> None:
+                    if entry.left:
+                        return
+                    entry.left = True
+                    now = self._clock.now()
+                    self.late.append(max(0.0, now - due_at))
+                    entry.request = msgspec.structs.replace(entry.request, sent_at=now)
+                    if self._config.balancer is not None:
+                        flights.create_task(self._tell_balancer(session, entry.request))
+
+                flights.create_task(self._one(session, entry, index, leave))
+
+    async def _one(
+        self,
+        session: aiohttp.ClientSession,
+        entry: Sent,
+        index: int,
+        leave: Callable[[], None],
+    ) -> None:
+        """Send one request and settle its outcome, whatever happens. `leave` is called as soon as
+        it goes out, or cannot."""
         request = entry.request
         headers, body = encode_request(self._load.payload(index), request.id)
         headers |= request.to_headers(self._clock.now())
@@ -191,9 +211,11 @@ class Client:
         patience = 2.0 * request.deadline + LOST_AFTER
 
         async def answer() -> Outcome:
-            async with session.post(url, data=io.BytesIO(body), headers=headers) as response:
+            async with session.post(
+                url, data=io.BytesIO(body), headers=headers, trace_request_ctx=leave
+            ) as response:
                 said = await response.read()
-            return self._read(request, response.status, said, self._clock.now() - request.sent_at)
+            return self._read(entry.request, response.status, said, self._clock.now())
 
         try:
             outcome = await _patiently(answer(), patience)
@@ -207,20 +229,21 @@ class Client:
                 status=Status.FAILED,
                 reason=f"connection: {type(error).__name__}",
             )
+        leave()  # if there was nobody to send it to
         self._end(entry, outcome)
 
     @staticmethod
-    def _read(request: Request, code: int, answer: bytes, latency: float) -> Outcome:
-        """What an answer says; one that makes no sense is a failure of whoever gave it."""
+    def _read(request: Request, code: int, answer: bytes, now: float) -> Outcome:
+        """What an answer says that was in at `now`; one that makes no sense is a failure of whoever
+        gave it."""
         try:
             outcome = decode_answer(request.id, code, answer).outcome
             if outcome.status is Status.SERVED and outcome.accuracy is None:
                 raise PeerError("an answer without the accuracy of its service")
         except PeerError as error:
             outcome = Outcome(request=request.id, status=Status.FAILED, reason=str(error))
-        stamps = msgspec.structs.replace(
-            outcome.stamps, sent=request.sent_at, received=request.sent_at + latency
-        )
+        stamps = msgspec.structs.replace(outcome.stamps, sent=request.sent_at, received=now)
+        latency = now - request.sent_at
         return msgspec.structs.replace(outcome, latency=latency, stamps=stamps)
 
     def _end(self, entry: Sent, outcome: Outcome) -> None:
@@ -295,7 +318,14 @@ class Client:
 
 
 def _open_session() -> aiohttp.ClientSession:
+    async def goes_out(_: object, context: Any, __: object) -> None:
+        if context.trace_request_ctx is not None:
+            context.trace_request_ctx()
+
+    tracing = aiohttp.TraceConfig()
+    tracing.on_request_chunk_sent.append(goes_out)  # the headers go with the first one
     return aiohttp.ClientSession(
+        trace_configs=[tracing],
         # No limit: a queue in here would be a closed loop by another name.
         connector=aiohttp.TCPConnector(limit=0),
         timeout=aiohttp.ClientTimeout(total=None),

@@ -100,8 +100,13 @@ class Api:
                 label=_number(http.headers, "edgewise-label", None),
             )
             answer = await self._edge.serve(arrival)
+            response = await self._answer(answer, arrival)
+            # Who asked has the answer before it is counted; whether he is still there is no matter.
+            with contextlib.suppress(ConnectionError):
+                await response.prepare(http)
+                await response.write_eof()
             self._count(arrival, answer)
-            return await self._answer(answer, arrival)
+            return response
         finally:
             pump.cancel()
             await asyncio.gather(pump, return_exceptions=True)

@@ -133,7 +133,16 @@ class Session:
     async def close(self) -> None:
         pass
 
-    def post(self, to: str, *, data: Any = None, headers: Any = None, **_: Any) -> Call:
+    def post(
+        self,
+        to: str,
+        *,
+        data: Any = None,
+        headers: Any = None,
+        trace_request_ctx: Callable[[], None] = lambda: None,
+        **_: Any,
+    ) -> Call:
+        trace_request_ctx()  # what the client's own tracing calls
         return Call(self._switch, self._source, "POST", URL(to), data, dict(headers or {}))
 
     def get(self, to: str, **_: Any) -> Call:
