@@ -97,7 +97,8 @@ def study(name: str, wishes: argparse.Namespace) -> Section:
             retuned = trained.informed_heuristic(runs, control, budget=seconds(wishes.retune))
         return information.study(played, control, policy, retuned)
     if name == "gap":
-        rules = {"priced_greedy": RULES["priced_greedy"], "control": control, "edgewise": policy}
+        rules = {name: RULES[name] for name in ("priced_greedy", gap.MARGIN)}
+        rules |= {"control": control, "edgewise": policy}
         names = wishes.families.split(",") if wishes.families else families.STANDARD
         return gap.study(played, rules, names, duration=wishes.duration, trials=wishes.trials)
     if name == "forms":

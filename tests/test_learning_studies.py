@@ -131,10 +131,9 @@ def test_studies_make_their_sections(tmp_path: Path, monkeypatch: pytest.MonkeyP
     found = information.study(played, priced, EDGEWISE, priced)
     assert set(found.figures) >= {"gains", "recovered", "recovered_of_retuned"}
     assert forms.study(played, EDGEWISE).lines[4].startswith("| thin_links |")
-    closed = gap.study(
-        played, {"control": priced, "edgewise": EDGEWISE}, ("light",), duration=0.5, trials=20,
-        steps=20,
-    )  # fmt: skip
+    rules = {"control": priced, "edgewise": EDGEWISE, gap.MARGIN: RULES[gap.MARGIN]}
+    closed = gap.study(played, rules, ("light",), duration=0.5, trials=20, steps=20)
+    assert closed.lines[-1].startswith("| light | ")
     assert any(line.startswith("| **mean** |") for line in closed.lines)
 
 

@@ -6,19 +6,30 @@ grows with the square of their length, so the gains here are not those of the ta
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgewise.bench import suite
 from edgewise.bench.statistics import interval
-from edgewise.learn.studies.played import Arm, Played, Section, held_out, pm, ratio, share
+from edgewise.learn.studies.played import (
+    Arm,
+    Played,
+    Section,
+    held_out,
+    percent,
+    pm,
+    ratio,
+    share,
+)
 from edgewise.policy.base import Rule
 from edgewise.sim import families
 from edgewise.sim.bound.standing import DURATION, standing
 
 WHAT = ("clairvoyant", "bound")
+MARGIN = "earliest_completion_margin"
+LOADS = ("light", "medium", "heavy", "overload")
 
 
 def study(
@@ -30,8 +41,8 @@ def study(
     trials: int | None = None,
     steps: int = 300,
 ) -> Section:
-    """`rules` must have *control* and *edgewise*; `trials` of the search per world, None: 25 per
-    request."""
+    """`rules` must have *control* and *edgewise*, and may have `MARGIN`; `trials` of the search per
+    world, None: 25 per request."""
     arms = [Arm(name=name, rule=rule) for name, rule in rules.items()]
     stem = f"gap|{'+'.join(arm.digest for arm in arms)}|{duration:g}|{trials}|{steps}"
     columns = [*rules, *WHAT]
@@ -97,7 +108,25 @@ def study(
         again = ratio((mine - shipped).mean(axis=0), (top - shipped).mean(axis=0))
         lines[-1] += f" From `priced_greedy` as shipped: {share(again)}."
         figures["closed_from_priced_greedy"] = again
+    if MARGIN in at:
+        lines += ["", *over_margin(names, {name: values[:, at[name]] for name in columns})]
     return Section(lines=lines, figures=figures)
+
+
+def over_margin(names: Sequence[str], values: dict[str, NDArray[np.float64]]) -> Iterator[str]:
+    """What there is to gain over the rule with a margin, by load."""
+    yield f"Over `{MARGIN}`, in these episodes:"
+    yield ""
+    yield "| family | edgewise | clairvoyant | bound |"
+    yield "|---|---|---|---|"
+    for f, name in enumerate(names):
+        if name in LOADS:
+            base = float(values[MARGIN][f].mean())
+            cells = " | ".join(
+                percent(interval(values[what][f] - values[MARGIN][f]), base)
+                for what in ("edgewise", *WHAT)
+            )
+            yield f"| {name} | {cells} |"
 
 
 def mean(values: NDArray[np.float64]) -> str:
