@@ -25,7 +25,7 @@ from edgewise.live.control import Submission
 from edgewise.live.evaluate import evaluate
 from edgewise.live.executor import replay_label
 from edgewise.live.payloads import Load, read_load
-from edgewise.live.protocol import Answer, decode_request, encode_answer
+from edgewise.live.protocol import Answer, decode_request, encode_answer, encode_request
 from edgewise.live.recorder import Recorder
 from edgewise.live.records import REQUESTS
 from edgewise.scenario import load
@@ -67,9 +67,13 @@ class Fleet:
         self.all_arrived = asyncio.Event()
         self.expected = 0
         self.balancer_code = 200
+        self.way = 0.0  # s, there and back
+        self.server = "right"
+        self.budgets: list[float] = []
 
     async def infer(self, http: web.Request) -> web.StreamResponse:
         request = Request.from_headers(http.headers)
+        self.budgets.append(float(http.headers["edgewise-budget"]))
         body = await http.read()
         length = http.headers["Inference-Header-Content-Length"]
         self.photos[request.id] = decode_request(body, length).photo
@@ -91,14 +95,16 @@ class Fleet:
         outcome = Outcome(
             request=request.id,
             status=status,
-            server="right",
+            server=self.server,
             model="m",
             form=Form.MODEL_READY,
             predicted=1,
             accuracy=None if how == "anonymous" else 0.8,
             reason="price" if how == "shed" else None,
-            stamps=Stamps(accepted=5.0),
+            stamps=Stamps(accepted=5.0, finished=5.125),
         )
+        if self.way > 0.0:
+            await asyncio.sleep(self.way + 0.125)
         headers, data = encode_answer(Answer(outcome=outcome, code=code), "", frozenset())
         if how == "stall":  # the answer is in the client's socket, and then the loop stands still
             response = web.StreamResponse(headers=headers)
@@ -266,7 +272,7 @@ async def test_being_stopped_leaves_no_request_without_an_outcome() -> None:
 async def test_putting_a_request_together_is_lateness_and_not_latency(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    plain = module.encode_request
+    plain = encode_request
 
     def slowly(photo: bytes, ident: str) -> tuple[dict[str, str], bytes]:
         time.sleep(0.3)
@@ -281,6 +287,25 @@ async def test_putting_a_request_together_is_lateness_and_not_latency(
     assert outcome.stamps.sent is not None
     assert outcome.stamps.received is not None
     assert outcome.latency == outcome.stamps.received - outcome.stamps.sent
+
+
+@pytest.mark.parametrize("server", ["left", "right"])
+async def test_a_budget_is_what_will_be_left_on_arrival(server: str) -> None:
+    """Half of what an answer took beyond its ingress's own time; one that was moved says nothing
+    of the way there."""
+    fleet = Fleet()
+    fleet.way, fleet.server = 0.3, server
+    sent = requests(2, deadline=60.0)
+    sent.trace.time[:] = (0.0, 1.0)
+    _, client = await outcomes(fleet, sent)
+    first, second = fleet.budgets
+    assert first == pytest.approx(60.0, abs=0.05)
+    shown = client.round_trips["left"].get(0.0)
+    assert (shown is not None) == (server == "left")
+    assert second <= (60.0 - 0.15 if shown else 60.0)
+    assert second == pytest.approx(60.0 - 0.5 * (shown or 0.0), abs=0.05)
+    told = fleet.told["t-1"].budget
+    assert told <= 60.0 - 0.5 * (client.balancer_round_trip.get(0.0) or 0.0) + 1e-3
 
 
 async def test_the_balancer_is_told_of_a_request_that_cannot_be_sent() -> None:

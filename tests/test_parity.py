@@ -29,8 +29,6 @@ from edgewise.sim.play import seeds_of_draws
 from edgewise.sim.world import simulation
 from edgewise.workload import Trace, generate
 
-# The access links have no delay: a server that a client is 4 ms away from takes a request for 4 ms
-# younger than it is, for it counts the budget from the arrival of the headers; the simulator knows.
 SCENARIO = """
 name: parity
 about: Three unequal servers behind thin uplinks, the busiest place with the smallest.
@@ -42,7 +40,7 @@ servers:
   depot: {workers: 2, speed: 1.0, services: [lite0-96, lite0-224, lite2]}
   campus: {workers: 1, speed: 0.6, services: [lite0-128, squeezenet, lite0-192, lite1]}
 network:
-  access: {rate_mbps: 50, delay: 0.0}
+  access: {rate_mbps: 50, delay: 0.004}
   links:
     plaza: {rate_mbps: 12, delay: 0.008}
     depot: {rate_mbps: 12, delay: 0.005}
@@ -301,6 +299,14 @@ def test_meddling_is_noticed(meddling: Meddling, noticed: str) -> None:
 def test_another_luck_is_noticed() -> None:
     found = differences(simulated_story(CONTROLLED, 0.2), live.play(*world(0.0), CONTROLLED))
     assert any(each.what == "finished" for each in found)
+
+
+def test_a_client_that_does_not_allow_for_its_way_is_noticed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("edgewise.live.client.arrival", lambda round_trip, now: now)
+    found = differences(simulated_story(CONTROLLED, 0.2), live.play(*world(0.2), CONTROLLED))
+    assert any(each.what == "row" for each in found), found[:20]
 
 
 # -- the parts -----------------------------------------------------------------------------------

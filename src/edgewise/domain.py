@@ -122,7 +122,7 @@ class Request(Struct, frozen=True, kw_only=True, gc=False):
         return decode_json(data, cls)
 
     def to_headers(self, now: float) -> dict[str, str]:
-        """HTTP headers; `now` makes the remaining budget."""
+        """HTTP headers; `now`, when they will be in, makes the remaining budget."""
         fields = {
             "id": self.id,
             "ingress": self.ingress,

@@ -14,6 +14,9 @@ What it takes to put a request together is this program's time and not the fleet
 millisecond here). So a request counts as sent when its first bytes go out, and its metadata follow;
 how far behind schedule that was is reported.
 
+A server cannot know how long a request was on its way. So the budget that travels with it is what
+will be left when it is in: half the least round trip is taken off, as the answers have shown it.
+
 Kept: one entry per request under way. With its outcome it is handed on and forgotten, so memory
 stays flat however long the run. Whatever ends the run, a Ctrl-C too, every request that was sent
 has been handed on with its outcome.
@@ -42,6 +45,7 @@ from edgewise.live.clock import Clock
 from edgewise.live.config import ClientConfig
 from edgewise.live.control import Submission
 from edgewise.live.evaluate import NOTES, SCENARIO
+from edgewise.live.links import LeastRtt
 from edgewise.live.payloads import Load, read_load
 from edgewise.live.protocol import decode_answer, encode_request
 from edgewise.live.recorder import Recorder
@@ -117,6 +121,10 @@ class Client:
         self._unposted: list[Outcome] = []
         self.untold = 0
         """Requests whose metadata the balancer did not take."""
+        self.round_trips: dict[str, LeastRtt] = {name: LeastRtt() for name in load.servers}
+        """To each ingress, as its answers showed …"""
+        self.balancer_round_trip = LeastRtt()
+        """… and to the balancer."""
         self.late = array.array("d")
         """s behind its schedule, of every request sent."""
         self._counts = dict.fromkeys((status.value for status in Status), 0)
@@ -152,7 +160,7 @@ class Client:
             progress(self.progress())
 
     def progress(self) -> dict[str, Any]:
-        """How far it is: counts, and the score so far over the requests that have ended."""
+        """how far it is: counts, and the score so far over the requests that have ended."""
         ended = sum(self._counts.values())
         return {
             "total": len(self._load),
@@ -204,7 +212,7 @@ class Client:
         it goes out, or cannot."""
         request = entry.request
         headers, body = encode_request(self._load.payload(index), request.id)
-        headers |= request.to_headers(self._clock.now())
+        headers |= request.to_headers(arrival(self.round_trips[request.ingress], self._clock.now()))
         if self._tell_label:
             headers["edgewise-label"] = str(entry.label)
         url = self._config.ingress[request.ingress].rstrip("/") + INFER.format(task=request.task)
@@ -215,7 +223,7 @@ class Client:
                 url, data=io.BytesIO(body), headers=headers, trace_request_ctx=leave
             ) as response:
                 said = await response.read()
-            return self._read(entry.request, response.status, said, self._clock.now())
+            return self._read(entry.request, response.status, said)
 
         try:
             outcome = await _patiently(answer(), patience)
@@ -232,18 +240,22 @@ class Client:
         leave()  # if there was nobody to send it to
         self._end(entry, outcome)
 
-    @staticmethod
-    def _read(request: Request, code: int, answer: bytes, now: float) -> Outcome:
-        """What an answer says that was in at `now`; one that makes no sense is a failure of whoever
+    def _read(self, request: Request, code: int, answer: bytes) -> Outcome:
+        """What an answer says that has just come; one that makes no sense is a failure of whoever
         gave it."""
+        now = self._clock.now()
         try:
             outcome = decode_answer(request.id, code, answer).outcome
             if outcome.status is Status.SERVED and outcome.accuracy is None:
                 raise PeerError("an answer without the accuracy of its service")
         except PeerError as error:
             outcome = Outcome(request=request.id, status=Status.FAILED, reason=str(error))
-        stamps = msgspec.structs.replace(outcome.stamps, sent=request.sent_at, received=now)
         latency = now - request.sent_at
+        there, done = outcome.stamps.accepted, outcome.stamps.finished
+        if outcome.server == request.ingress and there is not None and done is not None:
+            # Both by the ingress's clock: what is left was spent on the way.
+            self.round_trips[request.ingress].add(max(0.0, latency - (done - there)), now)
+        stamps = msgspec.structs.replace(outcome.stamps, sent=request.sent_at, received=now)
         return msgspec.structs.replace(outcome, latency=latency, stamps=stamps)
 
     def _end(self, entry: Sent, outcome: Outcome) -> None:
@@ -271,8 +283,13 @@ class Client:
 
     async def _tell_balancer(self, session: aiohttp.ClientSession, request: Request) -> None:
         """Metadata to the balancer; if it does not take it, the ingress will ask."""
-        submission = Submission(request=request, budget=request.slack(self._clock.now()))
-        if not await self._post(session, "/v1/requests", msgspec.json.encode(submission)):
+        began = self._clock.now()
+        budget = request.slack(arrival(self.balancer_round_trip, began))
+        submission = msgspec.json.encode(Submission(request=request, budget=budget))
+        if await self._post(session, "/v1/requests", submission):
+            now = self._clock.now()
+            self.balancer_round_trip.add(now - began, now)
+        else:
             self.untold += 1
 
     async def _post_outcomes(self, session: aiohttp.ClientSession, over: asyncio.Event) -> None:
@@ -315,6 +332,11 @@ class Client:
             while True:
                 progress(self.progress())
                 await asyncio.sleep(PROGRESS_PERIOD)
+
+
+def arrival(round_trip: LeastRtt, now: float) -> float:
+    """When what is sent now will be there; now, as long as nothing is known of the way."""
+    return now + 0.5 * (round_trip.get(now) or 0.0)
 
 
 def _open_session() -> aiohttp.ClientSession:

@@ -115,7 +115,7 @@ class Submission(Struct, frozen=True, kw_only=True):
 
     request: Request
     budget: float
-    """s left until the deadline when this was sent."""
+    """s left until the deadline when this comes in, as far as its sender knows the way."""
 
     def anchored(self, now: float) -> Request:
         """The request on a clock that reads `now`."""

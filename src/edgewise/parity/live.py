@@ -123,7 +123,8 @@ async def _play(scenario: Scenario, trace: Trace, policy: str, meddling: Meddlin
     links = _links(scenario, meddling)
     figures: dict[tuple[str, float], Figures] = {}
     take = _taker(scenario, meddling, links, figures)
-    switch = Switch(_ways(scenario, meddling, links), CONTROL_DELAY, take)
+    ways = _ways(scenario, meddling, links)
+    switch = Switch(ways, CONTROL_DELAY, take)
     noting = _Noting(policies.label(policy), policies.find(policy), scenario.seed)
     dispatcher = _Told(scenario, noting, clock.now())
     dispatcher.figures = figures
@@ -159,6 +160,10 @@ async def _play(scenario: Scenario, trace: Trace, policy: str, meddling: Meddlin
         clock=clock,
         session=lambda: switch.session(CLIENT),
     )
+    # What its first answers would tell: there is none before the first requests.
+    for name in names:
+        client.round_trips[name].add(2.0 * ways(CLIENT, name, "").delay, clock.now())
+    client.balancer_round_trip.add(2.0 * ways(CLIENT, BALANCER, "").delay, clock.now())
     async with AsyncExitStack() as stack:
         await balancer.start()
         stack.push_async_callback(hung_up, switch)
