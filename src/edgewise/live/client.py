@@ -32,6 +32,7 @@ import secrets
 import signal
 import sys
 from collections.abc import Callable, Coroutine
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -188,18 +189,25 @@ class Client:
                     image=self._load.image_name(index),
                 )
                 self._under_way[entry.request.id] = entry
-
-                def leave(entry: Sent = entry, due_at: float = due_at) -> None:
-                    if entry.left:
-                        return
-                    entry.left = True
-                    now = self._clock.now()
-                    self.late.append(max(0.0, now - due_at))
-                    entry.request = msgspec.structs.replace(entry.request, sent_at=now)
-                    if self._config.balancer is not None:
-                        flights.create_task(self._tell_balancer(session, entry.request))
-
+                leave = partial(self._leave, flights, session, entry, due_at)
                 flights.create_task(self._one(session, entry, index, leave))
+
+    def _leave(
+        self,
+        flights: asyncio.TaskGroup,
+        session: aiohttp.ClientSession,
+        entry: Sent,
+        due_at: float,
+    ) -> None:
+        """The first bytes go out, or cannot: now it counts as sent, and the balancer is told."""
+        if entry.left:
+            return
+        entry.left = True
+        now = self._clock.now()
+        self.late.append(max(0.0, now - due_at))
+        entry.request = msgspec.structs.replace(entry.request, sent_at=now)
+        if self._config.balancer is not None:
+            flights.create_task(self._tell_balancer(session, entry.request))
 
     async def _one(
         self,
