@@ -32,8 +32,8 @@ DOCUMENT = ROOT / "docs" / "fidelity.md"
 PICTURE = ROOT / "docs" / "fidelity.svg"
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 
-POLICIES = "earliest_completion,priced_greedy,peak_ewma,local"
-"""Two that know the network, one that knows servers only, one that knows nothing."""
+POLICIES = "edgewise,earliest_completion,priced_greedy,local"
+"""The learned one, the plain rule, the heuristic that it corrects, and one that knows nothing."""
 QUICK_POLICIES = "earliest_completion,local"
 WORLDS = (2, 7, 11)
 """Seeds of the training family: three sampled worlds, by no result."""
@@ -177,11 +177,12 @@ def stage_table(pair: dict[str, Any], worlds: Sequence[str]) -> list[str]:
 def measured(work: Path, options: argparse.Namespace) -> str:
     """The tables as Markdown."""
     names = [f"emulated-{each}" for each in (*presets(), *(f"train-{s}" for s in WORLDS))]
-    command = "python scripts/fidelity.py" + (" --quick" if options.quick else "")
+    quick = " --quick" if options.quick else ""
+    command = f"python scripts/fidelity.py{quick} --seeds {options.seeds}"
     versions = ", ".join(f"{each} {version(each)}" for each in ("edgewise", "numpy", "onnxruntime"))
     lines = [
         BEGIN, "",
-        f"`{command}`, seeds per scenario: {options.seeds}, Python {platform.python_version()}, "
+        f"`{command} --policies {options.policies}`, Python {platform.python_version()}, "
         f"{versions}, {os.cpu_count()} cores.", "",
         "### Simulated and emulated", "",
         "Same requests, recorded latencies, relays. ± is a 95 % interval; within: |Δ| ≤ 0.02.", "",

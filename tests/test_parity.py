@@ -13,6 +13,7 @@ import pytest
 
 from edgewise import scenario as sc
 from edgewise.domain import Form, Report, Status
+from edgewise.live.links import LeastRtt
 from edgewise.network.capacity import constant
 from edgewise.network.link import LinkSettings
 from edgewise.parity import live, simulated
@@ -304,7 +305,11 @@ def test_another_luck_is_noticed() -> None:
 def test_a_client_that_does_not_allow_for_its_way_is_noticed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("edgewise.live.client.arrival", lambda round_trip, now: now)
+    class Ignorant(LeastRtt):
+        def there(self, now: float) -> float:
+            return now
+
+    monkeypatch.setattr("edgewise.live.client.LeastRtt", Ignorant)
     found = differences(simulated_story(CONTROLLED, 0.2), live.play(*world(0.2), CONTROLLED))
     assert any(each.what == "row" for each in found), found[:20]
 

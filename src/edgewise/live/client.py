@@ -2,17 +2,17 @@
 
 An *open loop*: the next request goes out on its schedule whatever became of the last one, for a
 client that waits slows down exactly when the fleet does, and hides it. A request's payload goes to
-its ingress and its metadata to the balancer. Each ends in exactly one
-`Outcome`: what the answer says, or *failed* when the connection broke, or *lost* when nothing came
-until its deadline was twice over and two seconds more. Latency is by the client's own clock, from
-the moment of sending (which may be behind schedule: that is measured too) to the last byte.
+its ingress and its metadata to the balancer. Each ends in exactly one `Outcome`: what the answer
+says, or *failed* when the connection broke, or *lost* when nothing came until its deadline was
+twice over and two seconds more. Latency is by the client's own clock, from the moment of sending to
+the last byte.
 
 The client is the evaluator as well: it alone knows the right classes, puts them into the outcomes
 and hands those to the balancer, in batches, to learn from.
 
-What it takes to put a request together is this program's time and not the fleet's (half a
-millisecond here). So a request counts as sent when its first bytes go out, and its metadata follow;
-how far behind schedule that was is reported.
+What it takes to put a request together is this program's time and not the fleet's. So a request
+counts as sent when its first bytes go out, and its metadata follow; how far behind schedule that
+was is reported.
 
 A server cannot know how long a request was on its way. So the budget that travels with it is what
 will be left when it is in: half the least round trip is taken off, as the answers have shown it.
@@ -161,7 +161,7 @@ class Client:
             progress(self.progress())
 
     def progress(self) -> dict[str, Any]:
-        """how far it is: counts, and the score so far over the requests that have ended."""
+        """How far it is: counts, and the score so far over the requests that have ended."""
         ended = sum(self._counts.values())
         return {
             "total": len(self._load),
@@ -220,7 +220,8 @@ class Client:
         it goes out, or cannot."""
         request = entry.request
         headers, body = encode_request(self._load.payload(index), request.id)
-        headers |= request.to_headers(arrival(self.round_trips[request.ingress], self._clock.now()))
+        # As if sent at once: it counts as sent when it is, and has its whole deadline then.
+        headers |= request.to_headers(self.round_trips[request.ingress].there(request.sent_at))
         if self._tell_label:
             headers["edgewise-label"] = str(entry.label)
         url = self._config.ingress[request.ingress].rstrip("/") + INFER.format(task=request.task)
@@ -292,7 +293,7 @@ class Client:
     async def _tell_balancer(self, session: aiohttp.ClientSession, request: Request) -> None:
         """Metadata to the balancer; if it does not take it, the ingress will ask."""
         began = self._clock.now()
-        budget = request.slack(arrival(self.balancer_round_trip, began))
+        budget = request.slack(self.balancer_round_trip.there(began))
         submission = msgspec.json.encode(Submission(request=request, budget=budget))
         if await self._post(session, "/v1/requests", submission):
             now = self._clock.now()
@@ -340,11 +341,6 @@ class Client:
             while True:
                 progress(self.progress())
                 await asyncio.sleep(PROGRESS_PERIOD)
-
-
-def arrival(round_trip: LeastRtt, now: float) -> float:
-    """When what is sent now will be there; now, as long as nothing is known of the way."""
-    return now + 0.5 * (round_trip.get(now) or 0.0)
 
 
 def _open_session() -> aiohttp.ClientSession:

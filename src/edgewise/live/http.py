@@ -101,11 +101,12 @@ class Api:
             )
             answer = await self._edge.serve(arrival)
             response = await self._answer(answer, arrival)
-            # Who asked has the answer before it is counted; whether he is still there is no matter.
-            with contextlib.suppress(ConnectionError):
-                await response.prepare(http)
-                await response.write_eof()
-            self._count(arrival, answer)
+            try:  # whoever asked has the answer before it is counted, or has gone
+                with contextlib.suppress(ConnectionError):
+                    await response.prepare(http)
+                    await response.write_eof()
+            finally:
+                self._count(arrival, answer)
             return response
         finally:
             pump.cancel()

@@ -124,3 +124,8 @@ class LeastRtt:
         while len(self._samples) > 1 and now - self._samples[0][0] > RTT_MEMORY:
             self._samples.popleft()
         return self._samples[0][1] if self._samples else None
+
+    def there(self, now: float) -> float:
+        """When headers sent now are in, if they meet no queue: half a round trip later. `now` as
+        long as nothing is known of the way."""
+        return now + 0.5 * (self.get(now) or 0.0)

@@ -108,10 +108,8 @@ class HttpPeers:
             raise PeerError(f"{peer}: no address is configured for it")
         body = parcel.body
         now = self._clock.now()
-        # The receiver counts the budget from the moment the headers are in, which is half a round
-        # trip from now if they meet no queue.
-        away = 0.5 * (self._monitor.rtts[peer].get(now) or 0.0)
-        headers = {**parcel.headers, **self._headers(parcel, now + away)}
+        # The receiver counts the budget from the moment the headers are in.
+        headers = {**parcel.headers, **self._headers(parcel, self._monitor.rtts[peer].there(now))}
         if body.expected is not None:
             headers["Content-Length"] = str(body.expected)
         size = body.expected if body.expected is not None else body.size
