@@ -37,8 +37,9 @@ POLICIES = "edgewise,earliest_completion,priced_greedy,local"
 QUICK_POLICIES = "earliest_completion,local"
 WORLDS = (2, 7, 11)
 """Seeds of the training family: three sampled worlds, by no result."""
-REAL = "three-sites"
-"""The preset of the real models: two thirds of a core, which this machine can carry."""
+REAL = ("three-sites", "single-model", "volatile")
+"""The presets of real models: half a core to two thirds of one, which two cores can carry. *direct* is
+three-sites once more, for here both are emulated."""
 
 
 class Part:
@@ -72,13 +73,15 @@ def parts(options: argparse.Namespace, work: Path) -> Iterator[Part]:
             "profile", "profile", "--runs", "20" if options.quick else "100", "--out", str(profile)
         )
         # The preset gives no latencies, noise or preparation time: the profile has them all.
-        file = work / "real.yaml"
-        text = presets()[REAL].read_text(encoding="utf-8")
-        file.write_text(f"{text}profile: {profile}\n", encoding="utf-8")
-        yield Part(
-            "real", "compare-worlds", str(file), "--real", "--policy", options.policies,
-            *duration(REAL, options.quick), *few, "--out", str(work / "real-runs"),
-        )  # fmt: skip
+        for name in REAL:
+            file = work / f"real-{name}.yaml"
+            text = presets()[name].read_text(encoding="utf-8")
+            file.write_text(f"{text}profile: {profile}\n", encoding="utf-8")
+            yield Part(
+                f"real-{name}", "compare-worlds", str(file), "--real",
+                "--policy", options.policies, *duration(name, options.quick), *few,
+                "--out", str(work / f"real-{name}"),
+            )  # fmt: skip
     # The same fleet recorded twice, on other requests.
     for seed in (101, 102):
         yield Part(
@@ -215,8 +218,8 @@ def measured(work: Path, options: argparse.Namespace) -> str:
                 f"{original['sigma']:.2f} | {each['slowdown'].get('2', 1.0):.2f} | "
                 f"{1e3 * batch.get('4', 0.0) / 4:.1f} |"
             )
-        lines += ["", f"{REAL} with that profile; within: |Δ| ≤ 0.04.", "",
-                  *verdict_table(work, ["real"])]  # fmt: skip
+        lines += ["", "With that profile; within: |Δ| ≤ 0.04.", "",
+                  *verdict_table(work, [f"real-{name}" for name in REAL])]  # fmt: skip
     lines += ["", "### Calibrated", ""]
     said = read(work, "calibrate")
     if said is None:

@@ -86,7 +86,8 @@ async def test_transfers_the_original(fleet: Fleet) -> None:
             for message in fleet.balancer.all(control.Reported)
         )
     )
-    # Only the ingress tells how it ended.
+    # Only the ingress tells how it ended, once whoever asked has been answered.
+    await fleet.balancer.until(lambda: bool(outcomes(fleet)))
     assert [outcome.request for outcome in outcomes(fleet)] == ["r1"]
 
 
