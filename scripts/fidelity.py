@@ -38,8 +38,8 @@ QUICK_POLICIES = "earliest_completion,local"
 WORLDS = (2, 7, 11)
 """Seeds of the training family: three sampled worlds, by no result."""
 REAL = ("three-sites", "single-model", "volatile")
-"""The presets of real models: half a core to two thirds of one, which two cores can carry. *direct* is
-three-sites once more, for here both are emulated."""
+"""The presets of real models: half a core to two thirds of one, which two cores can carry. *direct*
+is three-sites once more, for here both are emulated."""
 
 
 class Part:
