@@ -134,6 +134,8 @@ def test_studies_make_their_sections(tmp_path: Path, monkeypatch: pytest.MonkeyP
     rules = {"control": priced, "edgewise": EDGEWISE, gap.MARGIN: RULES[gap.MARGIN]}
     closed = gap.study(played, rules, ("light",), duration=0.5, trials=20, steps=20)
     assert closed.lines[-1].startswith("| light | ")
+    assert {"closed", "closed_with_information"} <= set(closed.figures)
+    assert any(key.startswith("gap 0.5|edgewise, all|") for key in played.kept.values)
     assert any(line.startswith("| **mean** |") for line in closed.lines)
 
 

@@ -86,8 +86,11 @@ async def test_transfers_the_original(fleet: Fleet) -> None:
             for message in fleet.balancer.all(control.Reported)
         )
     )
-    # Only the ingress tells how it ended, once whoever asked has been answered.
-    await fleet.balancer.until(lambda: bool(outcomes(fleet)))
+    # Only the ingress tells how it ended: what `b` said of it would be here before its pong.
+    await fleet.balancer.send("b", control.Ping(at=5.0))
+    await fleet.balancer.until(
+        lambda: bool(outcomes(fleet)) and bool(fleet.balancer.all(control.Pong))
+    )
     assert [outcome.request for outcome in outcomes(fleet)] == ["r1"]
 
 

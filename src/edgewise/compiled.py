@@ -63,10 +63,12 @@ def _njit(function: F, **options: Any) -> F:
     """`numba.njit`, compiled once for all signed integers rather than for each width and constant.
 
     numba takes a call with a constant, or with an index from an array of int32, for one of a type
-    of its own: it compiled the simulator's `push` seventeen times, and its 186 functions 265 times.
-    What is inlined gets its constants all the same.
+    of its own, and would compile the simulator's `push` anew for every kind of event. What is
+    inlined gets its constants all the same.
     """
     dispatcher: Any = numba.njit(cache=True, nogil=True, error_model="numpy", **options)(function)
+    if dispatcher is function:  # NUMBA_DISABLE_JIT
+        return function
     plain = dispatcher.get_call_template
 
     def template(args: Any, kws: Any) -> Any:

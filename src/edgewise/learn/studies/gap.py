@@ -3,7 +3,8 @@
 The search (`edgewise.sim.bound`) knows the whole episode. It plays short episodes, for its time
 grows with the square of their length, so the gains here are not those of the table above. How much
 of the way is *information* and how much *foresight* is told by the same policies with perfect
-information (`studies.information`): what they do not reach is knowing the requests to come.
+information (`studies.information`): what they do not reach is knowing the requests to come, and
+what training with that information would bring.
 """
 
 from __future__ import annotations
