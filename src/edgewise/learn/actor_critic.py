@@ -122,7 +122,7 @@ class Learner(nn.Module):
             dear, better = dear + more[:, 0], better + more[:, 1]
         better = nn.functional.softsign(better)
         price = heads[:, 0]
-        link, over, wait, wider = bend[batch.server].unbind(1)
+        link, over, wait, wider = bend.index_select(0, batch.server).unbind(1)
         c = dict(zip(CONSTANTS, batch.constants.unbind(1), strict=True))
 
         over, wait, service = over * c["network"], wait * c["wait"], c["service"]
@@ -135,10 +135,12 @@ class Learner(nn.Module):
             return (1.0 - (latency / deadline - 1.0) / grace).clamp(0.0, 1.0)
 
         expected = (4.0 * timely(mean) + timely(mean - off) + timely(mean + off)) / 6.0
-        cost = c["cost"] * torch.exp((price[batch.server] + dear).clamp(-CLAMP, CLAMP))
-        home = torch.exp(price[batch.home].clamp(-CLAMP, CLAMP))
+        cost = c["cost"] * torch.exp(
+            (price.index_select(0, batch.server) + dear).clamp(-CLAMP, CLAMP)
+        )
+        home = torch.exp(price.index_select(0, batch.home).clamp(-CLAMP, CLAMP))
         rows = c["worth"] * expected * (1.0 + better) - cost
-        rows = rows - c["link"] * link - c["prepare"] * home[batch.of]
+        rows = rows - c["link"] * link - c["prepare"] * home.index_select(0, batch.of)
         shift = (batch.omega @ w[LAYOUT["shed_head"]]).clamp(-CLAMP, CLAMP)
         return rows, batch.threshold + SHED_SCALE * shift
 
@@ -146,7 +148,7 @@ class Learner(nn.Module):
         """`policy.learned.network`: what it adds to the two heads of each row."""
         phi_in = batch.phi @ w[LAYOUT["phi_in"]].view(WIDTH, P).T
         psi_in = batch.psi @ w[LAYOUT["psi_in"]].view(WIDTH, Q).T
-        h = nn.functional.softsign(phi_in[batch.server] + psi_in)
+        h = nn.functional.softsign(phi_in.index_select(0, batch.server) + psi_in)
         m = len(batch.omega)
         mean = torch.zeros(m, WIDTH).index_add(0, batch.of, h)
         mean = mean / batch.counts.clamp_min(1.0)[:, None]
@@ -155,7 +157,7 @@ class Learner(nn.Module):
         most = h.gather(0, at)
         c, d, e = torch.split(w[LAYOUT["hidden"]].view(DEPTH, 3 * WIDTH).T, WIDTH)
         context = w[LAYOUT["bias"]] + mean @ d + most @ e
-        z = nn.functional.softsign(h @ c + context[batch.of])
+        z = nn.functional.softsign(h @ c + context.index_select(0, batch.of))
         return z @ w[LAYOUT["out"]].view(2, DEPTH).T
 
     def log_probabilities(self, batch: Batch) -> Tensor:
@@ -165,7 +167,9 @@ class Learner(nn.Module):
         top = shed.detach().scatter_reduce(0, batch.of, rows.detach(), "amax", include_self=True)
         total = torch.exp(shed - top).index_add(0, batch.of, torch.exp(rows - top[batch.of]))
         padded = torch.cat((rows, shed.new_zeros(1)))  # −1 is shed: any number, not looked at
-        chosen = torch.where(batch.chosen >= 0, padded[batch.chosen], shed)
+        chosen = torch.where(
+            batch.chosen >= 0, padded.index_select(0, batch.chosen.clamp_min(0)), shed
+        )
         return chosen - top - torch.log(total)
 
 
