@@ -10,7 +10,8 @@ import pytest
 
 from edgewise.domain import Observation, PeerReport, ServiceReport
 from edgewise.fleet import table as t
-from edgewise.fleet.layout import LOW_RATE_MEMORY, RATE_PRIOR, RTT_PRIOR
+from edgewise.fleet.layout import LOW_RATE_MEMORY, RTT_PRIOR
+from edgewise.fleet.measure import RATE_PRIOR
 from edgewise.fleet.tracker import Tracker
 from fleet_case import (
     A_LARGE,

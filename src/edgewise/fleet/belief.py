@@ -26,6 +26,7 @@ import numpy as np
 
 from edgewise.compiled import lean
 from edgewise.fleet.layout import FLIGHTS_MAX, QUEUE_MAX, RIF_BUCKETS, Array, Belief
+from edgewise.fleet.measure import ready_time
 
 FAILURE_MEMORY = 0.1
 """Weight of one outcome in the failure share: about the last ten answers."""
@@ -341,8 +342,11 @@ def restore_sends(belief: Belief, s: int) -> None:
 @lean
 def on_service_report(belief: Belief, k: int, service_time: float, batch: float) -> None:
     """Measured seconds per request of service `k` and its mean batch size."""
-    belief.services[k].service_time = service_time
-    belief.services[k].batch = max(1.0, batch)
+    service = belief.services[k]
+    service.service_time = service_time
+    belief.times[2 * k] = service_time
+    belief.times[2 * k + 1] = ready_time(service_time, service.ready_saving)
+    service.batch = max(1.0, batch)
 
 
 @lean

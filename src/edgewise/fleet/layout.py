@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgewise.domain import Service
+from edgewise.fleet.measure import ready_time
 
 Array = NDArray[Any]
 
@@ -33,9 +34,6 @@ _APART = 2
 """Records by which a row of these lists is longer than used. Rows of 8 KiB exactly would begin in
 the same set of the processor's cache, and push each other out."""
 
-RATE_PRIOR = 2.5e6
-"""bytes/s (20 Mbit/s) assumed of a link before the first transfer: the middle of what edge uplinks
-offer, so that a link is neither flooded nor shunned before it has been tried."""
 LOW_RATE_MEMORY = 30.0
 """s over which a low measurement fades towards the prior. A link believed to be slow is avoided,
 and one that is avoided is never measured: a first sample that was too low (a peer that stalled, a
@@ -139,6 +137,7 @@ class Belief(NamedTuple):
 
     servers: Array  # SERVER_STATE (S,)
     services: Array  # SERVICE_STATE (K,), sorted by server
+    times: Array  # float64 (2K,): s of service k fed form f, at 2k + f; follows its service_time
     first: Array  # int64 (S + 1,): services of server s are first[s] … first[s + 1] − 1
     links: Array  # LINK_STATE (L,)
     path: Array  # int64 (S, S): link from a to b; diagonal −1
@@ -185,12 +184,12 @@ def new_belief(
     table = np.zeros(len(services), SERVICE_STATE)
     models = sorted({service.model for service in services})
     for k, service in enumerate(services):
-        ready = service.accuracy if service.ready_accuracy is None else service.ready_accuracy
+        accuracy = service.accuracy if service.ready_accuracy is None else service.ready_accuracy
         table[k] = (
             of[k],
             models.index(service.model),
             service.accuracy,
-            ready,
+            accuracy,
             service.ready_bytes,
             service.ready_saving,
             service.latency[0],
@@ -208,9 +207,12 @@ def new_belief(
     free = np.full((count, max(workers, default=1)), np.inf)
     for s, c in enumerate(workers):
         free[s, :c] = 0.0
+    latency = [service.latency[0] for service in services]
+    ready = [ready_time(time, row["ready_saving"]) for time, row in zip(latency, table, strict=True)]
     return Belief(
         servers=state,
         services=table,
+        times=np.ravel([latency, ready], order="F").astype(np.float64),
         first=np.searchsorted(np.asarray(of), np.arange(count + 1)).astype(np.int64),
         links=links,
         path=path.astype(np.int64),

@@ -20,8 +20,10 @@ from __future__ import annotations
 import math
 
 from edgewise.compiled import lean
-from edgewise.fleet.layout import RATE_PRIOR
 
+RATE_PRIOR = 2.5e6
+"""bytes/s (20 Mbit/s) assumed of a link before the first transfer: the middle of what edge uplinks
+offer, so that a link is neither flooded nor shunned before it has been tried."""
 RATE_MEMORY = 1.0
 """s. A measurement this old weighs 1/e against a new one: cellular bandwidth keeps its level for
 about a second (Norway HSDPA traces, one sample/s)."""

@@ -27,7 +27,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from edgewise.compiled import lean
+from edgewise.compiled import inlined, lean
 from edgewise.fleet.belief import (
     PEAK_MEMORY,
     advance,
@@ -37,8 +37,8 @@ from edgewise.fleet.belief import (
     rif_bucket,
 )
 from edgewise.fleet.draws import numbered
-from edgewise.fleet.layout import LOW_RATE_MEMORY, RATE_PRIOR, RTT_PRIOR, Array, Belief
-from edgewise.fleet.measure import ready_time
+from edgewise.fleet.layout import LOW_RATE_MEMORY, RTT_PRIOR, Array, Belief
+from edgewise.fleet.measure import RATE_PRIOR
 
 ROW = {
     "server": "index of the server; −1 on the shed row",
@@ -160,9 +160,15 @@ RATE_AGE_MAX = 60.0
 
 
 class Table(NamedTuple):
-    """What a policy's kernel sees, and where it writes its scores. Allocated once."""
+    """What a policy's kernel sees, and where it writes its scores. Allocated once.
 
-    rows: Array  # float64 (R, len(ROW))
+    A column of `rows` lies in one piece, so that who fills or reads one goes through it without a
+    step: what rows have in common is computed for eight of them at a time. Rows that are not
+    admissible hold figures too; they mean nothing, but for what never changes: server, service,
+    form and accuracy.
+    """
+
+    rows: Array  # float64 (R, len(ROW)), in Fortran's order
     mask: Array  # uint8 (R,)
     servers: Array  # float64 (S, len(SERVER))
     context: Array  # float64 (len(CONTEXT),)
@@ -171,9 +177,9 @@ class Table(NamedTuple):
     # at besides the ingress, 0 = all
 
 
-def new_table(servers: int, services: int) -> Table:
-    """Allocate the table of a fleet."""
-    rows = np.zeros((2 * services + 1, len(ROW)))
+def blank_table(servers: int, services: int) -> Table:
+    """Allocate the table of a fleet of so many."""
+    rows = np.zeros((2 * services + 1, len(ROW)), order="F")
     rows[-1, R_SERVER] = rows[-1, R_SERVICE] = -1.0
     return Table(
         rows=rows,
@@ -183,6 +189,19 @@ def new_table(servers: int, services: int) -> Table:
         scores=np.zeros(2 * services + 1),
         wanted=np.array([1, SAMPLED if servers > SAMPLED_ABOVE else 0], np.uint8),
     )
+
+
+def new_table(belief: Belief) -> Table:
+    """Allocate the table that `observe` fills from `belief`, or from one of the same fleet."""
+    services = belief.services
+    table = blank_table(len(belief.servers), len(services))
+    for form, accuracy in enumerate(("accuracy", "ready_accuracy")):
+        rows = table.rows[form:-1:2]
+        rows[:, R_SERVER] = services["server"]
+        rows[:, R_SERVICE] = np.arange(len(services))
+        rows[:, R_FORM] = form
+        rows[:, R_ACCURACY] = services[accuracy]
+    return table
 
 
 @lean
@@ -315,7 +334,6 @@ def observe(
     can_convert = source.prepare_on > 0.0
     made = max(upload, prepare_wait) + source.prepare_seconds  # were it converted
 
-    admissible = 0
     known = -1  # the link whose state is at hand: an uplink is the same for all
     rate = 0.0
     rtt = 0.0
@@ -414,44 +432,28 @@ def observe(
         # If all workers are busy with less urgent work, the first of them to finish is awaited.
         soon = mean_work / (workers + 1.0)
         wait = waiting(now + ready, ahead_until, all_until, soon)
-        before = elapsed + ready + wait
         # Model-ready payloads are mostly of one size. So what follows from it is kept, per link and
         # per server: a division takes as long as the rest of a row.
+        converts = up and not local and can_convert
         if local or link != priced:
             size_there = -1.0
         priced = link
         queued = 0.0
-        sooner = 0.0
         size_queued = -1.0
         for k in range(belief.first[s], belief.first[s + 1]):
-            service = belief.services[k]
             r = 2 * k
-            row = rows[r]
-            rows[r, R_ACCURACY] = service.accuracy  # of masked rows too: it says why one sheds
-            rows[r + 1, R_ACCURACY] = service.ready_accuracy
-            service_time = service.service_time
-            if up and service.accuracy >= demanded:
-                mask[r] = 1
-                admissible += 1
-                row[R_SERVER] = s
-                row[R_SERVICE] = k
-                row[R_FORM] = 0.0
-                row[R_LOCAL] = 1.0 if local else 0.0
-                row[R_READY] = ready
-                row[R_WAIT] = wait
-                row[R_SERVICE_TIME] = service_time
-                row[R_RETURN] = back
-                row[R_LATENCY] = before + service_time + back
-                row[R_TRANSFER] = transfer
-                row[R_PREPARE] = 0.0
-                row[R_SIZE] = size
-            else:
-                mask[r] = 0
-            if up and not local and can_convert and service.ready_accuracy >= demanded:
+            mask[r] = up
+            rows[r, R_LOCAL] = local
+            rows[r, R_READY] = ready
+            rows[r, R_WAIT] = wait
+            rows[r, R_RETURN] = back
+            rows[r, R_TRANSFER] = transfer
+            rows[r, R_SIZE] = size
+            r += 1
+            mask[r] = converts
+            if converts:
                 # The whole photo must be in before it is converted; the link drains meanwhile.
-                mask[r + 1] = 1
-                admissible += 1
-                small = service.ready_bytes
+                small = belief.services[k].ready_bytes
                 if small != size_there:
                     size_there = small
                     crossing = small / rate
@@ -459,24 +461,32 @@ def observe(
                 if small != size_queued:
                     size_queued = small
                     queued = waiting(now + there, ahead_until, all_until, soon)
-                    sooner = elapsed + there + queued
-                running = ready_time(service_time, service.ready_saving)
-                row = rows[r + 1]
-                row[R_SERVER] = s
-                row[R_SERVICE] = k
-                row[R_FORM] = 1.0
-                row[R_LOCAL] = 0.0
-                row[R_READY] = there
-                row[R_WAIT] = queued
-                row[R_SERVICE_TIME] = running
-                row[R_RETURN] = back
-                row[R_LATENCY] = sooner + running + back
-                row[R_TRANSFER] = crossing
-                row[R_PREPARE] = source.prepare_seconds
-                row[R_SIZE] = small
-            else:
-                mask[r + 1] = 0
-    mask[rows.shape[0] - 1] = 1
+                rows[r, R_READY] = there
+                rows[r, R_WAIT] = queued
+                rows[r, R_RETURN] = back
+                rows[r, R_TRANSFER] = crossing
+                rows[r, R_PREPARE] = source.prepare_seconds
+                rows[r, R_SIZE] = small
+    return predict(table, belief.times, elapsed, demanded)
+
+
+@inlined
+def predict(table: Table, times: Array, elapsed: float, demanded: float) -> int:
+    """What all rows have in common, a column at a time: what they take in all, and whether they are
+    accurate enough. Loops that write one column and do not branch are vectorised."""
+    rows, mask = table.rows, table.mask
+    shed = mask.size - 1
+    for r in range(shed):
+        rows[r, R_SERVICE_TIME] = times[r]
+    for r in range(shed):
+        until = elapsed + rows[r, R_READY] + rows[r, R_WAIT]
+        rows[r, R_LATENCY] = until + times[r] + rows[r, R_RETURN]
+    for r in range(shed):
+        mask[r] &= rows[r, R_ACCURACY] >= demanded
+    admissible = 0
+    for r in range(shed):
+        admissible += mask[r]
+    mask[shed] = 1
     return admissible
 
 

@@ -91,7 +91,7 @@ class Tracker:
         )
         self.belief = belief_of(scenario, self.services)
         self.belief.servers["connected"] = 0.0
-        self._table = query.new_table(len(self.servers), len(self.services))
+        self._table = query.new_table(self.belief)
         self._index = {name: i for i, name in enumerate(self.servers)}
         self._service = {(s.server, s.model): k for k, s in enumerate(self.services)}
         candidates: list[Candidate | None] = [
@@ -284,7 +284,7 @@ class Tracker:
         return Observation(
             request=request,
             at=now,
-            rows=table.rows.copy(),
+            rows=table.rows.copy(order="F"),
             mask=table.mask.copy(),
             servers=table.servers.copy(),
             context=table.context.copy(),

@@ -5,6 +5,8 @@ How server-only rules share hosts and services: `edgewise.policy.servers`.
 
 from __future__ import annotations
 
+import math
+
 from edgewise.compiled import jit
 from edgewise.fleet.draws import below
 from edgewise.fleet.layout import Array
@@ -83,10 +85,11 @@ def least_outstanding(table: Table, params: Array, state: Array, draws: Array) -
 @jit
 def earliest_completion(table: Table, params: Array, state: Array, draws: Array) -> float:
     """The admissible (server, service, form) of least predicted latency. It never sheds."""
-    clear(table)
-    for r in range(table.mask.size - 1):
-        if table.mask[r] == 1:
-            table.scores[r] = -table.rows[r, R_LATENCY]
+    shed = table.mask.size - 1
+    for r in range(shed):
+        latency = table.rows[r, R_LATENCY]  # read in any case: then the loop is vectorised
+        table.scores[r] = -latency if table.mask[r] != 0 else -math.inf
+    table.scores[shed] = -math.inf
     return 1.0
 
 

@@ -16,7 +16,7 @@ import math
 
 from edgewise.compiled import inlined
 from edgewise.fleet.patience import DECISION_PATIENCE
-from edgewise.sim.heaps import push
+from edgewise.sim.events import push
 from edgewise.sim.layout import E_METADATA, E_REPORT, Sim, World
 from edgewise.sim.reports import MUTE_KNOWN
 from edgewise.sim.requests import later

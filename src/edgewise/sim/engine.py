@@ -27,12 +27,12 @@ from edgewise.fleet.table import (
     R_LATENCY,
     Table,
     best_row,
-    new_table,
+    blank_table,
     observe,
 )
 from edgewise.policy.base import Describe, Kernel, Learn
 from edgewise.sim.alone import hear_again, left_alone
-from edgewise.sim.heaps import index_of, kind_of, pop
+from edgewise.sim.events import first, index_of, kind_of, pop
 from edgewise.sim.layout import (
     ALTERNATIVES,
     CONSTANTS,
@@ -109,7 +109,8 @@ def go_on(sim: Sim) -> int:
         arrival = requests[clock.next].time if clock.next < requests.size else math.inf
         if arrival == math.inf and clock.open == 0:
             return -1
-        event = sim.world.events[0].time if clock.events > 0 else math.inf
+        place = first(sim.world.events)
+        event = sim.world.events[place].time
         line = sim.script[clock.line].time if clock.line < sim.script.size else math.inf
         now = min(arrival, event, line)
         if now > clock.horizon:
@@ -134,7 +135,7 @@ def go_on(sim: Sim) -> int:
             upload(sim.world, i, now)
             continue
         clock.processed += 1
-        code = pop(sim.world.events, sim.world.clock)
+        code = pop(sim.world.events, sim.world.clock, place)
         kind = kind_of(code)
         index = index_of(code)
         if kind == E_METADATA:
@@ -402,7 +403,7 @@ def compiled_learner(describe: Describe, learn: Learn) -> tuple[Any, Any]:
     )
 
 
-_TABLE = numba.typeof(new_table(1, 1))  # type: ignore[no-untyped-call]
+_TABLE = numba.typeof(blank_table(1, 1))  # type: ignore[no-untyped-call]
 _FLOATS = types.float64[::1]
 _pointers: dict[Any, Any] = {}
 
@@ -442,6 +443,6 @@ def rejoin(target: Sim, source: Sim) -> None:
 
 def _copies(arrays: World | Reports | Belief | Table) -> dict[str, Array]:
     return {
-        name: array if name in CONSTANTS else array.copy()
+        name: array if name in CONSTANTS else array.copy(order="K")
         for name, array in arrays._asdict().items()
     }

@@ -1,95 +1,13 @@
-"""Two heaps in arrays. Compiled.
+"""Flows of a link and requests of a queue, by what comes first. Compiled.
 
-The event heap is binary. Its ties go in the order in which events were made, so that a run does not
-depend on how the heap happens to lie.
-
-Flows of a link and requests of a queue are in *pairing heaps* (Fredman, Sedgewick, Sleator, Tarjan,
-Algorithmica 1, 1986) threaded through one array of nodes: there are many small ones, and none of
-them needs a size of its own.
+They are in *pairing heaps* (Fredman, Sedgewick, Sleator, Tarjan, Algorithmica 1, 1986) threaded
+through one array of nodes: there are many small ones, and none of them needs a size of its own.
 """
 
 from __future__ import annotations
 
-import numpy as np
-
-from edgewise.compiled import inlined, inner, lean
+from edgewise.compiled import inlined, inner
 from edgewise.fleet.layout import Array
-
-KIND_BITS = 4
-INDEX_BITS = 29
-"""5 × 10⁸ slots, links or workers; the 30 bits above count 10⁹ events before ties may mix."""
-_INDEX_MASK = (1 << INDEX_BITS) - 1
-_KIND_MASK = (1 << KIND_BITS) - 1
-_SEQUENCE_MASK = (1 << 30) - 1
-
-
-@inlined
-def settle(events: Array, hole: int, time: float, code: int) -> None:
-    """Put an event into the hole, or where it belongs on the way up from there."""
-    while hole > 0:
-        parent = (hole - 1) >> 1
-        other = events[parent].time
-        if other < time or (other == time and events[parent].code < code):
-            break
-        events[hole].time = other
-        events[hole].code = events[parent].code
-        hole = parent
-    events[hole].time = time
-    events[hole].code = code
-
-
-@lean
-def push(events: Array, clock: Array, time: float, kind: int, index: int) -> None:
-    """Let an event happen at `time`. The heap has room for all that can be under way."""
-    n = clock[0].events
-    sequence = clock[0].sequence
-    clock[0].events = n + 1
-    clock[0].sequence = sequence + 1
-    code = ((sequence & _SEQUENCE_MASK) << (KIND_BITS + INDEX_BITS)) | (kind << INDEX_BITS) | index
-    settle(events, n, time, code)
-
-
-@inlined
-def pop(events: Array, clock: Array) -> int:
-    """Take the first event out; returns its code. The heap must not be empty."""
-    code: int = events[0].code
-    n = clock[0].events - 1
-    clock[0].events = n
-    if n == 0:
-        return code
-    # The hole goes all the way down along the lesser children, and the last event up from there:
-    # it was a leaf and mostly belongs near one. Which child is less is as good as random, so it is
-    # reckoned rather than branched on; a misprediction costs more than the whole step.
-    hole = 0
-    child = 1
-    while child + 1 < n:
-        first = events[child]
-        second = events[child + 1]
-        less = (second.time < first.time) | (
-            (second.time == first.time) & (second.code < first.code)
-        )
-        child += np.int64(less)  # type: ignore[assignment]
-        events[hole].time = events[child].time
-        events[hole].code = events[child].code
-        hole = child
-        child = 2 * hole + 1
-    if child < n:
-        events[hole].time = events[child].time
-        events[hole].code = events[child].code
-        hole = child
-    settle(events, hole, events[n].time, events[n].code)
-    return code
-
-
-@inlined
-def kind_of(code: int) -> int:
-    return (code >> INDEX_BITS) & _KIND_MASK
-
-
-@inlined
-def index_of(code: int) -> int:
-    return code & _INDEX_MASK
-
 
 @inlined
 def meld(nodes: Array, a: int, b: int) -> int:

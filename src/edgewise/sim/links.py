@@ -30,7 +30,8 @@ from edgewise.fleet.layout import Array
 from edgewise.fleet.luck import luck
 from edgewise.network.capacity import bytes_between, time_to_send
 from edgewise.network.link import CHUNK_BYTES, PACKET_BYTES, STALL_S
-from edgewise.sim.heaps import insert, push, remove, remove_root
+from edgewise.sim.events import push
+from edgewise.sim.heaps import insert, remove, remove_root
 from edgewise.sim.layout import CONSTANT, CURVE, E_LINK, UNLIMITED, Record
 
 SAME_BYTES = 1e-6

@@ -23,7 +23,8 @@ from edgewise.fleet.layout import QUEUE_MAX, Belief
 from edgewise.fleet.patience import FLEET_PERIOD, HEARTBEAT
 from edgewise.fleet.table import link_rate
 from edgewise.fleet.tracker import FORGET_AFTER, RATE_MAX, RATE_MIN
-from edgewise.sim.heaps import push, remove_root
+from edgewise.sim.events import push
+from edgewise.sim.heaps import remove_root
 from edgewise.sim.layout import (
     DONE,
     E_FAILED,
@@ -58,6 +59,7 @@ def view(beliefs: Belief, b: int) -> Belief:
     return Belief(
         beliefs.servers[b],
         beliefs.services[b],
+        beliefs.times[b],
         beliefs.first[b],
         beliefs.links[b],
         beliefs.path[b],

@@ -8,7 +8,7 @@ import numpy as np
 
 from edgewise.compiled import inlined, inner
 from edgewise.score import expected_utility
-from edgewise.sim.heaps import push
+from edgewise.sim.events import push
 from edgewise.sim.layout import (
     DONE,
     E_METADATA,

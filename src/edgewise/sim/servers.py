@@ -24,7 +24,8 @@ from edgewise.fleet.layout import Array
 from edgewise.fleet.luck import noise_place
 from edgewise.fleet.measure import SERVICE_MEMORY, ready_time
 from edgewise.fleet.reporting import GAP, busy_share, jumped
-from edgewise.sim.heaps import insert, push, remove_root
+from edgewise.sim.events import push
+from edgewise.sim.heaps import insert, remove_root
 from edgewise.sim.layout import (
     DONE,
     E_FAILED,

@@ -31,7 +31,7 @@ from edgewise.scenario import (
     slowness,
 )
 from edgewise.sim import layout
-from edgewise.sim.heaps import push
+from edgewise.sim.events import new_events, push
 from edgewise.sim.layout import Reports, Sim, World
 from edgewise.sim.reports import MUTE_KNOWN
 from edgewise.workload import Trace
@@ -170,9 +170,8 @@ def simulation(
         # A slot has three events at most (metadata and upload, then one; and one that looks after
         # it); a transfer that joins a link makes one more, a worker one of its own, a server one
         # and those that jumps have made moot.
-        events=np.zeros(
-            8 * slots + 8 * len(links) + len(workers) + 16 * count + under_way,
-            layout.EVENT,
+        events=new_events(
+            8 * slots + 8 * len(links) + len(workers) + 16 * count + under_way
         ),
         requests=requests,
         slots=state,
@@ -207,7 +206,7 @@ def simulation(
         script=_script(scenario),
         reports=under_way_reports,
         beliefs=beliefs,
-        table=new_table(count, len(services)),
+        table=new_table(belief),
     )
 
 

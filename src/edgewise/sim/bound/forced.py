@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgewise.compiled import jit
-from edgewise.fleet.table import R_SERVER
+from edgewise.fleet.table import R_ACCURACY, R_SERVER
 from edgewise.sim import engine
 from edgewise.sim.layout import Sim
 
@@ -47,6 +47,7 @@ def blind(sim: Sim, results: bool) -> Sim:
         world.clock["store"] = 0
     copy.table.wanted[:] = 0  # no statistics, and all servers: a forced row must be admissible
     copy.table.mask[:] = 1
+    copy.table.rows[:, R_ACCURACY] = np.inf
     copy.table.rows[:, R_SERVER] = -1.0  # the belief counts every decision as a refusal
     beliefs = copy.beliefs._replace(first=np.zeros_like(copy.beliefs.first))
     return copy._replace(world=world, beliefs=beliefs)
