@@ -423,13 +423,15 @@ def on_answer(belief: Belief, s: int, now: float, response: float, rif: int, fai
 def level(free: Array, workers: int, now: float, work: float) -> float:
     """When `workers` have done `work` s more than they are busy with: the water level t at which
     Σ max(0, t − max(free, now)) = work. `free` ascending. With work 0, the first free worker."""
-    total = work
-    for k in range(workers):
-        total += max(free[k], now)
-        t: float = total / (k + 1)
-        if k + 1 == workers or t <= max(free[k + 1], now):
-            return max(t, now)
-    return now
+    t = work + max(free[0], now)
+    total = t
+    for k in range(1, workers):
+        busy = max(free[k], now)
+        if t <= busy:
+            break
+        total += busy
+        t = total / (k + 1)
+    return max(t, now)
 
 
 @lean

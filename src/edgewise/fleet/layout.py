@@ -208,7 +208,9 @@ def new_belief(
     for s, c in enumerate(workers):
         free[s, :c] = 0.0
     latency = [service.latency[0] for service in services]
-    ready = [ready_time(time, row["ready_saving"]) for time, row in zip(latency, table, strict=True)]
+    ready = [
+        ready_time(time, row["ready_saving"]) for time, row in zip(latency, table, strict=True)
+    ]
     return Belief(
         servers=state,
         services=table,

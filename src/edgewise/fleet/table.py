@@ -342,10 +342,13 @@ def observe(
     link_flows = 0.0
     left_bytes = 0.0  # on the link when the conversion is made
     left_flows = 0.0
+    link_wait = 0.0
+    transfer_over = 0.0  # of the original …
+    ready_over = 0.0  # … and when it is in
+    back_over = 0.0
     crossing = 0.0  # of a model-ready payload …
     there = 0.0  # … and when it is in
     size_there = -1.0  # of the payload that both are of
-    priced = -1  # the link that both are of
     looked_at = count
     if table.wanted[1] > 0:
         looked_at = 1 + min(table.wanted[1], count - 1)
@@ -368,7 +371,7 @@ def observe(
         free = belief.free[s]
         all_work = 0.0
         ahead_work = 0.0
-        mean_work = 0.0
+        soon = 0.0
         if server.jobs > 0:
             jobs = belief.jobs[s]
             for j in range(server.jobs):
@@ -376,7 +379,8 @@ def observe(
                 all_work += work
                 if not edf or jobs[j].deadline <= absolute:
                     ahead_work += work
-            mean_work = all_work / server.jobs
+            # If all workers are busy with less urgent work, the first of them to finish is awaited.
+            soon = all_work / server.jobs / (workers + 1.0)
         if server.prepare_own <= 0.0 and server.prepare_backlog > 0.0:
             left = max(0.0, server.prepare_backlog - max(0.0, now - server.prepare_at))
             all_work += left
@@ -399,6 +403,14 @@ def observe(
             link_bytes, link_flows = backlog_at(belief, link, rate, now)
             left_bytes = max(0.0, link_bytes - rate * made)
             left_flows = link_flows * left_bytes / link_bytes if link_bytes > 0.0 else 0.0
+            link_wait = link_bytes / rate
+            # The original is the same to all services: streamed on as it arrives, so the slower of
+            # upload and transfer decides.
+            transfer_over = payload / rate
+            ready_over = max(upload, min(link_bytes, link_flows * payload) / rate + transfer_over)
+            ready_over += 0.5 * rtt
+            back_over = 0.5 * (rtt + access_rtt)
+            size_there = -1.0
 
         out[S_UP] = 1.0 if up else 0.0
         out[S_WORKERS] = server.workers
@@ -414,30 +426,17 @@ def observe(
             statistics(belief, s, now, out)
         out[S_RATE] = 0.0 if local else rate
         out[S_RATE_AGE] = RATE_AGE_MAX if local else rate_age
-        out[S_LINK_BACKLOG] = 0.0 if local else link_bytes / rate
+        out[S_LINK_BACKLOG] = 0.0 if local else link_wait
         out[S_RTT] = 0.0 if local else rtt
 
-        # The original is the same to all services of a server: streamed on as it arrives, so the
-        # slower of upload and transfer decides.
-        size = 0.0
-        transfer = 0.0
-        ready = upload
-        back = 0.5 * access_rtt
-        if not local:
-            size = payload
-            transfer = payload / rate
-            ready = max(upload, min(link_bytes, link_flows * payload) / rate + transfer)
-            ready += 0.5 * rtt
-            back = 0.5 * (rtt + access_rtt)
-        # If all workers are busy with less urgent work, the first of them to finish is awaited.
-        soon = mean_work / (workers + 1.0)
+        size = 0.0 if local else payload
+        transfer = 0.0 if local else transfer_over
+        ready = upload if local else ready_over
+        back = 0.5 * access_rtt if local else back_over
         wait = waiting(now + ready, ahead_until, all_until, soon)
         # Model-ready payloads are mostly of one size. So what follows from it is kept, per link and
         # per server: a division takes as long as the rest of a row.
         converts = up and not local and can_convert
-        if local or link != priced:
-            size_there = -1.0
-        priced = link
         queued = 0.0
         size_queued = -1.0
         for k in range(belief.first[s], belief.first[s + 1]):
@@ -509,10 +508,11 @@ def flatten(table: Table, out: Array) -> None:
 @lean
 def best_row(table: Table) -> int:
     """The admissible row of highest score, the first of equals; shed if none is above −inf."""
-    best = table.mask.size - 1
+    scores, mask = table.scores, table.mask
+    best = mask.size - 1
     value = -math.inf
-    for r in range(table.mask.size):
-        if table.mask[r] == 1 and table.scores[r] > value:
+    for r in range(mask.size):
+        if mask[r] == 1 and scores[r] > value:
             best = r
-            value = table.scores[r]
+            value = scores[r]
     return best

@@ -44,4 +44,4 @@ def hear_again(world: World, now: float) -> None:
     for s in range(world.servers.size):
         if world.servers[s].up != 0:
             world.servers[s].report_due = now
-            push(world.events, world.clock, now, E_REPORT, s)
+            push(world, now, E_REPORT, s)

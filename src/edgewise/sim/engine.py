@@ -135,7 +135,7 @@ def go_on(sim: Sim) -> int:
             upload(sim.world, i, now)
             continue
         clock.processed += 1
-        code = pop(sim.world.events, sim.world.clock, place)
+        code = pop(sim.world, place)
         kind = kind_of(code)
         index = index_of(code)
         if kind == E_METADATA:
@@ -297,7 +297,7 @@ def change_world(sim: Sim, now: float) -> None:
     clock.line += 1
     if line.kind == S_LINK_CHANGE:
         link = sim.world.links[line.index]
-        bring_up(sim.world.links, sim.world.numbers, line.index, now, clock.fifo_links != 0)
+        bring_up(sim.world, line.index, now)
         if line.rated != 0:
             link.mode = line.mode
             link.rate = line.rate

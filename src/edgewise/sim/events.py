@@ -16,12 +16,13 @@ rings; the heap from `HEAP` on. Time is +inf where a ring, or the heap, is empty
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
-from edgewise.compiled import inlined, lean
+from edgewise.compiled import inlined, inner
 from edgewise.fleet.layout import Array
-from edgewise.sim.layout import EVENT, RINGED
+from edgewise.sim.layout import EVENT, RINGED, World
 
 KIND_BITS = 4
 INDEX_BITS = 29
@@ -36,10 +37,18 @@ HEAP = RINGED * (1 + RING)
 """Where the heap begins."""
 
 
-def new_events(room: int) -> Array:
-    """A queue of which the heap alone holds `room` events."""
+def new_events(room: int, planned: Sequence[tuple[float, int, int]]) -> Array:
+    """A queue of which the heap alone has room for `room` events, with those `planned`: (time, kind,
+    index) each, in the order in which they are made. The clock has to be told how many."""
     events = np.zeros(HEAP + max(1, room), EVENT)
     events["time"][:RINGED] = events["time"][HEAP] = np.inf
+    codes = [
+        (n << (KIND_BITS + INDEX_BITS)) | (kind << INDEX_BITS) | index
+        for n, (_, kind, index) in enumerate(planned)
+    ]
+    # What is sorted is a heap.
+    for n, (time, code) in enumerate(sorted(zip((p[0] for p in planned), codes, strict=True))):
+        events["time"][HEAP + n], events["code"][HEAP + n] = time, code
     return events
 
 
@@ -60,10 +69,11 @@ def settle(events: Array, hole: int, time: float, code: int) -> None:
     events[HEAP + hole].code = code
 
 
-@lean
-def push(events: Array, clock: Array, time: float, kind: int, index: int) -> None:
+@inner
+def push(world: World, time: float, kind: int, index: int) -> None:
     """Let an event happen at `time`. The heap has room for all that can be under way."""
-    state = clock[0]
+    events = world.events
+    state = world.clock[0]
     sequence = state.sequence
     state.sequence = sequence + 1
     code = ((sequence & _SEQUENCE_MASK) << (KIND_BITS + INDEX_BITS)) | (kind << INDEX_BITS) | index
@@ -104,13 +114,14 @@ def first(events: Array) -> int:
 
 
 @inlined
-def pop(events: Array, clock: Array, place: int) -> int:
+def pop(world: World, place: int) -> int:
     """Take the next event out, which is at `place`; returns its code."""
+    events = world.events
     code: int = events[place].code
     if place == HEAP:
-        pop_heap(events, clock)
+        pop_heap(world)
         return code
-    state = clock[0]
+    state = world.clock[0]
     n = state.waiting[place] - 1
     state.waiting[place] = n
     follower = (state.last[place] - n + 1) & (RING - 1)
@@ -120,10 +131,11 @@ def pop(events: Array, clock: Array, place: int) -> int:
 
 
 @inlined
-def pop_heap(events: Array, clock: Array) -> None:
+def pop_heap(world: World) -> None:
     """Take the heap's root out. It must not be empty."""
-    n = clock[0].events - 1
-    clock[0].events = n
+    events = world.events
+    n = world.clock[0].events - 1
+    world.clock[0].events = n
     if n == 0:
         events[HEAP].time = math.inf
         return

@@ -9,6 +9,7 @@ from __future__ import annotations
 from edgewise.compiled import inlined, inner
 from edgewise.fleet.layout import Array
 
+
 @inlined
 def meld(nodes: Array, a: int, b: int) -> int:
     """Join two heaps by their roots (−1 = empty); returns the root. Equal keys go in order."""

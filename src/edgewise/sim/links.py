@@ -32,7 +32,7 @@ from edgewise.network.capacity import bytes_between, time_to_send
 from edgewise.network.link import CHUNK_BYTES, PACKET_BYTES, STALL_S
 from edgewise.sim.events import push
 from edgewise.sim.heaps import insert, remove, remove_root
-from edgewise.sim.layout import CONSTANT, CURVE, E_LINK, UNLIMITED, Record
+from edgewise.sim.layout import CONSTANT, CURVE, E_LINK, UNLIMITED, Record, World
 
 SAME_BYTES = 1e-6
 """What is left of a transfer and less than this is rounding."""
@@ -98,107 +98,89 @@ def across(link: Record, numbers: Array, now: float, size: float) -> float:
 
 
 @inlined
-def bring_up(links: Array, numbers: Array, e: int, now: float, fifo: bool) -> None:
+def bring_up(world: World, e: int, now: float) -> None:
     """Bring a link's virtual time to `now`."""
-    link = links[e]
+    link = world.links[e]
     flows = link.flows
     if flows > 0 and now > link.at:
-        carried = capacity(link, numbers, link.at, now)
-        link.served += carried if fifo else carried / flows
+        carried = capacity(link, world.numbers, link.at, now)
+        link.served += carried if world.clock[0].fifo_links != 0 else carried / flows
         link.area += flows * (now - link.at)
         link.bytes += carried
     link.at = now
 
 
 @inlined
-def schedule(
-    links: Array, nodes: Array, numbers: Array, events: Array, clock: Array, e: int, fifo: bool
-) -> None:
-    """See that an event comes no later than the first flow is across."""
-    link = links[e]
-    if link.root < 0:
-        return
-    share = 1 if fifo else link.flows
-    left = max(0.0, nodes[link.root].key - link.served) * share
-    t = across(link, numbers, link.at, left)
-    if t < link.scheduled:
-        link.scheduled = t
-        push(events, clock, t, E_LINK, e)
+def left_of(world: World, e: int) -> float:
+    """Bytes that link `e`, which is up to date, carries until its first flow is across."""
+    link = world.links[e]
+    share = 1 if world.clock[0].fifo_links != 0 else link.flows
+    left: float = max(0.0, world.nodes[link.root].key - link.served) * share
+    return left
 
 
 @inner
-def join(
-    links: Array,
-    nodes: Array,
-    numbers: Array,
-    events: Array,
-    clock: Array,
-    e: int,
-    node: int,
-    size: float,
-    now: float,
-) -> float:
-    """Let a flow of `size` bytes join link `e`; returns its `area` so far: it tells sharing."""
-    link = links[e]
-    fifo = clock[0].fifo_links != 0
-    bring_up(links, numbers, e, now, fifo)
+def schedule(world: World, e: int) -> None:
+    """See that an event comes no later than the first flow is across."""
+    link = world.links[e]
+    if link.root < 0:
+        return
+    t = across(link, world.numbers, link.at, left_of(world, e))
+    if t < link.scheduled:
+        link.scheduled = t
+        push(world, t, E_LINK, e)
+
+
+@inner
+def join(world: World, e: int, node: int, size: float, now: float) -> None:
+    """Let a flow of `size` bytes join link `e`."""
+    link = world.links[e]
+    bring_up(world, e, now)
     if link.flows == 0:  # a new busy period: nothing refers to the old virtual time
         link.served = 0.0
         link.last_tag = 0.0
         link.tags = 0.0
-    tag = size + (max(link.served, link.last_tag) if fifo else link.served)
+    after = max(link.served, link.last_tag) if world.clock[0].fifo_links != 0 else link.served
+    tag = size + after
     link.last_tag = tag
     link.tags += tag
     link.flows += 1
-    link.root = insert(nodes, link.root, node, tag, clock[0].sequence)
-    schedule(links, nodes, numbers, events, clock, e, fifo)
-    area: float = link.area
-    return area
+    link.root = insert(world.nodes, link.root, node, tag, world.clock[0].sequence)
+    schedule(world, e)
 
 
 @inlined
-def leave(links: Array, nodes: Array, numbers: Array, clock: Array, e: int, now: float) -> int:
+def leave(world: World, e: int, now: float) -> int:
     """The node of a flow that is across by `now`, taken out; −1 if none is."""
-    link = links[e]
-    fifo = clock[0].fifo_links != 0
-    bring_up(links, numbers, e, now, fifo)
+    link = world.links[e]
+    bring_up(world, e, now)
     root: int = link.root
     if root < 0:
         return -1
-    share = 1 if fifo else link.flows
-    left = max(0.0, nodes[root].key - link.served) * share
+    left = left_of(world, e)
     # A time is only so fine: where the rest would take no time at all, it is across.
-    if left > SAME_BYTES and across(link, numbers, now, left) > now:
+    if left > SAME_BYTES and across(link, world.numbers, now, left) > now:
         return -1
-    link.tags -= nodes[root].key
-    link.root = remove_root(nodes, root)
+    link.tags -= world.nodes[root].key
+    link.root = remove_root(world.nodes, root)
     link.flows -= 1
     return root
 
 
 @inner
-def withdraw(
-    links: Array,
-    nodes: Array,
-    numbers: Array,
-    events: Array,
-    clock: Array,
-    e: int,
-    node: int,
-    size: float,
-) -> None:
+def withdraw(world: World, e: int, node: int, size: float) -> None:
     """A flow of `size` bytes on link `e` is broken off now; what it had not sent frees the link."""
-    link = links[e]
-    fifo = clock[0].fifo_links != 0
-    bring_up(links, numbers, e, clock[0].now, fifo)
-    key = nodes[node].key
-    left = min(size, max(0.0, key - link.served)) if fifo else 0.0  # those behind it move up
-    link.root = remove(nodes, link.root, node, left)
+    link = world.links[e]
+    bring_up(world, e, world.clock[0].now)
+    key = world.nodes[node].key
+    # First in, first out: those behind it move up.
+    left = min(size, max(0.0, key - link.served)) if world.clock[0].fifo_links != 0 else 0.0
+    link.root = remove(world.nodes, link.root, node, left)
     link.tags -= key
     link.last_tag -= left
     link.flows -= 1
     link.scheduled = math.inf  # the event under way may be too late now
-    schedule(links, nodes, numbers, events, clock, e, fifo)
+    schedule(world, e)
 
 
 @inlined

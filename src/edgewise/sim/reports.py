@@ -84,7 +84,7 @@ def look_at_link(world: World, reports: Reports, p: int, j: int, e: int, now: fl
         out.rate_at = link.measured_at
         return
     fifo = world.clock[0].fifo_links != 0
-    bring_up(world.links, world.numbers, e, now, fifo)
+    bring_up(world, e, now)
     out.flows = link.flows
     out.backlog = backlog(link, fifo)
     rate = RATE_MAX
@@ -102,8 +102,8 @@ def look(world: World, reports: Reports, s: int, now: float) -> None:
     if server.up == 0 or now != server.report_due:
         return  # begins again when it is back; a jump was told meanwhile
     server.report_due = now + clock.period
-    server.reported = backlog_of(world.clock, world.servers, world.workers, s, now)
-    push(world.events, world.clock, now + clock.period, E_REPORT, s)
+    server.reported = backlog_of(world, s, now)
+    push(world, now + clock.period, E_REPORT, s)
     p: int = clock.free_report
     if p < 0:
         return  # cannot be: there are as many as can be under way
@@ -149,7 +149,7 @@ def look(world: World, reports: Reports, s: int, now: float) -> None:
     for b in range(clock.balancers):
         reports.seen[p, b] = world.seen[b, s]
     look_at_links(world, reports, s, p, now)
-    push(world.events, world.clock, now + clock.report_delay, E_REPORTED, p)
+    push(world, now + clock.report_delay, E_REPORTED, p)
 
 
 @inner
@@ -313,7 +313,7 @@ def sweep(world: World, beliefs: Belief, now: float) -> None:
                 belief = by_reference(view(beliefs, slot.balancer))
                 close(world, belief, i, True, now)
                 slot.life = -1
-    push(world.events, world.clock, now + 1.0, E_SWEEP, 0)
+    push(world, now + 1.0, E_SWEEP, 0)
 
 
 # -- servers that stop ---------------------------------------------------------------------------
@@ -332,7 +332,7 @@ def stop(world: World, s: int, now: float) -> None:
     slots = world.slots.size
     for e in range(world.links.size):
         if world.links[e].source == s:
-            bring_up(world.links, world.numbers, e, now, clock.fifo_links != 0)
+            bring_up(world, e, now)
             while world.links[e].root >= 0:
                 node = world.links[e].root
                 world.links[e].root = remove_root(world.nodes, node)
@@ -354,7 +354,7 @@ def stop(world: World, s: int, now: float) -> None:
             known_at = now + world.links[world.path[s, slot.ingress]].delay
             expect_news(world, i, known_at, E_FAILED)
     clear_server(world, s)
-    push(world.events, world.clock, now + clock.control_delay, E_LEFT, s)
+    push(world, now + clock.control_delay, E_LEFT, s)
 
 
 @inner
@@ -416,8 +416,8 @@ def restart(world: World, s: int, now: float) -> None:
         world.seen[b, s].commands = 0
         world.seen[b, s].low = 0
         world.seen[b, s].bits = 0
-    push(world.events, world.clock, now + world.clock[0].control_delay, E_JOINED, s)
-    push(world.events, world.clock, now, E_REPORT, s)
+    push(world, now + world.clock[0].control_delay, E_JOINED, s)
+    push(world, now, E_REPORT, s)
 
 
 @inner

@@ -46,7 +46,7 @@ def release(world: World, i: int) -> None:
 def later(world: World, i: int, time: float, kind: int) -> None:
     """Let an event of slot `i` happen at `time`."""
     world.slots[i].holds += 1
-    push(world.events, world.clock, time, kind, i)
+    push(world, time, kind, i)
 
 
 @inlined
@@ -60,7 +60,7 @@ def arm(world: World, i: int) -> None:
     time = min(slot.give_up, slot.expiry)
     if time < slot.wake:
         slot.wake = time
-        push(world.events, world.clock, time, E_WAKE, i)
+        push(world, time, E_WAKE, i)
 
 
 @inlined

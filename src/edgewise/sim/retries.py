@@ -47,11 +47,7 @@ def break_off(world: World, i: int) -> None:
     if slot.link < 0:
         return
     withdraw(
-        world.links,
-        world.nodes,
-        world.numbers,
-        world.events,
-        world.clock,
+        world,
         slot.link,
         world.slots.size + i,
         slot.size,

@@ -77,11 +77,7 @@ def upload(world: World, i: int, now: float) -> None:
     slot = world.slots[i]
     hold(world, i)
     join(
-        world.links,
-        world.nodes,
-        world.numbers,
-        world.events,
-        world.clock,
+        world,
         slot.ingress,
         i,
         slot.payload,
@@ -118,11 +114,7 @@ def transfer(world: World, i: int, size: float, now: float) -> None:
     hold(world, i)
     slot.link = link
     join(
-        world.links,
-        world.nodes,
-        world.numbers,
-        world.events,
-        world.clock,
+        world,
         link,
         world.slots.size + i,
         size,
@@ -222,22 +214,14 @@ def on_link(world: World, e: int, time: float) -> None:
     link.scheduled = math.inf
     slots = world.slots.size
     while True:
-        node = leave(world.links, world.nodes, world.numbers, world.clock, e, time)
+        node = leave(world, e, time)
         if node < 0:
             break
         if node < slots:
             on_up(world, node, e, time)
         else:
             on_across(world, node - slots, e, time)
-    schedule(
-        world.links,
-        world.nodes,
-        world.numbers,
-        world.events,
-        world.clock,
-        e,
-        world.clock[0].fifo_links != 0,
-    )
+    schedule(world, e)
 
 
 @inlined
@@ -316,12 +300,4 @@ def on_finish(world: World, w: int, time: float) -> None:
 def reschedule(world: World, e: int) -> None:
     """A link changed: forget the event under way, for it may be too late now."""
     world.links[e].scheduled = math.inf
-    schedule(
-        world.links,
-        world.nodes,
-        world.numbers,
-        world.events,
-        world.clock,
-        e,
-        world.clock[0].fifo_links != 0,
-    )
+    schedule(world, e)

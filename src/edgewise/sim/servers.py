@@ -20,7 +20,6 @@ import math
 
 from edgewise.compiled import inlined, inner
 from edgewise.fleet.belief import acknowledge
-from edgewise.fleet.layout import Array
 from edgewise.fleet.luck import noise_place
 from edgewise.fleet.measure import SERVICE_MEMORY, ready_time
 from edgewise.fleet.reporting import GAP, busy_share, jumped
@@ -88,17 +87,18 @@ def account(world: World, s: int, now: float, change: int) -> None:
 
 
 @inner
-def backlog_of(clock: Array, servers: Array, workers: Array, s: int, now: float) -> float:
+def backlog_of(world: World, s: int, now: float) -> float:
     """s until workers and stage of `s` are through with what is here (`live.monitor`)."""
-    server = servers[s]
-    own = clock[0].prepare_own != 0
+    server = world.servers[s]
+    workers = world.workers
+    own = world.clock[0].prepare_own != 0
     work = server.work if own else server.work + server.prepare_waiting
     for w in range(server.first_worker, server.first_worker + server.workers):
         if workers[w].slot >= 0:
             work += max(0.0, workers[w].expected - now)
     work /= server.workers
     if own:
-        core = workers[workers.size - servers.size + s]
+        core = workers[workers.size - world.servers.size + s]
         work += server.prepare_waiting
         if core.slot >= 0:
             work += max(0.0, core.expected - now)
@@ -114,10 +114,10 @@ def notice(world: World, s: int, now: float) -> None:
     if server.report_due <= soonest:
         return
     since = now - server.reported_at
-    backlog = backlog_of(world.clock, world.servers, world.workers, s, now)
+    backlog = backlog_of(world, s, now)
     if jumped(backlog, server.reported, since, world.clock[0].period):
         server.report_due = soonest
-        push(world.events, world.clock, soonest, E_REPORT, s)
+        push(world, soonest, E_REPORT, s)
 
 
 @inner
@@ -177,7 +177,7 @@ def work_on(
     worker.started = now
     worker.expected = now + work
     worker.finish = now + time
-    push(world.events, world.clock, now + time, E_FINISH, w)
+    push(world, now + time, E_FINISH, w)
 
 
 @inner

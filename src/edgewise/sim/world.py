@@ -31,7 +31,7 @@ from edgewise.scenario import (
     slowness,
 )
 from edgewise.sim import layout
-from edgewise.sim.events import new_events, push
+from edgewise.sim.events import new_events
 from edgewise.sim.layout import Reports, Sim, World
 from edgewise.sim.reports import MUTE_KNOWN
 from edgewise.workload import Trace
@@ -165,13 +165,19 @@ def simulation(
         if layout.RESULT[name] == np.float64 and name not in ("probability", "utility"):
             results[name] = np.nan
 
+    # Out of step: each server's first report comes at a moment of its own.
+    servers["report_due"] = np.random.default_rng([scenario.seed, 2]).random(count)
+    servers["report_due"] *= scenario.report_period
+    planned = [(due, layout.E_REPORT, s) for s, due in enumerate(servers["report_due"].tolist())]
+    planned.append((1.0, layout.E_SWEEP, 0))
+    clock["events"] = clock["sequence"] = len(planned)
     world = World(
         clock=clock,
         # A slot has three events at most (metadata and upload, then one; and one that looks after
         # it); a transfer that joins a link makes one more, a worker one of its own, a server one
         # and those that jumps have made moot.
         events=new_events(
-            8 * slots + 8 * len(links) + len(workers) + 16 * count + under_way
+            8 * slots + 8 * len(links) + len(workers) + 16 * count + under_way, planned
         ),
         requests=requests,
         slots=state,
@@ -195,12 +201,6 @@ def simulation(
         services=np.zeros((under_way, most), layout.REPORT_SERVICE),
         seen=np.zeros((under_way, deciders), layout.SEEN),
     )
-    # Out of step: each server's first report comes at a moment of its own.
-    phases = np.random.default_rng([scenario.seed, 2]).random(count)
-    for s, phase in enumerate(phases):
-        servers["report_due"][s] = float(phase) * scenario.report_period
-        push(world.events, clock, servers["report_due"][s], layout.E_REPORT, s)
-    push(world.events, clock, 1.0, layout.E_SWEEP, 0)
     return Sim(
         world=world,
         script=_script(scenario),
