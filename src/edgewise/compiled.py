@@ -32,6 +32,9 @@ CHECKED = os.environ.get("EDGEWISE_CHECK_INDICES", "") not in ("", "0")
 """Stop at a negative index rather than read beside the array."""
 KEPT = 30 * 86_400.0
 """s for which compiled code stays that nobody uses: a version that one still goes back to."""
+ARRAYS = ("layout.py", "world.py")
+"""Files that compile nothing, but say what arrays there are and what the numbers in them mean. Both
+are compiled into what reads them, and some of that takes no such array (`sim.addresses`)."""
 
 
 def _keep_apart() -> None:
@@ -41,7 +44,7 @@ def _keep_apart() -> None:
     digest = hashlib.blake2b(b"checked" if CHECKED else b"", digest_size=8)
     for file in sorted(Path(__file__).parent.rglob("*.py")):
         source = file.read_bytes()
-        if b"edgewise.compiled" in source or b"numba" in source:
+        if file.name in ARRAYS or b"edgewise.compiled" in source or b"numba" in source:
             digest.update(source)
     # No home, or not writable: numba then looks for a place itself.
     with contextlib.suppress(OSError, RuntimeError):
