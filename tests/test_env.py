@@ -121,6 +121,20 @@ def test_a_row_that_is_not_admissible_sheds() -> None:
     assert (one[0] == other[0]).all()
 
 
+def test_a_negative_row_is_the_first() -> None:
+    """Also −1 and −2, which mean something else to lanes; of any array of integers."""
+    one, other = (BalanceVectorEnv(3, **SHORT) for _ in range(2))
+    one.reset(seed=3)
+    other.reset(seed=3)
+    for _ in range(50):
+        seen, *_ = one.step(np.zeros(3, np.int64))
+        same, *_, info = other.step(np.array([-1, -2, -(2**31)], np.int32))
+        assert (seen == same).all()
+    assert (info["decision"] == 50).all()
+    with pytest.raises(ValueError, match="expected 3 rows"):
+        other.step(np.int64(0))
+
+
 @pytest.mark.parametrize("observation", ["flat", "parts"])
 def test_the_observation_is_the_candidate_table(observation: str) -> None:
     env = BalanceEnv(**SHORT, observation=observation)
@@ -232,6 +246,10 @@ def test_lanes_refuse_what_does_not_fit_and_leave_ended_ones_alone() -> None:
     with pytest.raises(ValueError, match="larger"):
         Lanes(1, 6, 3, supply.slots, wide=True).put(0, supply.world(0))
     lanes = Lanes.of(supply, 1, wide=True)
+    world = supply.world(0)
+    with pytest.raises(ValueError, match="not compiled for"):
+        lanes.put(0, world._replace(script=world.reports.heads))
+    lanes.step(np.array([0]))  # nothing has been put there
     lanes.put(0, supply.world(0))
     lanes.step(np.array([BEGIN]))
     shed = np.array([supply.rows - 1])

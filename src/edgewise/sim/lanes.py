@@ -6,9 +6,11 @@ whether its trace is at its end. The environments are a thin shell around this.
 
 How lanes are stepped by one compiled call: a simulation is a tuple of arrays whose sizes differ
 from world to world, so there is no array of simulations. `Lanes` keeps the *addresses* of each
-lane's arrays in one integer table, and `at` builds the tuple from them, without touching a
-reference count. What must hold: the lane's arrays are alive and at the addresses in the table
-(`Lanes.sims` holds them, `Lanes.put` is the only place where they change).
+lane's arrays in one integer table, and `sim_at` builds the tuple from them (`sim.addresses`). What
+must hold: the lane's arrays are alive and at the addresses in the table (`Lanes.sims` holds them,
+`Lanes.put` is the only place where they change), and of the types that were compiled for, which
+`put` sees to. The lanes' own arrays come in the same way (`Buffers`), for a step of one lane is
+short beside the handing over of a dozen arrays from Python.
 
 Lanes share nothing, so blocks of them run in threads with the same bits on any number of threads.
 
@@ -21,17 +23,16 @@ the world is played on until every score is known. So the sum of rewards is the 
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from functools import cache
+from typing import Any, NamedTuple
 
+import numba
 import numpy as np
-from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic
-from numba.np import arrayobj
 
 from edgewise.compiled import inner, lean
 from edgewise.fleet.layout import Array
 from edgewise.sim import engine
+from edgewise.sim.addresses import reader_of, words_of
 from edgewise.sim.layout import DONE, FREE, Sim
 from edgewise.sim.observation import (
     CONTEXT,
@@ -47,15 +48,12 @@ from edgewise.sim.reference import by_reference
 from edgewise.sim.requests import release
 from edgewise.sim.supply import Supply
 
-# They publish no types, or not for this.
-cg: Any = cgutils
-arrays: Any = arrayobj
-tuples: Any = types.BaseTuple
-
 BEGIN = -1
 """In place of a row: the lane's world has just been put there."""
 IDLE = -2
 """In place of a row: leave the lane as it is."""
+ANY = -(2**63)
+"""For `Lanes.step`: no row is below the least."""
 
 PARTS = ("rows", "server", "servers", "context", "action_mask")
 
@@ -73,57 +71,59 @@ LANE = np.dtype(
 )
 
 
-def _at(typing: Any, like: Any, addresses: Any, lane: Any) -> Any:
-    """The simulation of a lane, from the addresses of its arrays; of the type of `like`."""
+class Buffers(NamedTuple):
+    """What N lanes are stepped with: R rows, S servers, and room for C open requests in each."""
 
-    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        _, table, row = args
-        table = context.make_array(addresses)(context, builder, table)
-        width = cg.unpack_tuple(builder, table.shape, 2)[1]
-        base = builder.mul(context.cast(builder, row, lane, types.intp), width)
-        position = 0
-
-        def word() -> Any:
-            nonlocal position
-            place = builder.add(base, cg.intp_t(position))
-            position += 1
-            return builder.load(builder.gep(table.data, [place]))
-
-        def build(kind: Any) -> Any:
-            if isinstance(kind, tuples):
-                return context.make_tuple(builder, kind, [build(each) for each in kind.types])
-            array = context.make_array(kind)(context, builder)
-            size = context.get_abi_sizeof(context.get_data_type(kind.dtype))
-            data = builder.inttoptr(word(), array.data.type)
-            shape = [word() for _ in range(kind.ndim)]
-            strides = [cg.intp_t(size)]
-            for length in reversed(shape[1:]):
-                strides.insert(0, builder.mul(strides[0], length))
-            arrays.populate_array(
-                array,
-                data=data,
-                shape=cg.pack_array(builder, shape),
-                strides=cg.pack_array(builder, strides),
-                itemsize=cg.intp_t(size),
-                meminfo=None,
-            )
-            return array._getvalue()
-
-        return build(like)
-
-    return like(like, addresses, lane), code
+    rows: Array  # int64 (N,), of this step
+    lanes: Array  # LANE (N,)
+    of: Array  # int64 (N, C): number of the decision in each slot, −1 none or credited
+    mask: Array  # int8 (N, R)
+    flat: Array  # float32 (N, R, WIDTH), or (N, 0, WIDTH) where they are shown in parts
+    parts: tuple[Array, Array, Array, Array]  # the first four of `PARTS`, or of 0 lanes
+    rewards: Array  # float64 (N,)
+    # The scores that became known in this step, (N × C,), one after the other in order of the
+    # lanes; those of a block begin where the room of its first lane does.
+    whose: Array  # int64: the lane
+    which: Array  # int64: its decision
+    worth: Array  # float64
 
 
-at: Any = intrinsic(_at)
+def new_buffers(count: int, servers: int, rows: int, room: int, wide: bool) -> Buffers:
+    """For lanes that have played nothing; `wide`: shown as `flat`."""
+    size = 0 if wide else count
+    return Buffers(
+        rows=np.zeros(count, np.int64),
+        lanes=np.zeros(count, LANE),
+        of=np.full((count, room), -1, np.int64),
+        mask=np.zeros((count, rows), np.int8),
+        flat=np.zeros((count, rows if wide else 0, WIDTH), np.float32),
+        parts=(
+            np.zeros((size, rows, len(ROW)), np.float32),
+            np.full((size, rows), -1, np.int32),
+            np.zeros((size, servers, len(SERVER)), np.float32),
+            np.zeros((size, len(CONTEXT)), np.float32),
+        ),
+        rewards=np.zeros(count),
+        whose=np.zeros(count * room, np.int64),
+        which=np.zeros(count * room, np.int64),
+        worth=np.zeros(count * room),
+    )
 
 
-def words_of(part: Any) -> list[int]:
-    """What `at` reads of a simulation, or of a part of it: address and shape of every array."""
-    if isinstance(part, tuple):
-        return [word for each in part for word in words_of(each)]
-    if not part.flags.c_contiguous:
-        raise ValueError("an array of a simulation must be contiguous")
-    return [part.ctypes.data, *part.shape]
+@cache
+def kind_of_sim() -> Any:
+    """numba's type of every simulation: they differ in sizes only."""
+    return numba.typeof(Supply(family="light", duration=1e-3).world(0))  # type: ignore[no-untyped-call]
+
+
+@cache
+def kind_of_buffers() -> Any:
+    """And of all buffers."""
+    return numba.typeof(new_buffers(1, 1, 1, 1, wide=True))  # type: ignore[no-untyped-call]
+
+
+sim_at = reader_of(kind_of_sim)
+buffers_at = reader_of(kind_of_buffers)
 
 
 @inner
@@ -168,34 +168,31 @@ def play_out(sim: Sim, going: int, n: int, of: Array, which: Array, worth: Array
 
 @lean
 def step_block(
-    like: Sim,
-    addresses: Array,
-    lanes: Array,
-    of: Array,
-    rows: Array,
-    wide: bool,
-    flat: Array,
-    parts: tuple[Array, Array, Array, Array],
-    mask: Array,
-    rewards: Array,
-    which: Array,
-    worth: Array,
-    counts: Array,
-    first: int,
-    last: int,
-) -> int:
-    """Step lanes `first` … `last` − 1 by their `rows`; returns the first lane that ran out of
-    slots, −1 if none did."""
+    buffers: Array, addresses: Array, least: int, first: int, last: int
+) -> tuple[int, int, int]:
+    """Step lanes `first` … `last` − 1 by their rows, of which those below `least` are taken for it.
+
+    `buffers` (1, ·) and `addresses` (N, ·) are the words of `Buffers` and of the simulations.
+    Returns the first lane that ran out of slots, −1 if none did; how many lanes are at their end;
+    and how many scores became known.
+    """
+    own: Buffers = by_reference(buffers_at(buffers, 0))
+    mask, of, which, worth = own.mask, own.of, own.which, own.worth
+    wide = own.flat.shape[1] > 0
+    ended = 0
+    begin = first * of.shape[1]
+    n = begin
     for i in range(first, last):
-        lane = lanes[i]
-        if rows[i] == IDLE or (rows[i] != BEGIN and lane.ended != 0):
-            counts[i] = 0
-            rewards[i] = 0.0
+        lane = own.lanes[i]
+        row = max(own.rows[i], least)
+        if row == IDLE or (row != BEGIN and lane.ended != 0):
+            own.rewards[i] = 0.0
+            ended += lane.ended
             continue
-        sim: Sim = by_reference(at(like, addresses, i))
+        sim: Sim = by_reference(sim_at(addresses, i))
         clock = sim.world.clock[0]
         shed = sim.table.mask.size - 1
-        if rows[i] == BEGIN:
+        if row == BEGIN:
             lane.decisions = 0
             lane.refused = 0
             lane.total = 0.0
@@ -203,7 +200,6 @@ def step_block(
             before = -1.0
             of[i, :] = -1
         else:
-            row = rows[i]
             if row == mask.shape[1] - 1:
                 row = shed
             elif row < 0 or row >= shed or sim.table.mask[row] == 0:
@@ -214,7 +210,8 @@ def step_block(
             before = clock.now
             engine.take(sim, row, 1.0)
         going = engine.go_on(sim)
-        n = hear(sim, 0, of[i], which[i], worth[i])
+        known = n
+        n = hear(sim, n, of[i], which, worth)
         lane.now = clock.now
         lane.waited = clock.now - before if before >= 0.0 else 0.0
         lane.request = going
@@ -223,35 +220,23 @@ def step_block(
         over = going < 0 or clock.next >= sim.world.requests.size
         write_mask(sim.table, going >= 0, mask[i])
         if wide:
-            write_flat(sim.table, mask[i], flat[i])
+            write_flat(sim.table, mask[i], own.flat[i])
         else:
-            write_parts(sim.table, mask[i], parts[0][i], parts[1][i], parts[2][i], parts[3][i])
+            rows, server, servers, context = own.parts
+            write_parts(sim.table, mask[i], rows[i], server[i], servers[i], context[i])
         if over and clock.overflow == 0:
             lane.ended = 1
-            n = play_out(sim, going, n, of[i], which[i], worth[i])
+            n = play_out(sim, going, n, of[i], which, worth)
         if clock.overflow != 0:
-            return i
+            return i, ended, n - begin
         reward = 0.0
-        for c in range(n):
-            reward += worth[i, c]
+        for c in range(known, n):
+            own.whose[c] = i
+            reward += worth[c]
         lane.total += reward
-        rewards[i] = reward
-        counts[i] = n
-    return -1
-
-
-@lean
-def gather(
-    which: Array, worth: Array, counts: Array, lane: Array, decision: Array, reward: Array
-) -> None:
-    """Credits of all lanes, one after the other."""
-    n = 0
-    for i in range(counts.size):
-        for c in range(counts[i]):
-            lane[n] = i
-            decision[n] = which[i, c]
-            reward[n] = worth[i, c]
-            n += 1
+        own.rewards[i] = reward
+        ended += lane.ended
+    return -1, ended, n - begin
 
 
 class Lanes:
@@ -272,30 +257,23 @@ class Lanes:
     def __init__(
         self, count: int, servers: int, rows: int, slots: int, *, wide: bool, threads: int = 1
     ) -> None:
-        self.sims: list[Sim | None] = [None] * count
-        self.lanes = np.zeros(count, LANE)
-        self.mask = np.zeros((count, rows), np.int8)
-        self.flat = np.zeros((count, rows if wide else 0, WIDTH), np.float32)
-        size = 0 if wide else count
-        self.parts = (
-            np.zeros((size, rows, len(ROW)), np.float32),
-            np.full((size, rows), -1, np.int32),
-            np.zeros((size, servers, len(SERVER)), np.float32),
-            np.zeros((size, len(CONTEXT)), np.float32),
-        )
-        self.rewards = np.zeros(count)
-        self._wide = wide
-        self._addresses = np.zeros((count, 0), np.int64)
-        self._slots = slots
         # A little longer than used: rows of a power of two bytes would begin in the same set of the
         # processor's cache, and a step of all lanes would push each out again.
-        room = slots + 8
-        self._of = np.full((count, room), -1, np.int64)
-        self._which = np.zeros((count, room), np.int64)
-        self._worth = np.zeros((count, room))
-        self._counts = np.zeros(count, np.int64)
+        self._room = slots + 8
+        self._buffers = new_buffers(count, servers, rows, self._room, wide)
+        self._words = np.array([words_of(self._buffers)])
+        self._addresses = np.zeros((count, 0), np.int64)
+        self._slots = slots
+        self._wide = wide
+        self.sims: list[Sim | None] = [None] * count
+        self.lanes = self._buffers.lanes
+        self.lanes["ended"] = 1  # as in `put`
+        self.mask = self._buffers.mask
+        self.rewards = self._buffers.rewards
+        self._parts = dict(zip(PARTS, (*self._buffers.parts, self.mask), strict=True))
         threads = max(1, min(threads, count))
         self._blocks = [(count * t // threads, count * (t + 1) // threads) for t in range(threads)]
+        self._known = [0] * threads  # scores, of each block in the last step
         self._pool = ThreadPoolExecutor(threads, "lanes") if threads > 1 else None
 
     @classmethod
@@ -310,62 +288,78 @@ class Lanes:
         """
         if sim.table.mask.size > self.mask.shape[1] or len(sim.world.slots) > self._slots:
             raise ValueError("a world larger than the lanes were made for")
-        if not self._wide and sim.table.servers.shape[0] > self.parts[2].shape[1]:
+        if not self._wide and sim.table.servers.shape[0] > self._parts["servers"].shape[1]:
             raise ValueError("a world with more servers than the lanes were made for")
         sim.world.clock["learning"] = 1
         sim.table.wanted[0] = 1
+        if sim is not self.sims[lane]:  # else its arrays are where they were
+            self._hold(lane, sim)
+        self.lanes[lane]["ended"] = 1  # nothing happens there but `BEGIN`
+        self.mask[lane] = 0
+        if self._wide:
+            self._buffers.flat[lane] = 0.0
+        else:
+            for part in self._buffers.parts:
+                part[lane] = -1 if part.dtype == np.int32 else 0
+
+    def _hold(self, lane: int, sim: Sim) -> None:
+        if numba.typeof(sim) != kind_of_sim():  # type: ignore[no-untyped-call]
+            raise ValueError("arrays of a type that was not compiled for")
         words = words_of(sim)
         if self._addresses.shape[1] != len(words):
             self._addresses = np.zeros((len(self.sims), len(words)), np.int64)
         self.sims[lane] = sim
         self._addresses[lane] = words
-        self.lanes[lane]["ended"] = 1  # nothing happens there but `BEGIN`
-        self.mask[lane] = 0
-        if self._wide:
-            self.flat[lane] = 0.0
-        else:
-            for part in self.parts:
-                part[lane] = -1 if part.dtype == np.int32 else 0
 
-    def step(self, rows: Array) -> None:
+    def step(self, rows: Array, least: int = ANY) -> int:
         """Step every lane by its row, int64 (N,); `BEGIN` and `IDLE` stand for themselves.
 
-        A row that is not admissible sheds, and is counted. Raises Crowded.
+        A row that is not admissible sheds, and is counted; one below `least` is taken for `least`.
+        Returns how many lanes are at their end. Raises Crowded.
         """
         if rows.shape != self.rewards.shape:
             raise ValueError(f"expected {len(self.rewards)} rows, got {rows.shape}")
-        like: Any = self.sims[0]
+        self._buffers.rows[:] = rows
 
-        def run(block: tuple[int, int]) -> int:
-            return step_block(
-                like, self._addresses, self.lanes, self._of, rows, self._wide, self.flat,
-                self.parts, self.mask, self.rewards, self._which, self._worth, self._counts, *block
-            )  # fmt: skip
+        def run(block: tuple[int, int]) -> tuple[int, int, int]:
+            return step_block(self._words, self._addresses, least, *block)
 
         found = self._pool.map(run, self._blocks) if self._pool else map(run, self._blocks)
-        crowded = max(found)
-        if crowded >= 0:
-            raise Crowded(f"lane {crowded}: over {self._slots} requests were open at a time")
+        worst, over, self._known = -1, 0, []
+        for crowded, ended, known in found:
+            worst = max(worst, crowded)
+            over += ended
+            self._known.append(known)
+        if worst >= 0:
+            raise Crowded(f"lane {worst}: over {self._slots} requests were open at a time")
+        return over
 
     def observation(self, lane: int) -> Any:
         """A copy of what a lane shows."""
         if self._wide:
-            return self.flat[lane].copy()
-        parts = [part[lane].copy() for part in (*self.parts, self.mask)]
-        return dict(zip(PARTS, parts, strict=True))
+            return self._buffers.flat[lane].copy()
+        return {name: part[lane].copy() for name, part in self._parts.items()}
 
     def observations(self, copy: bool) -> Any:
         """What all lanes show; without `copy` the next step overwrites it."""
         if self._wide:
-            return self.flat.copy() if copy else self.flat
-        parts = [part.copy() if copy else part for part in (*self.parts, self.mask)]
-        return dict(zip(PARTS, parts, strict=True))
+            return self._buffers.flat.copy() if copy else self._buffers.flat
+        if copy:
+            return {name: part.copy() for name, part in self._parts.items()}
+        return self._parts.copy()
 
     def credits(self) -> tuple[Array, Array, Array]:
         """(lane, decision, reward) of every score that became known in the last step."""
-        n = int(self._counts.sum())
-        lane, decision, reward = np.empty(n, np.int64), np.empty(n, np.int64), np.empty(n)
-        gather(self._which, self._worth, self._counts, lane, decision, reward)
+        own = self._buffers
+        if self._pool is None:
+            n = self._known[0]
+            return own.whose[:n].copy(), own.which[:n].copy(), own.worth[:n].copy()
+        begins = [first * self._room for first, _ in self._blocks]
+        parts = [slice(at, at + n) for at, n in zip(begins, self._known, strict=True)]
+        lane, decision, reward = (
+            np.concatenate([array[part] for part in parts])
+            for array in (own.whose, own.which, own.worth)
+        )
         return lane, decision, reward
 
     def close(self) -> None:

@@ -77,6 +77,8 @@ class BalanceVectorEnv(gymnasium.vector.VectorEnv[Observed, Any, NDArray[Any]]):
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._lanes = Lanes.of(self._supply, num_envs, wide=observation == "flat", threads=threads)
+        told = self._lanes.lanes
+        self._decisions, self._now, self._waited = told["decisions"], told["now"], told["waited"]
         self._plays, self._copy = plays, copy
         self._worlds = np.zeros(num_envs, np.int64)
         self._played = np.zeros(num_envs, np.int64)
@@ -91,19 +93,19 @@ class BalanceVectorEnv(gymnasium.vector.VectorEnv[Observed, Any, NDArray[Any]]):
         return self._observation(), self._info(self._lanes.credits())
 
     def step(self, actions: Any) -> tuple[Observed, NDArray[Any], Bools, Bools, dict[str, Any]]:
-        rows = np.maximum(np.asarray(actions, np.int64), 0)
         lanes = self._lanes
-        lanes.step(rows)
+        any_ended = lanes.step(np.asarray(actions, np.int64), least=0) > 0
         rewards = lanes.rewards.copy()
         credited = lanes.credits()
-        ended = lanes.lanes["ended"] != 0
+        terminated, ended = np.zeros(self.num_envs, np.bool_), np.zeros(self.num_envs, np.bool_)
         final: dict[str, Any] = {}
-        if ended.any():
+        if any_ended:
+            ended = lanes.lanes["ended"] != 0
             final = self._final(ended)
             self._begin(ended)
-        terminated = np.zeros(self.num_envs, np.bool_)
         info = self._info(credited)
-        return self._observation(), rewards, terminated, ended, {**info, **final}
+        info.update(final)
+        return self._observation(), rewards, terminated, ended, info
 
     def close_extras(self, **kwargs: Any) -> None:
         self._lanes.close()
@@ -143,14 +145,14 @@ class BalanceVectorEnv(gymnasium.vector.VectorEnv[Observed, Any, NDArray[Any]]):
         return self._lanes.observations(self._copy)
 
     def _info(self, credited: tuple[NDArray[Any], ...]) -> dict[str, Any]:
-        lanes = self._lanes.lanes
         mask = self._lanes.mask
+        env, decision, reward = credited
         return {
             "action_mask": mask.copy() if self._copy else mask,
-            "credited": dict(zip(("env", "decision", "reward"), credited, strict=True)),
-            "decision": lanes["decisions"].copy(),
-            "now": lanes["now"].copy(),
-            "waited": lanes["waited"].copy(),
+            "credited": {"env": env, "decision": decision, "reward": reward},
+            "decision": self._decisions.copy(),
+            "now": self._now.copy(),
+            "waited": self._waited.copy(),
             "world": self._worlds.copy(),
         }
 
