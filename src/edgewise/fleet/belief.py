@@ -33,7 +33,8 @@ FAILURE_MEMORY = 0.1
 RESPONSE_MEMORY = 0.2
 """Weight of one answer in the mean response: about the last five; Elasticsearch's C3 uses 0.3."""
 PEAK_MEMORY = 10.0
-"""s; the decay of peak EWMA in Finagle and Linkerd."""
+"""s; the decay of peak EWMA in Finagle and Linkerd. The other memories, of 5 and 1 s, are read off
+the same exponential (`kept`)."""
 
 
 @lean
@@ -114,16 +115,23 @@ def drain_link(belief: Belief, link: int, now: float, rate: float) -> None:
 
 
 @lean
-def decayed(rate: float, at: float, now: float, memory: float) -> float:
-    """An EWMA rate of time constant `memory` s, last updated at `at`, read at `now`."""
-    return rate * math.exp(-(now - at) / memory) if now > at else rate
+def kept(at: float, now: float) -> tuple[float, float, float]:
+    """What is left at `now` of EWMAs of time constant 1, 5 and 10 s that were updated at `at`, 0–1.
+
+    One exponential instead of three: e^(−t/5) is the square of e^(−t/10), e^(−t) its fifth power.
+    """
+    ten = math.exp(-max(0.0, now - at) / PEAK_MEMORY)
+    five = ten * ten
+    square = five * five
+    return square * square * five, five, ten
 
 
 @lean
 def on_request(belief: Belief, ingress: int, now: float) -> None:
     """A request arrived at `ingress`: its demand goes up by one request per EWMA second."""
     server = belief.servers[ingress]
-    server.demand_1s = decayed(server.demand_1s, server.demand_at, now, 1.0) + 1.0
+    one, _, _ = kept(server.demand_at, now)
+    server.demand_1s = server.demand_1s * one + 1.0
     server.demand_at = now
 
 
@@ -176,8 +184,9 @@ def on_decision(
     target.dispatches += 1
     target.outstanding += 1.0
     load = work / target.workers
-    target.offered_1s = decayed(target.offered_1s, target.offered_at, now, 1.0) + load
-    target.offered_5s = decayed(target.offered_5s, target.offered_at, now, 5.0) + load / 5.0
+    one, five, _ = kept(target.offered_at, now)
+    target.offered_1s = target.offered_1s * one + load
+    target.offered_5s = target.offered_5s * five + load / 5.0
     target.offered_at = now
     flights = belief.flights[destination]
     n = target.flights
@@ -401,15 +410,13 @@ def on_answer(belief: Belief, s: int, now: float, response: float, rif: int, fai
         server.response += RESPONSE_MEMORY * (response - server.response)
     else:
         server.response = response
+    one, _, ten = kept(server.answers_at, now)
     if response > server.peak:
         server.peak = response
     else:
-        keep = math.exp(-max(0.0, now - server.peak_at) / PEAK_MEMORY)
-        server.peak = server.peak * keep + response * (1.0 - keep)
-    server.peak_at = now
-    server.answers_1s = decayed(server.answers_1s, server.answers_at, now, 1.0) + 1.0
-    server.errors_1s = decayed(server.errors_1s, server.answers_at, now, 1.0)
-    server.errors_1s += 1.0 if failed else 0.0
+        server.peak = server.peak * ten + response * (1.0 - ten)
+    server.answers_1s = server.answers_1s * one + 1.0
+    server.errors_1s = server.errors_1s * one + (1.0 if failed else 0.0)
     server.answers_at = now
     known = server.by_rif
     bucket = rif_bucket(rif)

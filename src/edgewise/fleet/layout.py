@@ -50,13 +50,15 @@ them, so equal steps of its logarithm are equally informative."""
 
 SERVER_STATE = np.dtype(
     [
-        # -- what it is ------------------------------------------------------------------------
+        # What every look at it reads comes first, in two lines of the processor's cache.
         ("workers", "f8"),
         ("speed", "f8"),  # relative to the machine of the latency profiles
-        ("prepare_seconds", "f8"),  # CPU s here to make one payload model-ready
         ("prepare_own", "f8"),  # 1: the pre-processing stage has a core of its own
-        ("prepare_on", "f8"),  # 1: it can make payloads model-ready at all
         ("silence", "f8"),  # s without a report after which it counts as down
+        ("connected", "f8"),  # 1: its control channel stands
+        ("outstanding", "f8"),  # our dispatches without an outcome
+        ("failure", "f8"),  # EWMA share of failed answers, 0–1
+        ("jobs", "i8"),  # fill of its row in `jobs`
         # -- what it reported ------------------------------------------------------------------
         ("report_at", "f8"),  # NaN: never heard
         ("queued", "f8"),  # waiting requests
@@ -64,29 +66,26 @@ SERVER_STATE = np.dtype(
         ("draining", "f8"),  # 1: takes nothing new
         ("prepare_backlog", "f8"),  # CPU s, as of prepare_at
         ("prepare_at", "f8"),
+        # -- as ingress ------------------------------------------------------------------------
+        ("prepare_seconds", "f8"),  # CPU s here to make one payload model-ready
+        ("prepare_on", "f8"),  # 1: it can make payloads model-ready at all
+        ("demand_1s", "f8"),  # requests/s arriving at it, EWMA over 1 s …
+        ("demand_at", "f8"),  # … as of this
         # -- what we did ------------------------------------------------------------------------
-        ("connected", "f8"),  # 1: its control channel stands
-        ("outstanding", "f8"),  # our dispatches without an outcome
         ("offered_1s", "f8"),  # worker seconds dispatched to it per s, EWMA over 1 s …
         ("offered_5s", "f8"),  # … and over 5 s, both as of offered_at
         ("offered_at", "f8"),
-        ("demand_1s", "f8"),  # requests/s arriving at it as ingress, EWMA over 1 s …
-        ("demand_at", "f8"),  # … as of this
-        ("failure", "f8"),  # EWMA share of failed answers, 0–1
+        ("commands", "i8"),  # commands sent to it as ingress
+        ("dispatches", "i8"),  # dispatches sent to it as destination
+        ("flights", "i8"),  # fill of its rows in `flights` …
+        ("sends", "i8"),  # … and `sends`
         # -- how it answered us: what server-only rules go by ------------------------------------
         ("response", "f8"),  # EWMA s from decision to answer; NaN: no answer yet
-        ("peak", "f8"),  # peak EWMA of the same, as of peak_at (Finagle)
-        ("peak_at", "f8"),
+        ("peak", "f8"),  # peak EWMA of the same, as of answers_at (Finagle)
         ("answers_1s", "f8"),  # answers/s, EWMA over 1 s …
         ("errors_1s", "f8"),  # … and failed ones, both as of answers_at
         ("answers_at", "f8"),
         ("by_rif", "f8", (RIF_BUCKETS,)),  # EWMA response by requests in flight then; NaN: none
-        ("commands", "i8"),  # commands sent to it as ingress
-        ("dispatches", "i8"),  # dispatches sent to it as destination
-        # -- fill of its rows in jobs, flights, sends ------------------------------------------
-        ("jobs", "i8"),
-        ("flights", "i8"),
-        ("sends", "i8"),
     ]
 )
 

@@ -29,9 +29,8 @@ import numpy as np
 
 from edgewise.compiled import inlined, lean
 from edgewise.fleet.belief import (
-    PEAK_MEMORY,
     advance,
-    decayed,
+    kept,
     level,
     requests_in_flight,
     rif_bucket,
@@ -241,17 +240,20 @@ def statistics(belief: Belief, s: int, now: float, out: Array) -> None:
     """Fill the columns of server `s` that decay with time: each costs an exponential, and the rules
     that look only at predicted latencies read none of them."""
     server = belief.servers[s]
-    out[S_OFFERED_1S] = decayed(server.offered_1s, server.offered_at, now, 1.0)
-    out[S_OFFERED_5S] = decayed(server.offered_5s, server.offered_at, now, 5.0)
-    out[S_DEMAND_1S] = decayed(server.demand_1s, server.demand_at, now, 1.0)
+    one, five, _ = kept(server.offered_at, now)
+    out[S_OFFERED_1S] = server.offered_1s * one
+    out[S_OFFERED_5S] = server.offered_5s * five
+    one, _, _ = kept(server.demand_at, now)
+    out[S_DEMAND_1S] = server.demand_1s * one
     rif = requests_in_flight(belief, s, now)
     then = server.by_rif[rif_bucket(rif)]
     out[S_RIF] = rif
     out[S_RESPONSE] = server.response if server.response == server.response else 0.0
-    out[S_PEAK] = decayed(server.peak, server.peak_at, now, PEAK_MEMORY)
+    one, _, ten = kept(server.answers_at, now)
+    out[S_PEAK] = server.peak * ten
     out[S_RIF_RESPONSE] = then if then == then else 0.0
-    out[S_ANSWERS_1S] = decayed(server.answers_1s, server.answers_at, now, 1.0)
-    out[S_ERRORS_1S] = decayed(server.errors_1s, server.answers_at, now, 1.0)
+    out[S_ANSWERS_1S] = server.answers_1s * one
+    out[S_ERRORS_1S] = server.errors_1s * one
 
 
 @lean

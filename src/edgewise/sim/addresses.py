@@ -55,9 +55,10 @@ def reader_of(kind_of: Callable[[], Any]) -> Any:
                 size = context.get_abi_sizeof(context.get_data_type(kind.dtype))
                 data = builder.inttoptr(word(), array.data.type)
                 shape = [word() for _ in range(kind.ndim)]
-                strides = [cg.intp_t(size)]
-                for length in reversed(shape[1:]):
-                    strides.insert(0, builder.mul(strides[0], length))
+                steps = [cg.intp_t(size)]  # from the axis that varies fastest to the slowest
+                for length in shape[:-1] if kind.layout == "F" else reversed(shape[1:]):
+                    steps.append(builder.mul(steps[-1], length))
+                strides = steps if kind.layout == "F" else steps[::-1]
                 arrays.populate_array(
                     array,
                     data=data,

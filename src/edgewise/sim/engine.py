@@ -32,7 +32,7 @@ from edgewise.fleet.table import (
 )
 from edgewise.policy.base import Describe, Kernel, Learn
 from edgewise.sim.alone import hear_again, left_alone
-from edgewise.sim.events import first, index_of, kind_of, pop
+from edgewise.sim.events import index_of, kind_of, next_time, pop
 from edgewise.sim.layout import (
     ALTERNATIVES,
     CONSTANTS,
@@ -109,8 +109,7 @@ def go_on(sim: Sim) -> int:
         arrival = requests[clock.next].time if clock.next < requests.size else math.inf
         if arrival == math.inf and clock.open == 0:
             return -1
-        place = first(sim.world.events)
-        event = sim.world.events[place].time
+        event = next_time(sim.world)
         line = sim.script[clock.line].time if clock.line < sim.script.size else math.inf
         now = min(arrival, event, line)
         if now > clock.horizon:
@@ -135,7 +134,7 @@ def go_on(sim: Sim) -> int:
             upload(sim.world, i, now)
             continue
         clock.processed += 1
-        code = pop(sim.world, place)
+        code = pop(sim.world)
         kind = kind_of(code)
         index = index_of(code)
         if kind == E_METADATA:
@@ -433,12 +432,31 @@ def branch(sim: Sim) -> Sim:
 
 
 def rejoin(target: Sim, source: Sim) -> None:
-    """Set `target`, a branch of the same simulation, to where `source` is; allocates nothing."""
+    """Set `target`, a branch of the same simulation, to where `source` is; allocates nothing.
+
+    There is room for thousands of open requests, and lists of hundreds of jobs: of these only what
+    either of the two has used is copied.
+    """
+    used = max(int(target.world.clock["used"][0]), int(source.world.clock["used"][0]))
+    events = int(source.world.clock["events"][0])
     for part in ("world", "reports", "beliefs", "table"):
         to = getattr(target, part)
         for name, array in getattr(source, part)._asdict().items():
-            if name not in CONSTANTS:
-                np.copyto(getattr(to, name), array)
+            if name in CONSTANTS:
+                continue
+            other = getattr(to, name)
+            if name in ("slots", "nodes", "flows"):  # one, three, two for each slot
+                shape = (-1, len(source.world.slots))
+                array, other = array.reshape(shape)[:, :used], other.reshape(shape)[:, :used]
+            elif name == "events":
+                array, other = array[:events], other[:events]
+            elif part == "beliefs" and name in ("jobs", "flights", "sends"):
+                most = int(source.beliefs.servers[name].max(initial=0))
+                array, other = array[..., :most], other[..., :most]
+            elif part == "reports" and name == "jobs":
+                most = int(source.reports.heads["queued"].max(initial=0))
+                array, other = array[..., :most], other[..., :most]
+            np.copyto(other, array)
 
 
 def _copies(arrays: World | Reports | Belief | Table) -> dict[str, Array]:

@@ -66,8 +66,6 @@ REASONS = (
     E_SWEEP,  # once a second: dispatches whose client has given up are written off
     E_WAKE,  # slot: its ingress gives up on a peer, or on it
 ) = range(14)
-RINGED = E_OUTCOME + 1
-"""Kinds below have a ring in the queue of events (`sim.events`)."""
 
 # -- kinds of script entries --------------------------------------------------------------------
 S_LINK_CHANGE, S_SERVER_DOWN, S_SERVER_UP, S_MUTE, S_HEARD = range(5)
@@ -94,9 +92,8 @@ CLOCK = np.dtype(
         ("current", "i8"),  # slot that waits for a decision; −1 none
         ("free", "i8"),  # first free slot; −1 none
         ("used", "i8"),  # slots that were ever in use
-        ("events", "i8"),  # fill of the event heap …
-        ("waiting", "i8", (RINGED,)),  # … and of each ring …
-        ("last", "i8", (RINGED,)),  # … whose last event stands here
+        ("soon", "i8"),  # events in order …
+        ("events", "i8"),  # … and in the heap
         ("sequence", "i8"),  # events ever made: breaks ties in order of making
         ("free_report", "i8"),
         ("overflow", "i8"),  # 1: more requests were open than there are slots
@@ -314,17 +311,8 @@ NODE = np.dtype([("key", "f8"), ("order", "i8"), ("child", "i4"), ("sibling", "i
 """Of a pairing heap. Slot i has three: i on its access link, M + i on a link between servers,
 2M + i in a queue."""
 
-EVENT = np.dtype(
-    {
-        "names": ["time", "order", "code"],
-        "formats": ["f8", "i8", "i8"],
-        "offsets": [0, 0, 8],
-        "itemsize": 16,
-    }
-)
-"""`order` is the time's bits: as times are not negative they compare as numbers do, in one
-instruction where floating point needs four for what is not a number. `code` is sequence, kind and
-index: ties go in order of making."""
+EVENT = np.dtype([("time", "f8"), ("code", "i8")])
+"""`code` is sequence, kind and index: ties go in order of making."""
 
 SCRIPT = np.dtype(
     [
@@ -401,7 +389,9 @@ class World(NamedTuple):
     """
 
     clock: Array  # CLOCK (1,)
-    events: Array  # EVENT (H,): `sim.events`
+    soon: Array  # float64 (SOON,): times of the next events, falling …
+    soon_codes: Array  # … int64 (SOON,): and their codes
+    events: Array  # EVENT (H,), a binary heap of the rest
     requests: Array  # REQUEST (N,)
     slots: Array  # SLOT (M,)
     nodes: Array  # NODE (3M,)

@@ -76,13 +76,7 @@ def upload(world: World, i: int, now: float) -> None:
     """The client begins to send the photo of slot `i`."""
     slot = world.slots[i]
     hold(world, i)
-    join(
-        world,
-        slot.ingress,
-        i,
-        slot.payload,
-        now,
-    )
+    join(world, slot.ingress, i, slot.payload, now)
 
 
 @inlined
@@ -113,13 +107,7 @@ def transfer(world: World, i: int, size: float, now: float) -> None:
         return
     hold(world, i)
     slot.link = link
-    join(
-        world,
-        link,
-        world.slots.size + i,
-        size,
-        now,
-    )
+    join(world, link, world.slots.size + i, size, now)
 
 
 @inner

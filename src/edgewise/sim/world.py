@@ -31,7 +31,7 @@ from edgewise.scenario import (
     slowness,
 )
 from edgewise.sim import layout
-from edgewise.sim.events import new_events
+from edgewise.sim.events import SOON, new_events
 from edgewise.sim.layout import Reports, Sim, World
 from edgewise.sim.reports import MUTE_KNOWN
 from edgewise.workload import Trace
@@ -176,6 +176,8 @@ def simulation(
         # A slot has three events at most (metadata and upload, then one; and one that looks after
         # it); a transfer that joins a link makes one more, a worker one of its own, a server one
         # and those that jumps have made moot.
+        soon=np.zeros(SOON),
+        soon_codes=np.zeros(SOON, np.int64),
         events=new_events(
             8 * slots + 8 * len(links) + len(workers) + 16 * count + under_way, planned
         ),
