@@ -104,6 +104,9 @@ def _njit(function: F, **options: Any) -> F:
     of its own, and would compile the simulator's `push` anew for every kind of event. What is
     inlined gets its constants all the same.
     """
+    # Not said, a function would take over from who is compiled when it is first called whether it
+    # is copied into all its callers: the simulator's `push` then stood in thirty places.
+    options.setdefault("forceinline", False)
     dispatcher: Any = numba.njit(cache=True, nogil=True, error_model="numpy", **options)(function)
     if dispatcher is function:  # NUMBA_DISABLE_JIT
         return function
@@ -133,6 +136,13 @@ def lean(function: F) -> F:
     them a simulated decision takes less than half the time. Allocating in it fails to compile.
     """
     return _njit(function, _nrt=False)
+
+
+def copied(function: F) -> F:
+    """As `lean`, and copied into compiled code that calls it: for a few instructions that are not
+    worth a call. Everything else is fetched once for all its callers: what a decision runs through
+    is as much machine code as the processor's first cache holds."""
+    return _njit(function, _nrt=False, forceinline=True)
 
 
 def inner(function: F) -> F:

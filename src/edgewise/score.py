@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from edgewise.compiled import lean
+from edgewise.compiled import copied
 from edgewise.domain import Outcome, Request, Score, Status
 
 
@@ -28,7 +28,7 @@ class Shape(Struct, frozen=True, kw_only=True):
     """Exponent w of the accuracy; 0 counts only timeliness."""
 
 
-@lean
+@copied
 def timeliness(ratio: float, grace: float) -> float:
     """g(x) for x = `ratio` = latency / deadline; in [0, 1]. NaN gives 0."""
     if ratio <= 1.0:
@@ -38,7 +38,7 @@ def timeliness(ratio: float, grace: float) -> float:
     return 0.0
 
 
-@lean
+@copied
 def expected_utility(
     accuracy: float,
     demanded: float,

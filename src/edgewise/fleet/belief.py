@@ -24,7 +24,7 @@ import math
 
 import numpy as np
 
-from edgewise.compiled import lean
+from edgewise.compiled import copied, lean
 from edgewise.fleet.layout import FLIGHTS_MAX, QUEUE_MAX, RIF_BUCKETS, Array, Belief
 from edgewise.fleet.measure import ready_time
 
@@ -37,7 +37,7 @@ PEAK_MEMORY = 10.0
 the same exponential (`kept`)."""
 
 
-@lean
+@copied
 def set_free(free: Array, workers: int, worker: int, until: float) -> None:
     """Make `worker` busy until `until`, keeping the row ascending."""
     while worker + 1 < workers and free[worker + 1] < until:
@@ -71,7 +71,7 @@ def advance(belief: Belief, s: int, now: float) -> None:
         take_job(belief, s, best)
 
 
-@lean
+@copied
 def take_job(belief: Belief, s: int, j: int) -> None:
     """Take the j-th job out. In first in first out the list keeps its order: jobs of one report
     have come at the same moment, and only their place says which was first."""
@@ -86,7 +86,7 @@ def take_job(belief: Belief, s: int, j: int) -> None:
     server.jobs = last
 
 
-@lean
+@copied
 def add_job(
     belief: Belief, s: int, deadline: float, work: float, ready: float, dispatch: int
 ) -> None:
@@ -104,7 +104,7 @@ def add_job(
     server.jobs = n + 1
 
 
-@lean
+@copied
 def drain_link(belief: Belief, link: int, now: float, rate: float) -> None:
     """Bring a link's believed backlog to `now`. Its flows shrink with it."""
     state = belief.links[link]
@@ -114,7 +114,7 @@ def drain_link(belief: Belief, link: int, now: float, rate: float) -> None:
     state.backlog_at = max(now, state.backlog_at)
 
 
-@lean
+@copied
 def kept(at: float, now: float) -> tuple[float, float, float]:
     """What is left at `now` of EWMAs of time constant 1, 5 and 10 s that were updated at `at`, 0–1.
 
@@ -204,7 +204,7 @@ def on_decision(
     return source.commands, target.dispatches
 
 
-@lean
+@copied
 def acknowledged(dispatch: int, low: int, bits: int) -> bool:
     """Whether a destination has seen a dispatch (`Report.arrivals_low`, `arrivals_bits`)."""
     if dispatch <= low:
@@ -213,7 +213,7 @@ def acknowledged(dispatch: int, low: int, bits: int) -> bool:
     return ahead < 63 and (bits >> ahead) & 1 == 1
 
 
-@lean
+@copied
 def acknowledge(low: int, bits: int, dispatch: int) -> tuple[int, int]:
     """The destination's side: note that `dispatch` arrived; returns the new (low, bits).
 
@@ -378,7 +378,7 @@ def on_outcome(belief: Belief, s: int, dispatch: int, failed: bool) -> None:
             break
 
 
-@lean
+@copied
 def rif_bucket(rif: int) -> int:
     """Where `rif` requests in flight stand in `by_rif`: 0, 1, 2–3, 4–7, …"""
     bucket = 0
@@ -388,7 +388,7 @@ def rif_bucket(rif: int) -> int:
     return bucket
 
 
-@lean
+@copied
 def requests_in_flight(belief: Belief, s: int, now: float) -> int:
     """Requests believed to be on `s` or on their way there: waiting, and running at `now`."""
     server = belief.servers[s]
@@ -426,7 +426,7 @@ def on_answer(belief: Belief, s: int, now: float, response: float, rif: int, fai
         known[bucket] = response
 
 
-@lean
+@copied
 def level(free: Array, workers: int, now: float, work: float) -> float:
     """When `workers` have done `work` s more than they are busy with: the water level t at which
     Σ max(0, t − max(free, now)) = work. `free` ascending. With work 0, the first free worker."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from edgewise.compiled import lean
+from edgewise.compiled import copied, lean
 from edgewise.fleet.layout import Array
 
 GAMMA = np.uint64(0x9E3779B97F4A7C15)
@@ -24,7 +24,7 @@ def new_draws(seed: int) -> Array:
     return np.array([seed % 2**64], np.uint64)
 
 
-@lean
+@copied
 def scrambled(z: np.uint64) -> np.uint64:
     """SplitMix64's finaliser: 64 random bits of a word."""
     z = (z ^ (z >> _S30)) * _MIX_1
@@ -32,7 +32,7 @@ def scrambled(z: np.uint64) -> np.uint64:
     return z ^ (z >> _S31)
 
 
-@lean
+@copied
 def mixed(z: np.uint64) -> float:
     """The number from [0, 1), of 53 random bits, that SplitMix64 makes of a word."""
     return float(scrambled(z) >> _S11) * (1.0 / 9007199254740992.0)
@@ -45,7 +45,7 @@ def uniform(draws: Array) -> float:
     return mixed(draws[0])
 
 
-@lean
+@copied
 def numbered(stream: int, n: int) -> float:
     """The n-th draw from [0, 1) of a stream, without a state: the same whenever it is asked for."""
     return mixed((np.uint64(stream) << _S32) + np.uint64(n) * GAMMA)

@@ -15,7 +15,7 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-from edgewise.compiled import lean
+from edgewise.compiled import copied, lean
 from edgewise.fleet.draws import GAMMA, scrambled
 
 LUCK_SERVICE = 103
@@ -27,7 +27,7 @@ into a first-level cache."""
 _S11 = np.uint64(11)
 
 
-@lean
+@copied
 def hashed(seed: int, a: int, b: int, purpose: int) -> np.uint64:
     """64 bits: SplitMix64's finaliser over the words, one after the other."""
     z = np.uint64(seed)
@@ -42,7 +42,7 @@ def luck(seed: int, a: int, b: int, purpose: int) -> float:
     return (float(hashed(seed, a, b, purpose) >> _S11) + 0.5) * (1.0 / 9007199254740992.0)
 
 
-@lean
+@copied
 def noise_place(seed: int, r: int, k: int, bits: int) -> int:
     """Which of 2^bits equally likely factors (`noise_factors`) request r meets on service k."""
     return int(hashed(seed, r, k, LUCK_SERVICE) >> np.uint64(64 - bits))

@@ -12,7 +12,7 @@ anybody else waits for.
 
 from __future__ import annotations
 
-from edgewise.compiled import lean
+from edgewise.compiled import copied, lean
 
 PEER_PATIENCE = 0.5
 """s past the deadline that a peer's answer is waited for: one that vanished without a word must not
@@ -39,7 +39,7 @@ HALF = 0.5
 """Of the grace, from which on a run is worth less than half of one in time."""
 
 
-@lean
+@copied
 def give_up_at(due: float, deadline: float, grace: float, work: float) -> float:
     """When to stop waiting for a peer.
 

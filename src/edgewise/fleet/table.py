@@ -27,7 +27,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from edgewise.compiled import inlined, lean
+from edgewise.compiled import copied, inlined, lean
 from edgewise.fleet.belief import (
     advance,
     kept,
@@ -203,7 +203,7 @@ def new_table(belief: Belief) -> Table:
     return table
 
 
-@lean
+@copied
 def link_rate(belief: Belief, link: int, now: float) -> float:
     """bytes/s believed of a link at `now`; the prior until it has been measured.
 
@@ -218,14 +218,14 @@ def link_rate(belief: Belief, link: int, now: float) -> float:
     return rate * math.exp(doubt * math.log(RATE_PRIOR / rate))
 
 
-@lean
+@copied
 def link_rtt(belief: Belief, link: int) -> float:
     """s; the prior until it has been measured."""
     rtt: float = belief.links[link].rtt
     return rtt if rtt == rtt else RTT_PRIOR
 
 
-@lean
+@copied
 def backlog_at(belief: Belief, link: int, rate: float, now: float) -> tuple[float, float]:
     """(bytes, flows) believed to be on a link at `now`, without changing the belief."""
     state = belief.links[link]
@@ -235,7 +235,7 @@ def backlog_at(belief: Belief, link: int, rate: float, now: float) -> tuple[floa
     return left, state.flows * left / state.backlog
 
 
-@lean
+@copied
 def statistics(belief: Belief, s: int, now: float, out: Array) -> None:
     """Fill the columns of server `s` that decay with time: each costs an exponential, and the rules
     that look only at predicted latencies read none of them."""
@@ -256,7 +256,7 @@ def statistics(belief: Belief, s: int, now: float, out: Array) -> None:
     out[S_ERRORS_1S] = server.errors_1s * one
 
 
-@lean
+@copied
 def waiting(arrival: float, ahead_until: float, all_until: float, soon: float) -> float:
     """s that a request waits whose input is there at `arrival`: for what goes before it, until
     `ahead_until`; or, if all workers are busy with less urgent work, until the first finishes."""

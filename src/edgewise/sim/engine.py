@@ -63,6 +63,7 @@ from edgewise.sim.layout import (
     Reports,
     Sim,
     World,
+    belief_of,
 )
 from edgewise.sim.links import bring_up
 from edgewise.sim.reference import by_reference, by_value
@@ -151,9 +152,9 @@ def go_on(sim: Sim) -> int:
         elif kind == E_REPORT:
             look(sim.world, sim.reports, index, now)
         elif kind == E_REPORTED:
-            on_reported(sim.world, sim.reports, sim.beliefs, index, now)
+            on_reported(sim, index, now)
         elif kind == E_SWEEP:
-            sweep(sim.world, sim.beliefs, now)
+            sweep(sim, now)
         elif kind == E_LEFT:
             on_left(sim.world, sim.beliefs, index)
         elif kind == E_JOINED:
@@ -168,7 +169,7 @@ def go_on(sim: Sim) -> int:
             elif kind == E_DELIVERED:
                 on_delivered(sim.world, index, now)
             elif kind == E_OUTCOME:
-                on_ended(sim.world, sim.beliefs, index, now)
+                on_ended(sim, index, now)
             elif kind == E_FAILED:
                 on_failed(sim.world, index, now)
             release(sim.world, index)
@@ -180,7 +181,8 @@ def ask(sim: Sim, i: int, now: float) -> None:
     clock = sim.world.clock[0]
     slot = sim.world.slots[i]
     clock.current = i
-    belief = by_reference(view(sim.beliefs, slot.balancer))
+    b = slot.balancer
+    belief = sim.belief if b == 0 else by_reference(view(sim.beliefs, b))
     on_request(belief, slot.ingress, now)
     observe(
         belief,
@@ -216,7 +218,8 @@ def take(sim: Sim, row: int, probability: float) -> None:
     slot = sim.world.slots[i]
     clock.current = -1
     clock.decisions += 1
-    belief = by_reference(view(sim.beliefs, slot.balancer))
+    b = slot.balancer
+    belief = sim.belief if b == 0 else by_reference(view(sim.beliefs, b))
     command, dispatch, rif = commit(belief, sim.table, row, now, slot.deadline)
     slot.row = row
     slot.probability = probability
@@ -422,11 +425,13 @@ def branch(sim: Sim) -> Sim:
     What never changes is shared. Simulations that keep no results (`Options.store`) are small to
     copy; a result array is as long as the trace.
     """
+    beliefs = Belief(**_copies(sim.beliefs))
     return Sim(
         world=World(**_copies(sim.world)),
         script=sim.script,
         reports=Reports(**_copies(sim.reports)),
-        beliefs=Belief(**_copies(sim.beliefs)),
+        beliefs=beliefs,
+        belief=belief_of(beliefs, 0),
         table=Table(**_copies(sim.table)),
     )
 

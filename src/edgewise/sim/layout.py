@@ -424,6 +424,7 @@ class Sim(NamedTuple):
     script: Array  # SCRIPT, by time
     reports: Reports
     beliefs: Belief  # each array with a leading axis of B
+    belief: Belief  # the first balancer's, out of these: mostly there is no other
     table: Table
 
 
@@ -431,6 +432,6 @@ CONSTANTS = frozenset({"requests", "path", "numbers", "first", "edf"})
 """Arrays that are never written to: branches share them."""
 
 
-def belief_of(sim: Sim, balancer: int) -> Belief:
+def belief_of(beliefs: Belief, balancer: int) -> Belief:
     """A view of what one balancer believes."""
-    return Belief(*(array[balancer] for array in sim.beliefs))
+    return Belief(*(array[balancer] for array in beliefs))

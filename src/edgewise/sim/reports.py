@@ -39,6 +39,7 @@ from edgewise.sim.layout import (
     REASON_SERVER_DOWN,
     UNLIMITED,
     Reports,
+    Sim,
     World,
 )
 from edgewise.sim.ledgers import left, tear_up
@@ -177,8 +178,9 @@ def look_at_links(world: World, reports: Reports, s: int, p: int, now: float) ->
 
 
 @inlined
-def on_reported(world: World, reports: Reports, beliefs: Belief, p: int, now: float) -> None:
+def on_reported(sim: Sim, p: int, now: float) -> None:
     """Report `p` reaches the balancers."""
+    world, reports, beliefs = sim.world, sim.reports, sim.beliefs
     clock = world.clock[0]
     report = reports.heads[p]
     s = report.server
@@ -186,7 +188,7 @@ def on_reported(world: World, reports: Reports, beliefs: Belief, p: int, now: fl
     if report.life == server.known_life:
         for b in range(clock.balancers):
             if hears(world, b, s, report.at, beliefs.servers[b, s].report_at):
-                belief = by_reference(view(beliefs, b))
+                belief = sim.belief if b == 0 else by_reference(view(beliefs, b))
                 take_in(world, reports, belief, b, p, s, now)
     if clock.keep_reports == 0:
         report.next = clock.free_report
@@ -290,27 +292,30 @@ def to_learn(world: World, i: int) -> None:
 
 
 @inlined
-def on_ended(world: World, beliefs: Belief, i: int, now: float) -> None:
+def on_ended(sim: Sim, i: int, now: float) -> None:
     """The balancer hears how slot `i`'s request ended."""
+    world = sim.world
     slot = world.slots[i]
     if world.clock[0].learning != 0:
         to_learn(world, i)
     if slot.picked < 0 or slot.life != world.servers[slot.picked].known_life:
         return  # shed; or its server has begun a new life, or the dispatch was written off
     served_there = slot.finished < math.inf and slot.server == slot.picked
-    belief = by_reference(view(beliefs, slot.balancer))
+    b = slot.balancer
+    belief = sim.belief if b == 0 else by_reference(view(sim.beliefs, b))
     close(world, belief, i, not served_there, now)
 
 
 @inner
-def sweep(world: World, beliefs: Belief, now: float) -> None:
+def sweep(sim: Sim, now: float) -> None:
     """`Tracker.forget`: once a second."""
+    world = sim.world
     for i in range(world.clock[0].used):
         slot = world.slots[i]
         if slot.stage == OPEN and slot.picked >= 0:
             give_up = slot.sent + 2.0 * (slot.deadline - slot.sent) + FORGET_AFTER
             if give_up < now and slot.life == world.servers[slot.picked].known_life:
-                belief = by_reference(view(beliefs, slot.balancer))
+                belief = by_reference(view(sim.beliefs, slot.balancer))
                 close(world, belief, i, True, now)
                 slot.life = -1
     push(world, now + 1.0, E_SWEEP, 0)

@@ -208,6 +208,7 @@ def simulation(
         script=_script(scenario),
         reports=under_way_reports,
         beliefs=beliefs,
+        belief=layout.belief_of(beliefs, 0),
         table=new_table(belief),
     )
 

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from edgewise.compiled import jit
 from edgewise.fleet.table import R_ACCURACY, R_SERVER
 from edgewise.sim import engine
-from edgewise.sim.layout import Sim
+from edgewise.sim.layout import Sim, belief_of
 
 Ints = NDArray[np.int64]
 
@@ -50,4 +50,4 @@ def blind(sim: Sim, results: bool) -> Sim:
     copy.table.rows[:, R_ACCURACY] = np.inf
     copy.table.rows[:, R_SERVER] = -1.0  # the belief counts every decision as a refusal
     beliefs = copy.beliefs._replace(first=np.zeros_like(copy.beliefs.first))
-    return copy._replace(world=world, beliefs=beliefs)
+    return copy._replace(world=world, beliefs=beliefs, belief=belief_of(beliefs, 0))
