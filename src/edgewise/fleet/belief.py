@@ -126,7 +126,7 @@ def kept(at: float, now: float) -> tuple[float, float, float]:
     return square * square * five, five, ten
 
 
-@lean
+@copied
 def on_request(belief: Belief, ingress: int, now: float) -> None:
     """A request arrived at `ingress`: its demand goes up by one request per EWMA second."""
     server = belief.servers[ingress]
@@ -135,7 +135,7 @@ def on_request(belief: Belief, ingress: int, now: float) -> None:
     server.demand_at = now
 
 
-@lean
+@copied
 def on_decision(
     belief: Belief,
     now: float,
@@ -234,7 +234,7 @@ def acknowledge(low: int, bits: int, dispatch: int) -> tuple[int, int]:
     return low, bits
 
 
-@lean
+@copied
 def on_report(
     belief: Belief,
     s: int,
@@ -308,7 +308,7 @@ def on_report(
     return True
 
 
-@lean
+@copied
 def on_peer_report(
     belief: Belief,
     link: int,
@@ -348,7 +348,7 @@ def restore_sends(belief: Belief, s: int) -> None:
         belief.links[send.link].flows += 1.0
 
 
-@lean
+@copied
 def on_service_report(belief: Belief, k: int, service_time: float, batch: float) -> None:
     """Measured seconds per request of service `k` and its mean batch size."""
     service = belief.services[k]
@@ -358,7 +358,7 @@ def on_service_report(belief: Belief, k: int, service_time: float, batch: float)
     service.batch = max(1.0, batch)
 
 
-@lean
+@copied
 def on_outcome(belief: Belief, s: int, dispatch: int, failed: bool) -> None:
     """A dispatch to `s` ended. If its job still waits in the miniature it is taken out."""
     server = belief.servers[s]
@@ -400,7 +400,7 @@ def requests_in_flight(belief: Belief, s: int, now: float) -> int:
     return count
 
 
-@lean
+@copied
 def on_answer(belief: Belief, s: int, now: float, response: float, rif: int, failed: bool) -> None:
     """How long server `s` took to answer, s from our decision; `rif` requests were in flight there
     when it was taken. For a failure the caller passes the worst response, never the real one: a

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgewise.compiled import lean
+from edgewise.compiled import copied
 from edgewise.fleet.belief import on_decision, requests_in_flight
 from edgewise.fleet.layout import Belief
 from edgewise.fleet.table import (
@@ -17,7 +17,7 @@ from edgewise.fleet.table import (
 )
 
 
-@lean
+@copied
 def commit(
     belief: Belief, table: Table, row: int, now: float, deadline: float
 ) -> tuple[int, int, int]:

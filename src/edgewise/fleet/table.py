@@ -280,7 +280,7 @@ def sampled(source: int, commands: int, j: int, of: int, count: int) -> int:
     return (source + 1 + min(place, high - 1)) % count
 
 
-@lean
+@copied
 def observe(
     belief: Belief,
     table: Table,
@@ -507,7 +507,7 @@ def flatten(table: Table, out: Array) -> None:
             out[r, wide + deep + c] = table.context[c] if admissible else 0.0
 
 
-@lean
+@copied
 def best_row(table: Table) -> int:
     """The admissible row of highest score, the first of equals; shed if none is above −inf."""
     scores, mask = table.scores, table.mask

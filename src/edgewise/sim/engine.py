@@ -112,7 +112,9 @@ def go_on(sim: Sim) -> int:
             return -1
         event = next_time(sim.world)
         line = sim.script[clock.line].time if clock.line < sim.script.size else math.inf
-        now = min(arrival, event, line)
+        now = event if event < arrival else arrival
+        if line < now:
+            now = line
         if now > clock.horizon:
             for i in range(clock.used):
                 if sim.world.slots[i].stage == OPEN:

@@ -33,6 +33,14 @@ SOON = 128
 _HALF = SOON // 2
 
 
+def new_soon() -> tuple[Array, Array]:
+    """Room for the times and codes of the events in order. What comes after all of them, and never,
+    stands first: so whoever looks for a place needs not look for the end."""
+    times = np.zeros(SOON + 1)
+    times[0] = np.inf
+    return times, np.zeros(SOON + 1, np.int64)
+
+
 def new_events(room: int, planned: Sequence[tuple[float, int, int]]) -> Array:
     """A heap with room for `room` events, with those `planned`: (time, kind, index) each, in the
     order in which they are made. The clock has to be told how many."""
@@ -49,7 +57,9 @@ def new_events(room: int, planned: Sequence[tuple[float, int, int]]) -> Array:
 
 @inner
 def push(world: World, time: float, kind: int, index: int) -> None:
-    """Let an event happen at `time`. There is room for all that can be under way."""
+    """Let an event happen at `time`, +inf = never. There is room for all that can be under way."""
+    if time == math.inf:
+        return
     clock = world.clock[0]
     sequence = clock.sequence
     clock.sequence = sequence + 1
@@ -60,9 +70,9 @@ def push(world: World, time: float, kind: int, index: int) -> None:
         put_away(world, time, code)
         return
     times, codes = world.soon, world.soon_codes
-    place = clock.soon
-    clock.soon = place + 1
-    while place > 0 and times[place - 1] <= time:
+    place = clock.soon + 1
+    clock.soon = place
+    while times[place - 1] <= time:
         times[place] = times[place - 1]
         codes[place] = codes[place - 1]
         place -= 1
@@ -74,9 +84,9 @@ def push(world: World, time: float, kind: int, index: int) -> None:
 def move_half(world: World) -> None:
     """The later half of those in order to the heap."""
     times, codes = world.soon, world.soon_codes
-    for j in range(_HALF - 1, -1, -1):
+    for j in range(_HALF, 0, -1):
         put_away(world, times[j], codes[j])
-    for j in range(_HALF, SOON):
+    for j in range(_HALF + 1, SOON + 1):
         times[j - _HALF] = times[j]
         codes[j - _HALF] = codes[j]
     world.clock[0].soon = SOON - _HALF
@@ -86,11 +96,9 @@ def move_half(world: World) -> None:
 def next_time(world: World) -> float:
     """Of the next event; inf if there is none."""
     clock = world.clock[0]
-    if clock.soon == 0:
-        if clock.events == 0:
-            return math.inf
+    if clock.soon == 0 and clock.events > 0:
         fetch(world)
-    time: float = world.soon[clock.soon - 1]
+    time: float = world.soon[clock.soon]
     return time
 
 
@@ -99,7 +107,7 @@ def fetch(world: World) -> None:
     """The first events of the heap, half of the room or all, put in order: nothing else is."""
     clock = world.clock[0]
     n = min(_HALF, clock.events)
-    for j in range(n - 1, -1, -1):
+    for j in range(n, 0, -1):
         world.soon[j] = world.events[0].time
         world.soon_codes[j] = world.events[0].code
         take_root(world)
@@ -110,9 +118,8 @@ def fetch(world: World) -> None:
 def pop(world: World) -> int:
     """Take the next event out, of which `next_time` said that there is one; returns its code."""
     clock = world.clock[0]
-    n = clock.soon - 1
-    clock.soon = n
-    code: int = world.soon_codes[n]
+    code: int = world.soon_codes[clock.soon]
+    clock.soon -= 1
     return code
 
 

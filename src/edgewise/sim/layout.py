@@ -389,8 +389,8 @@ class World(NamedTuple):
     """
 
     clock: Array  # CLOCK (1,)
-    soon: Array  # float64 (SOON,): times of the next events, falling …
-    soon_codes: Array  # … int64 (SOON,): and their codes
+    soon: Array  # float64 (1 + SOON,): +inf, then the times of the next events, falling …
+    soon_codes: Array  # … int64 (1 + SOON,): and their codes
     events: Array  # EVENT (H,), a binary heap of the rest
     requests: Array  # REQUEST (N,)
     slots: Array  # SLOT (M,)

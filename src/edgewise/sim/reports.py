@@ -266,7 +266,7 @@ def take_in(
         restore_sends(belief, s)
 
 
-@inlined
+@inner
 def close(world: World, belief: Belief, i: int, failed: bool, now: float) -> None:
     """`Tracker._close`."""
     slot = world.slots[i]

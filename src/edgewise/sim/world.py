@@ -31,7 +31,7 @@ from edgewise.scenario import (
     slowness,
 )
 from edgewise.sim import layout
-from edgewise.sim.events import SOON, new_events
+from edgewise.sim.events import new_events, new_soon
 from edgewise.sim.layout import Reports, Sim, World
 from edgewise.sim.reports import MUTE_KNOWN
 from edgewise.workload import Trace
@@ -171,13 +171,14 @@ def simulation(
     planned = [(due, layout.E_REPORT, s) for s, due in enumerate(servers["report_due"].tolist())]
     planned.append((1.0, layout.E_SWEEP, 0))
     clock["events"] = clock["sequence"] = len(planned)
+    soon, soon_codes = new_soon()
     world = World(
         clock=clock,
         # A slot has three events at most (metadata and upload, then one; and one that looks after
         # it); a transfer that joins a link makes one more, a worker one of its own, a server one
         # and those that jumps have made moot.
-        soon=np.zeros(SOON),
-        soon_codes=np.zeros(SOON, np.int64),
+        soon=soon,
+        soon_codes=soon_codes,
         events=new_events(
             8 * slots + 8 * len(links) + len(workers) + 16 * count + under_way, planned
         ),
