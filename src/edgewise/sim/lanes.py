@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 import numba
 import numpy as np
 
-from edgewise.compiled import inner, lean
+from edgewise.compiled import inlined, inner, lean
 from edgewise.fleet.layout import Array
 from edgewise.sim import engine
 from edgewise.sim.addresses import reader_of, words_of
@@ -126,7 +126,7 @@ sim_at = reader_of(kind_of_sim)
 buffers_at = reader_of(kind_of_buffers)
 
 
-@inner
+@inlined
 def credit(sim: Sim, i: int, n: int, of: Array, which: Array, worth: Array) -> int:
     """Slot `i`'s score is known: note it as the `n`-th of this step; returns how many there are."""
     if of[i] < 0:
@@ -137,7 +137,7 @@ def credit(sim: Sim, i: int, n: int, of: Array, which: Array, worth: Array) -> i
     return n + 1
 
 
-@inner
+@inlined
 def hear(sim: Sim, n: int, of: Array, which: Array, worth: Array) -> int:
     """Note the scores that the balancers have heard of since the last time."""
     clock = sim.world.clock[0]

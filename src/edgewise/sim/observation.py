@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from edgewise.compiled import inner
+from edgewise.compiled import inlined
 from edgewise.fleet import table as columns
 from edgewise.fleet.layout import Array
 from edgewise.fleet.table import R_SERVER, Table
@@ -47,7 +47,7 @@ _TOP = np.float32(TOP)
 _NONE = np.float32(0.0)
 
 
-@inner
+@inlined
 def show(source: Array, factors: Array, out: Array) -> None:
     """Columns of the table, scaled and clipped.
 
@@ -60,14 +60,14 @@ def show(source: Array, factors: Array, out: Array) -> None:
         out[j] = value if value < _TOP else _TOP
 
 
-@inner
+@inlined
 def copy(source: Array, out: Array) -> None:
     """All of `source` to the beginning of `out`."""
     for j in range(source.size):
         out[j] = source[j]
 
 
-@inner
+@inlined
 def write_mask(table: Table, waits: bool, out: Array) -> None:
     """Admissible rows into `out` (int8); only shed if nothing waits for a decision."""
     for r in range(table.mask.size - 1):
@@ -75,7 +75,7 @@ def write_mask(table: Table, waits: bool, out: Array) -> None:
     out[out.size - 1] = 1
 
 
-@inner
+@inlined
 def write_flat(table: Table, mask: Array, out: Array) -> None:
     """One wide row per candidate. `out` held an observation of the same world before, or zeros."""
     a = len(ROW)
@@ -102,7 +102,7 @@ def write_flat(table: Table, mask: Array, out: Array) -> None:
         before = r
 
 
-@inner
+@inlined
 def write_parts(
     table: Table, mask: Array, rows: Array, server: Array, servers: Array, context: Array
 ) -> None:
