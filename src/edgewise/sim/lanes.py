@@ -44,7 +44,6 @@ from edgewise.sim.observation import (
     write_parts,
 )
 from edgewise.sim.play import Crowded
-from edgewise.sim.reference import by_reference
 from edgewise.sim.requests import release
 from edgewise.sim.supply import Supply
 
@@ -176,7 +175,7 @@ def step_block(
     Returns the first lane that ran out of slots, −1 if none did; how many lanes are at their end;
     and how many scores became known.
     """
-    own: Buffers = by_reference(buffers_at(buffers, 0))
+    own: Buffers = buffers_at(buffers, 0)
     mask, of, which, worth = own.mask, own.of, own.which, own.worth
     wide = own.flat.shape[1] > 0
     ended = 0
@@ -189,7 +188,7 @@ def step_block(
             own.rewards[i] = 0.0
             ended += lane.ended
             continue
-        sim: Sim = by_reference(sim_at(addresses, i))
+        sim: Sim = sim_at(addresses, i)
         clock = sim.world.clock[0]
         shed = sim.table.mask.size - 1
         if row == BEGIN:
