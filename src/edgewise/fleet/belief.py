@@ -46,9 +46,17 @@ def set_free(free: Array, workers: int, worker: int, until: float) -> None:
     free[worker] = until
 
 
-@lean
+@copied
 def advance(belief: Belief, s: int, now: float) -> None:
     """Play server `s`'s miniature forward to `now`: start every job that would have started."""
+    # While no worker is free none of them can have.
+    if belief.servers[s].jobs > 0 and belief.free[s, 0] <= now:
+        start_jobs(belief, s, now)
+
+
+@lean
+def start_jobs(belief: Belief, s: int, now: float) -> None:
+    """Start the jobs on `s` that would have started by `now`."""
     server = belief.servers[s]
     jobs = belief.jobs[s]
     free = belief.free[s]

@@ -364,8 +364,7 @@ def observe(
             if nth > 0:
                 s = sampled(ingress, source.commands, nth - 1, looked_at - 1, count)
         server = belief.servers[s]
-        if server.jobs > 0 and belief.free[s, 0] <= now:  # else none of them can have started
-            advance(belief, s, now)
+        advance(belief, s, now)
         out = servers[s]
         age = now - server.report_at if server.report_at == server.report_at else server.silence
         up = server.connected > 0.0 and server.draining <= 0.0 and age <= server.silence
