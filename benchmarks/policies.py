@@ -25,7 +25,7 @@ from edgewise.policy import RULES
 
 def filled(servers: int, services: int) -> t.Table:
     """A plausible table: unequal servers, a ladder of services, both forms."""
-    table = t.new_table(servers, servers * services)
+    table = t.blank_table(servers, servers * services)
     luck = np.random.default_rng(0)
     table.mask[:] = 1
     for s in range(servers):

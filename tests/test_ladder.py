@@ -36,7 +36,7 @@ def fill(kind: str, cells: Any, **values: float) -> None:
 def fleet(servers: int = 3, forms: int = 1, **context: float) -> t.Table:
     """`servers` alike, two services each: 0.6 in 20 ms and 0.8 in 80 ms; deadline 0.4 s, nothing
     queued, 10 ms of network. Server 0 is the ingress."""
-    table = t.new_table(servers, 2 * servers)
+    table = t.blank_table(servers, 2 * servers)
     given = {"deadline": 0.4, "grace": 1.0, "accuracy_weight": 1.0, "now": 1000.0}
     fill("context", table.context, **{**given, **context})
     for s in range(servers):

@@ -152,7 +152,7 @@ def test_the_same_seed_draws_the_same() -> None:
 def outstanding(*counts: float) -> Observation:
     """One server-only choice per server, with so many of ours outstanding on each."""
     n = len(counts)
-    table = t.new_table(n, n)
+    table = t.blank_table(n, n)
     table.mask[::2] = 1
     for k, count in enumerate(counts):
         table.rows[2 * k, t.R_SERVER] = table.rows[2 * k, t.R_SERVICE] = k

@@ -335,7 +335,7 @@ def test_no_number_is_ever_nan_or_infinite() -> None:
 def test_flatten_gathers_what_belongs_to_a_row() -> None:
     fleet = idle()
     source = seen(fleet, accuracy=0.8)
-    table = t.new_table(2, 3)
+    table = t.blank_table(2, 3)
     for name in ("rows", "mask", "servers", "context"):
         getattr(table, name)[:] = getattr(source, name)
     wide = len(t.ROW), len(t.ROW) + len(t.SERVER)
@@ -350,7 +350,7 @@ def test_flatten_gathers_what_belongs_to_a_row() -> None:
 
 
 def test_best_row_takes_the_first_of_equals_and_never_a_masked_one() -> None:
-    table = t.new_table(2, 3)
+    table = t.blank_table(2, 3)
     table.mask[:] = [1, 0, 1, 0, 1, 1, 1]
     table.scores[:] = [1, 9, 3, 9, 3, 2, -math.inf]
     assert t.best_row(table) == 2
@@ -384,5 +384,5 @@ def test_the_sample_of_a_large_fleet_has_every_server_once_and_all_alike(count: 
     ("count", "known"), [(t.SAMPLED_ABOVE, False), (t.SAMPLED_ABOVE + 1, True)]
 )
 def test_only_fleets_above_the_limit_are_sampled(count: int, known: bool) -> None:
-    table = t.new_table(count, count)
+    table = t.blank_table(count, count)
     assert bool(table.wanted[1]) is known

@@ -438,7 +438,7 @@ def on_answer(belief: Belief, s: int, now: float, response: float, rif: int, fai
 def level(free: Array, workers: int, now: float, work: float) -> float:
     """When `workers` have done `work` s more than they are busy with: the water level t at which
     Σ max(0, t − max(free, now)) = work. `free` ascending. With work 0, the first free worker."""
-    t = work + max(free[0], now)
+    t: float = work + max(free[0], now)
     total = t
     for k in range(1, workers):
         busy = max(free[k], now)
