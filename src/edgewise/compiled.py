@@ -67,8 +67,8 @@ def _index_as_it_is() -> None:
     the simulator that was a tenth of all instructions. No index of ours is ever negative, which
     `EDGEWISE_CHECK_INDICES=1` makes sure of: code compiled under it stops the process at one.
     """
-    fixed = arrayobj.fix_integer_index
-    if getattr(fixed, "edgewise", False):
+    fixed = getattr(arrayobj, "fix_integer_index", None)
+    if fixed is None or hasattr(fixed, "edgewise"):  # another numba; or done already
         return
 
     def fix(context: Any, builder: Any, kind: Any, index: Any, size: Any) -> Any:
@@ -82,7 +82,7 @@ def _index_as_it_is() -> None:
                 builder.call(builder.module.declare_intrinsic("llvm.trap", fnty=nothing), ())
         return word
 
-    fix.edgewise = True  # type: ignore[attr-defined]
+    fix.edgewise = CHECKED  # type: ignore[attr-defined]
     arrayobj.fix_integer_index = fix
 
 
@@ -140,8 +140,11 @@ def lean(function: F) -> F:
 
 def copied(function: F) -> F:
     """As `lean`, and copied into compiled code that calls it: for a few instructions that are not
-    worth a call. Everything else is fetched once for all its callers: what a decision runs through
-    is as much machine code as the processor's first cache holds."""
+    worth a call, or what is called in one place.
+
+    Everything else is fetched once for all its callers: what a decision runs through is as much
+    machine code as the processor's first cache holds.
+    """
     return _njit(function, _nrt=False, forceinline=True)
 
 

@@ -463,7 +463,13 @@ def rejoin(target: Sim, source: Sim) -> None:
             elif part == "reports" and name == "jobs":
                 most = int(source.reports.heads["queued"].max(initial=0))
                 array, other = array[..., :most], other[..., :most]
-            np.copyto(other, array)
+            np.copyto(plain(other), plain(array))
+
+
+def plain(array: Array) -> Array:
+    """An array as bytes: NumPy copies records field by field, bytes at once."""
+    in_columns = array.flags.f_contiguous and not array.flags.c_contiguous
+    return (array.T if in_columns else array).view(np.uint8)
 
 
 def _copies(arrays: World | Reports | Belief | Table) -> dict[str, Array]:

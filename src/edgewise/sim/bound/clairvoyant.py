@@ -74,10 +74,10 @@ def worth(sim: Sim, rows: Ints) -> float:
 
 
 def _bytes(sim: Sim) -> list[NDArray[np.uint8]]:
-    """Views of all arrays as plain bytes: records are copied field by field, bytes at once."""
+    """Views of all arrays as plain bytes."""
     return [
-        array.view(np.uint8).reshape(-1)
-        for part in sim
+        engine.plain(array).reshape(-1)
+        for part in (sim.world, sim.script, sim.reports, sim.beliefs, sim.table)
         for array in (part if isinstance(part, tuple) else (part,))
     ]
 
