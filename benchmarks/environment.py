@@ -1,13 +1,13 @@
 """Environment steps per second and core: the vector environment under a random policy.
 
-    python benchmarks/environment.py [--envs 128] [--seconds 5] [--threads 1] [--json FILE]
+    python benchmarks/environment.py [--envs 32] [--seconds 5] [--threads 1] [--json FILE]
 
 Fleets of S servers × K models with links and a report every 0.2 s, at a load that a random policy
 can carry (every model equally often, and shedding as often as any other row). Observations are
 whole: *flat* is a wide row per candidate, *parts* the same figures without repetition, written by
 `step` into buffers that it reuses (``copy=False``). Rows are drawn in compiled code, and that is
 counted. Every environment plays its world over and over, so what is timed is stepping; making a
-world is timed apart.
+world is timed apart. 32 environments are what the second cache of a core holds.
 
 `engine` is the same world under the policy `random` in the engine's own loop, one world at a time,
 no environment around it: what the rest of a step costs is the difference. Times are of this process
@@ -143,7 +143,7 @@ def of_engine(scenario: Scenario, seconds: float) -> tuple[float, float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--envs", type=int, default=128)
+    parser.add_argument("--envs", type=int, default=32)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=5.0, help="CPU time of each measurement")
     parser.add_argument("--json", type=Path)

@@ -21,7 +21,7 @@ from typing import Any, TypeVar, cast
 import numba
 import numba.core.config
 import numba.np.arrayobj
-from llvmlite import ir  # type: ignore[import-untyped]
+from llvmlite import ir
 from numba import types
 
 from edgewise.cached import cache_folder
