@@ -182,7 +182,7 @@ def _before(experience: Experience, at: int) -> list[Candidates]:
     order = [i for i in np.argsort(times, kind="stable").tolist() if times[i] < times[at]]
     return [
         Candidates(
-            np.ascontiguousarray(experience.rows[i]),
+            np.asfortranarray(experience.rows[i]),
             np.ascontiguousarray(experience.mask[i]),
             np.ascontiguousarray(experience.servers[i]),
             np.ascontiguousarray(experience.context[i]),

@@ -237,8 +237,8 @@ def backlog_at(belief: Belief, link: int, rate: float, now: float) -> tuple[floa
 
 @copied
 def statistics(belief: Belief, s: int, now: float, out: Array) -> None:
-    """Fill the columns of server `s` that decay with time: each costs an exponential, and the rules
-    that look only at predicted latencies read none of them."""
+    """Fill the columns of server `s` that decay with time: they cost three exponentials, and the
+    rules that look only at predicted latencies read none of them."""
     server = belief.servers[s]
     one, five, _ = kept(server.offered_at, now)
     out[S_OFFERED_1S] = server.offered_1s * one

@@ -101,17 +101,32 @@ def advance(sim: Sim) -> int:
     return go_on(by_reference(sim))
 
 
+@inlined
+def next_arrival(sim: Sim) -> float:
+    """When the next request arrives; inf if none does any more."""
+    r = sim.world.clock[0].next
+    time: float = sim.world.requests[r].time if r < sim.world.requests.size else math.inf
+    return time
+
+
+@inlined
+def next_line(sim: Sim) -> float:
+    """When the script goes on; inf if it is at its end."""
+    n = sim.world.clock[0].line
+    time: float = sim.script[n].time if n < sim.script.size else math.inf
+    return time
+
+
 @inner
 def go_on(sim: Sim) -> int:
     """`advance`, for compiled code that has laid the simulation down (`sim.reference`)."""
     clock = sim.world.clock[0]
-    requests = sim.world.requests
+    arrival = next_arrival(sim)
+    line = next_line(sim)
     while True:
-        arrival = requests[clock.next].time if clock.next < requests.size else math.inf
         if arrival == math.inf and clock.open == 0:
             return -1
         event = next_time(sim.world)
-        line = sim.script[clock.line].time if clock.line < sim.script.size else math.inf
         now = event if event < arrival else arrival
         if line < now:
             now = line
@@ -123,10 +138,12 @@ def go_on(sim: Sim) -> int:
         clock.now = now
         if line == now:
             change_world(sim, now)
+            line = next_line(sim)
             continue
         if event > now:
             r = clock.next
             clock.next = r + 1
+            arrival = next_arrival(sim)
             if sim.world.servers[sim.world.requests[r].ingress].up == 0:
                 turn_away(sim.world, r)
                 continue
