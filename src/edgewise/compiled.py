@@ -63,9 +63,9 @@ _keep_apart()
 def _index_as_it_is() -> None:
     """Let −1 not mean the last element in code of ours, unless it is written so.
 
-    For a variable that could be negative numba adds the array's length if it is, at each access; in
-    the simulator that was a tenth of all instructions. No index of ours is ever negative, which
-    `EDGEWISE_CHECK_INDICES=1` makes sure of: code compiled under it stops the process at one.
+    For a variable that could be negative numba adds the array's length if it is, at each access. No
+    index of ours is to be negative; `EDGEWISE_CHECK_INDICES=1` compiles code that stops the process
+    at one.
     """
     fixed = getattr(arrayobj, "fix_integer_index", None)
     if fixed is None or hasattr(fixed, "edgewise"):  # another numba; or done already
@@ -105,7 +105,7 @@ def _njit(function: F, **options: Any) -> F:
     inlined gets its constants all the same.
     """
     # Not said, a function would take over from who is compiled when it is first called whether it
-    # is copied into all its callers: the simulator's `push` then stood in thirty places.
+    # is copied into all its callers, and the event loop is several times as long.
     options.setdefault("forceinline", False)
     dispatcher: Any = numba.njit(cache=True, nogil=True, error_model="numpy", **options)(function)
     if dispatcher is function:  # NUMBA_DISABLE_JIT

@@ -2,10 +2,10 @@
 
 The next events, up to `SOON` of them, stand in order, the last to come first: so the next one is
 the last, and taking it is counting down. A new one goes in from there, and those before it move up
-by one: five as a rule, for most of what happens soon has been caused just now. A small fleet has no
-more than these; in a large or overloaded one the rest are in a binary heap, and everything there
-comes after everything here. Half of the room is moved over when there is none left, and filled when
-all are used. (A heap alone took a sixth of a decision's time: its branches are as good as random.)
+by one: a few as a rule, for most of what happens soon has been caused just now. A small fleet has
+no more than these; in a large or overloaded one the rest are in a binary heap, and everything there
+comes after everything here. Half of the room is moved over when there is none left, and filled
+when all are used. (A heap alone takes longer: its branches are as good as random.)
 
 Ties go in the order in which events were made: a new one comes after what is there.
 """

@@ -6,11 +6,11 @@ whether its trace is at its end. The environments are a thin shell around this.
 
 How lanes are stepped by one compiled call: a simulation is a tuple of arrays whose sizes differ
 from world to world, so there is no array of simulations. `Lanes` keeps the *addresses* of each
-lane's arrays in one integer table, and `sim_at` builds the tuple from them (`sim.addresses`). What
-must hold: the lane's arrays are alive and at the addresses in the table (`Lanes.sims` holds them,
-`Lanes.put` is the only place where they change), and of the types that were compiled for, which
-`put` sees to. The lanes' own arrays come in the same way (`Buffers`), for a step of one lane is
-short beside the handing over of a dozen arrays from Python.
+lane's arrays in one integer table as numba lays a tuple down, and `sim_at` refers to it there
+(`sim.addresses`). What must hold: the lane's arrays are alive and at the addresses in the table
+(`Lanes.sims` holds them, `Lanes.put` is the only place where they change), and of the types that
+were compiled for, which `put` sees to. The lanes' own arrays come in the same way (`Buffers`), for
+a step of one lane is short beside the handing over of a dozen arrays from Python.
 
 Lanes share nothing, so blocks of them run in threads with the same bits on any number of threads.
 
