@@ -11,6 +11,7 @@ import hashlib
 import math
 import re
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,7 +67,8 @@ class Luck:
     """
 
     def __init__(self, seed: int, cv: float) -> None:
-        self._seed = luck_seed(seed)
+        # Of the type that the simulator has: a plain int would be taken for a signed one.
+        self._seed: Any = np.uint64(luck_seed(seed))
         self._factors = noise_factors(cv)
         self._bits = self._factors.size.bit_length() - 1
         self.factor("0", 0)
