@@ -49,8 +49,7 @@ def set_free(free: Array, workers: int, worker: int, until: float) -> None:
 @copied
 def advance(belief: Belief, s: int, now: float) -> None:
     """Play server `s`'s miniature forward to `now`: start every job that would have started."""
-    # While no worker is free none of them can have.
-    if belief.servers[s].jobs > 0 and belief.free[s, 0] <= now:
+    if belief.servers[s].next_start <= now:
         start_jobs(belief, s, now)
 
 
@@ -68,6 +67,7 @@ def start_jobs(belief: Belief, s: int, now: float) -> None:
             first_ready = min(first_ready, jobs[j].ready)
         start = max(free[0], first_ready)
         if start > now:
+            server.next_start = start
             return
         best = -1
         for j in range(count):
@@ -77,6 +77,7 @@ def start_jobs(belief: Belief, s: int, now: float) -> None:
                     best = j
         set_free(free, int(server.workers), 0, start + jobs[best].work)
         take_job(belief, s, best)
+    server.next_start = math.inf
 
 
 @copied
@@ -110,6 +111,7 @@ def add_job(
     jobs[n].ready = ready
     jobs[n].dispatch = dispatch
     server.jobs = n + 1
+    server.next_start = min(server.next_start, max(belief.free[s, 0], ready))
 
 
 @copied
@@ -278,6 +280,7 @@ def on_report(
     for i in range(min(running.size, workers)):
         set_free(free, workers, 0, at + running[i])
     server.jobs = 0
+    server.next_start = math.inf
     for i in range(deadlines.size):
         add_job(belief, s, deadlines[i], works[i], at, 0)
     # Our dispatches that it has not seen come back, not before now: they have not arrived yet.
@@ -458,6 +461,7 @@ def reset_server(belief: Belief, s: int, now: float) -> None:
     """
     server = belief.servers[s]
     server.jobs = 0
+    server.next_start = math.inf
     server.flights = 0
     server.sends = 0
     server.outstanding = 0.0

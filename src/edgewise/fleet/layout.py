@@ -59,6 +59,7 @@ SERVER_STATE = np.dtype(
         ("outstanding", "f8"),  # our dispatches without an outcome
         ("failure", "f8"),  # EWMA share of failed answers, 0–1
         ("jobs", "i8"),  # fill of its row in `jobs`
+        ("next_start", "f8"),  # no job of these starts before; inf: there is none
         # -- what it reported ------------------------------------------------------------------
         ("report_at", "f8"),  # NaN: never heard
         ("queued", "f8"),  # waiting requests
@@ -179,6 +180,7 @@ def new_belief(
     state["prepare_on"], state["silence"] = prepare_enabled, silence
     state["report_at"] = state["response"] = state["by_rif"] = np.nan
     state["connected"] = 1.0
+    state["next_start"] = np.inf
 
     table = np.zeros(len(services), SERVICE_STATE)
     models = sorted({service.model for service in services})
