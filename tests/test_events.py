@@ -39,6 +39,7 @@ def world() -> Sim:
     scenario = one_server(rate=200.0, duration=20.0)
     sim = simulation(scenario, generate(scenario, None))
     sim.world.clock["events"] = 0
+    sim.world.events["time"][0] = math.inf
     return sim
 
 

@@ -16,7 +16,7 @@ import math
 
 from edgewise.compiled import inlined
 from edgewise.fleet.patience import DECISION_PATIENCE
-from edgewise.sim.events import push
+from edgewise.sim.events import push_far
 from edgewise.sim.layout import E_METADATA, E_REPORT, Sim, World
 from edgewise.sim.reports import MUTE_KNOWN
 from edgewise.sim.requests import later
@@ -44,4 +44,4 @@ def hear_again(world: World, now: float) -> None:
     for s in range(world.servers.size):
         if world.servers[s].up != 0:
             world.servers[s].report_due = now
-            push(world, now, E_REPORT, s)
+            push_far(world, now, E_REPORT, s)

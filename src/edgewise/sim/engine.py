@@ -81,6 +81,7 @@ from edgewise.sim.reports import (
 from edgewise.sim.requests import later, lose, open_slot, release, turn_away
 from edgewise.sim.retries import on_failed, on_wake
 from edgewise.sim.routes import (
+    command_comes,
     on_command,
     on_delivered,
     on_finish,
@@ -131,9 +132,10 @@ def go_on(sim: Sim) -> int:
         if line < now:
             now = line
         if now > clock.horizon:
+            clock.now = clock.horizon
             for i in range(clock.used):
                 if sim.world.slots[i].stage == OPEN:
-                    lose(sim.world, i, REASON_HORIZON, clock.horizon)
+                    lose(sim.world, i, REASON_HORIZON, clock.now)
             return -1
         clock.now = now
         if line == now:
@@ -255,7 +257,7 @@ def take(sim: Sim, row: int, probability: float) -> None:
         slot.server = sim.world.services[row // 2].server
         slot.picked = slot.server
         slot.life = sim.world.servers[slot.server].known_life
-    later(sim.world, i, now + clock.control_delay, E_COMMAND)
+    command_comes(sim.world, i, now + clock.control_delay)
     release(sim.world, i)  # the metadata's
 
 
@@ -462,7 +464,7 @@ def rejoin(target: Sim, source: Sim) -> None:
     either of the two has used is copied.
     """
     used = max(int(target.world.clock["used"][0]), int(source.world.clock["used"][0]))
-    events = int(source.world.clock["events"][0])
+    events = max(1, int(source.world.clock["events"][0]))  # if there is none the first says so
     for part in ("world", "reports", "beliefs", "table"):
         to = getattr(target, part)
         for name, array in getattr(source, part)._asdict().items():

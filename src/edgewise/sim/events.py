@@ -1,13 +1,13 @@
 """What is to happen, and when: the queue of events. Compiled.
 
-The next events, up to `SOON` of them, stand in order, the last to come first: so the next one is
-the last, and taking it is counting down. A new one goes in from there, and those before it move up
-by one: a few as a rule, for most of what happens soon has been caused just now. A small fleet has
-no more than these; in a large or overloaded one the rest are in a binary heap, and everything there
-comes after everything here. Half of the room is moved over when there is none left, and filled
-when all are used. (A heap alone takes longer: its branches are as good as random.)
+It has two parts, and what comes next is the first of either. Most of what is to happen has been
+caused just now and happens soon: such events stand in order, the last to come first. So the next
+one is the last, and taking it is counting down; a new one goes in from there, and those before it
+move up by one. Timers (`push_far`) would move past all of these, and wait in a binary heap. (A heap
+alone takes longer: its branches are as good as random.) When there is no room in order, the later
+half goes to the heap too.
 
-Ties go in the order in which events were made: a new one comes after what is there.
+Ties go in the order in which events were made.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _KIND_MASK = (1 << KIND_BITS) - 1
 _SEQUENCE_MASK = (1 << 30) - 1
 
 SOON = 128
-"""Events in order. Eight servers at 440 requests/s have about 60 under way."""
+"""Room for events in order. Eight servers at 440 requests/s have about 60 under way."""
 _HALF = SOON // 2
 
 
@@ -45,6 +45,7 @@ def new_events(room: int, planned: Sequence[tuple[float, int, int]]) -> Array:
     """A heap with room for `room` events, with those `planned`: (time, kind, index) each, in the
     order in which they are made. The clock has to be told how many."""
     events = np.zeros(max(1, room), EVENT)
+    events[0]["time"] = np.inf
     codes = [
         (n << (KIND_BITS + INDEX_BITS)) | (kind << INDEX_BITS) | index
         for n, (_, kind, index) in enumerate(planned)
@@ -55,20 +56,24 @@ def new_events(room: int, planned: Sequence[tuple[float, int, int]]) -> Array:
     return events
 
 
+@inlined
+def code_of(world: World, kind: int, index: int) -> int:
+    """Of an event that is made now."""
+    clock = world.clock[0]
+    sequence = clock.sequence
+    clock.sequence = sequence + 1
+    return ((sequence & _SEQUENCE_MASK) << (KIND_BITS + INDEX_BITS)) | (kind << INDEX_BITS) | index
+
+
 @inner
 def push(world: World, time: float, kind: int, index: int) -> None:
     """Let an event happen at `time`, +inf = never. There is room for all that can be under way."""
     if time == math.inf:
         return
     clock = world.clock[0]
-    sequence = clock.sequence
-    clock.sequence = sequence + 1
-    code = ((sequence & _SEQUENCE_MASK) << (KIND_BITS + INDEX_BITS)) | (kind << INDEX_BITS) | index
+    code = code_of(world, kind, index)
     if clock.soon == SOON:
         move_half(world)
-    if clock.events > 0 and time >= world.events[0].time:
-        put_away(world, time, code)
-        return
     times, codes = world.soon, world.soon_codes
     place = clock.soon + 1
     clock.soon = place
@@ -78,6 +83,13 @@ def push(world: World, time: float, kind: int, index: int) -> None:
         place -= 1
     times[place] = time
     codes[place] = code
+
+
+@inner
+def push_far(world: World, time: float, kind: int, index: int) -> None:
+    """As `push`, for what comes after most of what is under way."""
+    if time < math.inf:
+        put_away(world, time, code_of(world, kind, index))
 
 
 @inner
@@ -95,31 +107,22 @@ def move_half(world: World) -> None:
 @inlined
 def next_time(world: World) -> float:
     """Of the next event; inf if there is none."""
-    clock = world.clock[0]
-    if clock.soon == 0 and clock.events > 0:
-        fetch(world)
-    time: float = world.soon[clock.soon]
-    return time
-
-
-@inner
-def fetch(world: World) -> None:
-    """The first events of the heap, half of the room or all, put in order: nothing else is."""
-    clock = world.clock[0]
-    n = min(_HALF, clock.events)
-    for j in range(n, 0, -1):
-        world.soon[j] = world.events[0].time
-        world.soon_codes[j] = world.events[0].code
-        take_root(world)
-    clock.soon = n
+    time: float = world.soon[world.clock[0].soon]
+    far: float = world.events[0].time
+    return far if far < time else time
 
 
 @inlined
 def pop(world: World) -> int:
     """Take the next event out, of which `next_time` said that there is one; returns its code."""
-    clock = world.clock[0]
-    code: int = world.soon_codes[clock.soon]
-    clock.soon -= 1
+    n = world.clock[0].soon
+    code: int = world.soon_codes[n]
+    first = world.events[0]
+    if first.time > world.soon[n] or (first.time == world.soon[n] and first.code > code):
+        world.clock[0].soon = n - 1
+        return code
+    code = first.code
+    take_root(world)
     return code
 
 
@@ -153,6 +156,7 @@ def take_root(world: World) -> None:
     n = world.clock[0].events - 1
     world.clock[0].events = n
     if n == 0:
+        events[0].time = math.inf
         return
     # The hole goes all the way down along the lesser children, and the last event up from there:
     # it was a leaf and mostly belongs near one.

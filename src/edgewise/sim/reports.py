@@ -23,7 +23,7 @@ from edgewise.fleet.layout import QUEUE_MAX, Belief
 from edgewise.fleet.patience import FLEET_PERIOD, HEARTBEAT
 from edgewise.fleet.table import link_rate
 from edgewise.fleet.tracker import FORGET_AFTER, RATE_MAX, RATE_MIN
-from edgewise.sim.events import push
+from edgewise.sim.events import push, push_far
 from edgewise.sim.heaps import remove_root
 from edgewise.sim.layout import (
     DONE,
@@ -104,7 +104,7 @@ def look(world: World, reports: Reports, s: int, now: float) -> None:
         return  # begins again when it is back; a jump was told meanwhile
     server.report_due = now + clock.period
     server.reported = backlog_of(world, s, now)
-    push(world, now + clock.period, E_REPORT, s)
+    push_far(world, now + clock.period, E_REPORT, s)
     p: int = clock.free_report
     if p < 0:
         return  # cannot be: there are as many as can be under way
@@ -318,7 +318,7 @@ def sweep(sim: Sim, now: float) -> None:
                 belief = by_reference(view(sim.beliefs, slot.balancer))
                 close(world, belief, i, True, now)
                 slot.life = -1
-    push(world, now + 1.0, E_SWEEP, 0)
+    push_far(world, now + 1.0, E_SWEEP, 0)
 
 
 # -- servers that stop ---------------------------------------------------------------------------
@@ -422,7 +422,7 @@ def restart(world: World, s: int, now: float) -> None:
         world.seen[b, s].low = 0
         world.seen[b, s].bits = 0
     push(world, now + world.clock[0].control_delay, E_JOINED, s)
-    push(world, now, E_REPORT, s)
+    push_far(world, now, E_REPORT, s)
 
 
 @inner

@@ -8,7 +8,7 @@ import numpy as np
 
 from edgewise.compiled import inlined, inner
 from edgewise.score import expected_utility
-from edgewise.sim.events import push
+from edgewise.sim.events import push, push_far
 from edgewise.sim.layout import (
     DONE,
     E_METADATA,
@@ -60,7 +60,7 @@ def arm(world: World, i: int) -> None:
     time = min(slot.give_up, slot.expiry)
     if time < slot.wake:
         slot.wake = time
-        push(world, time, E_WAKE, i)
+        push_far(world, time, E_WAKE, i)
 
 
 @inlined
@@ -187,7 +187,7 @@ def end(world: World, i: int, status: int, reason: int, answered: float) -> None
     out.utility = utility
     out.decided_at = known(slot.decided)
     out.uploaded = known(slot.uploaded)
-    out.decided = known(slot.commanded)
+    out.decided = slot.commanded if slot.commanded <= clock.now else math.nan
     out.transferred = known(slot.transferred)
     out.started = known(slot.started)
     out.finished = known(slot.finished)

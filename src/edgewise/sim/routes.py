@@ -21,6 +21,7 @@ from edgewise.compiled import inlined, inner
 from edgewise.fleet.patience import give_up_at
 from edgewise.sim.layout import (
     DONE,
+    E_COMMAND,
     E_DELIVERED,
     E_FAILED,
     E_UPLOADED,
@@ -124,6 +125,20 @@ def route(world: World, i: int, now: float) -> None:
 
 
 @inlined
+def command_comes(world: World, i: int, time: float) -> None:
+    """The ingress will have the command of slot `i` at `time`.
+
+    A request that it is to run itself waits for its body anyway. Where that is still on its way,
+    the command needs no event of its own (`on_uploaded`).
+    """
+    slot = world.slots[i]
+    if slot.picked == slot.ingress and slot.uploaded == math.inf:
+        slot.commanded = time
+    else:
+        later(world, i, time, E_COMMAND)
+
+
+@inlined
 def on_command(world: World, i: int, now: float) -> None:
     slot = world.slots[i]
     if slot.stage == DONE:
@@ -156,7 +171,11 @@ def on_uploaded(world: World, i: int, now: float) -> None:
     received(world, i, slot.payload, now)
     if slot.stage == DONE or slot.commanded == math.inf:
         return
-    if slot.server == s:
+    if slot.commanded > now:  # the body was quicker
+        later(world, i, slot.commanded, E_COMMAND)
+    elif slot.server == s:
+        seen = world.seen[slot.balancer, s]
+        seen.commands = max(seen.commands, slot.command)
         arrive(world, s, i, now)
     elif slot.form == READY:
         prepare(world, i, now)

@@ -23,7 +23,7 @@ from edgewise.fleet.belief import acknowledge
 from edgewise.fleet.luck import noise_place
 from edgewise.fleet.measure import SERVICE_MEMORY, ready_time
 from edgewise.fleet.reporting import GAP, busy_share, jumped
-from edgewise.sim.events import push
+from edgewise.sim.events import push, push_far
 from edgewise.sim.heaps import insert, remove_root
 from edgewise.sim.layout import (
     DONE,
@@ -117,7 +117,7 @@ def notice(world: World, s: int, now: float) -> None:
     backlog = backlog_of(world, s, now)
     if jumped(backlog, server.reported, since, world.clock[0].period):
         server.report_due = soonest
-        push(world, soonest, E_REPORT, s)
+        push_far(world, soonest, E_REPORT, s)
 
 
 @inner
