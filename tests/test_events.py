@@ -7,7 +7,7 @@ import pytest
 
 from edgewise.compiled import lean
 from edgewise.fleet.layout import Array
-from edgewise.sim.events import SOON, index_of, kind_of, next_time, pop, push
+from edgewise.sim.events import SOON, index_of, kind_of, next_time, pop, push, push_far
 from edgewise.sim.layout import E_FINISH, Sim, World
 from edgewise.sim.reference import by_reference
 from edgewise.sim.world import simulation
@@ -17,12 +17,16 @@ from sim_worlds import one_server
 
 @lean
 def play(world: World, steps: Array, found: Array) -> int:
-    """Push the times of `steps` in order; take an event out at each NaN. (time, index) of those."""
+    """Push the times of `steps` in order, every third as a timer; take an event out at each NaN.
+    (time, index, kind) of those."""
     world = by_reference(world)
     n = 0
     for i in range(steps.size):
         if steps[i] == steps[i]:
-            push(world, steps[i], E_FINISH, i)
+            if i % 3 == 0:
+                push_far(world, steps[i], E_FINISH, i)
+            else:
+                push(world, steps[i], E_FINISH, i)
             continue
         time = next_time(world)
         found[n, 0] = time

@@ -164,7 +164,7 @@ class Table(NamedTuple):
     A column of `rows` lies in one piece, so that who fills or reads one goes through it without a
     step: what rows have in common is computed for eight of them at a time. Rows that are not
     admissible hold figures too; they mean nothing, but for what never changes: server, service,
-    form and accuracy.
+    form, accuracy, and the size of a model-ready payload.
     """
 
     rows: Array  # float64 (R, len(ROW)), in Fortran's order
@@ -200,6 +200,7 @@ def new_table(belief: Belief) -> Table:
         rows[:, R_SERVICE] = np.arange(len(services))
         rows[:, R_FORM] = form
         rows[:, R_ACCURACY] = services[accuracy]
+    table.rows[1:-1:2, R_SIZE] = services["ready_bytes"]
     return table
 
 
@@ -453,7 +454,7 @@ def observe(
             mask[r] = converts
             if converts:
                 # The whole photo must be in before it is converted; the link drains meanwhile.
-                small = belief.services[k].ready_bytes
+                small = rows[r, R_SIZE]
                 if small != size_there:
                     size_there = small
                     crossing = small / rate
@@ -466,7 +467,6 @@ def observe(
                 rows[r, R_RETURN] = back
                 rows[r, R_TRANSFER] = crossing
                 rows[r, R_PREPARE] = source.prepare_seconds
-                rows[r, R_SIZE] = small
     return predict(table, belief.times, elapsed, demanded)
 
 

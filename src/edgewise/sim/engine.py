@@ -66,7 +66,7 @@ from edgewise.sim.layout import (
     belief_of,
 )
 from edgewise.sim.links import bring_up
-from edgewise.sim.reference import by_reference, by_value
+from edgewise.sim.reference import Reference, by_reference
 from edgewise.sim.reports import (
     look,
     on_ended,
@@ -78,7 +78,7 @@ from edgewise.sim.reports import (
     sweep,
     view,
 )
-from edgewise.sim.requests import later, lose, open_slot, release, turn_away
+from edgewise.sim.requests import lose, open_slot, release, turn_away
 from edgewise.sim.retries import on_failed, on_wake
 from edgewise.sim.routes import (
     command_comes,
@@ -261,7 +261,7 @@ def take(sim: Sim, row: int, probability: float) -> None:
     release(sim.world, i)  # the metadata's
 
 
-@inlined
+@inner
 def why_shed(sim: Sim) -> int:
     """As `policy.base.decision` says it."""
     table = sim.table
@@ -353,7 +353,7 @@ def run(sim: Sim, kernel: Any, params: Array, memory: Array, draws: Array, decis
     while done != decisions and go_on(sim) >= 0:
         b = sim.world.slots[sim.world.clock[0].current].balancer
         sim.table.scores[shed] = -math.inf
-        probability = kernel(by_value(sim.table), params, memory[b], draws[b])
+        probability = kernel(sim.table, params, memory[b], draws[b])
         row = best_row(sim.table)
         if sim.world.clock[0].can_fail != 0:
             rank(sim, row)
@@ -400,9 +400,9 @@ def run_learning(
         i: int = clock.current
         b = world.slots[i].balancer
         sim.table.scores[shed] = -math.inf
-        probability = kernel(by_value(sim.table), params, memory[b], draws[b])
+        probability = kernel(sim.table, params, memory[b], draws[b])
         row = best_row(sim.table)
-        describe(by_value(sim.table), row, features[i])
+        describe(sim.table, row, features[i])
         if clock.can_fail != 0:
             rank(sim, row)
         take(sim, row, probability)
@@ -426,7 +426,7 @@ def compiled_learner(describe: Describe, learn: Learn) -> tuple[Any, Any]:
     )
 
 
-_TABLE = numba.typeof(blank_table(1, 1))  # type: ignore[no-untyped-call]
+_TABLE = Reference(numba.typeof(blank_table(1, 1)))  # type: ignore[no-untyped-call]
 _FLOATS = types.float64[::1]
 _pointers: dict[Any, Any] = {}
 
@@ -435,7 +435,12 @@ def _pointer(kernel: Any, result: Any, *arguments: Any) -> Any:
     found = _pointers.get(kernel)
     if found is None:
         plain = getattr(kernel, "py_func", kernel)
-        compile_it = numba.cfunc(result(*arguments), cache=True, error_model="numpy")
+        # What is laid down is read back once, at the beginning: a loop over it is then vectorised.
+        names = plain.__code__.co_varnames[: len(arguments)]
+        pairs = zip(names, arguments, strict=True)
+        laid = {name: kind.tuple_type for name, kind in pairs if isinstance(kind, Reference)}
+        signature = result(*arguments)
+        compile_it = numba.cfunc(signature, locals=laid, cache=True, error_model="numpy")
         found = _pointers.setdefault(kernel, compile_it(plain))
     return found
 

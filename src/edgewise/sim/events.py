@@ -62,7 +62,8 @@ def code_of(world: World, kind: int, index: int) -> int:
     clock = world.clock[0]
     sequence = clock.sequence
     clock.sequence = sequence + 1
-    return ((sequence & _SEQUENCE_MASK) << (KIND_BITS + INDEX_BITS)) | (kind << INDEX_BITS) | index
+    order: int = (sequence & _SEQUENCE_MASK) << (KIND_BITS + INDEX_BITS)
+    return order | (kind << INDEX_BITS) | index
 
 
 @inner

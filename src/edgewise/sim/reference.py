@@ -8,7 +8,8 @@ about twenty times a decision. So whoever enters compiled code lays the tuple do
 
 and what it calls gets one pointer. Nothing else changes: `sim.world.slots` reads the array from
 where it was laid, `sim.world` is a reference to a part, and a function that takes a tuple takes a
-reference too. `by_value` reads the tuple back, for a policy's kernel, which is compiled apart.
+reference too. A reference is converted to the tuple where one is declared: a policy's kernel, which
+is compiled apart, reads it back at its beginning (`engine.compiled`).
 
 What must hold: the tuple lies in the frame of the function in which `by_reference` stands, so the
 reference is passed down and never returned; nobody writes to it.
@@ -23,13 +24,15 @@ from numba import types
 from numba.core import cgutils
 from numba.core.datamodel.models import PrimitiveModel
 from numba.core.datamodel.registry import register_default
+from numba.core.typeconv.castgraph import Conversion
 from numba.core.typing.templates import AttributeTemplate
-from numba.extending import infer_getattr, intrinsic, lower_getattr_generic
+from numba.extending import infer_getattr, intrinsic, lower_cast, lower_getattr_generic
 
 # They publish no types, or not for this.
 cg: Any = cgutils
 model_of: Any = register_default
 lowering_of: Any = lower_getattr_generic
+cast_of: Any = lower_cast
 
 
 class Reference(types.Type):
@@ -51,6 +54,10 @@ class Reference(types.Type):
             return None
         kind = self.tuple_type.types[self.tuple_type.fields.index(name)]
         return Reference(kind) if isinstance(kind, types.BaseNamedTuple) else kind
+
+    def can_convert_to(self, typingctx: Any, other: Any) -> Any:
+        """To the tuple, read back."""
+        return Conversion.safe if other == self.tuple_type else None
 
 
 @model_of(Reference)
@@ -84,12 +91,9 @@ def _by_reference(typing: Any, given: Any) -> Any:
     return Reference(given)(given), code
 
 
-def _by_value(typing: Any, reference: Any) -> Any:
-    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.load(args[0])
-
-    return reference.tuple_type(reference), code
+@cast_of(Reference, types.BaseNamedTuple)
+def _read_back(context: Any, builder: Any, reference: Any, kind: Any, value: Any) -> Any:
+    return builder.load(value)
 
 
 by_reference: Any = intrinsic(_by_reference)
-by_value: Any = intrinsic(_by_value)

@@ -96,7 +96,7 @@ def open_slot(world: World, r: int) -> int:
     slot.stage = OPEN
     slot.holds = 0
     slot.ingress = request.ingress
-    slot.balancer = r % clock.central
+    slot.balancer = r % clock.central if clock.central > 1 else 0
     slot.service = -1
     slot.server = -1
     slot.form = 0
@@ -214,14 +214,14 @@ def answer(world: World, i: int, status: int, reason: int, s: int, now: float) -
     tell(world, i, answered + world.clock[0].control_delay)
 
 
-@inlined
+@inner
 def lose(world: World, i: int, reason: int, now: float) -> None:
     """No answer comes. The client knows and says so."""
     end(world, i, LOST, reason, math.inf)
     tell(world, i, now + world.links[world.slots[i].ingress].delay)
 
 
-@inlined
+@inner
 def turn_away(world: World, r: int) -> None:
     """Request `r` finds its ingress down."""
     clock = world.clock[0]

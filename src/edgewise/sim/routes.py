@@ -174,6 +174,8 @@ def on_uploaded(world: World, i: int, now: float) -> None:
     if slot.commanded > now:  # the body was quicker
         later(world, i, slot.commanded, E_COMMAND)
     elif slot.server == s:
+        # With no event for the command it is acknowledged here. Nothing hangs on that: what is put
+        # back after a report are transfers, and of those this is none.
         seen = world.seen[slot.balancer, s]
         seen.commands = max(seen.commands, slot.command)
         arrive(world, s, i, now)
