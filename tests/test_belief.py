@@ -245,6 +245,45 @@ def test_no_job_starts_before_its_input_is_there() -> None:
     assert b.free[0, 0] == pytest.approx(T + 0.8)
 
 
+@QUICK
+@given(
+    st.booleans(),
+    st.lists(
+        st.tuples(
+            st.sampled_from(("look", "dispatch", "report", "outcome", "reset")),
+            st.floats(0.0, 0.3),
+            st.floats(0.01, 0.5),
+        ),
+        max_size=40,
+    ),
+)
+def test_it_never_misses_the_moment_at_which_the_next_job_starts(
+    edf: bool, steps: list[tuple[str, float, float]]
+) -> None:
+    """Against one that goes through all jobs at every look."""
+    trusting, thorough = fleet(edf=edf), fleet(edf=edf)
+    now, number = T, 0
+    for what, later, seconds in steps:
+        now += later
+        for b in (trusting, thorough):
+            if b is thorough:
+                b.servers["next_start"] = -math.inf
+            if what == "look":
+                core.advance(b, 1, now)
+            elif what == "dispatch":
+                dispatch(b, now, 1, work=seconds, ready=now + later, deadline=now + 1.0 - later)
+            elif what == "report":
+                queue = ((now + seconds, seconds), (now + later, later))
+                report(b, 1, now, running=(seconds,), queue=queue, low=number // 2)
+            elif what == "outcome":
+                core.on_outcome(b, 1, number, False)
+            else:
+                core.reset_server(b, 1, now)
+        number += what == "dispatch"
+        assert jobs(trusting, 1) == jobs(thorough, 1)
+        assert trusting.free[1].tolist() == thorough.free[1].tolist()
+
+
 # -- never twice, never not at all -----------------------------------------------------------------
 
 
