@@ -22,6 +22,7 @@ from edgewise.fleet.table import Table
 from edgewise.fleet.tracker import Tracker
 from edgewise.policy import RULES, KernelPolicy, Rule, learned, weights
 from edgewise.sim import engine
+from edgewise.sim.reference import by_reference
 
 SERVERS, EACH = 6, 3
 """The ingress offers three services in one form, the others theirs in two: 33 candidates."""
@@ -77,7 +78,7 @@ def simulated(rule: Rule, seen: Observation) -> float:
     def loop(kernel, table, numbers, state, draws, n):  # type: ignore[no-untyped-def]
         total = 0.0
         for _ in range(n):
-            total += kernel(table, numbers, state, draws)
+            total += kernel(by_reference(table), numbers, state, draws)
         return total
 
     loop(kernel, table, numbers, state, draws, 1)

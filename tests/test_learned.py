@@ -175,9 +175,11 @@ def _through(kernel: object, *arguments: object) -> float:
     """Call a compiled pointer as the engine does."""
     from numba import njit
 
+    from edgewise.sim.reference import by_reference
+
     @njit
     def call(kernel, seen, numbers, state, draws):  # type: ignore[no-untyped-def]
-        return kernel(seen, numbers, state, draws)
+        return kernel(by_reference(seen), numbers, state, draws)
 
     return call(kernel, *arguments)
 
