@@ -88,7 +88,7 @@ def push(world: World, time: float, kind: int, index: int) -> None:
 
 @inner
 def push_far(world: World, time: float, kind: int, index: int) -> None:
-    """As `push`, for what comes after most of what is under way."""
+    """As `push`, for timers: as a rule they come after most of what is under way."""
     if time < math.inf:
         put_away(world, time, code_of(world, kind, index))
 

@@ -1,8 +1,8 @@
 """Tuples of arrays handed on by their address. Compiled code only.
 
 A tuple is passed to a compiled function by value: five words for every array and two for every axis
-of it. A simulation is 38 arrays, some three hundred words, and its event handlers call each other
-about twenty times a decision. So whoever enters compiled code lays the tuple down once,
+of it. A simulation is dozens of arrays, hundreds of words, and its event handlers call each other
+many times a decision. So whoever enters compiled code lays the tuple down once,
 
     sim = by_reference(sim)
 
