@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+import llvmlite.binding
 import numba
 import numba.core.config
 import numba.np.arrayobj
@@ -58,6 +59,9 @@ def _keep_apart() -> None:
 
 
 _keep_apart()
+# LLVM unrolls a loop whose number of rounds it does not know by eight and counts what is left over
+# first. Those of a decision take four rounds or none, and it takes 2 % less time without.
+llvmlite.binding.set_option("", "-unroll-runtime=false")
 
 
 def _index_as_it_is() -> None:
