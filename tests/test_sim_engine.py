@@ -13,6 +13,7 @@ from edgewise.domain import Status
 from edgewise.policy import RULES
 from edgewise.sim import engine, families, layout, results, simulate
 from edgewise.sim.layout import Sim
+from edgewise.sim.moments import reports_due
 from edgewise.sim.play import Crowded, play
 from edgewise.sim.world import Options, simulation
 from edgewise.workload import generate
@@ -165,8 +166,8 @@ def report_ages(times: list[float], period: float) -> list[float]:
     """How old the newest report is that each decision sees."""
     scenario = msgspec.structs.replace(one_server(1.0, 10.0), report_period=period)
     sim = simulation(scenario, trace_of(times, [1] * len(times)), AT_ONCE)
-    sim.world.servers["report_due"] = 0.0
-    sim.world.events[0]["time"] = 0.0  # the first report
+    reports_due(sim.world)[:] = 0.0
+    sim.world.moments[1] = 0.0  # the earliest
     ages = []
     while engine.advance(sim) >= 0:
         now = sim.world.clock["now"][0]

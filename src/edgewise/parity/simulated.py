@@ -10,6 +10,7 @@ from edgewise.roster import services_of
 from edgewise.scenario import Scenario
 from edgewise.sim import engine, results
 from edgewise.sim.layout import Sim
+from edgewise.sim.moments import reports_due
 from edgewise.sim.play import seeds_of_draws
 from edgewise.sim.world import simulation
 from edgewise.workload import Trace
@@ -17,7 +18,7 @@ from edgewise.workload import Trace
 
 def first_reports(sim: Sim) -> list[float]:
     """When each server first reports, s; of a simulation at its beginning."""
-    due: list[float] = sim.world.servers["report_due"].tolist()
+    due: list[float] = reports_due(sim.world).tolist()
     return due
 
 

@@ -16,8 +16,8 @@ import math
 
 from edgewise.compiled import inlined
 from edgewise.fleet.patience import DECISION_PATIENCE
-from edgewise.sim.events import push_far
-from edgewise.sim.layout import E_METADATA, E_REPORT, Sim, World
+from edgewise.sim.layout import E_METADATA, Sim, World
+from edgewise.sim.moments import report_at
 from edgewise.sim.reports import MUTE_KNOWN
 from edgewise.sim.requests import later
 
@@ -43,5 +43,4 @@ def hear_again(world: World, now: float) -> None:
     world.clock[0].mute_since = math.inf
     for s in range(world.servers.size):
         if world.servers[s].up != 0:
-            world.servers[s].report_due = now
-            push_far(world, now, E_REPORT, s)
+            report_at(world, s, now)

@@ -43,10 +43,8 @@ from edgewise.sim.layout import (
     E_FINISH,
     E_JOINED,
     E_LEFT,
-    E_LINK,
     E_METADATA,
     E_OUTCOME,
-    E_REPORT,
     E_REPORTED,
     E_SWEEP,
     E_UPLOADED,
@@ -65,7 +63,8 @@ from edgewise.sim.layout import (
     World,
     belief_of,
 )
-from edgewise.sim.links import bring_up
+from edgewise.sim.links import bring_up, schedule
+from edgewise.sim.moments import first
 from edgewise.sim.reference import Reference, by_reference
 from edgewise.sim.reports import (
     look,
@@ -88,7 +87,6 @@ from edgewise.sim.routes import (
     on_headers,
     on_link,
     on_uploaded,
-    reschedule,
     upload,
 )
 
@@ -127,7 +125,9 @@ def go_on(sim: Sim) -> int:
     while True:
         if arrival == math.inf and clock.open == 0:
             return -1
-        event = next_time(sim.world)
+        caused = next_time(sim.world)
+        moment: float = sim.world.moments[1]
+        event = caused if caused <= moment else moment
         now = event if event < arrival else arrival
         if line < now:
             now = line
@@ -156,6 +156,9 @@ def go_on(sim: Sim) -> int:
             upload(sim.world, i, now)
             continue
         clock.processed += 1
+        if caused > now:
+            on_moment(sim, now)
+            continue
         code = pop(sim.world)
         kind = kind_of(code)
         index = index_of(code)
@@ -166,12 +169,8 @@ def go_on(sim: Sim) -> int:
                 request: int = sim.world.slots[index].request
                 return request
             release(sim.world, index)
-        elif kind == E_LINK:
-            on_link(sim.world, index, now)
         elif kind == E_FINISH:
             on_finish(sim.world, index, now)
-        elif kind == E_REPORT:
-            look(sim.world, sim.reports, index, now)
         elif kind == E_REPORTED:
             on_reported(sim, index, now)
         elif kind == E_SWEEP:
@@ -194,6 +193,18 @@ def go_on(sim: Sim) -> int:
             elif kind == E_FAILED:
                 on_failed(sim.world, index, now)
             release(sim.world, index)
+
+
+@inlined
+def on_moment(sim: Sim, now: float) -> None:
+    """The moment of a link or of a server has come."""
+    world = sim.world
+    i = first(world)
+    s = i - world.links.size
+    if s < 0:
+        on_link(world, i, now)
+    else:
+        look(world, sim.reports, s, now)
 
 
 @inlined
@@ -330,7 +341,7 @@ def change_world(sim: Sim, now: float) -> None:
             link.jitter = line.jitter
         if line.loss == line.loss:
             link.loss = line.loss
-        reschedule(sim.world, line.index)
+        schedule(sim.world, line.index)
     elif line.kind == S_SERVER_DOWN:
         stop(sim.world, line.index, now)
     elif line.kind == S_MUTE:

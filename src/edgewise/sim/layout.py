@@ -57,15 +57,13 @@ REASONS = (
     E_DELIVERED,  # slot: the body is in at the serving server
     E_OUTCOME,  # slot: the balancer learns how it ended
     E_FAILED,  # slot: the ingress learns that the dispatch failed
-    E_LINK,  # link: its next transfer is across
     E_FINISH,  # worker: it is done
-    E_REPORT,  # server: it looks at itself
     E_REPORTED,  # report: it reaches the balancers
     E_LEFT,  # server: the balancers learn that it is gone
     E_JOINED,  # server: … that it is back
     E_SWEEP,  # once a second: dispatches whose client has given up are written off
     E_WAKE,  # slot: its ingress gives up on a peer, or on it
-) = range(14)
+) = range(12)
 
 # -- kinds of script entries --------------------------------------------------------------------
 S_LINK_CHANGE, S_SERVER_DOWN, S_SERVER_UP, S_MUTE, S_HEARD = range(5)
@@ -222,7 +220,6 @@ SERVER = np.dtype(
         ("busy_at", "f8"),
         ("reported_at", "f8"),
         ("reported", "f8"),  # backlog, s
-        ("report_due", "f8"),  # of the event that counts
         ("utilisation", "f8"),
     ]
 )
@@ -280,7 +277,6 @@ LINK = np.dtype(
         ("tags", "f8"),  # sum of those under way
         ("at", "f8"),  # when `served` and `area` were brought up to date
         ("area", "f8"),  # ∫ flows dt
-        ("scheduled", "f8"),  # of the event that counts; inf none
         ("bytes", "f8"),  # carried
         # what its node knows (`sim.ledgers`)
         ("measured", "f8"),  # bytes/s by its own transfers; NaN never
@@ -392,6 +388,7 @@ class World(NamedTuple):
     soon: Array  # float64 (1 + SOON,): +inf, then the times of the next events, falling …
     soon_codes: Array  # … int64 (1 + SOON,): and their codes
     events: Array  # EVENT (H,), a binary heap of the rest
+    moments: Array  # float64 (2P,), P ≥ L + S: `sim.moments`
     requests: Array  # REQUEST (N,)
     slots: Array  # SLOT (M,)
     nodes: Array  # NODE (3M,)

@@ -13,8 +13,7 @@ in mid-transfer are exact too.
 In FIFO mode virtual time counts the bytes of the whole link, and a flow's tag follows the last
 one's.
 
-The event under way may be too early, for flows that joined later make it so: then it only looks,
-and goes on. It is never too late.
+Whoever joins or leaves moves the moment at which the first flow is across (`sim.moments`).
 
 What comes on top of crossing: propagation delay; jitter, of which a transfer sees the largest of
 its 16 KiB chunks' draws; loss, which holds a transfer up by the worst of its packets' repetitions
@@ -30,9 +29,9 @@ from edgewise.fleet.layout import Array
 from edgewise.fleet.luck import luck
 from edgewise.network.capacity import bytes_between, time_to_send
 from edgewise.network.link import CHUNK_BYTES, PACKET_BYTES, STALL_S
-from edgewise.sim.events import push
 from edgewise.sim.heaps import insert, remove, remove_root
-from edgewise.sim.layout import CONSTANT, CURVE, E_LINK, UNLIMITED, Record, World
+from edgewise.sim.layout import CONSTANT, CURVE, UNLIMITED, Record, World
+from edgewise.sim.moments import link_at
 
 SAME_BYTES = 1e-6
 """What is left of a transfer and less than this is rounding."""
@@ -121,14 +120,10 @@ def left_of(world: World, e: int) -> float:
 
 @inner
 def schedule(world: World, e: int) -> None:
-    """See that an event comes no later than the first flow is across."""
+    """Say when the first flow is across."""
     link = world.links[e]
-    if link.root < 0:
-        return
-    t = across(link, world.numbers, link.at, left_of(world, e))
-    if t < link.scheduled:
-        link.scheduled = t
-        push(world, t, E_LINK, e)
+    t = across(link, world.numbers, link.at, left_of(world, e)) if link.root >= 0 else math.inf
+    link_at(world, e, t)
 
 
 @inner
@@ -179,7 +174,6 @@ def withdraw(world: World, e: int, node: int, size: float) -> None:
     link.tags -= key
     link.last_tag -= left
     link.flows -= 1
-    link.scheduled = math.inf  # the event under way may be too late now
     schedule(world, e)
 
 

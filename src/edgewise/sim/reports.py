@@ -30,7 +30,6 @@ from edgewise.sim.layout import (
     E_FAILED,
     E_JOINED,
     E_LEFT,
-    E_REPORT,
     E_REPORTED,
     E_SWEEP,
     FREE,
@@ -43,10 +42,10 @@ from edgewise.sim.layout import (
     World,
 )
 from edgewise.sim.ledgers import left, tear_up
-from edgewise.sim.links import backlog, bring_up, capacity
+from edgewise.sim.links import backlog, bring_up, capacity, schedule
+from edgewise.sim.moments import report_at
 from edgewise.sim.reference import by_reference
 from edgewise.sim.requests import expect_news, hold, lose, release
-from edgewise.sim.routes import reschedule
 from edgewise.sim.servers import account, backlog_of
 
 MUTE_KNOWN = 1.5 * HEARTBEAT
@@ -97,14 +96,11 @@ def look_at_link(world: World, reports: Reports, p: int, j: int, e: int, now: fl
 
 @inner
 def look(world: World, reports: Reports, s: int, now: float) -> None:
-    """Server `s` reports, if that is due."""
+    """Server `s` reports."""
     clock = world.clock[0]
     server = world.servers[s]
-    if server.up == 0 or now != server.report_due:
-        return  # begins again when it is back; a jump was told meanwhile
-    server.report_due = now + clock.period
+    report_at(world, s, now + clock.period)
     server.reported = backlog_of(world, s, now)
-    push_far(world, now + clock.period, E_REPORT, s)
     p: int = clock.free_report
     if p < 0:
         return  # cannot be: there are as many as can be under way
@@ -333,6 +329,7 @@ def stop(world: World, s: int, now: float) -> None:
         return
     account(world, s, now, -server.busy)
     server.up = 0
+    report_at(world, s, math.inf)
     server.life += 1
     slots = world.slots.size
     for e in range(world.links.size):
@@ -346,7 +343,7 @@ def stop(world: World, s: int, now: float) -> None:
                     world.slots[node - slots].link = -1
             world.links[e].flows = 0
             world.links[e].tags = 0.0
-            reschedule(world, e)
+            schedule(world, e)
             tear_up(world, e)
     for i in range(clock.used):
         slot = world.slots[i]
@@ -416,13 +413,12 @@ def restart(world: World, s: int, now: float) -> None:
     server.busy_at = now
     server.reported_at = now
     server.utilisation = 0.0
-    server.report_due = now
     for b in range(world.clock[0].balancers):
         world.seen[b, s].commands = 0
         world.seen[b, s].low = 0
         world.seen[b, s].bits = 0
     push(world, now + world.clock[0].control_delay, E_JOINED, s)
-    push_far(world, now, E_REPORT, s)
+    report_at(world, s, now)
 
 
 @inner

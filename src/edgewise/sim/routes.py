@@ -216,11 +216,7 @@ def on_delivered(world: World, i: int, now: float) -> None:
 
 @inlined
 def on_link(world: World, e: int, time: float) -> None:
-    """Transfers of link `e` may be across."""
-    link = world.links[e]
-    if time != link.scheduled:
-        return  # an earlier event has taken its place
-    link.scheduled = math.inf
+    """The first transfer of link `e` is across, and perhaps others."""
     slots = world.slots.size
     while True:
         node = leave(world, e, time)
@@ -303,10 +299,3 @@ def on_finish(world: World, w: int, time: float) -> None:
             i = after
     next_work(world, s, w, time)
     notice(world, s, time)
-
-
-@inner
-def reschedule(world: World, e: int) -> None:
-    """A link changed: forget the event under way, for it may be too late now."""
-    world.links[e].scheduled = math.inf
-    schedule(world, e)

@@ -23,19 +23,19 @@ from edgewise.fleet.belief import acknowledge
 from edgewise.fleet.luck import noise_place
 from edgewise.fleet.measure import SERVICE_MEMORY, ready_time
 from edgewise.fleet.reporting import GAP, busy_share, jumped
-from edgewise.sim.events import push, push_far
+from edgewise.sim.events import push
 from edgewise.sim.heaps import insert, remove_root
 from edgewise.sim.layout import (
     DONE,
     E_FAILED,
     E_FINISH,
-    E_REPORT,
     EXPIRED,
     READY,
     REASON_NONE,
     REASON_QUEUE_FULL,
     World,
 )
+from edgewise.sim.moments import report_at, report_due
 from edgewise.sim.requests import answer, expect_news, hold, release
 
 
@@ -111,13 +111,12 @@ def notice(world: World, s: int, now: float) -> None:
     """Something changed at `s`: if it is a jump, its next report does not wait for its period."""
     server = world.servers[s]
     soonest = max(now, server.reported_at + GAP * world.clock[0].period)
-    if server.report_due <= soonest:
+    if report_due(world, s) <= soonest:
         return
     since = now - server.reported_at
     backlog = backlog_of(world, s, now)
     if jumped(backlog, server.reported, since, world.clock[0].period):
-        server.report_due = soonest
-        push_far(world, soonest, E_REPORT, s)
+        report_at(world, s, soonest)
 
 
 @inner

@@ -33,6 +33,7 @@ from edgewise.scenario import (
 from edgewise.sim import layout
 from edgewise.sim.events import new_events, new_soon
 from edgewise.sim.layout import Reports, Sim, World
+from edgewise.sim.moments import new_moments
 from edgewise.sim.reports import MUTE_KNOWN
 from edgewise.workload import Trace
 
@@ -166,22 +167,19 @@ def simulation(
             results[name] = np.nan
 
     # Out of step: each server's first report comes at a moment of its own.
-    servers["report_due"] = np.random.default_rng([scenario.seed, 2]).random(count)
-    servers["report_due"] *= scenario.report_period
-    planned = [(due, layout.E_REPORT, s) for s, due in enumerate(servers["report_due"].tolist())]
-    planned.append((1.0, layout.E_SWEEP, 0))
+    first_reports = np.random.default_rng([scenario.seed, 2]).random(count)
+    first_reports *= scenario.report_period
+    planned = [(1.0, layout.E_SWEEP, 0)]
     clock["events"] = clock["sequence"] = len(planned)
     soon, soon_codes = new_soon()
     world = World(
         clock=clock,
         # A slot has three events at most (metadata and upload, then one; and one that looks after
-        # it); a transfer that joins a link makes one more, a worker one of its own, a server one
-        # and those that jumps have made moot.
+        # it); a worker has one, a server those of its going and coming back.
         soon=soon,
         soon_codes=soon_codes,
-        events=new_events(
-            8 * slots + 8 * len(links) + len(workers) + 16 * count + under_way, planned
-        ),
+        events=new_events(8 * slots + len(workers) + 16 * count + under_way, planned),
+        moments=new_moments(len(links), first_reports),
         requests=requests,
         slots=state,
         nodes=np.zeros(3 * slots, layout.NODE),
@@ -267,7 +265,7 @@ def _links(scenario: Scenario, path: NDArray[np.int64], number: _Numbers) -> NDA
     """In the belief's numbering: each server's clients, then the links between servers."""
     names = scenario.server_names
     links = np.zeros(int(path.max(initial=len(names) - 1)) + 1, layout.LINK)
-    links["root"], links["scheduled"] = -1, np.inf
+    links["root"] = -1
     links["measured"] = links["measured_at"] = np.nan
     links["ledger_first"], links["ledger_word"] = -1, np.inf
     links["mode"] = layout.UNLIMITED

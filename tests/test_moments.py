@@ -1,0 +1,54 @@
+"""The winner tree of moments against a plain list."""
+
+import math
+
+import numpy as np
+import pytest
+
+from edgewise.compiled import lean
+from edgewise.fleet.layout import Array
+from edgewise.sim import families
+from edgewise.sim.layout import World
+from edgewise.sim.moments import first, link_at, report_at, report_due, reports_due
+from edgewise.sim.reference import by_reference
+from edgewise.sim.world import simulation
+from edgewise.workload import generate
+
+
+@lean
+def play(world: World, who: Array, times: Array, found: Array) -> None:
+    """Move each of `who` in turn; (earliest, whose) after each."""
+    world = by_reference(world)
+    links = world.links.size
+    for i in range(who.size):
+        w = int(who[i])
+        if w < links:
+            link_at(world, w, times[i])
+        else:
+            report_at(world, w - links, times[i])
+        found[i, 0] = world.moments[1]
+        found[i, 1] = first(world)
+        found[i, 2] = report_due(world, 0)
+
+
+@pytest.mark.parametrize("grid", [0.0, 0.5])
+def test_the_earliest_moment_is_first_whoever_moves(grid: float) -> None:
+    scenario = families.scenario("medium", 1)
+    world = simulation(scenario, generate(scenario, None)).world
+    links, servers = len(world.links), len(world.servers)
+    assert world.moments.size > 2 * (links + servers)  # not full: the rest never comes
+    rng = np.random.default_rng(3)
+    times = rng.exponential(1.0, 2000)
+    if grid:
+        times = np.ceil(times / grid) * grid  # many at one moment
+    times[rng.random(2000) < 0.1] = math.inf
+    who = rng.integers(0, links + servers, 2000).astype(float)
+    moments = [math.inf] * links + reports_due(world).tolist()
+    assert world.moments[1] == min(moments)
+    found = np.zeros((2000, 3))
+    play(world, who, times, found)
+    for w, time, (earliest, whose, due) in zip(who, times, found, strict=True):
+        moments[int(w)] = time
+        assert (earliest, due) == (min(moments), moments[links])
+        assert whose == moments.index(earliest)
+    assert reports_due(world).tolist() == moments[links:]
