@@ -25,6 +25,7 @@ import math
 import numpy as np
 
 from edgewise.compiled import copied, lean
+from edgewise.fleet.decay import grow, growth, kept
 from edgewise.fleet.layout import FLIGHTS_MAX, QUEUE_MAX, RIF_BUCKETS, Array, Belief
 from edgewise.fleet.measure import ready_time
 
@@ -32,9 +33,6 @@ FAILURE_MEMORY = 0.1
 """Weight of one outcome in the failure share: about the last ten answers."""
 RESPONSE_MEMORY = 0.2
 """Weight of one answer in the mean response: about the last five; Elasticsearch's C3 uses 0.3."""
-PEAK_MEMORY = 10.0
-"""s; the decay of peak EWMA in Finagle and Linkerd. The other memories, of 5 and 1 s, are read off
-the same exponential (`kept`)."""
 
 
 @copied
@@ -125,24 +123,13 @@ def drain_link(belief: Belief, link: int, now: float, rate: float) -> None:
 
 
 @copied
-def kept(at: float, now: float) -> tuple[float, float, float]:
-    """What is left at `now` of EWMAs of time constant 1, 5 and 10 s that were updated at `at`, 0–1.
-
-    One exponential instead of three: e^(−t/5) is the square of e^(−t/10), e^(−t) its fifth power.
-    """
-    ten = math.exp(-max(0.0, now - at) / PEAK_MEMORY)
-    five = ten * ten
-    square = five * five
-    return square * square * five, five, ten
-
-
-@copied
 def on_request(belief: Belief, ingress: int, now: float) -> None:
     """A request arrived at `ingress`: its demand goes up by one request per EWMA second."""
     server = belief.servers[ingress]
-    one, _, _ = kept(server.demand_at, now)
+    grow(belief, now)
+    one, _, _ = kept(belief, server.demand_grown)
     server.demand_1s = server.demand_1s * one + 1.0
-    server.demand_at = now
+    server.demand_grown = growth(belief)
 
 
 @copied
@@ -194,10 +181,11 @@ def on_decision(
     target.dispatches += 1
     target.outstanding += 1.0
     load = work / target.workers
-    one, five, _ = kept(target.offered_at, now)
+    grow(belief, now)
+    one, five, _ = kept(belief, target.offered_grown)
     target.offered_1s = target.offered_1s * one + load
     target.offered_5s = target.offered_5s * five + load / 5.0
-    target.offered_at = now
+    target.offered_grown = growth(belief)
     flights = belief.flights[destination]
     n = target.flights
     if n == FLIGHTS_MAX:
@@ -421,14 +409,15 @@ def on_answer(belief: Belief, s: int, now: float, response: float, rif: int, fai
         server.response += RESPONSE_MEMORY * (response - server.response)
     else:
         server.response = response
-    one, _, ten = kept(server.answers_at, now)
+    grow(belief, now)
+    one, _, ten = kept(belief, server.answers_grown)
     if response > server.peak:
         server.peak = response
     else:
         server.peak = server.peak * ten + response * (1.0 - ten)
     server.answers_1s = server.answers_1s * one + 1.0
     server.errors_1s = server.errors_1s * one + (1.0 if failed else 0.0)
-    server.answers_at = now
+    server.answers_grown = growth(belief)
     known = server.by_rif
     bucket = rif_bucket(rif)
     if known[bucket] == known[bucket]:

@@ -71,21 +71,21 @@ SERVER_STATE = np.dtype(
         ("prepare_seconds", "f8"),  # CPU s here to make one payload model-ready
         ("prepare_on", "f8"),  # 1: it can make payloads model-ready at all
         ("demand_1s", "f8"),  # requests/s arriving at it, EWMA over 1 s …
-        ("demand_at", "f8"),  # … as of this
+        ("demand_grown", "f8"),  # … as of this growth (`fleet.decay`)
         # -- what we did ------------------------------------------------------------------------
         ("offered_1s", "f8"),  # worker seconds dispatched to it per s, EWMA over 1 s …
-        ("offered_5s", "f8"),  # … and over 5 s, both as of offered_at
-        ("offered_at", "f8"),
+        ("offered_5s", "f8"),  # … and over 5 s, both as of this
+        ("offered_grown", "f8"),  # growth (`fleet.decay`)
         ("commands", "i8"),  # commands sent to it as ingress
         ("dispatches", "i8"),  # dispatches sent to it as destination
         ("flights", "i8"),  # fill of its rows in `flights` …
         ("sends", "i8"),  # … and `sends`
         # -- how it answered us: what server-only rules go by ------------------------------------
         ("response", "f8"),  # EWMA s from decision to answer; NaN: no answer yet
-        ("peak", "f8"),  # peak EWMA of the same, as of answers_at (Finagle)
+        ("peak", "f8"),  # peak EWMA of the same, as of answers_grown (Finagle)
         ("answers_1s", "f8"),  # answers/s, EWMA over 1 s …
-        ("errors_1s", "f8"),  # … and failed ones, both as of answers_at
-        ("answers_at", "f8"),
+        ("errors_1s", "f8"),  # … and failed ones, both as of this
+        ("answers_grown", "f8"),  # growth (`fleet.decay`)
         ("by_rif", "f8", (RIF_BUCKETS,)),  # EWMA response by requests in flight then; NaN: none
     ]
 )
@@ -146,6 +146,7 @@ class Belief(NamedTuple):
     flights: Array  # FLIGHT (S, FLIGHTS_MAX + a few that stay empty)
     sends: Array  # SEND (S, FLIGHTS_MAX + a few that stay empty)
     edf: Array  # float64 (1,): 1 earliest deadline first, 0 first in first out
+    decay: Array  # float64 (4,): landmark, moment, growth then and 1 / growth (`fleet.decay`)
 
 
 def new_belief(
@@ -224,6 +225,7 @@ def new_belief(
         flights=np.zeros((count, FLIGHTS_MAX + _APART), FLIGHT),
         sends=np.zeros((count, FLIGHTS_MAX + _APART), SEND),
         edf=np.array([1.0 if edf else 0.0]),
+        decay=np.full(4, np.nan),
     )
 
 

@@ -30,11 +30,11 @@ import numpy as np
 from edgewise.compiled import copied, inlined, lean
 from edgewise.fleet.belief import (
     advance,
-    kept,
     level,
     requests_in_flight,
     rif_bucket,
 )
+from edgewise.fleet.decay import grow, kept
 from edgewise.fleet.draws import numbered
 from edgewise.fleet.layout import LOW_RATE_MEMORY, RTT_PRIOR, Array, Belief
 from edgewise.fleet.measure import RATE_PRIOR
@@ -238,19 +238,19 @@ def backlog_at(belief: Belief, link: int, rate: float, now: float) -> tuple[floa
 
 @copied
 def statistics(belief: Belief, s: int, now: float, out: Array) -> None:
-    """Fill the columns of server `s` that decay with time: they cost three exponentials, and the
-    rules that look only at predicted latencies read none of them."""
+    """Fill the columns of server `s` that decay with time; the rules that look only at predicted
+    latencies read none of them. The growth must be of `now` (`fleet.decay`)."""
     server = belief.servers[s]
-    one, five, _ = kept(server.offered_at, now)
+    one, five, _ = kept(belief, server.offered_grown)
     out[S_OFFERED_1S] = server.offered_1s * one
     out[S_OFFERED_5S] = server.offered_5s * five
-    one, _, _ = kept(server.demand_at, now)
+    one, _, _ = kept(belief, server.demand_grown)
     out[S_DEMAND_1S] = server.demand_1s * one
     rif = requests_in_flight(belief, s, now)
     then = server.by_rif[rif_bucket(rif)]
     out[S_RIF] = rif
     out[S_RESPONSE] = server.response if server.response == server.response else 0.0
-    one, _, ten = kept(server.answers_at, now)
+    one, _, ten = kept(belief, server.answers_grown)
     out[S_PEAK] = server.peak * ten
     out[S_RIF_RESPONSE] = then if then == then else 0.0
     out[S_ANSWERS_1S] = server.answers_1s * one
@@ -358,6 +358,8 @@ def observe(
         mask[:] = 0
         for s in range(count):
             servers[s, S_UP] = 0.0
+    if table.wanted[0] != 0:
+        grow(belief, now)
     for nth in range(looked_at):
         s = nth
         if looked_at < count:

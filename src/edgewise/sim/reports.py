@@ -68,6 +68,7 @@ def view(beliefs: Belief, b: int) -> Belief:
         beliefs.flights[b],
         beliefs.sends[b],
         beliefs.edf[b],
+        beliefs.decay[b],
     )
 
 

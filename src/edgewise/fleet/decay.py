@@ -1,0 +1,69 @@
+"""What is left of means over time: forward decay. Compiled.
+
+An EWMA of time constant τ that was updated at t weighs e^(−(now − t)/τ) by now. That is
+G(t) / G(now) of a *growth* G(t) = e^((t − landmark)/τ), as in Cormode, Shkapenyuk, Srivastava and
+Xu, "Forward decay", ICDE 2009: so every mean keeps the growth of its last update, and one
+exponential at a moment serves all means that are looked at then, where each would take its own. A
+decision looks at three of every server.
+
+The landmark moves before the growth becomes too large for a float (`renew`).
+"""
+
+from __future__ import annotations
+
+import math
+
+from edgewise.compiled import copied, lean
+from edgewise.fleet.layout import Belief
+
+MEMORY = 10.0
+"""s; the time constant of the growth: the decay of peak EWMA in Finagle and Linkerd. What is left
+over 5 s and 1 s is a power of what is left over 10 s (`kept`)."""
+RENEWED = 60.0
+"""Time constants after which the landmark moves."""
+
+_LANDMARK, _NOW, _GROWTH, _FADE = range(4)
+
+
+@copied
+def grow(belief: Belief, now: float) -> None:
+    """Bring the growth to `now`: `growth` and `fade` are then of this moment."""
+    decay = belief.decay
+    if now == decay[_NOW]:
+        return
+    if not (now - decay[_LANDMARK] < RENEWED * MEMORY):  # or there is none yet
+        renew(belief, now)
+    decay[_NOW] = now
+    decay[_GROWTH] = math.exp((now - decay[_LANDMARK]) / MEMORY)
+    decay[_FADE] = 1.0 / decay[_GROWTH]
+
+
+@lean
+def renew(belief: Belief, now: float) -> None:
+    """Let the landmark be `now`."""
+    passed = now - belief.decay[_LANDMARK]
+    left = math.exp(-passed / MEMORY) if passed == passed else 0.0
+    for s in range(belief.servers.size):
+        server = belief.servers[s]
+        server.demand_grown *= left
+        server.offered_grown *= left
+        server.answers_grown *= left
+    belief.decay[_LANDMARK] = now
+
+
+@copied
+def growth(belief: Belief) -> float:
+    """What a mean that is updated at the moment of `grow` has to keep."""
+    now: float = belief.decay[_GROWTH]
+    return now
+
+
+@copied
+def kept(belief: Belief, grown: float) -> tuple[float, float, float]:
+    """What is left, at the moment of `grow`, of means over 1, 5 and 10 s that were updated when the
+    growth was `grown` (0 = never): 0–1 each. e^(−t/5) is the square of e^(−t/10), e^(−t) its
+    fifth power."""
+    ten = min(1.0, grown * belief.decay[_FADE])
+    five = ten * ten
+    square = five * five
+    return square * square * five, five, ten
