@@ -10,7 +10,7 @@ import pytest
 
 from edgewise import scenario as sc
 from edgewise.domain import Status
-from edgewise.policy import RULES
+from edgewise.policy import RULES, Rule
 from edgewise.sim import engine, families, layout, results, simulate
 from edgewise.sim.layout import Sim
 from edgewise.sim.moments import reports_due
@@ -443,3 +443,26 @@ def test_a_policy_nobody_knows_is_named() -> None:
         simulate.rule_of("nobody")
     assert IDEAL.rate_mbps is None
     assert results.request_id(7) == "r0000007"
+
+
+# -- what a rule reads ---------------------------------------------------------------------------
+
+
+def rows_chosen(rule: Rule, world: int) -> list[int]:
+    """What it decides where servers' columns that are not filled are NaN."""
+    scenario = families.scenario("combined", world).with_overrides(duration=2.0)
+    sim = simulation(scenario, generate(scenario, None))
+    sim.table.servers[:] = np.nan
+    return play(sim, rule, 1).world.results["row"].tolist()
+
+
+@pytest.mark.parametrize("name", [name for name, rule in RULES.items() if not rule.reads_servers])
+def test_a_rule_that_reads_no_column_of_servers_decides_alike_without_them(name: str) -> None:
+    rule = RULES[name]
+    full = msgspec.structs.replace(rule, reads_servers=True)
+    assert rows_chosen(rule, 3) == rows_chosen(full, 3)
+
+
+def test_one_that_reads_them_does_not() -> None:
+    blind = msgspec.structs.replace(RULES["sed"], reads_servers=False)
+    assert rows_chosen(blind, 3) != rows_chosen(RULES["sed"], 3)

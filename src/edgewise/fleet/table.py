@@ -172,8 +172,8 @@ class Table(NamedTuple):
     servers: Array  # float64 (S, len(SERVER))
     context: Array  # float64 (len(CONTEXT),)
     scores: Array  # float64 (R,): higher is better; −inf never
-    wanted: Array  # uint8 (2,): 0 leaves the columns of `statistics` as they are; servers looked
-    # at besides the ingress, 0 = all
+    wanted: Array  # uint8 (2,): 0 leaves `servers` as it is; servers looked at besides the ingress,
+    # 0 = all
 
 
 def blank_table(servers: int, services: int) -> Table:
@@ -237,9 +237,9 @@ def backlog_at(belief: Belief, link: int, rate: float, now: float) -> tuple[floa
 
 
 @copied
-def statistics(belief: Belief, s: int, now: float, out: Array) -> None:
-    """Fill the columns of server `s` that decay with time; the rules that look only at predicted
-    latencies read none of them. The growth must be of `now` (`fleet.decay`)."""
+def answered(belief: Belief, s: int, now: float, out: Array) -> None:
+    """Fill the columns of server `s` that say what was asked of it and how it answered: means that
+    decay, and requests in flight. The growth must be of `now` (`fleet.decay`)."""
     server = belief.servers[s]
     one, five, _ = kept(belief, server.offered_grown)
     out[S_OFFERED_1S] = server.offered_1s * one
@@ -368,7 +368,6 @@ def observe(
                 s = sampled(ingress, source.commands, nth - 1, looked_at - 1, count)
         server = belief.servers[s]
         advance(belief, s, now)
-        out = servers[s]
         age = now - server.report_at if server.report_at == server.report_at else server.silence
         up = server.connected > 0.0 and server.draining <= 0.0 and age <= server.silence
         workers = int(server.workers)
@@ -416,22 +415,23 @@ def observe(
             back_over = 0.5 * (rtt + access_rtt)
             size_there = -1.0
 
-        out[S_UP] = 1.0 if up else 0.0
-        out[S_WORKERS] = server.workers
-        out[S_SPEED] = server.speed
-        out[S_BACKLOG] = all_until - now
-        out[S_AHEAD] = ahead_until - now
-        out[S_QUEUED] = server.queued
-        out[S_OUTSTANDING] = server.outstanding
-        out[S_UTILISATION] = server.utilisation
-        out[S_REPORT_AGE] = age
-        out[S_FAILURE] = server.failure
         if table.wanted[0] != 0:
-            statistics(belief, s, now, out)
-        out[S_RATE] = 0.0 if local else rate
-        out[S_RATE_AGE] = RATE_AGE_MAX if local else rate_age
-        out[S_LINK_BACKLOG] = 0.0 if local else link_wait
-        out[S_RTT] = 0.0 if local else rtt
+            out = servers[s]
+            out[S_UP] = 1.0 if up else 0.0
+            out[S_WORKERS] = server.workers
+            out[S_SPEED] = server.speed
+            out[S_BACKLOG] = all_until - now
+            out[S_AHEAD] = ahead_until - now
+            out[S_QUEUED] = server.queued
+            out[S_OUTSTANDING] = server.outstanding
+            out[S_UTILISATION] = server.utilisation
+            out[S_REPORT_AGE] = age
+            out[S_FAILURE] = server.failure
+            out[S_RATE] = 0.0 if local else rate
+            out[S_RATE_AGE] = RATE_AGE_MAX if local else rate_age
+            out[S_LINK_BACKLOG] = 0.0 if local else link_wait
+            out[S_RTT] = 0.0 if local else rtt
+            answered(belief, s, now, out)
 
         size = 0.0 if local else payload
         transfer = 0.0 if local else transfer_over

@@ -97,7 +97,6 @@ def rule_of(params: Floats) -> Rule:
         params=tuple(params.tolist()),
         memory=learned.MEMORY,
         per_server=learned.PER_SERVER,
-        statistics=True,
         about="the learned policy",
     )
 

@@ -38,27 +38,37 @@ _SHARE = (SHARE,)
 
 _RULES: dict[str, Rule] = {
     # -- server-only -----------------------------------------------------------------------------
-    "random": Rule(kernel=heuristics.random, parameters=_SHARE, about="a server drawn uniformly"),
+    "random": Rule(
+        kernel=heuristics.random,
+        parameters=_SHARE,
+        reads_servers=False,
+        about="a server drawn uniformly",
+    ),
     "round_robin": Rule(
-        kernel=heuristics.round_robin, parameters=_SHARE, memory=1, about="the servers in turn"
+        kernel=heuristics.round_robin,
+        parameters=_SHARE,
+        memory=1,
+        reads_servers=False,
+        about="the servers in turn",
     ),
     "weighted_round_robin": Rule(
         kernel=weighted.weighted_round_robin,
         parameters=weighted.WEIGHTED_ROUND_ROBIN,
         memory=weighted.GLOBAL,
         per_server=weighted.PER_SERVER,
-        statistics=True,
         about="the servers in proportion to answers per utilisation (gRPC A58)",
     ),
-    "local": Rule(kernel=heuristics.local, about="the ingress itself, cheapest admissible service"),
+    "local": Rule(
+        kernel=heuristics.local,
+        reads_servers=False,
+        about="the ingress itself, cheapest admissible service",
+    ),
     "least_outstanding": Rule(
         kernel=heuristics.least_outstanding,
         parameters=_SHARE,
         about="of two random servers the one with fewer of our requests (P2C)",
     ),
-    "jsq": Rule(
-        kernel=server_only.jsq, parameters=_SHARE, statistics=True, about="the shortest queue"
-    ),
+    "jsq": Rule(kernel=server_only.jsq, parameters=_SHARE, about="the shortest queue"),
     "sed": Rule(
         kernel=server_only.sed,
         parameters=_SHARE,
@@ -74,46 +84,39 @@ _RULES: dict[str, Rule] = {
         parameters=_SHARE,
         memory=1,
         per_server=2,
-        statistics=True,
         about="a server that reported idle, else a random one (Join-Idle-Queue)",
     ),
     "peak_ewma": Rule(
         kernel=server_only.peak_ewma,
         parameters=server_only.PEAK_EWMA,
-        statistics=True,
         about="of two random servers the one of lower peak latency × pending (Finagle)",
     ),
     "peak_ewma_admission": Rule(
         kernel=server_only.peak_ewma_admission,
         parameters=server_only.PEAK_EWMA_ADMISSION,
-        statistics=True,
         about="peak_ewma, with deadline-aware service choice and admission",
     ),
     "c3": Rule(
         kernel=server_only.c3,
         parameters=server_only.C3,
         per_server=3,
-        statistics=True,
         about="least response time with a cubic queue term (C3, as in Elasticsearch)",
     ),
     "prequal": Rule(
         kernel=prequal.prequal,
         parameters=prequal.PREQUAL,
         memory=prequal.MEMORY,
-        statistics=True,
         about="from a pool of probes the fastest of those not hot (Prequal)",
     ),
     "prequal_admission": Rule(
         kernel=prequal.prequal_admission,
         parameters=prequal.PREQUAL_ADMISSION,
         memory=prequal.MEMORY,
-        statistics=True,
         about="prequal, with deadline-aware service choice and admission",
     ),
     "ray_p2c": Rule(
         kernel=server_only.ray_p2c,
         parameters=server_only.RAY_P2C,
-        statistics=True,
         about="the ingress while it has room, else the shorter of two random queues (Ray Serve)",
     ),
     "load_aware_locality": Rule(
@@ -125,15 +128,17 @@ _RULES: dict[str, Rule] = {
     ),
     # -- by predicted latency ---------------------------------------------------------------------
     "earliest_completion": Rule(
-        kernel=heuristics.earliest_completion, about="least predicted latency"
+        kernel=heuristics.earliest_completion, reads_servers=False, about="least predicted latency"
     ),
     "most_accurate_feasible": Rule(
         kernel=heuristics.most_accurate_feasible,
+        reads_servers=False,
         about="the most accurate service predicted to meet the deadline",
     ),
     "earliest_completion_margin": Rule(
         kernel=predictive.earliest_completion_margin,
         parameters=predictive.EARLIEST_COMPLETION_MARGIN,
+        reads_servers=False,
         about="most expected utility at a margined predicted latency",
     ),
     "infaas": Rule(
@@ -149,6 +154,7 @@ _RULES: dict[str, Rule] = {
     "slo_headroom": Rule(
         kernel=predictive.slo_headroom,
         parameters=predictive.SLO_HEADROOM,
+        reads_servers=False,
         about="of those in time the one of least headroom (llm-d)",
     ),
     "linucb": Rule(
@@ -163,7 +169,6 @@ _RULES: dict[str, Rule] = {
     "priced_greedy": Rule(
         kernel=priced.priced_greedy,
         parameters=priced.PRICED_GREEDY,
-        statistics=True,
         about="expected utility minus the price of what the request takes from others",
     ),
 }

@@ -90,8 +90,8 @@ class Rule(Struct, frozen=True, kw_only=True):
     """… so much more for each server of the fleet."""
     counters: tuple[str, ...] = ()
     """What the first numbers of its state count, for whoever watches it."""
-    statistics: bool = False
-    """Whether it reads the columns that `edgewise.fleet.table.statistics` fills."""
+    reads_servers: bool = True
+    """Whether it reads the servers' columns of the table; playing one that does not is quicker."""
     features: int = 0
     describe: Describe = describe_nothing
     learn: Learn = learn_nothing

@@ -168,7 +168,6 @@ def rule(params: Floats, about: str, card: Card | None = None) -> Rule:
         memory=learned.MEMORY,
         per_server=learned.PER_SERVER,
         counters=tuple(COUNTERS),
-        statistics=True,
         about=about,
     )
 

@@ -76,7 +76,7 @@ def _beginning(
 ) -> tuple[Any, Floats, Floats, NDArray[np.uint64]]:
     """(kernel, params, state by balancer, draws by balancer) of a play that begins."""
     balancers = int(sim.world.clock["balancers"][0])
-    sim.table.wanted[0] = rule.statistics
+    sim.table.wanted[0] = rule.reads_servers
     numbers = np.array(rule.params if params is None else params, np.float64)
     state = rule.new_state(len(sim.world.servers))
     memory = np.repeat(state[None], balancers, axis=0)
