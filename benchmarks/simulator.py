@@ -2,7 +2,7 @@
 
     .venv/bin/python benchmarks/simulator.py [--compile] [--quick]
 
-Times are CPU seconds of this process, the best of three, so that neighbours on a shared machine
+Times are CPU seconds of this process, the best of several, so that neighbours on a shared machine
 count as little as possible (they still take caches and half of a hyperthread). ``--compile`` also
 compiles everything anew, into an empty cache.
 """
@@ -81,7 +81,7 @@ def best_of(repeat: int, prepare: Callable[[], Sim], run: Callable[[Sim], object
 
 
 def speed(
-    scenario: sc.Scenario, policy: str, repeat: int = 3, sampled: bool = True
+    scenario: sc.Scenario, policy: str, repeat: int = 15, sampled: bool = True
 ) -> tuple[float, float, int, float]:
     """Decisions/s, events per decision, decisions, mean utility. Without `sampled` all servers of a
     large fleet are looked at (`fleet.table.SAMPLED`)."""
