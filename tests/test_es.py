@@ -11,8 +11,10 @@ from typer.testing import CliRunner
 from edgewise.bench.episodes import Stage
 from edgewise.bench.statistics import Interval
 from edgewise.cli import app
+from edgewise.commands.train import beginning
 from edgewise.errors import BadInput
 from edgewise.learn import checkpoint, es, trainer
+from edgewise.learn.checkpoint import write_atomically
 from edgewise.learn.release import Judgement, judge, release
 from edgewise.learn.space import MEMORY, PARTS, Space
 from edgewise.learn.worlds import Worlds, limits, rule_of, utility
@@ -273,6 +275,28 @@ def test_the_command_trains_a_specialist_that_is_a_policy(tmp_path: Path) -> Non
     assert isinstance(run.exception, BadInput)
     run = CliRunner().invoke(app, ["train", "--init", "jsq", "--out", str(tmp_path / "no")])
     assert "expected priced_greedy" in str(run.exception)
+
+
+def test_old_weights_fall_back_to_the_heuristic_of_today(tmp_path: Path) -> None:
+    file = Path(weights.__file__).parent / "edgewise" / "edgewise.safetensors"
+    params, card = weights.load(file)
+    older = params.copy()
+    older[learned.LAYOUT["calibrated"]] *= 0.5
+    weights.save(tmp_path / "older.safetensors", older, card, write_atomically)
+    start, heuristic = beginning(str(tmp_path / "older.safetensors"))
+    assert heuristic.params == RULES["priced_greedy"].params
+    assert tuple(start[learned.LAYOUT["calibrated"]]) == heuristic.params
+    assert (start[learned.LAYOUT["base"]] == params[learned.LAYOUT["base"]]).all()
+
+
+def test_no_generation_searches_nothing(tmp_path: Path) -> None:
+    options = ["--init", "edgewise", "--generations", "0", "--families", "light"]
+    run = CliRunner().invoke(app, ["train", *options, "--out", str(tmp_path)])
+    assert run.exit_code == 0, run.output
+    made, _ = weights.load(tmp_path / "edgewise.safetensors")
+    shipped = np.array(RULES["edgewise"].params)
+    searched = slice(0, learned.LAYOUT["calibrated"].stop)
+    assert (made[searched] == shipped[searched]).all()
 
 
 def test_the_command_trains_by_ppo_too(tmp_path: Path) -> None:

@@ -42,7 +42,13 @@ def train(
         str, typer.Option(metavar="TIME", help=f"90s, 30m, 2h. Default: {DEFAULT_BUDGET}.")
     ] = "",
     generations: Annotated[
-        int | None, typer.Option(metavar="N", help="Instead of a budget; gives the same weights.")
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=0,
+            help="Instead of a budget; gives the same weights. 0: nothing is searched, but limits "
+            "and the heuristic that the guard falls back to are made anew.",
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, max=18, help="Of search and training worlds.")] = 1,
     free: Annotated[
@@ -149,7 +155,11 @@ def train(
         threads=used,
     )
     search = _by_ppo if algorithm == "ppo" else _by_es
-    trained = search(wishes, place, start, heuristic, out, console)
+    trained = (
+        _Trained(params=start, generations=0, decisions=0)
+        if generations == 0
+        else search(wishes, place, start, heuristic, out, console)
+    )
     command = (
         f"edgewise train --{'scenario ' + scenario if scenario else 'families ' + families} "
         f"--init {init} --algorithm {algorithm} --generations {trained.generations} --seed {seed} "
@@ -286,8 +296,11 @@ def _by_ppo(
 
 
 def beginning(init: str) -> tuple[Floats, Rule]:
-    """(params to begin from, the heuristic to beat: a rule) of ``--init``."""
-    import msgspec
+    """(params to begin from, the heuristic to beat: a rule) of ``--init``.
+
+    The heuristic is the one that ships, and what the guard falls back to, however old the weights:
+    rules are tuned anew, and no policy is to fall back to less than the best that is known.
+    """
     import numpy as np
 
     from edgewise.policy import RULES, find, learned
@@ -300,8 +313,8 @@ def beginning(init: str) -> tuple[Floats, Rule]:
     if rule.kernel is not learned.edgewise:
         raise BadInput(f"--init: expected priced_greedy, edgewise or a weights file, got {init}")
     params[learned.O_GUARDED] = 0.0  # while it learns, it goes where it has not been
-    calibrated = tuple(params[learned.LAYOUT["calibrated"]].tolist())
-    return params, msgspec.structs.replace(priced, params=calibrated)
+    params[learned.LAYOUT["calibrated"]] = priced.params
+    return params, priced
 
 
 def _show(console: Console, step: Progress) -> None:
