@@ -58,7 +58,7 @@ workload:
 """
 SETTLED = 1.5
 """s before the first request: every node has been heard, in both worlds."""
-CONTROLLED = "priced_greedy"
+CONTROLLED = "edgewise"
 """Reads all there is, so that whatever is wrong anywhere can show."""
 
 
