@@ -241,6 +241,17 @@ def test_a_server_that_dies_loses_its_own_clients_and_the_others_fail_over() -> 
     assert (there["finished"] > 5.5).any()
 
 
+def test_a_server_that_is_down_makes_no_report() -> None:
+    down = sc.DownFailure(at=3.0, server="b", duration=2.0)
+    scenario = fleet(failures=(down,))
+    options = Options(keep_reports=True)
+    sim = play(simulation(scenario, generate(scenario, None), options), RULES["local"], 1)
+    heads = sim.reports.heads[: int(sim.world.clock["free_report"][0])]
+    gone = (heads["at"] > 3.0) & (heads["at"] < 5.0)
+    assert set(heads["server"][gone]) == {0, 2} == set(heads["server"]) - {1}
+    assert heads["at"][heads["server"] == 1].max() > 5.0
+
+
 def test_a_link_that_stays_out_ends_in_an_outcome_for_everyone() -> None:
     out = sc.LinkSpec(rate_mbps=20.0, outages=(sc.Outage(at=2.0, duration=1e6),))
     scenario = fleet(network=sc.NetworkSpec(link=sc.LinkSpec(rate_mbps=20.0), links={"a": out}))

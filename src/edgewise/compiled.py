@@ -60,7 +60,7 @@ def _keep_apart() -> None:
 
 _keep_apart()
 # LLVM unrolls a loop whose number of rounds it does not know by eight and counts what is left over
-# first. Those of a decision take four rounds or none, and it takes 2 % less time without.
+# first. Those of a decision take a few rounds or none, and are quicker without.
 llvmlite.binding.set_option("", "-unroll-runtime=false")
 
 

@@ -93,7 +93,7 @@ def train(
 
     Run it again with the same options to go on after it was stopped. The result,
     DIR/edgewise.safetensors with its card, is a policy like any other, and is
-    compared with the heuristic it began from on worlds that training never saw.
+    compared with the heuristic that ships on worlds that training never saw.
 
     [bold]Examples:[/bold]
 

@@ -27,7 +27,7 @@ _LANDMARK, _NOW, _GROWTH, _FADE = range(4)
 
 @copied
 def grow(belief: Belief, now: float) -> None:
-    """Bring the growth to `now`: `growth` and `fade` are then of this moment."""
+    """Bring the growth to `now`: `growth` and `kept` are then of this moment."""
     decay = belief.decay
     if now == decay[_NOW]:
         return

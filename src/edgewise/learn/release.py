@@ -4,7 +4,7 @@
 what the guard lets it decide in.
 
 *Acceptance*: on validation worlds of every family the policy, guard included, is compared with the
-heuristic that it started from. If the paired confidence interval of any family lies below 0, the
+heuristic that ships. If the paired confidence interval of any family lies below 0, the
 weights are written all the same, but marked as not accepted, and nothing is shipped that is not.
 """
 
@@ -41,7 +41,7 @@ counts as down after a few of them."""
 
 
 class Judgement(Struct, frozen=True):
-    """The policy against the heuristic it started from."""
+    """The policy against the heuristic."""
 
     families: dict[str, Interval]
     mean: Interval

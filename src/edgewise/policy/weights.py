@@ -64,7 +64,7 @@ class Card(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     decisions: int
     """Training decisions."""
     heuristic: dict[str, float]
-    """Parameters of the heuristic that they started from and that the guard falls back to."""
+    """Parameters of the heuristic that they were judged by and that the guard falls back to."""
     results: dict[str, Found] = {}
     """By family, against that heuristic on validation worlds; none: it was not tried."""
     accepted: bool = False

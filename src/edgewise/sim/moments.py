@@ -40,7 +40,7 @@ def reports_due(world: World) -> Array:
 
 @inlined
 def first(world: World) -> int:
-    """Who is first: a link, or the number of links and a server."""
+    """Whose moment is first: a link's number, or a server's on top of the number of links."""
     tree = world.moments
     leaves = tree.size >> 1
     n = 1

@@ -45,9 +45,7 @@ def blind(sim: Sim, results: bool) -> Sim:
     if not results:
         world = world._replace(results=world.results[:0].copy())
         world.clock["store"] = 0
-    copy.table.wanted[:] = (
-        0  # no columns of servers, and rows of all: a forced row must be admissible
-    )
+    copy.table.wanted[:] = 0  # rows of all servers: a forced one must be admissible
     copy.table.mask[:] = 1
     copy.table.rows[:, R_ACCURACY] = np.inf
     copy.table.rows[:, R_SERVER] = -1.0  # the belief counts every decision as a refusal
