@@ -85,18 +85,12 @@ def fleet(servers: int, services: int) -> Scenario:
 
 @jit
 def draw_rows(mask: Array, draws: Array, out: Array) -> None:
-    """An admissible row of each, uniformly."""
+    """An admissible row of each, uniformly: any row, until it is one. The last one always is."""
     for i in range(mask.shape[0]):
-        left = 0
-        for r in range(mask.shape[1]):
-            left += mask[i, r]
-        left = int(uniform(draws) * left)
-        for r in range(mask.shape[1]):
-            if mask[i, r] != 0:
-                if left == 0:
-                    out[i] = r
-                    break
-                left -= 1
+        row = int(uniform(draws) * mask.shape[1])
+        while mask[i, row] == 0:
+            row = int(uniform(draws) * mask.shape[1])
+        out[i] = row
 
 
 def of_environment(

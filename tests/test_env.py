@@ -12,12 +12,31 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
 
+from edgewise.compiled import jit
 from edgewise.errors import BadInput
-from edgewise.fleet.table import R_LATENCY, R_SIZE, S_RATE, flatten
+from edgewise.fleet import table as columns
+from edgewise.fleet.table import (
+    R_LATENCY,
+    R_SERVER,
+    R_SIZE,
+    S_RATE,
+    Table,
+    blank_table,
+    flatten,
+)
 from edgewise.sim import engine, families
 from edgewise.sim.env import BalanceEnv
 from edgewise.sim.lanes import BEGIN, Lanes
-from edgewise.sim.observation import CONTEXT, ROW, SERVER, WIDTH
+from edgewise.sim.observation import (
+    CONTEXT,
+    ROW,
+    SERVER,
+    TOP,
+    WIDTH,
+    write_flat,
+    write_mask,
+    write_parts,
+)
 from edgewise.sim.supply import Supply
 from edgewise.sim.vector_env import BalanceVectorEnv
 from edgewise.sim.world import Options, simulation
@@ -159,6 +178,110 @@ def test_the_observation_is_the_candidate_table(observation: str) -> None:
     if observation == "flat":
         assert seen.shape == (env.action_space.n, WIDTH)
         assert not seen[:-1][~mask[:-1]].any()
+
+
+@jit
+def write(table: Table, mask: Any, rows: Any, of: Any, servers: Any, context: Any) -> None:
+    write_parts(table, mask, rows, of, servers, context)
+
+
+@jit
+def write_wide(table: Table, mask: Any, out: Any) -> None:
+    write_mask(table, mask)
+    write_flat(table, mask, out)
+
+
+@pytest.mark.parametrize("fleet", [(1, 1), (2, 2), (1, 9), (3, 3), (5, 4)])
+@pytest.mark.parametrize("room", [0, 3])
+def test_what_is_shown_is_the_table_scaled_and_clipped(fleet: tuple[int, int], room: int) -> None:
+    """Eight rows at a time; where there are fewer, and where the next world has more."""
+    servers, count = fleet[0], fleet[0] * fleet[1]
+    table = blank_table(servers, count)
+    rng = np.random.default_rng(count)
+    awkward = np.array([0.0, -1.0, np.nan, np.inf, 1e4, 1e9, 0.25])
+    for array in (table.rows, table.servers, table.context):
+        array[...] = np.where(
+            rng.random(array.shape) < 0.4, rng.choice(awkward, array.shape), rng.random(array.shape)
+        )
+    shed = 2 * count
+    table.rows[:shed, R_SERVER] = np.arange(shed) // (2 * fleet[1])
+    table.mask[:shed] = rng.random(shed) < 0.6
+    rows = np.full((len(ROW), shed + 1 + room), 7.0, np.float32)
+    of = np.full(shed + 1 + room, 7, np.int32)
+    mask = np.full(shed + 1 + room, 7, np.int8)
+    seen = np.full((servers + room, len(SERVER)), 7.0, np.float32)
+    context = np.zeros(len(CONTEXT), np.float32)
+    write(table, mask, rows, of, seen, context)
+
+    def shown(figures: Any, names: tuple[str, ...]) -> Any:
+        factors = [1e-6 if name in ("size", "rate", "payload") else 1.0 for name in names]
+        scaled = figures.astype(np.float32) * np.array(factors, np.float32)
+        return np.where(scaled > 0.0, np.minimum(scaled, np.float32(TOP)), np.float32(0.0))
+
+    good = table.mask[:shed] != 0
+    first = list(columns.ROW).index(ROW[0])
+    expected = shown(table.rows[:shed, first : first + len(ROW)], ROW) * good[:, None]
+    np.testing.assert_array_equal(rows[:, :shed].T, expected)
+    np.testing.assert_array_equal(of[:shed], np.where(good, table.rows[:shed, R_SERVER], -1))
+    np.testing.assert_array_equal(mask[:shed], table.mask[:shed])
+    np.testing.assert_array_equal(seen[:servers], shown(table.servers, SERVER))
+    begin = list(columns.CONTEXT).index(CONTEXT[0])
+    shared = shown(table.context[begin : begin + len(CONTEXT)], CONTEXT)
+    np.testing.assert_array_equal(context, shared)
+    # Nothing else was written to, but that shed is always admissible.
+    assert (rows[:, shed:] == 7.0).all()
+    assert (of[shed:] == 7).all()
+    assert mask[shed:].tolist() == [7] * room + [1]
+    assert (seen[servers:] == 7.0).all()
+
+    flat = np.zeros((shed + 1 + room, WIDTH), np.float32)
+    write_wide(table, mask, flat)
+    of_row = shown(table.servers, SERVER)[np.arange(shed) // (2 * fleet[1])]
+    wide = np.hstack([expected, of_row, np.broadcast_to(shared, (shed, len(CONTEXT)))])
+    np.testing.assert_array_equal(flat[:shed], wide * good[:, None])
+
+
+def test_without_copies_the_same_is_returned() -> None:
+    """Views: what was returned before shows what is now."""
+    copies, views = (BalanceVectorEnv(3, **SHORT, copy=each) for each in (True, False))
+    (first, info), (seen, told) = copies.reset(seed=2), views.reset(seed=2)
+    mask, before = told["action_mask"], told["action_mask"].copy()
+    rng = np.random.default_rng(0)
+    episodes = 0
+    while episodes < 4:
+        rows = drawn(rng, info["action_mask"])
+        first, reward, _, ended, info = copies.step(rows)
+        seen, given, terminated, over, told = views.step(rows)
+        assert not terminated.any()
+        for one, other in ((first, seen), (reward, given), (ended, over)):
+            np.testing.assert_array_equal(one, other)
+        assert info.keys() == told.keys()
+        for name in ("action_mask", "decision", "now", "waited", "world"):
+            np.testing.assert_array_equal(info[name], told[name])
+        for name, credited in info["credited"].items():
+            np.testing.assert_array_equal(credited, told["credited"][name])
+        episodes += int(ended.sum())
+    assert (mask == told["action_mask"]).all()
+    assert (mask != before).any()
+
+
+def test_a_world_without_room_beside_the_others_plays_the_same() -> None:
+    supply = Supply(**SHORT)
+    beside, apart = (Lanes.of(supply, 2, wide=True) for _ in range(2))
+    apart._memory = np.zeros((2, 64), np.uint8)
+    for lanes in (beside, apart):
+        for lane in range(2):
+            lanes.put(lane, supply.world(lane))
+        lanes.step(np.full(2, BEGIN))
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        rows = drawn(rng, beside.mask)
+        for lanes in (beside, apart):
+            lanes.step(rows)
+        np.testing.assert_array_equal(beside.observations(False), apart.observations(False))
+    slots = [lanes.sims[0].world.slots for lanes in (beside, apart)]  # type: ignore[union-attr]
+    memory = [lanes._memory for lanes in (beside, apart)]
+    assert list(map(np.shares_memory, slots, memory)) == [True, False]
 
 
 def test_the_same_seed_gives_the_same_episodes() -> None:

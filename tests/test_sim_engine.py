@@ -398,6 +398,13 @@ def test_a_branch_goes_on_as_the_original_would() -> None:
     uploaded = [np.delete(sim.world.results["uploaded"], 300) for sim in (odd, whole)]
     np.testing.assert_array_equal(*uploaded)
     assert not fields_equal(odd.world.results[301:], whole.world.results[301:])
+    # The same where all arrays of the copy lie in one piece of memory, one after the other.
+    memory = np.zeros(engine.bytes_of(start), np.uint8)
+    packed = engine.branch(start, memory)
+    assert np.shares_memory(packed.world.slots, memory)
+    assert np.shares_memory(packed.belief.servers, memory)
+    engine.act(packed, usual, 1.0)
+    assert fields_equal(go_on(packed).world.results, whole.world.results)
     # Back to where it branched off, in place.
     engine.rejoin(odd, start)
     engine.act(odd, usual, 1.0)

@@ -24,6 +24,7 @@ import numba.core.config
 import numba.np.arrayobj
 from llvmlite import ir
 from numba import types
+from numba.extending import intrinsic
 
 from edgewise.cached import cache_folder
 
@@ -170,3 +171,21 @@ def inlined(function: F) -> F:
     return _njit(
         function, _nrt=False, no_cpython_wrapper=True, no_cfunc_wrapper=True, forceinline=True
     )
+
+
+def _prefetch(typing: Any, array: Any, index: Any) -> Any:
+    """Have an element of an array of records fetched from memory; it may be one beyond the end."""
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        data = context.make_array(array)(context, builder, args[0]).data
+        place = builder.bitcast(builder.gep(data, [args[1]]), ir.IntType(8).as_pointer())
+        word = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [place.type, word, word, word])
+        fetch = builder.module.declare_intrinsic("llvm.prefetch", [place.type], kind)
+        builder.call(fetch, [place, word(0), word(3), word(1)])  # to read, soon, data
+        return context.get_dummy_value()
+
+    return types.none(array, types.intp), code
+
+
+prefetch: Any = intrinsic(_prefetch)

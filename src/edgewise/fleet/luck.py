@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+from functools import lru_cache
 from statistics import NormalDist
 from typing import Any
 
@@ -99,8 +100,10 @@ def luck_seed(seed: int) -> int:
     return int(np.random.SeedSequence([seed, 1]).generate_state(1, np.uint64)[0])
 
 
+@lru_cache(maxsize=16)
 def noise_factors(cv: float) -> NDArray[np.float64]:
-    """Equally likely lognormal factors of mean 1 and coefficient of variation `cv`.
+    """Equally likely lognormal factors of mean 1 and coefficient of variation `cv`. One array for
+    all who ask, not to be written to: the worlds of many environments share a processor's cache.
 
     Each is the mean of its share of the distribution, so the mean is right and only the far tail is
     folded in.

@@ -11,13 +11,13 @@ in which they were made, arrivals last.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import numba
 import numpy as np
 from numba import types
 
-from edgewise.compiled import inlined, inner, lean
+from edgewise.compiled import inlined, inner, lean, prefetch
 from edgewise.fleet.belief import on_request
 from edgewise.fleet.commit import commit
 from edgewise.fleet.layout import Array, Belief
@@ -90,6 +90,10 @@ from edgewise.sim.routes import (
     upload,
 )
 
+AHEAD = 4
+"""Requests from the one that arrives to the one that is fetched from memory: where many worlds are
+stepped in turn, nothing of a trace is in a cache by itself."""
+
 
 @lean
 def advance(sim: Sim) -> int:
@@ -146,6 +150,7 @@ def go_on(sim: Sim) -> int:
             r = clock.next
             clock.next = r + 1
             arrival = next_arrival(sim)
+            prefetch(sim.world.requests, r + AHEAD)
             if sim.world.servers[sim.world.requests[r].ingress].up == 0:
                 turn_away(sim.world, r)
                 continue
@@ -456,21 +461,56 @@ def _pointer(kernel: Any, result: Any, *arguments: Any) -> Any:
     return found
 
 
-def branch(sim: Sim) -> Sim:
+def branch(sim: Sim, memory: Array | None = None) -> Sim:
     """A copy that goes its own way from here, on the same luck.
 
     What never changes is shared. Simulations that keep no results (`Options.store`) are small to
-    copy; a result array is as long as the trace.
+    copy; a result array is as long as the trace. `memory` (uint8) is where the copy is to lie,
+    array beside array: as many bytes as `bytes_of` says.
     """
-    beliefs = Belief(**_copies(sim.beliefs))
+    used = 0
+
+    def copy(array: Array) -> Array:
+        nonlocal used
+        if memory is None:
+            return array.copy(order="K")
+        begin, used = used, used + in_lines(array)
+        order: Literal["F", "C"] = "F" if in_columns(array) else "C"
+        out = np.ndarray(array.shape, array.dtype, memory, begin, order=order)
+        np.copyto(plain(out), plain(array))
+        return out
+
+    def copies(arrays: World | Reports | Belief | Table) -> dict[str, Array]:
+        return {
+            name: array if name in CONSTANTS else copy(array)
+            for name, array in arrays._asdict().items()
+        }
+
+    beliefs = Belief(**copies(sim.beliefs))
     return Sim(
-        world=World(**_copies(sim.world)),
+        world=World(**copies(sim.world)),
         script=sim.script,
-        reports=Reports(**_copies(sim.reports)),
+        reports=Reports(**copies(sim.reports)),
         beliefs=beliefs,
         belief=belief_of(beliefs, 0),
-        table=Table(**_copies(sim.table)),
+        table=Table(**copies(sim.table)),
     )
+
+
+LINE = 64
+"""Bytes of a line of a processor's cache."""
+
+
+def in_lines(array: Array) -> int:
+    """Bytes of an array, in whole lines."""
+    return -(-array.nbytes // LINE) * LINE
+
+
+def bytes_of(sim: Sim) -> int:
+    """What a branch of `sim` takes."""
+    parts = (sim.world, sim.reports, sim.beliefs, sim.table)
+    arrays = [each for part in parts for each in part._asdict().items()]
+    return sum(in_lines(array) for name, array in arrays if name not in CONSTANTS)
 
 
 def rejoin(target: Sim, source: Sim) -> None:
@@ -501,14 +541,11 @@ def rejoin(target: Sim, source: Sim) -> None:
             np.copyto(plain(other), plain(array))
 
 
+def in_columns(array: Array) -> bool:
+    """Whether it is laid out in Fortran's order."""
+    return array.flags.f_contiguous and not array.flags.c_contiguous
+
+
 def plain(array: Array) -> Array:
     """An array as bytes: NumPy copies records field by field, bytes at once."""
-    in_columns = array.flags.f_contiguous and not array.flags.c_contiguous
-    return (array.T if in_columns else array).view(np.uint8)
-
-
-def _copies(arrays: World | Reports | Belief | Table) -> dict[str, Array]:
-    return {
-        name: array if name in CONSTANTS else array.copy(order="K")
-        for name, array in arrays._asdict().items()
-    }
+    return (array.T if in_columns(array) else array).view(np.uint8)

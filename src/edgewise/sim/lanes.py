@@ -23,7 +23,7 @@ the world is played on until every score is known. So the sum of rewards is the 
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import numba
@@ -78,7 +78,8 @@ class Buffers(NamedTuple):
     of: Array  # int64 (N, C): number of the decision in each slot, −1 none or credited
     mask: Array  # int8 (N, R)
     flat: Array  # float32 (N, R, WIDTH), or (N, 0, WIDTH) where they are shown in parts
-    parts: tuple[Array, Array, Array, Array]  # the first four of `PARTS`, or of 0 lanes
+    # The first four of `PARTS`, or of 0 lanes; rows (N, columns, R), as the table has them.
+    parts: tuple[Array, Array, Array, Array]
     rewards: Array  # float64 (N,)
     # The scores that became known in this step, (N × C,), one after the other in order of the
     # lanes; those of a block begin where the room of its first lane does.
@@ -97,7 +98,7 @@ def new_buffers(count: int, servers: int, rows: int, room: int, wide: bool) -> B
         mask=np.zeros((count, rows), np.int8),
         flat=np.zeros((count, rows if wide else 0, WIDTH), np.float32),
         parts=(
-            np.zeros((size, rows, len(ROW)), np.float32),
+            np.zeros((size, len(ROW), rows), np.float32),
             np.full((size, rows), -1, np.int32),
             np.zeros((size, servers, len(SERVER)), np.float32),
             np.zeros((size, len(CONTEXT)), np.float32),
@@ -217,8 +218,10 @@ def step_block(
         if clock.current >= 0:
             lane.balancer = sim.world.slots[clock.current].balancer
         over = going < 0 or clock.next >= sim.world.requests.size
-        write_mask(sim.table, going >= 0, mask[i])
+        if going < 0:  # nothing waits for a decision
+            sim.table.mask[:shed] = 0
         if wide:
+            write_mask(sim.table, mask[i])
             write_flat(sim.table, mask[i], own.flat[i])
         else:
             rows, server, servers, context = own.parts
@@ -262,6 +265,7 @@ class Lanes:
         self._buffers = new_buffers(count, servers, rows, self._room, wide)
         self._words = np.array([words_of(self._buffers)])
         self._addresses = np.zeros((count, 0), np.int64)
+        self._memory = np.zeros((count, 0), np.uint8)
         self._slots = slots
         self._wide = wide
         self.sims: list[Sim | None] = [None] * count
@@ -269,10 +273,14 @@ class Lanes:
         self.lanes["ended"] = 1  # as in `put`
         self.mask = self._buffers.mask
         self.rewards = self._buffers.rewards
-        self._parts = dict(zip(PARTS, (*self._buffers.parts, self.mask), strict=True))
+        self._rows = self._buffers.rows
+        by_column, *others = self._buffers.parts
+        parts = (by_column.transpose(0, 2, 1), *others, self.mask)
+        self._parts = dict(zip(PARTS, parts, strict=True))
         threads = max(1, min(threads, count))
         self._blocks = [(count * t // threads, count * (t + 1) // threads) for t in range(threads)]
         self._known = [0] * threads  # scores, of each block in the last step
+        self._credits: dict[int, tuple[Array, Array, Array]] = {}  # views, by how many there are
         self._pool = ThreadPoolExecutor(threads, "lanes") if threads > 1 else None
 
     @classmethod
@@ -281,7 +289,8 @@ class Lanes:
         return cls(count, supply.servers, supply.rows, supply.slots, wide=wide, threads=threads)
 
     def put(self, lane: int, sim: Sim) -> None:
-        """Let a lane play `sim`, which is at its beginning; it must then be stepped with `BEGIN`.
+        """Let a lane play a copy of `sim`, which is at its beginning; it must then be stepped with
+        `BEGIN`. What it plays already, set back, is taken as it is.
 
         Raises ValueError if it is larger than the lanes were made for.
         """
@@ -289,10 +298,11 @@ class Lanes:
             raise ValueError("a world larger than the lanes were made for")
         if not self._wide and sim.table.servers.shape[0] > self._parts["servers"].shape[1]:
             raise ValueError("a world with more servers than the lanes were made for")
+        if sim is not self.sims[lane]:  # else its arrays are where they were
+            sim = engine.branch(sim, self._memory_for(lane, sim))
+            self._hold(lane, sim)
         sim.world.clock["learning"] = 1
         sim.table.wanted[0] = 1
-        if sim is not self.sims[lane]:  # else its arrays are where they were
-            self._hold(lane, sim)
         self.lanes[lane]["ended"] = 1  # nothing happens there but `BEGIN`
         self.mask[lane] = 0
         if self._wide:
@@ -300,6 +310,21 @@ class Lanes:
         else:
             for part in self._buffers.parts:
                 part[lane] = -1 if part.dtype == np.int32 else 0
+
+    def _memory_for(self, lane: int, sim: Sim) -> Array | None:
+        """Where its arrays are to lie; None: anywhere, for there is no room.
+
+        All lanes lie in one piece, as large as the first world needs and a quarter: NumPy asks for
+        huge pages for it, and a step of all lanes has fewer pages than a processor keeps at hand.
+        """
+        if self._memory.size == 0:
+            lines = engine.bytes_of(sim) * 5 // 4 // engine.LINE | 1  # odd: as of `_room`
+            size = len(self.sims) * lines * engine.LINE
+            memory = np.zeros(size + engine.LINE, np.uint8)
+            begin = -memory.ctypes.data % engine.LINE
+            self._memory = memory[begin : begin + size].reshape(len(self.sims), -1)
+        own: Array = self._memory[lane]
+        return own if engine.bytes_of(sim) <= own.size else None
 
     def _hold(self, lane: int, sim: Sim) -> None:
         if numba.typeof(sim) != kind_of_sim():  # type: ignore[no-untyped-call]
@@ -316,19 +341,19 @@ class Lanes:
         A row that is not admissible sheds, and is counted; one below `least` is taken for `least`.
         Returns how many lanes are at their end. Raises Crowded.
         """
-        if rows.shape != self.rewards.shape:
-            raise ValueError(f"expected {len(self.rewards)} rows, got {rows.shape}")
-        self._buffers.rows[:] = rows
-
-        def run(block: tuple[int, int]) -> tuple[int, int, int]:
-            return step_block(self._words, self._addresses, least, *block)
-
-        found = self._pool.map(run, self._blocks) if self._pool else map(run, self._blocks)
-        worst, over, self._known = -1, 0, []
-        for crowded, ended, known in found:
-            worst = max(worst, crowded)
-            over += ended
-            self._known.append(known)
+        given = np.asarray(rows)
+        if given.shape != self.rewards.shape:
+            raise ValueError(f"expected {len(self.rewards)} rows, got {given.shape}")
+        self._rows[:] = given
+        if self._pool is None:
+            worst, over, known = step_block(self._words, self._addresses, least, 0, len(given))
+            self._known = [known]
+        else:
+            step = partial(step_block, self._words, self._addresses, least)
+            found = list(self._pool.map(step, *zip(*self._blocks, strict=True)))
+            worst = max(crowded for crowded, _, _ in found)
+            over = sum(ended for _, ended, _ in found)
+            self._known = [known for _, _, known in found]
         if worst >= 0:
             raise Crowded(f"lane {worst}: over {self._slots} requests were open at a time")
         return over
@@ -347,17 +372,21 @@ class Lanes:
             return {name: part.copy() for name, part in self._parts.items()}
         return self._parts.copy()
 
-    def credits(self) -> tuple[Array, Array, Array]:
-        """(lane, decision, reward) of every score that became known in the last step."""
-        own = self._buffers
+    def credits(self, copy: bool = True) -> tuple[Array, Array, Array]:
+        """(lane, decision, reward) of every score that became known in the last step; without
+        `copy` the next step may overwrite them."""
+        arrays = self._buffers.whose, self._buffers.which, self._buffers.worth
         if self._pool is None:
             n = self._known[0]
-            return own.whose[:n].copy(), own.which[:n].copy(), own.worth[:n].copy()
+            found = self._credits.get(n)
+            if found is None:
+                lane, decision, reward = (array[:n] for array in arrays)
+                found = self._credits[n] = lane, decision, reward
+            return (found[0].copy(), found[1].copy(), found[2].copy()) if copy else found
         begins = [first * self._room for first, _ in self._blocks]
         parts = [slice(at, at + n) for at, n in zip(begins, self._known, strict=True)]
         lane, decision, reward = (
-            np.concatenate([array[part] for part in parts])
-            for array in (own.whose, own.which, own.worth)
+            np.concatenate([array[part] for part in parts]) for array in arrays
         )
         return lane, decision, reward
 

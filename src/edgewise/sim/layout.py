@@ -123,8 +123,7 @@ CLOCK = np.dtype(
         ("batching", "i8"),
         ("links_given", "i8"),  # 1: the balancer is told the links' true state
         ("can_fail", "i8"),  # 1: alternatives are kept
-        ("noise_at", "i8"),  # offset of the noise factors in `numbers` …
-        ("noise_bits", "i8"),  # … and the logarithm of their count
+        ("noise_bits", "i8"),  # logarithm of the count of noise factors
         ("store", "i8"),  # 1: results are kept
         ("keep_reports", "i8"),  # 1: reports are kept
     ]
@@ -398,7 +397,8 @@ class World(NamedTuple):
     links: Array  # LINK (L,), numbered as in the belief
     flows: Array  # FLOW (2M,)
     path: Array  # int64 (S, S)
-    numbers: Array  # float64: latency curves, capacities, outages, slow-downs, noise
+    numbers: Array  # float64: latency curves, capacities, outages, slow-downs
+    noise: Array  # float64 (2^noise_bits,): factors of service times; one array for many worlds
     seen: Array  # SEEN (B, S)
     results: Array  # RESULT (N,), or (0,)
 
@@ -425,7 +425,7 @@ class Sim(NamedTuple):
     table: Table
 
 
-CONSTANTS = frozenset({"requests", "path", "numbers", "first", "edf"})
+CONSTANTS = frozenset({"requests", "path", "numbers", "noise", "first", "edf"})
 """Arrays that are never written to: branches share them."""
 
 

@@ -16,12 +16,18 @@ and zero; masked rows are zero in *flat*.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
 
 from edgewise.compiled import inlined
 from edgewise.fleet import table as columns
 from edgewise.fleet.layout import Array
 from edgewise.fleet.table import R_SERVER, Table
+from edgewise.sim.eights import Eights, vector
 
 TOP = 1e4
 """s, MB or requests: nothing that matters is larger."""
@@ -41,24 +47,82 @@ def _factors(names: tuple[str, ...]) -> Array:
 
 
 _ROW = _factors(ROW)
-_SERVER = _factors(SERVER)
-_CONTEXT = _factors(CONTEXT)
-_TOP = np.float32(TOP)
 _NONE = np.float32(0.0)
+_FLOAT, _INT, _BIT, _WORD = ir.FloatType(), ir.IntType(32), ir.IntType(1), ir.IntType(64)
 
 
-@inlined
-def shown(value: float, factor: np.float32) -> np.float32:
-    """A figure of the table, scaled and clipped. Without a branch: half of them are 0, and which is
-    as good as random."""
-    return min(max(_NONE, np.float32(value) * factor), _TOP)
+def _scaled(builder: Any, value: Any, factor: Any) -> Any:
+    """A figure as it is observed, or eight: float32 as the constant `factor`, scaled and clipped.
+    Without a branch: half of them are 0, and which is as good as random."""
+    kind = factor.type
+    none, top = (
+        kind([bound] * kind.count if isinstance(kind, ir.VectorType) else bound)
+        for bound in (0.0, TOP)
+    )
+    value = builder.fmul(builder.fptrunc(value, kind), factor)
+    value = builder.select(builder.fcmp_ordered(">", value, none), value, none)
+    return builder.select(builder.fcmp_ordered("<", value, top), value, top)
 
 
-@inlined
-def show(source: Array, factors: Array, out: Array) -> None:
-    """Figures that stand together in the table."""
-    for j in range(factors.size):
-        out[j] = shown(source[j], factors[j])
+def _shown(typing: Any, value: Any, factor: Any) -> Any:
+    """A figure of the table as it is observed."""
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return _scaled(builder, *args)
+
+    return types.float32(types.float64, types.float32), code
+
+
+def _show_line(names: tuple[str, ...]) -> Any:
+    """Figures that stand together in the table, `names` of them."""
+    factors = _factors(names).tolist()
+
+    def show(typing: Any, source: Any, out: Any) -> Any:
+        def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            eights = Eights(context, builder, signature, args)
+            for first in range(0, len(factors), 8):
+                these = factors[first : first + 8]
+                inside = vector(_BIT)([n < len(these) for n in range(8)])
+                factor = vector(_FLOAT)((these + [0.0] * 8)[:8])
+                value = eights.load(eights.place(0, _WORD(first)), inside)
+                value = _scaled(builder, value, factor)
+                eights.store(value, eights.place(1, _WORD(first)), inside)
+            return context.get_dummy_value()
+
+        return types.none(source, out), code
+
+    return intrinsic(show)
+
+
+def _show_eight(
+    typing: Any, table: Any, admissible: Any, first: Any, count: Any, mask: Any, rows: Any, of: Any
+) -> Any:
+    """Eight rows from `first` of `count`."""
+    kinds = (table, admissible, types.intp, types.intp, mask, rows, of)
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        eights = Eights(context, builder, signature, args)
+        first, count = args[2:4]
+        inside = eights.below(first, count)
+        keep = eights.load(eights.place(1, first), inside)
+        eights.store(keep, eights.place(4, first), inside)
+        keep = builder.icmp_signed("!=", keep, keep.type(None))
+        for c, factor in enumerate(_ROW.tolist()):
+            value = eights.load(eights.place(0, first, _FIRST_ROW + c), keep)
+            value = _scaled(builder, value, vector(_FLOAT)([factor] * 8))
+            eights.store(value, eights.place(5, first, c), inside)
+        number = builder.fptosi(eights.load(eights.place(0, first, R_SERVER), keep), vector(_INT))
+        number = builder.select(keep, number, number.type([-1] * 8))
+        eights.store(number, eights.place(6, first), inside)
+        return context.get_dummy_value()
+
+    return types.none(*kinds), code
+
+
+shown: Any = intrinsic(_shown)
+show_server: Any = _show_line(SERVER)
+show_context: Any = _show_line(CONTEXT)
+show_eight: Any = intrinsic(_show_eight)
 
 
 @inlined
@@ -78,10 +142,10 @@ def copy(source: Array, out: Array) -> None:
 
 
 @inlined
-def write_mask(table: Table, waits: bool, out: Array) -> None:
-    """Admissible rows into `out` (int8); only shed if nothing waits for a decision."""
+def write_mask(table: Table, out: Array) -> None:
+    """Admissible rows into `out` (int8)."""
     for r in range(table.mask.size - 1):
-        out[r] = table.mask[r] if waits else 0
+        out[r] = table.mask[r]
     out[out.size - 1] = 1
 
 
@@ -91,7 +155,7 @@ def write_flat(table: Table, mask: Array, out: Array) -> None:
     a = len(ROW)
     b = a + len(SERVER)
     shared = out[mask.size - 1, b:]
-    show(table.context[_FIRST_CONTEXT:], _CONTEXT, shared)
+    show_context(table.context[_FIRST_CONTEXT:], shared)
     show_rows(table, mask, out)
     before = -1
     shown = -1
@@ -106,7 +170,7 @@ def write_flat(table: Table, mask: Array, out: Array) -> None:
         if s == shown:  # rows of a server stand together
             copy(out[before, a:], line[a:])
         else:
-            show(table.servers[s], _SERVER, line[a:])
+            show_server(table.servers[s], line[a:])
             copy(shared, line[b:])
         shown = s
         before = r
@@ -114,12 +178,14 @@ def write_flat(table: Table, mask: Array, out: Array) -> None:
 
 @inlined
 def write_parts(
-    table: Table, mask: Array, rows: Array, server: Array, servers: Array, context: Array
+    table: Table, mask: Array, rows: Array, of: Array, servers: Array, context: Array
 ) -> None:
-    """The same without repetition; masked rows are zero and belong to server −1."""
-    show(table.context[_FIRST_CONTEXT:], _CONTEXT, context)
+    """The same without repetition, with the mask, and `rows` a column at a time (columns, rows) as
+    the table has them; `of` are the rows' servers. Masked rows are zero, and of server −1."""
+    show_context(table.context[_FIRST_CONTEXT:], context)
     for s in range(table.servers.shape[0]):
-        show(table.servers[s], _SERVER, servers[s])
-    show_rows(table, mask, rows)
-    for r in range(table.mask.size - 1):
-        server[r] = int(table.rows[r, R_SERVER]) if mask[r] != 0 else -1
+        show_server(table.servers[s], servers[s])
+    count = table.mask.size - 1
+    for first in range(0, count, 8):
+        show_eight(table.rows, table.mask, first, count, mask, rows, of)
+    mask[mask.size - 1] = 1

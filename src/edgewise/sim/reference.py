@@ -86,7 +86,10 @@ def _by_reference(typing: Any, given: Any) -> Any:
         return given(given), lambda context, builder, signature, args: args[0]
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return cg.alloca_once_value(builder, args[0])
+        with builder.goto_entry_block():  # once, and not cleared first as by numba's helpers
+            place = builder.alloca(args[0].type)
+        builder.store(args[0], place)
+        return place
 
     return Reference(given)(given), code
 

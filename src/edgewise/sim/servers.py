@@ -58,8 +58,7 @@ def noise(world: World, r: int, k: int) -> float:
     clock = world.clock[0]
     if clock.noise_bits == 0:
         return 1.0
-    place = noise_place(clock.seed, r, k, clock.noise_bits)
-    factor: float = world.numbers[clock.noise_at + place]
+    factor: float = world.noise[noise_place(clock.seed, r, k, clock.noise_bits)]
     return factor
 
 

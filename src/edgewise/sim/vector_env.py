@@ -9,7 +9,7 @@ As `edgewise.sim.env`, with an array per figure. What differs:
   the episode goes on).
 - ``info["credited"]`` is a dict of three arrays over all environments: ``env``, ``decision`` and
   ``reward``.
-- With ``copy=False`` observations and masks are views of buffers that the next step overwrites; so
+- With ``copy=False`` whatever is returned is a view of a buffer that the next step overwrites; so
   one saves a copy of some kB per decision.
 """
 
@@ -77,10 +77,17 @@ class BalanceVectorEnv(gymnasium.vector.VectorEnv[Observed, Any, NDArray[Any]]):
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._lanes = Lanes.of(self._supply, num_envs, wide=observation == "flat", threads=threads)
-        told = self._lanes.lanes
-        self._decisions, self._now, self._waited = told["decisions"], told["now"], told["waited"]
         self._plays, self._copy = plays, copy
         self._worlds = np.zeros(num_envs, np.int64)
+        told = self._lanes.lanes
+        self._told = {
+            "action_mask": self._lanes.mask,
+            "decision": told["decisions"],
+            "now": told["now"],
+            "waited": told["waited"],
+            "world": self._worlds,
+        }
+        self._never = np.zeros(num_envs, np.bool_)
         self._played = np.zeros(num_envs, np.int64)
         self._starts: list[Sim | None] = [None] * num_envs
 
@@ -90,22 +97,23 @@ class BalanceVectorEnv(gymnasium.vector.VectorEnv[Observed, Any, NDArray[Any]]):
         super().reset(seed=seed)
         self._played[:] = self._plays
         self._begin(np.ones(self.num_envs, np.bool_))
-        return self._observation(), self._info(self._lanes.credits())
+        return self._lanes.observations(self._copy), self._info(self._lanes.credits(self._copy))
 
     def step(self, actions: Any) -> tuple[Observed, NDArray[Any], Bools, Bools, dict[str, Any]]:
-        lanes = self._lanes
-        any_ended = lanes.step(np.asarray(actions, np.int64), least=0) > 0
-        rewards = lanes.rewards.copy()
-        credited = lanes.credits()
-        terminated, ended = np.zeros(self.num_envs, np.bool_), np.zeros(self.num_envs, np.bool_)
+        lanes, copy = self._lanes, self._copy
+        over = lanes.step(actions, least=0)
+        if over == 0 and not copy:
+            info = self._info(lanes.credits(copy))
+            return lanes.observations(copy), lanes.rewards, self._never, self._never, info
+        rewards, credited = lanes.rewards.copy(), lanes.credits()
+        ended = lanes.lanes["ended"] != 0
         final: dict[str, Any] = {}
-        if any_ended:
-            ended = lanes.lanes["ended"] != 0
+        if over > 0:
             final = self._final(ended)
             self._begin(ended)
         info = self._info(credited)
         info.update(final)
-        return self._observation(), rewards, terminated, ended, info
+        return lanes.observations(copy), rewards, self._never.copy(), ended, info
 
     def close_extras(self, **kwargs: Any) -> None:
         self._lanes.close()
@@ -132,7 +140,7 @@ class BalanceVectorEnv(gymnasium.vector.VectorEnv[Observed, Any, NDArray[Any]]):
             start = self._supply.world(int(self._worlds[i]))
             self._played[i] = 0
             self._starts[i] = start if self._plays > 1 else None
-            self._lanes.put(i, engine.branch(start) if self._plays > 1 else start)
+            self._lanes.put(i, start)
         else:
             sim, start_again = self._lanes.sims[i], self._starts[i]
             assert sim is not None
@@ -141,20 +149,15 @@ class BalanceVectorEnv(gymnasium.vector.VectorEnv[Observed, Any, NDArray[Any]]):
             self._lanes.put(i, sim)
         self._played[i] += 1
 
-    def _observation(self) -> Observed:
-        return self._lanes.observations(self._copy)
-
     def _info(self, credited: tuple[NDArray[Any], ...]) -> dict[str, Any]:
-        mask = self._lanes.mask
+        info: dict[str, Any] = (
+            {name: array.copy() for name, array in self._told.items()}
+            if self._copy
+            else self._told.copy()
+        )
         env, decision, reward = credited
-        return {
-            "action_mask": mask.copy() if self._copy else mask,
-            "credited": {"env": env, "decision": decision, "reward": reward},
-            "decision": self._decisions.copy(),
-            "now": self._now.copy(),
-            "waited": self._waited.copy(),
-            "world": self._worlds.copy(),
-        }
+        info["credited"] = {"env": env, "decision": decision, "reward": reward}
+        return info
 
     def _final(self, ended: Bools) -> dict[str, Any]:
         seen = np.full(self.num_envs, None, object)

@@ -142,7 +142,6 @@ def simulation(
         )
         or any(server.queue_limit < NEVER_FULL for server in scenario.servers.values())
     )
-    clock["noise_at"] = number.add(noise)
     clock["noise_bits"] = (len(noise) - 1).bit_length()
     clock["store"], clock["keep_reports"] = given.store, given.keep_reports
     if len(noise) != 1 << int(clock["noise_bits"][0]):
@@ -190,6 +189,7 @@ def simulation(
         flows=flows,
         path=belief.path,
         numbers=number.array(),
+        noise=noise,
         seen=np.zeros((deciders, count), layout.SEEN),
         results=results,
     )
