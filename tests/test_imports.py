@@ -12,7 +12,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "edgewise"
 # A module may import from its own layer and those above it in this list. A package stands for all
 # of its modules; the longest prefix decides.
 LAYERS = (
-    {"errors", "cached", "compiled"},
+    {"errors", "cached", "compiled", "eights"},
     {"domain"},
     {
         "score", "packaged", "preprocess", "images", "zoo", "scenario", "workload", "roster",

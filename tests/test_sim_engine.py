@@ -406,7 +406,7 @@ def test_a_branch_goes_on_as_the_original_would() -> None:
     engine.act(packed, usual, 1.0)
     assert fields_equal(go_on(packed).world.results, whole.world.results)
     # Back to where it branched off, in place.
-    engine.rejoin(odd, start)
+    engine.Rejoin(odd, start)()
     engine.act(odd, usual, 1.0)
     assert fields_equal(go_on(odd).world.results, whole.world.results)
     assert start.world.clock["decisions"][0] == 300

@@ -62,6 +62,7 @@ class Stage:
             scenario, generate(scenario, None) if trace is None else trace, options
         )
         self._work = engine.branch(self._start)
+        self._begin_again = engine.Rejoin(self._work, self._start)
         self._fresh = True
 
     def play(self, rule: Rule, params: Floats | None = None) -> Sim:
@@ -71,7 +72,7 @@ class Stage:
         than the simulation has slots for.
         """
         if not self._fresh:
-            engine.rejoin(self._work, self._start)
+            self._begin_again()
         self._fresh = False
         values = None if params is None else tuple(params.tolist())
         return play(self._work, rule, self.scenario.seed, values)

@@ -513,32 +513,50 @@ def bytes_of(sim: Sim) -> int:
     return sum(in_lines(array) for name, array in arrays if name not in CONSTANTS)
 
 
-def rejoin(target: Sim, source: Sim) -> None:
-    """Set `target`, a branch of the same simulation, to where `source` is; allocates nothing.
+class Rejoin:
+    """Sets `target`, a branch of the same simulation, to where `source` is, at each call.
 
     There is room for thousands of open requests, and lists of hundreds of jobs: of these only what
     either of the two has used is copied.
     """
-    used = max(int(target.world.clock["used"][0]), int(source.world.clock["used"][0]))
-    events = max(1, int(source.world.clock["events"][0]))  # if there is none the first says so
-    for part in ("world", "reports", "beliefs", "table"):
-        to = getattr(target, part)
-        for name, array in getattr(source, part)._asdict().items():
-            if name in CONSTANTS:
-                continue
-            other = getattr(to, name)
-            if name in ("slots", "nodes", "flows"):  # one, three, two for each slot
-                shape = (-1, len(source.world.slots))
-                array, other = array.reshape(shape)[:, :used], other.reshape(shape)[:, :used]
-            elif name == "events":
-                array, other = array[:events], other[:events]
-            elif part == "beliefs" and name in ("jobs", "flights", "sends"):
-                most = int(source.beliefs.servers[name].max(initial=0))
-                array, other = array[..., :most], other[..., :most]
-            elif part == "reports" and name == "jobs":
-                most = int(source.reports.heads["queued"].max(initial=0))
-                array, other = array[..., :most], other[..., :most]
-            np.copyto(plain(other), plain(array))
+
+    def __init__(self, target: Sim, source: Sim) -> None:
+        self.target, self._source = target, source
+        self._whole: list[tuple[Array, Array]] = []
+        self._begun: list[tuple[str, int, Array, Array]] = []  # counted how, bytes of each, to, of
+        slots = len(source.world.slots)
+        for part in ("world", "reports", "beliefs", "table"):
+            to = getattr(target, part)
+            for name, array in getattr(source, part)._asdict().items():
+                if name in CONSTANTS:
+                    continue
+                pair = plain(getattr(to, name)), plain(array)
+                if name in ("slots", "nodes", "flows"):  # one, three, two for each slot
+                    one, other = (each.reshape(-1, slots * array.itemsize) for each in pair)
+                    self._begun.append(("slots", array.itemsize, one, other))
+                elif name in ("events", "flights", "sends"):
+                    self._begun.append((name, array.itemsize, *pair))
+                elif name == "jobs":
+                    self._begun.append((f"jobs of {part}", array.itemsize, *pair))
+                else:
+                    self._whole.append(pair)
+
+    def __call__(self) -> None:
+        target, source = self.target.world.clock[0], self._source.world.clock[0]
+        servers, reports = self._source.beliefs.servers, self._source.reports.heads
+        counts = {
+            "slots": max(int(target["used"]), int(source["used"])),
+            "events": max(1, int(source["events"])),  # if there is none the first says so
+            "flights": int(servers["flights"].max(initial=0)),
+            "sends": int(servers["sends"].max(initial=0)),
+            "jobs of beliefs": int(servers["jobs"].max(initial=0)),
+            "jobs of reports": int(reports["queued"].max(initial=0)),
+        }
+        for to, of in self._whole:
+            np.copyto(to, of)
+        for what, size, to, of in self._begun:
+            end = counts[what] * size
+            np.copyto(to[..., :end], of[..., :end])
 
 
 def in_columns(array: Array) -> bool:

@@ -288,9 +288,9 @@ class Lanes:
         """Lanes for the worlds of a supply."""
         return cls(count, supply.servers, supply.rows, supply.slots, wide=wide, threads=threads)
 
-    def put(self, lane: int, sim: Sim) -> None:
+    def put(self, lane: int, sim: Sim) -> Sim:
         """Let a lane play a copy of `sim`, which is at its beginning; it must then be stepped with
-        `BEGIN`. What it plays already, set back, is taken as it is.
+        `BEGIN`. What it plays already, set back, is taken as it is. Returns what it plays.
 
         Raises ValueError if it is larger than the lanes were made for.
         """
@@ -310,6 +310,7 @@ class Lanes:
         else:
             for part in self._buffers.parts:
                 part[lane] = -1 if part.dtype == np.int32 else 0
+        return sim
 
     def _memory_for(self, lane: int, sim: Sim) -> Array | None:
         """Where its arrays are to lie; None: anywhere, for there is no room.
@@ -375,14 +376,14 @@ class Lanes:
     def credits(self, copy: bool = True) -> tuple[Array, Array, Array]:
         """(lane, decision, reward) of every score that became known in the last step; without
         `copy` the next step may overwrite them."""
-        arrays = self._buffers.whose, self._buffers.which, self._buffers.worth
         if self._pool is None:
-            n = self._known[0]
-            found = self._credits.get(n)
+            found = self._credits.get(self._known[0])
             if found is None:
-                lane, decision, reward = (array[:n] for array in arrays)
-                found = self._credits[n] = lane, decision, reward
+                n = self._known[0]
+                own = self._buffers
+                found = self._credits[n] = own.whose[:n], own.which[:n], own.worth[:n]
             return (found[0].copy(), found[1].copy(), found[2].copy()) if copy else found
+        arrays = self._buffers.whose, self._buffers.which, self._buffers.worth
         begins = [first * self._room for first, _ in self._blocks]
         parts = [slice(at, at + n) for at, n in zip(begins, self._known, strict=True)]
         lane, decision, reward = (

@@ -215,6 +215,7 @@ SERVER = np.dtype(
         ("up", "i8"),
         ("life", "i8"),  # counts restarts …
         ("known_life", "i8"),  # … that the balancers have heard of
+        ("latest", "f8"),  # the latest moment at which a worker or its stage was ever to be done
         ("busy_area", "f8"),  # worker seconds
         ("busy_at", "f8"),
         ("reported_at", "f8"),
@@ -387,7 +388,7 @@ class World(NamedTuple):
     soon: Array  # float64 (1 + SOON,): +inf, then the times of the next events, falling …
     soon_codes: Array  # … int64 (1 + SOON,): and their codes
     events: Array  # EVENT (H,), a binary heap of the rest
-    moments: Array  # float64 (2P,), P ≥ L + S: `sim.moments`
+    moments: Array  # float64 (2P,), P ≥ 8, L + S: `sim.moments`
     requests: Array  # REQUEST (N,)
     slots: Array  # SLOT (M,)
     nodes: Array  # NODE (3M,)

@@ -24,10 +24,10 @@ from numba import types
 from numba.extending import intrinsic
 
 from edgewise.compiled import inlined
+from edgewise.eights import Eights, vector
 from edgewise.fleet import table as columns
 from edgewise.fleet.layout import Array
 from edgewise.fleet.table import R_SERVER, Table
-from edgewise.sim.eights import Eights, vector
 
 TOP = 1e4
 """s, MB or requests: nothing that matters is larger."""

@@ -109,13 +109,18 @@ def backlog_of(world: World, s: int, now: float) -> float:
 def notice(world: World, s: int, now: float) -> None:
     """Something changed at `s`: if it is a jump, its next report does not wait for its period."""
     server = world.servers[s]
-    soonest = max(now, server.reported_at + GAP * world.clock[0].period)
+    period = world.clock[0].period
+    soonest = max(now, server.reported_at + GAP * period)
     if report_due(world, s) <= soonest:
         return
     since = now - server.reported_at
-    backlog = backlog_of(world, s, now)
-    if jumped(backlog, server.reported, since, world.clock[0].period):
-        report_at(world, s, soonest)
+    # The backlog is no more than this, and mostly that is enough to know.
+    most = server.work + server.prepare_waiting
+    most += (server.workers + 1) * max(0.0, server.latest - now)
+    if jumped(most, 0.0, 0.0, period) or jumped(0.0, server.reported, since, period):
+        backlog = backlog_of(world, s, now)
+        if jumped(backlog, server.reported, since, period):
+            report_at(world, s, soonest)
 
 
 @inner
@@ -174,6 +179,8 @@ def work_on(
     worker.preparing = preparing
     worker.started = now
     worker.expected = now + work
+    server = world.servers[worker.server]
+    server.latest = max(server.latest, worker.expected)
     worker.finish = now + time
     push(world, now + time, E_FINISH, w)
 

@@ -30,7 +30,6 @@ from edgewise.scenario import Scenario
 from edgewise.sim import engine
 from edgewise.sim.env import Observed, observation_space
 from edgewise.sim.lanes import BEGIN, IDLE, Lanes
-from edgewise.sim.layout import Sim
 from edgewise.sim.supply import Supply
 
 Bools = NDArray[np.bool_]
@@ -89,7 +88,7 @@ class BalanceVectorEnv(gymnasium.vector.VectorEnv[Observed, Any, NDArray[Any]]):
         }
         self._never = np.zeros(num_envs, np.bool_)
         self._played = np.zeros(num_envs, np.int64)
-        self._starts: list[Sim | None] = [None] * num_envs
+        self._again: list[engine.Rejoin | None] = [None] * num_envs
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -134,19 +133,17 @@ class BalanceVectorEnv(gymnasium.vector.VectorEnv[Observed, Any, NDArray[Any]]):
         raise BadInput("a hundred worlds, and not two requests in any of them")
 
     def _put(self, i: int) -> None:
-        if self._played[i] >= self._plays:
+        again = self._again[i]
+        if self._played[i] >= self._plays or again is None:
             seeds = self._supply.seeds
             self._worlds[i] = self.np_random.integers(seeds.start, seeds.stop)
             start = self._supply.world(int(self._worlds[i]))
             self._played[i] = 0
-            self._starts[i] = start if self._plays > 1 else None
-            self._lanes.put(i, start)
+            sim = self._lanes.put(i, start)
+            self._again[i] = engine.Rejoin(sim, start) if self._plays > 1 else None
         else:
-            sim, start_again = self._lanes.sims[i], self._starts[i]
-            assert sim is not None
-            assert start_again is not None
-            engine.rejoin(sim, start_again)
-            self._lanes.put(i, sim)
+            again()
+            self._lanes.put(i, again.target)
         self._played[i] += 1
 
     def _info(self, credited: tuple[NDArray[Any], ...]) -> dict[str, Any]:

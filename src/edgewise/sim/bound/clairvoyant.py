@@ -73,21 +73,6 @@ def worth(sim: Sim, rows: Ints) -> float:
     return float(play.world.clock["utility"][0]) / max(1, len(play.world.requests))
 
 
-def _bytes(sim: Sim) -> list[NDArray[np.uint8]]:
-    """Views of all arrays as plain bytes."""
-    return [
-        engine.plain(array).reshape(-1)
-        for part in (sim.world, sim.script, sim.reports, sim.beliefs, sim.table)
-        for array in (part if isinstance(part, tuple) else (part,))
-    ]
-
-
-def _restore(target: list[NDArray[np.uint8]], source: list[NDArray[np.uint8]]) -> None:
-    for to, of in zip(target, source, strict=True):
-        if to is not of:
-            to[:] = of
-
-
 def search(
     sim: Sim,
     values: Floats,
@@ -117,7 +102,7 @@ def search(
     rng = np.random.default_rng([seed, 5])
     start = blind(sim, results=False)
     at, work = engine.branch(start), engine.branch(start)
-    start_bytes, at_bytes, work_bytes = _bytes(start), _bytes(at), _bytes(work)
+    begin, back = engine.Rejoin(at, start), engine.Rejoin(work, at)
     choices, weights = _choices(values, shed)
     clock, order = work.world.clock, np.empty_like(rows)
     order = order[: follow(work, rows, -1, order)]
@@ -126,7 +111,7 @@ def search(
     done = 0
     stretches = math.ceil(len(order) / STRETCH)
     for sweep in range(SWEEPS):
-        _restore(at_bytes, start_bytes)
+        begin()
         for n in range(stretches):
             target = trials * (sweep * stretches + n + 1) // (SWEEPS * stretches)
             heat = HEAT * (HEAT_END / HEAT) ** (done / trials)
@@ -135,7 +120,7 @@ def search(
                 changed = _change(rows, order, n, choices, weights, rng)
                 if not changed:
                     continue
-                _restore(work_bytes, at_bytes)
+                back()
                 follow(work, rows, -1, unused)
                 new = float(clock["utility"][0])
                 if new >= total or rng.random() < math.exp((new - total) / heat):

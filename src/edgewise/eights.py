@@ -10,7 +10,9 @@ from __future__ import annotations
 from typing import Any
 
 from llvmlite import ir
+from numba import types
 from numba.core import cgutils
+from numba.extending import intrinsic
 
 cg: Any = cgutils  # it publishes no types
 
@@ -44,16 +46,21 @@ class Eights:
         length = cg.unpack_tuple(build, array.shape)[0 if kind.layout == "F" else -1]
         return build.gep(array.data, [build.add(at, build.mul(length, _WORD(line)))])
 
+    def same(self, value: Any) -> Any:
+        """Eight times the same."""
+        build, place = self._builder, ir.IntType(32)
+        one = build.insert_element(vector(value.type)(ir.Undefined), value, place(0))
+        return build.shuffle_vector(one, one, vector(place)([0] * 8))
+
     def below(self, first: Any, count: Any) -> Any:
         """Which of eight numbers from `first` are below `count`."""
+        numbers = self._builder.add(self.same(first), vector(_WORD)(list(range(8))))
+        return self._builder.icmp_signed("<", numbers, self.same(count))
+
+    def count(self, which: Any) -> Any:
+        """How many of eight are true."""
         build = self._builder
-        first, count = (
-            build.insert_element(vector(_WORD)(ir.Undefined), n, ir.IntType(32)(0))
-            for n in (first, count)
-        )
-        same = ir.Constant(ir.VectorType(ir.IntType(32), 8), [0] * 8)
-        first, count = (build.shuffle_vector(n, n, same) for n in (first, count))
-        return build.icmp_signed("<", build.add(first, vector(_WORD)(list(range(8)))), count)
+        return build.zext(build.ctpop(build.bitcast(which, ir.IntType(8))), _WORD)
 
     def load(self, place: Any, where: Any) -> Any:
         """Eight from `place`; those not `where` are not read, and 0."""
@@ -76,3 +83,19 @@ class Eights:
     def _size(self, place: Any) -> Any:
         """An element's, which it is aligned to."""
         return ir.IntType(32)(self._context.get_abi_sizeof(place.type.pointee))
+
+
+def _first_equal(typing: Any, array: Any, at: Any, value: Any) -> Any:
+    """The first of eight float64 from `at` that equals `value`: 0–7; 8 if none does."""
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        eights = Eights(context, builder, signature, args)
+        found = eights.load(eights.place(0, args[1]), vector(ir.IntType(1))([1] * 8))
+        equal = builder.fcmp_ordered("==", found, eights.same(args[2]))
+        bits = builder.bitcast(equal, ir.IntType(8))
+        return builder.zext(builder.cttz(bits, ir.IntType(1)(0)), _WORD)
+
+    return types.intp(array, types.intp, types.float64), code
+
+
+first_equal: Any = intrinsic(_first_equal)
