@@ -34,7 +34,6 @@ from edgewise.sim.observation import (
     TOP,
     WIDTH,
     write_flat,
-    write_mask,
     write_parts,
 )
 from edgewise.sim.supply import Supply
@@ -186,9 +185,8 @@ def write(table: Table, mask: Any, rows: Any, of: Any, servers: Any, context: An
 
 
 @jit
-def write_wide(table: Table, mask: Any, out: Any) -> None:
-    write_mask(table, mask)
-    write_flat(table, mask, out)
+def write_wide(rows: Any, of: Any, servers: Any, context: Any, out: Any) -> None:
+    write_flat(rows, of, servers, context, out)
 
 
 @pytest.mark.parametrize("fleet", [(1, 1), (2, 2), (1, 9), (3, 3), (5, 4)])
@@ -234,11 +232,16 @@ def test_what_is_shown_is_the_table_scaled_and_clipped(fleet: tuple[int, int], r
     assert mask[shed:].tolist() == [7] * room + [1]
     assert (seen[servers:] == 7.0).all()
 
-    flat = np.zeros((shed + 1 + room, WIDTH), np.float32)
-    write_wide(table, mask, flat)
+    flat = np.zeros((shed + 1, WIDTH), np.float32)
+    flat[shed // 2, len(ROW)] = 1.0  # was admissible before
+    rows, of = np.ascontiguousarray(rows[:, : shed + 1]), of[: shed + 1].copy()
+    of[shed] = -1
+    write_wide(rows, of, seen, context, flat)
     of_row = shown(table.servers, SERVER)[np.arange(shed) // (2 * fleet[1])]
     wide = np.hstack([expected, of_row, np.broadcast_to(shared, (shed, len(CONTEXT)))])
     np.testing.assert_array_equal(flat[:shed], wide * good[:, None])
+    np.testing.assert_array_equal(flat[shed, -len(CONTEXT) :], shared)
+    assert not flat[shed, : -len(CONTEXT)].any()
 
 
 def test_without_copies_the_same_is_returned() -> None:

@@ -40,7 +40,6 @@ from edgewise.sim.observation import (
     SERVER,
     WIDTH,
     write_flat,
-    write_mask,
     write_parts,
 )
 from edgewise.sim.play import Crowded
@@ -78,7 +77,7 @@ class Buffers(NamedTuple):
     of: Array  # int64 (N, C): number of the decision in each slot, −1 none or credited
     mask: Array  # int8 (N, R)
     flat: Array  # float32 (N, R, WIDTH), or (N, 0, WIDTH) where they are shown in parts
-    # The first four of `PARTS`, or of 0 lanes; rows (N, columns, R), as the table has them.
+    # The first four of `PARTS`; rows (N, columns, R), as the table has them.
     parts: tuple[Array, Array, Array, Array]
     rewards: Array  # float64 (N,)
     # The scores that became known in this step, (N × C,), one after the other in order of the
@@ -90,7 +89,6 @@ class Buffers(NamedTuple):
 
 def new_buffers(count: int, servers: int, rows: int, room: int, wide: bool) -> Buffers:
     """For lanes that have played nothing; `wide`: shown as `flat`."""
-    size = 0 if wide else count
     return Buffers(
         rows=np.zeros(count, np.int64),
         lanes=np.zeros(count, LANE),
@@ -98,10 +96,10 @@ def new_buffers(count: int, servers: int, rows: int, room: int, wide: bool) -> B
         mask=np.zeros((count, rows), np.int8),
         flat=np.zeros((count, rows if wide else 0, WIDTH), np.float32),
         parts=(
-            np.zeros((size, len(ROW), rows), np.float32),
-            np.full((size, rows), -1, np.int32),
-            np.zeros((size, servers, len(SERVER)), np.float32),
-            np.zeros((size, len(CONTEXT)), np.float32),
+            np.zeros((count, len(ROW), rows), np.float32),
+            np.full((count, rows), -1, np.int32),
+            np.zeros((count, servers, len(SERVER)), np.float32),
+            np.zeros((count, len(CONTEXT)), np.float32),
         ),
         rewards=np.zeros(count),
         whose=np.zeros(count * room, np.int64),
@@ -220,12 +218,10 @@ def step_block(
         over = going < 0 or clock.next >= sim.world.requests.size
         if going < 0:  # nothing waits for a decision
             sim.table.mask[:shed] = 0
+        rows, server, servers, context = own.parts
+        write_parts(sim.table, mask[i], rows[i], server[i], servers[i], context[i])
         if wide:
-            write_mask(sim.table, mask[i])
-            write_flat(sim.table, mask[i], own.flat[i])
-        else:
-            rows, server, servers, context = own.parts
-            write_parts(sim.table, mask[i], rows[i], server[i], servers[i], context[i])
+            write_flat(rows[i], server[i], servers[i], context[i], own.flat[i])
         if over and clock.overflow == 0:
             lane.ended = 1
             n = play_out(sim, going, n, of[i], which, worth)
@@ -296,7 +292,7 @@ class Lanes:
         """
         if sim.table.mask.size > self.mask.shape[1] or len(sim.world.slots) > self._slots:
             raise ValueError("a world larger than the lanes were made for")
-        if not self._wide and sim.table.servers.shape[0] > self._parts["servers"].shape[1]:
+        if sim.table.servers.shape[0] > self._parts["servers"].shape[1]:
             raise ValueError("a world with more servers than the lanes were made for")
         if sim is not self.sims[lane]:  # else its arrays are where they were
             sim = engine.branch(sim, self._memory_for(lane, sim))
@@ -305,11 +301,9 @@ class Lanes:
         sim.table.wanted[0] = 1
         self.lanes[lane]["ended"] = 1  # nothing happens there but `BEGIN`
         self.mask[lane] = 0
-        if self._wide:
-            self._buffers.flat[lane] = 0.0
-        else:
-            for part in self._buffers.parts:
-                part[lane] = -1 if part.dtype == np.int32 else 0
+        self._buffers.flat[lane] = 0.0
+        for part in self._buffers.parts:
+            part[lane] = -1 if part.dtype == np.int32 else 0
         return sim
 
     def _memory_for(self, lane: int, sim: Sim) -> Array | None:

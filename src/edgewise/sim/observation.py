@@ -52,25 +52,12 @@ _FLOAT, _INT, _BIT, _WORD = ir.FloatType(), ir.IntType(32), ir.IntType(1), ir.In
 
 
 def _scaled(builder: Any, value: Any, factor: Any) -> Any:
-    """A figure as it is observed, or eight: float32 as the constant `factor`, scaled and clipped.
-    Without a branch: half of them are 0, and which is as good as random."""
+    """Eight figures as they are observed: float32 as the constant `factor`, scaled and clipped."""
     kind = factor.type
-    none, top = (
-        kind([bound] * kind.count if isinstance(kind, ir.VectorType) else bound)
-        for bound in (0.0, TOP)
-    )
+    none, top = (kind([bound] * kind.count) for bound in (0.0, TOP))
     value = builder.fmul(builder.fptrunc(value, kind), factor)
     value = builder.select(builder.fcmp_ordered(">", value, none), value, none)
     return builder.select(builder.fcmp_ordered("<", value, top), value, top)
-
-
-def _shown(typing: Any, value: Any, factor: Any) -> Any:
-    """A figure of the table as it is observed."""
-
-    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return _scaled(builder, *args)
-
-    return types.float32(types.float64, types.float32), code
 
 
 def _show_line(names: tuple[str, ...]) -> Any:
@@ -119,69 +106,17 @@ def _show_eight(
     return types.none(*kinds), code
 
 
-shown: Any = intrinsic(_shown)
 show_server: Any = _show_line(SERVER)
 show_context: Any = _show_line(CONTEXT)
 show_eight: Any = intrinsic(_show_eight)
 
 
 @inlined
-def show_rows(table: Table, mask: Array, out: Array) -> None:
-    """The rows' own figures, a column at a time as they lie; 0 where a row is masked."""
-    for c in range(len(ROW)):
-        for r in range(table.mask.size - 1):
-            value = shown(table.rows[r, _FIRST_ROW + c], _ROW[c])
-            out[r, c] = value if mask[r] != 0 else _NONE
-
-
-@inlined
-def copy(source: Array, out: Array) -> None:
-    """All of `source` to the beginning of `out`."""
-    for j in range(source.size):
-        out[j] = source[j]
-
-
-@inlined
-def write_mask(table: Table, out: Array) -> None:
-    """Admissible rows into `out` (int8)."""
-    for r in range(table.mask.size - 1):
-        out[r] = table.mask[r]
-    out[out.size - 1] = 1
-
-
-@inlined
-def write_flat(table: Table, mask: Array, out: Array) -> None:
-    """One wide row per candidate. `out` held an observation of the same world before, or zeros."""
-    a = len(ROW)
-    b = a + len(SERVER)
-    shared = out[mask.size - 1, b:]
-    show_context(table.context[_FIRST_CONTEXT:], shared)
-    show_rows(table, mask, out)
-    before = -1
-    shown = -1
-    for r in range(table.mask.size - 1):
-        line = out[r]
-        if mask[r] == 0:
-            if line[a] != _NONE:  # `up`: it was shown before
-                for j in range(a, line.size):
-                    line[j] = _NONE
-            continue
-        s = int(table.rows[r, R_SERVER])
-        if s == shown:  # rows of a server stand together
-            copy(out[before, a:], line[a:])
-        else:
-            show_server(table.servers[s], line[a:])
-            copy(shared, line[b:])
-        shown = s
-        before = r
-
-
-@inlined
 def write_parts(
     table: Table, mask: Array, rows: Array, of: Array, servers: Array, context: Array
 ) -> None:
-    """The same without repetition, with the mask, and `rows` a column at a time (columns, rows) as
-    the table has them; `of` are the rows' servers. Masked rows are zero, and of server −1."""
+    """The mask and *parts*, with `rows` a column at a time (columns, rows) as the table has them;
+    `of` are the rows' servers. Masked rows are zero, and of server −1."""
     show_context(table.context[_FIRST_CONTEXT:], context)
     for s in range(table.servers.shape[0]):
         show_server(table.servers[s], servers[s])
@@ -189,3 +124,24 @@ def write_parts(
     for first in range(0, count, 8):
         show_eight(table.rows, table.mask, first, count, mask, rows, of)
     mask[mask.size - 1] = 1
+
+
+@inlined
+def write_flat(rows: Array, of: Array, servers: Array, context: Array, out: Array) -> None:
+    """*flat* from `write_parts`. `out` held an observation of the same world before, or zeros."""
+    a = len(ROW)
+    b = a + len(SERVER)
+    for r in range(of.size):
+        line = out[r]
+        s = of[r]
+        if s >= 0:
+            for c in range(a):
+                line[c] = rows[c, r]
+            for c in range(len(SERVER)):
+                line[a + c] = servers[s, c]
+            for c in range(len(CONTEXT)):
+                line[b + c] = context[c]
+        elif line[a] != _NONE:  # `up`: it was shown before
+            line[:] = _NONE
+    for c in range(len(CONTEXT)):  # of shed
+        out[of.size - 1, b + c] = context[c]
