@@ -384,7 +384,7 @@ def test_lanes_refuse_what_does_not_fit_and_leave_ended_ones_alone() -> None:
     before = lanes.lanes.copy()
     lanes.step(shed)
     assert (lanes.lanes == before).all()
-    assert len(lanes.credits()[0]) == 0
+    assert len(lanes.credits()["reward"]) == 0
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from edgewise.compiled import inner, jit, lean
+from edgewise.compiled import inlined, inner, jit, lean
 from edgewise.fleet.layout import Array
 from edgewise.fleet.table import (
     C_ACCURACY_WEIGHT,
@@ -65,7 +65,6 @@ from edgewise.policy.priced import (
 )
 from edgewise.sim import engine
 from edgewise.sim.layout import Sim
-from edgewise.sim.observation import copy
 from edgewise.sim.play import Crowded
 
 CONSTANTS = (
@@ -125,6 +124,13 @@ class Space(NamedTuple):
     psis: Array
     added: Array
     parts: Array
+
+
+@inlined
+def copy(source: Array, out: Array) -> None:
+    """All of `source` to the beginning of `out`."""
+    for j in range(source.size):
+        out[j] = source[j]
 
 
 @inner

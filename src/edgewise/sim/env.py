@@ -144,10 +144,10 @@ class BalanceEnv(gymnasium.Env[Observed, np.int64]):
 
     def _info(self) -> dict[str, Any]:
         lane = self._lanes.lanes[0]
-        _, decision, reward = self._lanes.credits()
+        credited = self._lanes.credits()
         return {
             "action_mask": self._lanes.mask[0].copy(),
-            "credited": (decision, reward),
+            "credited": (credited["decision"], credited["reward"]),
             "decision": int(lane["decisions"]),
             "now": float(lane["now"]),
             "waited": float(lane["waited"]),

@@ -54,6 +54,7 @@ ANY = -(2**63)
 """For `Lanes.step`: no row is below the least."""
 
 PARTS = ("rows", "server", "servers", "context", "action_mask")
+CREDITS = ("env", "decision", "reward")
 
 LANE = np.dtype(
     [
@@ -276,7 +277,7 @@ class Lanes:
         threads = max(1, min(threads, count))
         self._blocks = [(count * t // threads, count * (t + 1) // threads) for t in range(threads)]
         self._known = [0] * threads  # scores, of each block in the last step
-        self._credits: dict[int, tuple[Array, Array, Array]] = {}  # views, by how many there are
+        self._credits: dict[int, dict[str, Array]] = {}  # views, by how many there are
         self._pool = ThreadPoolExecutor(threads, "lanes") if threads > 1 else None
 
     @classmethod
@@ -336,13 +337,12 @@ class Lanes:
         A row that is not admissible sheds, and is counted; one below `least` is taken for `least`.
         Returns how many lanes are at their end. Raises Crowded.
         """
-        given = np.asarray(rows)
-        if given.shape != self.rewards.shape:
-            raise ValueError(f"expected {len(self.rewards)} rows, got {given.shape}")
-        self._rows[:] = given
+        count = len(self._rows)
+        if not hasattr(rows, "__len__") or len(rows) != count:
+            raise ValueError(f"expected {count} rows, got {rows!r}")
+        self._rows[:] = rows
         if self._pool is None:
-            worst, over, known = step_block(self._words, self._addresses, least, 0, len(given))
-            self._known = [known]
+            worst, over, self._known[0] = step_block(self._words, self._addresses, least, 0, count)
         else:
             step = partial(step_block, self._words, self._addresses, least)
             found = list(self._pool.map(step, *zip(*self._blocks, strict=True)))
@@ -367,23 +367,23 @@ class Lanes:
             return {name: part.copy() for name, part in self._parts.items()}
         return self._parts.copy()
 
-    def credits(self, copy: bool = True) -> tuple[Array, Array, Array]:
-        """(lane, decision, reward) of every score that became known in the last step; without
-        `copy` the next step may overwrite them."""
-        if self._pool is None:
-            found = self._credits.get(self._known[0])
-            if found is None:
-                n = self._known[0]
-                own = self._buffers
-                found = self._credits[n] = own.whose[:n], own.which[:n], own.worth[:n]
-            return (found[0].copy(), found[1].copy(), found[2].copy()) if copy else found
-        arrays = self._buffers.whose, self._buffers.which, self._buffers.worth
-        begins = [first * self._room for first, _ in self._blocks]
-        parts = [slice(at, at + n) for at, n in zip(begins, self._known, strict=True)]
-        lane, decision, reward = (
-            np.concatenate([array[part] for part in parts]) for array in arrays
-        )
-        return lane, decision, reward
+    def credits(self, copy: bool = True) -> dict[str, Array]:
+        """`env`, `decision` and `reward` of every score that became known in the last step, an
+        array each; without `copy` the next step may overwrite them."""
+        own = self._buffers
+        if self._pool is not None:
+            begins = [first * self._room for first, _ in self._blocks]
+            parts = [slice(at, at + n) for at, n in zip(begins, self._known, strict=True)]
+            return {
+                name: np.concatenate([array[part] for part in parts])
+                for name, array in zip(CREDITS, (own.whose, own.which, own.worth), strict=True)
+            }
+        n = self._known[0]
+        found = self._credits.get(n)
+        if found is None:
+            arrays = own.whose[:n], own.which[:n], own.worth[:n]
+            found = self._credits[n] = dict(zip(CREDITS, arrays, strict=True))
+        return {name: array.copy() for name, array in found.items()} if copy else found.copy()
 
     def close(self) -> None:
         """End its threads."""

@@ -79,7 +79,7 @@ class BalanceVectorEnv(gymnasium.vector.VectorEnv[Observed, Any, NDArray[Any]]):
         self._plays, self._copy = plays, copy
         self._worlds = np.zeros(num_envs, np.int64)
         told = self._lanes.lanes
-        self._told = {
+        self._told: dict[str, Any] = {
             "action_mask": self._lanes.mask,
             "decision": told["decisions"],
             "now": told["now"],
@@ -102,7 +102,8 @@ class BalanceVectorEnv(gymnasium.vector.VectorEnv[Observed, Any, NDArray[Any]]):
         lanes, copy = self._lanes, self._copy
         over = lanes.step(actions, least=0)
         if over == 0 and not copy:
-            info = self._info(lanes.credits(copy))
+            info = self._told.copy()
+            info["credited"] = lanes.credits(copy)
             return lanes.observations(copy), lanes.rewards, self._never, self._never, info
         rewards, credited = lanes.rewards.copy(), lanes.credits()
         ended = lanes.lanes["ended"] != 0
@@ -146,14 +147,10 @@ class BalanceVectorEnv(gymnasium.vector.VectorEnv[Observed, Any, NDArray[Any]]):
             self._lanes.put(i, again.target)
         self._played[i] += 1
 
-    def _info(self, credited: tuple[NDArray[Any], ...]) -> dict[str, Any]:
-        info: dict[str, Any] = (
-            {name: array.copy() for name, array in self._told.items()}
-            if self._copy
-            else self._told.copy()
-        )
-        env, decision, reward = credited
-        info["credited"] = {"env": env, "decision": decision, "reward": reward}
+    def _info(self, credited: dict[str, NDArray[Any]]) -> dict[str, Any]:
+        told = self._told.items()
+        info = {name: array.copy() if self._copy else array for name, array in told}
+        info["credited"] = credited
         return info
 
     def _final(self, ended: Bools) -> dict[str, Any]:
