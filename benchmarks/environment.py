@@ -47,7 +47,8 @@ from edgewise.sim.supply import Supply
 from edgewise.sim.vector_env import BalanceVectorEnv
 
 LADDER = ((0.57, 0.006), (0.72, 0.012), (0.76, 0.035), (0.83, 0.110))
-REQUESTS = 4000
+SECONDS = 60.0
+"""Of a world, as in `benchmarks/simulator.py`."""
 
 
 def fleet(servers: int, services: int) -> Scenario:
@@ -76,7 +77,7 @@ def fleet(servers: int, services: int) -> Scenario:
             access_links={name: LinkSpec(rate_mbps=1000.0, delay=0.005) for name in names},
         ),
         workload=WorkloadSpec(
-            duration=REQUESTS / rate,
+            duration=SECONDS,
             arrivals=PoissonArrivals(rate=rate),
             ingress=dict.fromkeys(names, 1.0 / servers),
             demands=(Demand(share=1.0, deadline=(0.2, 1.0), accuracy=0.0),),
@@ -105,20 +106,21 @@ def of_environment(
     _, info = env.reset(seed=0)
     rows, draws = np.zeros(envs, np.int64), new_draws(0)
     draw_rows(info["action_mask"], draws, rows)
-    for _ in range(REQUESTS + 500):  # past the first ends: compiled, or loaded, and warm
+    steps = round(scenario.workload.arrivals.rate * SECONDS)  # of a world, about
+    for _ in range(steps + 500):  # past the first ends: compiled, or loaded, and warm
         draw_rows(info["action_mask"], draws, rows)
         _, _, _, _, info = env.step(rows)
     spent: list[float] = []
     wall = time.perf_counter()
     while sum(spent) < seconds:
         began = time.process_time()
-        for _ in range(REQUESTS):
+        for _ in range(steps):
             draw_rows(info["action_mask"], draws, rows)
             _, _, _, _, info = env.step(rows)
         spent.append(time.process_time() - began)
     wall = time.perf_counter() - wall
     env.close()
-    steps = REQUESTS * envs
+    steps *= envs
     return steps / min(spent), steps * len(spent) / sum(spent), steps * len(spent) / wall
 
 
@@ -160,7 +162,7 @@ def main() -> None:
         print(
             f"{scenario.name:>6} {rows:>5} {'engine':>8} {alone:>12,.0f} {mean:>11,.0f} {'':>11}"
             f" {1e6 / alone:>7.2f}   {events:.1f} events a decision"
-            f"; a world of {REQUESTS:,} requests in {1e3 * made:.1f} ms"
+            f"; a world of {SECONDS:.0f} s made in {1e3 * made:.1f} ms"
         )
         entry: dict[str, Any] = {"fleet": scenario.name, "rows": rows, "engine": alone}
         for observation in ("flat", "parts"):

@@ -338,7 +338,11 @@ class Lanes:
         Returns how many lanes are at their end. Raises Crowded.
         """
         count = len(self._rows)
-        if not hasattr(rows, "__len__") or len(rows) != count:
+        try:
+            given = len(rows)
+        except TypeError:  # a number
+            given = -1
+        if given != count:
             raise ValueError(f"expected {count} rows, got {rows!r}")
         self._rows[:] = rows
         if self._pool is None:

@@ -34,6 +34,9 @@ from edgewise.sim.supply import Supply
 
 Bools = NDArray[np.bool_]
 
+VIEWS = ("action_mask", "decision", "now", "waited", "world")
+"""Of what `info` tells, what lanes keep an array of."""
+
 
 class BalanceVectorEnv(gymnasium.vector.VectorEnv[Observed, Any, NDArray[Any]]):
     """N balancers in worlds of their own.
@@ -79,12 +82,10 @@ class BalanceVectorEnv(gymnasium.vector.VectorEnv[Observed, Any, NDArray[Any]]):
         self._plays, self._copy = plays, copy
         self._worlds = np.zeros(num_envs, np.int64)
         told = self._lanes.lanes
+        views = self._lanes.mask, told["decisions"], told["now"], told["waited"], self._worlds
         self._told: dict[str, Any] = {
-            "action_mask": self._lanes.mask,
-            "decision": told["decisions"],
-            "now": told["now"],
-            "waited": told["waited"],
-            "world": self._worlds,
+            **dict(zip(VIEWS, views, strict=True)),
+            "credited": None,  # room for it: a dict of five is made larger for a sixth
         }
         self._never = np.zeros(num_envs, np.bool_)
         self._played = np.zeros(num_envs, np.int64)
@@ -148,9 +149,9 @@ class BalanceVectorEnv(gymnasium.vector.VectorEnv[Observed, Any, NDArray[Any]]):
         self._played[i] += 1
 
     def _info(self, credited: dict[str, NDArray[Any]]) -> dict[str, Any]:
-        told = self._told.items()
-        info = {name: array.copy() if self._copy else array for name, array in told}
-        info["credited"] = credited
+        info = self._told | {"credited": credited}
+        if self._copy:
+            info.update((name, info[name].copy()) for name in VIEWS)
         return info
 
     def _final(self, ended: Bools) -> dict[str, Any]:
