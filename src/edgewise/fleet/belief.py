@@ -379,11 +379,13 @@ def on_outcome(belief: Belief, s: int, dispatch: int, failed: bool) -> None:
 
 @copied
 def rif_bucket(rif: int) -> int:
-    """Where `rif` requests in flight stand in `by_rif`: 0, 1, 2–3, 4–7, …"""
+    """Where `rif` requests in flight stand in `by_rif`: 0, 1, 2–3, 4–7, …
+
+    Without a branch: how often a loop would run is as good as random.
+    """
     bucket = 0
-    while rif > 0 and bucket < RIF_BUCKETS - 1:
-        rif >>= 1
-        bucket += 1
+    for b in range(RIF_BUCKETS - 1):
+        bucket += rif >= 1 << b
     return bucket
 
 
