@@ -386,7 +386,7 @@ def observe(
                     ahead_work += work
             # If all workers are busy with less urgent work, the first of them to finish is awaited.
             soon = all_work / server.jobs / (workers + 1.0)
-        if server.prepare_own <= 0.0 and server.prepare_backlog > 0.0:
+        if server.prepare_own <= 0.0:
             left = max(0.0, server.prepare_backlog - max(0.0, now - server.prepare_at))
             all_work += left
             ahead_work += left

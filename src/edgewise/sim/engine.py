@@ -403,14 +403,12 @@ def run_learning(
     done = 0
     while done != decisions:
         going = go_on(sim)
-        while clock.learn_head >= 0:
-            j: int = clock.learn_head
+        for n in range(clock.lessons):
+            j: int = world.slots[n].lesson
             slot = world.slots[j]
-            clock.learn_head = slot.lesson
-            if clock.learn_head < 0:
-                clock.learn_tail = -1
             learn(params, memory[slot.balancer], features[j], slot.utility)
             release(world, j)
+        clock.lessons = 0
         if going < 0:
             return done
         i: int = clock.current

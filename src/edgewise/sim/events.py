@@ -119,7 +119,8 @@ def pop(world: World) -> int:
     n = world.clock[0].soon
     code: int = world.soon_codes[n]
     first = world.events[0]
-    if first.time > world.soon[n] or (first.time == world.soon[n] and first.code > code):
+    time = world.soon[n]
+    if (first.time > time) | ((first.time == time) & (first.code > code)):
         world.clock[0].soon = n - 1
         return code
     code = first.code
@@ -166,7 +167,7 @@ def take_root(world: World) -> None:
     while child < n:
         if child + 1 < n:
             a, b = events[child], events[child + 1]
-            child += b.time < a.time or (b.time == a.time and b.code < a.code)
+            child += (b.time < a.time) | ((b.time == a.time) & (b.code < a.code))
         events[hole].time = events[child].time
         events[hole].code = events[child].code
         hole = child

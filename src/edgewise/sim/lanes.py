@@ -126,42 +126,44 @@ buffers_at = reader_of(kind_of_buffers)
 
 
 @inlined
-def credit(sim: Sim, i: int, n: int, of: Array, which: Array, worth: Array) -> int:
+def credit(sim: Sim, own: Buffers, lane: int, i: int, n: int) -> int:
     """Slot `i`'s score is known: note it as the `n`-th of this step; returns how many there are."""
-    if of[i] < 0:
+    decision = own.of[lane, i]
+    if decision < 0:
         return n
-    which[n] = of[i]
-    worth[n] = sim.world.slots[i].utility
-    of[i] = -1
+    worth = sim.world.slots[i].utility
+    own.whose[n] = lane
+    own.which[n] = decision
+    own.worth[n] = worth
+    own.rewards[lane] += worth
+    own.of[lane, i] = -1
     return n + 1
 
 
 @inlined
-def hear(sim: Sim, n: int, of: Array, which: Array, worth: Array) -> int:
+def hear(sim: Sim, own: Buffers, lane: int, n: int) -> int:
     """Note the scores that the balancers have heard of since the last time."""
     clock = sim.world.clock[0]
-    while clock.learn_head >= 0:
-        j: int = clock.learn_head
-        clock.learn_head = sim.world.slots[j].lesson
-        if clock.learn_head < 0:
-            clock.learn_tail = -1
-        n = credit(sim, j, n, of, which, worth)
+    for c in range(clock.lessons):
+        j: int = sim.world.slots[c].lesson
+        n = credit(sim, own, lane, j, n)
         release(sim.world, j)
+    clock.lessons = 0
     return n
 
 
 @inner
-def play_out(sim: Sim, going: int, n: int, of: Array, which: Array, worth: Array) -> int:
+def play_out(sim: Sim, own: Buffers, lane: int, going: int, n: int) -> int:
     """Shed what still waits for a decision and play until every score is known."""
     shed = sim.table.mask.size - 1
     while going >= 0:
         engine.take(sim, shed, 1.0)
         going = engine.go_on(sim)
-        n = hear(sim, n, of, which, worth)
+        n = hear(sim, own, lane, n)
     # The world stops when the last request has ended, with word of it still under way.
     for i in range(sim.world.clock[0].used):
         if sim.world.slots[i].stage == DONE or sim.world.slots[i].stage == FREE:
-            n = credit(sim, i, n, of, which, worth)
+            n = credit(sim, own, lane, i, n)
     return n
 
 
@@ -176,7 +178,7 @@ def step_block(
     and how many scores became known.
     """
     own: Buffers = buffers_at(buffers, 0)
-    mask, of, which, worth = own.mask, own.of, own.which, own.worth
+    mask, of = own.mask, own.of
     wide = own.flat.shape[1] > 0
     ended = 0
     begin = first * of.shape[1]
@@ -184,8 +186,8 @@ def step_block(
     for i in range(first, last):
         lane = own.lanes[i]
         row = max(own.rows[i], least)
+        own.rewards[i] = 0.0
         if row == IDLE or (row != BEGIN and lane.ended != 0):
-            own.rewards[i] = 0.0
             ended += lane.ended
             continue
         sim: Sim = sim_at(addresses, i)
@@ -209,8 +211,7 @@ def step_block(
             before = clock.now
             engine.take(sim, row, 1.0)
         going = engine.go_on(sim)
-        known = n
-        n = hear(sim, n, of[i], which, worth)
+        n = hear(sim, own, i, n)
         lane.now = clock.now
         lane.waited = clock.now - before if before >= 0.0 else 0.0
         lane.request = going
@@ -225,15 +226,10 @@ def step_block(
             write_flat(rows[i], server[i], servers[i], context[i], own.flat[i])
         if over and clock.overflow == 0:
             lane.ended = 1
-            n = play_out(sim, going, n, of[i], which, worth)
+            n = play_out(sim, own, i, going, n)
         if clock.overflow != 0:
             return i, ended, n - begin
-        reward = 0.0
-        for c in range(known, n):
-            own.whose[c] = i
-            reward += worth[c]
-        lane.total += reward
-        own.rewards[i] = reward
+        lane.total += own.rewards[i]
         ended += lane.ended
     return -1, ended, n - begin
 

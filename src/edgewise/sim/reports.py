@@ -280,12 +280,8 @@ def to_learn(world: World, i: int) -> None:
     """Keep slot `i` until the policy has learned from it."""
     clock = world.clock[0]
     hold(world, i)
-    world.slots[i].lesson = -1
-    if clock.learn_tail >= 0:
-        world.slots[clock.learn_tail].lesson = i
-    else:
-        clock.learn_head = i
-    clock.learn_tail = i
+    world.slots[clock.lessons].lesson = i
+    clock.lessons += 1
 
 
 @inlined

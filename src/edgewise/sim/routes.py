@@ -64,11 +64,12 @@ def quickest_here(world: World, i: int) -> int:
     slot = world.slots[i]
     server = world.servers[slot.ingress]
     best = -1
+    least = math.inf
     for k in range(server.first_service, server.end_service):
-        if world.services[k].accuracy >= slot.demanded and (
-            best < 0 or world.services[k].service_time < world.services[best].service_time
-        ):
-            best = k
+        service = world.services[k]
+        time = service.service_time if service.accuracy >= slot.demanded else math.inf
+        best = k if time < least else best
+        least = min(least, time)
     return best
 
 

@@ -123,7 +123,6 @@ def simulation(
 
     clock = np.zeros(1, layout.CLOCK)
     clock["current"], clock["free"], clock["free_report"] = -1, 0, 0
-    clock["learn_head"] = clock["learn_tail"] = -1
     clock["servers"], clock["balancers"] = count, deciders
     clock["central"], clock["mute_since"] = scenario.balancers, np.inf
     clock["requests"], clock["horizon"], clock["seed"] = len(trace), horizon, seed
