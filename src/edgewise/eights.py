@@ -57,6 +57,11 @@ class Eights:
         numbers = self._builder.add(self.same(first), vector(_WORD)(list(range(8))))
         return self._builder.icmp_signed("<", numbers, self.same(count))
 
+    def count(self, which: Any) -> Any:
+        """How many of eight are true."""
+        build = self._builder
+        return build.zext(build.ctpop(build.bitcast(which, ir.IntType(8))), _WORD)
+
     def load(self, place: Any, where: Any) -> Any:
         """Eight from `place`; those not `where` are not read, and 0."""
         kind = vector(place.type.pointee)

@@ -23,11 +23,14 @@ sharing without later arrivals; Kleinrock, Queueing Systems II, §4.4).
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numba import types
+from numba.extending import intrinsic
 
-from edgewise.compiled import copied, lean
+from edgewise.compiled import copied, inlined, lean
+from edgewise.eights import Eights
 from edgewise.fleet.belief import (
     advance,
     level,
@@ -358,8 +361,6 @@ def observe(
         mask[:] = 0
         for s in range(count):
             servers[s, S_UP] = 0.0
-    times = belief.times
-    admissible = 0
     if table.wanted[0] != 0:
         grow(belief, now)
     for nth in range(looked_at):
@@ -440,30 +441,22 @@ def observe(
         ready = upload if local else ready_over
         back = 0.5 * access_rtt if local else back_over
         wait = waiting(now + ready, ahead_until, all_until, soon)
-        until = elapsed + ready + wait
         # Model-ready payloads are mostly of one size. So what follows from it is kept, per link and
         # per server: a division takes as long as the rest of a row.
         converts = up and not local and can_convert
         queued = 0.0
-        until_queued = 0.0
         size_queued = -1.0
         for k in range(belief.first[s], belief.first[s + 1]):
             r = 2 * k
-            good = up and rows[r, R_ACCURACY] >= demanded
-            mask[r] = good
-            admissible += good
+            mask[r] = up
             rows[r, R_LOCAL] = local
             rows[r, R_READY] = ready
             rows[r, R_WAIT] = wait
             rows[r, R_RETURN] = back
             rows[r, R_TRANSFER] = transfer
             rows[r, R_SIZE] = size
-            rows[r, R_SERVICE_TIME] = times[r]
-            rows[r, R_LATENCY] = until + times[r] + back
             r += 1
-            good = converts and rows[r, R_ACCURACY] >= demanded
-            mask[r] = good
-            admissible += good
+            mask[r] = converts
             if converts:
                 # The whole photo must be in before it is converted; the link drains meanwhile.
                 small = rows[r, R_SIZE]
@@ -474,16 +467,66 @@ def observe(
                 if small != size_queued:
                     size_queued = small
                     queued = waiting(now + there, ahead_until, all_until, soon)
-                    until_queued = elapsed + there + queued
                 rows[r, R_READY] = there
                 rows[r, R_WAIT] = queued
                 rows[r, R_RETURN] = back
                 rows[r, R_TRANSFER] = crossing
                 rows[r, R_PREPARE] = source.prepare_seconds
-                rows[r, R_SERVICE_TIME] = times[r]
-                rows[r, R_LATENCY] = until_queued + times[r] + back
-    mask[mask.size - 1] = 1
+    return predict(table, belief.times, elapsed, demanded)
+
+
+@inlined
+def predict(table: Table, times: Array, elapsed: float, demanded: float) -> int:
+    """What all rows have in common: what they take in all, and whether they are accurate enough.
+    Returns how many are admissible."""
+    shed = table.mask.size - 1
+    admissible = 0
+    for first in range(0, shed, 8):
+        admissible += predict_eight(table.rows, table.mask, times, first, shed, elapsed, demanded)
+    table.mask[shed] = 1
     return admissible
+
+
+def _predict_eight(
+    typing: Any,
+    rows: Any,
+    mask: Any,
+    times: Any,
+    first: Any,
+    count: Any,
+    elapsed: Any,
+    demanded: Any,
+) -> Any:
+    """`predict` for eight rows from `first` of `count`."""
+    whole, real = types.intp, types.float64
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        eights = Eights(context, builder, signature, args)
+        first, count, elapsed, demanded = args[3:]
+        inside = eights.below(first, count)
+
+        def column(c: int) -> Any:
+            return eights.place(0, first, c)
+
+        def figures(c: int) -> Any:
+            return eights.load(column(c), inside)
+
+        service = eights.load(eights.place(2, first), inside)
+        until = builder.fadd(eights.same(elapsed), figures(R_READY))
+        until = builder.fadd(until, figures(R_WAIT))
+        latency = builder.fadd(builder.fadd(until, service), figures(R_RETURN))
+        eights.store(service, column(R_SERVICE_TIME), inside)
+        eights.store(latency, column(R_LATENCY), inside)
+        good = builder.fcmp_ordered(">=", figures(R_ACCURACY), eights.same(demanded))
+        up = eights.load(eights.place(1, first), inside)
+        good = builder.and_(good, builder.icmp_signed("!=", up, up.type(None)))
+        eights.store(builder.zext(good, up.type), eights.place(1, first), inside)
+        return eights.count(good)
+
+    return whole(rows, mask, times, whole, whole, real, real), code
+
+
+predict_eight: Any = intrinsic(_predict_eight)
 
 
 @lean
