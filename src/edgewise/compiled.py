@@ -174,7 +174,7 @@ def inlined(function: F) -> F:
 
 
 def _prefetch(typing: Any, array: Any, index: Any) -> Any:
-    """Have an element of an array of records fetched from memory; it may be one beyond the end."""
+    """Have an element of an array fetched from memory; it may lie beyond the end."""
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         data = context.make_array(array)(context, builder, args[0]).data

@@ -42,6 +42,7 @@ class Eights:
         """Where element `at` of a line of the n-th argument stands: of the only one, of a column in
         Fortran's order, of a row in C's."""
         kind, build = self._kinds[n], self._builder
+        assert kind.layout in ("C", "F"), f"not contiguous: {kind}"
         array = self._context.make_array(kind)(self._context, build, self._args[n])
         length = cg.unpack_tuple(build, array.shape)[0 if kind.layout == "F" else -1]
         return build.gep(array.data, [build.add(at, build.mul(length, _WORD(line)))])
