@@ -1,6 +1,6 @@
 """Environment steps per second and core: the vector environment under a random policy.
 
-    python benchmarks/environment.py [--envs 32] [--seconds 5] [--threads 1] [--json FILE]
+    python benchmarks/environment.py [--envs 28] [--seconds 5] [--threads 1] [--json FILE]
 
 Fleets of S servers × K models with links and a report every 0.2 s, at a load that a random policy
 can carry (every model equally often, and shedding as often as any other row). Observations are
