@@ -33,8 +33,8 @@ import aiohttp
 import uvloop
 
 from edgewise.domain import Command, Outcome, Report, Request, Stamps, Status
-from edgewise.live import control
 from edgewise.live.clock import Clock
+from edgewise.live.wire import messages
 
 SCENARIO = """
 name: bench
@@ -73,13 +73,13 @@ class Node:
                 if self.pong is not None and not self.pong.done():
                     self.pong.set_result(time.perf_counter())
                 continue
-            message = control.decode_from_balancer(frame.data)
+            message = messages.decode_from_balancer(frame.data)
             if isinstance(message, Command):
                 self.seen = message.sequence
                 self.waiting.pop(message.request).set_result(time.perf_counter())
-                await self.say(control.Answered(outcome=self._served(message)))
-            elif isinstance(message, control.Ping):
-                await self.say(control.Pong(ping=message.at, at=self.clock.now()))
+                await self.say(messages.Answered(outcome=self._served(message)))
+            elif isinstance(message, messages.Ping):
+                await self.say(messages.Pong(ping=message.at, at=self.clock.now()))
                 self.started.set()
 
     def _served(self, command: Command) -> Outcome:
@@ -94,12 +94,12 @@ class Node:
         )
 
     async def say(self, message: Any) -> None:
-        await self.socket.send_bytes(control.encode(message))
+        await self.socket.send_bytes(messages.encode(message))
 
     async def report(self) -> None:
         while True:
             told = Report(server=self.name, at=self.clock.now(), workers=4, commands_seen=self.seen)
-            await self.say(control.Reported(report=told))
+            await self.say(messages.Reported(report=told))
             await asyncio.sleep(REPORT_PERIOD)
 
     async def empty(self) -> float:
@@ -118,7 +118,7 @@ class Node:
             id=name, ingress=self.name, payload_bytes=100_000, sent_at=now, deadline=1.0
         )
         begin = time.perf_counter() if due is None else due
-        await self.say(control.Ask(request=request))
+        await self.say(messages.Ask(request=request))
         return await answer - begin
 
 
@@ -131,7 +131,7 @@ def balancer(servers: int, record: bool) -> Any:
         config = Path(folder, "balancer.yaml")
         out = f"\nout: {folder}/out" if record else ""
         config.write_text(f"scenario: bench.yaml{out}\n")
-        code = "import sys, typer\nfrom edgewise.commands.balancer import balancer\n"
+        code = "import sys, typer\nfrom edgewise.cli.balancer import balancer\n"
         process = subprocess.Popen(
             [sys.executable, "-c", code + "typer.run(balancer)", str(config)],
             stdout=subprocess.PIPE,
@@ -173,7 +173,7 @@ async def measure(url: str, pid: int, options: argparse.Namespace) -> dict[str, 
         for i in range(options.servers):
             socket = await session.ws_connect("/v1/control", autoping=False)
             node = Node(f"s{i}", socket, clock)
-            await node.say(control.Hello(server=node.name, models=MODELS))
+            await node.say(messages.Hello(server=node.name, models=MODELS))
             node.tasks.append(asyncio.create_task(node.read()))
             await node.started.wait()
             node.tasks.append(asyncio.create_task(node.report()))

@@ -26,9 +26,9 @@ from typing import Any
 
 import numpy as np
 
-from edgewise.compiled import jit
-from edgewise.fleet.draws import new_draws, uniform
-from edgewise.fleet.layout import Array
+from edgewise.compile import jit
+from edgewise.fleet.arrays import Array
+from edgewise.fleet.rng import new_draws, uniform
 from edgewise.policy import RULES
 from edgewise.scenario import (
     Demand,
@@ -42,9 +42,9 @@ from edgewise.scenario import (
     WorkloadSpec,
 )
 from edgewise.sim import engine
+from edgewise.sim.env.vector import BalanceVectorEnv
 from edgewise.sim.play import play
-from edgewise.sim.supply import Supply
-from edgewise.sim.vector_env import BalanceVectorEnv
+from edgewise.sim.source import Supply
 
 LADDER = ((0.57, 0.006), (0.72, 0.012), (0.76, 0.035), (0.83, 0.110))
 SECONDS = 60.0

@@ -16,13 +16,13 @@ import numba
 import numpy as np
 
 from edgewise import scenario
+from edgewise.compile.reference import by_reference
 from edgewise.domain import Observation, PeerReport, QueueItem, Report, Request
-from edgewise.fleet.draws import new_draws
+from edgewise.fleet.rng import new_draws
 from edgewise.fleet.table import Table
 from edgewise.fleet.tracker import Tracker
-from edgewise.policy import RULES, KernelPolicy, Rule, learned, weights
+from edgewise.policy import RULES, KernelPolicy, Rule, learned, weight_files
 from edgewise.sim import engine
-from edgewise.sim.reference import by_reference
 
 SERVERS, EACH = 6, 3
 """The ingress offers three services in one form, the others theirs in two: 33 candidates."""
@@ -112,7 +112,7 @@ def main() -> None:
         "earliest_completion": RULES["earliest_completion"],
         "priced_greedy": RULES["priced_greedy"],
         "edgewise": RULES["edgewise"],
-        "edgewise, with network": weights.rule(with_network, "with its network evaluated"),
+        "edgewise, with network": weight_files.rule(with_network, "with its network evaluated"),
     }
     print(f"{int(seen.mask[:-1].sum())} candidates; median CPU time of {BATCHES} batches")
     print(f"{'policy':24} {'simulator':>12} {'live':>10}")

@@ -51,10 +51,10 @@ from rich.table import Table
 
 from edgewise.network import capabilities
 from edgewise.network.capacity import bytes_between
-from edgewise.network.config import Address, LinkConfig, RelayConfig, Route
 from edgewise.network.control import RelayControl
 from edgewise.network.link import Link, LinkSettings
-from edgewise.network.relay import run as run_relay
+from edgewise.network.relay.config import Address, LinkConfig, RelayConfig, Route
+from edgewise.network.relay.relay import run as run_relay
 from edgewise.network.trace import TraceSpec, synthetic
 
 SIZES = (10_000, 150_000, 2_000_000)
@@ -246,7 +246,7 @@ def network_process(config: Any, ports: Connection) -> None:
     if isinstance(config, RelayConfig):
         run_relay(config, ports.send)
     else:
-        from edgewise.network.shape import run
+        from edgewise.network.kernel.shaper import run
 
         run(config, ports.send)
 
@@ -331,8 +331,8 @@ def ended(process: Any, receiver: Any) -> None:
 @contextlib.contextmanager
 def devices(backend: str, realtime: bool, link: LinkConfig) -> Iterator[tuple[str, str, Any]]:
     """A namespace behind the link: (its name, the address in it, the process's configuration)."""
-    from edgewise.network.namespaces import HOST, Spaces, sweep
-    from edgewise.network.wires import Device, Way, WiresConfig
+    from edgewise.network.kernel.devices import Device, Way, WiresConfig
+    from edgewise.network.kernel.namespaces import HOST, Spaces, sweep
 
     sweep()
     with Spaces() as spaces:

@@ -31,10 +31,10 @@ from rich.console import Console
 from rich.table import Table
 
 from edgewise.domain import Command, Request
-from edgewise.live import control
 from edgewise.live.config import Listen, NodeConfig
-from edgewise.live.node import Node
-from edgewise.live.protocol import encode_request
+from edgewise.live.node.node import Node
+from edgewise.live.wire import messages
+from edgewise.live.wire.protocol import encode_request
 
 SCENARIO = """
 name: overhead
@@ -91,10 +91,10 @@ async def empty_balancer() -> tuple[web.AppRunner, str]:
         await socket.prepare(http)
         sequence = 0
         async for message in socket:
-            read = control.decode_from_node(message.data)
-            if isinstance(read, control.Hello):
-                await socket.send_bytes(control.encode(control.Welcome(policy="empty", at=0.0)))
-            elif isinstance(read, control.Ask):
+            read = messages.decode_from_node(message.data)
+            if isinstance(read, messages.Hello):
+                await socket.send_bytes(messages.encode(messages.Welcome(policy="empty", at=0.0)))
+            elif isinstance(read, messages.Ask):
                 sequence += 1
                 command = Command(
                     request=read.request.id,
@@ -103,7 +103,7 @@ async def empty_balancer() -> tuple[web.AppRunner, str]:
                     server="a",
                     model="m",
                 )
-                await socket.send_bytes(control.encode(command))
+                await socket.send_bytes(messages.encode(command))
         return socket
 
     app = web.Application()

@@ -36,10 +36,10 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from edgewise import zoo
 from edgewise.errors import BadInput
-from edgewise.images import load_images
-from edgewise.preprocess import crop_and_resize, encode, to_array, to_picture
+from edgewise.tasks.imagenet import zoo
+from edgewise.tasks.imagenet.images import load_images
+from edgewise.tasks.imagenet.preprocessing import crop_and_resize, encode, to_array, to_picture
 
 OTHER_SIZE = 160
 """The size of the form that was made for another model."""

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
-from edgewise.compiled import jit
+from edgewise.compile import jit
 from edgewise.fleet import table as t
-from edgewise.fleet.draws import new_draws
-from edgewise.fleet.layout import Array
+from edgewise.fleet.arrays import Array
+from edgewise.fleet.rng import new_draws
 from edgewise.policy import RULES
 
 

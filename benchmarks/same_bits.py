@@ -22,10 +22,10 @@ from simulator import fleet
 
 from edgewise import scenario as sc
 from edgewise.policy import RULES
-from edgewise.sim import families
+from edgewise.sim.build import Options, simulation
 from edgewise.sim.play import play
-from edgewise.sim.world import Options, simulation
-from edgewise.workload import generate
+from edgewise.worlds import families
+from edgewise.worlds.workload import generate
 
 POLICIES = ("earliest_completion", "priced_greedy", "edgewise", "random")
 QUICK = ("medium", "combined", "server_failure", "balancer_failure", "two_balancers")

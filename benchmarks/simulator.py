@@ -27,10 +27,10 @@ from edgewise import scenario as sc
 from edgewise.fleet.table import SAMPLED, SAMPLED_ABOVE
 from edgewise.policy import RULES
 from edgewise.sim import engine
+from edgewise.sim.build import Options, simulation
 from edgewise.sim.layout import SERVED, Sim
 from edgewise.sim.play import play
-from edgewise.sim.world import Options, simulation
-from edgewise.workload import generate
+from edgewise.worlds.workload import generate
 
 LATENCIES = (0.006, 0.012, 0.035, 0.110)  # the trial's models (LEARNING)
 EARLIEST = "earliest_completion"
@@ -202,7 +202,7 @@ def compile_anew() -> None:
     """In a process of its own with an empty cache, then again with the full one."""
     code = (
         "import time; t = time.perf_counter(); c = time.process_time();"
-        "from edgewise.commands.simulate import compile_engine; from rich.console import Console;"
+        "from edgewise.cli.simulate import compile_engine; from rich.console import Console;"
         "compile_engine(['earliest_completion'], Console(quiet=True));"
         "print(f'{time.perf_counter() - t:.1f} s, {time.process_time() - c:.1f} s of CPU')"
     )

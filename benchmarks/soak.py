@@ -28,12 +28,12 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from edgewise.live.evaluate import evaluate
-from edgewise.live.launch import Deployment
-from edgewise.live.up import prepare
-from edgewise.roster import services_of
+from edgewise.live.run.evaluate import evaluate
+from edgewise.live.run.launch import Deployment
+from edgewise.live.run.up import prepare
 from edgewise.scenario import Scenario, check, load
 from edgewise.summary import PolicySummary, Summary, comparison
+from edgewise.tasks.services import services_of
 
 RATE = 15.0
 """requests/s. Two shared cores carry three-sites at its 35/s while nothing else runs; this is for

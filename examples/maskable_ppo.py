@@ -22,8 +22,6 @@ from numpy.typing import NDArray
 from sb3_contrib import MaskablePPO
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-import edgewise.sim.env  # noqa: F401 (registers edgewise/Balance-v0)
-
 
 def make(scenario: str | None, family: str | None) -> gymnasium.Env:
     """One environment. The context and rows are of the order of 1, so nothing is normalised."""

@@ -12,7 +12,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from edgewise.bench import disciplines, document, published, suite
+from studies import disciplines, published
+
+from edgewise.bench import document, suite
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "benchmark.md"
 

@@ -23,9 +23,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from edgewise import zoo
 from edgewise.scenario import dump, load, presets
-from edgewise.sim import families
+from edgewise.tasks.imagenet import zoo
+from edgewise.worlds import families
 
 ROOT = Path(__file__).parents[1]
 DOCUMENT = ROOT / "docs" / "fidelity.md"

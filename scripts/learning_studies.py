@@ -18,18 +18,18 @@ import time
 from pathlib import Path
 
 import msgspec
+from studies import forms, gap, information, shift, trained
+from studies.played import Kept, Played, Section
 
 from edgewise.bench import suite, tune
 from edgewise.bench.document import rewrite
 from edgewise.errors import EdgewiseError
-from edgewise.learn.studies import forms, gap, information, shift, trained
-from edgewise.learn.studies.played import Kept, Played, Section
 from edgewise.learn.trainer import Progress
-from edgewise.policy import RULES, find, weights
-from edgewise.sim import families
+from edgewise.policy import RULES, find, weight_files
+from edgewise.worlds import families
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "learning.md"
-CONTROL = Path(weights.__file__).parent / "edgewise" / "control.safetensors"
+CONTROL = Path(weight_files.__file__).parent / "weights" / "control.safetensors"
 STUDIES = ("information", "gap", "forms", "shift", "specialist", "parts")
 EVERY = 2.0
 """s between two lines of progress."""

@@ -23,16 +23,16 @@ from edgewise.bench import suite
 from edgewise.bench.document import rewrite
 from edgewise.bench.statistics import Interval, interval, over_families
 from edgewise.learn.worlds import Worlds, limits
-from edgewise.policy import RULES, Rule, find, learned, weights
+from edgewise.policy import RULES, Rule, find, learned, weight_files
 from edgewise.policy.features import PHI
-from edgewise.sim import families
+from edgewise.worlds import families
 
 Floats = NDArray[np.float64]
 
 CACHE: Path | None = None
 """Where utilities that were played are kept; None: nowhere."""
 DOCUMENT = Path(__file__).parents[1] / "docs" / "learning.md"
-SHIPPED = Path(weights.__file__).parent / "edgewise"
+SHIPPED = Path(weight_files.__file__).parent / "weights"
 CONTROL = SHIPPED / "control.safetensors"
 LADDER = (
     "earliest_completion_margin",
@@ -172,7 +172,7 @@ def training() -> Iterator[str]:
     yield "| weights | command | decisions | seeds | accepted |"
     yield "|---|---|---|---|---|"
     for name in ("edgewise", "control"):
-        _, card = weights.load(SHIPPED / f"{name}.safetensors")
+        _, card = weight_files.load(SHIPPED / f"{name}.safetensors")
         yield (
             f"| {name} | `{card.command}` | {card.decisions / 1e6:.1f} M "
             f"| {', '.join(map(str, card.seeds))} | {'yes' if card.accepted else 'no'} |"
@@ -207,7 +207,7 @@ def without(part: str) -> Rule:
         numbers[learned.O_GUARDED] = 0.0
     else:
         raise ValueError(part)
-    return weights.rule(numbers, f"without {part}")
+    return weight_files.rule(numbers, f"without {part}")
 
 
 def ablation(seeds: Sequence[int], threads: int) -> Iterator[str]:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from edgewise.scenario import network, requests, schema
+from edgewise.scenario import network_schema, schema, workload_schema
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "scenario.md"
 BEGIN, END = "<!-- reference: begin -->", "<!-- reference: end -->"
@@ -32,24 +32,24 @@ SECTIONS: tuple[tuple[str, type[Any]], ...] = (
     ("servers.NAME.services[]", schema.ServiceSpec),
     ("service_noise", schema.ServiceNoise),
     ("service_noise.spell", schema.Spell),
-    ("network", network.NetworkSpec),
-    ("network.access, .link, .access_links.NAME, .links.NAME", network.LinkSpec),
-    ("network.….outages[]", network.Outage),
-    ("network.….trace, kind: file", network.FileTrace),
-    ("network.….trace, kind: cellular", network.CellularTrace),
-    ("network.….trace, kind: wifi", network.WifiTrace),
-    ("network.….trace, kind: backhaul", network.BackhaulTrace),
-    ("network.events[]", network.LinkEvent),
-    ("network.events[].set", network.LinkSet),
-    ("workload", requests.WorkloadSpec),
-    ("workload.arrivals, kind: constant", requests.ConstantArrivals),
-    ("workload.arrivals, kind: poisson", requests.PoissonArrivals),
-    ("workload.arrivals, kind: mmpp", requests.MmppArrivals),
-    ("workload.arrivals, kind: diurnal", requests.DiurnalArrivals),
-    ("workload.arrivals, kind: trace", requests.TraceArrivals),
-    ("workload.demands[]", requests.Demand),
-    ("workload.payload, kind: images", requests.ImagesPayload),
-    ("workload.payload, kind: lognormal", requests.LognormalPayload),
+    ("network", network_schema.NetworkSpec),
+    ("network.access, .link, .access_links.NAME, .links.NAME", network_schema.LinkSpec),
+    ("network.….outages[]", network_schema.Outage),
+    ("network.….trace, kind: file", network_schema.FileTrace),
+    ("network.….trace, kind: cellular", network_schema.CellularTrace),
+    ("network.….trace, kind: wifi", network_schema.WifiTrace),
+    ("network.….trace, kind: backhaul", network_schema.BackhaulTrace),
+    ("network.events[]", network_schema.LinkEvent),
+    ("network.events[].set", network_schema.LinkSet),
+    ("workload", workload_schema.WorkloadSpec),
+    ("workload.arrivals, kind: constant", workload_schema.ConstantArrivals),
+    ("workload.arrivals, kind: poisson", workload_schema.PoissonArrivals),
+    ("workload.arrivals, kind: mmpp", workload_schema.MmppArrivals),
+    ("workload.arrivals, kind: diurnal", workload_schema.DiurnalArrivals),
+    ("workload.arrivals, kind: trace", workload_schema.TraceArrivals),
+    ("workload.demands[]", workload_schema.Demand),
+    ("workload.payload, kind: images", workload_schema.ImagesPayload),
+    ("workload.payload, kind: lognormal", workload_schema.LognormalPayload),
     ("failures[], kind: down", schema.DownFailure),
     ("failures[], kind: slow", schema.SlowFailure),
     ("failures[], kind: mute", schema.MuteFailure),

@@ -19,8 +19,8 @@ import aiohttp
 import msgspec
 
 from edgewise.domain import Request
-from edgewise.images import load_images
-from edgewise.live.protocol import Answer, decode_answer, encode_request
+from edgewise.live.wire.protocol import Answer, decode_answer, encode_request
+from edgewise.tasks.imagenet.images import load_images
 
 ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "deploy"

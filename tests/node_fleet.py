@@ -15,11 +15,11 @@ from aiohttp.test_utils import TestServer
 
 from edgewise.domain import Candidate, Command, Form, Request, ShedReason
 from edgewise.errors import ImagesError
-from edgewise.live import control
 from edgewise.live.config import NodeConfig
-from edgewise.live.executor import Executor, Item, Prediction, Result
-from edgewise.live.node import Node
-from edgewise.live.protocol import encode_request
+from edgewise.live.node.executor import Executor, Item, Prediction, Result
+from edgewise.live.node.node import Node
+from edgewise.live.wire import messages
+from edgewise.live.wire.protocol import encode_request
 from edgewise.scenario import Scenario, loads
 
 PATIENCE = 20.0
@@ -82,7 +82,7 @@ class Balancer:
 
     def __init__(self) -> None:
         self.decide: Callable[[Request], Command | None] = lambda request: None
-        self.messages: list[control.FromNode] = []
+        self.messages: list[messages.FromNode] = []
         self.sockets: dict[str, web.WebSocketResponse] = {}
         self._changed = asyncio.Condition()
         app = web.Application()
@@ -95,23 +95,23 @@ class Balancer:
         await socket.prepare(http)
         name = ""
         async for message in socket:
-            read = control.decode_from_node(message.data)
-            if isinstance(read, control.Hello):
+            read = messages.decode_from_node(message.data)
+            if isinstance(read, messages.Hello):
                 name = read.server
-                await socket.send_bytes(control.encode(control.Welcome(policy="test", at=1.0)))
+                await socket.send_bytes(messages.encode(messages.Welcome(policy="test", at=1.0)))
                 self.sockets[name] = socket
-            elif isinstance(read, control.Ask):
+            elif isinstance(read, messages.Ask):
                 command = self.decide(read.request)
                 if command is not None:
-                    await socket.send_bytes(control.encode(command))
+                    await socket.send_bytes(messages.encode(command))
             async with self._changed:
                 self.messages.append(read)
                 self._changed.notify_all()
         self.sockets.pop(name, None)
         return socket
 
-    async def send(self, server: str, message: control.FromBalancer) -> None:
-        await self.sockets[server].send_bytes(control.encode(message))
+    async def send(self, server: str, message: messages.FromBalancer) -> None:
+        await self.sockets[server].send_bytes(messages.encode(message))
 
     async def until(self, wanted: Callable[[], bool]) -> None:
         """Wait until the messages are as wanted."""

@@ -9,10 +9,10 @@ import numpy as np
 
 from edgewise import scenario as sc
 from edgewise.policy import RULES
+from edgewise.sim.build import Options, simulation
 from edgewise.sim.layout import Sim
 from edgewise.sim.play import play
-from edgewise.sim.world import Options, simulation
-from edgewise.workload import Trace, generate
+from edgewise.worlds.workload import Trace, generate
 
 IDEAL = sc.LinkSpec()
 AT_ONCE = Options(control_delay=0.0)

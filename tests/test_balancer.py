@@ -25,18 +25,18 @@ from aiohttp.test_utils import TestServer
 from edgewise import policy
 from edgewise.domain import Command, Outcome, Request, Stamps, Status
 from edgewise.errors import BadInput, ScenarioError, WireError
-from edgewise.live import control
-from edgewise.live.balancer import Balancer, prepare
-from edgewise.live.balancer_api import application
-from edgewise.live.channels import CROSSING, Channel, Offset, shifted
+from edgewise.live.balancer.api import application
+from edgewise.live.balancer.balancer import Balancer, prepare
+from edgewise.live.balancer.channels import CROSSING, Channel, Offset, shifted
+from edgewise.live.balancer.dispatcher import Dispatcher
+from edgewise.live.balancer.emulator_feed import figures, follow
+from edgewise.live.balancer.experience import load_experience
+from edgewise.live.balancer.ledger import Ledger, Source
 from edgewise.live.clock import Clock
 from edgewise.live.config import BalancerConfig, Listen
-from edgewise.live.dispatcher import Dispatcher
-from edgewise.live.emulator_feed import figures, follow
-from edgewise.live.experience import load_experience
-from edgewise.live.ledger import Ledger, Source
 from edgewise.live.recorder import Recorder, Table, read
 from edgewise.live.records import DECISIONS, OUTCOMES, REPORTS, REQUESTS
+from edgewise.live.wire import messages
 from edgewise.score import Shape, score
 from fleet_case import NOW, TEXT, queue, report, request, two_servers
 
@@ -256,7 +256,7 @@ def test_the_shortest_round_trip_tells_the_time() -> None:
     offset = Offset()
     for start, there, back in ((0.0, 0.01, 0.01), (1.0, 0.01, 0.81), (2.0, 0.3, 0.01)):
         ping = offset.ping(NOW + start)
-        offset.pong(control.Pong(ping=ping.at, at=ping.at + there + 5.0), ping.at + there + back)
+        offset.pong(messages.Pong(ping=ping.at, at=ping.at + there + 5.0), ping.at + there + back)
     assert offset.ahead == pytest.approx(5.0)
     assert offset.rtt == pytest.approx(0.02)
 
@@ -264,12 +264,12 @@ def test_the_shortest_round_trip_tells_the_time() -> None:
 def test_a_pong_that_answers_nothing_is_ignored() -> None:
     offset = Offset()
     ping = offset.ping(NOW)
-    offset.pong(control.Pong(ping=ping.at - 1, at=NOW + 99), NOW + 0.01)
+    offset.pong(messages.Pong(ping=ping.at - 1, at=NOW + 99), NOW + 0.01)
     assert offset.ahead == 0.0
     offset.hint(NOW + 7, NOW)
     assert offset.ahead == 7.0
-    offset.pong(control.Pong(ping=ping.at, at=NOW + 5.005), NOW + 0.01)
-    offset.pong(control.Pong(ping=ping.at, at=NOW + 99), NOW + 0.01)
+    offset.pong(messages.Pong(ping=ping.at, at=NOW + 5.005), NOW + 0.01)
+    offset.pong(messages.Pong(ping=ping.at, at=NOW + 99), NOW + 0.01)
     assert offset.ahead == pytest.approx(5.0)
 
 
@@ -298,8 +298,8 @@ def test_what_a_relay_says_becomes_bytes_and_round_trips() -> None:
 
 async def test_relays_are_followed_and_may_come_late(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first call fails; the next ones are believed, period after period."""
-    monkeypatch.setattr("edgewise.live.emulator_feed.RETRY", 0.0)
-    monkeypatch.setattr("edgewise.live.emulator_feed.PERIOD", 0.0)
+    monkeypatch.setattr("edgewise.live.balancer.emulator_feed.RETRY", 0.0)
+    monkeypatch.setattr("edgewise.live.balancer.emulator_feed.PERIOD", 0.0)
     calls = 0
     heard: list[tuple[str, float, float, float]] = []
     enough = asyncio.Event()
@@ -483,12 +483,12 @@ class Node:
         self.socket = socket
 
     async def say(self, message: Any) -> None:
-        await self.socket.send_bytes(control.encode(message))
+        await self.socket.send_bytes(messages.encode(message))
 
     async def hear(self) -> Any:
         frame = await self.socket.receive(timeout=10)
         assert frame.type is WSMsgType.BINARY, frame
-        return control.decode_from_balancer(frame.data)
+        return messages.decode_from_balancer(frame.data)
 
     async def hear_end(self) -> tuple[int | None, str]:
         """Read until the other side closes; returns code and reason."""
@@ -515,12 +515,12 @@ class Stack:
     async def node(self, server: str, ahead: float = 0.0) -> Node:
         """Connect a node whose clock is `ahead`, up to its first report."""
         node = await self.open()
-        await node.say(control.Hello(server=server, models=MODELS[server]))
+        await node.say(messages.Hello(server=server, models=MODELS[server]))
         welcome = await node.hear()
-        assert isinstance(welcome, control.Welcome)
+        assert isinstance(welcome, messages.Welcome)
         ping = await node.hear()
-        await node.say(control.Pong(ping=ping.at, at=ping.at + ahead))
-        await node.say(control.Reported(report=report(server, NOW + ahead, peers={})))
+        await node.say(messages.Pong(ping=ping.at, at=ping.at + ahead))
+        await node.say(messages.Reported(report=report(server, NOW + ahead, peers={})))
         return node
 
     async def call(self, path: str, body: Any = None) -> tuple[int, Any]:
@@ -558,8 +558,8 @@ async def stack(rule: str = "earliest_completion") -> AsyncIterator[Stack]:
             await running.until(lambda: not balancer.channels)
 
 
-def submission(what: Request, budget: float = 1.0) -> control.Submission:
-    return control.Submission(request=what, budget=budget)
+def submission(what: Request, budget: float = 1.0) -> messages.Submission:
+    return messages.Submission(request=what, budget=budget)
 
 
 async def test_metadata_first_then_ask_gives_one_command() -> None:
@@ -581,8 +581,8 @@ async def test_metadata_first_then_ask_gives_one_command() -> None:
         assert isinstance(command, Command)
         assert (command.request, command.server, command.model) == ("r1", "a", "small")
         # Its Ask crossed the command: nothing more comes before the next request's.
-        await node.say(control.Ask(request=request()))
-        await node.say(control.Ask(request=request("r2")))
+        await node.say(messages.Ask(request=request()))
+        await node.say(messages.Ask(request=request("r2")))
         following = await node.hear()
         assert following.request == "r2"
         assert s.balancer.dispatcher.counts.requests == 2
@@ -593,12 +593,12 @@ async def test_ask_first_then_metadata_gives_one_command_and_the_same_answer() -
         node = await s.node("a")
         await s.node("b")
         await s.until(lambda: len(s.balancer.channels) == 2)
-        await node.say(control.Ask(request=request(), uploaded=NOW))
+        await node.say(messages.Ask(request=request(), uploaded=NOW))
         command = await node.hear()
         for _ in range(2):
             status, told = await s.call("/v1/requests", submission(request()))
             assert (status, told["server"], told["model"]) == (200, command.server, command.model)
-        await node.say(control.Ask(request=request("r2")))
+        await node.say(messages.Ask(request=request("r2")))
         assert (await node.hear()).request == "r2"
 
 
@@ -609,14 +609,14 @@ async def test_an_ask_for_what_did_not_arrive_gets_the_same_command(how: str) ->
         await s.call("/v1/requests", submission(request()))
         command = await node.hear()
         if how == "again":
-            await node.say(control.Ask(request=request()))
+            await node.say(messages.Ask(request=request()))
         elif how == "late":
             s.clock.time += CROSSING + 0.01
         else:
             await node.socket.close()
             await s.until(lambda: not s.balancer.channels)
             node = await s.node("a")
-        await node.say(control.Ask(request=request()))
+        await node.say(messages.Ask(request=request()))
         assert await node.hear() == command
         assert s.balancer.dispatcher.counts.requests == 1
 
@@ -627,7 +627,7 @@ async def test_nothing_is_decided_for_an_ingress_that_is_not_there() -> None:
         assert (status, told["error"]) == (503, "a is not connected")
         assert s.balancer.dispatcher.counts.requests == 0
         node = await s.node("a")
-        await node.say(control.Ask(request=request()))
+        await node.say(messages.Ask(request=request()))
         assert (await node.hear()).request == "r1"
 
 
@@ -725,10 +725,10 @@ async def test_a_body_over_the_limit_says_the_limit() -> None:
 @pytest.mark.parametrize(
     ("hello", "reason"),
     [
-        (control.Hello(server="zoo", models=()), "no server 'zoo'"),
-        (control.Hello(server="a", models=("small", "large"), protocol=99), "protocol 99"),
-        (control.Hello(server="a", models=("small",)), "should run large"),
-        (control.Pong(ping=1.0, at=1.0), "expected a hello first"),
+        (messages.Hello(server="zoo", models=()), "no server 'zoo'"),
+        (messages.Hello(server="a", models=("small", "large"), protocol=99), "protocol 99"),
+        (messages.Hello(server="a", models=("small",)), "should run large"),
+        (messages.Pong(ping=1.0, at=1.0), "expected a hello first"),
     ],
 )
 async def test_a_node_that_does_not_belong_is_told_why(hello: Any, reason: str) -> None:
@@ -770,10 +770,10 @@ async def test_a_server_that_goes_is_no_candidate() -> None:
     "wrong",
     [
         b"\x00noise",
-        control.encode(control.Hello(server="a", models=MODELS["a"])),
-        control.encode(control.Ask(request=request(ingress="b"))),
-        control.encode(control.Reported(report=report("b"))),
-        control.encode(control.Welcome(policy="p", at=1.0)),
+        messages.encode(messages.Hello(server="a", models=MODELS["a"])),
+        messages.encode(messages.Ask(request=request(ingress="b"))),
+        messages.encode(messages.Reported(report=report("b"))),
+        messages.encode(messages.Welcome(policy="p", at=1.0)),
     ],
 )
 async def test_a_node_that_breaks_the_protocol_is_cut_off(wrong: bytes) -> None:
@@ -790,7 +790,7 @@ async def test_a_node_on_another_clock_is_understood() -> None:
     """Its clock is 100 s ahead; the request was sent 0.2 s ago on it."""
     async with stack() as s:
         node = await s.node("a", ahead=100.0)
-        ask = control.Ask(request=request(sent_at=NOW + 99.8), uploaded=NOW + 99.9)
+        ask = messages.Ask(request=request(sent_at=NOW + 99.8), uploaded=NOW + 99.9)
         await node.say(ask)
         await node.hear()
         _, told = await s.call("/v1/decisions/r1")
@@ -799,20 +799,20 @@ async def test_a_node_on_another_clock_is_understood() -> None:
 
 
 async def test_nodes_are_told_of_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgewise.live.balancer.TICK", 0.001)
+    monkeypatch.setattr("edgewise.live.balancer.balancer.TICK", 0.001)
     async with stack() as s:
         await s.node("a", ahead=100.0)
         b = await s.node("b")
         while True:
             message = await b.hear()
-            if isinstance(message, control.Fleet) and message.reports:
+            if isinstance(message, messages.Fleet) and message.reports:
                 break
         assert [each.server for each in message.reports] == ["a"]
         assert message.reports[0].at == pytest.approx(NOW), "on the balancer's clock"
 
 
 async def test_a_silent_node_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgewise.live.balancer.TICK", 0.001)
+    monkeypatch.setattr("edgewise.live.balancer.balancer.TICK", 0.001)
     async with stack() as s:
         await s.node("a")
         await s.until(lambda: s.balancer.dispatcher.counts.reports == 1)
@@ -826,7 +826,7 @@ async def test_a_command_to_a_broken_channel_is_no_error() -> None:
             raise ConnectionResetError
 
     channel = Channel("a", Broken(), NOW)
-    assert not await channel.send(control.Ping(at=NOW))
+    assert not await channel.send(messages.Ping(at=NOW))
 
 
 # -- the process -----------------------------------------------------------------------------------
@@ -851,7 +851,7 @@ def test_what_cannot_be_run_is_refused(tmp_path: Path) -> None:
 
 
 def start(file: Path) -> subprocess.Popen[bytes]:
-    code = "import sys, typer; from edgewise.commands.balancer import balancer; typer.run(balancer)"
+    code = "import sys, typer; from edgewise.cli.balancer import balancer; typer.run(balancer)"
     return subprocess.Popen(
         [sys.executable, "-c", code, str(file)],
         stdout=subprocess.PIPE,
@@ -873,13 +873,13 @@ async def test_a_process_of_its_own_ends_with_everything_written(
         async with aiohttp.ClientSession(greeting["url"]) as session:
             socket = await session.ws_connect("/v1/control")
             node = Node(socket)
-            await node.say(control.Hello(server="a", models=MODELS["a"]))
+            await node.say(messages.Hello(server="a", models=MODELS["a"]))
             await node.hear()
             ping = await node.hear()
-            await node.say(control.Pong(ping=ping.at, at=ping.at))
+            await node.say(messages.Pong(ping=ping.at, at=ping.at))
             now = Clock().now()
-            await node.say(control.Reported(report=report("a", now, peers={})))
-            await node.say(control.Ask(request=request(sent_at=now)))
+            await node.say(messages.Reported(report=report("a", now, peers={})))
+            await node.say(messages.Ask(request=request(sent_at=now)))
             command = await node.hear()
             assert (command.request, command.server) == ("r1", "a")
             process.send_signal(number)
@@ -904,7 +904,7 @@ async def test_a_process_of_its_own_ends_with_everything_written(
 
 @pytest.mark.system
 async def test_a_port_that_is_taken_is_said_so(tmp_path: Path) -> None:
-    from edgewise.live.balancer import serve
+    from edgewise.live.balancer.balancer import serve
 
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

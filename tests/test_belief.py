@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from edgewise.domain import Service
 from edgewise.fleet import belief as core
-from edgewise.fleet.layout import FLIGHTS_MAX, QUEUE_MAX, Belief, copy, new_belief
+from edgewise.fleet.arrays import FLIGHTS_MAX, QUEUE_MAX, Belief, copy, new_belief
 
 QUICK = settings(max_examples=40, deadline=None)
 """No deadline: compiling, or a busy machine, is no failure."""

@@ -8,18 +8,20 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+from studies import disciplines, published
 
-from edgewise.bench import compare, disciplines, document, page, published, report, suite, tune
+from edgewise.bench import compare, document, page, report, suite, tune
 from edgewise.bench.episodes import METRICS, Stage
 from edgewise.bench.statistics import Interval, interval, over_families
-from edgewise.commands.bench import chosen
+from edgewise.cli.bench import chosen
 from edgewise.errors import BadInput
 from edgewise.policy import RULES
 from edgewise.policy.base import Parameter
 from edgewise.policy.tuned import TUNED
 from edgewise.policy.tuning import Tuned, with_tuned
 from edgewise.scenario import Scenario
-from edgewise.sim import families, layout
+from edgewise.sim import layout
+from edgewise.worlds import families
 
 pytestmark = pytest.mark.study
 

@@ -14,18 +14,19 @@ import typer
 from typer.testing import CliRunner
 
 from edgewise import scenario as sc
-from edgewise.commands import bound as command
+from edgewise.bound import clairvoyant, dual, plans
+from edgewise.bound.forced import follow
+from edgewise.bound.known import Known, known
+from edgewise.bound.standing import standing, way
+from edgewise.cli import bound as command
 from edgewise.policy import RULES
 from edgewise.scenario import Scenario
-from edgewise.sim import engine, families, layout
-from edgewise.sim.bound import clairvoyant, dual, plans
-from edgewise.sim.bound.forced import follow
-from edgewise.sim.bound.known import Known, known
-from edgewise.sim.bound.standing import standing, way
+from edgewise.sim import engine, layout
+from edgewise.sim.build import Options, simulation
 from edgewise.sim.layout import Sim
 from edgewise.sim.play import play
-from edgewise.sim.world import Options, simulation
-from edgewise.workload import generate
+from edgewise.worlds import families
+from edgewise.worlds.workload import generate
 
 pytestmark = pytest.mark.study
 

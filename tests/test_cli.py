@@ -10,7 +10,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from edgewise import __version__, cli
+from edgewise import __version__
+from edgewise.cli import main
 from edgewise.errors import PeerError
 
 COMMANDS = (
@@ -36,12 +37,12 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     monkeypatch.setattr(sys, "argv", ["edgewise", *arguments])
     monkeypatch.setenv("COLUMNS", "200")
     with pytest.raises(SystemExit) as left:
-        cli.main()
+        main.main()
     return 0 if left.value.code is None else int(left.value.code)
 
 
 def test_help_names_every_command_and_shows_how_to_begin() -> None:
-    shown = CliRunner().invoke(cli.app, ["--help"], env={"COLUMNS": "120"}).output
+    shown = CliRunner().invoke(main.app, ["--help"], env={"COLUMNS": "120"}).output
     for command in COMMANDS:
         assert f" {command} " in shown
     assert "edgewise up --policy earliest_completion,round_robin,local" in shown
@@ -49,7 +50,7 @@ def test_help_names_every_command_and_shows_how_to_begin() -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help(command: str) -> None:
-    result = CliRunner().invoke(cli.app, [command, "--help"], env={"COLUMNS": "120"})
+    result = CliRunner().invoke(main.app, [command, "--help"], env={"COLUMNS": "120"})
     assert result.exit_code == 0
     assert "Usage: edgewise" in result.output
 
@@ -100,7 +101,7 @@ def failing(error: BaseException) -> typer.Typer:
 def test_the_end_of_a_log_follows_the_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(cli, "app", failing(PeerError("node a ended; its log:\n    [boom]")))
+    monkeypatch.setattr(main, "app", failing(PeerError("node a ended; its log:\n    [boom]")))
     assert run(monkeypatch) == 2
     assert capsys.readouterr().err == "error: node a ended; its log:\n    [boom]\n"
 
@@ -108,23 +109,23 @@ def test_the_end_of_a_log_follows_the_line(
 def test_ctrl_c_leaves_with_130_and_no_traceback(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(cli, "app", failing(KeyboardInterrupt()))
+    monkeypatch.setattr(main, "app", failing(KeyboardInterrupt()))
     assert run(monkeypatch) == 130
     assert "Traceback" not in capsys.readouterr().err
 
 
 def test_a_bug_is_not_dressed_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "app", failing(ZeroDivisionError()))
+    monkeypatch.setattr(main, "app", failing(ZeroDivisionError()))
     monkeypatch.setattr(sys, "argv", ["edgewise"])
     with pytest.raises(ZeroDivisionError):
-        cli.main()
+        main.main()
 
 
 @pytest.mark.system
 def test_help_imports_nothing_heavy() -> None:
     """What makes the difference between a quarter of a second and two."""
     heavy = ("numba", "onnxruntime", "aiohttp", "uvloop", "pyarrow", "PIL", "onnx")
-    code = f"import sys, edgewise.cli; print([m for m in {heavy} if m in sys.modules])"
+    code = f"import sys, edgewise.cli.main; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
     )
@@ -143,10 +144,10 @@ def test_the_installed_command_works(tmp_path: Path) -> None:
     [("pyarrow", "live"), ("prometheus_client.core", "live"), ("onnx", "models"), ("cma", "bench")],
 )
 def test_a_missing_library_is_said_with_its_extra(module: str, extra: str) -> None:
-    missing = cli.missing_extra(ModuleNotFoundError(name=module))
+    missing = main.missing_extra(ModuleNotFoundError(name=module))
     assert missing is not None
     assert f"edgewise[{extra}]" in str(missing)
 
 
 def test_a_module_that_no_extra_brings_is_a_bug() -> None:
-    assert cli.missing_extra(ModuleNotFoundError(name="edgewise.nosuch")) is None
+    assert main.missing_extra(ModuleNotFoundError(name="edgewise.nosuch")) is None

@@ -18,22 +18,22 @@ from aiohttp.test_utils import TestServer
 
 from edgewise.domain import Form, Outcome, Request, Stamps, Status
 from edgewise.errors import BadInput
-from edgewise.live import client as module
-from edgewise.live.client import Client, Sent
+from edgewise.live.client import client as module
+from edgewise.live.client.client import Client, Sent
+from edgewise.live.client.payloads import Load, read_load
 from edgewise.live.clock import Clock
 from edgewise.live.config import ClientConfig
-from edgewise.live.control import Submission
-from edgewise.live.evaluate import evaluate
-from edgewise.live.executor import replay_label
-from edgewise.live.payloads import Load, read_load
-from edgewise.live.protocol import Answer, decode_request, encode_answer, encode_request
+from edgewise.live.node.executor import replay_label
 from edgewise.live.recorder import Recorder
 from edgewise.live.records import REQUESTS
-from edgewise.parity.clock import VirtualLoop
-from edgewise.parity.wire import Switch, Way, url
+from edgewise.live.run.evaluate import evaluate
+from edgewise.live.wire.messages import Submission
+from edgewise.live.wire.protocol import Answer, decode_request, encode_answer, encode_request
 from edgewise.scenario import load
 from edgewise.score import Shape
-from edgewise.workload import Trace
+from edgewise.testing.memory_transport import Switch, Way, url
+from edgewise.testing.virtual_loop import VirtualLoop
+from edgewise.worlds.workload import Trace
 
 DEADLINE = 0.05
 """s. Short, for a request that gets no answer is waited for."""

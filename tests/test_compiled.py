@@ -6,8 +6,8 @@ from typing import Any
 import numba
 import numpy as np
 
-from edgewise.compiled import CHECKED, inlined, inner, lean
-from edgewise.fleet.layout import Array
+from edgewise.compile import CHECKED, inlined, inner, lean
+from edgewise.fleet.arrays import Array
 
 
 def compile_anew(*called_first: Any) -> None:

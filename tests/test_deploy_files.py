@@ -23,7 +23,7 @@ import pytest
 import yaml
 
 from edgewise.live.config import BalancerConfig, ClientConfig, NodeConfig, load_config
-from edgewise.network.config import load_config as load_relay
+from edgewise.network.relay.config import load_config as load_relay
 from edgewise.scenario import load
 
 ROOT = Path(__file__).parents[1]
@@ -319,7 +319,7 @@ def test_the_dashboard_asks_for_metrics_that_exist() -> None:
     asked = set(re.findall(r"([a-z_]{5,})\{job", text))
     sources = "".join(
         (ROOT / "src/edgewise/live" / file).read_text("utf-8")
-        for file in ("metrics.py", "node_metrics.py")
+        for file in ("balancer/metrics.py", "node/metrics.py")
     )
     for metric in asked:
         plain = re.sub(r"_(total|bucket)$", "", metric)

@@ -10,8 +10,8 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from edgewise import cli
-from edgewise.commands import doctor as command
+from edgewise.cli import doctor as command
+from edgewise.cli import main
 from edgewise.errors import BadInput
 from edgewise.network import capabilities
 from edgewise.network.capabilities import Capability
@@ -43,7 +43,7 @@ def without(monkeypatch: pytest.MonkeyPatch, *modules: str) -> None:
 
 
 def test_it_says_everything_in_a_line_each_and_as_json() -> None:
-    result = CliRunner().invoke(cli.app, ["doctor", "--json"])
+    result = CliRunner().invoke(main.app, ["doctor", "--json"])
     assert result.exit_code == 0
     found = msgspec.json.decode(result.stdout, type=list[Capability])
     assert tuple(each.name for each in found) == NAMES
@@ -65,7 +65,7 @@ def test_without_the_relay_it_fails_and_says_what_to_install(
         monkeypatch.setattr(
             command, name, lambda *_: Capability(name="other", ok=False, found="-", needs="-")
         )
-    result = CliRunner().invoke(cli.app, ["doctor"])
+    result = CliRunner().invoke(main.app, ["doctor"])
     assert result.exit_code == 1
     lines = result.stdout.splitlines()
     assert lines[0].startswith("no   relay")
@@ -75,7 +75,7 @@ def test_without_the_relay_it_fails_and_says_what_to_install(
 
 
 def test_what_the_kernel_refuses_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    netns = pytest.importorskip("edgewise.live.netns", reason="extra netns")
+    netns = pytest.importorskip("edgewise.live.run.netns", reason="extra netns")
 
     def none(kind: str, spaces: Capability) -> Capability:
         return Capability(name=f"tc {kind}", ok=False, found="refused", needs=f"modprobe {kind}")

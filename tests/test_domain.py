@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as hnp
 
 from edgewise import domain as d
 from edgewise.errors import PeerError, WireError
-from edgewise.live import control
+from edgewise.live.wire import messages
 
 QUICK = settings(max_examples=20, deadline=None)
 """No deadline: compiling, or a busy machine, is no failure."""
@@ -223,7 +223,7 @@ def test_the_budget_moves_a_deadline_to_another_clock(
     for back in (
         d.Request.from_headers(request.to_headers(now), there),
         d.Request.from_parameters(request.to_parameters(now), there),
-        control.Submission(request=request, budget=left).anchored(there),
+        messages.Submission(request=request, budget=left).anchored(there),
     ):
         assert back.deadline == request.deadline
         if there > request.deadline + elapsed:  # no stamp before 1970
@@ -234,7 +234,7 @@ def test_a_budget_cannot_be_more_than_the_deadline() -> None:
     request = d.Request(id="r", ingress="a", payload_bytes=1, sent_at=50.0, deadline=2.0)
     headers = request.to_headers(50.0) | {"edgewise-budget": "99"}
     assert d.Request.from_headers(headers, 1000.0).sent_at == 1000.0
-    assert control.Submission(request=request, budget=99.0).anchored(1000.0).sent_at == 1000.0
+    assert messages.Submission(request=request, budget=99.0).anchored(1000.0).sent_at == 1000.0
 
 
 def test_tritons_timeout_alone_is_a_deadline() -> None:
@@ -244,43 +244,43 @@ def test_tritons_timeout_alone_is_a_deadline() -> None:
 
 
 FROM_NODE = st.one_of(
-    st.builds(control.Hello, server=NAMES, models=tuples(NAMES), protocol=COUNTS),
-    st.builds(control.Ask, request=REQUESTS, uploaded=maybe(STAMPS)),
-    st.builds(control.Reported, report=REPORTS),
-    st.builds(control.Answered, outcome=OUTCOMES),
-    st.builds(control.Pong, ping=STAMPS, at=STAMPS),
+    st.builds(messages.Hello, server=NAMES, models=tuples(NAMES), protocol=COUNTS),
+    st.builds(messages.Ask, request=REQUESTS, uploaded=maybe(STAMPS)),
+    st.builds(messages.Reported, report=REPORTS),
+    st.builds(messages.Answered, outcome=OUTCOMES),
+    st.builds(messages.Pong, ping=STAMPS, at=STAMPS),
 )
 FROM_BALANCER = st.one_of(
-    st.builds(control.Welcome, policy=NAMES, at=STAMPS),
+    st.builds(messages.Welcome, policy=NAMES, at=STAMPS),
     COMMANDS,
-    st.builds(control.Ping, at=STAMPS),
-    st.builds(control.Fleet, reports=tuples(REPORTS, 2), at=SECONDS),
+    st.builds(messages.Ping, at=STAMPS),
+    st.builds(messages.Fleet, reports=tuples(REPORTS, 2), at=SECONDS),
 )
 
 
 @QUICK
 @given(FROM_NODE)
 def test_what_a_node_says_is_heard(message: Any) -> None:
-    assert control.decode_from_node(control.encode(message)) == message
+    assert messages.decode_from_node(messages.encode(message)) == message
 
 
 @QUICK
 @given(FROM_BALANCER)
 def test_what_the_balancer_says_is_heard(message: Any) -> None:
-    assert control.decode_from_balancer(control.encode(message)) == message
+    assert messages.decode_from_balancer(messages.encode(message)) == message
 
 
 @QUICK
 @given(st.binary(max_size=60))
 def test_noise_on_the_channel_is_a_peer_error(noise: bytes) -> None:
-    for decode in (control.decode_from_node, control.decode_from_balancer):
+    for decode in (messages.decode_from_node, messages.decode_from_balancer):
         with pytest.raises(PeerError, match="control channel"):
             decode(noise)
 
 
 def test_the_wrong_direction_is_a_peer_error() -> None:
     with pytest.raises(PeerError):
-        control.decode_from_node(control.encode(control.Welcome(policy="p", at=1.0)))
+        messages.decode_from_node(messages.encode(messages.Welcome(policy="p", at=1.0)))
 
 
 # -- malformed -------------------------------------------------------------------------------------

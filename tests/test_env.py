@@ -12,34 +12,19 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
 
-from edgewise.compiled import jit
+from edgewise.compile import jit
 from edgewise.errors import BadInput
 from edgewise.fleet import table as columns
-from edgewise.fleet.table import (
-    R_LATENCY,
-    R_SERVER,
-    R_SIZE,
-    S_RATE,
-    Table,
-    blank_table,
-    flatten,
-)
-from edgewise.sim import engine, families
-from edgewise.sim.env import BalanceEnv
-from edgewise.sim.lanes import BEGIN, Lanes
-from edgewise.sim.observation import (
-    CONTEXT,
-    ROW,
-    SERVER,
-    TOP,
-    WIDTH,
-    write_flat,
-    write_parts,
-)
-from edgewise.sim.supply import Supply
-from edgewise.sim.vector_env import BalanceVectorEnv
-from edgewise.sim.world import Options, simulation
-from edgewise.workload import generate
+from edgewise.fleet.table import R_LATENCY, R_SERVER, R_SIZE, S_RATE, Table, blank_table, flatten
+from edgewise.sim import engine
+from edgewise.sim.build import Options, simulation
+from edgewise.sim.env.batched import BEGIN, Lanes
+from edgewise.sim.env.environment import BalanceEnv
+from edgewise.sim.env.observation import CONTEXT, ROW, SERVER, TOP, WIDTH, write_flat, write_parts
+from edgewise.sim.env.vector import BalanceVectorEnv
+from edgewise.sim.source import Supply
+from edgewise.worlds import families
+from edgewise.worlds.workload import generate
 
 pytestmark = pytest.mark.study
 
@@ -69,7 +54,10 @@ def played(env: BalanceEnv, world: int, seed: int = 0) -> tuple[list[int], list[
 def test_gymnasium_has_nothing_to_say(observation: str, world: dict[str, str]) -> None:
     """Warnings are errors here, so this is `check_env` without any."""
     env = gymnasium.make(
-        "edgewise.sim.env:edgewise/Balance-v0", observation=observation, duration=2.0, **world
+        "edgewise.sim.env.environment:edgewise/Balance-v0",
+        observation=observation,
+        duration=2.0,
+        **world,
     )
     check_env(env.unwrapped)
     env.close()

@@ -10,18 +10,18 @@ from typer.testing import CliRunner
 
 from edgewise.bench.episodes import Stage
 from edgewise.bench.statistics import Interval
-from edgewise.cli import app
-from edgewise.commands.train import beginning
+from edgewise.cli.main import app
+from edgewise.cli.train import beginning
 from edgewise.errors import BadInput
 from edgewise.learn import checkpoint, es, trainer
 from edgewise.learn.checkpoint import write_atomically
 from edgewise.learn.release import Judgement, judge, release
 from edgewise.learn.space import MEMORY, PARTS, Space
 from edgewise.learn.worlds import Worlds, limits, rule_of, utility
-from edgewise.policy import RULES, find, learned, weights
+from edgewise.policy import RULES, find, learned, weight_files
 from edgewise.policy.features import PHI, Q_ACCURACY, W_FLEET_BACKLOG
 from edgewise.scenario import loads
-from edgewise.sim import families
+from edgewise.worlds import families
 
 pytestmark = pytest.mark.study
 
@@ -223,7 +223,7 @@ def test_release_sets_limits_and_refuses_what_is_worse(tmp_path: Path) -> None:
     bad = start()
     bad[learned.LAYOUT["row_heads"]][learned.Q + Q_ACCURACY] = -50.0  # abhors accuracy
     path = tmp_path / "edgewise.safetensors"
-    card = weights.Card(
+    card = weight_files.Card(
         name="edgewise",
         command="-",
         seeds=(1,),
@@ -252,7 +252,7 @@ def test_a_survey_counts_what_the_guard_did() -> None:
     low, high, counters = limits(place, rule, start(), worlds, 1)
     assert counters[0] > 0
     assert counters[1:].tolist() == [0.0, 0.0, 0.0]
-    narrow = weights.release(start(), low + 1.0, high + 1.0, 5.0)
+    narrow = weight_files.release(start(), low + 1.0, high + 1.0, 5.0)
     _, _, tripped = limits(place, rule, narrow, worlds, 1)
     assert tripped[1] == tripped[0]
 
@@ -268,7 +268,7 @@ def test_the_command_trains_a_specialist_that_is_a_policy(tmp_path: Path) -> Non
     assert run.exit_code == 0, run.output
     assert "over edgewise" in run.output
     path = tmp_path / "edgewise.safetensors"
-    _, card = weights.load(path)
+    _, card = weight_files.load(path)
     assert card.families == ("small",)
     assert find(str(path)).kernel is learned.edgewise
     run = CliRunner().invoke(app, ["train", *options, "--budget", "1m"])
@@ -278,11 +278,11 @@ def test_the_command_trains_a_specialist_that_is_a_policy(tmp_path: Path) -> Non
 
 
 def test_old_weights_fall_back_to_the_heuristic_of_today(tmp_path: Path) -> None:
-    file = Path(weights.__file__).parent / "edgewise" / "edgewise.safetensors"
-    params, card = weights.load(file)
+    file = Path(weight_files.__file__).parent / "weights" / "edgewise.safetensors"
+    params, card = weight_files.load(file)
     older = params.copy()
     older[learned.LAYOUT["calibrated"]] *= 0.5
-    weights.save(tmp_path / "older.safetensors", older, card, write_atomically)
+    weight_files.save(tmp_path / "older.safetensors", older, card, write_atomically)
     start, heuristic = beginning(str(tmp_path / "older.safetensors"))
     assert heuristic.params == RULES["priced_greedy"].params
     assert tuple(start[learned.LAYOUT["calibrated"]]) == heuristic.params
@@ -293,7 +293,7 @@ def test_no_generation_searches_nothing(tmp_path: Path) -> None:
     options = ["--init", "edgewise", "--generations", "0", "--families", "light"]
     run = CliRunner().invoke(app, ["train", *options, "--out", str(tmp_path)])
     assert run.exit_code == 0, run.output
-    made, _ = weights.load(tmp_path / "edgewise.safetensors")
+    made, _ = weight_files.load(tmp_path / "edgewise.safetensors")
     shipped = np.array(RULES["edgewise"].params)
     searched = np.ones(learned.LENGTH, np.bool_)
     searched[learned.LAYOUT["low"]] = searched[learned.LAYOUT["high"]] = False
@@ -308,7 +308,7 @@ def test_the_command_trains_by_ppo_too(tmp_path: Path) -> None:
     options += ["--generations", "1", "--threads", "1", "--out", str(tmp_path / "out")]
     run = CliRunner().invoke(app, ["train", *options])
     assert run.exit_code == 0, run.output
-    _, card = weights.load(tmp_path / "out" / "edgewise.safetensors")
+    _, card = weight_files.load(tmp_path / "out" / "edgewise.safetensors")
     assert "--algorithm ppo" in card.command
     assert (tmp_path / "out" / checkpoint.FILE).exists()
     run = CliRunner().invoke(app, ["train", *options[:-1], str(tmp_path / "no"), "--free", "base"])

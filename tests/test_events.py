@@ -5,13 +5,13 @@ import math
 import numpy as np
 import pytest
 
-from edgewise.compiled import lean
-from edgewise.fleet.layout import Array
+from edgewise.compile import lean
+from edgewise.compile.reference import by_reference
+from edgewise.fleet.arrays import Array
+from edgewise.sim.build import simulation
 from edgewise.sim.events import SOON, index_of, kind_of, next_time, pop, push, push_far
 from edgewise.sim.layout import E_FINISH, Sim, World
-from edgewise.sim.reference import by_reference
-from edgewise.sim.world import simulation
-from edgewise.workload import generate
+from edgewise.worlds.workload import generate
 from sim_worlds import one_server
 
 

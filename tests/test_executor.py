@@ -9,14 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from edgewise import zoo
 from edgewise.domain import Service
 from edgewise.errors import ImagesError, ModelError
-from edgewise.fleet.luck import Luck
-from edgewise.images import load_images
-from edgewise.live import executor as module
+from edgewise.fleet.request_noise import Luck
 from edgewise.live.clock import Clock
-from edgewise.live.executor import (
+from edgewise.live.node import executor as module
+from edgewise.live.node.executor import (
     Drag,
     Dragged,
     Item,
@@ -27,8 +25,10 @@ from edgewise.live.executor import (
     Slowed,
     replay_label,
 )
-from edgewise.live.prepare import DraggedMaker, PhotoMaker, ReplayMaker
-from edgewise.preprocess import to_picture
+from edgewise.live.node.preparation import DraggedMaker, PhotoMaker, ReplayMaker
+from edgewise.tasks.imagenet import zoo
+from edgewise.tasks.imagenet.images import load_images
+from edgewise.tasks.imagenet.preprocessing import to_picture
 
 SERVICE = Service(server="s", model="m", accuracy=0.7, latency=(0.010, 0.012), ready_saving=0.004)
 

@@ -25,8 +25,8 @@ from edgewise.scenario import (
     loads,
     warnings_of,
 )
-from edgewise.sim import families, random_world, recorded
-from edgewise.workload import generate
+from edgewise.worlds import families, random_world, recorded
+from edgewise.worlds.workload import generate
 
 pytestmark = pytest.mark.study
 

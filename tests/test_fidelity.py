@@ -11,19 +11,20 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from edgewise import cli, zoo
+from edgewise.cli import main
 from edgewise.errors import BadInput, ScenarioError
 from edgewise.fidelity import fit, held, picture, worlds
 from edgewise.fidelity import profile as measuring
 from edgewise.fidelity.calibrate import calibrate
 from edgewise.fidelity.compare import LATENCY, STAGES, Run, compare, number_of, read_run
 from edgewise.fidelity.files import record
-from edgewise.images import load_images
-from edgewise.roster import services_of
 from edgewise.scenario import MmppArrivals, PoissonArrivals, Scenario, dump, load, loads
-from edgewise.scenario.profile import Form, ModelProfile, Prepared, Profile
+from edgewise.scenario.measured_profile import Form, ModelProfile, Prepared, Profile
+from edgewise.sim.build import Options
 from edgewise.sim.simulate import episode
-from edgewise.sim.world import Options
+from edgewise.tasks.imagenet import zoo
+from edgewise.tasks.imagenet.images import load_images
+from edgewise.tasks.services import services_of
 
 RNG = np.random.default_rng
 
@@ -100,7 +101,7 @@ def test_bursts_are_found_again() -> None:
     world = msgspec.structs.replace(loads(text), seed=5)
     bursts = MmppArrivals(rates=(15.0, 90.0), sojourns=(6.0, 2.0))
     workload = msgspec.structs.replace(world.workload, arrivals=bursts)
-    from edgewise.workload import generate
+    from edgewise.worlds.workload import generate
 
     trace = generate(msgspec.structs.replace(world, workload=workload), None)
     found = fit.arrivals(trace.time, 400.0)
@@ -390,7 +391,7 @@ def test_the_command_prints_what_it_found(recorded: Path, tmp_path: Path) -> Non
     out, answer = tmp_path / "fitted.yaml", tmp_path / "a.json"
     arguments = ["calibrate", str(recorded / "run-1"), "--out", str(out), "--json", str(answer)]
     arguments += ["--against", str(recorded / "run-2"), "--seeds", "1"]
-    shown = CliRunner().invoke(cli.app, arguments, env={"COLUMNS": "200"})
+    shown = CliRunner().invoke(main.app, arguments, env={"COLUMNS": "200"})
     assert shown.exit_code == 0, shown.output
     assert "uplink:a.rate_mbps" in shown.output
     assert "expected utility" in shown.output
@@ -419,7 +420,7 @@ def test_a_run_is_read_as_it_was_written(recorded: Path) -> None:
 def test_both_worlds_of_smoke(tmp_path: Path) -> None:
     arguments = ["compare-worlds", "smoke", "--duration", "2", "--out", str(tmp_path / "w")]
     arguments += ["--json", str(tmp_path / "a.json")]
-    shown = CliRunner().invoke(cli.app, arguments, env={"COLUMNS": "200"})
+    shown = CliRunner().invoke(main.app, arguments, env={"COLUMNS": "200"})
     assert shown.exit_code == 0, shown.output
     found = json.loads((tmp_path / "a.json").read_text())
     (pair,) = found["policies"]
@@ -430,8 +431,8 @@ def test_both_worlds_of_smoke(tmp_path: Path) -> None:
     assert emulated["spreads"]["execute"]["count"] > 0
     assert simulated["requests"] == emulated["requests"]
     # Begun again it has everything, and another scenario is not mixed in.
-    again = CliRunner().invoke(cli.app, arguments, env={"COLUMNS": "200"})
+    again = CliRunner().invoke(main.app, arguments, env={"COLUMNS": "200"})
     assert again.exit_code == 0
     assert json.loads((tmp_path / "a.json").read_text()) == found
-    mixed = CliRunner().invoke(cli.app, [*arguments, "--rate", "5"])
+    mixed = CliRunner().invoke(main.app, [*arguments, "--rate", "5"])
     assert isinstance(mixed.exception, BadInput)

@@ -10,8 +10,15 @@ import pytest
 from PIL import Image
 
 from edgewise.errors import ImagesError, MissingExtra
-from edgewise.images import Images, LabelledImage, label_of, load_images, names, synsets
-from edgewise.images.classes import GUARD, validation_labels
+from edgewise.tasks.imagenet.images import (
+    Images,
+    LabelledImage,
+    label_of,
+    load_images,
+    names,
+    synsets,
+)
+from edgewise.tasks.imagenet.images.classes import GUARD, validation_labels
 
 _buffer = io.BytesIO()
 Image.new("RGB", (8, 8), "blue").save(_buffer, "JPEG")
@@ -52,7 +59,9 @@ def test_the_label_space() -> None:
 
 
 def test_missing_label_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgewise.packaged.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr(
+        "edgewise.tasks.imagenet.distributions.importlib.util.find_spec", lambda name: None
+    )
     with pytest.raises(MissingExtra, match=r"'foolbox'.*edgewise\[models\]"):
         load_images("builtin")
 

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from edgewise.fleet import table as t
-from edgewise.fleet.draws import new_draws
-from edgewise.policy import RULES, KernelPolicy, Parameter, Rule, bandit, prequal, priced
+from edgewise.fleet.rng import new_draws
+from edgewise.policy import RULES, KernelPolicy, Parameter, Rule, priced
+from edgewise.policy.rules import linucb, prequal
 
 pytestmark = pytest.mark.study
 
@@ -572,17 +573,17 @@ def test_linucb_is_ridge_regression_with_a_bound() -> None:
     table = fleet(forms=2)
     run = Run("linucb", ridge=2.0)
     luck = np.random.default_rng(3)
-    gram, target = 2.0 * np.eye(bandit.D), np.zeros(bandit.D)
+    gram, target = 2.0 * np.eye(linucb.D), np.zeros(linucb.D)
     for _ in range(200):
-        x, reward = luck.normal(size=bandit.D), luck.uniform()
-        bandit.learn(run.params, run.state, x, reward)
+        x, reward = luck.normal(size=linucb.D), luck.uniform()
+        linucb.learn(run.params, run.state, x, reward)
         gram += np.outer(x, x)
         target += reward * x
     run(table)
     theta = np.linalg.solve(gram, target)
-    x = np.zeros(bandit.D)
+    x = np.zeros(linucb.D)
     for r in range(table.mask.size - 1):
-        bandit.describe(table, r, x)
+        linucb.describe(table, r, x)
         bound = theta @ x + 0.3 * math.sqrt(x @ np.linalg.solve(gram, x))
         assert table.scores[r] == pytest.approx(bound, abs=1e-9)
 
@@ -603,11 +604,11 @@ def test_shedding_teaches_nothing() -> None:
     table = fleet()
     run = Run("linucb")
     run(table)
-    before = run.state[: bandit.MEMORY].copy()
+    before = run.state[: linucb.MEMORY].copy()
     x = np.ones(run.rule.features)
     run.rule.describe(table, table.mask.size - 1, x)
     run.rule.learn(run.params, run.state, x, 0.0)
-    assert (run.state[: bandit.MEMORY] == before).all()
+    assert (run.state[: linucb.MEMORY] == before).all()
 
 
 # -- priced_greedy --------------------------------------------------------------------------------
@@ -757,7 +758,7 @@ def test_kernel_policy_learns_from_the_features_of_its_own_decision() -> None:
     policy = KernelPolicy("linucb", RULES["linucb"])
     decision = policy.decide(observation)
     kept = policy.features(observation, decision.rows[0])
-    assert kept.size == bandit.D
+    assert kept.size == linucb.D
     assert kept[1] == table.rows[decision.rows[0], t.R_ACCURACY]
     before = table.scores.copy()
     for _ in range(50):

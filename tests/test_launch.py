@@ -14,13 +14,13 @@ from msgspec import UNSET
 from rich.console import Console
 
 from edgewise.errors import BadInput, ScenarioError
-from edgewise.live import up, view
-from edgewise.live.addresses import Addresses, lay_out, relay_links
 from edgewise.live.config import BalancerConfig, ClientConfig, NodeConfig, load_config
-from edgewise.live.launch import Deployment, unplayed
-from edgewise.live.processes import FreePorts
-from edgewise.network.config import LinkPatch, RelayConfig
-from edgewise.network.config import load_config as load_relay
+from edgewise.live.run import up, view
+from edgewise.live.run.addresses import Addresses, lay_out, relay_links
+from edgewise.live.run.launch import Deployment, unplayed
+from edgewise.live.run.processes import FreePorts
+from edgewise.network.relay.config import LinkPatch, RelayConfig
+from edgewise.network.relay.config import load_config as load_relay
 from edgewise.scenario import MuteFailure, Scenario, load, loads
 
 FLEET = """

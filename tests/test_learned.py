@@ -13,7 +13,7 @@ from safetensors.numpy import save
 from edgewise.bench.episodes import Stage
 from edgewise.domain import Observation
 from edgewise.errors import BadInput
-from edgewise.fleet.draws import new_draws
+from edgewise.fleet.rng import new_draws
 from edgewise.fleet.table import (
     C_INGRESS,
     C_NOW,
@@ -27,11 +27,11 @@ from edgewise.fleet.table import (
     Table,
     best_row,
 )
-from edgewise.policy import RULES, KernelPolicy, features, find, learned, make, weights
+from edgewise.policy import RULES, KernelPolicy, features, find, learned, make, weight_files
 from edgewise.policy.explain import explain, params_of
 from edgewise.policy.guard import N_NOT_FINITE, N_OUTSIDE, N_STALE
-from edgewise.sim import families
-from edgewise.sim.world import Options
+from edgewise.sim.build import Options
+from edgewise.worlds import families
 from fleet_case import NOW, queue, report, request, tracker
 
 pytestmark = pytest.mark.study
@@ -108,9 +108,9 @@ def test_untrained_is_the_heuristic_bit_for_bit(network: bool) -> None:
 
 def test_untrained_plays_a_whole_world_as_the_heuristic_does() -> None:
     stage = Stage(families.scenario("volatile", 11).with_overrides(duration=5.0), BARE)
-    rule = weights.rule(learned.untrained(PRICED.params), "untrained")
+    rule = weight_files.rule(learned.untrained(PRICED.params), "untrained")
     assert stage.utility(rule) == stage.utility(PRICED)
-    assert stage.utility(weights.rule(params(), "random")) != stage.utility(PRICED)
+    assert stage.utility(weight_files.rule(params(), "random")) != stage.utility(PRICED)
 
 
 def test_the_order_of_servers_changes_nothing() -> None:
@@ -175,7 +175,7 @@ def _through(kernel: object, *arguments: object) -> float:
     """Call a compiled pointer as the engine does."""
     from numba import njit
 
-    from edgewise.sim.reference import by_reference
+    from edgewise.compile.reference import by_reference
 
     @njit
     def call(kernel, seen, numbers, state, draws):  # type: ignore[no-untyped-def]
@@ -227,7 +227,7 @@ def test_it_remembers_how_a_link_moves() -> None:
 
 def guarded() -> np.ndarray:
     wide = np.full(learned.FEATURES, 5.0)
-    return weights.release(params(), -wide, wide, 5.0)
+    return weight_files.release(params(), -wide, wide, 5.0)
 
 
 def heuristic(seen: Table) -> np.ndarray:
@@ -289,23 +289,23 @@ def test_whatever_the_weights_scores_are_numbers() -> None:
 # -- weights ---------------------------------------------------------------------------------------
 
 
-def card(**more: object) -> weights.Card:
+def card(**more: object) -> weight_files.Card:
     fields: dict[str, object] = {
         "name": "test", "command": "-", "seeds": (1,), "families": ("train",), "commit": "",
         "decisions": 0, "heuristic": {},
     }  # fmt: skip
-    return weights.Card(**{**fields, **more})  # type: ignore[arg-type]
+    return weight_files.Card(**{**fields, **more})  # type: ignore[arg-type]
 
 
 def written(folder: Path, numbers: np.ndarray) -> Path:
     path = folder / "mine.safetensors"
-    weights.save(path, numbers, card(), Path.write_bytes)
+    weight_files.save(path, numbers, card(), Path.write_bytes)
     return path
 
 
 def test_weights_come_back_as_they_were_and_are_a_policy(tmp_path: Path) -> None:
     path = written(tmp_path, guarded())
-    numbers, read = weights.load(path)
+    numbers, read = weight_files.load(path)
     assert np.array_equal(numbers, guarded())
     assert read.limits["phi.backlog"] == (-5.0, 5.0)
     policy = make(str(path))

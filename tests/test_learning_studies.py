@@ -8,23 +8,18 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+from studies import forms, gap, information, shift, trained
+from studies.played import Arm, Kept, Place, Played, ratio
+from studies.told import always_ready, original_only, slow_spells, slow_spells_known
 
 from edgewise.bench.episodes import Stage
 from edgewise.errors import BadInput
-from edgewise.learn.studies import forms, gap, information, shift, trained
-from edgewise.learn.studies.played import Arm, Kept, Place, Played, ratio
-from edgewise.learn.studies.told import (
-    always_ready,
-    original_only,
-    slow_spells,
-    slow_spells_known,
-)
 from edgewise.learn.trainer import Recipe, initial
 from edgewise.learn.worlds import Worlds, informed
-from edgewise.policy import RULES, weights
+from edgewise.policy import RULES, weight_files
 from edgewise.scenario import Scenario, Spell
-from edgewise.sim import families
-from edgewise.sim.random_world import base, offered_load
+from edgewise.worlds import families
+from edgewise.worlds.random_world import base, offered_load
 
 pytestmark = pytest.mark.study
 
@@ -127,7 +122,7 @@ def test_studies_make_their_sections(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(information, "FAMILIES", ("volatile",))
     monkeypatch.setattr(families, "STANDARD", ("thin_links",))
     played = Played(Kept(tmp_path / "figures.jsonl"), SEEDS)
-    priced = weights.rule(initial(RULES["priced_greedy"]), "the heuristic")
+    priced = weight_files.rule(initial(RULES["priced_greedy"]), "the heuristic")
     found = information.study(played, priced, EDGEWISE, priced)
     assert set(found.figures) >= {"gains", "recovered", "recovered_of_retuned"}
     assert forms.study(played, EDGEWISE).lines[4].startswith("| thin_links |")

@@ -5,14 +5,14 @@ import math
 import numpy as np
 import pytest
 
-from edgewise.compiled import lean
-from edgewise.fleet.layout import Array
-from edgewise.sim import families
+from edgewise.compile import lean
+from edgewise.compile.reference import by_reference
+from edgewise.fleet.arrays import Array
+from edgewise.sim.build import simulation
 from edgewise.sim.layout import World
-from edgewise.sim.moments import first, link_at, report_at, report_due, reports_due
-from edgewise.sim.reference import by_reference
-from edgewise.sim.world import simulation
-from edgewise.workload import generate
+from edgewise.sim.next_times import first, link_at, report_at, report_due, reports_due
+from edgewise.worlds import families
+from edgewise.worlds.workload import generate
 
 
 @lean

@@ -11,11 +11,11 @@ import pytest
 from edgewise.domain import QueueItem, Service
 from edgewise.errors import ImagesError
 from edgewise.live.clock import Clock
-from edgewise.live.links import LeastRtt, Link
-from edgewise.live.monitor import Monitor
-from edgewise.live.prepare import Stage
-from edgewise.live.queue import HELD, Expired, Queue, QueueFull
-from edgewise.live.reporting import Reporter
+from edgewise.live.node.links import LeastRtt, Link
+from edgewise.live.node.monitor import Monitor
+from edgewise.live.node.preparation import Stage
+from edgewise.live.node.queue import HELD, Expired, Queue, QueueFull
+from edgewise.live.node.reporter import Reporter
 
 
 class Time:

@@ -13,10 +13,10 @@ from aiohttp import web
 
 from edgewise.domain import Candidate, Form, Outcome, Report, ShedReason, Status
 from edgewise.errors import BadInput
-from edgewise.live import control
-from edgewise.live.node import Node
-from edgewise.live.protocol import HEADER_LENGTH, decode_answer, encode_request
-from edgewise.live.sockets import listen
+from edgewise.live.node.node import Node
+from edgewise.live.wire import messages
+from edgewise.live.wire.protocol import HEADER_LENGTH, decode_answer, encode_request
+from edgewise.live.wire.sockets import listen
 from node_fleet import PATIENCE, Fleet, json_body, request_for, scenario, until
 
 
@@ -27,7 +27,7 @@ async def fleet() -> AsyncIterator[Fleet]:
 
 
 def outcomes(fleet: Fleet) -> list[Outcome]:
-    return [message.outcome for message in fleet.balancer.all(control.Answered)]
+    return [message.outcome for message in fleet.balancer.all(messages.Answered)]
 
 
 # -- who answers -----------------------------------------------------------------------------------
@@ -50,7 +50,7 @@ async def test_runs_it_here_when_told_to(fleet: Fleet) -> None:
     assert marks == sorted(marks)  # type: ignore[type-var]
     await fleet.balancer.until(lambda: len(outcomes(fleet)) == 1)
     assert outcomes(fleet)[0] == outcome
-    (ask,) = fleet.balancer.all(control.Ask)
+    (ask,) = fleet.balancer.all(messages.Ask)
     assert ask.request.deadline == 5.0
 
 
@@ -58,11 +58,11 @@ async def test_a_command_that_comes_first_saves_the_question(fleet: Fleet) -> No
     a, _ = await fleet.pair()
     request = request_for(a)
     await fleet.balancer.send("a", fleet.balancer.command(request, "a", "quick"))
-    await fleet.balancer.send("a", control.Ping(at=5.0))
-    await fleet.balancer.until(lambda: bool(fleet.balancer.all(control.Pong)))
+    await fleet.balancer.send("a", messages.Ping(at=5.0))
+    await fleet.balancer.until(lambda: bool(fleet.balancer.all(messages.Pong)))
     code, _ = await fleet.post(a, meta=request)
     assert code == 200
-    assert fleet.balancer.all(control.Ask) == []
+    assert fleet.balancer.all(messages.Ask) == []
 
 
 async def test_transfers_the_original(fleet: Fleet) -> None:
@@ -83,13 +83,13 @@ async def test_transfers_the_original(fleet: Fleet) -> None:
     await fleet.balancer.until(
         lambda: any(
             message.report.server == "b" and message.report.arrivals_low == 1
-            for message in fleet.balancer.all(control.Reported)
+            for message in fleet.balancer.all(messages.Reported)
         )
     )
     # Only the ingress tells how it ended: what `b` said of it would be here before its pong.
-    await fleet.balancer.send("b", control.Ping(at=5.0))
+    await fleet.balancer.send("b", messages.Ping(at=5.0))
     await fleet.balancer.until(
-        lambda: bool(outcomes(fleet)) and bool(fleet.balancer.all(control.Pong))
+        lambda: bool(outcomes(fleet)) and bool(fleet.balancer.all(messages.Pong))
     )
     assert [outcome.request for outcome in outcomes(fleet)] == ["r1"]
 
@@ -134,7 +134,7 @@ async def test_a_concrete_model_runs_right_here(fleet: Fleet) -> None:
     a, _ = await fleet.pair()
     code, answer = await fleet.post(a, model="quick")
     assert (code, answer["model_name"]) == (200, "quick")
-    assert fleet.balancer.all(control.Ask) == []
+    assert fleet.balancer.all(messages.Ask) == []
 
 
 async def test_shed_says_why(fleet: Fleet) -> None:
@@ -263,7 +263,7 @@ async def test_a_mute_balancer_is_not_waited_for(fleet: Fleet) -> None:
     a, _ = await fleet.pair()
     code, _ = await fleet.post(a, meta=request_for(a, deadline=0.4))
     assert code == 200
-    assert len(fleet.balancer.all(control.Ask)) == 1
+    assert len(fleet.balancer.all(messages.Ask)) == 1
 
 
 async def test_without_a_balancer_it_decides_itself_and_learns_of_peers(fleet: Fleet) -> None:
@@ -282,7 +282,7 @@ async def test_the_channel_comes_back(fleet: Fleet) -> None:
     await fleet.pair()
     await fleet.balancer.sockets["a"].close()
     await fleet.balancer.until(
-        lambda: sum(hello.server == "a" for hello in fleet.balancer.all(control.Hello)) == 2
+        lambda: sum(hello.server == "a" for hello in fleet.balancer.all(messages.Hello)) == 2
     )
 
 
@@ -370,7 +370,7 @@ async def test_draining(fleet: Fleet) -> None:
     await asyncio.wait_for(fleet.executors["a"].running.wait(), PATIENCE)
     draining = asyncio.create_task(a.drain())
     await fleet.balancer.until(
-        lambda: any(message.report.draining for message in fleet.balancer.all(control.Reported))
+        lambda: any(message.report.draining for message in fleet.balancer.all(messages.Reported))
     )
     code, answer = await fleet.post(a, meta=request_for(a))
     assert code == 503
@@ -466,7 +466,7 @@ async def test_metadata_in_v2_parameters(fleet: Fleet) -> None:
     parameters = {"timeout": 700_000, "edgewise.accuracy": 0.5, "edgewise.id": "p1"}
     code, _ = await fleet.post(a, parameters=parameters)
     assert code == 200
-    (ask,) = fleet.balancer.all(control.Ask)
+    (ask,) = fleet.balancer.all(messages.Ask)
     assert (ask.request.id, ask.request.deadline, ask.request.accuracy) == ("p1", 0.7, 0.5)
     assert ask.uploaded is not None
 
@@ -475,7 +475,7 @@ async def test_without_metadata_the_node_makes_its_own(fleet: Fleet) -> None:
     a, _ = await fleet.pair()
     fleet.balancer.decide = lambda r: fleet.balancer.command(r, "a", "quick")
     assert (await fleet.post(a))[0] == 200
-    (ask,) = fleet.balancer.all(control.Ask)
+    (ask,) = fleet.balancer.all(messages.Ask)
     assert (ask.request.deadline, ask.request.accuracy, ask.request.ingress) == (1.0, 0.0, "a")
 
 
@@ -516,7 +516,7 @@ async def test_reports_come_on_their_period_and_number_what_was_seen(fleet: Flee
     def last() -> Report | None:
         mine = [
             message.report
-            for message in fleet.balancer.all(control.Reported)
+            for message in fleet.balancer.all(messages.Reported)
             if message.report.server == "a"
         ]
         return mine[-1] if len(mine) > 3 else None

@@ -13,22 +13,22 @@ import pytest
 
 from edgewise import scenario as sc
 from edgewise.domain import Form, Report, Status
-from edgewise.live.links import LeastRtt
+from edgewise.live.node.links import LeastRtt
 from edgewise.network.capacity import constant
 from edgewise.network.link import LinkSettings
-from edgewise.parity import live, simulated
-from edgewise.parity.clock import Idle, VirtualLoop, until
-from edgewise.parity.links import Fluid
-from edgewise.parity.live import Meddling
-from edgewise.parity.story import Story, differences
 from edgewise.policy import find
-from edgewise.roster import services_of
 from edgewise.scenario import Scenario, loads
 from edgewise.sim import engine
+from edgewise.sim.build import simulation
 from edgewise.sim.layout import DONE
 from edgewise.sim.play import seeds_of_draws
-from edgewise.sim.world import simulation
-from edgewise.workload import Trace, generate
+from edgewise.tasks.services import services_of
+from edgewise.testing import live, simulated
+from edgewise.testing.live import Meddling
+from edgewise.testing.shared_link import Fluid
+from edgewise.testing.transcript import Story, differences
+from edgewise.testing.virtual_loop import Idle, VirtualLoop, until
+from edgewise.worlds.workload import Trace, generate
 
 SCENARIO = """
 name: parity
@@ -309,7 +309,7 @@ def test_a_client_that_does_not_allow_for_its_way_is_noticed(
         def there(self, now: float) -> float:
             return now
 
-    monkeypatch.setattr("edgewise.live.client.LeastRtt", Ignorant)
+    monkeypatch.setattr("edgewise.live.client.client.LeastRtt", Ignorant)
     found = differences(simulated_story(CONTROLLED, 0.2), live.play(*world(0.2), CONTROLLED))
     assert any(each.what == "row" for each in found), found[:20]
 

@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from edgewise.fleet.patience import PEER_PATIENCE, give_up_at, worth_running
-from edgewise.fleet.reporting import jumped
+from edgewise.fleet.report_timing import jumped
+from edgewise.fleet.timeouts import PEER_PATIENCE, give_up_at, worth_running
 
 
 @pytest.mark.parametrize(

@@ -21,10 +21,11 @@ from edgewise.policy import RULES, learned
 from edgewise.policy.learned import LAYOUT, untrained
 from edgewise.policy.priced import PRICE, THRESHOLD_GAIN
 from edgewise.scenario import Scenario
-from edgewise.sim import engine, families
+from edgewise.sim import engine
+from edgewise.sim.build import Options, simulation
 from edgewise.sim.play import play
-from edgewise.sim.world import Options, simulation
-from edgewise.workload import generate
+from edgewise.worlds import families
+from edgewise.worlds.workload import generate
 
 pytestmark = pytest.mark.study
 

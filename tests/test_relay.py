@@ -21,11 +21,11 @@ import msgspec
 import pytest
 
 from edgewise.errors import BadInput, PeerError, ScenarioError
-from edgewise.network.config import Address, LinkConfig, RelayConfig, Route, load_config
 from edgewise.network.control import RelayControl
 from edgewise.network.link import CHUNK_BYTES
-from edgewise.network.relay import Relay, run
-from edgewise.network.timers import Timers
+from edgewise.network.relay.config import Address, LinkConfig, RelayConfig, Route, load_config
+from edgewise.network.relay.relay import Relay, run
+from edgewise.network.relay.timers import Timers
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]

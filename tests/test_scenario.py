@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from edgewise.commands import scenarios as command
+from edgewise.cli import scenarios as command
 from edgewise.errors import ScenarioError
 from edgewise.scenario import (
     CellularTrace,

@@ -10,14 +10,14 @@ import pytest
 from typer.testing import CliRunner
 
 from edgewise import policy
-from edgewise.cli import app
+from edgewise.cli.main import app
 from edgewise.errors import BadInput, ScenarioError
+from edgewise.live.balancer.dispatcher import Dispatcher
+from edgewise.live.balancer.metrics import Metrics
+from edgewise.live.balancer.shadow import SHADOW
 from edgewise.live.config import BalancerConfig, load_config
-from edgewise.live.dispatcher import Dispatcher
-from edgewise.live.metrics import Metrics
 from edgewise.live.recorder import Recorder, read
 from edgewise.live.records import DECISIONS
-from edgewise.live.shadow import SHADOW
 from fleet_case import NOW, report, request, two_servers
 
 pytestmark = pytest.mark.study

@@ -11,12 +11,13 @@ import pytest
 from edgewise import scenario as sc
 from edgewise.domain import Status
 from edgewise.policy import RULES, Rule
-from edgewise.sim import engine, families, layout, results, simulate
+from edgewise.sim import engine, layout, results, simulate
+from edgewise.sim.build import Options, simulation
 from edgewise.sim.layout import Sim
-from edgewise.sim.moments import reports_due
+from edgewise.sim.next_times import reports_due
 from edgewise.sim.play import Crowded, play
-from edgewise.sim.world import Options, simulation
-from edgewise.workload import generate
+from edgewise.worlds import families
+from edgewise.worlds.workload import generate
 from sim_worlds import AT_ONCE, IDEAL, one_server, run_local, trace_of
 
 pytestmark = pytest.mark.study

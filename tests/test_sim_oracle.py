@@ -8,10 +8,10 @@ import pytest
 
 from edgewise import scenario as sc
 from edgewise.domain import Service
-from edgewise.roster import services_of
 from edgewise.sim import engine, layout
-from edgewise.sim.world import Options, simulation
-from edgewise.workload import Trace, generate
+from edgewise.sim.build import Options, simulation
+from edgewise.tasks.services import services_of
+from edgewise.worlds.workload import Trace, generate
 from sim_oracle import Job, Machine, Model, Pipe, play
 
 pytestmark = pytest.mark.study

@@ -7,9 +7,9 @@ import pytest
 
 from edgewise import scenario as sc
 from edgewise.sim import layout
+from edgewise.sim.build import Options
 from edgewise.sim.events import kind_of
 from edgewise.sim.layout import Sim
-from edgewise.sim.world import Options
 from sim_worlds import AT_ONCE, erlang_c_wait, exponential, one_server, run_local
 
 pytestmark = pytest.mark.study

@@ -11,7 +11,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from edgewise.commands.simulate import over_seeds, simulate
+from edgewise.cli.simulate import over_seeds, simulate
 from edgewise.errors import BadInput, ScenarioError
 
 pytestmark = pytest.mark.study
@@ -29,7 +29,7 @@ def run(*words: str) -> str:
 
 def test_the_summary_and_the_files_of_up(tmp_path: Path) -> None:
     pytest.importorskip("pyarrow")
-    from edgewise.live.evaluate import evaluate
+    from edgewise.live.run.evaluate import evaluate
 
     out, summary = tmp_path / "run", tmp_path / "summary.json"
     shown = run(

@@ -27,11 +27,11 @@ import pytest
 
 from edgewise.domain import Outcome, Request, Status
 from edgewise.errors import PeerError
-from edgewise.live.client import Client, Sent
+from edgewise.live.client.client import Client, Sent
+from edgewise.live.client.payloads import read_load
 from edgewise.live.config import ClientConfig
-from edgewise.live.evaluate import evaluate, read_requests
-from edgewise.live.launch import Deployment
-from edgewise.live.payloads import read_load
+from edgewise.live.run.evaluate import evaluate, read_requests
+from edgewise.live.run.launch import Deployment
 from edgewise.scenario import Scenario, loads
 from edgewise.score import Shape
 

@@ -10,8 +10,8 @@ import pytest
 
 from edgewise.domain import Observation, PeerReport, ServiceReport
 from edgewise.fleet import table as t
-from edgewise.fleet.layout import LOW_RATE_MEMORY, RTT_PRIOR
-from edgewise.fleet.measure import RATE_PRIOR
+from edgewise.fleet.arrays import LOW_RATE_MEMORY, RTT_PRIOR
+from edgewise.fleet.estimates import RATE_PRIOR
 from edgewise.fleet.tracker import Tracker
 from fleet_case import (
     A_LARGE,
@@ -62,7 +62,7 @@ def test_every_column_has_a_name_a_number_and_a_meaning(names: dict[str, str], p
 
 def test_every_field_of_the_belief_says_what_it_is() -> None:
     """Its unit stands beside it, unless the name says it all."""
-    source = Path(t.__file__).with_name("layout.py").read_text().splitlines()
+    source = Path(t.__file__).with_name("arrays.py").read_text().splitlines()
     fields = [line for line in source if line.strip().startswith('("')]
     assert len(fields) > 40
     plain = {"workers", "accuracy", "deadline", "server", "model", "jobs", "flights", "sends"}

@@ -8,16 +8,11 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from edgewise import cli
+from edgewise.cli import main
 from edgewise.errors import BadInput
 from edgewise.network.capacity import bytes_between, constant, stepwise
 from edgewise.network.link import Link, LinkSettings
-from edgewise.network.trace import (
-    OPPORTUNITY_BYTES,
-    Kind,
-    read_trace,
-    synthetic,
-)
+from edgewise.network.trace import OPPORTUNITY_BYTES, Kind, read_trace, synthetic
 from edgewise.network.trace_files import written
 
 KINDS: tuple[Kind, ...] = ("cellular", "wifi", "backhaul")
@@ -118,11 +113,11 @@ def test_outages_come_as_often_and_last_as_long_as_said(
 def test_the_commands(tmp_path: Path) -> None:
     file = tmp_path / "phone.tsv"
     arguments = ["traces", "generate", "cellular", "--seconds", "20", "--seed", "7"]
-    assert CliRunner().invoke(cli.app, [*arguments, "--out", str(file)]).exit_code == 0
-    shown = CliRunner().invoke(cli.app, arguments).output
+    assert CliRunner().invoke(main.app, [*arguments, "--out", str(file)]).exit_code == 0
+    shown = CliRunner().invoke(main.app, arguments).output
     assert shown == file.read_text()
     assert shown.startswith("# edgewise traces generate cellular --seconds 20 --mean 20 --seed 7\n")
-    told = CliRunner().invoke(cli.app, ["traces", "show", str(file)]).output
+    told = CliRunner().invoke(main.app, ["traces", "show", str(file)]).output
     assert "period\t20 s\nmean\t20 Mbit/s\n" in told
-    nowhere = CliRunner().invoke(cli.app, [*arguments, "--out", str(tmp_path / "no" / "file")])
+    nowhere = CliRunner().invoke(main.app, [*arguments, "--out", str(tmp_path / "no" / "file")])
     assert isinstance(nowhere.exception, BadInput)

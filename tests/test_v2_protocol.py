@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from edgewise.domain import Form, Outcome, Stamps, Status
 from edgewise.errors import PeerError, WireError
-from edgewise.live.protocol import (
+from edgewise.live.wire.protocol import (
     HEADER_LENGTH,
     Answer,
     decode_answer,

@@ -25,22 +25,22 @@ from rich.console import Console
 pytest.importorskip("pyroute2", reason="extra netns")
 
 from edgewise.errors import BadInput, ScenarioError
-from edgewise.live import netns
-from edgewise.live.addresses import relay_links
-from edgewise.live.launch import Deployment
-from edgewise.live.view import _links
+from edgewise.live.run import netns
+from edgewise.live.run.addresses import relay_links
+from edgewise.live.run.launch import Deployment
+from edgewise.live.run.view import _links
 from edgewise.network import capabilities
 from edgewise.network.capacity import constant, stepwise
-from edgewise.network.config import LinkConfig, LinkPatch, RelayConfig
-from edgewise.network.kernel import TcShaper
+from edgewise.network.kernel.devices import Device, Way, WiresConfig, load
+from edgewise.network.kernel.meter import Meter
+from edgewise.network.kernel.namespaces import HOST, Spaces, sweep
+from edgewise.network.kernel.shaper import Wires
+from edgewise.network.kernel.tc import TcShaper
+from edgewise.network.kernel.tun import PacketShaper
 from edgewise.network.link import Link, LinkSettings
-from edgewise.network.meter import Meter
-from edgewise.network.namespaces import HOST, Spaces, sweep
-from edgewise.network.packets import PacketShaper
-from edgewise.network.shape import Wires
-from edgewise.network.timers import Timer
+from edgewise.network.relay.config import LinkConfig, LinkPatch, RelayConfig
+from edgewise.network.relay.timers import Timer
 from edgewise.network.trace import TraceSpec
-from edgewise.network.wires import Device, Way, WiresConfig, load
 from edgewise.scenario import Scenario, loads
 
 FLEET = """
@@ -421,7 +421,7 @@ async def test_a_fleet_runs_over_it_and_leaves_nothing(backend: str, tmp_path: P
 @pytest.mark.skipif(not SPACES.ok, reason=f"{SPACES.found}; {SPACES.needs}")
 def test_what_a_killed_process_left_is_swept() -> None:
     code = (
-        "from edgewise.network.namespaces import *; import os, sys\n"
+        "from edgewise.network.kernel.namespaces import *; import os, sys\n"
         "s = Spaces(); a = s.add('x'); s.veth((a, 'in'), (HOST, f'ew{os.getpid()}c0'))\n"
         "print('ready', flush=True); sys.stdin.read()"
     )

@@ -9,7 +9,6 @@ import msgspec
 import numpy as np
 import pytest
 
-from edgewise import workload
 from edgewise.errors import ScenarioError
 from edgewise.scenario import (
     Arrivals,
@@ -26,7 +25,8 @@ from edgewise.scenario import (
     WorkloadSpec,
     check,
 )
-from edgewise.workload import Trace, generate, mean_rate, read_times
+from edgewise.worlds import workload
+from edgewise.worlds.workload import Trace, generate, mean_rate, read_times
 
 SIZES = [10_000, 107_000, 300_000]
 BURSTY = MmppArrivals(rates=(5.0, 60.0), sojourns=(4.0, 1.0))

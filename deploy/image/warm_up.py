@@ -9,12 +9,17 @@ import importlib
 import time
 
 from edgewise import policy
-from edgewise.live import balancer
+from edgewise.live.balancer import balancer
 from edgewise.scenario import load
 
 for role in ("node", "relay", "client", "evaluate"):
-    importlib.import_module(f"edgewise.commands.{role}")
-for module in ("live.node", "live.client", "live.evaluate", "network.relay"):
+    importlib.import_module(f"edgewise.cli.{role}")
+for module in (
+    "live.node.node",
+    "live.client.client",
+    "live.run.evaluate",
+    "network.relay.relay",
+):
     importlib.import_module(f"edgewise.{module}")
 scenario = load("smoke")
 for name in policy.RULES:

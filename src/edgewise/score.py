@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from edgewise.compiled import copied
+from edgewise.compile import copied
 from edgewise.domain import Outcome, Request, Score, Status
 
 

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from edgewise.policy.base import Rule
 from edgewise.scenario import Scenario
 from edgewise.sim import engine, layout
+from edgewise.sim.build import Options, simulation
 from edgewise.sim.layout import Sim
 from edgewise.sim.play import play
-from edgewise.sim.world import Options, simulation
-from edgewise.workload import Trace, generate
+from edgewise.worlds.workload import Trace, generate
 
 Floats = NDArray[np.float64]
 

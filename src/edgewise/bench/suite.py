@@ -23,8 +23,8 @@ from edgewise.bench.episodes import METRICS, Measured, Stage
 from edgewise.errors import BadInput
 from edgewise.policy.base import Rule
 from edgewise.scenario import Scenario
-from edgewise.sim import families
-from edgewise.sim.world import Options
+from edgewise.sim.build import Options
+from edgewise.worlds import families
 
 Floats = NDArray[np.float64]
 

@@ -38,8 +38,8 @@ from edgewise.errors import BadInput, MissingExtra
 from edgewise.policy.base import Parameter, Rule
 from edgewise.policy.tuning import Tuned
 from edgewise.scenario import Scenario
-from edgewise.sim import families
-from edgewise.sim.world import Options
+from edgewise.sim.build import Options
+from edgewise.worlds import families
 
 Floats = NDArray[np.float64]
 

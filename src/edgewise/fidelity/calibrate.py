@@ -28,9 +28,8 @@ from edgewise.errors import BadInput
 from edgewise.fidelity import fit
 from edgewise.fidelity.compare import column, joined
 from edgewise.live import records
-from edgewise.live.evaluate import SCENARIO
 from edgewise.live.recorder import read
-from edgewise.roster import services_of
+from edgewise.live.run.evaluate import SCENARIO
 from edgewise.scenario import (
     Arrivals,
     ConstantArrivals,
@@ -46,6 +45,7 @@ from edgewise.scenario import (
     check,
     load,
 )
+from edgewise.tasks.services import services_of
 
 Floats = fit.Floats
 
@@ -82,7 +82,7 @@ class Calibration(Struct, frozen=True, kw_only=True):
     fitted: tuple[Fitted, ...]
     report_delay: float | None
     """s, median from a report's moment to its being there; None: no reports were recorded. Not in
-    the scenario, which has no such figure: it is for the simulation (`sim.world.Options`)."""
+    the scenario, which has no such figure: it is for the simulation (`sim.build.Options`)."""
 
 
 class _Record:

@@ -12,8 +12,8 @@ from edgewise.fidelity.files import record
 from edgewise.live import records
 from edgewise.live.recorder import read
 from edgewise.scenario import Scenario
+from edgewise.sim.build import Options
 from edgewise.sim.simulate import Photos, episode
-from edgewise.sim.world import Options
 
 TOLERANCE = 0.04
 """Of the expected utility, absolute. Two runs of 700 requests differ by 0.02 through their requests

@@ -28,12 +28,12 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from edgewise import zoo
 from edgewise.errors import BadInput
-from edgewise.images import Images
-from edgewise.live.executor import Item, OnnxExecutor, Prediction
-from edgewise.preprocess import make_ready
-from edgewise.scenario.profile import Form, ModelProfile, Prepared, Profile
+from edgewise.live.node.executor import Item, OnnxExecutor, Prediction
+from edgewise.scenario.measured_profile import Form, ModelProfile, Prepared, Profile
+from edgewise.tasks.imagenet import zoo
+from edgewise.tasks.imagenet.images import Images
+from edgewise.tasks.imagenet.preprocessing import make_ready
 
 Step = Callable[[str], None]
 """Called with what has been measured."""

@@ -20,11 +20,11 @@ from rich.console import Console
 from edgewise.errors import BadInput
 from edgewise.fidelity.compare import Comparison, compare, read_run
 from edgewise.fidelity.files import record
-from edgewise.live.up import Wishes, up
+from edgewise.live.run.up import Wishes, up
 from edgewise.policy import label
 from edgewise.scenario import Scenario, dump
+from edgewise.sim.build import Options
 from edgewise.sim.simulate import Photos, episode
-from edgewise.sim.world import Options
 
 SIMULATED, EMULATED = "simulated", "emulated"
 TOLERANCE = 0.02

@@ -24,10 +24,10 @@ import math
 
 import numpy as np
 
-from edgewise.compiled import copied, lean
+from edgewise.compile import copied, lean
+from edgewise.fleet.arrays import FLIGHTS_MAX, QUEUE_MAX, RIF_BUCKETS, Array, Belief
 from edgewise.fleet.decay import grow, growth, kept
-from edgewise.fleet.layout import FLIGHTS_MAX, QUEUE_MAX, RIF_BUCKETS, Array, Belief
-from edgewise.fleet.measure import ready_time
+from edgewise.fleet.estimates import ready_time
 
 FAILURE_MEMORY = 0.1
 """Weight of one outcome in the failure share: about the last ten answers."""

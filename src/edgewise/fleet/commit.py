@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from edgewise.compiled import copied
+from edgewise.compile import copied
+from edgewise.fleet.arrays import Belief
 from edgewise.fleet.belief import on_decision, requests_in_flight
-from edgewise.fleet.layout import Belief
 from edgewise.fleet.table import (
     C_INGRESS,
     R_PREPARE,

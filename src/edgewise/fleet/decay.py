@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import math
 
-from edgewise.compiled import copied, lean
-from edgewise.fleet.layout import Belief
+from edgewise.compile import copied, lean
+from edgewise.fleet.arrays import Belief
 
 MEMORY = 10.0
 """s; the time constant of the growth: the decay of peak EWMA in Finagle and Linkerd. What is left

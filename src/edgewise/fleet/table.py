@@ -29,18 +29,13 @@ import numpy as np
 from numba import types
 from numba.extending import intrinsic
 
-from edgewise.compiled import copied, inlined, lean
-from edgewise.eights import Eights
-from edgewise.fleet.belief import (
-    advance,
-    level,
-    requests_in_flight,
-    rif_bucket,
-)
+from edgewise.compile import copied, inlined, lean
+from edgewise.compile.eights import Eights
+from edgewise.fleet.arrays import LOW_RATE_MEMORY, RTT_PRIOR, Array, Belief
+from edgewise.fleet.belief import advance, level, requests_in_flight, rif_bucket
 from edgewise.fleet.decay import grow, kept
-from edgewise.fleet.draws import numbered
-from edgewise.fleet.layout import LOW_RATE_MEMORY, RTT_PRIOR, Array, Belief
-from edgewise.fleet.measure import RATE_PRIOR
+from edgewise.fleet.estimates import RATE_PRIOR
+from edgewise.fleet.rng import numbered
 
 ROW = {
     "server": "index of the server; −1 on the shed row",

@@ -27,11 +27,11 @@ from edgewise.domain import (
 )
 from edgewise.fleet import belief as core
 from edgewise.fleet import table as query
+from edgewise.fleet.arrays import Belief, new_belief
 from edgewise.fleet.commit import commit
-from edgewise.fleet.layout import Belief, new_belief
-from edgewise.roster import services_of
 from edgewise.scenario import Scenario
 from edgewise.score import Shape
+from edgewise.tasks.services import services_of
 
 SILENCE_PERIODS = 10.0
 """Report periods without a report after which a server counts as down: a dropped report or a

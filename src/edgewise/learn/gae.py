@@ -15,8 +15,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from edgewise.compiled import jit
-from edgewise.fleet.layout import Array
+from edgewise.compile import jit
+from edgewise.fleet.arrays import Array
 
 Floats = NDArray[np.float64]
 

@@ -53,7 +53,7 @@ from edgewise.learn.worlds import Worlds
 from edgewise.policy import learned
 from edgewise.scenario import Scenario
 from edgewise.sim import engine
-from edgewise.sim.world import simulation
+from edgewise.sim.build import simulation
 
 try:
     import torch

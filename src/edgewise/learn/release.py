@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 from edgewise.bench.statistics import Interval, interval, over_families
 from edgewise.learn.checkpoint import write_atomically
 from edgewise.learn.worlds import Worlds, limits, play_all, rule_of, utility
-from edgewise.policy import weights
+from edgewise.policy import weight_files
 from edgewise.policy.base import Rule
-from edgewise.policy.weights import Card, Found
-from edgewise.sim import families
+from edgewise.policy.weight_files import Card, Found
+from edgewise.worlds import families
 
 Floats = NDArray[np.float64]
 
@@ -103,13 +103,13 @@ def release(
     # From the far end of the seed's own worlds, which the search has not come to.
     seen = worlds.training(seed, 40_000, surveyed)
     low, high, _ = limits(worlds, rule_of(params), params, seen, threads)
-    final = weights.release(params, low, high, OLDEST)
+    final = weight_files.release(params, low, high, OLDEST)
     judgement = judge(final, heuristic, worlds, count=count, threads=threads, progress=progress)
     results = {
         name: Found(mean=each.mean, half=each.half) for name, each in judgement.families.items()
     }
     card = msgspec.structs.replace(card, results=results, accepted=judgement.accepted)
-    return weights.save(path, final, card, write_atomically), judgement
+    return weight_files.save(path, final, card, write_atomically), judgement
 
 
 def commit() -> str:

@@ -15,8 +15,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from edgewise.compiled import inlined, inner, jit, lean
-from edgewise.fleet.layout import Array
+from edgewise.compile import inlined, inner, jit, lean
+from edgewise.fleet.arrays import Array
 from edgewise.fleet.table import (
     C_ACCURACY_WEIGHT,
     C_DEADLINE,

@@ -1,6 +1,7 @@
 """The worlds that training, validation and acceptance play in.
 
-Of families: seeds from their own ranges (`edgewise.sim.families`), so that what is learned, what it
+Of families: seeds from their own ranges (`edgewise.worlds.families`), so that what is learned,
+what it
 is chosen by and what is reported never share a world. Of a scenario file: the same fleet, network
 and workload with other luck, by the same split of seeds.
 """
@@ -16,14 +17,15 @@ from numpy.typing import NDArray
 
 from edgewise.bench.episodes import Stage
 from edgewise.bench.suite import each
-from edgewise.fleet.draws import new_draws
+from edgewise.fleet.rng import new_draws
 from edgewise.policy import learned
 from edgewise.policy.base import Rule
 from edgewise.policy.guard import COUNTERS
 from edgewise.scenario import Scenario
-from edgewise.sim import engine, families
-from edgewise.sim.world import Options, simulation
-from edgewise.workload import Trace, generate
+from edgewise.sim import engine
+from edgewise.sim.build import Options, simulation
+from edgewise.worlds import families
+from edgewise.worlds.workload import Trace, generate
 
 Floats = NDArray[np.float64]
 

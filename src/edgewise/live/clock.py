@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from edgewise.errors import BadInput
-from edgewise.network.timers import Timers
+from edgewise.network.relay.timers import Timers
 
 
 class Clock:

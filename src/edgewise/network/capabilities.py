@@ -60,7 +60,7 @@ def network() -> list[Capability]:
 
 
 def relay_runs() -> Capability:
-    """Whether ``edgewise.network.relay`` can be imported and has its timerfd."""
+    """Whether ``edgewise.network.relay.relay`` can be imported and has its timerfd."""
     missing = [m for m in ("aiohttp", "uvloop") if importlib.util.find_spec(m) is None]
     if missing:
         return Capability(
@@ -153,7 +153,7 @@ def tun(spaces: Capability) -> Capability:
 def timers() -> Capability:
     """How late a timerfd and an event loop's own timer fire, medians of a hundred millisecond."""
     try:
-        from edgewise.network.timers import Timers
+        from edgewise.network.relay.timers import Timers
     except ImportError as error:  # pragma: no cover - numba and numpy are the core's own
         return Capability(name="timers", ok=False, found=str(error), needs="pip install edgewise")
     fine, coarse = asyncio.run(_lateness(Timers))
@@ -238,7 +238,7 @@ def _attempt() -> Iterator[list[str]]:
 @contextlib.contextmanager
 def _space() -> Iterator[tuple[Any, str, int]]:
     """A network namespace with a veth device in it, for as long as the block lasts."""
-    from edgewise.network.namespaces import Spaces
+    from edgewise.network.kernel.namespaces import Spaces
 
     with Spaces() as spaces:
         a = spaces.add("probe")

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from edgewise.compiled import jit
+from edgewise.compile import jit
 from edgewise.errors import BadInput
 
 FloatArray = npt.NDArray[np.float64]

@@ -25,7 +25,7 @@ import msgspec
 from aiohttp import web
 
 from edgewise.errors import BadInput, PeerError
-from edgewise.network.config import LinkPatch, split_error
+from edgewise.network.relay.config import LinkPatch, split_error
 
 T = TypeVar("T")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]

@@ -6,17 +6,16 @@ import difflib
 from pathlib import Path
 
 from edgewise.errors import BadInput
-from edgewise.policy import (
-    bandit,
-    heuristics,
+from edgewise.policy import priced, weight_files
+from edgewise.policy.base import Kernel, KernelPolicy, Parameter, Policy, Rule, decision
+from edgewise.policy.rules import (
+    basic,
+    linucb,
     predictive,
     prequal,
-    priced,
     server_only,
-    weighted,
-    weights,
+    weighted_round_robin,
 )
-from edgewise.policy.base import Kernel, KernelPolicy, Parameter, Policy, Rule, decision
 from edgewise.policy.servers import SHARE
 from edgewise.policy.tuned import TUNED
 from edgewise.policy.tuning import with_tuned
@@ -39,32 +38,32 @@ _SHARE = (SHARE,)
 _RULES: dict[str, Rule] = {
     # -- server-only -----------------------------------------------------------------------------
     "random": Rule(
-        kernel=heuristics.random,
+        kernel=basic.random,
         parameters=_SHARE,
         reads_servers=False,
         about="a server drawn uniformly",
     ),
     "round_robin": Rule(
-        kernel=heuristics.round_robin,
+        kernel=basic.round_robin,
         parameters=_SHARE,
         memory=1,
         reads_servers=False,
         about="the servers in turn",
     ),
     "weighted_round_robin": Rule(
-        kernel=weighted.weighted_round_robin,
-        parameters=weighted.WEIGHTED_ROUND_ROBIN,
-        memory=weighted.GLOBAL,
-        per_server=weighted.PER_SERVER,
+        kernel=weighted_round_robin.weighted_round_robin,
+        parameters=weighted_round_robin.WEIGHTED_ROUND_ROBIN,
+        memory=weighted_round_robin.GLOBAL,
+        per_server=weighted_round_robin.PER_SERVER,
         about="the servers in proportion to answers per utilisation (gRPC A58)",
     ),
     "local": Rule(
-        kernel=heuristics.local,
+        kernel=basic.local,
         reads_servers=False,
         about="the ingress itself, cheapest admissible service",
     ),
     "least_outstanding": Rule(
-        kernel=heuristics.least_outstanding,
+        kernel=basic.least_outstanding,
         parameters=_SHARE,
         about="of two random servers the one with fewer of our requests (P2C)",
     ),
@@ -128,10 +127,10 @@ _RULES: dict[str, Rule] = {
     ),
     # -- by predicted latency ---------------------------------------------------------------------
     "earliest_completion": Rule(
-        kernel=heuristics.earliest_completion, reads_servers=False, about="least predicted latency"
+        kernel=basic.earliest_completion, reads_servers=False, about="least predicted latency"
     ),
     "most_accurate_feasible": Rule(
-        kernel=heuristics.most_accurate_feasible,
+        kernel=basic.most_accurate_feasible,
         reads_servers=False,
         about="the most accurate service predicted to meet the deadline",
     ),
@@ -158,12 +157,12 @@ _RULES: dict[str, Rule] = {
         about="of those in time the one of least headroom (llm-d)",
     ),
     "linucb": Rule(
-        kernel=bandit.linucb,
-        parameters=bandit.LINUCB,
-        memory=bandit.MEMORY + bandit.D,
-        features=bandit.D,
-        describe=bandit.describe,
-        learn=bandit.learn,
+        kernel=linucb.linucb,
+        parameters=linucb.LINUCB,
+        memory=linucb.MEMORY + linucb.D,
+        features=linucb.D,
+        describe=linucb.describe,
+        learn=linucb.learn,
         about="a linear bandit on the candidates' features, learning on line (LinUCB)",
     ),
     "priced_greedy": Rule(
@@ -176,22 +175,22 @@ _RULES: dict[str, Rule] = {
 RULES: dict[str, Rule] = {
     **with_tuned(_RULES, TUNED),
     # Read here, as the tuned values are: some 10 kB of numbers, checked.
-    "edgewise": weights.shipped_rule(),
+    "edgewise": weight_files.shipped_rule(),
 }
 
 
 def find(name: str) -> Rule:
     """The rule called `name`, or the learned policy in the weights file of that path
     (….safetensors). Raises BadInput naming the known ones, or saying why a file is refused."""
-    if name.endswith(weights.SUFFIX):
-        return weights.from_file(name)
+    if name.endswith(weight_files.SUFFIX):
+        return weight_files.from_file(name)
     rule = RULES.get(name)
     if rule is None:
         near = difflib.get_close_matches(name, RULES, 1)
         hint = f" (did you mean {near[0]}?)" if near else ""
         raise BadInput(
             f"unknown policy {name!r}{hint}; known: {', '.join(RULES)}, or a file of weights "
-            f"(*{weights.SUFFIX})"
+            f"(*{weight_files.SUFFIX})"
         )
     return rule
 
@@ -203,4 +202,4 @@ def make(name: str, seed: int = 0) -> KernelPolicy:
 
 def label(name: str) -> str:
     """A policy's name as it can stand in records and in the name of a folder."""
-    return Path(name).stem if name.endswith(weights.SUFFIX) else name
+    return Path(name).stem if name.endswith(weight_files.SUFFIX) else name

@@ -16,17 +16,17 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
-from edgewise.compiled import jit
+from edgewise.compile import jit
 from edgewise.domain import Candidate, Decision, Observation, ShedReason
-from edgewise.fleet.draws import new_draws
-from edgewise.fleet.layout import Array
+from edgewise.fleet.arrays import Array
+from edgewise.fleet.rng import new_draws
 from edgewise.fleet.table import C_ACCURACY, R_ACCURACY, Table
 
 Kernel = Callable[[Table, Array, Array, Array], float]
 """(table, params, state, draws) → the probability with which the highest-scored row was drawn.
 
 Writes `table.scores`, higher is better, −inf for a row it would never choose. `params` float64,
-fixed; `state` float64, its memory between decisions; `draws` uint64, see `edgewise.fleet.draws`.
+fixed; `state` float64, its memory between decisions; `draws` uint64, see `edgewise.fleet.rng`.
 If all admissible rows are −inf, the request is shed."""
 
 Describe = Callable[[Table, int, Array], None]

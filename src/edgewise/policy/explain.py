@@ -6,7 +6,7 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from edgewise.fleet.draws import new_draws
+from edgewise.fleet.rng import new_draws
 from edgewise.fleet.table import R_LATENCY, Table
 from edgewise.policy import learned, priced
 from edgewise.policy.base import Rule

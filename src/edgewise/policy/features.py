@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import math
 
-from edgewise.compiled import jit
-from edgewise.fleet.layout import Array
+from edgewise.compile import jit
+from edgewise.fleet.arrays import Array
 from edgewise.fleet.table import (
     C_ACCURACY,
     C_DEADLINE,

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import math
 
-from edgewise.compiled import jit
-from edgewise.fleet.layout import Array
+from edgewise.compile import jit
+from edgewise.fleet.arrays import Array
 from edgewise.fleet.table import S_REPORT_AGE, S_UP, Table
 
 COUNTERS = {

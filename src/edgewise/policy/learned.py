@@ -33,9 +33,9 @@ import math
 
 import numpy as np
 
-from edgewise.compiled import jit
-from edgewise.fleet.draws import uniform
-from edgewise.fleet.layout import Array
+from edgewise.compile import jit
+from edgewise.fleet.arrays import Array
+from edgewise.fleet.rng import uniform
 from edgewise.fleet.table import (
     C_ACCURACY_WEIGHT,
     C_DEADLINE,

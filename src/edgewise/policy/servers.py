@@ -18,9 +18,9 @@ from __future__ import annotations
 
 import math
 
-from edgewise.compiled import jit
-from edgewise.fleet.draws import below
-from edgewise.fleet.layout import Array
+from edgewise.compile import jit
+from edgewise.fleet.arrays import Array
+from edgewise.fleet.rng import below
 from edgewise.fleet.table import (
     C_ACCURACY_WEIGHT,
     C_DEADLINE,

@@ -7,7 +7,7 @@ and ``requests`` hold the types, ``checks`` what a type cannot say, ``files`` re
 
 from edgewise.scenario.checks import check, link_events, warnings_of
 from edgewise.scenario.files import dump, load, loads, presets
-from edgewise.scenario.network import (
+from edgewise.scenario.network_schema import (
     BackhaulTrace,
     CellularTrace,
     FileTrace,
@@ -18,19 +18,6 @@ from edgewise.scenario.network import (
     NetworkSpec,
     Outage,
     WifiTrace,
-)
-from edgewise.scenario.requests import (
-    Arrivals,
-    ConstantArrivals,
-    Demand,
-    DiurnalArrivals,
-    ImagesPayload,
-    LognormalPayload,
-    MmppArrivals,
-    Payload,
-    PoissonArrivals,
-    TraceArrivals,
-    WorkloadSpec,
 )
 from edgewise.scenario.schema import (
     DownFailure,
@@ -45,7 +32,20 @@ from edgewise.scenario.schema import (
     SlowFailure,
     Spell,
 )
-from edgewise.scenario.spells import slowness
+from edgewise.scenario.slow_spells import slowness
+from edgewise.scenario.workload_schema import (
+    Arrivals,
+    ConstantArrivals,
+    Demand,
+    DiurnalArrivals,
+    ImagesPayload,
+    LognormalPayload,
+    MmppArrivals,
+    Payload,
+    PoissonArrivals,
+    TraceArrivals,
+    WorkloadSpec,
+)
 
 __all__ = [
     "Arrivals",

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import msgspec
 
+from edgewise.documents import explain, nearest
 from edgewise.domain import DEADLINE_MAX
 from edgewise.errors import ScenarioError
-from edgewise.scenario.network import FileTrace, LinkEvent, LinkSpec, NetworkSpec
-from edgewise.scenario.problems import explain, nearest
-from edgewise.scenario.requests import Demand, LognormalPayload, MmppArrivals, TraceArrivals
+from edgewise.scenario.network_schema import FileTrace, LinkEvent, LinkSpec, NetworkSpec
 from edgewise.scenario.schema import MuteFailure, Scenario
+from edgewise.scenario.workload_schema import Demand, LognormalPayload, MmppArrivals, TraceArrivals
 
 Problem = tuple[str, str]
 """Where and what."""

@@ -18,11 +18,11 @@ from typing import Any
 import msgspec
 import yaml  # type: ignore[import-untyped]
 
+from edgewise.documents import explain, nearest
 from edgewise.errors import ScenarioError
 from edgewise.scenario.checks import check
-from edgewise.scenario.network import NetworkSpec
-from edgewise.scenario.problems import explain, nearest
-from edgewise.scenario.profile import fill_in
+from edgewise.scenario.measured_profile import fill_in
+from edgewise.scenario.network_schema import NetworkSpec
 from edgewise.scenario.schema import Scenario
 
 _SUFFIXES = (".yaml", ".yml", ".json")

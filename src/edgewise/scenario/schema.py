@@ -17,9 +17,9 @@ import msgspec
 from msgspec import Meta
 
 from edgewise.domain import Name, PolicyName, Share
-from edgewise.scenario.network import LinkSpec, NetworkSpec
-from edgewise.scenario.requests import WorkloadSpec, with_mean_rate
-from edgewise.scenario.units import Factor, Latency, Seed, Span, Strict, Time
+from edgewise.scenario.network_schema import LinkSpec, NetworkSpec
+from edgewise.scenario.ranges import Factor, Latency, Seed, Span, Strict, Time
+from edgewise.scenario.workload_schema import WorkloadSpec, with_mean_rate
 
 
 class ServiceSpec(Strict, frozen=True, kw_only=True):

@@ -17,10 +17,11 @@ import numba
 import numpy as np
 from numba import types
 
-from edgewise.compiled import inlined, inner, lean, prefetch
+from edgewise.compile import inlined, inner, lean, prefetch
+from edgewise.compile.reference import Reference, by_reference
+from edgewise.fleet.arrays import Array, Belief
 from edgewise.fleet.belief import on_request
 from edgewise.fleet.commit import commit
-from edgewise.fleet.layout import Array, Belief
 from edgewise.fleet.table import (
     C_ACCURACY,
     R_ACCURACY,
@@ -31,7 +32,6 @@ from edgewise.fleet.table import (
     observe,
 )
 from edgewise.policy.base import Describe, Kernel, Learn
-from edgewise.sim.alone import hear_again, left_alone
 from edgewise.sim.events import index_of, kind_of, next_time, pop
 from edgewise.sim.layout import (
     ALTERNATIVES,
@@ -64,8 +64,7 @@ from edgewise.sim.layout import (
     belief_of,
 )
 from edgewise.sim.links import bring_up, schedule
-from edgewise.sim.moments import first
-from edgewise.sim.reference import Reference, by_reference
+from edgewise.sim.next_times import first
 from edgewise.sim.reports import (
     look,
     on_ended,
@@ -77,7 +76,6 @@ from edgewise.sim.reports import (
     sweep,
     view,
 )
-from edgewise.sim.requests import lose, open_slot, release, turn_away
 from edgewise.sim.retries import on_failed, on_wake
 from edgewise.sim.routes import (
     command_comes,
@@ -89,6 +87,8 @@ from edgewise.sim.routes import (
     on_uploaded,
     upload,
 )
+from edgewise.sim.silent_balancer import hear_again, left_alone
+from edgewise.sim.slots import lose, open_slot, release, turn_away
 
 AHEAD = 4
 """Requests from the one that arrives to the one that is fetched from memory: where many worlds are
@@ -122,7 +122,7 @@ def next_line(sim: Sim) -> float:
 
 @inner
 def go_on(sim: Sim) -> int:
-    """`advance`, for compiled code that has laid the simulation down (`sim.reference`)."""
+    """`advance`, for compiled code that has laid the simulation down (`compile.reference`)."""
     clock = sim.world.clock[0]
     arrival = next_arrival(sim)
     line = next_line(sim)
@@ -248,7 +248,7 @@ def act(sim: Sim, row: int, probability: float) -> None:
 
 @inner
 def take(sim: Sim, row: int, probability: float) -> None:
-    """`act`, for compiled code that has laid the simulation down (`sim.reference`)."""
+    """`act`, for compiled code that has laid the simulation down (`compile.reference`)."""
     clock = sim.world.clock[0]
     now = clock.now
     i = clock.current

@@ -5,7 +5,7 @@ caused just now and happens soon: such events stand in order, the last to come f
 one is the last, and taking it is counting down; a new one goes in from there, and those before it
 move up by one. Timers (`push_far`) would move past all of these, and wait in a binary heap. (A heap
 alone takes longer: its branches are as good as random.) When there is no room in order, the later
-half goes to the heap too. What has a moment that moves is not in it at all (`sim.moments`).
+half goes to the heap too. What has a moment that moves is not in it at all (`sim.next_times`).
 
 Ties go in the order in which events were made.
 """
@@ -17,8 +17,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from edgewise.compiled import inlined, inner
-from edgewise.fleet.layout import Array
+from edgewise.compile import inlined, inner
+from edgewise.fleet.arrays import Array
 from edgewise.sim.layout import EVENT, World
 
 KIND_BITS = 4

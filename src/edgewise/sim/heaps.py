@@ -6,8 +6,8 @@ through one array of nodes: there are many small ones, and none of them needs a 
 
 from __future__ import annotations
 
-from edgewise.compiled import inlined, inner
-from edgewise.fleet.layout import Array
+from edgewise.compile import inlined, inner
+from edgewise.fleet.arrays import Array
 
 
 @inlined

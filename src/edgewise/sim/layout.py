@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 from edgewise.domain import Form
-from edgewise.fleet.layout import Array, Belief
+from edgewise.fleet.arrays import Array, Belief
 from edgewise.fleet.table import Table
 
 Record: TypeAlias = Any
@@ -277,7 +277,7 @@ LINK = np.dtype(
         ("at", "f8"),  # when `served` and `area` were brought up to date
         ("area", "f8"),  # ∫ flows dt
         ("bytes", "f8"),  # carried
-        # what its node knows (`sim.ledgers`)
+        # what its node knows (`sim.transfers`)
         ("measured", "f8"),  # bytes/s by its own transfers; NaN never
         ("measured_at", "f8"),
         ("ledger", "i8"),  # transfers under way …
@@ -387,7 +387,7 @@ class World(NamedTuple):
     soon: Array  # float64 (1 + SOON,): +inf, then the times of the next events, falling …
     soon_codes: Array  # … int64 (1 + SOON,): and their codes
     events: Array  # EVENT (H,), a binary heap of the rest
-    moments: Array  # float64 (2P,), P ≥ 8, L + S: `sim.moments`
+    moments: Array  # float64 (2P,), P ≥ 8, L + S: `sim.next_times`
     requests: Array  # REQUEST (N,)
     slots: Array  # SLOT (M,)
     nodes: Array  # NODE (3M,)

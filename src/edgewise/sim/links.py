@@ -13,7 +13,7 @@ in mid-transfer are exact too.
 In FIFO mode virtual time counts the bytes of the whole link, and a flow's tag follows the last
 one's.
 
-Whoever joins or leaves moves the moment at which the first flow is across (`sim.moments`).
+Whoever joins or leaves moves the moment at which the first flow is across (`sim.next_times`).
 
 What comes on top of crossing: propagation delay; jitter, of which a transfer sees the largest of
 its 16 KiB chunks' draws; loss, which holds a transfer up by the worst of its packets' repetitions
@@ -24,14 +24,14 @@ from __future__ import annotations
 
 import math
 
-from edgewise.compiled import inlined, inner
-from edgewise.fleet.layout import Array
-from edgewise.fleet.luck import luck
+from edgewise.compile import inlined, inner
+from edgewise.fleet.arrays import Array
+from edgewise.fleet.request_noise import luck
 from edgewise.network.capacity import bytes_between, time_to_send
 from edgewise.network.link import CHUNK_BYTES, PACKET_BYTES, STALL_S
 from edgewise.sim.heaps import insert, remove, remove_root
 from edgewise.sim.layout import CONSTANT, CURVE, UNLIMITED, Record, World
-from edgewise.sim.moments import link_at
+from edgewise.sim.next_times import link_at
 
 SAME_BYTES = 1e-6
 """What is left of a transfer and less than this is rounding."""

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgewise.errors import EdgewiseError
-from edgewise.fleet.draws import new_draws
+from edgewise.fleet.rng import new_draws
 from edgewise.fleet.table import C_ELAPSED
 from edgewise.policy.base import Rule
 from edgewise.sim import engine

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 
-from edgewise.compiled import inlined, inner
+from edgewise.compile import inlined, inner
+from edgewise.compile.reference import by_reference
+from edgewise.fleet.arrays import QUEUE_MAX, Belief
 from edgewise.fleet.belief import (
     drain_link,
     on_answer,
@@ -19,9 +21,8 @@ from edgewise.fleet.belief import (
     reset_server,
     restore_sends,
 )
-from edgewise.fleet.layout import QUEUE_MAX, Belief
-from edgewise.fleet.patience import FLEET_PERIOD, HEARTBEAT
 from edgewise.fleet.table import link_rate
+from edgewise.fleet.timeouts import FLEET_PERIOD, HEARTBEAT
 from edgewise.fleet.tracker import FORGET_AFTER, RATE_MAX, RATE_MIN
 from edgewise.sim.events import push, push_far
 from edgewise.sim.heaps import remove_root
@@ -41,12 +42,11 @@ from edgewise.sim.layout import (
     Sim,
     World,
 )
-from edgewise.sim.ledgers import left, tear_up
 from edgewise.sim.links import backlog, bring_up, capacity, schedule
-from edgewise.sim.moments import report_at
-from edgewise.sim.reference import by_reference
-from edgewise.sim.requests import expect_news, hold, lose, release
+from edgewise.sim.next_times import report_at
 from edgewise.sim.servers import account, backlog_of
+from edgewise.sim.slots import expect_news, hold, lose, release
+from edgewise.sim.transfers import left, tear_up
 
 MUTE_KNOWN = 1.5 * HEARTBEAT
 """s until nodes know that a balancer is mute: they ask for a sign of life, and wait for half of the
@@ -198,7 +198,7 @@ def hears(world: World, b: int, s: int, at: float, before: float) -> bool:
 
     A balancer does unless it is mute. A node has its own at once, and the others' from the
     balancer's message to all about once a second, or from themselves once it knows that the
-    balancer is gone (`live.node`).
+    balancer is gone (`live.node.node`).
     """
     clock = world.clock[0]
     if b < clock.central:

@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgewise.domain import Candidate, Form, Outcome, Request, Service, Stamps, Status
-from edgewise.fleet.luck import LUCK_RIGHT, luck
+from edgewise.fleet.request_noise import LUCK_RIGHT, luck
 from edgewise.scenario import Scenario
 from edgewise.sim.layout import REASONS, SERVED, STATUSES, Sim
-from edgewise.workload import Trace
+from edgewise.worlds.workload import Trace
 
 STAMPS = ("uploaded", "decided", "transferred", "started", "finished", "answered", "received")
 _CLASSES = 1000

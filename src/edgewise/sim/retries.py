@@ -1,6 +1,6 @@
 """What an ingress does when a peer fails or keeps it waiting, or time is up. Compiled.
 
-The rules are those of `live.edge`, their numbers those of `fleet.patience`. A peer's answer is
+The rules are those of `live.node.edge`, their numbers those of `fleet.timeouts`. A peer's answer is
 waited for until it would be worth little; then the transfer is broken off, which frees the link for
 others, and the destination forgets the request. While there is time the ingress tries what else was
 ranked, servers that have not failed it nor were full; then its own quickest service, if that pays;
@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import math
 
-from edgewise.compiled import inner
-from edgewise.fleet.patience import worth_running
+from edgewise.compile import inner
+from edgewise.fleet.timeouts import worth_running
 from edgewise.sim.heaps import remove
 from edgewise.sim.layout import (
     ALTERNATIVES,
@@ -30,11 +30,11 @@ from edgewise.sim.layout import (
     SHED,
     World,
 )
-from edgewise.sim.ledgers import drop
 from edgewise.sim.links import withdraw
-from edgewise.sim.requests import arm, end, release, take_slot, tell
 from edgewise.sim.routes import quickest_here, route
 from edgewise.sim.servers import expected_work, no_more_unready, notice, unlink, wait_for
+from edgewise.sim.slots import arm, end, release, take_slot, tell
+from edgewise.sim.transfers import drop
 
 
 @inner

@@ -17,8 +17,8 @@ from __future__ import annotations
 
 import math
 
-from edgewise.compiled import inlined, inner
-from edgewise.fleet.patience import give_up_at
+from edgewise.compile import inlined, inner
+from edgewise.fleet.timeouts import give_up_at
 from edgewise.sim.layout import (
     DONE,
     E_COMMAND,
@@ -35,18 +35,7 @@ from edgewise.sim.layout import (
     UNLIMITED,
     World,
 )
-from edgewise.sim.ledgers import note, received, word_comes
 from edgewise.sim.links import join, lag, leave, schedule
-from edgewise.sim.requests import (
-    answer,
-    arm,
-    end,
-    expect_news,
-    hold,
-    later,
-    release,
-    tell,
-)
 from edgewise.sim.servers import (
     arrive,
     convert,
@@ -56,6 +45,8 @@ from edgewise.sim.servers import (
     notice,
     prepare,
 )
+from edgewise.sim.slots import answer, arm, end, expect_news, hold, later, release, tell
+from edgewise.sim.transfers import note, received, word_comes
 
 
 @inlined

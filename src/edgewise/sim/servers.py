@@ -18,11 +18,11 @@ from __future__ import annotations
 
 import math
 
-from edgewise.compiled import inlined, inner
+from edgewise.compile import inlined, inner
 from edgewise.fleet.belief import acknowledge
-from edgewise.fleet.luck import noise_place
-from edgewise.fleet.measure import SERVICE_MEMORY, ready_time
-from edgewise.fleet.reporting import GAP, busy_share, jumped
+from edgewise.fleet.estimates import SERVICE_MEMORY, ready_time
+from edgewise.fleet.report_timing import GAP, busy_share, jumped
+from edgewise.fleet.request_noise import noise_place
 from edgewise.sim.events import push
 from edgewise.sim.heaps import insert, remove_root
 from edgewise.sim.layout import (
@@ -35,8 +35,8 @@ from edgewise.sim.layout import (
     REASON_QUEUE_FULL,
     World,
 )
-from edgewise.sim.moments import report_at, report_due
-from edgewise.sim.requests import answer, expect_news, hold, release
+from edgewise.sim.next_times import report_at, report_due
+from edgewise.sim.slots import answer, expect_news, hold, release
 
 
 @inlined
@@ -87,7 +87,7 @@ def account(world: World, s: int, now: float, change: int) -> None:
 
 @inner
 def backlog_of(world: World, s: int, now: float) -> float:
-    """s until workers and stage of `s` are through with what is here (`live.monitor`)."""
+    """s until workers and stage of `s` are through with what is here (`live.node.monitor`)."""
     server = world.servers[s]
     workers = world.workers
     own = world.clock[0].prepare_own != 0
@@ -125,7 +125,7 @@ def notice(world: World, s: int, now: float) -> None:
 
 @inner
 def wait_for(world: World, s: int, due: float, now: float) -> float:
-    """s until a request of deadline `due` would be taken at `s` (`live.queue.Queue.wait`)."""
+    """s until a request of deadline `due` would be taken at `s` (`live.node.queue.Queue.wait`)."""
     server = world.servers[s]
     edf = world.clock[0].edf != 0
     work = 0.0 if world.clock[0].prepare_own != 0 else server.prepare_waiting

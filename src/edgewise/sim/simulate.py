@@ -14,18 +14,18 @@ from msgspec import Struct
 from edgewise.domain import Outcome, Report, Request, Service
 from edgewise.errors import BadInput
 from edgewise.fleet.table import Table
-from edgewise.images import load_images
 from edgewise.policy import find
 from edgewise.policy.base import Rule
-from edgewise.roster import services_of
 from edgewise.scenario import ImagesPayload, Scenario
 from edgewise.score import Shape
-from edgewise.sim import reported, results
+from edgewise.sim import kept_reports, results
+from edgewise.sim.build import Options, simulation
 from edgewise.sim.layout import Sim
 from edgewise.sim.play import Crowded, Floats, play, play_until
-from edgewise.sim.world import Options, simulation
 from edgewise.summary import PolicySummary, summarise
-from edgewise.workload import Trace, generate
+from edgewise.tasks.imagenet.images import load_images
+from edgewise.tasks.services import services_of
+from edgewise.worlds.workload import Trace, generate
 
 SLOTS_MAX = 1 << 20
 """Requests open at a time, beyond which a simulation is given up: a link or a fleet that carries a
@@ -71,7 +71,7 @@ class Episode(Struct, frozen=True, kw_only=True):
 
     def reports(self) -> Iterator[tuple[Report, float]]:
         """Each with when the balancer had it; needs `Options.keep_reports`."""
-        return reported.reports(self.sim, self.scenario, self.services)
+        return kept_reports.reports(self.sim, self.scenario, self.services)
 
     def outcomes(self) -> Iterator[Outcome]:
         return results.outcomes(self.sim, self.services, self.labels, self._prefix)

@@ -1,0 +1,53 @@
+"""Decisions made beforehand, played in the engine."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgewise.compile import jit
+from edgewise.fleet.table import R_ACCURACY, R_SERVER
+from edgewise.sim import engine
+from edgewise.sim.layout import Sim, belief_of
+
+Ints = NDArray[np.int64]
+
+
+@jit
+def follow(sim: Sim, rows: Ints, decisions: int, order: Ints) -> int:
+    """Decide by `rows`, one per request, until the end or for so many decisions (−1: all).
+
+    Returns how many, and the requests in the order of their decisions in `order`. A row that is not
+    admissible sheds.
+    """
+    shed = sim.table.mask.size - 1
+    done = 0
+    while done != decisions:
+        r = engine.advance(sim)
+        if r < 0:
+            break
+        order[done] = r
+        row = rows[r]
+        engine.act(sim, row if sim.table.mask[row] != 0 else shed, 1.0)
+        done += 1
+    return done
+
+
+def blind(sim: Sim, results: bool) -> Sim:
+    """A copy of `sim` whose balancer knows nothing, with or without results.
+
+    What is played there beforehand happens as in `sim`, but faster: the belief has no services and
+    hears no reports, so looking at it costs next to nothing. Every row counts as admissible.
+    """
+    copy = engine.branch(sim)
+    world = copy.world
+    world.clock["period"] = np.inf
+    if not results:
+        world = world._replace(results=world.results[:0].copy())
+        world.clock["store"] = 0
+    copy.table.wanted[:] = 0  # rows of all servers: a forced one must be admissible
+    copy.table.mask[:] = 1
+    copy.table.rows[:, R_ACCURACY] = np.inf
+    copy.table.rows[:, R_SERVER] = -1.0  # the belief counts every decision as a refusal
+    beliefs = copy.beliefs._replace(first=np.zeros_like(copy.beliefs.first))
+    return copy._replace(world=world, beliefs=beliefs, belief=belief_of(beliefs, 0))

@@ -1,0 +1,51 @@
+"""``edgewise balancer``: decides for each request which server and model answer it."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import typer
+
+from edgewise.errors import MissingExtra
+from edgewise.live.config import BalancerConfig, load_config
+
+
+def balancer(
+    config: Annotated[Path, typer.Argument(help="A balancer's configuration, YAML.")],
+    policy: Annotated[
+        str | None, typer.Option(help="In place of the one in the configuration.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for decisions, reports and experience.")
+    ] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Log who comes and goes.")] = False,
+) -> None:
+    """Run a balancer until SIGTERM or Ctrl-C.
+
+    Once it listens it says {"ready": {"balancer": SCENARIO, "url": URL}} on stdout; it logs to
+    stderr.
+    """
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=logging.INFO if verbose else logging.WARNING,
+        format="%(asctime)s %(levelname)s %(message)s",
+    )
+    read = load_config(config, BalancerConfig)
+    if policy is not None:
+        read = msgspec.structs.replace(read, policy=policy)
+    if out is not None:
+        read = msgspec.structs.replace(read, out=str(out))
+    try:
+        from edgewise.live.balancer.balancer import run
+    except ModuleNotFoundError as error:
+        raise MissingExtra("live", error.name or "?") from None
+    run(read, _say_ready)
+
+
+def _say_ready(where: dict[str, Any]) -> None:
+    sys.stdout.buffer.write(msgspec.json.encode({"ready": where}) + b"\n")
+    sys.stdout.buffer.flush()

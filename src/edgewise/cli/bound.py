@@ -1,0 +1,221 @@
+"""``edgewise bound``: where policies stand between the best heuristic and what is possible."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from edgewise.cli.up import write_summary
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from edgewise.bound.standing import Standing
+    from edgewise.policy.base import Rule
+    from edgewise.scenario import Scenario
+
+FAMILY = "family:"
+SHIPPED = "edgewise"
+"""The learned policy that comes with the package."""
+
+
+def bound(
+    scenario: Annotated[
+        str, typer.Argument(help="A preset, a file, or family:NAME (`edgewise bench` has them).")
+    ] = "three-sites",
+    policy: Annotated[
+        str | None,
+        typer.Option(metavar="P[,P...]", help="Who is to be placed. Default: all but `random`."),
+    ] = None,
+    seeds: Annotated[
+        int, typer.Option(min=1, max=10_000, help="How many worlds: the seed and those after it.")
+    ] = 3,
+    seed: Annotated[
+        int | None,
+        typer.Option(help="The first. Default: the scenario's; of a family, the evaluation's."),
+    ] = None,
+    duration: Annotated[
+        float | None,
+        typer.Option(metavar="S", help="Seconds of arrivals. Default: the scenario's, at most 4."),
+    ] = None,
+    rate: Annotated[
+        float | None, typer.Option(metavar="R", help="Mean requests per second.")
+    ] = None,
+    trials: Annotated[
+        int | None,
+        typer.Option(min=0, help="Of the clairvoyant search, per world. Default: 25 per request."),
+    ] = None,
+    seconds: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0, metavar="S", help="Stop each search then. Its result depends on the machine."
+        ),
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Of the bound's descent. Default: 300.")
+    ] = None,
+    threads: Annotated[
+        int, typer.Option(min=0, help="Worlds at a time; changes no number. 0: all cores.")
+    ] = 0,
+    json: Annotated[
+        str | None, typer.Option(metavar="FILE", help="The figures as JSON; - for stdout.")
+    ] = None,
+) -> None:
+    """What would have been possible, had everything been known in advance.
+
+    Per world: the expected utility of each policy; of a plan found by local
+    search in the simulator (clairvoyant: it can be had, by luck); and an upper
+    bound that no policy exceeds, by Lagrangian duality.
+
+    [bold]Examples:[/bold]
+
+      edgewise bound three-sites --seeds 5
+
+      edgewise bound family:heavy --duration 3 --policy priced_greedy,edgewise
+
+      edgewise bound volatile --seeds 10 --seconds 20 --json bound.json
+    """
+    from edgewise.bound.standing import mean
+    from edgewise.cli.simulate import compile_engine
+    from edgewise.policy import RULES, find, label
+
+    console = Console(stderr=json == "-")
+    names = [each.strip() for each in policy.split(",")] if policy else [*RULES]
+    if policy is None:
+        names.remove("random")
+    rules = {label(name): find(name) for name in names}
+    learned = {label(name) for name in names if name == SHIPPED or name not in RULES}
+    worlds = _worlds(scenario, seeds, seed, duration, rate)
+    compile_engine(names, console)
+    standings = _stand(worlds, rules, trials, seconds, steps, threads, console)
+    over = mean(standings)
+    console.print(_table(worlds[0], standings, over, learned))
+    if json is not None:
+        import msgspec
+
+        data = {
+            "scenario": worlds[0].name,
+            "duration": worlds[0].workload.duration,
+            "worlds": standings,
+            "mean": over,
+        }
+        write_summary(msgspec.json.format(msgspec.json.encode(data)) + b"\n", json)
+
+
+def _worlds(
+    name: str, count: int, seed: int | None, duration: float | None, rate: float | None
+) -> list[Scenario]:
+    from edgewise.bound.standing import DURATION
+    from edgewise.scenario import check, load
+
+    if name.startswith(FAMILY):
+        from edgewise.worlds import families
+
+        first = families.EVALUATION.start if seed is None else seed
+        family = name.removeprefix(FAMILY)
+        found = [families.scenario(family, first + n) for n in range(count)]
+    else:
+        one = load(name)
+        first = one.seed if seed is None else seed
+        found = [one.with_overrides(seed=first + n) for n in range(count)]
+    return [
+        check(
+            each.with_overrides(
+                duration=min(each.workload.duration, DURATION) if duration is None else duration,
+                rate=rate,
+            ),
+            name,
+        )
+        for each in found
+    ]
+
+
+def _stand(
+    worlds: Sequence[Scenario],
+    rules: dict[str, Rule],
+    trials: int | None,
+    seconds: float | None,
+    steps: int | None,
+    threads: int,
+    console: Console,
+) -> list[Standing]:
+    import math
+    import os
+    from concurrent.futures import ThreadPoolExecutor
+
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from edgewise.bound import dual
+    from edgewise.bound.standing import standing
+    from edgewise.sim.simulate import Photos
+    from edgewise.worlds.workload import generate
+
+    photos = Photos.of(worlds[0])
+    with Progress(
+        TextColumn("{task.fields[what]:<22}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+    ) as bar:
+        task = bar.add_task("", total=len(worlds), what="loading")
+        shares = [0.0] * len(worlds)
+
+        def one(n: int) -> Standing:
+            def tell(share: float, what: str) -> None:
+                shares[n] = share
+                bar.update(task, completed=sum(shares), what=what)
+
+            return standing(
+                worlds[n],
+                rules,
+                trace=generate(worlds[n], photos.sizes if photos else None),
+                steps=dual.STEPS if steps is None else steps,
+                trials=trials,
+                seconds=math.inf if seconds is None else seconds,
+                progress=tell,
+            )
+
+        with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
+            return list(pool.map(one, range(len(worlds))))
+
+
+def _table(
+    world: Scenario, standings: Sequence[Standing], over: Standing, learned: set[str]
+) -> Table:
+    from edgewise.bound.standing import way
+
+    heuristics = {name: u for name, u in over.policies.items() if name not in learned}
+    best = max((heuristics or over.policies).values())
+    table = Table(
+        title=f"{world.name}: {len(standings)} worlds of {world.workload.duration:g} s, "
+        f"{over.requests} requests, seeds from {over.seed}",
+        caption="Means over worlds. The clairvoyant can be had, by luck; the bound by nobody. "
+        "way: from the best heuristic (0 %) to the clairvoyant (100 %)",
+    )
+    table.add_column("")
+    for column in ("utility", "of the bound", "short of clairvoyant", "way"):
+        table.add_column(column, justify="right")
+
+    def row(name: str, utility: float, style: str = "") -> None:
+        share = way(utility, best, over.clairvoyant)
+        short = over.clairvoyant - utility
+        table.add_row(
+            name,
+            f"{utility:.4f}",
+            f"{utility / over.bound:.1%}" if over.bound > 0.0 else "",
+            f"{short:.4f}" if short > 0.0 else "",
+            f"{share:.0%}" if share >= 0.0 else "",
+            style=style,
+        )
+
+    for name, utility in sorted(over.policies.items(), key=lambda item: item[1]):
+        row(name, utility, "bold" if utility == best else "")
+    table.add_section()
+    row("clairvoyant", over.clairvoyant)
+    row("upper bound", over.bound)
+    return table

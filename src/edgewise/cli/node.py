@@ -1,0 +1,30 @@
+"""``edgewise node``: run one edge server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgewise.errors import MissingExtra
+from edgewise.live.config import NodeConfig, load_config
+
+
+def node(
+    config: Annotated[
+        Path, typer.Argument(help="Configuration file of this node (docs/by-hand.md).")
+    ],
+) -> None:
+    """Run an edge server until it is told to stop (SIGTERM, Ctrl-C), which it does when drained.
+
+    Prints one line of JSON with its address when it is ready; the log goes to standard error.
+
+    [bold]Example:[/bold] edgewise node plaza.yaml
+    """
+    read = load_config(config, NodeConfig)
+    try:
+        from edgewise.live.node.node import run
+    except ImportError as error:
+        raise MissingExtra("live", error.name or "aiohttp") from None
+    run(read)

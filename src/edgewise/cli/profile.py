@@ -1,0 +1,136 @@
+"""``edgewise profile``: services measured on this machine, for scenarios that run on it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from edgewise.cli.up import write_summary
+
+BAR_AFTER = 2.0
+"""s. What is over sooner needs no bar."""
+
+
+def profile(
+    models: Annotated[
+        str | None,
+        typer.Option(metavar="M[,M...]", help="Rungs of the zoo. Default: all prepared ones."),
+    ] = None,
+    images: Annotated[
+        str, typer.Option(metavar="DIR", help="Photos: a folder, or 'builtin'.")
+    ] = "builtin",
+    runs: Annotated[int, typer.Option(min=2, max=100_000, help="Photos per figure.")] = 60,
+    concurrency: Annotated[
+        str, typer.Option(metavar="N[,N...]", help="How many run at a time.")
+    ] = "1,2",
+    batch: Annotated[
+        str, typer.Option(metavar="N[,N...]", help="Inputs in one call of the model.")
+    ] = "1,2,4,8",
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The profile, as YAML.")] = Path(
+        "profile.yaml"
+    ),
+    json: Annotated[
+        str | None, typer.Option(metavar="FILE", help="The same as JSON; - for stdout.")
+    ] = None,
+) -> None:
+    """Measure what services take on this machine: latency, noise, concurrency, batches.
+
+    The file is for scenarios: with `profile: profile.yaml` in one, its services
+    take what was measured here, in the simulator and for the balancer. Leave
+    the machine alone meanwhile: what else runs is measured too.
+
+    [bold]Example:[/bold] edgewise profile --models lite0-128,lite1 --out mine-profile.yaml
+    """
+    import msgspec
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.table import Table
+
+    from edgewise.errors import ModelError
+    from edgewise.fidelity import profile as measuring
+    from edgewise.tasks.imagenet import zoo
+    from edgewise.tasks.imagenet.images import load_images
+
+    console = Console(stderr=json == "-")
+    names = [name.strip() for name in models.split(",")] if models else []
+    names = [zoo.rung(name).name for name in dict.fromkeys(names)]
+    names = names or [rung.name for rung in zoo.rungs() if zoo.find(rung.name) is not None]
+    if not names:
+        raise ModelError("no model is prepared; do so with: edgewise models prepare")
+    at_a_time = numbers("--concurrency", concurrency)
+    batches = numbers("--batch", batch)
+    photos = load_images(images)
+    began = time.monotonic()
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        console=console,
+        transient=True,
+    ) as bar:
+        total = measuring.steps(names, at_a_time, batches)
+        task = bar.add_task("measuring", total=total, visible=False)
+
+        def step(what: str) -> None:
+            late = time.monotonic() - began > BAR_AFTER
+            bar.update(task, advance=1, description=what[:40], visible=late)
+
+        found = measuring.profile(
+            names,
+            photos,
+            runs=runs,
+            concurrency=at_a_time,
+            batches=batches,
+            step=step,
+            command=f"edgewise profile --models {','.join(names)} --runs {runs} "
+            f"--concurrency {concurrency} --batch {batch}",
+        )
+    measuring.write(found, out)
+    table = Table(title=f"ms on this machine, {runs} photos a figure", title_justify="left")
+    table.add_column("model")
+    headings = ["mean", "p95", "CPU", "ready", "decode", "predict", "sigma"]
+    headings += [f"x{n}" for n in at_a_time]
+    headings += [f"b{n}" for n in batches]
+    for heading in headings:
+        table.add_column(heading, justify="right")
+    for name, each in found.models.items():
+        first = each.original
+        figures = (first.mean, first.p95, first.cpu, each.model_ready.mean)
+        table.add_row(
+            name,
+            *(f"{1e3 * seconds:.1f}" for seconds in (*figures, each.decode, each.predict)),
+            f"{each.original.sigma:.2f}",
+            *(f"{each.slowdown.get(n, 1.0):.2f}" for n in at_a_time),
+            *(f"{1e3 * each.batch[n] / n:.1f}" for n in batches),
+        )
+    console.print(table)
+    made = found.prepare
+    console.print(
+        "sigma: of the logarithm; xN: times as long with N at a time; bN: predicting one of a "
+        "batch of N",
+        style="dim",
+        highlight=False,
+    )
+    console.print(
+        f"making a photo model-ready: {1e3 * made.seconds:.1f} ms, CPU {1e3 * made.cpu:.1f} ms, "
+        f"sigma {made.sigma:.2f}; written: {out}",
+        markup=False,
+        highlight=False,
+    )
+    write_summary(msgspec.json.format(msgspec.json.encode(found), indent=2) + b"\n", json)
+
+
+def numbers(option: str, text: str) -> tuple[int, ...]:
+    """Ascending numbers of 1 to 64 from ``1,2,4``. Raises BadInput naming the option."""
+    from edgewise.errors import BadInput
+
+    try:
+        found = tuple(sorted({int(each) for each in text.split(",")}))
+    except ValueError:
+        found = ()
+    if not found or found[0] < 1 or found[-1] > 64:
+        raise BadInput(f"{option}: expected numbers of 1 to 64 such as 1,2,4, got {text!r}")
+    return found

@@ -1,0 +1,150 @@
+"""``edgewise scenarios`` and ``edgewise scenario``: what there is, and whether a file is right."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from edgewise.domain import Service
+from edgewise.errors import ModelError
+from edgewise.scenario import LinkSpec, Scenario, ServerSpec, dump, load, presets, warnings_of
+from edgewise.scenario.files import find
+from edgewise.tasks.services import services_of
+from edgewise.worlds import workload
+
+scenario = typer.Typer(help="Check or show a scenario.", no_args_is_help=True)
+
+Name = Annotated[str, typer.Argument(help="A scenario file, or the name of a preset.")]
+
+
+def scenarios() -> None:
+    """List the scenarios that come with edgewise."""
+    table = Table(title="Presets", caption="edgewise scenario show NAME prints one")
+    for heading in ("name", "about", "servers"):
+        table.add_column(heading, overflow="fold")
+    table.add_column("requests/s", justify="right")
+    table.add_column("s", justify="right")
+    for name in presets():
+        preset = load(name)
+        table.add_row(
+            name,
+            escape(preset.about),
+            ", ".join(preset.server_names),
+            f"{workload.mean_rate(preset.workload.arrivals):.3g}",
+            f"{preset.workload.duration:g}",
+        )
+    Console().print(table)
+
+
+@scenario.command()
+def check(file: Name) -> None:
+    """Say what was understood of a scenario, and what is odd about it."""
+    read = load(file)
+    console = Console()
+    rate = workload.mean_rate(read.workload.arrivals)
+    kind = read.workload.arrivals.__struct_config__.tag
+    try:
+        services: tuple[Service, ...] = services_of(read)
+        unknown = ""
+    except ModelError as error:
+        services, unknown = (), str(error)
+    console.print(f"[bold]{escape(read.name)}[/]: {escape(read.about)}", highlight=False)
+    console.print(
+        f"{rate:.3g} requests/s ({kind}) for {read.workload.duration:g} s, "
+        f"policy {read.policy}, {read.discipline}, executor {read.executor}, "
+        f"network {'emulated' if read.network.emulate else 'as it is'}",
+        highlight=False,
+    )
+    console.print(_servers(read, rate, services))
+    accuracies = {service.model: service.accuracy for service in services}
+    if unknown:
+        console.print(f"load if all is local: unknown ({unknown})", style="dim", markup=False)
+    for warning in warnings_of(read, accuracies.get):
+        console.print(f"[yellow]warning:[/] {escape(warning)}", highlight=False)
+    console.print("[green]ok[/]")
+
+
+@scenario.command()
+def show(
+    name: Name,
+    full: Annotated[
+        bool, typer.Option("--full", help="Every field, defaults too, without comments.")
+    ] = False,
+) -> None:
+    """Print a scenario as YAML: the file itself, a good start for one of your own."""
+    read = load(name)  # also without --full: what is printed should be right
+    text = dump(read) if full else find(name).read_text(encoding="utf-8")
+    typer.echo(text, nl=not text.endswith("\n"))
+
+
+def _servers(read: Scenario, rate: float, services: tuple[Service, ...]) -> Table:
+    table = Table(
+        caption="load: share of its workers busy if a server runs all that arrives at it, each "
+        "request on its fastest service that meets the demand; + = some demands it cannot meet"
+    )
+    for heading in ("server", "speed", "services"):
+        table.add_column(heading)
+    for heading in ("req/s", "load"):
+        table.add_column(heading, justify="right")
+    table.add_column("links")
+    names = read.server_names
+    for (name, server), share in zip(read.servers.items(), read.ingress_shares(), strict=True):
+        own = tuple(service for service in services if service.server == name)
+        others = [other for other in names if other != name]
+        links = dict([read.access_of(name), *(read.link_between(name, each) for each in others)])
+        table.add_row(
+            name,
+            f"{server.workers} × {server.speed:g}",
+            _models(server),
+            f"{rate * share:.3g}",
+            _load(read, rate * share, server, own),
+            "\n".join(f"{_kind(link)} {_link(spec)}" for link, spec in links.items()),
+        )
+    return table
+
+
+def _models(server: ServerSpec) -> str:
+    return "\n".join(service.model for service in server.services) or "-"
+
+
+def _kind(link: str) -> str:
+    """``access``, ``uplink`` or ``>depot``: the server's own name stands in the row already."""
+    return f">{link.partition('>')[2]}" if ">" in link else link.partition(":")[0]
+
+
+def local_load(
+    read: Scenario, rate: float, workers: int, own: tuple[Service, ...]
+) -> tuple[float, bool]:
+    """Busy share of the workers, and whether some demands cannot be met.
+
+    `rate` requests/s all run on this server, each on the fastest of its services `own` that meets
+    the demand.
+    """
+    total = sum(demand.share for demand in read.workload.demands)
+    seconds, unmet = 0.0, False
+    for demand in read.workload.demands:
+        fit = [service.latency[0] for service in own if service.accuracy >= demand.accuracy]
+        seconds += demand.share / total * min(fit, default=0.0)
+        unmet = unmet or (not fit and demand.share > 0)
+    return rate * seconds / workers, unmet
+
+
+def _load(read: Scenario, rate: float, server: ServerSpec, own: tuple[Service, ...]) -> str:
+    if not own:
+        return "-" if not server.services else "?"
+    load, unmet = local_load(read, rate, server.workers, own)
+    return f"{100 * load:.0f} %{' +' if unmet and rate else ''}"
+
+
+def _link(link: LinkSpec) -> str:
+    if link.trace is not None:
+        what = str(link.trace.__struct_config__.tag)
+        mean = getattr(link.trace, "mean_mbps", None)
+        rate = f"{what} ~{mean:g} Mbit/s" if mean is not None else what
+    else:
+        rate = "unlimited" if link.rate_mbps is None else f"{link.rate_mbps:g} Mbit/s"
+    return f"{rate}, {1000 * link.delay:g} ms"

@@ -1,0 +1,222 @@
+"""``edgewise simulate``: a scenario in virtual time.
+
+The heavy half (numba, the compiled engine) is imported when the command runs, not when its help is
+shown.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from edgewise.cli.up import write_summary
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from edgewise.scenario import Scenario
+    from edgewise.sim.simulate import Episode
+
+BAR_AFTER = 2.0
+"""s. What is over sooner needs no bar."""
+
+
+def simulate(
+    scenario: Annotated[
+        str, typer.Argument(help="A preset (`edgewise scenarios` lists them) or a file.")
+    ] = "three-sites",
+    policy: Annotated[
+        str | None,
+        typer.Option(
+            metavar="P[,P...]",
+            help="Who decides. Default: the scenario's, edgewise if it names none.",
+        ),
+    ] = None,
+    seeds: Annotated[
+        int, typer.Option(min=1, max=100_000, help="How many worlds: the seed and those after it.")
+    ] = 1,
+    duration: Annotated[
+        float | None, typer.Option(metavar="S", help="Seconds over which requests are sent.")
+    ] = None,
+    rate: Annotated[
+        float | None, typer.Option(metavar="R", help="Mean requests per second.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of everything random.")] = None,
+    threads: Annotated[
+        int, typer.Option(min=0, help="At the same time; changes no number. 0: all cores.")
+    ] = 0,
+    json: Annotated[
+        str | None, typer.Option(metavar="FILE", help="The summary as JSON; - for stdout.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Where to write what `up` writes. Default: nowhere."),
+    ] = None,
+) -> None:
+    """Play a scenario in virtual time; compare policies.
+
+    Arrivals, links and luck are the same for every policy. Answers are right
+    or wrong by chance, with the accuracy of the model that gave them.
+
+    [bold]Examples:[/bold]
+
+      edgewise simulate three-sites --policy earliest_completion,local --seeds 20
+
+      edgewise simulate mine.yaml --duration 600 --json -
+    """
+    from edgewise.scenario import check, load
+    from edgewise.sim import simulate as sims
+    from edgewise.summary import Summary, comparison, per_server
+
+    console = Console(stderr=json == "-")
+    world = check(load(scenario).with_overrides(duration=duration, rate=rate, seed=seed), scenario)
+    policies = [name.strip() for name in policy.split(",")] if policy else [world.policy]
+    for name in policies:
+        sims.rule_of(name)
+    if out is not None:
+        _make(out)
+    compile_engine(policies, console)
+    ended = _play(world, policies, seeds, threads or None, console, out is not None)
+    summary = Summary(
+        scenario=world.name,
+        seed=world.seed,
+        policies=tuple(sims.summary_of(name, each) for name, each in ended.items()),
+    )
+    console.print(comparison(summary))
+    console.print(per_server(summary))
+    if out is not None:
+        _write(out, world, ended, summary.to_json())
+        console.print(f"results: {out}", style="dim", markup=False, highlight=False)
+    write_summary(summary.to_json(), json)
+    if seeds > 1:  # last: it needs an extra, and nothing is to be lost for want of it
+        console.print(f"{seeds} seeds from {world.seed}, pooled", style="dim", highlight=False)
+        console.print(over_seeds(ended))
+
+
+def compile_engine(policies: list[str], console: Console) -> None:
+    """Play a moment of a small world, and say so if that takes long: then it compiles."""
+    from edgewise import scenario as sc
+    from edgewise.sim import simulate as sims
+
+    server = sc.ServerSpec(services=(sc.ServiceSpec(model="m", accuracy=0.5, latency=(0.01,)),))
+    small = sc.Scenario(
+        name="compile",
+        servers={"a": server, "b": server},
+        workload=sc.WorkloadSpec(
+            duration=0.1,
+            arrivals=sc.ConstantArrivals(rate=50.0),
+            ingress={"a": 1.0},
+            demands=(sc.Demand(deadline=1.0),),
+            payload=sc.LognormalPayload(median_bytes=1000.0),
+        ),
+    )
+    with console.status("loading the engine; the first time it is compiled, up to a minute"):
+        for name in dict.fromkeys(policies):
+            sims.episode(small, name, None)
+
+
+def _play(
+    world: Scenario,
+    policies: list[str],
+    seeds: int,
+    threads: int | None,
+    console: Console,
+    keep_reports: bool,
+) -> dict[str, list[Episode]]:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    from edgewise.sim import simulate as sims
+    from edgewise.sim.build import Options
+
+    options = Options(keep_reports=keep_reports)
+    began = time.monotonic()
+    with Progress(
+        "simulating",
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+    ) as bar:
+        task = bar.add_task("", total=len(policies) * seeds, visible=False)
+
+        def done(episode: Episode) -> None:
+            bar.update(task, advance=1, visible=time.monotonic() - began > BAR_AFTER)
+
+        return sims.episodes(world, policies, seeds, done, threads, options)
+
+
+def over_seeds(ended: dict[str, list[Episode]]) -> Table:
+    """Means over seeds with their 95 % confidence intervals, and each policy's difference to the
+    best other one, by seed: both met the same worlds. One number per seed and policy, for the
+    requests of an episode share queues and bursts."""
+    import numpy as np
+    from rich import box
+    from rich.table import Table
+
+    from edgewise.bench.statistics import Interval, interval
+    from edgewise.sim.layout import SERVED
+
+    def shown(found: Interval, sign: str = "") -> str:
+        return f"{found.mean:{sign}.3f} ± {found.half:.3f}"
+
+    utility, in_time = {}, {}
+    for name, episodes in ended.items():
+        worth, met = [], []
+        for each in episodes:
+            results = each.sim.world.results
+            worth.append(float(results["utility"].mean()) if results.size else np.nan)
+            good = (results["status"] == SERVED) & (results["latency"] <= each.trace.deadline)
+            met.append(float(good.mean()) if results.size else np.nan)
+        utility[name], in_time[name] = np.array(worth), np.array(met)
+    ranked = sorted(ended, key=lambda name: -float(np.nanmean(utility[name])))
+    table = Table(
+        title="mean over seeds ± 95 % confidence interval",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    table.add_column("policy", no_wrap=True)
+    several = len(ranked) > 1
+    for heading in ("utility", *(["vs best other"] if several else []), "in time"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for place, name in enumerate(ranked):
+        cells = [shown(interval(utility[name]))]
+        if several:
+            rival = ranked[1] if place == 0 else ranked[0]
+            cells.append(shown(interval(utility[name] - utility[rival]), "+"))
+        table.add_row(name, *cells, shown(interval(in_time[name])))
+    return table
+
+
+def _make(out: Path) -> None:
+    from edgewise.errors import BadInput
+
+    if out.is_dir() and any(out.iterdir()):
+        raise BadInput(f"{out}: expected an empty or a new folder; it holds something already")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(f"{out}: cannot be made: {error.strerror}") from None
+
+
+def _write(out: Path, world: Scenario, ended: dict[str, list[Episode]], summary: bytes) -> None:
+    """The files of `up`; one folder per policy and seed if there are several."""
+    from edgewise.fidelity.files import record
+    from edgewise.policy import label
+    from edgewise.scenario import dump
+
+    (out / "scenario.yaml").write_text(dump(world), encoding="utf-8")
+    (out / "summary.json").write_bytes(summary)
+    for policy, each in ended.items():
+        for episode in each:
+            where = out
+            if len(ended) > 1:
+                where = where / label(policy)
+            if len(each) > 1:
+                where = where / f"seed-{episode.scenario.seed}"
+            record(where, episode)

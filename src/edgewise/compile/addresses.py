@@ -1,0 +1,52 @@
+"""Tuples of arrays, laid down in a table that compiled code reads them from.
+
+A row of the table is what `compile.reference` lays into a frame: the *words* of every array of a
+tuple,
+in the order of numba's own structure. So getting at the tuple of a row costs one pointer. What must
+hold: the arrays are alive, at those addresses, of those shapes, and of the type that the reader was
+made for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from edgewise.compile.reference import Reference
+
+cg: Any = cgutils  # it publishes no types
+
+
+def words_of(part: Any) -> list[int]:
+    """All arrays of a tuple, or of tuples in it: (meminfo, parent, items, item's size, address,
+    shape, strides) each, as `numba.core.datamodel.models.ArrayModel` has them."""
+    if isinstance(part, tuple):
+        return [word for each in part for word in words_of(each)]
+    return [0, 0, part.size, part.itemsize, part.ctypes.data, *part.shape, *part.strides]
+
+
+def reader_of(kind_of: Callable[[], Any]) -> Any:
+    """A compiled function of a table (N, words) and a row of it, which returns a reference to the
+    tuple there.
+
+    `kind_of()` is numba's type of the tuple. Only compiling asks for it: a tuple given as a model
+    would have to be unpacked at every call.
+    """
+
+    def at(typing: Any, table: Any, row: Any) -> Any:
+        reference = Reference(kind_of())
+
+        def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            words = context.make_array(table)(context, builder, args[0])
+            width = cg.unpack_tuple(builder, words.shape, 2)[1]
+            begin = builder.mul(context.cast(builder, args[1], row, types.intp), width)
+            kind = context.get_value_type(reference)
+            return builder.bitcast(builder.gep(words.data, [begin]), kind)
+
+        return reference(table, row), code
+
+    return intrinsic(at)

@@ -1,0 +1,234 @@
+"""The arrays of the belief: what the balancer knows, one row per server, service and link.
+
+Everything a decision rests on lives in one `Belief`: a tuple of structured arrays, allocated once.
+The same arrays and the same compiled functions (`belief`, `table`) serve the simulator and the
+live balancer, so what a policy is trained on and what it is served cannot drift apart.
+
+Times are absolute seconds on the balancer's clock, sizes bytes, rates bytes/s. NaN = never
+measured; every measurement stands beside the time it was made.
+
+Links are numbered: link s (0 ≤ s < S) is the clients' way to server s; then come the links between
+servers, S uplinks (a sender's transfers share one) or S×S pairs, as `path` tells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgewise.domain import Service
+from edgewise.fleet.estimates import ready_time
+
+Array = NDArray[Any]
+
+QUEUE_MAX = 256
+"""Believed jobs per server. A longer report is folded: the rest's work is added to the last item,
+which keeps the backlog right and only blurs the order far from the head."""
+FLIGHTS_MAX = 256
+"""Own dispatches per server that no report has confirmed yet. At 500 decisions/s to one server and
+a report every 0.1 s about 50 are open; beyond the limit the oldest is forgotten."""
+_APART = 2
+"""Records by which a row of these lists is longer than used. Rows of 8 KiB exactly would begin in
+the same set of the processor's cache, and push each other out."""
+
+LOW_RATE_MEMORY = 30.0
+"""s over which a low measurement fades towards the prior. A link believed to be slow is avoided,
+and one that is avoided is never measured: a first sample that was too low (a peer that stalled, a
+moment's outage) would stand for ever. So doubt grows with age, and always in the link's favour:
+optimism under uncertainty. It costs a request tried in vain about every so many seconds on a link
+that is really slow, one in a thousand at 35 requests/s. A high measurement needs no fading: its
+link is used, and tells."""
+RTT_PRIOR = 0.01
+"""s assumed of a link before the first round trip: a metro network."""
+
+RIF_BUCKETS = 8
+"""Requests in flight are told apart as 0, 1, 2–3, 4–7, …, ≥ 64: response grows about linearly with
+them, so equal steps of its logarithm are equally informative."""
+
+SERVER_STATE = np.dtype(
+    [
+        # What every look at it reads comes first, in two lines of the processor's cache.
+        ("workers", "f8"),
+        ("speed", "f8"),  # relative to the machine of the latency profiles
+        ("prepare_own", "f8"),  # 1: the pre-processing stage has a core of its own
+        ("silence", "f8"),  # s without a report after which it counts as down
+        ("connected", "f8"),  # 1: its control channel stands
+        ("outstanding", "f8"),  # our dispatches without an outcome
+        ("failure", "f8"),  # EWMA share of failed answers, 0–1
+        ("jobs", "i8"),  # fill of its row in `jobs`
+        ("next_start", "f8"),  # no job of these starts before; inf: there is none
+        # -- what it reported ------------------------------------------------------------------
+        ("report_at", "f8"),  # NaN: never heard
+        ("queued", "f8"),  # waiting requests
+        ("utilisation", "f8"),  # 0–1
+        ("draining", "f8"),  # 1: takes nothing new
+        ("prepare_backlog", "f8"),  # CPU s, as of prepare_at
+        ("prepare_at", "f8"),
+        # -- as ingress ------------------------------------------------------------------------
+        ("prepare_seconds", "f8"),  # CPU s here to make one payload model-ready
+        ("prepare_on", "f8"),  # 1: it can make payloads model-ready at all
+        ("demand_1s", "f8"),  # requests/s arriving at it, EWMA over 1 s …
+        ("demand_grown", "f8"),  # … as of this growth (`fleet.decay`)
+        # -- what we did ------------------------------------------------------------------------
+        ("offered_1s", "f8"),  # worker seconds dispatched to it per s, EWMA over 1 s …
+        ("offered_5s", "f8"),  # … and over 5 s, both as of this
+        ("offered_grown", "f8"),  # growth (`fleet.decay`)
+        ("commands", "i8"),  # commands sent to it as ingress
+        ("dispatches", "i8"),  # dispatches sent to it as destination
+        ("flights", "i8"),  # fill of its rows in `flights` …
+        ("sends", "i8"),  # … and `sends`
+        # -- how it answered us: what server-only rules go by ------------------------------------
+        ("response", "f8"),  # EWMA s from decision to answer; NaN: no answer yet
+        ("peak", "f8"),  # peak EWMA of the same, as of answers_grown (Finagle)
+        ("answers_1s", "f8"),  # answers/s, EWMA over 1 s …
+        ("errors_1s", "f8"),  # … and failed ones, both as of this
+        ("answers_grown", "f8"),  # growth (`fleet.decay`)
+        ("by_rif", "f8", (RIF_BUCKETS,)),  # EWMA response by requests in flight then; NaN: none
+    ]
+)
+
+SERVICE_STATE = np.dtype(
+    [
+        ("server", "i8"),
+        ("model", "i8"),
+        ("accuracy", "f8"),
+        ("ready_accuracy", "f8"),  # accuracy when fed the model-ready form
+        ("ready_bytes", "f8"),
+        ("ready_saving", "f8"),  # s here that a model-ready payload saves
+        ("latency", "f8"),  # s here, profile at batch 1
+        ("service_time", "f8"),  # s here, as measured; the profile before the first report
+        ("batch", "f8"),  # reported mean batch size
+    ]
+)
+
+LINK_STATE = np.dtype(
+    [
+        ("rate", "f8"),  # bytes/s to one transfer alone; NaN: never measured
+        ("rate_at", "f8"),
+        ("rtt", "f8"),  # s; NaN: never measured
+        ("backlog", "f8"),  # bytes accepted and not yet across, as of backlog_at
+        ("flows", "f8"),  # transfers sharing it, as of backlog_at
+        ("backlog_at", "f8"),
+    ]
+)
+
+JOB = np.dtype(
+    [
+        ("deadline", "f8"),
+        ("work", "f8"),  # s of a worker
+        ("ready", "f8"),  # when its input is there
+        ("dispatch", "i8"),  # ours, not yet confirmed by a report; 0: from the report
+    ]
+)
+"""A request believed to wait on a server."""
+
+FLIGHT = np.dtype([("dispatch", "i8"), ("deadline", "f8"), ("work", "f8"), ("ready", "f8")])
+"""A dispatch of ours that the destination's reports have not confirmed."""
+
+SEND = np.dtype([("command", "i8"), ("link", "i8"), ("size", "f8"), ("prepare", "f8")])
+"""A command of ours that the ingress's reports have not confirmed; link −1: nothing to transfer."""
+
+
+class Belief(NamedTuple):
+    """All that the balancer knows; copying the arrays copies the knowledge."""
+
+    servers: Array  # SERVER_STATE (S,)
+    services: Array  # SERVICE_STATE (K,), sorted by server
+    times: Array  # float64 (2K,): s of service k fed form f, at 2k + f; follows its service_time
+    first: Array  # int64 (S + 1,): services of server s are first[s] … first[s + 1] − 1
+    links: Array  # LINK_STATE (L,)
+    path: Array  # int64 (S, S): link from a to b; diagonal −1
+    free: Array  # float64 (S, W): when each worker is free, ascending; unused ones +inf
+    jobs: Array  # JOB (S, QUEUE_MAX + a few that stay empty)
+    flights: Array  # FLIGHT (S, FLIGHTS_MAX + a few that stay empty)
+    sends: Array  # SEND (S, FLIGHTS_MAX + a few that stay empty)
+    edf: Array  # float64 (1,): 1 earliest deadline first, 0 first in first out
+    decay: Array  # float64 (4,): landmark, moment, growth then and 1 / growth (`fleet.decay`)
+
+
+def new_belief(
+    server_names: Sequence[str],
+    services: Sequence[Service],
+    *,
+    workers: Sequence[int],
+    speed: Sequence[float],
+    prepare_seconds: Sequence[float],
+    prepare_own: bool,
+    prepare_enabled: bool,
+    shared_uplink: bool,
+    edf: bool,
+    silence: float,
+) -> Belief:
+    """Allocate a belief that has heard nothing yet.
+
+    `services` must be sorted by the position of their server in `server_names`. Raises ValueError
+    if they are not, or if a length does not match.
+    """
+    count = len(server_names)
+    if not (len(workers) == len(speed) == len(prepare_seconds) == count):
+        raise ValueError("workers, speed and prepare_seconds need one entry per server")
+    index = {name: i for i, name in enumerate(server_names)}
+    of = [index[service.server] for service in services]
+    if of != sorted(of):
+        raise ValueError("services must be sorted by server")
+
+    state = np.zeros(count, SERVER_STATE)
+    state["workers"], state["speed"] = workers, speed
+    state["prepare_seconds"], state["prepare_own"] = prepare_seconds, prepare_own
+    state["prepare_on"], state["silence"] = prepare_enabled, silence
+    state["report_at"] = state["response"] = state["by_rif"] = np.nan
+    state["connected"] = 1.0
+    state["next_start"] = np.inf
+
+    table = np.zeros(len(services), SERVICE_STATE)
+    models = sorted({service.model for service in services})
+    for k, service in enumerate(services):
+        accuracy = service.accuracy if service.ready_accuracy is None else service.ready_accuracy
+        table[k] = (
+            of[k],
+            models.index(service.model),
+            service.accuracy,
+            accuracy,
+            service.ready_bytes,
+            service.ready_saving,
+            service.latency[0],
+            service.latency[0],
+            1.0,
+        )
+
+    pairs = np.arange(count * count).reshape(count, count)
+    path = np.repeat(np.arange(count)[:, None], count, axis=1) if shared_uplink else pairs
+    path = path + count
+    np.fill_diagonal(path, -1)
+    links = np.zeros(int(path.max(initial=count - 1)) + 1, LINK_STATE)
+    links["rate"] = links["rate_at"] = links["rtt"] = np.nan
+
+    free = np.full((count, max(workers, default=1)), np.inf)
+    for s, c in enumerate(workers):
+        free[s, :c] = 0.0
+    latency = [service.latency[0] for service in services]
+    ready = [
+        ready_time(time, row["ready_saving"]) for time, row in zip(latency, table, strict=True)
+    ]
+    return Belief(
+        servers=state,
+        services=table,
+        times=np.ravel([latency, ready], order="F").astype(np.float64),
+        first=np.searchsorted(np.asarray(of), np.arange(count + 1)).astype(np.int64),
+        links=links,
+        path=path.astype(np.int64),
+        free=free,
+        jobs=np.zeros((count, QUEUE_MAX + _APART), JOB),
+        flights=np.zeros((count, FLIGHTS_MAX + _APART), FLIGHT),
+        sends=np.zeros((count, FLIGHTS_MAX + _APART), SEND),
+        edf=np.array([1.0 if edf else 0.0]),
+        decay=np.full(4, np.nan),
+    )
+
+
+def copy(belief: Belief) -> Belief:
+    """A belief with arrays of its own."""
+    return Belief(*(array.copy() for array in belief))

@@ -1,0 +1,165 @@
+"""The node's side of the control channel: one WebSocket, kept open.
+
+It tries for ever, for a node without a balancer still serves; what it says of that goes to the log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections.abc import Callable
+
+import aiohttp
+
+from edgewise.domain import Command
+from edgewise.errors import PeerError
+from edgewise.fleet.timeouts import HEARTBEAT, RETRY_MAX, RETRY_MIN
+from edgewise.live.clock import Clock
+from edgewise.live.wire.carrier import Session
+from edgewise.live.wire.messages import (
+    PROTOCOL,
+    Fleet,
+    FromNode,
+    Hello,
+    Ping,
+    Pong,
+    Welcome,
+    decode_from_balancer,
+    encode,
+)
+
+log = logging.getLogger("edgewise.node")
+
+WELCOME_TIMEOUT = 2.0
+"""s for the connection and the welcome."""
+FLUSH_LIMIT = 0.5
+"""s to send the last messages of a node that stops."""
+OUTBOX_MAX = 4096
+"""Messages waiting to be sent; a channel that stands still for longer is broken."""
+
+
+class Channel:
+    """A control channel; `run` keeps it.
+
+    Parameters
+    ----------
+    balancer:
+        Its address, ``http://host:port``.
+    began:
+        Called when a balancer has welcomed us: it counts from 1 again.
+    on_command, on_fleet:
+        Called for each, in order.
+    """
+
+    def __init__(
+        self,
+        balancer: str,
+        hello: Hello,
+        clock: Clock,
+        began: Callable[[Welcome], None],
+        on_command: Callable[[Command], None],
+        on_fleet: Callable[[Fleet], None],
+        seed: int = 0,
+        session: Session = aiohttp.ClientSession,
+    ) -> None:
+        self._session = session
+        self.connected = False
+        self._url = balancer.rstrip("/") + "/v1/control"
+        self._hello = hello
+        self._clock = clock
+        self._began, self._on_command, self._on_fleet = began, on_command, on_fleet
+        self._outbox: asyncio.Queue[bytes] = asyncio.Queue(OUTBOX_MAX)
+        self._random = random.Random(seed)
+
+    def send(self, message: FromNode) -> bool:
+        """Send soon, in order; False if there is no channel to send it on."""
+        if not self.connected or self._outbox.full():
+            return False
+        self._outbox.put_nowait(encode(message))
+        return True
+
+    async def run(self) -> None:
+        """Connect, and connect again, until cancelled."""
+        wait = RETRY_MIN
+        said = ""
+        async with self._session() as session:
+            while True:
+                problem = ""
+                try:
+                    await self._serve(session)
+                except (PeerError, aiohttp.ClientError, OSError, TimeoutError) as error:
+                    problem = str(error) or type(error).__name__
+                    if self.connected:
+                        said = ""
+                finally:
+                    was, self.connected = self.connected, False
+                if was:
+                    wait = RETRY_MIN
+                if problem != said:
+                    log.warning(
+                        "no balancer at %s (%s); deciding alone, trying on", self._url, problem
+                    )
+                    said = problem
+                await asyncio.sleep(wait * self._random.uniform(0.5, 1.5))
+                wait = min(RETRY_MAX, 2.0 * wait)
+
+    async def _serve(self, session: aiohttp.ClientSession) -> None:
+        """One connection, until it breaks, which raises."""
+        async with asyncio.timeout(WELCOME_TIMEOUT):
+            socket = await session.ws_connect(self._url, heartbeat=HEARTBEAT, max_msg_size=2**24)
+        async with socket:
+            async with asyncio.timeout(WELCOME_TIMEOUT):
+                await socket.send_bytes(encode(self._hello))
+                welcome = await self._receive(socket)
+            if not isinstance(welcome, Welcome):
+                raise PeerError(f"expected a welcome, got {type(welcome).__name__}")
+            if welcome.protocol != PROTOCOL:
+                raise PeerError(f"it speaks protocol {welcome.protocol}, this node {PROTOCOL}")
+            while not self._outbox.empty():  # of an earlier connection
+                self._outbox.get_nowait()
+                self._outbox.task_done()
+            self.connected = True
+            log.info("balancer at %s: policy %s", self._url, welcome.policy)
+            self._began(welcome)
+            sender = asyncio.create_task(self._send(socket))
+            try:
+                while True:  # a sender that fails breaks the socket, which is noticed here
+                    self._take(await self._receive(socket))
+            finally:
+                sender.cancel()
+                await asyncio.gather(sender, return_exceptions=True)
+
+    def _take(self, message: Welcome | Command | Ping | Fleet) -> None:
+        match message:
+            case Command():
+                self._on_command(message)
+            case Ping():
+                self.send(Pong(ping=message.at, at=self._clock.now()))
+            case Fleet():
+                self._on_fleet(message)
+            case Welcome():
+                raise PeerError("a second welcome")
+
+    async def _receive(
+        self, socket: aiohttp.ClientWebSocketResponse
+    ) -> Welcome | Command | Ping | Fleet:
+        message = await socket.receive()
+        if message.type is aiohttp.WSMsgType.BINARY:
+            return decode_from_balancer(message.data)
+        if message.type is aiohttp.WSMsgType.TEXT:
+            raise PeerError("control channel: expected binary frames, got text")
+        raise PeerError("the channel was closed")
+
+    async def _send(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+        while True:
+            await socket.send_bytes(await self._outbox.get())
+            self._outbox.task_done()
+
+    async def flush(self) -> None:
+        """Wait until what was given to `send` is sent, or the channel turns out to be broken."""
+        if self.connected:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(FLUSH_LIMIT):
+                    await self._outbox.join()

@@ -1,0 +1,237 @@
+"""What runs a model, behind one method: ``await run(batch)``.
+
+- `OnnxExecutor`: ONNX Runtime in worker threads, decoding included, one thread a prediction.
+- `ReplayExecutor`: recorded latencies and predictions, so that a fleet of fifty fits on two cores.
+- `Slowed` wraps another and emulates a weaker machine.
+- `Dragged` wraps another and emulates slow spells.
+
+An item that cannot be run (its image does not decode) is an error in its place of the result; the
+others of the batch are unharmed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from typing import Protocol
+
+import numpy as np
+from msgspec import Struct
+
+from edgewise.domain import Service
+from edgewise.errors import BadInput, ImagesError
+from edgewise.fleet.estimates import ready_time
+from edgewise.fleet.request_noise import Luck
+from edgewise.live.clock import Clock
+from edgewise.tasks.imagenet import zoo
+from edgewise.tasks.imagenet.preprocessing import make_ready, sample_photo
+
+LATE = 2e-3
+"""s that a worker is thought to take from one job to the next: by then the event loop has come
+round even on a busy machine. Conversions for a transfer, which the executor does not see, take
+longer."""
+CLASSES = 1000
+"""Of ImageNet-1k."""
+
+
+class Item(Struct, frozen=True, kw_only=True):
+    """One request to run."""
+
+    request: str
+    model: str
+    payload: bytes
+    ready_size: int | None = None
+    """Input size the payload was made ready for; None: the photo as it came."""
+    label: int | None = None
+    """The right class, for `ReplayExecutor` alone: it cannot look."""
+    since: float | None = None
+    """When it began to wait for a worker, for `ReplayExecutor` alone; None: just now."""
+
+
+class Prediction(Struct, frozen=True, kw_only=True):
+    """What a model said."""
+
+    predicted: int
+    score: float
+    """Probability it gives that class, 0–1."""
+    cpu: float
+    """s of CPU it took: what a slower machine would take longer for."""
+
+
+Result = Prediction | BadInput
+
+
+class Executor(Protocol):
+    async def run(self, batch: Sequence[Item]) -> list[Result]:
+        """Run items of one model; a result or the item's own error for each, in order."""
+        ...
+
+
+class OnnxExecutor:
+    """Real models.
+
+    Loads every model at once and runs a photo through each, in both forms: a node that is ready
+    answers its first request as fast as the next. What is slow the first time is the process's, not
+    a thread's: Pillow loads its decoders (30 ms of CPU, which `Slowed` makes 120), a session
+    allocates. Raises ModelError for a model that is unknown, not prepared or corrupt.
+    """
+
+    def __init__(self, models: Sequence[str], threads: ThreadPoolExecutor) -> None:
+        self._models = {name: zoo.load(name) for name in models}
+        self._threads = threads
+        photo = sample_photo()
+        for name, model in self._models.items():
+            size = model.rung.size
+            ready = make_ready(photo, size)
+            original = Item(request="warm-up", model=name, payload=photo)
+            made = Item(request="warm-up", model=name, payload=ready, ready_size=size)
+            for result in self._run((original, made)):
+                if isinstance(result, BadInput):
+                    raise result
+
+    async def run(self, batch: Sequence[Item]) -> list[Result]:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, self._run, batch)
+
+    def _run(self, batch: Sequence[Item]) -> list[Result]:
+        results: list[Result] = []
+        for item in batch:  # one by one: on a CPU thread a batch of 8 saves nothing (0.96–0.98)
+            start = time.thread_time()
+            model = self._models[item.model]
+            try:
+                logits = model.predict(model.decode(item.payload, item.ready_size))[0]
+            except ImagesError as error:
+                results.append(error)
+                continue
+            best = int(logits.argmax())
+            score = 1.0 / float(np.exp(logits - logits[best]).sum())
+            results.append(Prediction(predicted=best, score=score, cpu=time.thread_time() - start))
+        return results
+
+
+class ReplayExecutor:
+    """Recorded latencies and predictions; no image is looked at.
+
+    An answer takes the service's profile latency times its luck, and is right with the probability
+    that is the service's accuracy. Luck depends on the request's number and the service alone
+    (`fleet.request_noise`): the same under every policy, and in the simulator.
+
+    Parameters
+    ----------
+    services:
+        Of the fleet by number, those of this server; latencies as on this server.
+    luck:
+        Of the scenario.
+    drag:
+        Slow spells.
+    recorded:
+        Class by (request id, model), in place of drawn ones.
+    """
+
+    def __init__(
+        self,
+        services: Mapping[int, Service],
+        clock: Clock,
+        luck: Luck,
+        drag: Drag | None = None,
+        recorded: Mapping[tuple[str, str], int] | None = None,
+    ) -> None:
+        self._services = {service.model: (k, service) for k, service in services.items()}
+        self._clock = clock
+        self._luck = luck
+        self._drag = Drag(clock) if drag is None else drag
+        self._recorded = recorded or {}
+        self._ends: list[float] = []  # of workers just done: when each was meant to be
+
+    async def run(self, batch: Sequence[Item]) -> list[Result]:
+        start = self._taken(batch[0], self._clock.now())
+        k, service = self._services[batch[0].model]
+        latency = service.latency[min(len(batch), len(service.latency)) - 1]
+        if all(item.ready_size is not None for item in batch):
+            latency = ready_time(latency, service.ready_saving)
+        latency *= self._luck.factor(batch[0].request, k) * self._drag.factor
+        results: list[Result] = [self._predict(item, service, latency) for item in batch]
+        end = start + latency
+        await self._clock.until(end)
+        self._ends.append(end)
+        return results
+
+    def _taken(self, item: Item, now: float) -> float:
+        """When a worker took an item that starts `now`: as soon as both were there.
+
+        Timers fire late, and what a job is late by must not add up over a busy worker's jobs: it
+        would be slower than it is meant to be.
+        """
+        self._ends = [end for end in self._ends if now - end < LATE]
+        since = now if item.since is None else item.since
+        return max(since, self._ends.pop(0)) if self._ends else now
+
+    def _predict(self, item: Item, service: Service, latency: float) -> Prediction:
+        accuracy = service.accuracy
+        if item.ready_size is not None and service.ready_accuracy is not None:
+            accuracy = service.ready_accuracy
+        predicted = self._recorded.get((item.request, item.model))
+        if predicted is None:
+            label = replay_label(item.request) if item.label is None else item.label
+            right = self._luck.right(item.request, accuracy)
+            predicted = label if right else (label + 1) % CLASSES
+        return Prediction(predicted=predicted, score=accuracy, cpu=latency)
+
+
+class Slowed:
+    """Another executor on a machine of `speed` < 1 times this one.
+
+    The CPU time a batch really took, divided by `speed`, is how long it shall take; the rest of it
+    is waited for, so the worker stays occupied and the CPU is free for the other emulated servers.
+    CPU time rather than elapsed time, or a core shared with them would slow it twice.
+    """
+
+    def __init__(self, inner: Executor, speed: float, clock: Clock) -> None:
+        if not 0.0 < speed <= 1.0:
+            raise ValueError(f"expected a speed in (0, 1], got {speed}")
+        self._inner, self._speed, self._clock = inner, speed, clock
+
+    async def run(self, batch: Sequence[Item]) -> list[Result]:
+        start = self._clock.now()
+        results = await self._inner.run(batch)
+        cpu = sum(result.cpu for result in results if isinstance(result, Prediction))
+        await self._clock.until(start + cpu / self._speed)
+        return results
+
+
+class Drag:
+    """By what factor everything on a server takes longer now: slow spells, gray failures."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.factor = 1.0
+        self._clock = clock
+
+    @asynccontextmanager
+    async def felt(self) -> AsyncIterator[None]:
+        """What is done in this takes `factor` times as long, as that was at its start."""
+        start, factor = self._clock.now(), self.factor
+        yield
+        now = self._clock.now()
+        await self._clock.until(now + (factor - 1.0) * (now - start))
+
+
+class Dragged:
+    """Another executor that takes longer by what `drag` says when a batch starts."""
+
+    def __init__(self, inner: Executor, drag: Drag) -> None:
+        self._inner, self._drag = inner, drag
+
+    async def run(self, batch: Sequence[Item]) -> list[Result]:
+        async with self._drag.felt():
+            return await self._inner.run(batch)
+
+
+def replay_label(request: str) -> int:
+    """The class that a request without a photo is said to show (0–999): client and node agree."""
+    return (
+        int.from_bytes(hashlib.blake2b(request.encode(), digest_size=8).digest(), "big") % CLASSES
+    )

@@ -1,0 +1,131 @@
+"""What a node measures of the links it sends and receives on. Pure: methods take `now`.
+
+Bytes are *on* a link from the moment they are accepted for a peer until the peer says that the
+last of them is in. In between their way is reckoned: the flows of a link share its measured rate
+equally. With one uplink all peers are behind the same `Link`. The simulator's is `sim.transfers`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from edgewise.domain import PeerReport
+from edgewise.fleet.estimates import shared, smooth_rate
+
+RTT_MEMORY = 10.0
+"""s over which the least round trip counts, as in BBR: long enough to meet an empty link, short
+enough to notice another route."""
+
+
+class Flow:
+    """One transfer under way."""
+
+    def __init__(self, peer: str, size: float, now: float, shared: float, tag: float) -> None:
+        self.peer, self.size = peer, size
+        self.started, self.shared, self.tag = now, shared, tag
+
+
+class Link:
+    """A link of this node: its uplink, its way to one peer, or the clients' way to it."""
+
+    def __init__(self) -> None:
+        self.rate = math.nan
+        """bytes/s to one transfer alone; NaN: never measured."""
+        self.rate_at = math.nan
+        self._flows: list[Flow] = []
+        self._shared = 0.0
+        """∫ flows dt."""
+        self._sent = 0.0
+        """bytes that a flow which was there all the time has sent, as it is reckoned; a flow is
+        through when this is at its tag."""
+        self._at = 0.0
+
+    def _advance(self, now: float) -> None:
+        seconds = max(0.0, now - self._at)
+        self._shared += seconds * len(self._flows)
+        self._sent += shared(self.rate, seconds, len(self._flows))
+        self._at = max(now, self._at)
+
+    @contextmanager
+    def flow(self, peer: str, size: float, clock: Callable[[], float]) -> Iterator[Flow]:
+        """A transfer of `size` bytes to `peer` begins. It ends with `arrived` or `received`,
+        or here and unmeasured. `clock` says when that is."""
+        now = clock()
+        self._advance(now)
+        flow = Flow(peer, size, now, self._shared, self._sent + size)
+        self._flows.append(flow)
+        try:
+            yield flow
+        finally:
+            if flow in self._flows:
+                self._advance(clock())
+                self._flows.remove(flow)
+
+    def arrived(self, flow: Flow, now: float, away: float, starved: bool) -> None:
+        """The peer has the last byte, and told so at `now`; the news took `away` s."""
+        self._end(flow, flow.size, now - flow.started - away, now, starved)
+
+    def received(self, flow: Flow, size: float, seconds: float, now: float) -> None:
+        """The receiver's side: `size` bytes of a flow came in `seconds`, the last of them now."""
+        self._end(flow, size, seconds, now, False)
+
+    def _end(self, flow: Flow, size: float, seconds: float, now: float, starved: bool) -> None:
+        if flow not in self._flows:
+            return
+        self._advance(now)
+        self._flows.remove(flow)
+        lasted = now - flow.started
+        sharing = (self._shared - flow.shared) / lasted if lasted > 0.0 else 1.0
+        if size > 0.0:
+            self.measured(size, seconds, sharing, now, starved)
+
+    def measured(
+        self, size: float, seconds: float, sharing: float, now: float, starved: bool = False
+    ) -> None:
+        """`size` bytes took `seconds` while `sharing` transfers shared the link."""
+        self.rate, self.rate_at = smooth_rate(
+            self.rate, self.rate_at, now, float(size), seconds, sharing, starved
+        )
+
+    @property
+    def flows(self) -> int:
+        return len(self._flows)
+
+    def report(self, peer: str, rtt: float | None, now: float) -> PeerReport:
+        """What of this link concerns `peer`; rate and its age are the link's."""
+        self._advance(now)
+        mine = [flow for flow in self._flows if flow.peer == peer]
+        known = self.rate == self.rate
+        return PeerReport(
+            throughput=self.rate if known else None,
+            measured_at=self.rate_at if known else None,
+            rtt=rtt,
+            backlog=sum(max(0.0, flow.tag - self._sent) for flow in mine),
+            flows=len(mine),
+        )
+
+
+class LeastRtt:
+    """The least round trip of the last `RTT_MEMORY` s."""
+
+    def __init__(self) -> None:
+        self._samples: deque[tuple[float, float]] = deque()
+
+    def add(self, rtt: float, now: float) -> None:
+        # Ascending in time and in value: what is later and less makes the earlier and more moot.
+        while self._samples and self._samples[-1][1] >= rtt:
+            self._samples.pop()
+        self._samples.append((now, rtt))
+
+    def get(self, now: float) -> float | None:
+        while len(self._samples) > 1 and now - self._samples[0][0] > RTT_MEMORY:
+            self._samples.popleft()
+        return self._samples[0][1] if self._samples else None
+
+    def there(self, now: float) -> float:
+        """When headers sent now are in, if they meet no queue: half a round trip later. `now` as
+        long as nothing is known of the way."""
+        return now + 0.5 * (self.get(now) or 0.0)

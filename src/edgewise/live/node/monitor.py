@@ -1,0 +1,126 @@
+"""A node's report of itself: `edgewise.domain.Report` out of the queue, the links and counters.
+
+Whose counters: the balancer numbers its commands and dispatches, and so does every node that
+decides by itself. Each such *decider* gets the report with the acknowledgements of its own numbers
+("" is the balancer). Numbers go on above the old ones when a decider restarts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from edgewise.domain import PeerReport, Report, Service, ServiceReport
+from edgewise.fleet.belief import acknowledge
+from edgewise.fleet.estimates import SERVICE_MEMORY, ready_time
+from edgewise.live.node.links import LeastRtt, Link
+from edgewise.live.node.preparation import Stage
+from edgewise.live.node.queue import Queue
+
+BALANCER = ""
+"""The decider that is not a node."""
+
+
+class Seen:
+    """What this node has seen of one decider's numbers: the highest, never reset."""
+
+    def __init__(self) -> None:
+        self.commands = 0
+        self.low = 0
+        self.bits = 0
+
+    def arrived(self, dispatch: int) -> None:
+        if dispatch > 0:
+            self.low, self.bits = acknowledge(self.low, self.bits, dispatch)
+
+
+class Monitor:
+    """Keeps what reports are made of. No clock: every method takes `now`.
+
+    Parameters
+    ----------
+    services:
+        Of this server by model.
+    peers:
+        The other servers that this one can reach.
+    shared_uplink:
+        Whether all that leaves this server shares one link.
+    """
+
+    def __init__(
+        self,
+        server: str,
+        services: Mapping[str, Service],
+        peers: tuple[str, ...],
+        shared_uplink: bool,
+        queue: Queue,
+        stage: Stage,
+    ) -> None:
+        self.server = server
+        self.access = Link()
+        uplink = Link()
+        self.links = {peer: uplink if shared_uplink else Link() for peer in peers}
+        self.rtts = {peer: LeastRtt() for peer in peers}
+        self.draining = False
+        self._services = services
+        self._queue, self._stage = queue, stage
+        self._seen = {BALANCER: Seen()}
+        self._times: dict[str, float] = {}
+        self._served = dict.fromkeys(services, 0)
+
+    def seen(self, decider: str) -> Seen:
+        """The numbers of a decider."""
+        return self._seen.setdefault(decider, Seen())
+
+    def ran(self, model: str, seconds: float, ready: bool) -> None:
+        """A request ran for `seconds`. One that was fed model-ready counts what that saved, for
+        the balancer takes it off the service time again."""
+        if ready:
+            seconds += self._services[model].ready_saving
+        before = self._times.get(model)
+        self._times[model] = (
+            seconds if before is None else before + SERVICE_MEMORY * (seconds - before)
+        )
+        self._served[model] += 1
+
+    def work(self, model: str, ready: bool) -> float:
+        """s that a request will take of a worker: as measured, the profile before the first."""
+        service = self._services[model]
+        seconds = self._times.get(model, service.latency[0])
+        if ready:
+            seconds = ready_time(seconds, service.ready_saving)
+        return seconds
+
+    def report(self, now: float, decider: str = BALANCER) -> Report:
+        """The state at `now`, for `decider`."""
+        seen = self._seen.get(decider) or Seen()
+        peers: dict[str, PeerReport] = {
+            peer: link.report(peer, self.rtts[peer].get(now), now)
+            for peer, link in self.links.items()
+        }
+        peers[self.server] = self.access.report(self.server, None, now)
+        return Report(
+            server=self.server,
+            at=now,
+            workers=self._queue.workers,
+            running=self._queue.running(now),
+            queue=self._queue.waiting(),
+            prepare_backlog=self._stage.backlog(now),
+            services={
+                model: ServiceReport(
+                    service_time=self._times.get(model, service.latency[0]),
+                    batch=1.0,
+                    served=self._served[model],
+                )
+                for model, service in self._services.items()
+            },
+            peers=peers,
+            utilisation=self._queue.utilisation(now),
+            draining=self.draining,
+            commands_seen=seen.commands,
+            arrivals_low=seen.low,
+            arrivals_bits=seen.bits,
+        )
+
+    def backlog(self, now: float) -> float:
+        """s until workers and stage are through with what is here."""
+        return self._queue.backlog(now) + self._stage.apart(now)

@@ -1,0 +1,75 @@
+"""Where the processes of a run live: the seam between launching them here and in containers.
+
+How a process is started, and what it is called by the others, is all that differs
+(`edgewise.live.run.containers` and `edgewise.live.run.netns` have other ways).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from edgewise.live.run.addresses import Addresses, lay_out
+from edgewise.live.run.configs import Hosts
+from edgewise.live.run.processes import Process
+from edgewise.scenario import Scenario
+
+
+class Hosting(Protocol):
+    """A place for balancer, relay and nodes. The client is always a process of this machine."""
+
+    @property
+    def hosts(self) -> Hosts | None:
+        """What each process is called by the others; None: all are on the loopback."""
+
+    def lay_out(self, scenario: Scenario, free_port: Callable[[], int]) -> Addresses:
+        """Hand out the addresses. Called once, before anything else."""
+
+    def process(
+        self, role: str, server: str, arguments: Sequence[str], log: Path, ports: Sequence[int]
+    ) -> Process:
+        """A process, not yet started.
+
+        Parameters
+        ----------
+        role:
+            ``node``, ``balancer`` or ``relay``.
+        server:
+            The node's; else the role.
+        arguments:
+            Of ``edgewise``.
+        ports:
+            That it is going to listen on.
+        """
+
+    async def open(self) -> None:
+        """Called before anything is started. Raises PeerError."""
+
+    async def close(self) -> None:
+        """Called when everything has ended, also after a failed `open`. Raises PeerError."""
+
+
+class ThisMachine:
+    """Plain processes."""
+
+    hosts: Hosts | None = None
+
+    def lay_out(self, scenario: Scenario, free_port: Callable[[], int]) -> Addresses:
+        return lay_out(scenario, free_port)
+
+    def process(
+        self, role: str, server: str, arguments: Sequence[str], log: Path, ports: Sequence[int]
+    ) -> Process:
+        return Process(called(role, server), arguments, log)
+
+    async def open(self) -> None:
+        """Nothing to do."""
+
+    async def close(self) -> None:
+        """Nothing to do: processes die with the launcher."""
+
+
+def called(role: str, server: str) -> str:
+    """What a person is told a process is called: ``balancer``, ``node plaza``."""
+    return role if role == server else f"{role} {server}"

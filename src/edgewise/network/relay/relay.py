@@ -1,0 +1,158 @@
+"""The network emulator: a TCP relay in user space, as a process of its own.
+
+Clients connect to a route's port, the relay connects to the route's target, and the bytes of each
+direction cross the route's links (``flows``). Everything is one thread on one event loop.
+
+What is emulated and what is not: bytes and the end of a stream take the links' time. Setting up a
+connection does not: the client's handshake ends at the relay, and the relay connects to the target
+at once, so a new connection saves the round trip that the emulated network would cost. A reset is
+not delayed either; when the target refuses, it can be so quick that the client's own ``connect``
+reports it. Loss is what a TCP stream sees of it (a stall or a reset), since a relay of
+streams has no packets. Kernel buffers at both ends hold up to some hundred KB on top of the queues,
+so a sender's "written" means nothing: measure at the receiver.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from edgewise.errors import BadInput
+from edgewise.network.control import RelayControl
+from edgewise.network.link import warm_up
+from edgewise.network.link_controller import Conductor, reason, run_until_signal
+from edgewise.network.relay.config import RelayConfig, Route, load_config
+from edgewise.network.relay.connection import READ_BYTES, Connection
+from edgewise.network.relay.flows import Shaper
+from edgewise.network.relay.timers import Timers
+
+__all__ = ["Relay", "RelayConfig", "RelayControl", "load_config", "run", "serve"]
+
+BACKLOG = 1024
+"""Connections that may wait for ``accept``: a burst of a whole fleet's."""
+
+
+class Relay(Conductor):
+    """A running relay, to be used as ``async with Relay(config) as relay``.
+
+    Args:
+        config: checked here.
+
+    Attributes:
+        shapers: the links at work, by name.
+        ports: after start: ``{"control": {"host", "port"}, "routes": [{"listen": {"host", "port"},
+            "to": {"host", "port"}}]}`` with the real ports, routes in the order of the
+            configuration.
+        refused: connections that the target did not accept.
+
+    Raises:
+        BadInput: the configuration is wrong, or (on entering) a port cannot be bound.
+    """
+
+    def __init__(self, config: RelayConfig) -> None:
+        config.check()
+        super().__init__(config.links, Path(config.folder), config.seed)
+        self.config = config
+        self.shapers: dict[str, Shaper] = {}
+        self.connections: set[Connection] = set()
+        self.refused = 0
+        self.ports: dict[str, Any] = {}
+        self._servers: list[asyncio.Server] = []
+
+    def at_work(self) -> dict[str, Shaper]:
+        return self.shapers
+
+    def health(self) -> dict[str, Any]:
+        return {
+            "connections": len(self.connections),
+            "refused": self.refused,
+            **super().health(),
+        }
+
+    async def __aenter__(self) -> Relay:
+        warm_up()
+        loop = asyncio.get_running_loop()
+        self._timers = Timers(loop)
+        self.shapers = {
+            name: Shaper(name, link, self._timers) for name, link in self._links.items()
+        }
+        self.start()
+        try:
+            routes = [await self._listen(route) for route in self.config.routes]
+            host, port = await self.serve_control(self.config.control)
+        except BaseException:
+            await self.close()
+            raise
+        self.ports = {"control": {"host": host, "port": port}, "routes": routes}
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Stop listening and break what is open."""
+        for server in self._servers:
+            server.close()
+        connections = list(self.connections)
+        for connection in connections:
+            connection.reset()
+        connecting = [c.connecting for c in connections if c.connecting is not None]
+        await asyncio.gather(*connecting, return_exceptions=True)
+        for connection in connections:
+            await connection.closed.wait()
+        for server in self._servers:
+            await server.wait_closed()
+        self._servers.clear()
+        await self.end_control()
+        self.forget_events()
+        self._timers.close()
+
+    async def _listen(self, route: Route) -> dict[str, Any]:
+        buffer = bytearray(READ_BYTES)
+        forward = [self.shapers[name] for name in route.forward]
+        backward = [self.shapers[name] for name in route.backward]
+
+        def accept() -> asyncio.BaseProtocol:
+            return Connection(self, route.to, forward, backward, buffer).client
+
+        host, port = route.listen.host, route.listen.port
+        try:
+            server = await asyncio.get_running_loop().create_server(
+                accept, host, port, backlog=BACKLOG
+            )
+        except (OSError, UnicodeError) as e:
+            raise BadInput(f"cannot listen on {host}:{port}: {reason(e)}") from e
+        self._servers.append(server)
+        name = server.sockets[0].getsockname()
+        return {
+            "listen": {"host": name[0], "port": name[1]},
+            "to": {"host": route.to.host, "port": route.to.port},
+        }
+
+
+async def serve(config: RelayConfig, ready: Callable[[dict[str, Any]], None] | None = None) -> None:
+    """Run a relay until cancelled.
+
+    Args:
+        config: what to emulate.
+        ready: called with :attr:`Relay.ports` once everything listens.
+
+    Raises:
+        BadInput: the configuration is wrong or a port cannot be bound.
+    """
+    async with Relay(config) as relay:
+        if ready is not None:
+            ready(relay.ports)
+        await asyncio.Event().wait()
+
+
+def run(config: RelayConfig, ready: Callable[[dict[str, Any]], None] | None = None) -> None:
+    """Run a relay as this process, on uvloop, until SIGTERM or SIGINT; then return.
+
+    Raises:
+        BadInput: as :func:`serve`.
+    """
+    run_until_signal(partial(serve, config), ready, realtime=config.realtime)

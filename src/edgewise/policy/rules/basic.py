@@ -1,0 +1,101 @@
+"""The first rules to beat, as kernels. Exact rules and sources: `docs/policies.md`.
+
+How server-only rules share hosts and services: `edgewise.policy.servers`.
+"""
+
+from __future__ import annotations
+
+import math
+
+from edgewise.compile import jit
+from edgewise.fleet.arrays import Array
+from edgewise.fleet.rng import below
+from edgewise.fleet.table import C_DEADLINE, C_INGRESS, R_ACCURACY, R_LATENCY, S_OUTSTANDING, Table
+from edgewise.policy.servers import clear, nth_offer, offer, power_of_two, server_of
+
+
+@jit
+def random(table: Table, params: Array, state: Array, draws: Array) -> float:
+    """A server drawn uniformly from those that host an admissible service. params: share."""
+    hosts = offer(table, params[0])
+    if hosts == 0:
+        return 1.0
+    table.scores[nth_offer(table, below(draws, hosts))] = 1.0
+    return 1.0 / hosts
+
+
+@jit
+def round_robin(table: Table, params: Array, state: Array, draws: Array) -> float:
+    """The servers in turn, skipping those that host no admissible service. params: share.
+
+    state[0]: the server whose turn is next.
+    """
+    offer(table, params[0])
+    first = -1
+    chosen = -1
+    for r in range(table.mask.size - 1):
+        if table.scores[r] == 0.0:
+            if first < 0:
+                first = r
+            if chosen < 0 and server_of(table, r) >= state[0]:
+                chosen = r
+    if chosen < 0:
+        chosen = first
+    if chosen >= 0:
+        table.scores[chosen] = 1.0
+        state[0] = (server_of(table, chosen) + 1) % table.servers.shape[0]
+    return 1.0
+
+
+@jit
+def local(table: Table, params: Array, state: Array, draws: Array) -> float:
+    """The ingress server, cheapest admissible service; shed if it hosts none."""
+    offer(table, 0.0)
+    ingress = int(table.context[C_INGRESS])
+    here = -1
+    for r in range(table.mask.size - 1):
+        if table.scores[r] == 0.0 and server_of(table, r) == ingress:
+            here = r
+    clear(table)
+    if here >= 0:
+        table.scores[here] = 1.0
+    return 1.0
+
+
+@jit
+def least_outstanding(table: Table, params: Array, state: Array, draws: Array) -> float:
+    """Power of two choices: two servers drawn without replacement, fewer of our outstanding wins.
+
+    A tie goes to the first drawn. Envoy's least_request with equal weights. params: share.
+    """
+    hosts = offer(table, params[0])
+    for r in range(table.mask.size - 1):
+        if table.scores[r] == 0.0:
+            table.scores[r] = -table.servers[server_of(table, r), S_OUTSTANDING]
+    return power_of_two(table, hosts, draws)
+
+
+@jit
+def earliest_completion(table: Table, params: Array, state: Array, draws: Array) -> float:
+    """The admissible (server, service, form) of least predicted latency. It never sheds."""
+    shed = table.mask.size - 1
+    for r in range(shed):
+        latency = table.rows[r, R_LATENCY]  # read in any case: then the loop is vectorised
+        table.scores[r] = -latency if table.mask[r] != 0 else -math.inf
+    table.scores[shed] = -math.inf
+    return 1.0
+
+
+@jit
+def most_accurate_feasible(table: Table, params: Array, state: Array, draws: Array) -> float:
+    """The most accurate one predicted within the deadline, the earlier of equals; if none is, the
+    earliest."""
+    clear(table)
+    deadline = table.context[C_DEADLINE]
+    for r in range(table.mask.size - 1):
+        if table.mask[r] == 1:
+            latency = table.rows[r, R_LATENCY]
+            # Accuracies differ by over 1e-4; a feasible latency is under an hour.
+            bonus = 1e9 * (1.0 + table.rows[r, R_ACCURACY]) if latency <= deadline else 0.0
+            table.scores[r] = bonus - latency
+    return 1.0

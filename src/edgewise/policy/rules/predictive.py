@@ -1,0 +1,183 @@
+"""Rules that go by predicted latency, candidate by candidate, as kernels.
+
+Each sees the same predictions (`edgewise.fleet.table`); they differ in what they make of them.
+Exact rules, sources and deviations: `docs/policies.md`.
+"""
+
+from __future__ import annotations
+
+from edgewise.compile import jit
+from edgewise.fleet.arrays import Array
+from edgewise.fleet.rng import below, uniform
+from edgewise.fleet.table import (
+    C_DEADLINE,
+    C_ELAPSED,
+    C_UPLOAD,
+    R_ACCURACY,
+    R_FORM,
+    R_LATENCY,
+    R_RETURN,
+    R_SERVER,
+    R_SERVICE_TIME,
+    R_TRANSFER,
+    S_BACKLOG,
+    Table,
+)
+from edgewise.policy.base import Parameter
+from edgewise.policy.servers import clear, utility
+
+TIE = 1e-6
+"""per s. Orders what is equal otherwise. Accuracies differ by over 1e-4, which 100 s outweigh."""
+
+EARLIEST_COMPLETION_MARGIN = (
+    Parameter(
+        name="margin",
+        default=1.2,
+        low=0.5,
+        high=3.0,
+        unit="",
+        about="on the predicted latency; a fifth more, as predictions miss what arrives later",
+        log=True,
+    ),
+)
+
+
+@jit
+def earliest_completion_margin(table: Table, params: Array, state: Array, draws: Array) -> float:
+    """Most accuracy^w × g(margin × latency / deadline); of equals the earliest. It never sheds."""
+    clear(table)
+    for r in range(table.mask.size - 1):
+        if table.mask[r] == 1:
+            latency = table.rows[r, R_LATENCY]
+            table.scores[r] = utility(table, r, params[0] * latency) - TIE * latency
+    return 1.0
+
+
+INFAAS = (
+    Parameter(
+        name="slack",
+        default=1.0,
+        low=0.05,
+        high=1.0,
+        unit="deadlines",
+        about="that a variant's profiled latency may take: the whole deadline as published, "
+        "which counts no network and no queue",
+        log=True,
+    ),
+)
+
+
+@jit
+def infaas(table: Table, params: Array, state: Array, draws: Array) -> float:
+    """INFaaS's query front end: of the variants that are accurate and by profile fast enough the
+    one of least slack; of the servers with that variant the least loaded. params: `INFAAS`.
+
+    Equal accuracy = the same model. If none is fast enough, the fastest.
+    """
+    clear(table)
+    rows = table.rows
+    limit = params[0] * table.context[C_DEADLINE]
+    variant = -1
+    fastest = -1
+    for r in range(table.mask.size - 1):
+        if table.mask[r] == 0 or rows[r, R_FORM] != 0.0:
+            continue
+        time = rows[r, R_SERVICE_TIME]
+        if fastest < 0 or time < rows[fastest, R_SERVICE_TIME]:
+            fastest = r
+        if time <= limit and (variant < 0 or time > rows[variant, R_SERVICE_TIME]):
+            variant = r
+    if variant < 0:
+        if fastest >= 0:
+            table.scores[fastest] = 0.0
+        return 1.0
+    for r in range(table.mask.size - 1):
+        if (
+            table.mask[r] == 1
+            and rows[r, R_FORM] == 0.0
+            and rows[r, R_ACCURACY] == rows[variant, R_ACCURACY]
+            and rows[r, R_SERVICE_TIME] <= limit
+        ):
+            table.scores[r] = -table.servers[int(rows[r, R_SERVER]), S_BACKLOG]
+    return 1.0
+
+
+JELLYFISH = (
+    Parameter(
+        name="rounds",
+        default=2.0,
+        low=1.0,
+        high=6.0,
+        unit="service times",
+        about="that must fit into the budget: 2 as published, the batch under way and the own",
+    ),
+)
+
+
+@jit
+def jellyfish(table: Table, params: Array, state: Array, draws: Array) -> float:
+    """Jellyfish: the most accurate service with budget ≥ 2 × latency(batch 1), the budget being
+    what the network leaves of the deadline; of equals the server of least backlog. If none is
+    feasible, the one that misses its budget by least. params: `JELLYFISH`.
+    """
+    clear(table)
+    rows = table.rows
+    context = table.context
+    for r in range(table.mask.size - 1):
+        if table.mask[r] == 0 or rows[r, R_FORM] != 0.0:
+            continue
+        # Streamed on as it arrives: the slower of upload and transfer; 2·wire is both ways back.
+        network = max(context[C_UPLOAD], rows[r, R_TRANSFER]) + 2.0 * rows[r, R_RETURN]
+        budget = context[C_DEADLINE] - context[C_ELAPSED] - network
+        spare = budget - params[0] * rows[r, R_SERVICE_TIME]
+        if spare >= 0.0:
+            backlog = table.servers[int(rows[r, R_SERVER]), S_BACKLOG]
+            table.scores[r] = rows[r, R_ACCURACY] - TIE * backlog
+        else:
+            table.scores[r] = spare - 1.0
+    return 1.0
+
+
+SLO_HEADROOM = (
+    Parameter(
+        name="explore",
+        default=0.01,
+        low=0.0,
+        high=0.1,
+        unit="",
+        about="share of requests that tries one predicted to be late: llm-d's 1 %",
+    ),
+)
+
+
+@jit
+def slo_headroom(table: Table, params: Array, state: Array, draws: Array) -> float:
+    """llm-d: of the candidates predicted in time the one of *least* headroom (bin packing); 1 % of
+    the time one of the others, uniformly. None in time: the one that is least late.
+    params: `SLO_HEADROOM`.
+    """
+    clear(table)
+    deadline = table.context[C_DEADLINE]
+    early = 0
+    late = 0
+    for r in range(table.mask.size - 1):
+        if table.mask[r] == 1:
+            headroom = deadline - table.rows[r, R_LATENCY]
+            if headroom >= 0.0:
+                early += 1
+                table.scores[r] = 1.0 / (1.0 + headroom)
+            else:
+                late += 1
+                table.scores[r] = headroom
+    if early == 0 or late == 0:
+        return 1.0
+    if uniform(draws) >= params[0]:
+        return 1.0 - params[0]  # type: ignore[no-any-return]
+    n = below(draws, late)
+    for r in range(table.mask.size - 1):
+        if table.mask[r] == 1 and table.scores[r] < 0.0:
+            if n == 0:
+                table.scores[r] = 2.0
+                break
+            n -= 1
+    return params[0] / late  # type: ignore[no-any-return]

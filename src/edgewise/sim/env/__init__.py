@@ -1,0 +1,1 @@
+"""Gymnasium environments: one simulation, or many stepped by one compiled call."""

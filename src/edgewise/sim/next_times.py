@@ -1,0 +1,85 @@
+"""When each link and each server comes next, and which of them is first. Compiled.
+
+Each has one moment at a time, and it moves: a link is through with its next transfer, later if
+others join; a server reports, sooner if its backlog jumps. So they are not in the queue of events,
+where an old moment would have to be found, or be looked at in vain when it comes. They are in a
+*winner tree* (Knuth, The Art of Computer Programming 3, section 5.4.1): the moments are the leaves
+of a full binary tree in one array, the links' before the servers', and every node above holds the
+lesser of its two children. Moving one takes a step for each level, without a branch; finding the
+first ends with eight leaves, which are looked at together.
+
+At one and the same moment events come first, then links, then servers, each in their order.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from edgewise.compile import inlined
+from edgewise.compile.eights import first_equal
+from edgewise.fleet.arrays import Array
+from edgewise.sim.layout import World
+
+
+def new_moments(links: int, reports: Array) -> Array:
+    """The tree of so many links, nothing under way, and of servers that first report at `reports`
+    (S,), s. The earliest moment stands at 1."""
+    used = links + reports.size
+    leaves = max(8, 1 << (used - 1).bit_length())
+    tree = np.full(2 * leaves, np.inf)
+    tree[leaves + links : leaves + used] = reports
+    for n in range(leaves - 1, 0, -1):
+        tree[n] = min(tree[2 * n], tree[2 * n + 1])
+    return tree
+
+
+def reports_due(world: World) -> Array:
+    """When each server reports next, s (S,): a view. For callers outside compiled code."""
+    begin = world.moments.size // 2 + world.links.size
+    due: Array = world.moments[begin : begin + world.servers.size]
+    return due
+
+
+@inlined
+def first(world: World) -> int:
+    """Whose moment is first: a link's number, or a server's on top of the number of links."""
+    tree = world.moments
+    leaves = tree.size >> 1
+    n = 1
+    while n < leaves >> 3:
+        n *= 2
+        n += tree[n] != tree[1]
+    n *= 8
+    here: int = first_equal(tree, n, tree[1])
+    return n + here - leaves
+
+
+@inlined
+def move(tree: Array, i: int, time: float) -> None:
+    """Let the i-th moment be `time`; +inf = never."""
+    n = (tree.size >> 1) + i
+    tree[n] = time
+    while n > 1:
+        other = tree[n ^ 1]
+        time = other if other < time else time
+        n >>= 1
+        tree[n] = time
+
+
+@inlined
+def link_at(world: World, e: int, time: float) -> None:
+    """Link `e` is through with its next transfer at `time`."""
+    move(world.moments, e, time)
+
+
+@inlined
+def report_at(world: World, s: int, time: float) -> None:
+    """Server `s` reports at `time`."""
+    move(world.moments, world.links.size + s, time)
+
+
+@inlined
+def report_due(world: World, s: int) -> float:
+    """When server `s` reports next; inf while it is down."""
+    due: float = world.moments[(world.moments.size >> 1) + world.links.size + s]
+    return due

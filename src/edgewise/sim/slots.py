@@ -1,0 +1,233 @@
+"""The life of a request's slot, and how it ends. Compiled."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from edgewise.compile import inlined, inner
+from edgewise.score import expected_utility
+from edgewise.sim.events import push, push_far
+from edgewise.sim.layout import (
+    DONE,
+    E_METADATA,
+    E_OUTCOME,
+    E_WAKE,
+    FREE,
+    LOST,
+    OPEN,
+    READY,
+    REASON_INGRESS_DOWN,
+    SERVED,
+    World,
+)
+from edgewise.sim.transfers import drop
+
+
+@inlined
+def hold(world: World, i: int) -> None:
+    """Something refers to slot `i`: an event, a transfer, a queue."""
+    world.slots[i].holds += 1
+
+
+@inlined
+def release(world: World, i: int) -> None:
+    """It does no longer. A slot whose request has ended is free after the last one."""
+    slot = world.slots[i]
+    slot.holds -= 1
+    if slot.holds == 0 and slot.stage == DONE:
+        slot.stage = FREE
+        slot.next = world.clock[0].free
+        world.clock[0].free = i
+
+
+@inlined
+def later(world: World, i: int, time: float, kind: int) -> None:
+    """Let an event of slot `i` happen at `time`."""
+    world.slots[i].holds += 1
+    push(world, time, kind, i)
+
+
+@inlined
+def arm(world: World, i: int) -> None:
+    """See that slot `i` is looked at no later than its time is up.
+
+    One event under way serves all the requests that the slot sees meanwhile, so most requests cost
+    none. It holds nothing: what it finds is as good as what it was made for.
+    """
+    slot = world.slots[i]
+    time = min(slot.give_up, slot.expiry)
+    if time < slot.wake:
+        slot.wake = time
+        push_far(world, time, E_WAKE, i)
+
+
+@inlined
+def expect_news(world: World, i: int, time: float, kind: int) -> None:
+    """Slot `i`'s transfer is in, or known to have failed, at `time`, unless it is given up."""
+    world.slots[i].news = time
+    later(world, i, time, kind)
+
+
+@inner
+def take_slot(world: World, now: float) -> int:
+    """A slot that is free no more; −1 if there is none."""
+    clock = world.clock[0]
+    i: int = clock.free
+    if i >= 0:
+        clock.free = world.slots[i].next
+        clock.used = max(clock.used, i + 1)
+        drop(world, world.slots.size + i, now)  # its last one's, of which there was word since
+    return i
+
+
+@inlined
+def open_slot(world: World, r: int) -> int:
+    """A slot for request `r`, which is sent now; −1 if there is none left."""
+    clock = world.clock[0]
+    i = take_slot(world, world.requests[r].time)
+    if i < 0:
+        return -1
+    slot = world.slots[i]
+    clock.open += 1
+    request = world.requests[r]
+    slot.request = r
+    slot.stage = OPEN
+    slot.holds = 0
+    slot.ingress = request.ingress
+    slot.balancer = r % clock.central if clock.central > 1 else 0
+    slot.service = -1
+    slot.server = -1
+    slot.form = 0
+    slot.at = -1
+    slot.unready = 0
+    slot.refused = 0
+    slot.link = -1
+    slot.row = -1
+    slot.picked = -1
+    slot.life = -1
+    slot.attempt = 0
+    slot.rif = 0
+    slot.reason = 0
+    slot.next = -1
+    for a in range(slot.alternatives.size):
+        slot.alternatives[a] = -1
+    slot.dispatch = 0
+    slot.command = 0
+    slot.predicted = math.nan
+    slot.sent = request.time
+    slot.deadline = request.time + request.deadline
+    slot.expiry = request.time + request.deadline * (1.0 + clock.grace)
+    slot.give_up = math.inf
+    slot.news = math.inf
+    slot.demanded = request.accuracy
+    slot.payload = request.payload
+    slot.probability = 1.0
+    slot.uploaded = math.inf
+    slot.decided = math.inf
+    slot.commanded = math.inf
+    slot.crossed = math.inf
+    slot.transferred = math.inf
+    slot.started = math.inf
+    slot.finished = math.inf
+    later(world, i, request.time + world.links[request.ingress].delay, E_METADATA)
+    arm(world, i)
+    return i
+
+
+@inlined
+def known(stamp: float) -> float:
+    """A stamp as results have it: NaN where it never came."""
+    return stamp if stamp < math.inf else math.nan
+
+
+@inner
+def end(world: World, i: int, status: int, reason: int, answered: float) -> None:
+    """Request of slot `i` ends; the ingress begins to answer at `answered` (inf = never)."""
+    slot = world.slots[i]
+    clock = world.clock[0]
+    slot.stage = DONE
+    drop(world, i, clock.now)  # whoever has been answered is read no further
+    clock.open -= 1
+    clock.ended[status] += 1
+    received = answered + world.links[slot.ingress].delay
+    utility = 0.0
+    latency = math.nan
+    if status == SERVED:
+        service = world.services[slot.service]
+        latency = received - slot.sent
+        utility = expected_utility(
+            service.ready_accuracy if slot.form == READY else service.accuracy,
+            slot.demanded,
+            latency,
+            slot.deadline - slot.sent,
+            clock.grace,
+            clock.accuracy_weight,
+        )
+        clock.utility += utility
+    slot.utility = utility
+    if clock.store == 0:
+        return
+    out = world.results[slot.request]
+    out.status = status
+    out.reason = reason
+    out.balancer = slot.balancer
+    out.row = slot.row
+    out.attempts = slot.attempt
+    if status == SERVED:
+        out.server = slot.server
+        out.service = slot.service
+        out.form = slot.form
+    out.probability = slot.probability
+    out.command = slot.command
+    out.dispatch = slot.dispatch
+    out.predicted = slot.predicted
+    out.latency = latency
+    out.utility = utility
+    out.decided_at = known(slot.decided)
+    out.uploaded = known(slot.uploaded)
+    out.decided = slot.commanded if slot.commanded <= clock.now else math.nan
+    out.transferred = known(slot.transferred)
+    out.started = known(slot.started)
+    out.finished = known(slot.finished)
+    out.answered = known(answered)
+    out.received = known(received)
+
+
+@inlined
+def tell(world: World, i: int, time: float) -> None:
+    """The balancer hears of the end at `time`, if that is news to it."""
+    slot = world.slots[i]
+    if slot.picked >= 0 or (world.clock[0].learning != 0 and slot.row >= 0):
+        later(world, i, time, E_OUTCOME)
+
+
+@inner
+def answer(world: World, i: int, status: int, reason: int, s: int, now: float) -> None:
+    """Server `s` is through with slot `i`: the answer goes back, and word of it to the balancer."""
+    slot = world.slots[i]
+    answered = now
+    if s != slot.ingress:
+        answered += world.links[world.path[s, slot.ingress]].delay
+    end(world, i, status, reason, answered)
+    tell(world, i, answered + world.clock[0].control_delay)
+
+
+@inner
+def lose(world: World, i: int, reason: int, now: float) -> None:
+    """No answer comes. The client knows and says so."""
+    end(world, i, LOST, reason, math.inf)
+    tell(world, i, now + world.links[world.slots[i].ingress].delay)
+
+
+@inner
+def turn_away(world: World, r: int) -> None:
+    """Request `r` finds its ingress down."""
+    clock = world.clock[0]
+    clock.ended[LOST] += 1
+    if clock.store != 0:
+        out = world.results[r]
+        out.status = LOST
+        out.reason = REASON_INGRESS_DOWN
+        out.balancer = np.int32(r % clock.central)

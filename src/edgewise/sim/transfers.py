@@ -1,0 +1,179 @@
+"""What a node knows of the transfers on its links, and what it measures by them. Compiled.
+
+Theory of operation
+-------------------
+A link of the simulation knows its flows to the byte (`sim.links`); its node does not. The node has
+a ledger for each link that it sends on, and one for its clients (`live.node.links`): a transfer is
+in it
+from its beginning to the word that the last byte is in, which takes a way back; an upload from its
+headers to its last byte. In between the transfers share what is believed of the link equally
+(`fleet.estimates`). Reports say what the ledger says, and the rate is measured by what leaves it.
+
+A ledger is a list of flows threaded through `world.flows`, with a virtual time of its own. The word
+that a transfer is in has no event: it is taken in (`hear`), at the moment it came, when the ledger
+is next looked at, for until then nobody can tell. A slot that is used again is looked at first.
+"""
+
+from __future__ import annotations
+
+import math
+
+from edgewise.compile import inlined, inner
+from edgewise.fleet.estimates import shared, smooth_rate, starved
+from edgewise.sim.layout import READY, World
+
+
+@inlined
+def reckon(world: World, e: int, now: float) -> None:
+    """Bring the ledger of link `e` to `now`."""
+    link = world.links[e]
+    seconds = now - link.ledger_at
+    if link.ledger > 0 and seconds > 0.0:
+        link.ledger_area += seconds * link.ledger
+        link.ledger_sent += shared(link.measured, seconds, link.ledger)
+    link.ledger_at = now
+
+
+@inner
+def strike(world: World, f: int) -> None:
+    """Take flow `f` out of its ledger, which is up to date."""
+    flow = world.flows[f]
+    link = world.links[flow.link]
+    link.ledger -= 1
+    if flow.before >= 0:
+        world.flows[flow.before].after = flow.after
+    else:
+        link.ledger_first = flow.after
+    if flow.after >= 0:
+        world.flows[flow.after].before = flow.before
+    flow.link = -1
+
+
+@inlined
+def measure(
+    world: World, e: int, f: int, size: float, seconds: float, waited: bool, now: float
+) -> None:
+    """Flow `f` of link `e`, just struck out, of `size` bytes took `seconds`."""
+    link = world.links[e]
+    flow = world.flows[f]
+    lasted = now - flow.began
+    sharing = (link.ledger_area - flow.area) / lasted if lasted > 0.0 else 1.0
+    rate, at = smooth_rate(link.measured, link.measured_at, now, size, seconds, sharing, waited)
+    link.measured = rate
+    link.measured_at = at
+
+
+@inner
+def hear(world: World, e: int, now: float) -> None:
+    """Take in the word that has come to the sender of link `e` by `now`, as it came."""
+    link = world.links[e]
+    while link.ledger_word <= now:
+        first = -1
+        second = math.inf
+        f: int = link.ledger_first
+        while f >= 0:
+            word = world.flows[f].word
+            # Of those that come at one moment the one that began first: the list begins with the
+            # last. Transfers of one size that began in an outage end together.
+            if first < 0 or word <= world.flows[first].word:
+                second = world.flows[first].word if first >= 0 else math.inf
+                first = f
+            elif word < second:
+                second = word
+            f = world.flows[f].after
+        link.ledger_word = second
+        if first < 0 or not (world.flows[first].word <= now):
+            link.ledger_word = world.flows[first].word if first >= 0 else math.inf
+            return
+        at = world.flows[first].word
+        reckon(world, e, at)
+        strike(world, first)
+        slot = world.slots[first - world.slots.size]
+        rtt = link.delay + world.links[world.path[slot.server, slot.ingress]].delay
+        began = world.flows[first].began
+        # What was made ready here, or was in before, had no source to wait for.
+        waited = slot.form != READY and starved(slot.uploaded, began, at)
+        measure(world, e, first, slot.size, at - began - rtt, waited, at)
+
+
+@inner
+def note(world: World, e: int, f: int, size: float, now: float) -> None:
+    """Flow `f` of `size` bytes on link `e` begins."""
+    if world.links[e].ledger_word <= now:
+        hear(world, e, now)
+    reckon(world, e, now)
+    link = world.links[e]
+    flow = world.flows[f]
+    flow.link = e
+    flow.before = -1
+    flow.after = link.ledger_first
+    if link.ledger_first >= 0:
+        world.flows[link.ledger_first].before = f
+    link.ledger_first = f
+    link.ledger += 1
+    flow.began = now
+    flow.area = link.ledger_area
+    flow.tag = link.ledger_sent + size
+    flow.word = math.inf
+
+
+@inlined
+def word_comes(world: World, f: int, time: float) -> None:
+    """The sender of flow `f` will have word at `time` that it is in."""
+    flow = world.flows[f]
+    flow.word = time
+    link = world.links[flow.link]
+    link.ledger_word = min(link.ledger_word, time)
+
+
+@inner
+def drop(world: World, f: int, now: float) -> None:
+    """Flow `f`, if it is in a ledger, is no more: broken off, or of no use to anybody."""
+    e: int = world.flows[f].link
+    if e < 0:
+        return
+    if world.links[e].ledger_word <= now:
+        hear(world, e, now)
+    if world.flows[f].link >= 0:
+        reckon(world, e, now)
+        strike(world, f)
+
+
+@inner
+def received(world: World, i: int, size: float, now: float) -> None:
+    """The ingress has the last byte of slot `i`'s photo, of `size` bytes."""
+    e: int = world.flows[i].link
+    if e < 0:
+        return
+    reckon(world, e, now)
+    strike(world, i)
+    measure(world, e, i, size, now - world.flows[i].began, False, now)
+
+
+@inner
+def left(world: World, e: int, now: float) -> float:
+    """Bytes that the node of link `e` believes to be on it; the ledger is then at `now`."""
+    if world.links[e].ledger_word <= now:
+        hear(world, e, now)
+    reckon(world, e, now)
+    total = 0.0
+    f: int = world.links[e].ledger_first
+    while f >= 0:
+        total += max(0.0, world.flows[f].tag - world.links[e].ledger_sent)
+        f = world.flows[f].after
+    return total
+
+
+@inner
+def tear_up(world: World, e: int) -> None:
+    """The node of link `e` is gone, with its ledger and what it had measured."""
+    link = world.links[e]
+    f: int = link.ledger_first
+    while f >= 0:
+        world.flows[f].link = -1
+        f = world.flows[f].after
+    link.ledger = 0
+    link.ledger_first = -1
+    link.ledger_word = math.inf
+    link.measured = math.nan
+    link.measured_at = math.nan

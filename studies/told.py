@@ -1,0 +1,119 @@
+"""The learned policy told more, or allowed less, than it is: kernels around its own. Compiled.
+
+Each changes the candidate table before the policy sees it. The heuristic takes part as the learned
+policy with all learned weights at 0, which it is bit for bit, so one kernel serves both.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgewise.compile import jit
+from edgewise.fleet.arrays import Array
+from edgewise.fleet.estimates import ready_time
+from edgewise.fleet.table import (
+    C_NOW,
+    R_FORM,
+    R_LATENCY,
+    R_LOCAL,
+    R_SERVER,
+    R_SERVICE,
+    R_SERVICE_TIME,
+    R_WAIT,
+    S_AHEAD,
+    S_BACKLOG,
+    Table,
+)
+from edgewise.policy.learned import edgewise
+from edgewise.scenario import Scenario
+from edgewise.sim.build import Options, simulation
+from edgewise.tasks.services import services_of
+from edgewise.worlds.workload import generate
+
+Floats = NDArray[np.float64]
+
+
+@jit
+def original_only(table: Table, params: Array, state: Array, draws: Array) -> float:
+    """The policy, with no transfer re-encoded."""
+    for r in range(1, table.mask.size - 1, 2):
+        table.mask[r] = 0
+    return edgewise(table, params, state, draws)
+
+
+@jit
+def always_ready(table: Table, params: Array, state: Array, draws: Array) -> float:
+    """The policy, with every transfer re-encoded for which that form may be chosen."""
+    for r in range(0, table.mask.size - 1, 2):
+        if table.mask[r + 1] != 0 and table.rows[r + 1, R_LOCAL] == 0.0:
+            table.mask[r] = 0
+    return edgewise(table, params, state, draws)
+
+
+@jit
+def slow_spells_known(table: Table, params: Array, state: Array, draws: Array) -> float:
+    """The policy, told how slow each server is now; `params` begin as `slow_spells` has them.
+
+    Service times become the true mean; waits, which are other requests' service times, are scaled
+    by as much as those move.
+    """
+    size = int(params[0])
+    services = (table.mask.size - 1) // 2
+    count = table.servers.shape[0]
+    now = table.context[C_NOW]
+    offsets = 1 + 2 * services
+    last = -1
+    factor = 1.0
+    for r in range(table.mask.size - 1):
+        if table.mask[r] == 0:
+            continue
+        row = table.rows[r]
+        s = int(row[R_SERVER])
+        fresh = s != last
+        if fresh:
+            last = s
+            factor = 1.0
+            for at in range(int(params[offsets + s]), int(params[offsets + s + 1])):
+                place = offsets + count + 1 + 2 * at
+                if params[place] > now:
+                    break
+                factor = params[place + 1]
+        k = int(row[R_SERVICE])
+        true = params[1 + k] * factor
+        if row[R_FORM] != 0.0:
+            true = ready_time(true, params[1 + services + k])
+        by = true / row[R_SERVICE_TIME]
+        row[R_LATENCY] += (true - row[R_SERVICE_TIME]) + (by - 1.0) * row[R_WAIT]
+        row[R_SERVICE_TIME] = true
+        row[R_WAIT] *= by
+        if fresh:
+            table.servers[s, S_BACKLOG] *= by
+            table.servers[s, S_AHEAD] *= by
+    return edgewise(table, params[size:], state, draws)
+
+
+def slow_spells(world: Scenario) -> Floats:
+    """What `slow_spells_known` is told: the length of this, each service's time at full speed and
+    what a re-encoded photo saves of it (s), where each server's steps begin and end, and the steps
+    (time s, factor), in the order in which the simulator has them."""
+    services = services_of(world)
+    sim = simulation(world, generate(world, None), Options(store=False))
+    servers, numbers = sim.world.servers, sim.world.numbers
+    steps, bounds = [], [0]
+    for server in servers:
+        at, count = int(server["slow_at"]), int(server["slow_count"])
+        steps.append(numbers[at : at + 2 * count])
+        bounds.append(bounds[-1] + count)
+    body = np.concatenate(
+        [
+            [service.latency[0] for service in services],
+            [service.ready_saving for service in services],
+            np.array(bounds, np.float64),
+            *steps,
+        ]
+    )
+    assert math.isfinite(float(body.sum()))
+    return np.concatenate([[1.0 + len(body)], body])
