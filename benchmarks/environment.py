@@ -28,8 +28,8 @@ import numpy as np
 
 from edgewise.compile import jit
 from edgewise.fleet.arrays import Array
-from edgewise.fleet.rng import new_draws, uniform
-from edgewise.policy import RULES
+from edgewise.fleet.rng import new_rng, uniform
+from edgewise.policy import POLICIES
 from edgewise.scenario import (
     Demand,
     LinkSpec,
@@ -44,7 +44,7 @@ from edgewise.scenario import (
 from edgewise.sim import engine
 from edgewise.sim.env.vector import BalanceVectorEnv
 from edgewise.sim.play import play
-from edgewise.sim.source import Supply
+from edgewise.sim.source import WorldSource
 
 LADDER = ((0.57, 0.006), (0.72, 0.012), (0.76, 0.035), (0.83, 0.110))
 SECONDS = 60.0
@@ -104,7 +104,7 @@ def of_environment(
         envs, scenario, observation=observation, plays=10**9, threads=threads, copy=False
     )
     _, info = env.reset(seed=0)
-    rows, draws = np.zeros(envs, np.int64), new_draws(0)
+    rows, draws = np.zeros(envs, np.int64), new_rng(0)
     draw_rows(info["action_mask"], draws, rows)
     steps = round(scenario.workload.arrivals.rate * SECONDS)  # of a world, about
     for _ in range(steps + 500):  # past the first ends: compiled, or loaded, and warm
@@ -127,17 +127,17 @@ def of_environment(
 def of_engine(scenario: Scenario, seconds: float) -> tuple[float, float, float, float]:
     """(decisions/s of the best round and on average, events per decision, s to make a world), one
     core."""
-    supply = Supply(scenario)
+    supply = WorldSource(scenario)
     began = time.process_time()
     start = supply.world(0)
     made = time.process_time() - began
-    play(engine.branch(start), RULES["random"], 0)
+    play(engine.branch(start), POLICIES["random"], 0)
     decisions, events = 0, 0
     spent: list[float] = []
     while sum(spent) < seconds:
         sim = engine.branch(start)
         began = time.process_time()
-        play(sim, RULES["random"], 0)
+        play(sim, POLICIES["random"], 0)
         spent.append(time.process_time() - began)
         decisions = int(sim.world.clock["decisions"][0])
         events = int(sim.world.clock["processed"][0])

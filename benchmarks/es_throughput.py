@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from edgewise.learn.trainer import Recipe, initial, train
-from edgewise.policy import RULES
+from edgewise.policy import POLICIES
 
 
 def main() -> None:
@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--generations", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     wishes = parser.parse_args()
-    heuristic = RULES["priced_greedy"]
+    heuristic = POLICIES["priced_greedy"]
     for groups in (("base", "heads"), ("base", "heads", "network")):
         for generations in (1, wishes.generations):  # the first compiles
             recipe = Recipe(groups=groups, count=40, generations=generations, validation=1)

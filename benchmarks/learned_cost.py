@@ -3,7 +3,7 @@
     python benchmarks/learned_cost.py
 
 In the simulator: the kernel called by compiled code, in a loop, on tables that have been filled.
-Live: `KernelPolicy.decide`, from the observation to the decision. Medians of batches, so that what
+Live: `Policy.decide`, from the observation to the decision. Medians of batches, so that what
 else runs on the machine does not count much.
 """
 
@@ -18,10 +18,10 @@ import numpy as np
 from edgewise import scenario
 from edgewise.compile.reference import by_reference
 from edgewise.domain import Observation, PeerReport, QueueItem, Report, Request
-from edgewise.fleet.rng import new_draws
-from edgewise.fleet.table import Table
+from edgewise.fleet.rng import new_rng
+from edgewise.fleet.table import CandidateTable
 from edgewise.fleet.tracker import Tracker
-from edgewise.policy import RULES, KernelPolicy, Rule, learned, weight_files
+from edgewise.policy import POLICIES, Policy, PolicySpec, learned, weight_files
 from edgewise.sim import engine
 
 SERVERS, EACH = 6, 3
@@ -60,9 +60,9 @@ def observation() -> Observation:
     return tracker.observe(request, now + 0.01, now)
 
 
-def simulated(rule: Rule, seen: Observation) -> float:
+def simulated(rule: PolicySpec, seen: Observation) -> float:
     """µs a call."""
-    table = Table(
+    table = CandidateTable(
         seen.rows,
         seen.mask,
         seen.servers,
@@ -72,7 +72,7 @@ def simulated(rule: Rule, seen: Observation) -> float:
     )
     kernel = engine.compiled(rule.kernel)
     numbers, state = np.array(rule.params), rule.new_state(len(seen.servers))
-    draws = new_draws(1)
+    draws = new_rng(1)
 
     @numba.njit
     def loop(kernel, table, numbers, state, draws, n):  # type: ignore[no-untyped-def]
@@ -90,9 +90,9 @@ def simulated(rule: Rule, seen: Observation) -> float:
     return 1e6 * median(times)
 
 
-def live(rule: Rule, seen: Observation) -> float:
+def live(rule: PolicySpec, seen: Observation) -> float:
     """µs a decision."""
-    policy = KernelPolicy("p", rule)
+    policy = Policy("p", rule)
     policy.decide(seen)
     times = []
     for _ in range(BATCHES):
@@ -106,12 +106,12 @@ def live(rule: Rule, seen: Observation) -> float:
 def main() -> None:
     """Print the table."""
     seen = observation()
-    with_network = np.array(RULES["edgewise"].params)
+    with_network = np.array(POLICIES["edgewise"].params)
     with_network[learned.O_NETWORK] = 1.0
     rules = {
-        "earliest_completion": RULES["earliest_completion"],
-        "priced_greedy": RULES["priced_greedy"],
-        "edgewise": RULES["edgewise"],
+        "earliest_completion": POLICIES["earliest_completion"],
+        "priced_greedy": POLICIES["priced_greedy"],
+        "edgewise": POLICIES["edgewise"],
         "edgewise, with network": weight_files.rule(with_network, "with its network evaluated"),
     }
     print(f"{int(seen.mask[:-1].sum())} candidates; median CPU time of {BATCHES} batches")

@@ -331,7 +331,7 @@ def ended(process: Any, receiver: Any) -> None:
 @contextlib.contextmanager
 def devices(backend: str, realtime: bool, link: LinkConfig) -> Iterator[tuple[str, str, Any]]:
     """A namespace behind the link: (its name, the address in it, the process's configuration)."""
-    from edgewise.network.kernel.devices import Device, Way, WiresConfig
+    from edgewise.network.kernel.devices import Device, DeviceRoute, DevicesConfig
     from edgewise.network.kernel.namespaces import HOST, Spaces, sweep
 
     sweep()
@@ -349,14 +349,14 @@ def devices(backend: str, realtime: bool, link: LinkConfig) -> Iterator[tuple[st
                 Device(space=HOST, device=here, link=LINK, peer=far),
                 Device(space=space, device="far", link="back", peer=near),
             )
-            config = WiresConfig(backend="tc", devices=tc, links=links, realtime=realtime)
+            config = DevicesConfig(backend="tc", devices=tc, links=links, realtime=realtime)
         else:
             tun = (
                 Device(space=HOST, device=here, address=near, prefix=31),
                 Device(space=space, device="far", address=far, prefix=31),
             )
-            ways = (Way(near, far, LINK), Way(far, near, "back"))
-            config = WiresConfig(
+            ways = (DeviceRoute(near, far, LINK), DeviceRoute(far, near, "back"))
+            config = DevicesConfig(
                 backend="tun", devices=tun, ways=ways, links=links, realtime=realtime
             )
         yield space, far, config

@@ -19,11 +19,11 @@ import numpy as np
 from edgewise.compile import jit
 from edgewise.fleet import table as t
 from edgewise.fleet.arrays import Array
-from edgewise.fleet.rng import new_draws
-from edgewise.policy import RULES
+from edgewise.fleet.rng import new_rng
+from edgewise.policy import POLICIES
 
 
-def filled(servers: int, services: int) -> t.Table:
+def filled(servers: int, services: int) -> t.CandidateTable:
     """A plausible table: unequal servers, a ladder of services, both forms."""
     table = t.blank_table(servers, servers * services)
     luck = np.random.default_rng(0)
@@ -72,12 +72,12 @@ def run(kernel, table, params, state, draws, calls):  # type: ignore[no-untyped-
     return total
 
 
-def measure(name: str, table: t.Table, calls: int) -> tuple[float, float]:
+def measure(name: str, table: t.CandidateTable, calls: int) -> tuple[float, float]:
     """(s of the first call, ns of a call: the best of five runs)."""
-    rule = RULES[name]
+    rule = POLICIES[name]
     params = np.array(rule.params, np.float64)
     state: Array = rule.new_state(table.servers.shape[0])
-    draws = new_draws(1)
+    draws = new_rng(1)
     start = time.perf_counter()
     rule.kernel(table, params, state, draws)
     first = time.perf_counter() - start
@@ -100,7 +100,7 @@ def main() -> None:
     print(f"{arguments.servers} servers x {arguments.services} services x 2 forms")
     print(f"{'rule':<28}{'ns/call':>10}{'compile s':>12}")
     found = []
-    for name in RULES:
+    for name in POLICIES:
         table = filled(arguments.servers, arguments.services)
         first, nanoseconds = measure(name, table, arguments.calls)
         print(f"{name:<28}{nanoseconds:>10.0f}{first:>12.2f}", flush=True)

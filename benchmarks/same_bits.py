@@ -21,19 +21,19 @@ from rich.progress import track
 from simulator import fleet
 
 from edgewise import scenario as sc
-from edgewise.policy import RULES
-from edgewise.sim.build import Options, simulation
+from edgewise.policy import POLICIES
+from edgewise.sim.build import SimOptions, simulation
 from edgewise.sim.play import play
 from edgewise.worlds import families
 from edgewise.worlds.workload import generate
 
-POLICIES = ("earliest_completion", "priced_greedy", "edgewise", "random")
+PLAYED = ("earliest_completion", "priced_greedy", "edgewise", "random")
 QUICK = ("medium", "combined", "server_failure", "balancer_failure", "two_balancers")
 
 
-def digest(scenario: sc.Scenario, policy: str, options: Options) -> str:
+def digest(scenario: sc.Scenario, policy: str, options: SimOptions) -> str:
     """Of all results, and of what links carried and servers were busy with."""
-    sim = play(simulation(scenario, generate(scenario, None), options), RULES[policy], 1)
+    sim = play(simulation(scenario, generate(scenario, None), options), POLICIES[policy], 1)
     found = hashlib.blake2b(digest_size=8)
     world = sim.world
     for name in sorted(world.results.dtype.names or ()):
@@ -43,14 +43,14 @@ def digest(scenario: sc.Scenario, policy: str, options: Options) -> str:
     return found.hexdigest()
 
 
-def cases(quick: bool) -> Iterator[tuple[str, sc.Scenario, Options]]:
+def cases(quick: bool) -> Iterator[tuple[str, sc.Scenario, SimOptions]]:
     """By name: the families, and one small fleet in every way that a scenario can be odd."""
     for name in QUICK if quick else families.STANDARD:
         for seed in (1,) if quick else (1, 5):
             yield (
                 f"{name} {seed}",
                 families.scenario(name, seed).with_overrides(duration=12.0),
-                Options(),
+                SimOptions(),
             )
     base = fleet(4, seconds=6.0)
     hot = replace(base, workload=replace(base.workload, arrivals=sc.PoissonArrivals(rate=420.0)))
@@ -93,9 +93,9 @@ def cases(quick: bool) -> Iterator[tuple[str, sc.Scenario, Options]]:
         "mute, down": replace(base, failures=mute + down),
     }
     for name, scenario in odd.items():
-        yield name, scenario, Options()
-    yield "links one by one", base, Options(fifo_links=True)
-    yield "late reports", base, Options(report_delay=0.3)
+        yield name, scenario, SimOptions()
+    yield "links one by one", base, SimOptions(fifo_links=True)
+    yield "late reports", base, SimOptions(report_delay=0.3)
 
 
 def main() -> int:
@@ -106,7 +106,7 @@ def main() -> int:
     found = {
         f"{name}, {policy}": digest(scenario, policy, options)
         for name, scenario, options in track(list(cases(wishes.quick)), "playing")
-        for policy in POLICIES
+        for policy in PLAYED
     }
     if not wishes.file.exists():
         wishes.file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

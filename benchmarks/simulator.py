@@ -25,9 +25,9 @@ import simpy
 
 from edgewise import scenario as sc
 from edgewise.fleet.table import SAMPLED, SAMPLED_ABOVE
-from edgewise.policy import RULES
+from edgewise.policy import POLICIES
 from edgewise.sim import engine
-from edgewise.sim.build import Options, simulation
+from edgewise.sim.build import SimOptions, simulation
 from edgewise.sim.layout import SERVED, Sim
 from edgewise.sim.play import play
 from edgewise.worlds.workload import generate
@@ -85,8 +85,8 @@ def speed(
 ) -> tuple[float, float, int, float]:
     """Decisions/s, events per decision, decisions, mean utility. Without `sampled` all servers of a
     large fleet are looked at (`fleet.table.SAMPLED`)."""
-    rule = RULES[policy]
-    start = simulation(scenario, generate(scenario, None), Options(store=False))
+    rule = POLICIES[policy]
+    start = simulation(scenario, generate(scenario, None), SimOptions(store=False))
     if not sampled:
         start.table.wanted[1] = 0
     play(engine.branch(start), rule, 1)  # compiles, and warms the caches
@@ -172,8 +172,8 @@ def beside_simpy(quick: bool) -> None:
             wait = simpy_queues(280.0, 0.01, 4, count, joint)
             times.append(time.process_time() - began)
         scenario = ours(280.0, 0.01, 4, 10 * count / 280.0, joint)
-        rule = RULES[policy]
-        options = Options(control_delay=0.0, noise=exponential())
+        rule = POLICIES[policy]
+        options = SimOptions(control_delay=0.0, noise=exponential())
         start = simulation(scenario, generate(scenario, None), options)
         play(engine.branch(start), rule, 1)
         last: list[Sim] = []
@@ -229,7 +229,7 @@ def main() -> None:
     print("8 servers × 4 services, two forms, shared uplinks, stale reports, one core:")
     print(f"{'policy':<24}{'decisions/s':>12}{'µs each':>9}{'events each':>13}")
     for policy in ("earliest_completion", "random", "priced_greedy"):
-        if policy in RULES:
+        if policy in POLICIES:
             rate, events, _, _ = speed(fleet(8, seconds=seconds), policy)
             print(f"{policy:<24}{rate:>12,.0f}{1e6 / rate:>9.2f}{events:>13.1f}")
     given = msgspec.structs.replace(fleet(8, seconds=seconds), balancers=2)

@@ -24,11 +24,11 @@ from typing import Any
 import torch
 
 from edgewise.learn import ppo
-from edgewise.learn.actor_critic import Settings
+from edgewise.learn.actor_critic import PpoSettings
 from edgewise.learn.trainer import Recipe
 from edgewise.learn.trainer import train as evolve
 from edgewise.learn.worlds import Worlds
-from edgewise.policy import RULES
+from edgewise.policy import POLICIES
 from edgewise.policy.learned import untrained
 
 Found = tuple[float, float]
@@ -55,7 +55,7 @@ class Meter:
 def of_es(family: str, threads: int, seconds: float) -> Found:
     meter = Meter(threads)
     recipe = Recipe(worlds=Worlds(names=(family,)), validation=2, every=10**9)
-    heuristic = RULES["priced_greedy"]
+    heuristic = POLICIES["priced_greedy"]
     with tempfile.TemporaryDirectory() as folder:
         evolve(
             recipe,
@@ -73,8 +73,8 @@ def of_ppo(family: str, threads: int, seconds: float, network: bool) -> Found:
     meter = Meter(threads)
     ppo.train(
         Worlds(names=(family,)),
-        untrained(RULES["priced_greedy"].params),
-        Settings(network=network),
+        untrained(POLICIES["priced_greedy"].params),
+        PpoSettings(network=network),
         budget=seconds,
         threads=threads,
         progress=meter.see,

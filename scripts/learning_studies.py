@@ -19,13 +19,13 @@ from pathlib import Path
 
 import msgspec
 from studies import forms, gap, information, shift, trained
-from studies.played import Kept, Played, Section
+from studies.played import Played, Section, StoredResults
 
 from edgewise.bench import suite, tune
 from edgewise.bench.document import rewrite
 from edgewise.errors import EdgewiseError
-from edgewise.learn.trainer import Progress
-from edgewise.policy import RULES, find, weight_files
+from edgewise.learn.trainer import EsProgress
+from edgewise.policy import POLICIES, find, weight_files
 from edgewise.worlds import families
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "learning.md"
@@ -51,7 +51,7 @@ class Shown:
                 f"  {what:<28} {done:5d} of {of}  {left:5.1f} min left", file=sys.stderr, flush=True
             )
 
-    def training(self, run: str, step: Progress) -> None:
+    def training(self, run: str, step: EsProgress) -> None:
         """Of a training run."""
         now = time.monotonic()
         if now - self._last >= EVERY or step.done >= 1.0:
@@ -76,7 +76,7 @@ def study(name: str, wishes: argparse.Namespace) -> Section:
     until = time.monotonic() + seconds(wishes.budget)
     shown = Shown()
     played = Played(
-        Kept(wishes.out / "figures.jsonl"),
+        StoredResults(wishes.out / "figures.jsonl"),
         seeds,
         threads=wishes.threads,
         until=until,
@@ -90,21 +90,21 @@ def study(name: str, wishes: argparse.Namespace) -> Section:
         judged=wishes.judged,
         progress=shown.training,
     )
-    control, policy = find(str(CONTROL)), RULES["edgewise"]
+    control, policy = find(str(CONTROL)), POLICIES["edgewise"]
     if name == "information":
         retuned = None
         if wishes.retune:
             retuned = trained.informed_heuristic(runs, control, budget=seconds(wishes.retune))
         return information.study(played, control, policy, retuned)
     if name == "gap":
-        rules = {name: RULES[name] for name in ("priced_greedy", gap.MARGIN)}
+        rules = {name: POLICIES[name] for name in ("priced_greedy", gap.MARGIN)}
         rules |= {"control": control, "edgewise": policy}
         names = wishes.families.split(",") if wishes.families else families.STANDARD
         return gap.study(played, rules, names, duration=wishes.duration, trials=wishes.trials)
     if name == "forms":
         return forms.study(played, policy)
     if name == "shift":
-        return shift.study(played, RULES["priced_greedy"], policy)
+        return shift.study(played, POLICIES["priced_greedy"], policy)
     if name == "specialist":
         return trained.specialists(
             played,

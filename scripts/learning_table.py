@@ -23,7 +23,7 @@ from edgewise.bench import suite
 from edgewise.bench.document import rewrite
 from edgewise.bench.statistics import Interval, interval, over_families
 from edgewise.learn.worlds import Worlds, limits
-from edgewise.policy import RULES, Rule, find, learned, weight_files
+from edgewise.policy import POLICIES, PolicySpec, find, learned, weight_files
 from edgewise.policy.features import PHI
 from edgewise.worlds import families
 
@@ -55,7 +55,7 @@ def percent(found: Interval, base: float) -> str:
 
 def utilities(
     names: Sequence[str],
-    rules: dict[str, Rule],
+    rules: dict[str, PolicySpec],
     seeds: Sequence[int],
     threads: int,
 ) -> Floats:
@@ -88,10 +88,10 @@ def utilities(
 def table(seeds: Sequence[int], threads: int) -> Iterator[str]:
     """The policy against the heuristic and its control, by family, and against the ladder."""
     rules = {
-        "priced_greedy": RULES["priced_greedy"],
+        "priced_greedy": POLICIES["priced_greedy"],
         "control": find(str(CONTROL)),
-        "edgewise": RULES["edgewise"],
-        **{name: RULES[name] for name in LADDER},
+        "edgewise": POLICIES["edgewise"],
+        **{name: POLICIES[name] for name in LADDER},
     }
     names = families.STANDARD
     values = utilities(names, rules, seeds, threads)
@@ -153,7 +153,7 @@ def table(seeds: Sequence[int], threads: int) -> Iterator[str]:
 
 def guarded(seeds: Sequence[int], threads: int) -> Iterator[str]:
     """How often the guard let the heuristic decide."""
-    rule = RULES["edgewise"]
+    rule = POLICIES["edgewise"]
     shares = {}
     for name in families.STANDARD:
         worlds = [families.scenario(name, seed) for seed in seeds]
@@ -183,9 +183,9 @@ def training() -> Iterator[str]:
 # -- what each part gives --------------------------------------------------------------------------
 
 
-def without(part: str) -> Rule:
+def without(part: str) -> PolicySpec:
     """The shipped policy with a part of its weights set to 0."""
-    numbers = np.array(RULES["edgewise"].params)
+    numbers = np.array(POLICIES["edgewise"].params)
     if part in learned.SERVER_HEADS:
         at = learned.LAYOUT["server_heads"].start + learned.SERVER_HEADS.index(part) * learned.P
         numbers[at : at + learned.P] = 0.0
@@ -216,10 +216,10 @@ def ablation(seeds: Sequence[int], threads: int) -> Iterator[str]:
         "price", "link", "network", "wait", "spread", "row price", "row value", "shed",
         "memory of links", "base", "guard",
     )  # fmt: skip
-    numbers = np.array(RULES["edgewise"].params)
+    numbers = np.array(POLICIES["edgewise"].params)
     if numbers[learned.O_NETWORK] > 0.0:
         parts = (*parts, "network of rows")
-    rules = {"edgewise": RULES["edgewise"], **{part: without(part) for part in parts}}
+    rules = {"edgewise": POLICIES["edgewise"], **{part: without(part) for part in parts}}
     values = utilities(PARTS_FAMILIES, rules, seeds, threads)
     yield (
         "Change of utility with one part of the shipped weights set to 0 (*base*: the heuristic's "

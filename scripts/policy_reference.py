@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from edgewise.policy import RULES
+from edgewise.policy import POLICIES
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "policies.md"
 BEGIN, END = "<!-- parameters: begin -->", "<!-- parameters: end -->"
@@ -19,7 +19,7 @@ BEGIN, END = "<!-- parameters: begin -->", "<!-- parameters: end -->"
 
 def reference() -> Iterator[str]:
     """The lines between the marks."""
-    for name, rule in RULES.items():
+    for name, rule in POLICIES.items():
         if not rule.parameters:
             continue
         yield f"### `{name}`"

@@ -25,12 +25,12 @@ from edgewise.bench.report import table
 from edgewise.bench.statistics import Floats, Interval, over_families
 from edgewise.compile import jit
 from edgewise.fleet.arrays import Array
-from edgewise.fleet.table import R_LOCAL, Table
-from edgewise.policy import RULES
-from edgewise.policy.base import Rule
+from edgewise.fleet.table import R_LOCAL, CandidateTable
+from edgewise.policy import POLICIES
+from edgewise.policy.base import PolicySpec
 from edgewise.policy.priced import priced_greedy
 from edgewise.scenario import NetworkSpec, Scenario, ServerSpec
-from edgewise.sim.build import Options
+from edgewise.sim.build import SimOptions
 
 POLICY = "priced_greedy"
 FAMILIES = ("light", "medium", "heavy", "overload", "hot_spot", "bursty", "volatile")
@@ -45,7 +45,7 @@ class Condition(Struct, frozen=True, kw_only=True):
 
     name: str
     change: Change | None = None
-    options: Options = Options()
+    options: SimOptions = SimOptions()
     forced: bool = False
     """Every transfer is model-ready."""
 
@@ -137,7 +137,7 @@ CONDITIONS: dict[str, Condition] = {
         Condition(name="fifo", change=_fifo),
         Condition(name="gpu batches", change=_curve(0.6)),
         Condition(name="cpu batches", change=_curve(0.15)),
-        Condition(name="fifo links", options=Options(fifo_links=True)),
+        Condition(name="fifo links", options=SimOptions(fifo_links=True)),
     )
 }
 
@@ -195,7 +195,7 @@ CONTRASTS = (
 
 
 @jit
-def _priced_forced(table: Table, params: Array, state: Array, draws: Array) -> float:
+def _priced_forced(table: CandidateTable, params: Array, state: Array, draws: Array) -> float:
     """`priced_greedy` whose transfers are all model-ready where that form may be chosen."""
     probability = priced_greedy(table, params, state, draws)
     for r in range(0, table.mask.size - 1, 2):
@@ -204,9 +204,9 @@ def _priced_forced(table: Table, params: Array, state: Array, draws: Array) -> f
     return probability
 
 
-def rule_of(condition: Condition, params: Sequence[float] | None = None) -> Rule:
+def rule_of(condition: Condition, params: Sequence[float] | None = None) -> PolicySpec:
     """The rule under test, with `params` in place of the tuned ones."""
-    rule = RULES[POLICY]
+    rule = POLICIES[POLICY]
     return msgspec.structs.replace(
         rule,
         kernel=_priced_forced if condition.forced else rule.kernel,

@@ -8,14 +8,14 @@ from __future__ import annotations
 import msgspec
 
 from edgewise.bench.statistics import interval
-from edgewise.policy.base import Rule
+from edgewise.policy.base import PolicySpec
 from edgewise.worlds import families
 from studies.information import place
 from studies.played import Arm, Played, Section, grid, held_out, percent
 from studies.told import always_ready, original_only
 
 
-def study(played: Played, policy: Rule) -> Section:
+def study(played: Played, policy: PolicySpec) -> Section:
     """The priced choice's gain, by family."""
     places = [place(name) for name in families.STANDARD]
     everyone = [

@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from edgewise.bench import suite
 from edgewise.bench.statistics import interval
 from edgewise.bound.standing import DURATION, standing
-from edgewise.policy.base import Rule
+from edgewise.policy.base import PolicySpec
 from edgewise.scenario import Scenario
 from edgewise.worlds import families
 from studies import information
-from studies.played import Arm, Place, Played, Section, held_out, percent, pm, ratio, share
+from studies.played import Arm, Played, Section, WorldCondition, held_out, percent, pm, ratio, share
 
 WHAT = ("clairvoyant", "bound")
 INFORMED = "edgewise, informed"
@@ -32,7 +32,7 @@ LOADS = ("light", "medium", "heavy", "overload")
 
 def study(
     played: Played,
-    rules: dict[str, Rule],
+    rules: dict[str, PolicySpec],
     names: Sequence[str] = families.STANDARD,
     *,
     duration: float = DURATION,
@@ -51,7 +51,7 @@ def study(
     def world_of(family: str, seed: int) -> Scenario:
         return families.scenario(family, seed).with_overrides(duration=duration)
 
-    places = [Place(name=name, world=partial(world_of, name)) for name in names]
+    places = [WorldCondition(name=name, world=partial(world_of, name)) for name in names]
     knowing = [information.arms(name, rules[name])[-1] for name in ("control", "edgewise")]
     known, known_seeds = played.utilities(f"gap {duration:g}", places, knowing)
 

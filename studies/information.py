@@ -15,14 +15,14 @@ import msgspec
 
 from edgewise.bench.statistics import interval, over_families
 from edgewise.learn.worlds import bandwidth, fresh, informed
-from edgewise.policy.base import Rule
+from edgewise.policy.base import PolicySpec
 from edgewise.worlds import families
 from studies.played import (
     Arm,
     Change,
-    Place,
     Played,
     Section,
+    WorldCondition,
     grid,
     held_out,
     percent,
@@ -44,12 +44,12 @@ CASES: dict[str, tuple[Change | None, bool]] = {
 """(what is done to a world, whether slow spells are known)."""
 
 
-def place(family: str) -> Place:
+def place(family: str) -> WorldCondition:
     """A family of the suite."""
-    return Place(name=family, world=lambda seed: families.scenario(family, seed))
+    return WorldCondition(name=family, world=lambda seed: families.scenario(family, seed))
 
 
-def arms(name: str, rule: Rule) -> list[Arm]:
+def arms(name: str, rule: PolicySpec) -> list[Arm]:
     """A policy with each piece of information."""
     spells = msgspec.structs.replace(rule, kernel=slow_spells_known)
     return [
@@ -63,7 +63,9 @@ def arms(name: str, rule: Rule) -> list[Arm]:
     ]
 
 
-def study(played: Played, heuristic: Rule, policy: Rule, retuned: Rule | None = None) -> Section:
+def study(
+    played: Played, heuristic: PolicySpec, policy: PolicySpec, retuned: PolicySpec | None = None
+) -> Section:
     """The ablation. `heuristic` and `policy` are params of the learned policy's kernel; `retuned`
     is the heuristic tuned with all of the information."""
     places = [place(name) for name in FAMILIES]

@@ -22,20 +22,20 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from edgewise.bench import suite
-from edgewise.bench.episodes import Stage
+from edgewise.bench.episodes import ReplayableWorld
 from edgewise.bench.statistics import Interval, interval, over_families
 from edgewise.errors import BadInput
-from edgewise.policy.base import Rule
+from edgewise.policy.base import PolicySpec
 from edgewise.scenario import Scenario
-from edgewise.sim.build import Options
+from edgewise.sim.build import SimOptions
 
 Floats = NDArray[np.float64]
 Change = Callable[[Scenario], Scenario]
 
-BARE = Options(store=False)
+BARE = SimOptions(store=False)
 
 
-class Place(Struct, frozen=True, kw_only=True):
+class WorldCondition(Struct, frozen=True, kw_only=True):
     """A way to make worlds."""
 
     name: str
@@ -47,7 +47,7 @@ class Arm(Struct, frozen=True, kw_only=True):
     """A policy under a condition."""
 
     name: str
-    rule: Rule
+    rule: PolicySpec
     change: Change | None = None
     """What is done to every world first."""
     told: Callable[[Scenario], Floats] | None = None
@@ -66,7 +66,7 @@ class _Line(Struct, frozen=True):
     """None: there is no such figure (JSON has no NaN)."""
 
 
-class Kept:
+class StoredResults:
     """Figures by key, in a file of JSON lines; None: in memory only.
 
     Raises BadInput for a file that is not one.
@@ -103,7 +103,7 @@ class Played:
 
     def __init__(
         self,
-        kept: Kept,
+        kept: StoredResults,
         seeds: Sequence[int],
         *,
         threads: int = 2,
@@ -123,24 +123,24 @@ class Played:
         return time.monotonic() >= self.until
 
     def utilities(
-        self, study: str, places: Sequence[Place], arms: Sequence[Arm]
+        self, study: str, places: Sequence[WorldCondition], arms: Sequence[Arm]
     ) -> tuple[Floats, tuple[int, ...]]:
         """Mean expected utility, (places, arms, seeds), and the seeds that all of them played."""
         stems = {arm.name: f"{study}|{arm.name}|{arm.digest}" for arm in arms}
 
-        def key(place: Place, arm: Arm, seed: int) -> str:
+        def key(place: WorldCondition, arm: Arm, seed: int) -> str:
             return f"{stems[arm.name]}|{place.name}|{seed}"
 
         def task(s: int, p: int) -> None:
             place, seed = places[p], self.seeds[s]
-            stages: dict[Change | None, Stage] = {}
+            stages: dict[Change | None, ReplayableWorld] = {}
             for arm in arms:
                 if self.over or key(place, arm, seed) in self.kept.values:
                     continue
                 world = place.world(seed)
                 if arm.change not in stages:
                     changed = world if arm.change is None else arm.change(world)
-                    stages[arm.change] = Stage(changed, BARE)
+                    stages[arm.change] = ReplayableWorld(changed, BARE)
                 params = None
                 if arm.told is not None:
                     params = np.concatenate([arm.told(world), arm.rule.params])
@@ -236,7 +236,7 @@ def share(found: tuple[float, float, float]) -> str:
 
 
 def grid(
-    places: Sequence[Place], heads: Sequence[str], differences: Floats
+    places: Sequence[WorldCondition], heads: Sequence[str], differences: Floats
 ) -> tuple[list[str], list[Interval]]:
     """A table of differences (places, columns, seeds), a line for each place and their mean; and
     those means, clustered by seed."""

@@ -13,12 +13,12 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
-from edgewise.bench.episodes import Stage
+from edgewise.bench.episodes import ReplayableWorld
 from edgewise.bench.report import plus_minus, table
 from edgewise.bench.statistics import Interval, interval
 from edgewise.bench.suite import each
-from edgewise.policy import RULES
-from edgewise.policy.base import Rule
+from edgewise.policy import POLICIES
+from edgewise.policy.base import PolicySpec
 from edgewise.scenario import (
     Demand,
     LinkSpec,
@@ -36,7 +36,7 @@ from edgewise.scenario import (
     WorkloadSpec,
 )
 from edgewise.sim import layout
-from edgewise.sim.build import Options
+from edgewise.sim.build import SimOptions
 
 _TINY = LognormalPayload(median_bytes=200.0, sigma=0.0)
 _LAN = LinkSpec(delay=0.00025)
@@ -47,11 +47,11 @@ PATIENT = 60.0
 """s. A deadline that nobody misses, where latency itself is asked for."""
 
 
-def with_defaults(names: Sequence[str], **changes: float) -> dict[str, Rule]:
+def with_defaults(names: Sequence[str], **changes: float) -> dict[str, PolicySpec]:
     """Rules as published, whatever was tuned for photos; `changes` by name of the parameter."""
     found = {}
     for name in names:
-        rule = RULES[name]
+        rule = POLICIES[name]
         params = tuple(changes.get(p.name, p.default) for p in rule.parameters)
         found[name] = msgspec.structs.replace(rule, params=params) if params else rule
     return found
@@ -112,7 +112,7 @@ def peak_ewma(
     during = np.zeros_like(whole)
 
     def play(s: int, _: int) -> None:
-        stage = Stage(slow_server(seeds[s], usual))
+        stage = ReplayableWorld(slow_server(seeds[s], usual))
         for p, rule in enumerate(rules.values()):
             world = stage.play(rule).world
             served = world.results["status"] == layout.SERVED
@@ -196,7 +196,7 @@ def prequal(seeds: Sequence[int], load: float, period: float, threads: int = 2) 
     values = np.zeros((3, len(rules), len(seeds)))
 
     def play(s: int, _: int) -> None:
-        stage = Stage(unequal(seeds[s], load, period), Options(slots=1 << 16))
+        stage = ReplayableWorld(unequal(seeds[s], load, period), SimOptions(slots=1 << 16))
         for p, rule in enumerate(rules.values()):
             world = stage.play(rule).world
             warm = world.requests["time"] >= WARM

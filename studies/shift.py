@@ -12,11 +12,11 @@ from collections.abc import Callable
 import msgspec
 
 from edgewise.bench.statistics import interval
-from edgewise.policy.base import Rule
+from edgewise.policy.base import PolicySpec
 from edgewise.scenario import Scenario, ServerSpec
 from edgewise.worlds.families import volatile
 from edgewise.worlds.random_world import at_load, base
-from studies.played import Arm, Place, Played, Section, held_out, percent, pm
+from studies.played import Arm, Played, Section, WorldCondition, held_out, percent, pm
 
 OTHER = ((0.45, 0.003), (0.66, 0.02), (0.81, 0.055), (0.93, 0.17))
 """(accuracy, s at speed 1) of models that no training world has: below and above both ladders."""
@@ -75,9 +75,9 @@ SHIFTS: dict[str, Callable[[int], Scenario]] = {
 }
 
 
-def study(played: Played, heuristic: Rule, policy: Rule) -> Section:
+def study(played: Played, heuristic: PolicySpec, policy: PolicySpec) -> Section:
     """The paired difference in every shifted world."""
-    places = [Place(name=name, world=world) for name, world in SHIFTS.items()]
+    places = [WorldCondition(name=name, world=world) for name, world in SHIFTS.items()]
     everyone = [Arm(name="priced_greedy", rule=heuristic), Arm(name="edgewise", rule=policy)]
     values, seeds = played.utilities("shift", places, everyone)
     lines = [

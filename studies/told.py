@@ -25,11 +25,11 @@ from edgewise.fleet.table import (
     R_WAIT,
     S_AHEAD,
     S_BACKLOG,
-    Table,
+    CandidateTable,
 )
 from edgewise.policy.learned import edgewise
 from edgewise.scenario import Scenario
-from edgewise.sim.build import Options, simulation
+from edgewise.sim.build import SimOptions, simulation
 from edgewise.tasks.services import services_of
 from edgewise.worlds.workload import generate
 
@@ -37,7 +37,7 @@ Floats = NDArray[np.float64]
 
 
 @jit
-def original_only(table: Table, params: Array, state: Array, draws: Array) -> float:
+def original_only(table: CandidateTable, params: Array, state: Array, draws: Array) -> float:
     """The policy, with no transfer re-encoded."""
     for r in range(1, table.mask.size - 1, 2):
         table.mask[r] = 0
@@ -45,7 +45,7 @@ def original_only(table: Table, params: Array, state: Array, draws: Array) -> fl
 
 
 @jit
-def always_ready(table: Table, params: Array, state: Array, draws: Array) -> float:
+def always_ready(table: CandidateTable, params: Array, state: Array, draws: Array) -> float:
     """The policy, with every transfer re-encoded for which that form may be chosen."""
     for r in range(0, table.mask.size - 1, 2):
         if table.mask[r + 1] != 0 and table.rows[r + 1, R_LOCAL] == 0.0:
@@ -54,7 +54,7 @@ def always_ready(table: Table, params: Array, state: Array, draws: Array) -> flo
 
 
 @jit
-def slow_spells_known(table: Table, params: Array, state: Array, draws: Array) -> float:
+def slow_spells_known(table: CandidateTable, params: Array, state: Array, draws: Array) -> float:
     """The policy, told how slow each server is now; `params` begin as `slow_spells` has them.
 
     Service times become the true mean; waits, which are other requests' service times, are scaled
@@ -100,7 +100,7 @@ def slow_spells(world: Scenario) -> Floats:
     what a re-encoded photo saves of it (s), where each server's steps begin and end, and the steps
     (time s, factor), in the order in which the simulator has them."""
     services = services_of(world)
-    sim = simulation(world, generate(world, None), Options(store=False))
+    sim = simulation(world, generate(world, None), SimOptions(store=False))
     servers, numbers = sim.world.servers, sim.world.numbers
     steps, bounds = [], [0]
     for server in servers:

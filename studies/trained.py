@@ -19,9 +19,9 @@ from edgewise.learn import release, trainer
 from edgewise.learn.checkpoint import write_atomically
 from edgewise.learn.space import PARTS
 from edgewise.learn.worlds import Worlds, limits, rule_of
-from edgewise.policy import RULES, learned, weight_files
-from edgewise.policy.base import Rule
-from edgewise.policy.weight_files import Card
+from edgewise.policy import POLICIES, learned, weight_files
+from edgewise.policy.base import PolicySpec
+from edgewise.policy.weight_files import WeightsCard
 from studies.information import place
 from studies.played import Arm, Floats, Played, Section, held_out, percent, pm
 
@@ -49,11 +49,11 @@ class Trainer(Struct, frozen=True, kw_only=True):
     """Validation worlds, by which a specialist is kept or dropped."""
     until: float = float("inf")
     """On the monotonic clock: no run begins after it."""
-    progress: Callable[[str, trainer.Progress], None] = lambda _run, _progress: None
+    progress: Callable[[str, trainer.EsProgress], None] = lambda _run, _progress: None
 
     def run(
         self, name: str, recipe: trainer.Recipe, start: Floats, budget: float | None = None
-    ) -> Rule | None:
+    ) -> PolicySpec | None:
         """The policy that a recipe finds from the params `start`, guarded; None: out of time."""
         folder = self.folder / name
         path = folder / "edgewise.safetensors"
@@ -63,7 +63,7 @@ class Trainer(Struct, frozen=True, kw_only=True):
         if time.monotonic() >= self.until:
             return None
         heuristic = msgspec.structs.replace(
-            RULES["priced_greedy"], params=tuple(start[learned.LAYOUT["calibrated"]].tolist())
+            POLICIES["priced_greedy"], params=tuple(start[learned.LAYOUT["calibrated"]].tolist())
         )
         found = trainer.train(
             recipe,
@@ -78,7 +78,7 @@ class Trainer(Struct, frozen=True, kw_only=True):
         rule = rule_of(found.params)
         low, high, _ = limits(recipe.worlds, rule, found.params, seen, self.threads)
         final = weight_files.release(found.params, low, high, release.OLDEST)
-        card = Card(
+        card = WeightsCard(
             name="edgewise",
             command=f"study {name}",
             seeds=(recipe.seed,),
@@ -95,7 +95,7 @@ class Trainer(Struct, frozen=True, kw_only=True):
 def specialists(
     played: Played,
     runs: Trainer,
-    policy: Rule,
+    policy: PolicySpec,
     *,
     minutes: Sequence[float] = (1.0, 5.0, 20.0),
     names: Sequence[str] = SPECIALISTS,
@@ -165,9 +165,9 @@ def parts(
 ) -> Section:
     """What each part gives: every arm trained from the heuristic with the same generations, worlds
     and seeds, and compared with the control of the same training seed."""
-    start = trainer.initial(RULES["priced_greedy"])
+    start = trainer.initial(POLICIES["priced_greedy"])
     names = ["control", *(arm for arm in arms if arm != "control")]
-    found: dict[tuple[str, int], Rule] = {}
+    found: dict[tuple[str, int], PolicySpec] = {}
     for seed in training_seeds:  # all arms of a seed before the next, so that stopping is fair
         for name in names:
             recipe = trainer.Recipe(
@@ -211,8 +211,8 @@ def parts(
 
 
 def informed_heuristic(
-    runs: Trainer, control: Rule, *, budget: float, worlds: int = 40, seed: int = 5
-) -> Rule | None:
+    runs: Trainer, control: PolicySpec, *, budget: float, worlds: int = 40, seed: int = 5
+) -> PolicySpec | None:
     """The control, tuned on for `budget` s where reports are fresh and bandwidths known."""
     start = np.array(control.params)
     start[learned.O_GUARDED] = 0.0

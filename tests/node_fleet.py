@@ -13,7 +13,7 @@ import msgspec
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from edgewise.domain import Candidate, Command, Form, Request, ShedReason
+from edgewise.domain import Candidate, Command, PayloadForm, Request, ShedReason
 from edgewise.errors import ImagesError
 from edgewise.live.config import NodeConfig
 from edgewise.live.node.executor import Executor, Item, Prediction, Result
@@ -126,7 +126,7 @@ class Balancer:
         request: Request,
         server: str | None = None,
         model: str | None = None,
-        form: Form = Form.ORIGINAL,
+        form: PayloadForm = PayloadForm.ORIGINAL,
         alternatives: tuple[Candidate, ...] = (),
         reason: ShedReason | None = None,
     ) -> Command:

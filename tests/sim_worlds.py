@@ -8,14 +8,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from edgewise import scenario as sc
-from edgewise.policy import RULES
-from edgewise.sim.build import Options, simulation
+from edgewise.policy import POLICIES
+from edgewise.sim.build import SimOptions, simulation
 from edgewise.sim.layout import Sim
 from edgewise.sim.play import play
 from edgewise.worlds.workload import Trace, generate
 
 IDEAL = sc.LinkSpec()
-AT_ONCE = Options(control_delay=0.0)
+AT_ONCE = SimOptions(control_delay=0.0)
 
 
 def exponential(bits: int = 16) -> np.ndarray:
@@ -54,9 +54,9 @@ def one_server(
     )
 
 
-def run_local(scenario: sc.Scenario, options: Options, trace: Trace | None = None) -> Sim:
+def run_local(scenario: sc.Scenario, options: SimOptions, trace: Trace | None = None) -> Sim:
     trace = generate(scenario, None) if trace is None else trace
-    return play(simulation(scenario, trace, options), RULES["local"], 1)
+    return play(simulation(scenario, trace, options), POLICIES["local"], 1)
 
 
 def trace_of(

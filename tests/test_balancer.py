@@ -27,17 +27,17 @@ from edgewise.domain import Command, Outcome, Request, Stamps, Status
 from edgewise.errors import BadInput, ScenarioError, WireError
 from edgewise.live.balancer.api import application
 from edgewise.live.balancer.balancer import Balancer, prepare
-from edgewise.live.balancer.channels import CROSSING, Channel, Offset, shifted
+from edgewise.live.balancer.channels import CROSSING, NodeConnection, Offset, shifted
 from edgewise.live.balancer.dispatcher import Dispatcher
 from edgewise.live.balancer.emulator_feed import figures, follow
 from edgewise.live.balancer.experience import load_experience
-from edgewise.live.balancer.ledger import Ledger, Source
+from edgewise.live.balancer.ledger import Ledger, OutcomeSource
 from edgewise.live.clock import Clock
 from edgewise.live.config import BalancerConfig, Listen
-from edgewise.live.recorder import Recorder, Table, read
+from edgewise.live.recorder import Recorder, RecordTable, read
 from edgewise.live.records import DECISIONS, OUTCOMES, REPORTS, REQUESTS
 from edgewise.live.wire import messages
-from edgewise.score import Shape, score
+from edgewise.score import ScoreShape, score
 from fleet_case import NOW, TEXT, queue, report, request, two_servers
 
 MODELS = {"a": ("small", "large"), "b": ("large",)}
@@ -113,7 +113,7 @@ def test_better_words_replace_worse_ones_and_each_counts_once() -> None:
     made = dispatcher()
     entry = made.decide(request(), NOW, "ask")
     made.on_answered(served(latency=None, stamps=Stamps(answered=NOW + 10.3)), NOW + 0.3, 10.0)
-    assert entry.source is Source.NODE
+    assert entry.source is OutcomeSource.NODE
     assert entry.outcome is not None
     assert entry.outcome.latency == pytest.approx(0.3), "until it began to answer, on our clock"
     assert made.on_outcome(served(latency=0.4), NOW + 0.4) == "joined"
@@ -416,7 +416,7 @@ def test_whoever_adds_does_not_make_rows(tmp_path: Path) -> None:
         threads.append(threading.current_thread().name)
         return (number,)
 
-    table = Table("numbers", row, pa.schema([("number", pa.int64())]))
+    table = RecordTable("numbers", row, pa.schema([("number", pa.int64())]))
     with Recorder(tmp_path, [table], segment_rows=100) as recorder:
         for number in range(250):
             recorder.add(table, number)
@@ -434,7 +434,7 @@ def test_a_disk_that_is_too_slow_costs_rows_unless_one_waits(
         assert go.wait(30)
         return (number,)
 
-    table = Table("numbers", row, pa.schema([("number", pa.int64())]))
+    table = RecordTable("numbers", row, pa.schema([("number", pa.int64())]))
     with Recorder(tmp_path / "hasty", [table], segment_rows=1) as recorder:
         for number in range(5):
             recorder.add(table, number)
@@ -462,7 +462,7 @@ def test_rows_fit_their_columns(tmp_path: Path) -> None:
     made.decide(request("r2", accuracy=0.99), NOW, "ask")
     made.recorder.close()
     with Recorder(tmp_path, [OUTCOMES]) as recorder:
-        recorder.add(OUTCOMES, outcome, score(request(), outcome, Shape()))
+        recorder.add(OUTCOMES, outcome, score(request(), outcome, ScoreShape()))
     told = read(tmp_path, REPORTS.name).to_pylist()[0]
     assert (told["server"], told["clock_ahead"], told["queue_works"]) == ("a", 0.5, [0.1])
     assert told["peers"][0]["server"] == "a"
@@ -825,7 +825,7 @@ async def test_a_command_to_a_broken_channel_is_no_error() -> None:
         async def send_bytes(self, data: bytes) -> None:
             raise ConnectionResetError
 
-    channel = Channel("a", Broken(), NOW)
+    channel = NodeConnection("a", Broken(), NOW)
     assert not await channel.send(messages.Ping(at=NOW))
 
 

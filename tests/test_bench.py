@@ -11,11 +11,11 @@ import pytest
 from studies import disciplines, published
 
 from edgewise.bench import compare, document, page, report, suite, tune
-from edgewise.bench.episodes import METRICS, Stage
+from edgewise.bench.episodes import METRICS, ReplayableWorld
 from edgewise.bench.statistics import Interval, interval, over_families
 from edgewise.cli.bench import chosen
 from edgewise.errors import BadInput
-from edgewise.policy import RULES
+from edgewise.policy import POLICIES
 from edgewise.policy.base import Parameter
 from edgewise.policy.tuned import TUNED
 from edgewise.policy.tuning import Tuned, with_tuned
@@ -25,17 +25,17 @@ from edgewise.worlds import families
 
 pytestmark = pytest.mark.study
 
-POLICIES = ("earliest_completion", "round_robin", "least_outstanding")
+PLAYED = ("earliest_completion", "round_robin", "least_outstanding")
 
 
 def short(world: Scenario) -> Scenario:
     return world.with_overrides(duration=0.5)
 
 
-def run(threads: int = 1, policies: tuple[str, ...] = POLICIES) -> suite.Result:
+def run(threads: int = 1, policies: tuple[str, ...] = PLAYED) -> suite.Result:
     return suite.run(
         ("light", "combined"),
-        {name: RULES[name] for name in policies},
+        {name: POLICIES[name] for name in policies},
         suite.evaluation_seeds(4),
         threads=threads,
         change=short,
@@ -84,16 +84,16 @@ def test_same_result_whatever_the_number_of_threads(result: suite.Result) -> Non
 
 def test_a_stage_can_be_played_again() -> None:
     """What one policy did leaves no trace for the next."""
-    stage = Stage(short(families.scenario("combined", 3)))
-    first = stage.measure(RULES["earliest_completion"])
-    other = stage.measure(RULES["round_robin"])
+    stage = ReplayableWorld(short(families.scenario("combined", 3)))
+    first = stage.measure(POLICIES["earliest_completion"])
+    other = stage.measure(POLICIES["round_robin"])
     assert other != first
-    assert stage.measure(RULES["earliest_completion"]) == first
+    assert stage.measure(POLICIES["earliest_completion"]) == first
 
 
 def test_metrics_are_those_of_the_results() -> None:
-    stage = Stage(short(families.scenario("medium", 3)))
-    sim = stage.play(RULES["earliest_completion"])
+    stage = ReplayableWorld(short(families.scenario("medium", 3)))
+    sim = stage.play(POLICIES["earliest_completion"])
     world = sim.world
     in_time, effective, worth = 0, 0.0, 0.0
     for request, outcome in zip(world.requests, world.results, strict=True):
@@ -104,7 +104,7 @@ def test_metrics_are_those_of_the_results() -> None:
         service = world.services[outcome["service"]]
         accuracy = service["ready_accuracy"] if outcome["form"] else service["accuracy"]
         effective += accuracy if accuracy >= request["accuracy"] else 0.0
-    found = stage.measure(RULES["earliest_completion"])
+    found = stage.measure(POLICIES["earliest_completion"])
     assert found.requests == len(world.requests)
     assert found.missed == pytest.approx(1.0 - in_time / found.requests)
     assert found.effective == pytest.approx(effective / found.requests)
@@ -264,10 +264,10 @@ def test_worlds_of_a_search_are_training_worlds_each_once() -> None:
 
 @pytest.mark.parametrize("name", ["least_outstanding", "sed_admission"])
 def test_search_is_reproducible_and_says_how(name: str) -> None:
-    def search(threads: int) -> tune.Found:
+    def search(threads: int) -> tune.SearchResult:
         return tune.search(
             name,
-            RULES[name],
+            POLICIES[name],
             generations=2,
             worlds=2,
             threads=threads,
@@ -280,14 +280,14 @@ def test_search_is_reproducible_and_says_how(name: str) -> None:
     assert found.command == (
         f"edgewise tune {name} --suite train --seed 1 --generations 2 --worlds 2"
     )
-    for p in RULES[name].parameters:
+    for p in POLICIES[name].parameters:
         assert p.low <= found.params[p.name] <= p.high
 
 
 def test_search_finds_a_better_value() -> None:
     """To count every latency thrice and to shed what is then worth under 0.6 is to serve next to
     nobody: whoever looks finds better."""
-    rule = RULES["sed_admission"]
+    rule = POLICIES["sed_admission"]
     worst = {"threshold": 0.6, "margin": 3.0}
     bad = tuple(worst.get(p.name, p.default) for p in rule.parameters)
     found = tune.search(
@@ -306,11 +306,11 @@ def test_search_finds_a_better_value() -> None:
 
 def test_what_cannot_be_searched() -> None:
     with pytest.raises(BadInput, match="no parameters"):
-        tune.search("earliest_completion", RULES["earliest_completion"], generations=1)
+        tune.search("earliest_completion", POLICIES["earliest_completion"], generations=1)
     with pytest.raises(BadInput, match="unknown suite"):
-        tune.search("sed", RULES["sed"], suite="nope", generations=1)
+        tune.search("sed", POLICIES["sed"], suite="nope", generations=1)
     with pytest.raises(BadInput, match="either"):
-        tune.search("sed", RULES["sed"])
+        tune.search("sed", POLICIES["sed"])
     with pytest.raises(BadInput, match="90s"):
         tune.seconds("soon")
     assert [tune.seconds(text) for text in ("90", "2m", "0.5h")] == [90.0, 120.0, 1800.0]
@@ -328,7 +328,7 @@ def test_the_written_module_says_what_was_found(tmp_path: Path) -> None:
 
 def test_tuned_values_fit_their_rules() -> None:
     for name, values in TUNED.items():
-        rule = RULES[name]
+        rule = POLICIES[name]
         assert set(values.params) == set(rule.names), f"edgewise tune {name} is due"
         assert rule.params == tuple(values.params[each] for each in rule.names)
         assert rule.tuned == values.command
@@ -337,7 +337,7 @@ def test_tuned_values_fit_their_rules() -> None:
 
 
 def test_a_rule_that_changed_keeps_what_still_fits() -> None:
-    rule = msgspec.structs.replace(RULES["sed_admission"], params=())
+    rule = msgspec.structs.replace(POLICIES["sed_admission"], params=())
     values = {"sed_admission": Tuned(command="c", gain="", params={"margin": 2.0, "gone": 1.0})}
     found = with_tuned({"sed_admission": rule}, values)["sed_admission"]
     assert dict(zip(found.names, found.params, strict=True))["margin"] == 2.0
@@ -377,7 +377,7 @@ def test_conditions_change_what_they_say() -> None:
 
 
 def test_forced_sends_nothing_as_it_came() -> None:
-    stage = Stage(short(families.scenario("hot_spot", 3)))
+    stage = ReplayableWorld(short(families.scenario("hot_spot", 3)))
 
     def originals(condition: str) -> int:
         rule = disciplines.rule_of(disciplines.CONDITIONS[condition])
@@ -392,7 +392,7 @@ def test_forced_sends_nothing_as_it_came() -> None:
 
 def test_published_rules_are_as_published() -> None:
     rules = published.with_defaults(("prequal", "c3"), clients=8.0)
-    prequal = RULES["prequal"]
+    prequal = POLICIES["prequal"]
     assert rules["prequal"].params == tuple(p.default for p in prequal.parameters)
     assert dict(zip(rules["c3"].names, rules["c3"].params, strict=True))["clients"] == 8.0
 
@@ -400,7 +400,9 @@ def test_published_rules_are_as_published() -> None:
 def test_a_slow_server_costs_round_robin_its_share() -> None:
     """One in eleven goes to it; its second is too short."""
     world = published.slow_server(1, 0.02, duration=20.0)
-    done = Stage(world).play(published.with_defaults(("round_robin",))["round_robin"]).world
+    done = (
+        ReplayableWorld(world).play(published.with_defaults(("round_robin",))["round_robin"]).world
+    )
     during = (done.requests["time"] >= 15.0) & (done.requests["time"] < 20.0)
     good = (done.results["status"] == layout.SERVED) & (done.results["latency"] <= 1.0)
     assert good[during].mean() == pytest.approx(10 / 11, abs=0.01)
@@ -409,6 +411,6 @@ def test_a_slow_server_costs_round_robin_its_share() -> None:
 
 def test_policies_by_name() -> None:
     assert tuple(chosen("sed, prequal")) == ("sed", "prequal")
-    assert chosen(None) == RULES
+    assert chosen(None) == POLICIES
     with pytest.raises(BadInput, match="did you mean sed"):
         chosen("sedd")

@@ -19,10 +19,10 @@ from edgewise.bound.forced import follow
 from edgewise.bound.known import Known, known
 from edgewise.bound.standing import standing, way
 from edgewise.cli import bound as command
-from edgewise.policy import RULES
+from edgewise.policy import POLICIES
 from edgewise.scenario import Scenario
 from edgewise.sim import engine, layout
-from edgewise.sim.build import Options, simulation
+from edgewise.sim.build import SimOptions, simulation
 from edgewise.sim.layout import Sim
 from edgewise.sim.play import play
 from edgewise.worlds import families
@@ -115,7 +115,7 @@ def tiny(seed: int) -> Scenario:
 
 
 def begin(world: Scenario, fifo_links: bool = False) -> Sim:
-    return simulation(world, generate(world, None), Options(fifo_links=fifo_links))
+    return simulation(world, generate(world, None), SimOptions(fifo_links=fifo_links))
 
 
 def _flat(sim: Sim) -> list[np.ndarray]:
@@ -256,7 +256,7 @@ def test_no_policy_exceeds_the_bound(family: str) -> None:
     sim = begin(world.with_overrides(duration=duration))
     bound = dual.upper_bound(known(sim), STEPS).utility
     for name in SOME:
-        over = play(engine.branch(sim), RULES[name], 1)
+        over = play(engine.branch(sim), POLICIES[name], 1)
         assert over.world.clock["utility"][0] / len(sim.world.requests) <= bound
     assert bound < 0.99
 
@@ -264,7 +264,7 @@ def test_no_policy_exceeds_the_bound(family: str) -> None:
 def test_uploads_do_not_depend_on_decisions() -> None:
     """What step 3a of the proof says of the engine."""
     sim = begin(families.scenario("volatile", 3).with_overrides(duration=2.0))
-    plays = [play(engine.branch(sim), RULES[name], 1).world.results for name in SOME]
+    plays = [play(engine.branch(sim), POLICIES[name], 1).world.results for name in SOME]
     episode = known(sim)
     for results in plays:
         seen = ~np.isnan(results["uploaded"])
@@ -321,10 +321,10 @@ def test_known_leaves_the_world_as_it_is() -> None:
 # -- the clairvoyant -----------------------------------------------------------------------------
 
 
-def _search(sim: Sim, trials: int, seed: int = 0) -> clairvoyant.Found:
+def _search(sim: Sim, trials: int, seed: int = 0) -> clairvoyant.Plan:
     episode = known(sim)
     values = plans.row_values(episode, dual.upper_bound(episode, STEPS).prices, sim.table.mask.size)
-    rule = RULES["earliest_completion"]
+    rule = POLICIES["earliest_completion"]
     plan = play(engine.branch(sim), rule, 1).world.results["row"].astype(np.int64)
     return clairvoyant.search(sim, values, [plan], trials=trials, seed=seed)
 
@@ -365,7 +365,7 @@ def test_a_search_without_time_gives_the_best_plan_it_was_given() -> None:
 
 def test_standing_is_in_order() -> None:
     world = families.scenario("heavy", 2).with_overrides(duration=1.0)
-    rules = {name: RULES[name] for name in SOME}
+    rules = {name: POLICIES[name] for name in SOME}
     heard: list[float] = []
     found = standing(
         world, rules, steps=STEPS, trials=300, progress=lambda share, what: heard.append(share)

@@ -16,11 +16,11 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from edgewise.domain import Form, Outcome, Request, Stamps, Status
+from edgewise.domain import Outcome, PayloadForm, Request, Stamps, Status
 from edgewise.errors import BadInput
 from edgewise.live.client import client as module
 from edgewise.live.client.client import Client, Sent
-from edgewise.live.client.payloads import Load, read_load
+from edgewise.live.client.payloads import PreparedLoad, read_load
 from edgewise.live.clock import Clock
 from edgewise.live.config import ClientConfig
 from edgewise.live.node.executor import replay_label
@@ -28,10 +28,10 @@ from edgewise.live.recorder import Recorder
 from edgewise.live.records import REQUESTS
 from edgewise.live.run.evaluate import evaluate
 from edgewise.live.wire.messages import Submission
-from edgewise.live.wire.protocol import Answer, decode_request, encode_answer, encode_request
+from edgewise.live.wire.protocol import InferAnswer, decode_request, encode_answer, encode_request
 from edgewise.scenario import load
-from edgewise.score import Shape
-from edgewise.testing.memory_transport import Switch, Way, url
+from edgewise.score import ScoreShape
+from edgewise.testing.memory_transport import Connection, Switch, url
 from edgewise.testing.virtual_loop import VirtualLoop
 from edgewise.worlds.workload import Trace
 
@@ -39,9 +39,9 @@ DEADLINE = 0.05
 """s. Short, for a request that gets no answer is waited for."""
 
 
-def requests(count: int, due: float = 0.0, deadline: float = DEADLINE) -> Load:
+def requests(count: int, due: float = 0.0, deadline: float = DEADLINE) -> PreparedLoad:
     """All at once, so that no test waits for a schedule; classes 0, 1, …"""
-    return Load(
+    return PreparedLoad(
         trace=Trace(
             time=np.full(count, due),
             ingress=np.zeros(count, np.int64),
@@ -103,7 +103,7 @@ class Fleet:
             status=status,
             server=self.server,
             model="m",
-            form=Form.MODEL_READY,
+            form=PayloadForm.MODEL_READY,
             predicted=1,
             accuracy=None if how == "anonymous" else 0.8,
             reason="price" if how == "shed" else None,
@@ -111,7 +111,7 @@ class Fleet:
         )
         if self.takes > 0.0:
             await asyncio.sleep(self.takes)
-        headers, data = encode_answer(Answer(outcome=outcome, code=code), "", frozenset())
+        headers, data = encode_answer(InferAnswer(outcome=outcome, code=code), "", frozenset())
         if how == "stall":  # the answer is in the client's socket, and then the loop stands still
             response = web.StreamResponse(headers=headers)
             await response.prepare(http)
@@ -160,7 +160,7 @@ class Kept:
         assert entry.request.id == outcome.request
         self.outcomes.append(outcome)
 
-    def by_id(self, sent: Load) -> dict[str, Outcome]:
+    def by_id(self, sent: PreparedLoad) -> dict[str, Outcome]:
         """Exactly one outcome for each request."""
         assert sorted(each.request for each in self.outcomes) == sorted(sent.ids)
         return {each.request: each for each in self.outcomes}
@@ -173,10 +173,10 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "POST_PERIOD", 0.01)
 
 
-async def outcomes(fleet: Fleet, sent: Load) -> tuple[dict[str, Outcome], Client]:
+async def outcomes(fleet: Fleet, sent: PreparedLoad) -> tuple[dict[str, Outcome], Client]:
     kept = Kept()
     async with fleet.serve() as config:
-        client = Client(config, sent, Shape(), kept)
+        client = Client(config, sent, ScoreShape(), kept)
         await client.run()
     return kept.by_id(sent), client
 
@@ -204,7 +204,7 @@ async def test_an_answer_becomes_an_outcome_with_what_only_the_client_knows() ->
     got, _ = await outcomes(Fleet(), requests(2, deadline=5.0))
     outcome = got["t-1"]
     assert (outcome.status, outcome.server, outcome.model) == (Status.SERVED, "right", "m")
-    assert (outcome.form, outcome.accuracy) == (Form.MODEL_READY, 0.8)
+    assert (outcome.form, outcome.accuracy) == (PayloadForm.MODEL_READY, 0.8)
     assert (outcome.predicted, outcome.label) == (1, 1)
     assert outcome.latency is not None
     assert outcome.stamps.sent is not None
@@ -266,7 +266,7 @@ async def test_without_its_balancer_the_client_goes_on() -> None:
 async def test_an_ingress_that_is_not_there_is_a_failure_of_each_request() -> None:
     config = ClientConfig(scenario="smoke", balancer=None, ingress={"left": "http://127.0.0.1:1"})
     kept = Kept()
-    await Client(config, requests(2), Shape(), kept).run()
+    await Client(config, requests(2), ScoreShape(), kept).run()
     assert [each.status for each in kept.outcomes] == [Status.FAILED] * 2
 
 
@@ -276,7 +276,7 @@ async def test_being_stopped_leaves_no_request_without_an_outcome() -> None:
     fleet.expected = 3
     async with fleet.serve() as config:
         kept = Kept()
-        client = Client(config, requests(3, deadline=500.0), Shape(), kept)
+        client = Client(config, requests(3, deadline=500.0), ScoreShape(), kept)
         task = asyncio.create_task(client.run())
         await fleet.all_arrived.wait()
         task.cancel()
@@ -287,14 +287,18 @@ async def test_being_stopped_leaves_no_request_without_an_outcome() -> None:
 
 
 def virtually(
-    fleet: Fleet, sent: Load, there: float, back: float, skipped: Callable[[], float] = lambda: 0.0
+    fleet: Fleet,
+    sent: PreparedLoad,
+    there: float,
+    back: float,
+    skipped: Callable[[], float] = lambda: 0.0,
 ) -> tuple[dict[str, Outcome], Client]:
     """`outcomes` on virtual time, with every message so many s on its way; `skipped` is what passed
     besides, while nobody waited."""
 
     async def play() -> tuple[dict[str, Outcome], Client]:
         loop = asyncio.get_running_loop()
-        switch = Switch(lambda *_: Way(None, there, back), 0.0, lambda _, data: data)
+        switch = Switch(lambda *_: Connection(None, there, back), 0.0, lambda _, data: data)
         switch.applications = dict.fromkeys(("left", "balancer"), fleet.app())
         config = ClientConfig(
             scenario="smoke", balancer=url("balancer"), ingress={"left": url("left")}
@@ -303,7 +307,7 @@ def virtually(
         client = Client(
             config,
             sent,
-            Shape(),
+            ScoreShape(),
             kept,
             clock=Clock(lambda: loop.time() + skipped(), epoch=0.0),
             session=lambda: switch.session("client"),
@@ -353,7 +357,7 @@ async def test_the_balancer_is_told_of_a_request_that_cannot_be_sent() -> None:
     fleet = Fleet()
     async with fleet.serve() as config:
         nobody = msgspec.structs.replace(config, ingress={"left": "http://127.0.0.1:1"})
-        client = Client(nobody, requests(2), Shape(), Kept())
+        client = Client(nobody, requests(2), ScoreShape(), Kept())
         await client.run()
     assert sorted(fleet.told) == ["t-0", "t-1"]
     assert len(client.late) == 2
@@ -363,7 +367,7 @@ async def test_being_late_is_measured() -> None:
     sent = requests(2, deadline=5.0)
     sent.trace.time[:] = -0.5  # due half a second before the start
     async with Fleet().serve() as config:
-        client = Client(config, sent, Shape(), Kept())
+        client = Client(config, sent, ScoreShape(), Kept())
         await client.run()
     assert len(client.late) == 2
     assert all(0.5 <= late < 2.0 for late in client.late)
@@ -441,6 +445,6 @@ def test_run_refuses_a_configuration_that_lacks_an_ingress() -> None:
 
 def test_progress_lines_are_json() -> None:
     config = ClientConfig(scenario="smoke", balancer=None, ingress={})
-    client = Client(config, requests(1), Shape(), Kept())
+    client = Client(config, requests(1), ScoreShape(), Kept())
     state: dict[str, Any] = json.loads(msgspec.json.encode(client.progress()))
     assert (state["sent"], state["expected"]) == (0, None)

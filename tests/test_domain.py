@@ -26,7 +26,7 @@ STAMPS = st.floats(0, 1e12)
 SHARES = st.floats(0, 1)
 COUNTS = st.integers(0, 2**53)
 CLASSES = st.integers(0, 10**6)
-FORMS = st.sampled_from(d.Form)
+FORMS = st.sampled_from(d.PayloadForm)
 
 
 def maybe(strategy: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:

@@ -15,14 +15,22 @@ from gymnasium.vector import AutoresetMode
 from edgewise.compile import jit
 from edgewise.errors import BadInput
 from edgewise.fleet import table as columns
-from edgewise.fleet.table import R_LATENCY, R_SERVER, R_SIZE, S_RATE, Table, blank_table, flatten
+from edgewise.fleet.table import (
+    R_LATENCY,
+    R_SERVER,
+    R_SIZE,
+    S_RATE,
+    CandidateTable,
+    blank_table,
+    flatten,
+)
 from edgewise.sim import engine
-from edgewise.sim.build import Options, simulation
-from edgewise.sim.env.batched import BEGIN, Lanes
+from edgewise.sim.build import SimOptions, simulation
+from edgewise.sim.env.batched import RESET, BatchedSims
 from edgewise.sim.env.environment import BalanceEnv
 from edgewise.sim.env.observation import CONTEXT, ROW, SERVER, TOP, WIDTH, write_flat, write_parts
 from edgewise.sim.env.vector import BalanceVectorEnv
-from edgewise.sim.source import Supply
+from edgewise.sim.source import WorldSource
 from edgewise.worlds import families
 from edgewise.worlds.workload import generate
 
@@ -72,8 +80,8 @@ def test_each_score_is_credited_to_its_own_decision() -> None:
         for *_, info in steps
         for decision, reward in zip(*info["credited"], strict=True)
     }
-    scenario = Supply(**SHORT).scenario(7)
-    sim = simulation(scenario, generate(scenario, None), Options(store=True))
+    scenario = WorldSource(**SHORT).scenario(7)
+    sim = simulation(scenario, generate(scenario, None), SimOptions(store=True))
     sim.table.wanted[0] = 1
     requests = []
     for row in rows:
@@ -168,7 +176,7 @@ def test_the_observation_is_the_candidate_table(observation: str) -> None:
 
 
 @jit
-def write(table: Table, mask: Any, rows: Any, of: Any, servers: Any, context: Any) -> None:
+def write(table: CandidateTable, mask: Any, rows: Any, of: Any, servers: Any, context: Any) -> None:
     write_parts(table, mask, rows, of, servers, context)
 
 
@@ -257,13 +265,13 @@ def test_without_copies_the_same_is_returned() -> None:
 
 
 def test_a_world_without_room_beside_the_others_plays_the_same() -> None:
-    supply = Supply(**SHORT)
-    beside, apart = (Lanes.of(supply, 2, wide=True) for _ in range(2))
+    supply = WorldSource(**SHORT)
+    beside, apart = (BatchedSims.of(supply, 2, wide=True) for _ in range(2))
     apart._memory = np.zeros((2, 64), np.uint8)
     for lanes in (beside, apart):
         for lane in range(2):
             lanes.put(lane, supply.world(lane))
-        lanes.step(np.full(2, BEGIN))
+        lanes.step(np.full(2, RESET))
     rng = np.random.default_rng(0)
     for _ in range(60):
         rows = drawn(rng, beside.mask)
@@ -356,16 +364,16 @@ def test_make_vec_finds_it() -> None:
 
 
 def test_lanes_refuse_what_does_not_fit_and_leave_ended_ones_alone() -> None:
-    supply = Supply(**SHORT)
+    supply = WorldSource(**SHORT)
     with pytest.raises(ValueError, match="larger"):
-        Lanes(1, 6, 3, supply.slots, wide=True).put(0, supply.world(0))
-    lanes = Lanes.of(supply, 1, wide=True)
+        BatchedSims(1, 6, 3, supply.slots, wide=True).put(0, supply.world(0))
+    lanes = BatchedSims.of(supply, 1, wide=True)
     world = supply.world(0)
     with pytest.raises(ValueError, match="not compiled for"):
         lanes.put(0, world._replace(script=world.reports.heads))
     lanes.step(np.array([0]))  # nothing has been put there
     lanes.put(0, supply.world(0))
-    lanes.step(np.array([BEGIN]))
+    lanes.step(np.array([RESET]))
     shed = np.array([supply.rows - 1])
     while not lanes.lanes["ended"][0]:
         lanes.step(shed)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from edgewise.bench.episodes import Stage
+from edgewise.bench.episodes import ReplayableWorld
 from edgewise.bench.statistics import Interval
 from edgewise.cli.main import app
 from edgewise.cli.train import beginning
@@ -16,16 +16,16 @@ from edgewise.errors import BadInput
 from edgewise.learn import checkpoint, es, trainer
 from edgewise.learn.checkpoint import write_atomically
 from edgewise.learn.release import Judgement, judge, release
-from edgewise.learn.space import MEMORY, PARTS, Space
+from edgewise.learn.space import MEMORY, PARTS, SearchSpace
 from edgewise.learn.worlds import Worlds, limits, rule_of, utility
-from edgewise.policy import RULES, find, learned, weight_files
+from edgewise.policy import POLICIES, find, learned, weight_files
 from edgewise.policy.features import PHI, Q_ACCURACY, W_FLEET_BACKLOG
 from edgewise.scenario import loads
 from edgewise.worlds import families
 
 pytestmark = pytest.mark.study
 
-PRICED = RULES["priced_greedy"]
+PRICED = POLICIES["priced_greedy"]
 SMALL = """
 name: small
 report_period: 0.1
@@ -59,7 +59,7 @@ def recipe(**more: object) -> trainer.Recipe:
 
 def test_it_climbs_a_noisy_hill() -> None:
     """Maximise −|x − 3|² / 100 with differences drowned in noise twice as large."""
-    settings = es.Settings(seed=1, pairs=32, rate=0.3)
+    settings = es.EsSettings(seed=1, pairs=32, rate=0.3)
     state = es.begin(10)
     rng = np.random.default_rng(5)
     generations = 200
@@ -78,7 +78,7 @@ def test_it_climbs_a_noisy_hill() -> None:
 
 def test_a_gradient_by_hand() -> None:
     """One pair each along the axes, differences 2, −2 and 0: whitened to 1, −1, 0."""
-    settings = es.Settings(seed=1, pairs=3, rate=1.0)
+    settings = es.EsSettings(seed=1, pairs=3, rate=1.0)
     state = es.begin(2)
     epsilon = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
     es.step(settings, state, epsilon, np.array([2.0, -2.0, 0.0]), 0.0)
@@ -94,7 +94,7 @@ def test_one_wild_world_does_not_drown_the_others() -> None:
 
 
 def test_directions_depend_on_seed_and_generation_only() -> None:
-    one, other = es.Settings(seed=1), es.Settings(seed=2)
+    one, other = es.EsSettings(seed=1), es.EsSettings(seed=2)
     assert np.array_equal(es.directions(one, 5, 7), es.directions(one, 5, 7))
     assert not np.array_equal(es.directions(one, 5, 7), es.directions(one, 6, 7))
     assert not np.array_equal(es.directions(one, 5, 7), es.directions(other, 5, 7))
@@ -104,7 +104,7 @@ def test_directions_depend_on_seed_and_generation_only() -> None:
 
 
 def test_the_origin_is_where_it_begins() -> None:
-    space = Space(start(), ("base", "heads"))
+    space = SearchSpace(start(), ("base", "heads"))
     found = space.params(np.zeros(space.size))
     assert np.allclose(found[learned.LAYOUT["base"]], PRICED.params, rtol=1e-12)
     rest = slice(learned.LAYOUT["calibrated"].start, None)
@@ -114,7 +114,7 @@ def test_the_origin_is_where_it_begins() -> None:
 def test_groups_free_what_they_say() -> None:
     moved = {}
     for group in ("base", "heads", "network"):
-        space = Space(start(), (group,))
+        space = SearchSpace(start(), (group,))
         x = np.ones(space.size)
         changed = np.flatnonzero(space.params(x) != start())
         moved[group] = set(changed.tolist()) - {learned.O_NETWORK}
@@ -126,11 +126,11 @@ def test_groups_free_what_they_say() -> None:
     out = learned.LAYOUT["out"]
     assert set(range(out.start, out.stop)) <= moved["network"]
     with pytest.raises(BadInput, match="expected some of"):
-        Space(start(), ("bass",))
+        SearchSpace(start(), ("bass",))
 
 
 def test_parameters_stay_between_their_bounds() -> None:
-    space = Space(start(), ("base",))
+    space = SearchSpace(start(), ("base",))
     for sign in (-1.0, 1.0):
         found = space.params(np.full(space.size, sign * 1e3))[learned.LAYOUT["base"]]
         for value, p in zip(found, PRICED.parameters, strict=True):
@@ -174,7 +174,7 @@ def test_a_search_that_was_killed_goes_on_to_the_same_weights(tmp_path: Path) ->
     class Killed(Exception):
         pass
 
-    def kill(step: trainer.Progress) -> None:
+    def kill(step: trainer.EsProgress) -> None:
         if step.generation == 3:  # one after the checkpoint
             raise Killed
 
@@ -198,7 +198,7 @@ def test_a_search_that_was_killed_goes_on_to_the_same_weights(tmp_path: Path) ->
 
 
 def test_a_checkpoint_is_whole_or_not_there(tmp_path: Path) -> None:
-    assert checkpoint.take_up(tmp_path, "{}") is None
+    assert checkpoint.load(tmp_path, "{}") is None
     path = tmp_path / "a" / "b"
     checkpoint.write_atomically(path, b"one")
     checkpoint.write_atomically(path, b"two")
@@ -206,7 +206,7 @@ def test_a_checkpoint_is_whole_or_not_there(tmp_path: Path) -> None:
     assert list(path.parent.iterdir()) == [path]
     (tmp_path / checkpoint.FILE).write_bytes(b"\x10\0\0\0\0\0\0\0{}")
     with pytest.raises(BadInput, match="not a checkpoint"):
-        checkpoint.take_up(tmp_path, "{}")
+        checkpoint.load(tmp_path, "{}")
 
 
 def test_nodes_that_decide_themselves_are_surveyed_too() -> None:
@@ -214,7 +214,7 @@ def test_nodes_that_decide_themselves_are_surveyed_too() -> None:
     world = loads(SMALL + "failures: [{kind: mute, at: 0.2, duration: 0.5}]\n")
     rule = rule_of(start())
     _, _, counters = limits(Worlds(scenario=world), rule, start(), [world], 1)
-    _, decisions = utility(Stage(world), rule, start())
+    _, decisions = utility(ReplayableWorld(world), rule, start())
     assert counters[0] == decisions > 0
 
 
@@ -223,7 +223,7 @@ def test_release_sets_limits_and_refuses_what_is_worse(tmp_path: Path) -> None:
     bad = start()
     bad[learned.LAYOUT["row_heads"]][learned.Q + Q_ACCURACY] = -50.0  # abhors accuracy
     path = tmp_path / "edgewise.safetensors"
-    card = weight_files.Card(
+    card = weight_files.WeightsCard(
         name="edgewise",
         command="-",
         seeds=(1,),
@@ -284,7 +284,7 @@ def test_old_weights_fall_back_to_the_heuristic_of_today(tmp_path: Path) -> None
     older[learned.LAYOUT["calibrated"]] *= 0.5
     weight_files.save(tmp_path / "older.safetensors", older, card, write_atomically)
     start, heuristic = beginning(str(tmp_path / "older.safetensors"))
-    assert heuristic.params == RULES["priced_greedy"].params
+    assert heuristic.params == POLICIES["priced_greedy"].params
     assert tuple(start[learned.LAYOUT["calibrated"]]) == heuristic.params
     assert (start[learned.LAYOUT["base"]] == params[learned.LAYOUT["base"]]).all()
 
@@ -294,7 +294,7 @@ def test_no_generation_searches_nothing(tmp_path: Path) -> None:
     run = CliRunner().invoke(app, ["train", *options, "--out", str(tmp_path)])
     assert run.exit_code == 0, run.output
     made, _ = weight_files.load(tmp_path / "edgewise.safetensors")
-    shipped = np.array(RULES["edgewise"].params)
+    shipped = np.array(POLICIES["edgewise"].params)
     searched = np.ones(learned.LENGTH, np.bool_)
     searched[learned.LAYOUT["low"]] = searched[learned.LAYOUT["high"]] = False
     assert (made[searched] == shipped[searched]).all()
@@ -321,9 +321,9 @@ def test_the_command_trains_by_ppo_too(tmp_path: Path) -> None:
 
 
 def test_parts_are_the_heads() -> None:
-    whole = Space(start(), ("heads",))
-    assert sum(Space(start(), (part,)).size for part in PARTS) == whole.size
-    rest = Space(start(), tuple(part for part in PARTS if part != "memory"))
+    whole = SearchSpace(start(), ("heads",))
+    assert sum(SearchSpace(start(), (part,)).size for part in PARTS) == whole.size
+    rest = SearchSpace(start(), tuple(part for part in PARTS if part != "memory"))
     at = learned.LAYOUT["server_heads"]
     heads = whole.params(np.ones(whole.size))[at] - rest.params(np.ones(rest.size))[at]
     names = [*PHI] * len(learned.SERVER_HEADS)

@@ -9,7 +9,7 @@ from edgewise.compile import lean
 from edgewise.compile.reference import by_reference
 from edgewise.fleet.arrays import Array
 from edgewise.sim.build import simulation
-from edgewise.sim.events import SOON, index_of, kind_of, next_time, pop, push, push_far
+from edgewise.sim.events import SOON, heap_push, index_of, kind_of, next_time, pop, push
 from edgewise.sim.layout import E_FINISH, Sim, World
 from edgewise.worlds.workload import generate
 from sim_worlds import one_server
@@ -24,7 +24,7 @@ def play(world: World, steps: Array, found: Array) -> int:
     for i in range(steps.size):
         if steps[i] == steps[i]:
             if i % 3 == 0:
-                push_far(world, steps[i], E_FINISH, i)
+                heap_push(world, steps[i], E_FINISH, i)
             else:
                 push(world, steps[i], E_FINISH, i)
             continue

@@ -11,21 +11,21 @@ import pytest
 
 from edgewise.domain import Service
 from edgewise.errors import ImagesError, ModelError
-from edgewise.fleet.request_noise import Luck
+from edgewise.fleet.request_noise import RequestNoise
 from edgewise.live.clock import Clock
 from edgewise.live.node import executor as module
 from edgewise.live.node.executor import (
-    Drag,
-    Dragged,
     Item,
     OnnxExecutor,
     Prediction,
     ReplayExecutor,
     Result,
-    Slowed,
+    Slowdown,
+    SlowedExecutor,
+    SlowerMachineExecutor,
     replay_label,
 )
-from edgewise.live.node.preparation import DraggedMaker, PhotoMaker, ReplayMaker
+from edgewise.live.node.preparation import PhotoMaker, ReplayMaker, SlowedMaker
 from edgewise.tasks.imagenet import zoo
 from edgewise.tasks.imagenet.images import load_images
 from edgewise.tasks.imagenet.preprocessing import to_picture
@@ -55,10 +55,10 @@ def item(request: str = "r", **more: object) -> Item:
 
 
 async def test_what_starts_in_a_slow_spell_takes_longer(slept: Slept) -> None:
-    drag = Drag(slept.clock)
-    replay = ReplayExecutor({0: SERVICE}, slept.clock, Luck(3, 0.0), drag)
-    dragged = Dragged(ReplayExecutor({0: SERVICE}, slept.clock, Luck(3, 0.0)), drag)
-    maker = DraggedMaker(ReplayMaker(0.002, slept.clock), drag)
+    drag = Slowdown(slept.clock)
+    replay = ReplayExecutor({0: SERVICE}, slept.clock, RequestNoise(3, 0.0), drag)
+    dragged = SlowedExecutor(ReplayExecutor({0: SERVICE}, slept.clock, RequestNoise(3, 0.0)), drag)
+    maker = SlowedMaker(ReplayMaker(0.002, slept.clock), drag)
     await replay.run([item()])
     await dragged.run([item()])
     assert slept.at == pytest.approx(100.020)
@@ -97,7 +97,7 @@ async def test_a_fine_clock_has_timers_of_its_own_and_can_be_left_early(
 
 
 async def test_replay_takes_its_profile(slept: Slept) -> None:
-    executor = ReplayExecutor({0: SERVICE}, slept.clock, Luck(3, 0.0))
+    executor = ReplayExecutor({0: SERVICE}, slept.clock, RequestNoise(3, 0.0))
     await executor.run([item()])
     assert slept.at == pytest.approx(100.010)
     await executor.run([item(), item()])
@@ -107,7 +107,7 @@ async def test_replay_takes_its_profile(slept: Slept) -> None:
 
 
 async def test_lateness_does_not_add_up_over_a_busy_workers_jobs(slept: Slept) -> None:
-    executor = ReplayExecutor({0: SERVICE}, slept.clock, Luck(3, 0.0))
+    executor = ReplayExecutor({0: SERVICE}, slept.clock, RequestNoise(3, 0.0))
     for _ in range(10):
         await executor.run([item(since=100.0)])
         slept.at += 0.0004  # the timer was late, and the next job waits already
@@ -120,7 +120,7 @@ async def test_lateness_does_not_add_up_over_a_busy_workers_jobs(slept: Slept) -
 
 
 async def test_replay_noise_has_the_mean_and_cv_asked_for(slept: Slept) -> None:
-    executor = ReplayExecutor({0: SERVICE}, slept.clock, Luck(3, 0.5))
+    executor = ReplayExecutor({0: SERVICE}, slept.clock, RequestNoise(3, 0.5))
     times = []
     for i in range(4000):
         before = slept.at
@@ -131,8 +131,8 @@ async def test_replay_noise_has_the_mean_and_cv_asked_for(slept: Slept) -> None:
 
 
 async def test_replay_is_right_as_often_as_it_should_and_always_the_same(slept: Slept) -> None:
-    executor = ReplayExecutor({0: SERVICE}, slept.clock, Luck(3, 0.1))
-    again = ReplayExecutor({0: SERVICE}, slept.clock, Luck(3, 0.1))
+    executor = ReplayExecutor({0: SERVICE}, slept.clock, RequestNoise(3, 0.1))
+    again = ReplayExecutor({0: SERVICE}, slept.clock, RequestNoise(3, 0.1))
     right = 0
     for i in range(4000):
         (result,) = await executor.run([item(f"r{i}", label=i % 1000)])
@@ -145,7 +145,9 @@ async def test_replay_is_right_as_often_as_it_should_and_always_the_same(slept: 
 
 async def test_replay_without_a_label_and_from_a_record(slept: Slept) -> None:
     sure = Service(server="s", model="m", accuracy=1.0, latency=(0.001,))
-    executor = ReplayExecutor({0: sure}, slept.clock, Luck(3, 0.0), recorded={("r2", "m"): 9})
+    executor = ReplayExecutor(
+        {0: sure}, slept.clock, RequestNoise(3, 0.0), recorded={("r2", "m"): 9}
+    )
     (first,) = await executor.run([item("r1")])
     (second,) = await executor.run([item("r2", label=5)])
     assert isinstance(first, Prediction)
@@ -155,7 +157,7 @@ async def test_replay_without_a_label_and_from_a_record(slept: Slept) -> None:
 
 
 def test_luck_is_the_requests_own() -> None:
-    luck, other = Luck(1, 0.15), Luck(2, 0.15)
+    luck, other = RequestNoise(1, 0.15), RequestNoise(2, 0.15)
     numbers = [f"s1-r{i:07d}" for i in range(2000)]
     pairs = np.array([(luck.factor(r, 0), luck.factor(r, 1)) for r in numbers])
     assert abs(np.corrcoef(pairs.T)[0, 1]) < 0.06
@@ -182,7 +184,7 @@ class Fixed:
 
 @pytest.mark.parametrize(("speed", "seconds"), [(1.0, 0.010), (0.5, 0.020), (0.4, 0.025)])
 async def test_slowed(slept: Slept, speed: float, seconds: float) -> None:
-    results = await Slowed(Fixed(slept), speed, slept.clock).run([item()])
+    results = await SlowerMachineExecutor(Fixed(slept), speed, slept.clock).run([item()])
     assert slept.at == pytest.approx(100.0 + seconds)
     assert results == [Prediction(predicted=1, score=1.0, cpu=0.010)]
 
@@ -190,7 +192,7 @@ async def test_slowed(slept: Slept, speed: float, seconds: float) -> None:
 @pytest.mark.parametrize("speed", [0.0, 1.1])
 def test_slowed_cannot_hasten(slept: Slept, speed: float) -> None:
     with pytest.raises(ValueError, match="speed"):
-        Slowed(Fixed(slept), speed, slept.clock)
+        SlowerMachineExecutor(Fixed(slept), speed, slept.clock)
 
 
 @pytest.fixture

@@ -19,8 +19,8 @@ from edgewise.fidelity.calibrate import calibrate
 from edgewise.fidelity.compare import LATENCY, STAGES, Run, compare, number_of, read_run
 from edgewise.fidelity.files import record
 from edgewise.scenario import MmppArrivals, PoissonArrivals, Scenario, dump, load, loads
-from edgewise.scenario.measured_profile import Form, ModelProfile, Prepared, Profile
-from edgewise.sim.build import Options
+from edgewise.scenario.measured_profile import MeasuredForm, ModelProfile, Prepared, Profile
+from edgewise.sim.build import SimOptions
 from edgewise.sim.simulate import episode
 from edgewise.tasks.imagenet import zoo
 from edgewise.tasks.imagenet.images import load_images
@@ -195,7 +195,7 @@ def test_both_worlds_play_the_same_and_what_is_not_as_written_is_said() -> None:
 
 
 def profile_of(**batch: float) -> Profile:
-    form = Form(mean=0.02, p50=0.02, p95=0.03, cpu=0.018, sigma=0.2)
+    form = MeasuredForm(mean=0.02, p50=0.02, p95=0.03, cpu=0.018, sigma=0.2)
     ready = msgspec.structs.replace(form, mean=0.015, cpu=0.012)
     curve = {1: 0.01, **{int(key[1:]): value for key, value in batch.items()}}
     model = ModelProfile(
@@ -333,7 +333,10 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     truth = loads(TRUTH)
     for seed in (1, 2):
         out = folder / f"run-{seed}"
-        one, kept = truth.with_overrides(seed=seed), Options(keep_reports=True, report_delay=0.004)
+        one, kept = (
+            truth.with_overrides(seed=seed),
+            SimOptions(keep_reports=True, report_delay=0.004),
+        )
         record(out, episode(one, "earliest_completion", None, kept))
         (out / "scenario.yaml").write_text(wrong(truth))
     return folder

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from edgewise.fleet import table as t
-from edgewise.fleet.rng import new_draws
-from edgewise.policy import RULES, KernelPolicy, Parameter, Rule, priced
+from edgewise.fleet.rng import new_rng
+from edgewise.policy import POLICIES, Parameter, Policy, PolicySpec, priced
 from edgewise.policy.rules import linucb, prequal
 
 pytestmark = pytest.mark.study
@@ -34,7 +34,7 @@ def fill(kind: str, cells: Any, **values: float) -> None:
         cells[COLUMN[kind][name]] = value
 
 
-def fleet(servers: int = 3, forms: int = 1, **context: float) -> t.Table:
+def fleet(servers: int = 3, forms: int = 1, **context: float) -> t.CandidateTable:
     """`servers` alike, two services each: 0.6 in 20 ms and 0.8 in 80 ms; deadline 0.4 s, nothing
     queued, 10 ms of network. Server 0 is the ingress."""
     table = t.blank_table(servers, 2 * servers)
@@ -57,11 +57,11 @@ def row_of(server: int, service: int, form: int = 0) -> int:
     return 4 * server + 2 * service + form
 
 
-def set_server(table: t.Table, server: int, **values: float) -> None:
+def set_server(table: t.CandidateTable, server: int, **values: float) -> None:
     fill("server", table.servers[server], **values)
 
 
-def set_row(table: t.Table, row: int, **values: float) -> None:
+def set_row(table: t.CandidateTable, row: int, **values: float) -> None:
     fill("row", table.rows[row], **values)
 
 
@@ -72,22 +72,22 @@ class Run:
     """
 
     def __init__(self, name: str, servers: int = 3, seed: int = 1, **params: float) -> None:
-        self.rule = RULES[name]
+        self.rule = POLICIES[name]
         defaults = tuple(each.default for each in self.rule.parameters)
         self.params = np.array(defaults or self.rule.params, np.float64)
         for key, value in params.items():
             self.params[self.rule.names.index(key)] = value
         self.state = self.rule.new_state(servers)
-        self.draws = new_draws(seed)
+        self.draws = new_rng(seed)
         self.probability = math.nan
 
-    def __call__(self, table: t.Table) -> int:
+    def __call__(self, table: t.CandidateTable) -> int:
         """The chosen row, −1 = shed."""
         self.probability = self.rule.kernel(table, self.params, self.state, self.draws)
         best = int(t.best_row(table))
         return SHED if best == table.mask.size - 1 else best
 
-    def server(self, table: t.Table, after: float = 0.0) -> int:
+    def server(self, table: t.CandidateTable, after: float = 0.0) -> int:
         """The chosen server, −1 = shed; the clock goes on by `after` s first."""
         table.context[t.C_NOW] += after
         row = self(table)
@@ -97,7 +97,7 @@ class Run:
 # -- all of them ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", POLICIES)
 def test_chooses_an_admissible_row_or_sheds_and_says_how_likely(name: str) -> None:
     table = fleet(forms=2)
     table.mask[row_of(1, SLOW)] = 0
@@ -109,7 +109,7 @@ def test_chooses_an_admissible_row_or_sheds_and_says_how_likely(name: str) -> No
         assert (table.scores[:-1][table.mask[:-1] == 0] == -np.inf).all()
 
 
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", POLICIES)
 def test_sheds_when_nothing_is_admissible(name: str) -> None:
     table = fleet()
     table.mask[:-1] = 0
@@ -118,9 +118,9 @@ def test_sheds_when_nothing_is_admissible(name: str) -> None:
     assert run.probability == 1.0
 
 
-@pytest.mark.parametrize("name", [n for n in RULES if n != "edgewise"])  # it has weights
+@pytest.mark.parametrize("name", [n for n in POLICIES if n != "edgewise"])  # it has weights
 def test_parameters_are_described_and_within_bounds(name: str) -> None:
-    rule = RULES[name]
+    rule = POLICIES[name]
     assert len(rule.params) == len(rule.parameters) == len(set(rule.names))
     for parameter, value in zip(rule.parameters, rule.params, strict=True):
         assert parameter.low <= value <= parameter.high
@@ -128,7 +128,7 @@ def test_parameters_are_described_and_within_bounds(name: str) -> None:
         assert not parameter.log or parameter.low > 0.0
 
 
-@pytest.mark.parametrize("name", [n for n in RULES if n not in ("linucb",)])
+@pytest.mark.parametrize("name", [n for n in POLICIES if n not in ("linucb",)])
 def test_propensity_is_the_frequency(name: str) -> None:
     """Unequal servers, one decision each from the same memory and many seeds."""
     table = fleet(forms=2)
@@ -322,7 +322,7 @@ def test_load_aware_locality_smooths_once_a_period() -> None:
 # -- weighted round robin -------------------------------------------------------------------------
 
 
-def reporting(rates: tuple[float, ...], busy: tuple[float, ...]) -> t.Table:
+def reporting(rates: tuple[float, ...], busy: tuple[float, ...]) -> t.CandidateTable:
     table = fleet(len(rates))
     for s in range(len(rates)):
         set_server(table, s, answers_1s=rates[s], utilisation=busy[s], report_age=0.0)
@@ -383,7 +383,7 @@ def pool(run: Run) -> dict[int, tuple[float, float]]:
     return {int(e[0]) - 1: (float(e[1]), float(e[2])) for e in entries if e[0] > 0}
 
 
-def probed(run: Run, table: t.Table, *entries: tuple[int, float, float]) -> None:
+def probed(run: Run, table: t.CandidateTable, *entries: tuple[int, float, float]) -> None:
     """Put replies into the pool by hand."""
     run.state[:] = 0.0
     for server, rif, latency in entries:
@@ -624,7 +624,7 @@ PLAIN = {
 """No price, no margin, no spread: what remains is predicted utility."""
 
 
-def score_of(table: t.Table, row: int, **params: float) -> float:
+def score_of(table: t.CandidateTable, row: int, **params: float) -> float:
     Run("priced_greedy", table.servers.shape[0], **{**PLAIN, **params})(table)
     return float(table.scores[row])
 
@@ -730,20 +730,22 @@ def test_priced_greedy_prefers_an_idle_server_and_the_cheap_model_under_load() -
 
 def test_a_rule_refuses_values_that_do_not_match_its_parameters() -> None:
     parameter = Parameter(name="p", default=1.0, low=0.0, high=2.0, unit="s", about="x")
-    kernel = RULES["sed"].kernel
-    assert Rule(kernel=kernel, parameters=(parameter,), about="").params == (1.0,)
-    assert Rule(kernel=kernel, parameters=(parameter,), params=(0.5,), about="").params == (0.5,)
+    kernel = POLICIES["sed"].kernel
+    assert PolicySpec(kernel=kernel, parameters=(parameter,), about="").params == (1.0,)
+    assert PolicySpec(kernel=kernel, parameters=(parameter,), params=(0.5,), about="").params == (
+        0.5,
+    )
     with pytest.raises(ValueError, match="1 parameters, 2 values"):
-        Rule(kernel=kernel, parameters=(parameter,), params=(0.5, 1.0), about="")
+        PolicySpec(kernel=kernel, parameters=(parameter,), params=(0.5, 1.0), about="")
 
 
 def test_kernel_policy_learns_from_the_features_of_its_own_decision() -> None:
-    from edgewise.domain import Candidate, Form, Observation, Request
+    from edgewise.domain import Candidate, Observation, PayloadForm, Request
 
     table = fleet()
     request = Request(id="r", ingress="s0", payload_bytes=1, sent_at=0.0, deadline=0.4)
     candidates = [
-        Candidate(server=f"s{r // 4}", model=f"m{r // 2}", form=Form(r % 2))
+        Candidate(server=f"s{r // 4}", model=f"m{r // 2}", form=PayloadForm(r % 2))
         for r in range(table.mask.size - 1)
     ]
     observation = Observation(
@@ -755,7 +757,7 @@ def test_kernel_policy_learns_from_the_features_of_its_own_decision() -> None:
         context=table.context,
         candidates=(*candidates, None),
     )
-    policy = KernelPolicy("linucb", RULES["linucb"])
+    policy = Policy("linucb", POLICIES["linucb"])
     decision = policy.decide(observation)
     kept = policy.features(observation, decision.rows[0])
     assert kept.size == linucb.D
@@ -766,7 +768,7 @@ def test_kernel_policy_learns_from_the_features_of_its_own_decision() -> None:
     policy.decide(observation)
     assert (before == table.scores).all()  # the policy has scores of its own
     assert policy.decide(observation).rows[0] != decision.rows[0]
-    plain = KernelPolicy("sed", RULES["sed"])
+    plain = Policy("sed", POLICIES["sed"])
     assert plain.features(observation, 0).size == 0
     plain.learn(np.zeros(0), 1.0)
 
@@ -775,5 +777,5 @@ def test_the_document_has_the_parameters_of_the_rules() -> None:
     script = Path(__file__).parents[1] / "scripts" / "policy_reference.py"
     assert subprocess.run([sys.executable, str(script), "--check"], check=False).returncode == 0
     text = (script.parents[1] / "docs" / "policies.md").read_text()
-    for name in RULES:
+    for name in POLICIES:
         assert f"`{name}`" in text

@@ -238,7 +238,7 @@ async def test_a_mute_balancer_goes_on_even_if_the_run_ends_before(tmp_path: Pat
 
 
 def test_wishes_change_the_scenario(tmp_path: Path) -> None:
-    wishes = up.Wishes(scenario="smoke", duration=1.5, rate=40.0, seed=9, emulate=False)
+    wishes = up.RunOptions(scenario="smoke", duration=1.5, rate=40.0, seed=9, emulate=False)
     scenario = up.scenario_of(wishes)
     assert (scenario.workload.duration, scenario.workload.arrivals.mean_rate) == (1.5, 40.0)
     assert (scenario.seed, scenario.network.emulate) == (9, False)
@@ -247,15 +247,18 @@ def test_wishes_change_the_scenario(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("wishes", "problem"),
     [
-        (up.Wishes(scenario="smoke", policies=("local", "bestest")), "unknown policy 'bestest'"),
-        (up.Wishes(scenario="smoke", policies=("local", "local")), "stands twice"),
-        (up.Wishes(scenario="smoke", rate=-1.0), "rate"),
-        (up.Wishes(scenario="smoke", duration=0.0), "duration"),
-        (up.Wishes(scenario="nosuch"), "expected a file or a preset"),
-        (up.Wishes(scenario="smoke", images="/nosuch"), "expected 'builtin' or a directory"),
+        (
+            up.RunOptions(scenario="smoke", policies=("local", "bestest")),
+            "unknown policy 'bestest'",
+        ),
+        (up.RunOptions(scenario="smoke", policies=("local", "local")), "stands twice"),
+        (up.RunOptions(scenario="smoke", rate=-1.0), "rate"),
+        (up.RunOptions(scenario="smoke", duration=0.0), "duration"),
+        (up.RunOptions(scenario="nosuch"), "expected a file or a preset"),
+        (up.RunOptions(scenario="smoke", images="/nosuch"), "expected 'builtin' or a directory"),
     ],
 )
-def test_wishes_that_make_no_sense_are_refused(wishes: up.Wishes, problem: str) -> None:
+def test_wishes_that_make_no_sense_are_refused(wishes: up.RunOptions, problem: str) -> None:
     with pytest.raises(BadInput, match=problem):
         up.scenario_of(wishes)
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from edgewise.bench.episodes import Stage
+from edgewise.bench.episodes import ReplayableWorld
 from edgewise.domain import Observation
 from edgewise.errors import BadInput
-from edgewise.fleet.rng import new_draws
+from edgewise.fleet.rng import new_rng
 from edgewise.fleet.table import (
     C_INGRESS,
     C_NOW,
@@ -24,21 +24,21 @@ from edgewise.fleet.table import (
     S_RATE,
     S_RATE_AGE,
     S_REPORT_AGE,
-    Table,
+    CandidateTable,
     best_row,
 )
-from edgewise.policy import RULES, KernelPolicy, features, find, learned, make, weight_files
+from edgewise.policy import POLICIES, Policy, features, find, learned, make, weight_files
 from edgewise.policy.explain import explain, params_of
 from edgewise.policy.guard import N_NOT_FINITE, N_OUTSIDE, N_STALE
-from edgewise.sim.build import Options
+from edgewise.sim.build import SimOptions
 from edgewise.worlds import families
 from fleet_case import NOW, queue, report, request, tracker
 
 pytestmark = pytest.mark.study
 
-BARE = Options(store=False)
-PRICED = RULES["priced_greedy"]
-SHIPPED = RULES["edgewise"]
+BARE = SimOptions(store=False)
+PRICED = POLICIES["priced_greedy"]
+SHIPPED = POLICIES["edgewise"]
 
 
 def params(seed: int = 0, network: bool = True) -> np.ndarray:
@@ -51,7 +51,7 @@ def params(seed: int = 0, network: bool = True) -> np.ndarray:
     return made
 
 
-def table(seed: int = 0, servers: int = 4, each: int = 3) -> Table:
+def table(seed: int = 0, servers: int = 4, each: int = 3) -> CandidateTable:
     """A plausible table with random numbers in it; server 0 is the ingress."""
     seen = observation()
     rng = np.random.default_rng(seed)
@@ -75,7 +75,7 @@ def table(seed: int = 0, servers: int = 4, each: int = 3) -> Table:
     places[:, 10:13] = rng.uniform(0.0, 1.0, (servers, 3))
     context = seen.context.copy()
     context[C_INGRESS] = 0.0
-    return Table(rows, mask, places, context, np.zeros(count), np.ones(1, np.uint8))
+    return CandidateTable(rows, mask, places, context, np.zeros(count), np.ones(1, np.uint8))
 
 
 def observation() -> Observation:
@@ -85,10 +85,12 @@ def observation() -> Observation:
     return made.observe(request(), NOW, NOW)
 
 
-def scores(numbers: np.ndarray, seen: Table, state: np.ndarray | None = None) -> np.ndarray:
+def scores(
+    numbers: np.ndarray, seen: CandidateTable, state: np.ndarray | None = None
+) -> np.ndarray:
     memory = learned.MEMORY + learned.PER_SERVER * len(seen.servers)
     state = np.zeros(memory) if state is None else state
-    learned.edgewise(seen, numbers, state, new_draws(1))
+    learned.edgewise(seen, numbers, state, new_rng(1))
     return seen.scores.copy()
 
 
@@ -102,12 +104,12 @@ def test_untrained_is_the_heuristic_bit_for_bit(network: bool) -> None:
     for seed in range(20):
         seen = table(seed)
         mine = scores(untrained, seen)
-        PRICED.kernel(seen, np.array(PRICED.params), np.zeros(0), new_draws(1))
+        PRICED.kernel(seen, np.array(PRICED.params), np.zeros(0), new_rng(1))
         assert np.array_equal(mine, seen.scores)
 
 
 def test_untrained_plays_a_whole_world_as_the_heuristic_does() -> None:
-    stage = Stage(families.scenario("volatile", 11).with_overrides(duration=5.0), BARE)
+    stage = ReplayableWorld(families.scenario("volatile", 11).with_overrides(duration=5.0), BARE)
     rule = weight_files.rule(learned.untrained(PRICED.params), "untrained")
     assert stage.utility(rule) == stage.utility(PRICED)
     assert stage.utility(weight_files.rule(params(), "random")) != stage.utility(PRICED)
@@ -122,7 +124,7 @@ def test_the_order_of_servers_changes_nothing() -> None:
         where = np.argsort(order)  # old index → new index
         rows = [r for s in order for r in range(len(seen.mask) - 1) if seen.rows[r, R_SERVER] == s]
         rows.append(len(seen.mask) - 1)
-        moved = Table(
+        moved = CandidateTable(
             seen.rows[rows].copy(),
             seen.mask[rows],
             seen.servers[order],
@@ -144,19 +146,19 @@ def test_rows_that_are_not_admissible_change_nothing() -> None:
     down = np.vstack([seen.servers, np.zeros(seen.servers.shape[1])])  # a server that is not up
     wide = np.vstack([seen.rows[:-1], np.full((2, seen.rows.shape[1]), -7.0), seen.rows[-1:]])
     mask = np.concatenate([seen.mask[:-1], [0, 0], seen.mask[-1:]]).astype(np.uint8)
-    padded = Table(wide, mask, down, seen.context, np.zeros(len(mask)), seen.wanted)
+    padded = CandidateTable(wide, mask, down, seen.context, np.zeros(len(mask)), seen.wanted)
     found = scores(numbers, padded)
     assert np.array_equal(np.delete(found, [len(mask) - 3, len(mask) - 2]), mine)
 
 
 def test_live_and_simulated_scores_are_the_same() -> None:
-    """`KernelPolicy` and the pointer that the engine calls, on one table."""
+    """`Policy` and the pointer that the engine calls, on one table."""
     from edgewise.sim import engine
 
     seen = observation()
-    policy = KernelPolicy("edgewise", SHIPPED)
+    policy = Policy("edgewise", SHIPPED)
     decided = policy.decide(seen)
-    copied = Table(
+    copied = CandidateTable(
         seen.rows,
         seen.mask,
         seen.servers,
@@ -166,7 +168,7 @@ def test_live_and_simulated_scores_are_the_same() -> None:
     )
     state = SHIPPED.new_state(len(seen.servers))
     kernel = engine.compiled(SHIPPED.kernel)
-    assert _through(kernel, copied, np.array(SHIPPED.params), state, new_draws(0)) == 1.0
+    assert _through(kernel, copied, np.array(SHIPPED.params), state, new_rng(0)) == 1.0
     assert np.array_equal(copied.scores, policy._scores)
     assert decided.rows[0] == best_row(copied)
 
@@ -189,7 +191,7 @@ def test_a_drawn_row_comes_with_its_probability() -> None:
     numbers[learned.O_TEMPERATURE] = 0.05
     seen = table(5)
     state = np.zeros(learned.MEMORY + learned.PER_SERVER * len(seen.servers))
-    draws = new_draws(3)
+    draws = new_rng(3)
     count, said, times = 4000, np.zeros(seen.mask.size), np.zeros(seen.mask.size)
     for _ in range(count):
         probability = learned.edgewise(seen, numbers, state, draws)
@@ -230,8 +232,8 @@ def guarded() -> np.ndarray:
     return weight_files.release(params(), -wide, wide, 5.0)
 
 
-def heuristic(seen: Table) -> np.ndarray:
-    PRICED.kernel(seen, np.array(PRICED.params), np.zeros(0), new_draws(1))
+def heuristic(seen: CandidateTable) -> np.ndarray:
+    PRICED.kernel(seen, np.array(PRICED.params), np.zeros(0), new_rng(1))
     return seen.scores.copy()
 
 
@@ -289,12 +291,12 @@ def test_whatever_the_weights_scores_are_numbers() -> None:
 # -- weights ---------------------------------------------------------------------------------------
 
 
-def card(**more: object) -> weight_files.Card:
+def card(**more: object) -> weight_files.WeightsCard:
     fields: dict[str, object] = {
         "name": "test", "command": "-", "seeds": (1,), "families": ("train",), "commit": "",
         "decisions": 0, "heuristic": {},
     }  # fmt: skip
-    return weight_files.Card(**{**fields, **more})  # type: ignore[arg-type]
+    return weight_files.WeightsCard(**{**fields, **more})  # type: ignore[arg-type]
 
 
 def written(folder: Path, numbers: np.ndarray) -> Path:
@@ -373,14 +375,16 @@ def test_the_shipped_policy_beats_the_heuristic() -> None:
     differences = []
     for at, family in enumerate(("medium", "heavy", "bursty", "hot_spot", "combined") * 2):
         world = families.scenario(family, families.EVALUATION[500 + at])
-        stage = Stage(world.with_overrides(duration=8.0), BARE)
+        stage = ReplayableWorld(world.with_overrides(duration=8.0), BARE)
         differences.append(stage.utility(SHIPPED) - stage.utility(PRICED))
     assert np.mean(differences) > 0.0
 
 
 def test_the_shipped_policy_plays_the_same_twice() -> None:
     world = families.scenario("combined", families.EVALUATION[600]).with_overrides(duration=4.0)
-    assert Stage(world, BARE).utility(SHIPPED) == Stage(world, BARE).utility(SHIPPED)
+    assert ReplayableWorld(world, BARE).utility(SHIPPED) == ReplayableWorld(world, BARE).utility(
+        SHIPPED
+    )
 
 
 # -- why -------------------------------------------------------------------------------------------
@@ -405,7 +409,7 @@ def test_the_heuristic_explains_itself_without_correction() -> None:
     numbers = params_of(PRICED)
     assert numbers is not None
     assert all(why.correction == 0.0 for why in explain([table(4)], numbers).rows)
-    assert params_of(RULES["jsq"]) is None
+    assert params_of(POLICIES["jsq"]) is None
 
 
 def test_an_explanation_says_that_the_guard_decided() -> None:

@@ -9,26 +9,26 @@ import msgspec
 import numpy as np
 import pytest
 from studies import forms, gap, information, shift, trained
-from studies.played import Arm, Kept, Place, Played, ratio
+from studies.played import Arm, Played, StoredResults, WorldCondition, ratio
 from studies.told import always_ready, original_only, slow_spells, slow_spells_known
 
-from edgewise.bench.episodes import Stage
+from edgewise.bench.episodes import ReplayableWorld
 from edgewise.errors import BadInput
 from edgewise.learn.trainer import Recipe, initial
 from edgewise.learn.worlds import Worlds, informed
-from edgewise.policy import RULES, weight_files
+from edgewise.policy import POLICIES, weight_files
 from edgewise.scenario import Scenario, Spell
 from edgewise.worlds import families
 from edgewise.worlds.random_world import base, offered_load
 
 pytestmark = pytest.mark.study
 
-EDGEWISE = RULES["edgewise"]
+EDGEWISE = POLICIES["edgewise"]
 SEEDS = (2_000_000, 2_000_001)
 
 
-def short(family: str = "medium") -> Place:
-    return Place(
+def short(family: str = "medium") -> WorldCondition:
+    return WorldCondition(
         name=family, world=lambda seed: families.scenario(family, seed).with_overrides(duration=1.0)
     )
 
@@ -40,23 +40,23 @@ def arm(name: str, kernel: object = None) -> Arm:
 
 def test_what_was_played_is_not_played_again(tmp_path: Path) -> None:
     path = tmp_path / "figures.jsonl"
-    arms = [arm("one"), Arm(name="two", rule=RULES["priced_greedy"])]
-    first, seeds = Played(Kept(path), SEEDS).utilities("x", [short()], arms)
+    arms = [arm("one"), Arm(name="two", rule=POLICIES["priced_greedy"])]
+    first, seeds = Played(StoredResults(path), SEEDS).utilities("x", [short()], arms)
     assert seeds == SEEDS
     lines = path.read_bytes()
-    again, _ = Played(Kept(path), SEEDS, until=0.0).utilities("x", [short()], arms)
+    again, _ = Played(StoredResults(path), SEEDS, until=0.0).utilities("x", [short()], arms)
     assert (first == again).all()
     assert path.read_bytes() == lines
     path.write_bytes(lines[:-5])  # killed while it wrote
-    torn, _ = Played(Kept(path), SEEDS).utilities("x", [short()], arms)
+    torn, _ = Played(StoredResults(path), SEEDS).utilities("x", [short()], arms)
     assert (first == torn).all()
     path.write_bytes(b"{}\n")
     with pytest.raises(BadInput, match="not a figure"):
-        Kept(path)
+        StoredResults(path)
 
 
 def test_only_seeds_that_all_played_are_counted() -> None:
-    played = Played(Kept(None), SEEDS)
+    played = Played(StoredResults(None), SEEDS)
     table = {(0, 0, SEEDS[0]): 1.0, (0, 1, SEEDS[0]): 2.0, (0, 0, SEEDS[1]): 3.0}
     values, seeds = played.complete(1, 2, lambda p, a, s: table.get((p, a, s)))
     assert seeds == SEEDS[:1]
@@ -75,7 +75,7 @@ def test_a_ratio_has_the_interval_of_the_bootstrap() -> None:
 
 def test_masks_leave_the_forms_they_should() -> None:
     world = families.scenario("thin_links", SEEDS[0]).with_overrides(duration=3.0)
-    stage = Stage(world)
+    stage = ReplayableWorld(world)
     assert stage.measure(arm("", original_only).rule).ready == 0.0
     free = stage.measure(EDGEWISE).ready
     always = stage.measure(arm("", always_ready).rule).ready
@@ -87,7 +87,7 @@ def test_knowing_slow_spells_helps() -> None:
     def play(world: Scenario, known: bool) -> float:
         rule = msgspec.structs.replace(EDGEWISE, kernel=slow_spells_known) if known else EDGEWISE
         params = np.concatenate([slow_spells(world), rule.params]) if known else None
-        return Stage(world).utility(rule, params)
+        return ReplayableWorld(world).utility(rule, params)
 
     gains = []
     for seed in range(2_000_000, 2_000_008):
@@ -121,12 +121,12 @@ def test_studies_make_their_sections(tmp_path: Path, monkeypatch: pytest.MonkeyP
         monkeypatch.setattr(module, "place", short)
     monkeypatch.setattr(information, "FAMILIES", ("volatile",))
     monkeypatch.setattr(families, "STANDARD", ("thin_links",))
-    played = Played(Kept(tmp_path / "figures.jsonl"), SEEDS)
-    priced = weight_files.rule(initial(RULES["priced_greedy"]), "the heuristic")
+    played = Played(StoredResults(tmp_path / "figures.jsonl"), SEEDS)
+    priced = weight_files.rule(initial(POLICIES["priced_greedy"]), "the heuristic")
     found = information.study(played, priced, EDGEWISE, priced)
     assert set(found.figures) >= {"gains", "recovered", "recovered_of_retuned"}
     assert forms.study(played, EDGEWISE).lines[4].startswith("| thin_links |")
-    rules = {"control": priced, "edgewise": EDGEWISE, gap.MARGIN: RULES[gap.MARGIN]}
+    rules = {"control": priced, "edgewise": EDGEWISE, gap.MARGIN: POLICIES[gap.MARGIN]}
     closed = gap.study(played, rules, ("light",), duration=0.5, trials=20, steps=20)
     assert closed.lines[-1].startswith("| light | ")
     assert {"closed", "closed_with_information"} <= set(closed.figures)
@@ -139,7 +139,7 @@ def test_runs_are_trained_once(tmp_path: Path) -> None:
     recipe = Recipe(
         worlds=Worlds(names=("light",)), count=1, generations=1, validation=1, every=1, seed=2
     )
-    start = initial(RULES["priced_greedy"])
+    start = initial(POLICIES["priced_greedy"])
     first = runs.run("one", recipe, start)
     assert first is not None
     late = trained.Trainer(folder=tmp_path, until=time.monotonic() - 1.0)

@@ -11,9 +11,9 @@ import pytest
 from edgewise.domain import QueueItem, Service
 from edgewise.errors import ImagesError
 from edgewise.live.clock import Clock
-from edgewise.live.node.links import LeastRtt, Link
+from edgewise.live.node.links import LeastRtt, MeasuredLink
 from edgewise.live.node.monitor import Monitor
-from edgewise.live.node.preparation import Stage
+from edgewise.live.node.preparation import Converter
 from edgewise.live.node.queue import HELD, Expired, Queue, QueueFull
 from edgewise.live.node.reporter import Reporter
 
@@ -237,7 +237,7 @@ async def test_what_the_queue_says_of_itself(bench: Bench, time: Time) -> None:
 
 
 def test_a_transfer_alone_shows_the_rate() -> None:
-    link = Link()
+    link = MeasuredLink()
     with link.flow("b", 100_000, lambda: 10.0) as flow:
         report = link.report("b", None, 10.05)
         assert (report.backlog, report.flows, report.throughput) == (100_000, 1, None)
@@ -250,7 +250,7 @@ def test_a_transfer_alone_shows_the_rate() -> None:
 
 def test_two_transfers_share() -> None:
     """Two of 100 kB over 1 MB/s, side by side: both are in after 0.2 s, each had half the rate."""
-    link = Link()
+    link = MeasuredLink()
     with link.flow("b", 100_000, lambda: 10.0) as one, link.flow("c", 100_000, lambda: 10.0) as two:
         link.arrived(one, 10.2, away=0.0, starved=False)
         link.arrived(two, 10.2, away=0.0, starved=False)
@@ -259,7 +259,7 @@ def test_two_transfers_share() -> None:
 
 def test_half_shared() -> None:
     """100 kB from 10.0 and 50 kB from 10.05: 50 kB alone, then both 50 kB by halves until 10.15."""
-    link = Link()
+    link = MeasuredLink()
     with link.flow("b", 100_000, lambda: 10.0) as one, link.flow("c", 50_000, lambda: 10.05) as two:
         link.arrived(one, 10.15, away=0.0, starved=False)
         assert link.rate == pytest.approx(100_000 / 0.15 * (0.05 + 2 * 0.1) / 0.15)
@@ -267,7 +267,7 @@ def test_half_shared() -> None:
 
 
 def test_backlog_drains_at_the_measured_rate() -> None:
-    link = Link()
+    link = MeasuredLink()
     link.measured(100_000, 0.1, 1.0, 9.0)
     with link.flow("b", 100_000, lambda: 10.0), link.flow("c", 50_000, lambda: 10.0):
         assert link.report("b", None, 10.05).backlog == pytest.approx(75_000)
@@ -278,7 +278,7 @@ def test_backlog_drains_at_the_measured_rate() -> None:
 
 
 def test_a_transfer_that_fails_measures_nothing() -> None:
-    link = Link()
+    link = MeasuredLink()
     with pytest.raises(OSError, match="gone"), link.flow("b", 1000, lambda: 10.0):
         raise OSError("gone")
     assert link.report("b", None, 11.0).throughput is None
@@ -286,7 +286,7 @@ def test_a_transfer_that_fails_measures_nothing() -> None:
 
 
 def test_a_starved_transfer_counts_only_upwards() -> None:
-    link = Link()
+    link = MeasuredLink()
     link.measured(100_000, 0.1, 1.0, 9.0)
     with link.flow("b", 100_000, lambda: 10.0) as flow:
         link.arrived(flow, 11.0, away=0.0, starved=True)
@@ -297,7 +297,7 @@ def test_a_starved_transfer_counts_only_upwards() -> None:
 
 
 def test_a_first_transfer_that_starved_says_nothing_below_the_prior() -> None:
-    link = Link()
+    link = MeasuredLink()
     with link.flow("b", 100_000, lambda: 10.0) as flow:
         link.arrived(flow, 11.0, away=0.0, starved=True)  # 100 kB/s at least
     assert link.report("b", None, 11.0).throughput is None
@@ -307,7 +307,7 @@ def test_a_first_transfer_that_starved_says_nothing_below_the_prior() -> None:
 
 
 def test_receiver_side_measures_what_came_after_the_first_chunk() -> None:
-    link = Link()
+    link = MeasuredLink()
     with link.flow("me", 100_000, lambda: 10.0) as flow:
         link.received(flow, 80_000, 0.08, 10.1)
     assert link.rate == pytest.approx(1e6)
@@ -317,7 +317,7 @@ def test_receiver_side_measures_what_came_after_the_first_chunk() -> None:
 
 
 def test_a_transfer_of_a_few_bytes_says_nothing_of_the_rate() -> None:
-    link = Link()
+    link = MeasuredLink()
     with link.flow("b", 545, lambda: 10.0) as flow:
         link.arrived(flow, 10.01, away=0.001, starved=False)
     assert link.report("b", None, 11.0).throughput is None
@@ -346,7 +346,7 @@ class Maker:
 
 
 def monitor_of(queue: Queue, shared: bool = True, on: str = "workers") -> Monitor:
-    stage = Stage(Maker(), queue.clock, queue, 0.003, on)  # type: ignore[arg-type]
+    stage = Converter(Maker(), queue.clock, queue, 0.003, on)  # type: ignore[arg-type]
     return Monitor("me", {"m": SERVICE}, ("b", "c"), shared, queue, stage)
 
 
@@ -415,7 +415,7 @@ async def test_a_stage_of_its_own_has_its_own_backlog(time: Time) -> None:
             await release.wait()
             return photo * 2
 
-    stage = Stage(Waiting(), time.clock, queue, 0.003, "own")
+    stage = Converter(Waiting(), time.clock, queue, 0.003, "own")
     tasks = [asyncio.create_task(stage.make(b"a", 96, 200.0, 300.0)) for _ in range(3)]
     await settle()
     assert queue.busy == 0
@@ -428,7 +428,7 @@ async def test_a_stage_of_its_own_has_its_own_backlog(time: Time) -> None:
 
 
 async def test_a_stage_on_the_workers_takes_one(bench: Bench, time: Time) -> None:
-    stage = Stage(Maker(), time.clock, bench.queue, 0.003, "workers")
+    stage = Converter(Maker(), time.clock, bench.queue, 0.003, "workers")
     bench.add("running", 109.0)
     bench.add("waiting", 101.0)
     await settle()

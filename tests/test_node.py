@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from aiohttp import web
 
-from edgewise.domain import Candidate, Form, Outcome, Report, ShedReason, Status
+from edgewise.domain import Candidate, Outcome, PayloadForm, Report, ShedReason, Status
 from edgewise.errors import BadInput
 from edgewise.live.node.node import Node
 from edgewise.live.wire import messages
@@ -42,7 +42,7 @@ async def test_runs_it_here_when_told_to(fleet: Fleet) -> None:
     assert answer["id"] == "v2-id"
     assert answer["outputs"][0]["data"] == [7]
     outcome = decode_answer("r1", code, msgspec.json.encode(answer)).outcome
-    assert (outcome.server, outcome.model, outcome.form) == ("a", "quick", Form.ORIGINAL)
+    assert (outcome.server, outcome.model, outcome.form) == ("a", "quick", PayloadForm.ORIGINAL)
     assert outcome.accuracy == 0.6
     stages = outcome.stamps
     marks = [stages.accepted, stages.decided, stages.started, stages.finished, stages.answered]
@@ -71,7 +71,7 @@ async def test_transfers_the_original(fleet: Fleet) -> None:
     code, answer = await fleet.post(a, b"p" * 200_000, meta=request_for(a), headers={})
     outcome = decode_answer("r1", code, msgspec.json.encode(answer)).outcome
     assert (outcome.status, outcome.server, outcome.model) == (Status.SERVED, "b", "exact")
-    assert outcome.form is Form.ORIGINAL
+    assert outcome.form is PayloadForm.ORIGINAL
     (item,) = fleet.executors["b"].items
     assert item.payload == b"p" * 200_000
     assert item.ready_size is None
@@ -121,10 +121,12 @@ async def test_streams_on_while_it_still_comes_in(fleet: Fleet) -> None:
 
 async def test_transfers_made_ready_for_the_destination(fleet: Fleet) -> None:
     a, _ = await fleet.pair()
-    fleet.balancer.decide = lambda r: fleet.balancer.command(r, "b", "exact", Form.MODEL_READY)
+    fleet.balancer.decide = lambda r: fleet.balancer.command(
+        r, "b", "exact", PayloadForm.MODEL_READY
+    )
     code, answer = await fleet.post(a, b"p" * 100_000, meta=request_for(a))
     outcome = decode_answer("r1", code, msgspec.json.encode(answer)).outcome
-    assert outcome.form is Form.MODEL_READY
+    assert outcome.form is PayloadForm.MODEL_READY
     (item,) = fleet.executors["b"].items
     assert item.ready_size == 224
     assert len(item.payload) < 30_000
@@ -187,7 +189,7 @@ async def test_a_dead_peer_and_no_service_here_is_an_explicit_error(fleet: Fleet
 async def test_the_next_alternative_is_tried(fleet: Fleet) -> None:
     a, _ = await fleet.pair()
     fleet.balancer.decide = lambda r: fleet.balancer.command(
-        r, "b", "nosuch", alternatives=(Candidate("b", "exact", Form.ORIGINAL),)
+        r, "b", "nosuch", alternatives=(Candidate("b", "exact", PayloadForm.ORIGINAL),)
     )
     code, answer = await fleet.post(a, meta=request_for(a, accuracy=0.8))
     assert (code, answer["parameters"]["edgewise.model"]) == (200, "exact")
@@ -221,7 +223,7 @@ async def test_a_silent_peer_does_not_hold_a_request(fleet: Fleet) -> None:
 async def test_what_a_silent_peer_made_late_takes_no_worker_from_others(fleet: Fleet) -> None:
     async with await asyncio.start_server(mute, "127.0.0.1", 0) as server:
         a = await lone(fleet, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
-        here = (Candidate("a", "quick", Form.ORIGINAL),)
+        here = (Candidate("a", "quick", PayloadForm.ORIGINAL),)
         fleet.balancer.decide = lambda r: fleet.balancer.command(r, "b", "exact", alternatives=here)
         fleet.executors["a"].go.clear()
         other = asyncio.create_task(fleet.post(a, model="quick", meta=request_for(a, "other")))
@@ -236,7 +238,7 @@ async def test_what_a_silent_peer_made_late_takes_no_worker_from_others(fleet: F
 
 async def test_a_server_that_did_not_answer_is_not_asked_again(fleet: Fleet) -> None:
     a = await lone(fleet, dead_port())
-    again = (Candidate("b", "quick", Form.ORIGINAL),)
+    again = (Candidate("b", "quick", PayloadForm.ORIGINAL),)
     fleet.balancer.decide = lambda r: fleet.balancer.command(r, "b", "exact", alternatives=again)
     code, answer = await fleet.post(a, meta=request_for(a, accuracy=0.8))
     assert code == 503

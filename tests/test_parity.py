@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from edgewise import scenario as sc
-from edgewise.domain import Form, Report, Status
+from edgewise.domain import PayloadForm, Report, Status
 from edgewise.live.node.links import LeastRtt
 from edgewise.network.capacity import constant
 from edgewise.network.link import LinkSettings
@@ -25,9 +25,9 @@ from edgewise.sim.play import seeds_of_draws
 from edgewise.tasks.services import services_of
 from edgewise.testing import live, simulated
 from edgewise.testing.live import Meddling
-from edgewise.testing.shared_link import Fluid
-from edgewise.testing.transcript import Story, differences
-from edgewise.testing.virtual_loop import Idle, VirtualLoop, until
+from edgewise.testing.shared_link import SharedLink
+from edgewise.testing.transcript import Transcript, differences
+from edgewise.testing.virtual_loop import Deadlock, VirtualLoop, until
 from edgewise.worlds.workload import Trace, generate
 
 SCENARIO = """
@@ -72,11 +72,11 @@ def world(cv: float, state: str = "measured") -> tuple[Scenario, Trace]:
 
 
 @functools.cache
-def simulated_story(policy: str, cv: float, state: str = "measured") -> Story:
+def simulated_story(policy: str, cv: float, state: str = "measured") -> Transcript:
     return simulated.play(*world(cv, state), policy)
 
 
-def told(one: Story, other: Story) -> str:
+def told(one: Transcript, other: Transcript) -> str:
     return "\n".join(map(str, differences(one, other)[:20]))
 
 
@@ -99,7 +99,7 @@ def test_scenario_is_not_trivial() -> None:
         if each.status is Status.SERVED
     ]
     assert {each.server for each in served} == {"plaza", "depot", "campus"}
-    assert {each.form for each in served} == {Form.ORIGINAL, Form.MODEL_READY}
+    assert {each.form for each in served} == {PayloadForm.ORIGINAL, PayloadForm.MODEL_READY}
     waited = [
         each
         for each in served
@@ -187,7 +187,7 @@ CHANGES = (traces, outages, rates, slow, stuck, full)
 
 
 @functools.cache
-def changed(change: Callable[[Scenario], Scenario], policy: str, state: str) -> Story:
+def changed(change: Callable[[Scenario], Scenario], policy: str, state: str) -> Transcript:
     scenario, trace = world(0.2, state)
     return simulated.play(change(scenario), trace, policy)
 
@@ -354,7 +354,7 @@ def test_deadlock_is_said() -> None:
     async def work() -> None:
         await asyncio.Event().wait()
 
-    with pytest.raises(Idle):
+    with pytest.raises(Deadlock):
         run(work)
 
 
@@ -363,7 +363,7 @@ def test_flows_share_equally_and_a_cancelled_one_frees_its_share() -> None:
 
     async def work() -> None:
         loop = asyncio.get_running_loop()
-        link = Fluid(LinkSettings(capacity=constant(8e6)), [(3.0, 4.0)], origin=0.0)
+        link = SharedLink(LinkSettings(capacity=constant(8e6)), [(3.0, 4.0)], origin=0.0)
 
         async def send(name: str, size: float, at: float) -> None:
             await until(at)
@@ -388,7 +388,7 @@ def test_a_change_of_rate_concerns_what_is_left() -> None:
     done: dict[str, float] = {}
 
     async def work() -> None:
-        link = Fluid(LinkSettings(capacity=constant(8e6)), [], origin=0.0)
+        link = SharedLink(LinkSettings(capacity=constant(8e6)), [], origin=0.0)
 
         async def send(name: str, size: float) -> None:
             done[name] = await link.cross(size)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from edgewise import policy
-from edgewise.domain import Candidate, Form, Observation, ShedReason
+from edgewise.domain import Candidate, Observation, PayloadForm, ShedReason
 from edgewise.errors import BadInput
 from edgewise.fleet import table as t
 from edgewise.fleet.tracker import Tracker
@@ -45,23 +45,23 @@ def seen(made: Tracker, **more: object) -> Observation:
 @pytest.mark.parametrize(
     ("rule", "busy", "demands", "first"),
     [
-        ("local", 0.0, {}, ("a", "small", Form.ORIGINAL)),
-        ("local", 5.0, {}, ("a", "small", Form.ORIGINAL)),
-        ("local", 0.0, {"accuracy": 0.8}, ("a", "large", Form.ORIGINAL)),
-        ("earliest_completion", 0.0, {}, ("a", "small", Form.ORIGINAL)),
-        ("earliest_completion", 0.0, {"accuracy": 0.8}, ("a", "large", Form.ORIGINAL)),
+        ("local", 0.0, {}, ("a", "small", PayloadForm.ORIGINAL)),
+        ("local", 5.0, {}, ("a", "small", PayloadForm.ORIGINAL)),
+        ("local", 0.0, {"accuracy": 0.8}, ("a", "large", PayloadForm.ORIGINAL)),
+        ("earliest_completion", 0.0, {}, ("a", "small", PayloadForm.ORIGINAL)),
+        ("earliest_completion", 0.0, {"accuracy": 0.8}, ("a", "large", PayloadForm.ORIGINAL)),
         # a's workers are busy for 0.1 s, so a conversion there would have to wait too.
-        ("earliest_completion", 0.1, {"accuracy": 0.8}, ("a", "large", Form.ORIGINAL)),
-        ("earliest_completion", 0.5, {}, ("b", "large", Form.ORIGINAL)),
-        ("most_accurate_feasible", 0.0, {}, ("a", "large", Form.ORIGINAL)),
-        ("most_accurate_feasible", 0.0, {"deadline": 0.05}, ("a", "small", Form.ORIGINAL)),
+        ("earliest_completion", 0.1, {"accuracy": 0.8}, ("a", "large", PayloadForm.ORIGINAL)),
+        ("earliest_completion", 0.5, {}, ("b", "large", PayloadForm.ORIGINAL)),
+        ("most_accurate_feasible", 0.0, {}, ("a", "large", PayloadForm.ORIGINAL)),
+        ("most_accurate_feasible", 0.0, {"deadline": 0.05}, ("a", "small", PayloadForm.ORIGINAL)),
         # Nothing is feasible: the earliest.
-        ("most_accurate_feasible", 0.0, {"deadline": 0.01}, ("a", "small", Form.ORIGINAL)),
-        ("most_accurate_feasible", 0.5, {"deadline": 0.3}, ("b", "large", Form.ORIGINAL)),
+        ("most_accurate_feasible", 0.0, {"deadline": 0.01}, ("a", "small", PayloadForm.ORIGINAL)),
+        ("most_accurate_feasible", 0.5, {"deadline": 0.3}, ("b", "large", PayloadForm.ORIGINAL)),
     ],
 )
 def test_what_a_certain_rule_decides(
-    rule: str, busy: float, demands: dict[str, float], first: tuple[str, str, Form]
+    rule: str, busy: float, demands: dict[str, float], first: tuple[str, str, PayloadForm]
 ) -> None:
     made = policy.make(rule).decide(seen(fleet(busy), **demands))
     head = made.ranked[0]
@@ -123,7 +123,7 @@ def test_a_server_only_rule_runs_the_best_model_it_has_time_for() -> None:
     """0.4 of the deadline: 50 ms is under 0.4 × 0.2 s, not under 0.4 × 0.1."""
     made = fleet()
     for deadline, model in ((0.2, "large"), (0.1, "small"), (0.01, "small")):
-        rule = policy.KernelPolicy("round_robin", policy.RULES["round_robin"], params=(0.4,))
+        rule = policy.Policy("round_robin", policy.POLICIES["round_robin"], params=(0.4,))
         verdict = rule.decide(seen(made, deadline=deadline))
         assert (verdict.ranked[0].server, verdict.ranked[0].model) == ("a", model)
 
@@ -160,7 +160,7 @@ def outstanding(*counts: float) -> Observation:
         table.servers[k, t.S_OUTSTANDING] = count
     table.context[t.C_DEADLINE] = 1.0
     candidates: list[Candidate | None] = [
-        Candidate(f"s{k}", "m", form) for k in range(n) for form in Form
+        Candidate(f"s{k}", "m", form) for k in range(n) for form in PayloadForm
     ]
     return Observation(
         request=request(),
@@ -236,7 +236,7 @@ def test_the_first_row_named_is_the_best_row_of_the_compiled_loop(rule: str) -> 
         live = policy.make(rule, 5).decide(observation)
         twin = policy.make(rule, 5)
         twin.decide(observation)
-        table = t.Table(
+        table = t.CandidateTable(
             observation.rows,
             observation.mask,
             observation.servers,
@@ -254,4 +254,4 @@ def test_an_unknown_policy_is_refused_with_a_hint() -> None:
 
 def test_parameters_of_the_wrong_number_are_refused() -> None:
     with pytest.raises(ValueError, match="takes"):
-        policy.KernelPolicy("random", policy.RULES["random"], params=(0.1, 0.2))
+        policy.Policy("random", policy.POLICIES["random"], params=(0.1, 0.2))

@@ -17,19 +17,19 @@ from edgewise.learn import actor_critic, ppo
 from edgewise.learn.gae import by_time, gae
 from edgewise.learn.rollout import DECISION, Rollout, joined, rollout
 from edgewise.learn.worlds import Worlds, rule_of
-from edgewise.policy import RULES, learned
+from edgewise.policy import POLICIES, learned
 from edgewise.policy.learned import LAYOUT, untrained
 from edgewise.policy.priced import PRICE, THRESHOLD_GAIN
 from edgewise.scenario import Scenario
 from edgewise.sim import engine
-from edgewise.sim.build import Options, simulation
+from edgewise.sim.build import SimOptions, simulation
 from edgewise.sim.play import play
 from edgewise.worlds import families
 from edgewise.worlds.workload import generate
 
 pytestmark = pytest.mark.study
 
-HEURISTIC = RULES["priced_greedy"].params
+HEURISTIC = POLICIES["priced_greedy"].params
 
 
 def short(family: str, seed: int, duration: float = 3.0) -> Scenario:
@@ -110,7 +110,7 @@ def test_rewards_are_compared_with_the_same_request_in_the_other_plays() -> None
 
 def test_the_last_decision_of_a_trace_only_lends_its_value() -> None:
     played = fake([0, 1], [0.5, 99.0], [0.0, 2.0])
-    settings = actor_critic.Settings(tau=2.0)
+    settings = actor_critic.PpoSettings(tau=2.0)
     found = ppo.advantages(played, played.rewards, np.array([0.25, 3.0]), settings)
     assert found.tolist() == pytest.approx([0.5 + math.exp(-1.0) * 3.0 - 0.25])
 
@@ -123,7 +123,7 @@ def test_the_last_decision_of_a_trace_only_lends_its_value() -> None:
 def test_torch_and_the_kernel_say_the_same_probabilities(family: str, network: bool) -> None:
     """Of what the kernel drew with, for weights far from the heuristic."""
     params = anything(1, network)
-    settings = actor_critic.Settings(network=network, temperature=0.05)
+    settings = actor_critic.PpoSettings(network=network, temperature=0.05)
     learner = actor_critic.Learner(params, settings)
     played = joined(
         [rollout(simulated(short(family, seed)), learner.params(), seed) for seed in (1, 2)]
@@ -139,21 +139,21 @@ def test_torch_and_the_kernel_say_the_same_probabilities(family: str, network: b
 
 def test_untrained_it_is_the_heuristic() -> None:
     """Zero steps, and the params play every world as `priced_greedy`, to the last bit."""
-    learner = actor_critic.Learner(untrained(HEURISTIC), actor_critic.Settings())
+    learner = actor_critic.Learner(untrained(HEURISTIC), actor_critic.PpoSettings())
     params = learner.params()
     params[learned.O_TEMPERATURE] = 0.0
     assert (params == untrained(HEURISTIC)).all()
     rule = rule_of(untrained(HEURISTIC))
     scenario = short("heavy", 3)
     mine = play(simulated(scenario), rule, 0, tuple(params.tolist()))
-    theirs = play(simulated(scenario), RULES["priced_greedy"], 0)
+    theirs = play(simulated(scenario), POLICIES["priced_greedy"], 0)
     assert (mine.world.results["row"] == theirs.world.results["row"]).all()
 
 
 def test_a_rollout_credits_each_decision_with_its_own_request() -> None:
     sim = simulated(short("heavy", 4))
     played = rollout(
-        sim, actor_critic.Learner(untrained(HEURISTIC), actor_critic.Settings()).params(), 0
+        sim, actor_critic.Learner(untrained(HEURISTIC), actor_critic.PpoSettings()).params(), 0
     )
     at = played.decisions["request"]
     assert len(set(at.tolist())) == len(at)
@@ -164,7 +164,7 @@ def test_a_rollout_credits_each_decision_with_its_own_request() -> None:
 
 def test_the_gradient_is_that_of_the_probabilities() -> None:
     """Against finite differences, in the coordinates that are optimised."""
-    settings = actor_critic.Settings(network=True, temperature=0.1)
+    settings = actor_critic.PpoSettings(network=True, temperature=0.1)
     learner = actor_critic.Learner(anything(2, True), settings)
     played = rollout(simulated(short("medium", 5, 1.0)), learner.params(), 1)
     batch = actor_critic.Batch(played, np.arange(len(played.decisions)))
@@ -189,7 +189,7 @@ def test_the_gradient_is_that_of_the_probabilities() -> None:
 
 # -- training ------------------------------------------------------------------------------------
 
-FAST = actor_critic.Settings(
+FAST = actor_critic.PpoSettings(
     worlds=4, plays=4, rate=0.3, temperature=0.05, epochs=4, batch=512, stop=0.1, seed=1
 )
 
@@ -206,7 +206,7 @@ def test_it_learns() -> None:
     def scores(given: np.ndarray) -> np.ndarray:
         found = []
         for scenario in place.validation(10):
-            sim = simulation(scenario, generate(scenario, None), Options(store=False))
+            sim = simulation(scenario, generate(scenario, None), SimOptions(store=False))
             play(sim, rule_of(start), 0, tuple(given.tolist()))
             found.append(float(sim.world.clock["utility"][0]) / len(sim.world.requests))
         return np.array(found)
@@ -219,9 +219,9 @@ def test_it_learns() -> None:
 
 def test_the_same_seed_gives_the_same_weights_on_any_number_of_threads() -> None:
     place = Worlds(scenario=short("heavy", 3, 2.0))
-    settings = actor_critic.Settings(worlds=2, plays=2, batch=128, network=True)
+    settings = actor_critic.PpoSettings(worlds=2, plays=2, batch=128, network=True)
     start = untrained(HEURISTIC)
-    seen: list[ppo.Progress] = []
+    seen: list[ppo.PpoProgress] = []
     found = [
         ppo.train(
             place, start, settings, iterations=2, threads=threads, progress=seen.append
@@ -236,7 +236,7 @@ def test_the_same_seed_gives_the_same_weights_on_any_number_of_threads() -> None
 
 def test_plays_of_a_world_meet_the_same_requests() -> None:
     """On the same luck, other rows: what the baseline rests on."""
-    settings = actor_critic.Settings(plays=3, temperature=0.05)
+    settings = actor_critic.PpoSettings(plays=3, temperature=0.05)
     place = Worlds(scenario=short("heavy", 3, 2.0))
     params = actor_critic.Learner(untrained(HEURISTIC), settings).params()
     with ThreadPoolExecutor(2) as pool:
@@ -249,12 +249,12 @@ def test_plays_of_a_world_meet_the_same_requests() -> None:
 
 def test_train_wants_one_measure_of_its_length() -> None:
     with pytest.raises(BadInput, match="iterations or a budget"):
-        ppo.train(Worlds(), untrained(HEURISTIC), actor_critic.Settings())
+        ppo.train(Worlds(), untrained(HEURISTIC), actor_critic.PpoSettings())
 
 
 def test_a_run_that_was_killed_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     place = Worlds(scenario=short("heavy", 3, 1.0))
-    settings = actor_critic.Settings(worlds=2, plays=2, batch=64)
+    settings = actor_critic.PpoSettings(worlds=2, plays=2, batch=64)
     start = untrained(HEURISTIC)
 
     class Killed(Exception):
@@ -267,11 +267,11 @@ def test_a_run_that_was_killed_goes_on_to_the_same_weights(tmp_path: Path) -> No
         looks.append(1)
         return Interval(0.01 * len(looks) * (1 if len(looks) < 3 else -1), 0.001)
 
-    def kill(step: ppo.Progress) -> None:
+    def kill(step: ppo.PpoProgress) -> None:
         if step.iteration == 2:
             raise Killed
 
-    def run(folder: Path | None, progress: object = lambda _: None) -> ppo.Trained:
+    def run(folder: Path | None, progress: object = lambda _: None) -> ppo.PpoResult:
         return ppo.train(
             place, start, settings, iterations=4, threads=1, out=folder, look=look, every=1,
             progress=progress,  # type: ignore[arg-type]
@@ -295,7 +295,7 @@ def test_branches_do_not_touch_what_they_came_from() -> None:
     before = sim.world.clock.copy()
     rollout(
         engine.branch(sim),
-        actor_critic.Learner(untrained(HEURISTIC), actor_critic.Settings()).params(),
+        actor_critic.Learner(untrained(HEURISTIC), actor_critic.PpoSettings()).params(),
         0,
     )
     assert (sim.world.clock == before).all()

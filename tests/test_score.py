@@ -7,13 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgewise.domain import Outcome, Request, Status
-from edgewise.score import ZERO, Shape, expected_utility, score, timeliness
+from edgewise.score import ZERO, ScoreShape, expected_utility, score, timeliness
 
 QUICK = settings(max_examples=40, deadline=None)
 """No deadline: compiling, or a busy machine, is no failure."""
 
-SOFT = Shape()
-HARD = Shape(grace=0.0)
+SOFT = ScoreShape()
+HARD = ScoreShape(grace=0.0)
 
 
 def request(accuracy: float = 0.7, deadline: float = 2.0) -> Request:
@@ -67,11 +67,13 @@ def test_timeliness(ratio: float, grace: float, expected: float) -> None:
         (3.0, 0.8, HARD, 0.0),
         (1.0, 0.7, SOFT, 0.7),  # exactly what was demanded
         (1.0, 0.69, SOFT, 0.0),
-        (1.0, 0.8, Shape(accuracy_weight=0.0), 1.0),
-        (1.0, 0.8, Shape(accuracy_weight=2.0), 0.64),
+        (1.0, 0.8, ScoreShape(accuracy_weight=0.0), 1.0),
+        (1.0, 0.8, ScoreShape(accuracy_weight=2.0), 0.64),
     ],
 )
-def test_expected_utility(latency: float, accuracy: float, shape: Shape, expected: float) -> None:
+def test_expected_utility(
+    latency: float, accuracy: float, shape: ScoreShape, expected: float
+) -> None:
     made = score(request(), served(latency, accuracy), shape)
     assert made.expected == pytest.approx(expected)
 
@@ -128,10 +130,15 @@ def test_an_outcome_without_its_numbers_is_refused(lacking: str) -> None:
     st.floats(0, 1),
     st.floats(0.01, 10),
     st.booleans(),
-    st.sampled_from([SOFT, HARD, Shape(grace=0.3, accuracy_weight=3.0)]),
+    st.sampled_from([SOFT, HARD, ScoreShape(grace=0.3, accuracy_weight=3.0)]),
 )
 def test_what_holds_of_every_score(
-    latency: float, accuracy: float, demanded: float, deadline: float, right: bool, shape: Shape
+    latency: float,
+    accuracy: float,
+    demanded: float,
+    deadline: float,
+    right: bool,
+    shape: ScoreShape,
 ) -> None:
     asked = request(demanded, deadline)
     outcome = served(latency, accuracy, predicted=1, label=1 if right else 2)

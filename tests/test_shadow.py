@@ -13,7 +13,7 @@ from edgewise import policy
 from edgewise.cli.main import app
 from edgewise.errors import BadInput, ScenarioError
 from edgewise.live.balancer.dispatcher import Dispatcher
-from edgewise.live.balancer.metrics import Metrics
+from edgewise.live.balancer.metrics import BalancerMetrics
 from edgewise.live.balancer.shadow import SHADOW
 from edgewise.live.config import BalancerConfig, load_config
 from edgewise.live.recorder import Recorder, read
@@ -74,7 +74,7 @@ def test_no_shadow_no_table() -> None:
 def test_metrics_show_the_guard_and_the_shadow() -> None:
     made = dispatcher("edgewise", rule="edgewise")
     made.decide(request(), NOW, "metadata")
-    text = Metrics(made, Hand()).render().decode()  # type: ignore[arg-type]
+    text = BalancerMetrics(made, Hand()).render().decode()  # type: ignore[arg-type]
     assert 'policy_count_total{role="decides",what="decisions"} 1.0' in text
     assert 'policy_count_total{role="shadow",what="stale"} 0.0' in text
     assert 'shadow_decision_total{same="yes"} 1.0' in text

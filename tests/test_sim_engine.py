@@ -10,12 +10,12 @@ import pytest
 
 from edgewise import scenario as sc
 from edgewise.domain import Status
-from edgewise.policy import RULES, Rule
+from edgewise.policy import POLICIES, PolicySpec
 from edgewise.sim import engine, layout, results, simulate
-from edgewise.sim.build import Options, simulation
+from edgewise.sim.build import SimOptions, simulation
 from edgewise.sim.layout import Sim
 from edgewise.sim.next_times import reports_due
-from edgewise.sim.play import Crowded, play
+from edgewise.sim.play import TooManyOpenRequests, play
 from edgewise.worlds import families
 from edgewise.worlds.workload import generate
 from sim_worlds import AT_ONCE, IDEAL, one_server, run_local, trace_of
@@ -30,7 +30,7 @@ def uploads(access: sc.LinkSpec, times: list[float], sizes: list[int], **options
     scenario = msgspec.structs.replace(
         scenario, network=sc.NetworkSpec(access=access, events=options.pop("events", ()))
     )
-    settings = Options(control_delay=0.0, **options)
+    settings = SimOptions(control_delay=0.0, **options)
     sim = run_local(scenario, settings, trace_of(times, sizes))
     return sim.world.results["uploaded"].tolist()
 
@@ -115,7 +115,7 @@ def test_batches_take_what_waits() -> None:
     trace = trace_of([0.0, 0.001, 0.002, 0.003, 0.004], [1] * 5)
     ends = run_local(scenario, AT_ONCE, trace).world.results["finished"]
     assert ends.tolist() == pytest.approx([0.010, 0.024, 0.024, 0.024, 0.034])
-    alone = Options(control_delay=0.0, batching=False)
+    alone = SimOptions(control_delay=0.0, batching=False)
     ends = run_local(scenario, alone, trace).world.results["finished"]
     assert ends.tolist() == pytest.approx([0.01, 0.02, 0.03, 0.04, 0.05])
 
@@ -214,7 +214,7 @@ def fleet(**changes: object) -> sc.Scenario:
 
 
 def run_fleet(scenario: sc.Scenario, policy: str = "earliest_completion") -> Sim:
-    sim = play(simulation(scenario, generate(scenario, None)), RULES[policy], 1)
+    sim = play(simulation(scenario, generate(scenario, None)), POLICIES[policy], 1)
     clock = sim.world.clock[0]
     assert clock["open"] == 0
     assert clock["ended"].sum() == len(sim.world.requests)
@@ -245,8 +245,8 @@ def test_a_server_that_dies_loses_its_own_clients_and_the_others_fail_over() -> 
 def test_a_server_that_is_down_makes_no_report() -> None:
     down = sc.DownFailure(at=3.0, server="b", duration=2.0)
     scenario = fleet(failures=(down,))
-    options = Options(keep_reports=True)
-    sim = play(simulation(scenario, generate(scenario, None), options), RULES["local"], 1)
+    options = SimOptions(keep_reports=True)
+    sim = play(simulation(scenario, generate(scenario, None), options), POLICIES["local"], 1)
     heads = sim.reports.heads[: int(sim.world.clock["free_report"][0])]
     gone = (heads["at"] > 3.0) & (heads["at"] < 5.0)
     assert set(heads["server"][gone]) == {0, 2} == set(heads["server"]) - {1}
@@ -283,7 +283,7 @@ def test_what_a_peer_runs_when_it_is_given_up_keeps_its_worker() -> None:
     trace = trace_of([0.5, 3.0, 20.0], [1000] * 3)
     trace.accuracy[:2] = 0.8  # which a has not
     trace.deadline[0] = 1.0  # worth something until 2.5 s; b takes 4 s
-    sim = play(simulation(scenario, trace, AT_ONCE), RULES["earliest_completion"], 1)
+    sim = play(simulation(scenario, trace, AT_ONCE), POLICIES["earliest_completion"], 1)
     results, clock = sim.world.results, sim.world.clock[0]
     assert [layout.STATUSES[s] for s in results["status"]] == ["expired", "served", "served"]
     # Given up half a second after its deadline; of what b did of it its ingress knows nothing.
@@ -378,7 +378,7 @@ def test_two_policies_meet_the_same_world() -> None:
 
 def test_a_branch_goes_on_as_the_original_would() -> None:
     scenario = fleet()
-    rule = RULES["earliest_completion"]
+    rule = POLICIES["earliest_completion"]
     kernel = engine.compiled(rule.kernel)
     nothing, draws = np.zeros((1, 0)), np.zeros((1, 1), np.uint64)
 
@@ -407,7 +407,7 @@ def test_a_branch_goes_on_as_the_original_would() -> None:
     engine.act(packed, usual, 1.0)
     assert fields_equal(go_on(packed).world.results, whole.world.results)
     # Back to where it branched off, in place.
-    engine.Rejoin(odd, start)()
+    engine.BranchCopier(odd, start)()
     engine.act(odd, usual, 1.0)
     assert fields_equal(go_on(odd).world.results, whole.world.results)
     assert start.world.clock["decisions"][0] == 300
@@ -415,9 +415,9 @@ def test_a_branch_goes_on_as_the_original_would() -> None:
 
 def test_too_many_open_requests_are_said_and_made_room_for() -> None:
     scenario = one_server(200.0, 5.0, seconds=(0.02,))
-    with pytest.raises(Crowded, match="over 64 requests"):
-        run_local(scenario, Options(slots=64))
-    over = simulate.episode(scenario, "local", None, Options(slots=64))
+    with pytest.raises(TooManyOpenRequests, match="over 64 requests"):
+        run_local(scenario, SimOptions(slots=64))
+    over = simulate.episode(scenario, "local", None, SimOptions(slots=64))
     assert over.sim.world.clock["ended"][0, layout.SERVED] == len(over.trace)
 
 
@@ -467,7 +467,7 @@ def test_a_policy_nobody_knows_is_named() -> None:
 # -- what a rule reads ---------------------------------------------------------------------------
 
 
-def rows_chosen(rule: Rule, world: int) -> list[int]:
+def rows_chosen(rule: PolicySpec, world: int) -> list[int]:
     """What it decides where servers' columns that are not filled are NaN."""
     scenario = families.scenario("combined", world).with_overrides(duration=2.0)
     sim = simulation(scenario, generate(scenario, None))
@@ -475,13 +475,15 @@ def rows_chosen(rule: Rule, world: int) -> list[int]:
     return play(sim, rule, 1).world.results["row"].tolist()
 
 
-@pytest.mark.parametrize("name", [name for name, rule in RULES.items() if not rule.reads_servers])
+@pytest.mark.parametrize(
+    "name", [name for name, rule in POLICIES.items() if not rule.reads_servers]
+)
 def test_a_rule_that_reads_no_column_of_servers_decides_alike_without_them(name: str) -> None:
-    rule = RULES[name]
+    rule = POLICIES[name]
     full = msgspec.structs.replace(rule, reads_servers=True)
     assert rows_chosen(rule, 3) == rows_chosen(full, 3)
 
 
 def test_one_that_reads_them_does_not() -> None:
-    blind = msgspec.structs.replace(RULES["sed"], reads_servers=False)
-    assert rows_chosen(blind, 3) != rows_chosen(RULES["sed"], 3)
+    blind = msgspec.structs.replace(POLICIES["sed"], reads_servers=False)
+    assert rows_chosen(blind, 3) != rows_chosen(POLICIES["sed"], 3)

@@ -9,7 +9,7 @@ import pytest
 from edgewise import scenario as sc
 from edgewise.domain import Service
 from edgewise.sim import engine, layout
-from edgewise.sim.build import Options, simulation
+from edgewise.sim.build import SimOptions, simulation
 from edgewise.tasks.services import services_of
 from edgewise.worlds.workload import Trace, generate
 from sim_oracle import Job, Machine, Model, Pipe, play
@@ -72,7 +72,7 @@ def chosen(sim: layout.Sim, number: int) -> int:
     return int(rows[(number * 7 + number // 3) % len(rows)])
 
 
-def play_engine(scenario: sc.Scenario, trace: Trace, options: Options) -> layout.Sim:
+def play_engine(scenario: sc.Scenario, trace: Trace, options: SimOptions) -> layout.Sim:
     sim = simulation(scenario, trace, options, offered(scenario))
     while (number := engine.advance(sim)) >= 0:
         engine.act(sim, chosen(sim, number), 1.0)
@@ -80,7 +80,7 @@ def play_engine(scenario: sc.Scenario, trace: Trace, options: Options) -> layout
 
 
 def play_oracle(
-    scenario: sc.Scenario, trace: Trace, sim: layout.Sim, options: Options
+    scenario: sc.Scenario, trace: Trace, sim: layout.Sim, options: SimOptions
 ) -> list[Job]:
     services = offered(scenario)
     names = scenario.server_names
@@ -159,7 +159,7 @@ def test_every_request_has_the_oracles_stamps(
     topology: str, discipline: str, own: bool, fifo_links: bool
 ) -> None:
     scenario = fleet(topology, discipline, own)
-    options = Options(fifo_links=fifo_links, control_delay=0.0013)
+    options = SimOptions(fifo_links=fifo_links, control_delay=0.0013)
     trace = generate(scenario, None)
     sim = play_engine(scenario, trace, options)
     results = sim.world.results

@@ -7,7 +7,7 @@ import pytest
 
 from edgewise import scenario as sc
 from edgewise.sim import layout
-from edgewise.sim.build import Options
+from edgewise.sim.build import SimOptions
 from edgewise.sim.events import kind_of
 from edgewise.sim.layout import Sim
 from sim_worlds import AT_ONCE, erlang_c_wait, exponential, one_server, run_local
@@ -15,7 +15,7 @@ from sim_worlds import AT_ONCE, erlang_c_wait, exponential, one_server, run_loca
 pytestmark = pytest.mark.study
 
 SEEDS = 12
-RANDOM = Options(control_delay=0.0, noise=exponential(), slots=1 << 12)
+RANDOM = SimOptions(control_delay=0.0, noise=exponential(), slots=1 << 12)
 
 
 def mean_over_seeds(values: list[float], theory: float) -> None:

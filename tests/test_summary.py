@@ -9,11 +9,11 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from edgewise.domain import Form, Outcome, Request, Status
-from edgewise.score import Shape
+from edgewise.domain import Outcome, PayloadForm, Request, Status
+from edgewise.score import ScoreShape
 from edgewise.summary import LatencyMs, Summary, comparison, per_server, percentiles_ms, summarise
 
-SHAPE = Shape()
+SHAPE = ScoreShape()
 
 
 def request(name: str, ingress: str = "a", accuracy: float = 0.5) -> Request:
@@ -23,7 +23,7 @@ def request(name: str, ingress: str = "a", accuracy: float = 0.5) -> Request:
 
 
 def served(name: str, latency: float = 0.5, **fields: object) -> Outcome:
-    base = {"server": "a", "model": "m", "form": Form.ORIGINAL, "predicted": 7, "label": 7}
+    base = {"server": "a", "model": "m", "form": PayloadForm.ORIGINAL, "predicted": 7, "label": 7}
     base |= {"accuracy": 0.8, "latency": latency, "status": Status.SERVED}
     return msgspec.convert({"request": name, **base, **fields}, Outcome)
 
@@ -38,7 +38,7 @@ OUTCOMES = [
     served("r1", latency=1.5),  # right, half a deadline late: 0.4
     served("r2", predicted=8),  # wrong, in time: 0.8 expected, 0 realised
     served("r3", accuracy=0.4),  # does not meet the demand: 0
-    served("r4", server="b", form=Form.MODEL_READY),  # transferred: 0.8
+    served("r4", server="b", form=PayloadForm.MODEL_READY),  # transferred: 0.8
     ended("r5", Status.SHED, "price"),
     ended("r6", Status.LOST),
     ended("r7", Status.FAILED, "price"),
@@ -68,7 +68,7 @@ def test_every_figure_of_a_small_run() -> None:
 
 def test_a_hard_deadline_counts_no_late_answer() -> None:
     soft = summarise("p", REQUESTS, OUTCOMES, SHAPE)
-    hard = summarise("p", REQUESTS, OUTCOMES, Shape(grace=0.0))
+    hard = summarise("p", REQUESTS, OUTCOMES, ScoreShape(grace=0.0))
     assert soft.utility.expected - hard.utility.expected == pytest.approx(0.4 / 8)
 
 

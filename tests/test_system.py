@@ -33,7 +33,7 @@ from edgewise.live.config import ClientConfig
 from edgewise.live.run.evaluate import evaluate, read_requests
 from edgewise.live.run.launch import Deployment
 from edgewise.scenario import Scenario, loads
-from edgewise.score import Shape
+from edgewise.score import ScoreShape
 
 pytestmark = pytest.mark.system
 
@@ -230,7 +230,7 @@ class Watched:
         config = ClientConfig(scenario="pair", balancer=where.balancer_url(), ingress=where.ingress)
         load = read_load(deployment.scenario, "s")
         self.ended: list[tuple[Request, Outcome, float]] = []
-        self.client = Client(config, load, Shape(), self._note, tell_label=True)
+        self.client = Client(config, load, ScoreShape(), self._note, tell_label=True)
 
     def _note(self, entry: Sent, outcome: Outcome) -> None:
         self.ended.append((entry.request, outcome, time.time() - entry.request.sent_at))

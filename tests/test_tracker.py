@@ -12,8 +12,8 @@ from edgewise.domain import (
     Candidate,
     Command,
     Decision,
-    Form,
     Outcome,
+    PayloadForm,
     PeerReport,
     Request,
     ServiceReport,
@@ -43,7 +43,7 @@ def decide(
     what: Request,
     server: str | None = "b",
     model: str = "large",
-    form: Form = Form.ORIGINAL,
+    form: PayloadForm = PayloadForm.ORIGINAL,
     now: float = NOW,
 ) -> Command:
     """Commit a choice made here."""
@@ -106,8 +106,8 @@ def test_a_command_says_what_to_do_and_what_else_to_try() -> None:
         request="r1", ranked=ranked, rows=(5, 0), probability=1.0, policy="test", at=NOW
     )
     command = fleet.commit(what, decision, seen)
-    assert (command.server, command.model, command.form) == ("b", "large", Form.MODEL_READY)
-    assert command.alternatives == (Candidate("a", "small", Form.ORIGINAL),)
+    assert (command.server, command.model, command.form) == ("b", "large", PayloadForm.MODEL_READY)
+    assert command.alternatives == (Candidate("a", "small", PayloadForm.ORIGINAL),)
     assert command.reason is None
 
 

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgewise.domain import Form, Outcome, Stamps, Status
+from edgewise.domain import Outcome, PayloadForm, Stamps, Status
 from edgewise.errors import PeerError, WireError
 from edgewise.live.wire.protocol import (
     HEADER_LENGTH,
-    Answer,
+    InferAnswer,
     decode_answer,
     decode_request,
     encode_answer,
@@ -115,13 +115,13 @@ def test_binary_sizes_must_agree(size: Any, behind: bytes) -> None:
         decode_request(head + behind, str(len(head)))
 
 
-SERVED = Answer(
+SERVED = InferAnswer(
     outcome=Outcome(
         request="r1",
         status=Status.SERVED,
         server="plaza",
         model="lite1",
-        form=Form.MODEL_READY,
+        form=PayloadForm.MODEL_READY,
         predicted=65,
         accuracy=0.9,
         stamps=Stamps(accepted=1.0, uploaded=2.0, started=3.0),
@@ -149,7 +149,7 @@ def test_binary_answer() -> None:
 
 def test_error_survives() -> None:
     outcome = Outcome(request="r1", status=Status.SHED, reason="queue_full")
-    answer = Answer(outcome=outcome, code=429, error="shed: queue_full")
+    answer = InferAnswer(outcome=outcome, code=429, error="shed: queue_full")
     _, encoded = encode_answer(answer, "", frozenset())
     assert json.loads(encoded)["error"] == "shed: queue_full"
     assert decode_answer("r1", 429, encoded) == answer

@@ -31,10 +31,10 @@ from edgewise.live.run.launch import Deployment
 from edgewise.live.run.view import _links
 from edgewise.network import capabilities
 from edgewise.network.capacity import constant, stepwise
-from edgewise.network.kernel.devices import Device, Way, WiresConfig, load
+from edgewise.network.kernel.devices import Device, DeviceRoute, DevicesConfig, load
 from edgewise.network.kernel.meter import Meter
 from edgewise.network.kernel.namespaces import HOST, Spaces, sweep
-from edgewise.network.kernel.shaper import Wires
+from edgewise.network.kernel.shaper import DeviceNetwork
 from edgewise.network.kernel.tc import TcShaper
 from edgewise.network.kernel.tun import PacketShaper
 from edgewise.network.link import Link, LinkSettings
@@ -68,9 +68,9 @@ def fleet(topology: str = "uplink") -> Scenario:
     return loads(FLEET.replace("topology: uplink", f"topology: {topology}"))
 
 
-def laid(topology: str, backend: netns.Backend) -> tuple[Any, WiresConfig]:
+def laid(topology: str, backend: netns.Backend) -> tuple[Any, DevicesConfig]:
     where = netns.lay_out(fleet(topology), itertools.count(9000).__next__, backend, BLOCK, 4711)
-    assert isinstance(where.relay, WiresConfig)
+    assert isinstance(where.relay, DevicesConfig)
     where.relay.check()
     return where, where.relay
 
@@ -300,7 +300,7 @@ def ours(pid: int) -> list[str]:
 
 
 @contextlib.contextmanager
-def behind(backend: str, link: LinkConfig) -> Iterator[tuple[str, WiresConfig]]:
+def behind(backend: str, link: LinkConfig) -> Iterator[tuple[str, DevicesConfig]]:
     """A namespace behind a link: its address, and what the backend is to be told."""
     with Spaces() as spaces:
         block = spaces.free_block()
@@ -315,14 +315,14 @@ def behind(backend: str, link: LinkConfig) -> Iterator[tuple[str, WiresConfig]]:
                 Device(space=HOST, device=here, link="there", peer=far),
                 Device(space=space, device="far", link="back", peer=near),
             )
-            config = WiresConfig(backend="tc", devices=devices, links=links)
+            config = DevicesConfig(backend="tc", devices=devices, links=links)
         else:
             devices = (
                 Device(space=HOST, device=here, address=near, prefix=31),
                 Device(space=space, device="far", address=far, prefix=31),
             )
-            ways = (Way(near, far, "there"), Way(far, near, "back"))
-            config = WiresConfig(backend="tun", devices=devices, ways=ways, links=links)
+            ways = (DeviceRoute(near, far, "there"), DeviceRoute(far, near, "back"))
+            config = DevicesConfig(backend="tun", devices=devices, ways=ways, links=links)
         yield far, config
     assert ours(os.getpid()) == []
 
@@ -368,7 +368,7 @@ def transfer(to: str, size: int) -> float:
 @pytest.mark.parametrize("backend", BACKENDS)
 async def test_bytes_take_the_link_s_time(backend: str) -> None:
     with behind(backend, LinkConfig(rate_bps=8e6)) as (far, config), sink(config.devices[1].space):
-        async with Wires(config) as wires:
+        async with DeviceNetwork(config) as wires:
             slow = await asyncio.to_thread(transfer, far, 400_000)  # 0.4 s and headers
             await wires.patch("there", LinkPatch(rate_bps=80e6))
             fast = await asyncio.to_thread(transfer, far, 400_000)
@@ -394,7 +394,7 @@ async def test_a_rate_that_falls_leaves_nothing_stuck(backend: str, tmp_path: Pa
     link = LinkConfig(trace=TraceSpec(file=str(tmp_path / "trace")))
     with behind(backend, link) as (far, config), contextlib.ExitStack() as stack:
         stack.enter_context(sink(config.devices[1].space))
-        async with Wires(config):
+        async with DeviceNetwork(config):
             begun = time.monotonic()
             await asyncio.gather(*(asyncio.to_thread(transfer, far, 1_000_000) for _ in range(6)))
             ideal = 0.4 + 8 * (6e6 - 2e6) / 20e6

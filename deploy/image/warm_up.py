@@ -22,7 +22,7 @@ for module in (
 ):
     importlib.import_module(f"edgewise.{module}")
 scenario = load("smoke")
-for name in policy.RULES:
+for name in policy.POLICIES:
     start = time.monotonic()
     balancer.warm_up(scenario, policy.make(name, 0), 0.0)
     print(f"{name}: {time.monotonic() - start:.1f} s", flush=True)

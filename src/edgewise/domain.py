@@ -42,7 +42,7 @@ DEADLINE_MAX = 3600.0
 """s. A photo that may take over an hour needs no load balancer; a larger value is a unit error."""
 
 
-class Form(enum.IntEnum):
+class PayloadForm(enum.IntEnum):
     """What a transfer carries."""
 
     ORIGINAL = 0
@@ -294,7 +294,7 @@ class Candidate(Struct, frozen=True, array_like=True, gc=False):
 
     server: Name
     model: Name
-    form: Form
+    form: PayloadForm
 
 
 class Observation(Struct, frozen=True, kw_only=True, eq=False, gc=False):
@@ -361,7 +361,7 @@ class Command(Struct, frozen=True, kw_only=True, tag="command", gc=False):
     """Counts the dispatches to `server`; travels with the transfer."""
     server: Name | None = None
     model: Name | None = None
-    form: Form = Form.ORIGINAL
+    form: PayloadForm = PayloadForm.ORIGINAL
     reason: ShedReason | None = None
     alternatives: tuple[Candidate, ...] = ()
 
@@ -426,7 +426,7 @@ class Outcome(Struct, frozen=True, kw_only=True, gc=False):
     server: Name | None = None
     """The server that *really* served it, which need not be the one picked."""
     model: Name | None = None
-    form: Form | None = None
+    form: PayloadForm | None = None
     predicted: Annotated[int, Meta(ge=0, le=10**6)] | None = None
     label: Annotated[int, Meta(ge=0, le=10**6)] | None = None
     """The right class; only the evaluator knows it."""

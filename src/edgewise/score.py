@@ -18,7 +18,7 @@ from edgewise.compile import copied
 from edgewise.domain import Outcome, Request, Score, Status
 
 
-class Shape(Struct, frozen=True, kw_only=True):
+class ScoreShape(Struct, frozen=True, kw_only=True):
     """The scenario's choice of score."""
 
     grace: float = 1.0
@@ -57,7 +57,7 @@ def expected_utility(
 ZERO = Score(expected=0.0, realised=0.0, effective=False, timeliness=0.0, meets_demand=False)
 
 
-def score(request: Request, outcome: Outcome, shape: Shape) -> Score:
+def score(request: Request, outcome: Outcome, shape: ScoreShape) -> Score:
     """Score one outcome. An outcome that is not `served` scores 0.
 
     Raises ValueError if the outcome is of another request, or claims to be served without latency

@@ -18,8 +18,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from edgewise.domain import Form, Outcome, Request, Status
-from edgewise.score import Shape, score
+from edgewise.domain import Outcome, PayloadForm, Request, Status
+from edgewise.score import ScoreShape, score
 
 PERCENTILES = (50, 95, 99)
 
@@ -104,7 +104,7 @@ def summarise(
     policy: str,
     requests: Iterable[Request],
     outcomes: Iterable[Outcome],
-    shape: Shape,
+    shape: ScoreShape,
     *,
     servers: Sequence[str] = (),
     utilisation: Mapping[str, float] | None = None,
@@ -152,7 +152,7 @@ def summarise(
             served[outcome.server] = served.get(outcome.server, 0) + 1
             if outcome.server != request.ingress:
                 moved += 1
-                ready += outcome.form is Form.MODEL_READY
+                ready += outcome.form is PayloadForm.MODEL_READY
     if len(seen) != len(asked):
         missing = next(key for key in asked if key not in seen)
         raise ValueError(f"{len(asked) - len(seen)} requests have no outcome, {missing} is one")

@@ -35,7 +35,7 @@ class Line(Struct, frozen=True, kw_only=True):
     p99: Interval
 
 
-class Comparison(Struct, frozen=True, kw_only=True):
+class SuiteComparison(Struct, frozen=True, kw_only=True):
     """A suite compared."""
 
     result: Result
@@ -49,7 +49,7 @@ class Comparison(Struct, frozen=True, kw_only=True):
 
 def compare(
     result: Result, reference: str | None = None, learned: Collection[str] = LEARNED
-) -> Comparison:
+) -> SuiteComparison:
     """Compare the policies of a result.
 
     `reference` holds all of them against one policy; None: against each family's best heuristic.
@@ -85,7 +85,7 @@ def compare(
         found = [line(p, f) for p in range(len(result.policies))]
         return tuple(sorted(found, key=lambda each: -each.utility.mean))
 
-    return Comparison(
+    return SuiteComparison(
         result=result,
         reference=tuple(result.policies[b] for b in best),
         overall=lines(None),

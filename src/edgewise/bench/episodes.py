@@ -1,6 +1,7 @@
 """One policy in one world, and what came of it.
 
-A `Stage` is a world made once and played many times: before each play a working copy is set back
+A `ReplayableWorld` is a world made once and played many times: before each play a working copy is
+set back
 to the beginning, which costs less than making it, and every policy meets the same arrivals, links
 and luck. A stage belongs to one thread at a time.
 """
@@ -11,10 +12,10 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from edgewise.policy.base import Rule
+from edgewise.policy.base import PolicySpec
 from edgewise.scenario import Scenario
 from edgewise.sim import engine, layout
-from edgewise.sim.build import Options, simulation
+from edgewise.sim.build import SimOptions, simulation
 from edgewise.sim.layout import Sim
 from edgewise.sim.play import play
 from edgewise.worlds.workload import Trace, generate
@@ -22,7 +23,7 @@ from edgewise.worlds.workload import Trace, generate
 Floats = NDArray[np.float64]
 
 
-class Measured(Struct, frozen=True, kw_only=True):
+class EpisodeMetrics(Struct, frozen=True, kw_only=True):
     """An episode in numbers. Shares are of all requests, refused and lost ones too."""
 
     requests: int
@@ -45,27 +46,27 @@ class Measured(Struct, frozen=True, kw_only=True):
     """Share that got any answer."""
 
 
-METRICS = tuple(name for name in Measured.__struct_fields__ if name != "requests")
+METRICS = tuple(name for name in EpisodeMetrics.__struct_fields__ if name != "requests")
 
 
-class Stage:
+class ReplayableWorld:
     """A world, ready to be played from its beginning any number of times.
 
     Raises what `world.simulation` raises.
     """
 
     def __init__(
-        self, scenario: Scenario, options: Options | None = None, trace: Trace | None = None
+        self, scenario: Scenario, options: SimOptions | None = None, trace: Trace | None = None
     ) -> None:
         self.scenario = scenario
         self._start = simulation(
             scenario, generate(scenario, None) if trace is None else trace, options
         )
         self._work = engine.branch(self._start)
-        self._begin_again = engine.Rejoin(self._work, self._start)
+        self._begin_again = engine.BranchCopier(self._work, self._start)
         self._fresh = True
 
-    def play(self, rule: Rule, params: Floats | None = None) -> Sim:
+    def play(self, rule: PolicySpec, params: Floats | None = None) -> Sim:
         """The world after `rule` has decided all of it; overwritten by the next play.
 
         `params` in place of the rule's own. Raises `Crowded` if more requests are open at a time
@@ -77,12 +78,12 @@ class Stage:
         values = None if params is None else tuple(params.tolist())
         return play(self._work, rule, self.scenario.seed, values)
 
-    def utility(self, rule: Rule, params: Floats | None = None) -> float:
+    def utility(self, rule: PolicySpec, params: Floats | None = None) -> float:
         """Mean expected utility of a play."""
         return utility_of(self.play(rule, params))
 
-    def measure(self, rule: Rule, params: Floats | None = None) -> Measured:
-        """A play in numbers; its results must be stored (`Options.store`)."""
+    def measure(self, rule: PolicySpec, params: Floats | None = None) -> EpisodeMetrics:
+        """A play in numbers; its results must be stored (`SimOptions.store`)."""
         return measured(self.play(rule, params))
 
 
@@ -91,7 +92,7 @@ def utility_of(sim: Sim) -> float:
     return float(sim.world.clock["utility"][0]) / max(1, len(sim.world.requests))
 
 
-def measured(sim: Sim) -> Measured:
+def measured(sim: Sim) -> EpisodeMetrics:
     """What came of a simulation that has ended."""
     results, requests = sim.world.results, sim.world.requests
     count = max(1, len(requests))
@@ -106,7 +107,7 @@ def measured(sim: Sim) -> Measured:
     p50, p95, p99 = (
         np.percentile(latency, (50, 95, 99)) if latency.size else (np.nan, np.nan, np.nan)
     )
-    return Measured(
+    return EpisodeMetrics(
         requests=len(requests),
         utility=utility_of(sim),
         effective=float(accuracy[in_time & meets].sum()) / count,

@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from edgewise.bench.compare import Comparison, Line
+from edgewise.bench.compare import Line, SuiteComparison
 from edgewise.bench.report import mean_reference, percent_of, plus_minus
 from edgewise.bench.statistics import Interval
 from edgewise.errors import MissingExtra
@@ -35,7 +35,7 @@ th:first-child, td:first-child { text-align: left } .scroll { overflow-x: auto }
 """
 
 
-def page(comparison: Comparison) -> str:
+def page(comparison: SuiteComparison) -> str:
     """The page's HTML. Raises MissingExtra without plotly."""
     result = comparison.result
     plots = _Plots()
@@ -106,7 +106,7 @@ class _Plots:
         return drawn
 
 
-def _overall(comparison: Comparison) -> dict[str, Any]:
+def _overall(comparison: SuiteComparison) -> dict[str, Any]:
     lines = comparison.overall[::-1]
     bars = {
         "type": "bar",
@@ -128,7 +128,7 @@ def _overall(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def _by_family(comparison: Comparison) -> dict[str, Any]:
+def _by_family(comparison: SuiteComparison) -> dict[str, Any]:
     families = [name.replace("_", " ") for name in comparison.result.families]
     shown = [line.policy for line in comparison.overall[:SHOWN]]
     data = []
@@ -157,7 +157,7 @@ def _by_family(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def _against(comparison: Comparison) -> dict[str, Any]:
+def _against(comparison: SuiteComparison) -> dict[str, Any]:
     """A heat map: policies by families."""
     policies = [line.policy for line in comparison.overall]
     families = [name.replace("_", " ") for name in comparison.result.families]
@@ -206,7 +206,7 @@ def _against(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def _tail(comparison: Comparison) -> dict[str, Any]:
+def _tail(comparison: SuiteComparison) -> dict[str, Any]:
     lines = [line for line in comparison.overall if not math.isnan(line.p99.mean)]
     points = {
         "type": "scatter",
@@ -234,7 +234,7 @@ def _error(values: Sequence[Interval]) -> dict[str, Any]:
     return {"type": "data", "array": halves, "thickness": 1.2, "width": 3, "color": "#555"}
 
 
-def _family(comparison: Comparison, f: int) -> str:
+def _family(comparison: SuiteComparison, f: int) -> str:
     lines, reference = comparison.families[f], comparison.reference[f]
     base = _line(lines, reference).utility.mean
     name = comparison.result.families[f].replace("_", " ")

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from edgewise.bench.compare import Comparison, Line
+from edgewise.bench.compare import Line, SuiteComparison
 from edgewise.bench.statistics import Interval
 
 COLUMNS = 8
 """Policies side by side in the table by family; wider ones wrap on a screen."""
 
 
-def markdown(comparison: Comparison) -> str:
+def markdown(comparison: SuiteComparison) -> str:
     """The whole section: what was run, over all families, by family, and every figure folded."""
     result = comparison.result
     requests = sum(map(sum, result.requests))
@@ -34,13 +34,13 @@ def markdown(comparison: Comparison) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def overall(comparison: Comparison) -> str:
+def overall(comparison: SuiteComparison) -> str:
     """A line per policy, means over all families."""
     rows = [_cells(line, mean_reference(comparison)) for line in comparison.overall]
     return table(_HEADINGS, rows)
 
 
-def by_family(comparison: Comparison, columns: int = COLUMNS) -> str:
+def by_family(comparison: SuiteComparison, columns: int = COLUMNS) -> str:
     """Utility by family, the best policies side by side; bold where none is better."""
     names = [line.policy for line in comparison.overall[:columns]]
     rows = []
@@ -104,7 +104,7 @@ def _cells(line: Line, base: float) -> list[str]:
     ]
 
 
-def _folded(comparison: Comparison, f: int) -> str:
+def _folded(comparison: SuiteComparison, f: int) -> str:
     result = comparison.result
     lines = comparison.families[f]
     base = next(line for line in lines if line.policy == comparison.reference[f]).utility.mean
@@ -117,7 +117,7 @@ def _folded(comparison: Comparison, f: int) -> str:
     return f"<details><summary>{title}</summary>\n\n{body}\n\n</details>"
 
 
-def mean_reference(comparison: Comparison) -> float:
+def mean_reference(comparison: SuiteComparison) -> float:
     """Mean over families of the reference's utility."""
     means = [
         next(line for line in lines if line.policy == name).utility.mean

@@ -19,11 +19,11 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from edgewise.bench.episodes import METRICS, Measured, Stage
+from edgewise.bench.episodes import METRICS, EpisodeMetrics, ReplayableWorld
 from edgewise.errors import BadInput
-from edgewise.policy.base import Rule
+from edgewise.policy.base import PolicySpec
 from edgewise.scenario import Scenario
-from edgewise.sim.build import Options
+from edgewise.sim.build import SimOptions
 from edgewise.worlds import families
 
 Floats = NDArray[np.float64]
@@ -88,12 +88,12 @@ def evaluation_seeds(count: int) -> tuple[int, ...]:
 
 def run(
     names: Sequence[str],
-    rules: Mapping[str, Rule],
+    rules: Mapping[str, PolicySpec],
     seeds: Sequence[int],
     *,
     suite: str = "",
     threads: int = 2,
-    options: Options | None = None,
+    options: SimOptions | None = None,
     change: Callable[[Scenario], Scenario] | None = None,
     progress: Progress = nothing,
 ) -> Result:
@@ -115,7 +115,7 @@ def run(
     def task(f: int, s: int) -> None:
         nonlocal done
         scenario = families.scenario(names[f], seeds[s])
-        stage = Stage(scenario if change is None else change(scenario), options)
+        stage = ReplayableWorld(scenario if change is None else change(scenario), options)
         for p, rule in enumerate(rules.values()):
             got = stage.measure(rule)
             requests[f, s] = got.requests
@@ -157,11 +157,11 @@ def each(tasks: Sequence[tuple[int, int]], do: Callable[[int, int], None], threa
             future.result()
 
 
-def compile_all(rules: Mapping[str, Rule], progress: Progress = nothing) -> None:
+def compile_all(rules: Mapping[str, PolicySpec], progress: Progress = nothing) -> None:
     """Compile every kernel, one after the other: the compiler has one lock anyway, and progress can
     then say what it is that takes its time."""
     tiny = families.scenario("light", 0).with_overrides(duration=0.05)
-    stage = Stage(tiny)
+    stage = ReplayableWorld(tiny)
     for at, (name, rule) in enumerate(rules.items()):
         progress(at, len(rules), name)
         stage.play(rule)
@@ -185,7 +185,7 @@ def _nullable(values: Floats) -> list[list[list[float | None]]]:
     ]
 
 
-def mean_measured(many: Iterable[Measured]) -> dict[str, float]:
+def mean_measured(many: Iterable[EpisodeMetrics]) -> dict[str, float]:
     """The means of episodes' metrics, for a quick look."""
     rows = np.array([[getattr(one, name) for name in METRICS] for one in many])
     return dict(zip(METRICS, np.nanmean(rows, axis=0).tolist(), strict=True))

@@ -31,14 +31,14 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from edgewise.bench.episodes import Stage
+from edgewise.bench.episodes import ReplayableWorld
 from edgewise.bench.statistics import Interval, interval
 from edgewise.bench.suite import SUITES, each
 from edgewise.errors import BadInput, MissingExtra
-from edgewise.policy.base import Parameter, Rule
+from edgewise.policy.base import Parameter, PolicySpec
 from edgewise.policy.tuning import Tuned
 from edgewise.scenario import Scenario
-from edgewise.sim.build import Options
+from edgewise.sim.build import SimOptions
 from edgewise.worlds import families
 
 Floats = NDArray[np.float64]
@@ -68,7 +68,7 @@ class Generation(Struct, frozen=True, kw_only=True):
     """Since the search began."""
 
 
-class Found(Struct, frozen=True, kw_only=True):
+class SearchResult(Struct, frozen=True, kw_only=True):
     """What a search came to."""
 
     policy: str
@@ -132,19 +132,19 @@ class Setting(Struct, frozen=True, kw_only=True):
     """Under what the worlds are played: a change of every scenario, and the engine's options."""
 
     change: Callable[[Scenario], Scenario] | None = None
-    options: Options = Options()
+    options: SimOptions = SimOptions()
 
-    def stage(self, family: str, seed: int) -> Stage:
+    def stage(self, family: str, seed: int) -> ReplayableWorld:
         world = families.scenario(family, seed)
         world = world if self.change is None else self.change(world)
-        return Stage(world, msgspec.structs.replace(self.options, store=False))
+        return ReplayableWorld(world, msgspec.structs.replace(self.options, store=False))
 
 
 AS_IT_IS = Setting()
 
 
 def utilities(
-    rule: Rule,
+    rule: PolicySpec,
     candidates: Sequence[Floats],
     worlds: Sequence[tuple[str, int]],
     threads: int,
@@ -180,7 +180,7 @@ class _Worlds:
 
 def search(
     name: str,
-    rule: Rule,
+    rule: PolicySpec,
     *,
     suite: str = "train",
     seed: int = 1,
@@ -194,7 +194,7 @@ def search(
     setting: Setting = AS_IT_IS,
     validation: int = VALIDATION_WORLDS,
     progress: Callable[[Generation], None] = lambda _: None,
-) -> Found:
+) -> SearchResult:
     """Tune the parameters of `rule` on training worlds of a suite's families.
 
     It ends after `generations`, or at the first end of a generation after `budget` s; one of them
@@ -245,7 +245,7 @@ def search(
     seeds = families.VALIDATION[:validation]
     judged = [(SUITES[suite][s % len(SUITES[suite])], s) for s in seeds]
     tuned, plain, before = utilities(rule, [params, defaults, held], judged, threads, setting)
-    return Found(
+    return SearchResult(
         policy=name,
         command=f"edgewise tune {name} --suite {suite} --seed {seed} --generations {done} "
         f"--worlds {worlds}",

@@ -54,7 +54,7 @@ SPREAD = 0.1
 about what prices do not know of an episode (queues are not fluid)."""
 
 
-class Found(Struct, frozen=True, kw_only=True):
+class Plan(Struct, frozen=True, kw_only=True):
     """A plan and what it scores."""
 
     utility: float
@@ -82,7 +82,7 @@ def search(
     trials: int = TRIALS,
     seconds: float = math.inf,
     progress: Callable[[int, float], None] | None = None,
-) -> Found:
+) -> Plan:
     """The best plan found, beginning with the best of `plans`.
 
     `sim` stands at its beginning and is left as it is. `values` (R, rows): what each row of each
@@ -96,13 +96,13 @@ def search(
     scores = [worth(sim, rows) for rows in given]
     begun, rows = max(scores), given[int(np.argmax(scores))].astype(np.int64)
     if not count or trials < 1:
-        return Found(utility=begun, rows=rows, begun=begun, trials=0)
+        return Plan(utility=begun, rows=rows, begun=begun, trials=0)
 
     until = time.monotonic() + seconds
     rng = np.random.default_rng([seed, 5])
     start = blind(sim, results=False)
     at, work = engine.branch(start), engine.branch(start)
-    begin, back = engine.Rejoin(at, start), engine.Rejoin(work, at)
+    begin, back = engine.BranchCopier(at, start), engine.BranchCopier(work, at)
     choices, weights = _choices(values, shed)
     clock, order = work.world.clock, np.empty_like(rows)
     order = order[: follow(work, rows, -1, order)]
@@ -140,7 +140,7 @@ def search(
     utility = worth(sim, best_rows)
     if utility < begun:  # what a blind world leaves out mattered after all
         utility, best_rows = begun, given[int(np.argmax(scores))].astype(np.int64)
-    return Found(utility=utility, rows=best_rows, begun=begun, trials=done)
+    return Plan(utility=utility, rows=best_rows, begun=begun, trials=done)
 
 
 def _choices(values: Floats, shed: int) -> tuple[list[Ints], list[Floats]]:

@@ -33,16 +33,16 @@ from edgewise.bound.truth import (
     up_seconds,
 )
 from edgewise.compile import inner, jit
-from edgewise.domain import Form
+from edgewise.domain import PayloadForm
 from edgewise.fleet.arrays import Array
 from edgewise.fleet.estimates import ready_time
 from edgewise.score import expected_utility
 from edgewise.sim import layout
 from edgewise.sim.layout import Sim, World
-from edgewise.sim.play import Crowded
+from edgewise.sim.play import TooManyOpenRequests
 from edgewise.sim.servers import noise
 
-READY = int(Form.MODEL_READY)
+READY = int(PayloadForm.MODEL_READY)
 
 BIN = 0.02
 """s. About a service time: prices that change faster than jobs pass gain little."""
@@ -190,7 +190,9 @@ def _inputs(sim: Sim) -> tuple[Array, Array, Array]:
     play = blind(sim, results=True)
     follow(play, rows, -1, np.empty_like(rows))
     if play.world.clock["overflow"][0]:
-        raise Crowded("more requests are open at a time than the simulation has slots for")
+        raise TooManyOpenRequests(
+            "more requests are open at a time than the simulation has slots for"
+        )
     out = play.world.results
     there = out["reason"] != layout.REASON_INGRESS_DOWN
     there |= out["row"] >= 0  # its ingress died later: until then it may be served

@@ -12,10 +12,10 @@ from msgspec import Struct
 from edgewise.bound import clairvoyant, dual
 from edgewise.bound.known import BIN, known
 from edgewise.bound.plans import row_values
-from edgewise.policy.base import Rule
+from edgewise.policy.base import PolicySpec
 from edgewise.scenario import Scenario
 from edgewise.sim import engine
-from edgewise.sim.build import Options, simulation
+from edgewise.sim.build import SimOptions, simulation
 from edgewise.sim.play import play
 from edgewise.worlds.workload import Trace, generate
 
@@ -48,10 +48,10 @@ class Standing(Struct, frozen=True, kw_only=True):
 
 def standing(
     scenario: Scenario,
-    rules: dict[str, Rule],
+    rules: dict[str, PolicySpec],
     *,
     trace: Trace | None = None,
-    options: Options | None = None,
+    options: SimOptions | None = None,
     steps: int = dual.STEPS,
     trials: int | None = None,
     seconds: float = math.inf,

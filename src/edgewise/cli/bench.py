@@ -14,8 +14,8 @@ from rich.table import Table
 from edgewise.errors import BadInput
 
 if TYPE_CHECKING:  # what compiles is imported when the command runs, not for its help
-    from edgewise.bench.compare import Comparison
-    from edgewise.policy import Rule
+    from edgewise.bench.compare import SuiteComparison
+    from edgewise.policy import PolicySpec
 
 WIDE = 110
 """Columns of a terminal that the full tables fit into."""
@@ -113,12 +113,12 @@ def bench(
     console.print(f"{result.seconds:.0f} s", style="dim", highlight=False)
 
 
-def chosen(names: str | None) -> dict[str, Rule]:
+def chosen(names: str | None) -> dict[str, PolicySpec]:
     """The rules named, comma-separated; all if None. Raises BadInput for an unknown one."""
-    from edgewise.policy import RULES, make
+    from edgewise.policy import POLICIES, make
 
     if names is None:
-        return dict(RULES)
+        return dict(POLICIES)
     wanted = [name.strip() for name in names.split(",") if name.strip()]
     return {name: make(name).rule for name in wanted}
 
@@ -151,7 +151,7 @@ def _write(path: Path, data: bytes) -> None:
         raise BadInput(f"{path}: cannot be written: {error.strerror}") from None
 
 
-def _overall(comparison: Comparison, width: int) -> Table:
+def _overall(comparison: SuiteComparison, width: int) -> Table:
     from edgewise.bench.report import mean_reference, percent_of, plus_minus
 
     result = comparison.result
@@ -182,7 +182,7 @@ def _overall(comparison: Comparison, width: int) -> Table:
     return table
 
 
-def _by_family(comparison: Comparison, width: int) -> Table:
+def _by_family(comparison: SuiteComparison, width: int) -> Table:
     shown = [line.policy for line in comparison.overall[: 6 if width >= WIDE else 3]]
     table = Table(caption="expected utility by family, the best policies")
     table.add_column("family", no_wrap=True)

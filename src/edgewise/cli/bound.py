@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from edgewise.bound.standing import Standing
-    from edgewise.policy.base import Rule
+    from edgewise.policy.base import PolicySpec
     from edgewise.scenario import Scenario
 
 FAMILY = "family:"
@@ -80,14 +80,14 @@ def bound(
     """
     from edgewise.bound.standing import mean
     from edgewise.cli.simulate import compile_engine
-    from edgewise.policy import RULES, find, label
+    from edgewise.policy import POLICIES, find, label
 
     console = Console(stderr=json == "-")
-    names = [each.strip() for each in policy.split(",")] if policy else [*RULES]
+    names = [each.strip() for each in policy.split(",")] if policy else [*POLICIES]
     if policy is None:
         names.remove("random")
     rules = {label(name): find(name) for name in names}
-    learned = {label(name) for name in names if name == SHIPPED or name not in RULES}
+    learned = {label(name) for name in names if name == SHIPPED or name not in POLICIES}
     worlds = _worlds(scenario, seeds, seed, duration, rate)
     compile_engine(names, console)
     standings = _stand(worlds, rules, trials, seconds, steps, threads, console)
@@ -135,7 +135,7 @@ def _worlds(
 
 def _stand(
     worlds: Sequence[Scenario],
-    rules: dict[str, Rule],
+    rules: dict[str, PolicySpec],
     trials: int | None,
     seconds: float | None,
     steps: int | None,

@@ -15,7 +15,7 @@ from edgewise.errors import BadInput
 
 if TYPE_CHECKING:
     from edgewise.domain import Candidate
-    from edgewise.fleet.table import Table as Candidates
+    from edgewise.fleet.table import CandidateTable as Candidates
     from edgewise.live.balancer.experience import Experience
     from edgewise.policy.explain import Explained, Floats
 
@@ -176,7 +176,7 @@ def _before(experience: Experience, at: int) -> list[Candidates]:
     """The tables of all decisions up to this one, in order of time."""
     import numpy as np
 
-    from edgewise.fleet.table import Table as Candidates
+    from edgewise.fleet.table import CandidateTable as Candidates
 
     times = experience.table["at"].to_numpy()
     order = [i for i in np.argsort(times, kind="stable").tolist() if times[i] < times[at]]

@@ -152,7 +152,7 @@ def measure(
         photos = photos[:: len(photos) // sample][:sample]
     chosen = [zoo.rung(name) for name in names] if names else list(zoo.rungs())
     models = [zoo.load(rung.name) for rung in chosen]  # a missing one is told before the long run
-    results: dict[str, zoo.Measured] = {}
+    results: dict[str, zoo.MeasuredModel] = {}
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),

@@ -130,9 +130,9 @@ def _play(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
     from edgewise.sim import simulate as sims
-    from edgewise.sim.build import Options
+    from edgewise.sim.build import SimOptions
 
-    options = Options(keep_reports=keep_reports)
+    options = SimOptions(keep_reports=keep_reports)
     began = time.monotonic()
     with Progress(
         "simulating",

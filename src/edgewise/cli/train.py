@@ -15,14 +15,14 @@ from edgewise.errors import BadInput
 if TYPE_CHECKING:
     from edgewise.bench.statistics import Interval
     from edgewise.learn.release import Judgement
-    from edgewise.learn.trainer import Floats, Progress
+    from edgewise.learn.trainer import EsProgress, Floats
     from edgewise.learn.worlds import Worlds
-    from edgewise.policy import Rule
+    from edgewise.policy import PolicySpec
 
 DEFAULT_BUDGET = "30m"
 DEFAULTS = {"es": (48, 2, 0.25), "ppo": (16, 4, 0.02)}
 """By algorithm: worlds per generation, pairs or plays of each, rate; reasons stand in
-`learn.trainer.Recipe` and `learn.ppo.Settings`."""
+`learn.trainer.Recipe` and `learn.ppo.PpoSettings`."""
 
 
 def train(
@@ -117,7 +117,7 @@ def train(
     from edgewise.learn.worlds import Worlds
     from edgewise.policy import find, label, weight_files
     from edgewise.policy import learned as policy
-    from edgewise.policy.weight_files import Card
+    from edgewise.policy.weight_files import WeightsCard
     from edgewise.scenario import load
     from edgewise.sim.simulate import Photos
     from edgewise.worlds.families import FAMILIES
@@ -172,7 +172,7 @@ def train(
         heuristic,
         place,
         path,
-        Card(
+        WeightsCard(
             name="edgewise",
             command=command,
             seeds=(seed,),
@@ -228,7 +228,12 @@ class _Trained(Struct, frozen=True, kw_only=True):
 
 
 def _by_es(
-    wishes: _Wishes, place: Worlds, start: Floats, heuristic: Rule, out: Path, console: Console
+    wishes: _Wishes,
+    place: Worlds,
+    start: Floats,
+    heuristic: PolicySpec,
+    out: Path,
+    console: Console,
 ) -> _Trained:
     from edgewise.learn import trainer
 
@@ -253,10 +258,15 @@ def _by_es(
 
 
 def _by_ppo(
-    wishes: _Wishes, place: Worlds, start: Floats, heuristic: Rule, out: Path, console: Console
+    wishes: _Wishes,
+    place: Worlds,
+    start: Floats,
+    heuristic: PolicySpec,
+    out: Path,
+    console: Console,
 ) -> _Trained:
     from edgewise.learn import ppo
-    from edgewise.learn.actor_critic import Settings
+    from edgewise.learn.actor_critic import PpoSettings
     from edgewise.learn.log import Log
     from edgewise.learn.trainer import Recipe, looks
 
@@ -265,7 +275,7 @@ def _by_ppo(
         raise BadInput("--algorithm ppo: expected --free heads, or heads,network")
     with Log(out) as log:
 
-        def show(step: ppo.Progress) -> None:
+        def show(step: ppo.PpoProgress) -> None:
             log.write_ppo(step)
             gain = "" if step.gain is None else f"  [bold]over the heuristic {_pm(step.gain)}[/]"
             console.print(
@@ -278,7 +288,7 @@ def _by_ppo(
         found = ppo.train(
             place,
             start,
-            Settings(
+            PpoSettings(
                 seed=wishes.seed,
                 worlds=wishes.worlds,
                 plays=wishes.pairs,
@@ -295,7 +305,7 @@ def _by_ppo(
     return _Trained(params=found.params, generations=found.iterations, decisions=found.decisions)
 
 
-def beginning(init: str) -> tuple[Floats, Rule]:
+def beginning(init: str) -> tuple[Floats, PolicySpec]:
     """(params to begin from, the heuristic to beat: a rule) of ``--init``.
 
     The heuristic is the one that ships, and what the guard falls back to, however old the weights:
@@ -303,9 +313,9 @@ def beginning(init: str) -> tuple[Floats, Rule]:
     """
     import numpy as np
 
-    from edgewise.policy import RULES, find, learned
+    from edgewise.policy import POLICIES, find, learned
 
-    priced = RULES["priced_greedy"]
+    priced = POLICIES["priced_greedy"]
     if init == "priced_greedy":
         return learned.untrained(priced.params), priced
     rule = find(init)
@@ -317,7 +327,7 @@ def beginning(init: str) -> tuple[Floats, Rule]:
     return params, priced
 
 
-def _show(console: Console, step: Progress) -> None:
+def _show(console: Console, step: EsProgress) -> None:
     gain = "" if step.gain is None else f"  [bold]over the heuristic {_pm(step.gain)}[/]"
     console.print(
         f"  {step.generation:5d}  {100 * step.done:3.0f} %  {step.decisions / 1e6:7.1f} M decisions"

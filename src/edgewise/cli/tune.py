@@ -12,8 +12,8 @@ from rich.table import Table
 from edgewise.errors import BadInput
 
 if TYPE_CHECKING:
-    from edgewise.bench.tune import Found, Generation
-    from edgewise.policy import Rule
+    from edgewise.bench.tune import Generation, SearchResult
+    from edgewise.policy import PolicySpec
 
 
 def tune(
@@ -84,12 +84,12 @@ def tune(
         console.print(f"written to {path}", highlight=False, soft_wrap=True)
 
 
-def _rules(names: str) -> dict[str, Rule]:
+def _rules(names: str) -> dict[str, PolicySpec]:
     from edgewise.cli.bench import chosen
-    from edgewise.policy import RULES
+    from edgewise.policy import POLICIES
 
     if names == "all":
-        return {name: rule for name, rule in RULES.items() if rule.parameters}
+        return {name: rule for name, rule in POLICIES.items() if rule.parameters}
     return chosen(names)
 
 
@@ -101,7 +101,7 @@ def _show(console: Console, step: Generation) -> None:
     )
 
 
-def _table(rule: Rule, found: Found) -> Table:
+def _table(rule: PolicySpec, found: SearchResult) -> Table:
     over = f"{found.over_defaults.mean:+.4f} ± {found.over_defaults.half:.4f}"
     before = f"{found.over_standing.mean:+.4f} ± {found.over_standing.half:.4f}"
     table = Table(

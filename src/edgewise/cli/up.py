@@ -100,14 +100,14 @@ def up(
     """
     from edgewise.errors import BadInput
     from edgewise.live.run.containers import IMAGE
-    from edgewise.live.run.up import Wishes, show, up
+    from edgewise.live.run.up import RunOptions, show, up
 
     if image is not None and not containers:
         raise BadInput("--image: only with --containers")
 
     # With the JSON on stdout, all else goes to stderr.
     console = Console(stderr=json == "-")
-    wishes = Wishes(
+    wishes = RunOptions(
         scenario=scenario,
         policies=tuple(name.strip() for name in policy.split(",")) if policy else (),
         emulate=emulate,

@@ -23,7 +23,7 @@ import pyarrow as pa
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from edgewise.domain import Form, Service
+from edgewise.domain import PayloadForm, Service
 from edgewise.errors import BadInput
 from edgewise.fidelity import fit
 from edgewise.fidelity.compare import column, joined
@@ -170,8 +170,8 @@ def _services(record: _Record) -> tuple[dict[str, ServerSpec], ServiceNoise]:
     for service in record.services:
         mine = (record.server == service.server) & (record.model == service.model)
         mine &= np.isfinite(execute) & (execute > 0.0)
-        original = execute[mine & (record.form != Form.MODEL_READY)]
-        ready = execute[mine & (record.form == Form.MODEL_READY)]
+        original = execute[mine & (record.form != PayloadForm.MODEL_READY)]
+        ready = execute[mine & (record.form == PayloadForm.MODEL_READY)]
         speed = record.scenario.servers[service.server].speed
         where = f"servers.{service.server}.{service.model}"
         was, count = service.latency[0] * speed, len(original) + len(ready)
@@ -245,7 +245,7 @@ def _links(record: _Record) -> tuple[dict[str, LinkSpec], dict[str, LinkSpec]]:
     moved = np.array([s is not None for s in record.server]) & (record.server != record.ingress)
     moved &= np.isfinite(decided) & np.isfinite(there) & np.isfinite(uploaded)
     start, sizes = _transfers(record, size, decided, uploaded)
-    original = record.form != Form.MODEL_READY
+    original = record.form != PayloadForm.MODEL_READY
     for key, full, spec, of in _between(record):
         mine = moved & of
         new = _link(
@@ -284,7 +284,7 @@ def _transfers(
     photo; how long it waited for that nobody records, but what the ingress was running meanwhile is
     known.
     """
-    ready = (record.form == Form.MODEL_READY) & (record.server != record.ingress)
+    ready = (record.form == PayloadForm.MODEL_READY) & (record.server != record.ingress)
     bytes_of = {(each.server, each.model): each.ready_bytes for each in record.services}
     pairs = zip(record.server, record.model, strict=True)
     made = np.array([bytes_of.get(pair, 0) for pair in pairs], np.float64)

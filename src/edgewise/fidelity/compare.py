@@ -1,7 +1,7 @@
 """Two runs of the same scenario, stage by stage: from their files, whichever world wrote them.
 
 What comes in: folders with ``requests.parquet`` and ``outcomes.parquet``, one per seed and world.
-What goes out: a `Comparison`, which the command prints, draws and writes as JSON.
+What goes out: a `WorldsComparison`, which the command prints, draws and writes as JSON.
 
 Differences of utility are *paired* where both worlds had the same requests: the mean over requests
 of (second − first). Their ± is a 95 % interval from blocks of a second, for the requests of one
@@ -192,7 +192,7 @@ class Inversion(Struct, frozen=True, kw_only=True):
     """Half a 95 % interval of the smaller gap: below it the two are not told apart."""
 
 
-class Comparison(Struct, frozen=True, kw_only=True):
+class WorldsComparison(Struct, frozen=True, kw_only=True):
     """All policies of a scenario in two worlds."""
 
     scenario: str
@@ -217,14 +217,14 @@ def compare(
     seeds: Sequence[int],
     tolerance: float,
     notes: Sequence[str] = (),
-) -> Comparison:
+) -> WorldsComparison:
     """Hold both runs of each policy against each other; `tolerance` is of the expected utility."""
     pairs = tuple(_pair(policy, *both, tolerance) for policy, both in runs.items())
     rankings = tuple(
         tuple(p.policy for p in sorted(pairs, key=lambda p, w=w: -p.worlds[w].utility))  # type: ignore[misc]
         for w in (0, 1)
     )
-    return Comparison(
+    return WorldsComparison(
         scenario=scenario,
         worlds=worlds,
         seeds=tuple(seeds),

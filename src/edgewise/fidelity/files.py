@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edgewise.domain import Command, Decision, Form, ShedReason
+from edgewise.domain import Command, Decision, PayloadForm, ShedReason
 from edgewise.errors import MissingExtra
-from edgewise.score import Shape, score
+from edgewise.score import ScoreShape, score
 from edgewise.sim.results import candidates
 from edgewise.sim.simulate import Episode
 
@@ -24,7 +24,7 @@ def record(out: Path, episode: Episode) -> None:
     cannot be made.
     """
     score_of = episode.scenario.score
-    shape = Shape(grace=score_of.grace, accuracy_weight=score_of.accuracy_weight)
+    shape = ScoreShape(grace=score_of.grace, accuracy_weight=score_of.accuracy_weight)
     of_row = candidates(episode.services)
     tables = [records.REQUESTS, records.OUTCOMES, records.DECISIONS, records.REPORTS]
     with Recorder(out, tables, patient=True) as recorder:
@@ -56,7 +56,7 @@ def record(out: Path, episode: Episode) -> None:
                 dispatch=int(result["dispatch"]),
                 server=picked.server if picked else None,
                 model=picked.model if picked else None,
-                form=picked.form if picked else Form.ORIGINAL,
+                form=picked.form if picked else PayloadForm.ORIGINAL,
             )
             predicted = None if shed else float(result["predicted"])
             recorder.add(records.DECISIONS, request, decision, command, "metadata", predicted)

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from edgewise.errors import BadInput
 from edgewise.fidelity.calibrate import Calibration
-from edgewise.fidelity.compare import Comparison, Run, compare, read_run
+from edgewise.fidelity.compare import Run, WorldsComparison, compare, read_run
 from edgewise.fidelity.files import record
 from edgewise.live import records
 from edgewise.live.recorder import read
 from edgewise.scenario import Scenario
-from edgewise.sim.build import Options
+from edgewise.sim.build import SimOptions
 from edgewise.sim.simulate import Photos, episode
 
 TOLERANCE = 0.04
@@ -32,15 +32,15 @@ def policy_of(run: Path) -> str:
 
 def hold(
     scenario: Scenario, calibration: Calibration, run: Path, policy: str, seeds: int = SEEDS
-) -> tuple[Comparison, tuple[Run, Run]]:
+) -> tuple[WorldsComparison, tuple[Run, Run]]:
     """Simulate the calibrated `scenario` on `seeds` seeds and compare with the recorded `run`.
 
     The requests are others of the same kind, so the difference has theirs in it: its ± says how
     much. Raises BadInput for a run that cannot be read.
     """
-    options = Options()
+    options = SimOptions()
     if calibration.report_delay is not None:
-        options = Options(report_delay=calibration.report_delay)
+        options = SimOptions(report_delay=calibration.report_delay)
     photos = Photos.of(scenario)
     numbers = [scenario.seed + 1000 + n for n in range(seeds)]  # none that a run had
     with tempfile.TemporaryDirectory(prefix="edgewise-held-") as scratch:

@@ -17,7 +17,15 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from edgewise.fidelity.compare import LATENCY, STAGES, Comparison, Facts, Floats, PolicyPair, Run
+from edgewise.fidelity.compare import (
+    LATENCY,
+    STAGES,
+    Facts,
+    Floats,
+    PolicyPair,
+    Run,
+    WorldsComparison,
+)
 
 COLOURS = ("#0072B2", "#D55E00")
 """Okabe & Ito: told apart under every colour blindness."""
@@ -121,7 +129,7 @@ def shares(facts: Facts) -> str:
     )
 
 
-def verdicts(comparison: Comparison) -> list[str]:
+def verdicts(comparison: WorldsComparison) -> list[str]:
     """Sentences: is every difference within the tolerance, is the ranking the same?"""
     said = []
     for pair in comparison.policies:
@@ -147,7 +155,7 @@ def verdicts(comparison: Comparison) -> list[str]:
     return said
 
 
-def tables(comparison: Comparison) -> RenderableType:
+def tables(comparison: WorldsComparison) -> RenderableType:
     """For the terminal."""
     parts: list[RenderableType] = []
     for pair in comparison.policies:
@@ -170,7 +178,7 @@ def tables(comparison: Comparison) -> RenderableType:
     return Group(*parts)
 
 
-def page(comparison: Comparison, picture: str, command: str) -> str:
+def page(comparison: WorldsComparison, picture: str, command: str) -> str:
     """An HTML page that needs nothing else: verdicts, `picture`, and every figure."""
     body = [
         f"<h1>{html.escape(comparison.scenario)}: {' and '.join(comparison.worlds)}</h1>",

@@ -30,7 +30,7 @@ import numpy as np
 
 from edgewise.errors import BadInput
 from edgewise.live.node.executor import Item, OnnxExecutor, Prediction
-from edgewise.scenario.measured_profile import Form, ModelProfile, Prepared, Profile
+from edgewise.scenario.measured_profile import MeasuredForm, ModelProfile, Prepared, Profile
 from edgewise.tasks.imagenet import zoo
 from edgewise.tasks.imagenet.images import Images
 from edgewise.tasks.imagenet.preprocessing import make_ready
@@ -157,10 +157,10 @@ def _run(
     return elapsed, cpu
 
 
-def _form(elapsed: Sequence[float], cpu: Sequence[float]) -> Form:
+def _form(elapsed: Sequence[float], cpu: Sequence[float]) -> MeasuredForm:
     values = np.asarray(elapsed)
     p50, p95 = np.percentile(values, (50, 95))
-    return Form(
+    return MeasuredForm(
         mean=float(values.mean()),
         p50=float(p50),
         p95=float(p95),

@@ -18,12 +18,12 @@ import msgspec
 from rich.console import Console
 
 from edgewise.errors import BadInput
-from edgewise.fidelity.compare import Comparison, compare, read_run
+from edgewise.fidelity.compare import WorldsComparison, compare, read_run
 from edgewise.fidelity.files import record
-from edgewise.live.run.up import Wishes, up
+from edgewise.live.run.up import RunOptions, up
 from edgewise.policy import label
 from edgewise.scenario import Scenario, dump
-from edgewise.sim.build import Options
+from edgewise.sim.build import SimOptions
 from edgewise.sim.simulate import Photos, episode
 
 SIMULATED, EMULATED = "simulated", "emulated"
@@ -58,7 +58,7 @@ def compare_worlds(
     *,
     real: bool = False,
     say: Say = lambda line: None,
-) -> Comparison:
+) -> WorldsComparison:
     """Run `policies` on `seeds` seeds from the scenario's own, in both worlds, and compare.
 
     Parameters
@@ -95,14 +95,14 @@ def compare_worlds(
             one = scenario.with_overrides(seed=seed, policy=policy)
             folder = out / SIMULATED / label(policy) / f"seed-{seed}"
             if not _whole(folder):
-                record(folder, episode(one, policy, photos, Options(keep_reports=True)))
+                record(folder, episode(one, policy, photos, SimOptions(keep_reports=True)))
             done += 1
             folder = out / EMULATED / label(policy) / f"seed-{seed}"
             if not _whole(folder):
                 _clear(folder)
                 say(f"{policy}, seed {seed}: run {done} of {total}")
                 up(
-                    Wishes(scenario=str(file), policies=(policy,), seed=seed, out=folder),
+                    RunOptions(scenario=str(file), policies=(policy,), seed=seed, out=folder),
                     console,
                 )
         runs[policy] = (

@@ -26,7 +26,7 @@ import numpy as np
 
 from edgewise.compile import copied, lean
 from edgewise.fleet.arrays import FLIGHTS_MAX, QUEUE_MAX, RIF_BUCKETS, Array, Belief
-from edgewise.fleet.decay import grow, growth, kept
+from edgewise.fleet.decay import advance_decay, decay_now, decayed
 from edgewise.fleet.estimates import ready_time
 
 FAILURE_MEMORY = 0.1
@@ -126,10 +126,10 @@ def drain_link(belief: Belief, link: int, now: float, rate: float) -> None:
 def on_request(belief: Belief, ingress: int, now: float) -> None:
     """A request arrived at `ingress`: its demand goes up by one request per EWMA second."""
     server = belief.servers[ingress]
-    grow(belief, now)
-    one, _, _ = kept(belief, server.demand_grown)
+    advance_decay(belief, now)
+    one, _, _ = decayed(belief, server.demand_grown)
     server.demand_1s = server.demand_1s * one + 1.0
-    server.demand_grown = growth(belief)
+    server.demand_grown = decay_now(belief)
 
 
 @copied
@@ -181,11 +181,11 @@ def on_decision(
     target.dispatches += 1
     target.outstanding += 1.0
     load = work / target.workers
-    grow(belief, now)
-    one, five, _ = kept(belief, target.offered_grown)
+    advance_decay(belief, now)
+    one, five, _ = decayed(belief, target.offered_grown)
     target.offered_1s = target.offered_1s * one + load
     target.offered_5s = target.offered_5s * five + load / 5.0
-    target.offered_grown = growth(belief)
+    target.offered_grown = decay_now(belief)
     flights = belief.flights[destination]
     n = target.flights
     if n == FLIGHTS_MAX:
@@ -411,15 +411,15 @@ def on_answer(belief: Belief, s: int, now: float, response: float, rif: int, fai
         server.response += RESPONSE_MEMORY * (response - server.response)
     else:
         server.response = response
-    grow(belief, now)
-    one, _, ten = kept(belief, server.answers_grown)
+    advance_decay(belief, now)
+    one, _, ten = decayed(belief, server.answers_grown)
     if response > server.peak:
         server.peak = response
     else:
         server.peak = server.peak * ten + response * (1.0 - ten)
     server.answers_1s = server.answers_1s * one + 1.0
     server.errors_1s = server.errors_1s * one + (1.0 if failed else 0.0)
-    server.answers_grown = growth(belief)
+    server.answers_grown = decay_now(belief)
     known = server.by_rif
     bucket = rif_bucket(rif)
     if known[bucket] == known[bucket]:

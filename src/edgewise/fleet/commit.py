@@ -12,14 +12,14 @@ from edgewise.fleet.table import (
     R_SERVER,
     R_SERVICE_TIME,
     R_SIZE,
-    Table,
+    CandidateTable,
     link_rate,
 )
 
 
 @copied
 def commit(
-    belief: Belief, table: Table, row: int, now: float, deadline: float
+    belief: Belief, table: CandidateTable, row: int, now: float, deadline: float
 ) -> tuple[int, int, int]:
     """Count the choice of `row` of an observed table; `deadline` absolute.
 

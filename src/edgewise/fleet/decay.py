@@ -18,7 +18,7 @@ from edgewise.fleet.arrays import Belief
 
 MEMORY = 10.0
 """s; the time constant of the growth: the decay of peak EWMA in Finagle and Linkerd. What is left
-over 5 s and 1 s is a power of what is left over 10 s (`kept`)."""
+over 5 s and 1 s is a power of what is left over 10 s (`decayed`)."""
 RENEWED = 60.0
 """Time constants after which the landmark moves."""
 
@@ -26,8 +26,8 @@ _LANDMARK, _NOW, _GROWTH, _FADE = range(4)
 
 
 @copied
-def grow(belief: Belief, now: float) -> None:
-    """Bring the growth to `now`: `growth` and `kept` are then of this moment."""
+def advance_decay(belief: Belief, now: float) -> None:
+    """Bring the growth to `now`: `decay_now` and `decayed` are then of this moment."""
     decay = belief.decay
     if now == decay[_NOW]:
         return
@@ -52,15 +52,16 @@ def renew(belief: Belief, now: float) -> None:
 
 
 @copied
-def growth(belief: Belief) -> float:
-    """What a mean that is updated at the moment of `grow` has to keep."""
+def decay_now(belief: Belief) -> float:
+    """What a mean that is updated at the moment of `advance_decay` has to keep."""
     now: float = belief.decay[_GROWTH]
     return now
 
 
 @copied
-def kept(belief: Belief, grown: float) -> tuple[float, float, float]:
-    """What is left, at the moment of `grow`, of means over 1, 5 and 10 s that were updated when the
+def decayed(belief: Belief, grown: float) -> tuple[float, float, float]:
+    """What is left, at the moment of `advance_decay`, of means over 1, 5 and 10 s that were
+    updated when the
     growth was `grown` (0 = never): 0–1 each. e^(−t/5) is the square of e^(−t/10), e^(−t) its
     fifth power."""
     ten = min(1.0, grown * belief.decay[_FADE])

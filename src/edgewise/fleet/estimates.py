@@ -8,7 +8,7 @@ trip from its own clock, so that no two clocks are compared and a small transfer
 (A sender's "write done" means nothing: its kernel takes megabytes.)
 
 While transfers are under way their node reckons what is left of them: they share the rate that is
-believed of the link equally (`shared`), from the moment each begins to the word that it is in.
+believed of the link equally (`fair_rate`), from the moment each begins to the word that it is in.
 
 A transfer that had to wait for its own source (a photo still being uploaded) shows at least so
 much. As in BBR (Cardwell et al., ACM Queue 14(5), 2016, "app-limited") it counts only if it shows
@@ -81,7 +81,7 @@ def smooth_rate(
 
 
 @copied
-def shared(rate: float, seconds: float, transfers: int) -> float:
+def fair_rate(rate: float, seconds: float, transfers: int) -> float:
     """Bytes that each of `transfers` under way is believed to have sent in `seconds`; none of a
     link that was never measured (`rate` NaN)."""
     return seconds * rate / transfers if transfers > 0 and rate == rate else 0.0

@@ -56,7 +56,7 @@ def number_of(request: str) -> int | None:
     return int(found[0]) if found else None
 
 
-class Luck:
+class RequestNoise:
     """What befalls the requests of a world, by their ids.
 
     Parameters

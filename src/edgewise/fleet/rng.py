@@ -19,7 +19,7 @@ _S30, _S27, _S31, _S11 = np.uint64(30), np.uint64(27), np.uint64(31), np.uint64(
 _S32 = np.uint64(32)
 
 
-def new_draws(seed: int) -> Array:
+def new_rng(seed: int) -> Array:
     """A generator's state, uint64 (1,)."""
     return np.array([seed % 2**64], np.uint64)
 

@@ -33,7 +33,7 @@ from edgewise.compile import copied, inlined, lean
 from edgewise.compile.eights import Eights
 from edgewise.fleet.arrays import LOW_RATE_MEMORY, RTT_PRIOR, Array, Belief
 from edgewise.fleet.belief import advance, level, requests_in_flight, rif_bucket
-from edgewise.fleet.decay import grow, kept
+from edgewise.fleet.decay import advance_decay, decayed
 from edgewise.fleet.estimates import RATE_PRIOR
 from edgewise.fleet.rng import numbered
 
@@ -156,7 +156,7 @@ RATE_AGE_MAX = 60.0
 """s. By then a mobile link's rate tells nothing any more of what it was (Norway HSDPA traces)."""
 
 
-class Table(NamedTuple):
+class CandidateTable(NamedTuple):
     """What a policy's kernel sees, and where it writes its scores. Allocated once.
 
     A column of `rows` lies in one piece, so that who fills or reads one goes through it without a
@@ -174,11 +174,11 @@ class Table(NamedTuple):
     # 0 = all
 
 
-def blank_table(servers: int, services: int) -> Table:
+def blank_table(servers: int, services: int) -> CandidateTable:
     """Allocate the table of a fleet of so many."""
     rows = np.zeros((2 * services + 1, len(ROW)), order="F")
     rows[-1, R_SERVER] = rows[-1, R_SERVICE] = -1.0
-    return Table(
+    return CandidateTable(
         rows=rows,
         mask=np.zeros(2 * services + 1, np.uint8),
         servers=np.zeros((servers, len(SERVER))),
@@ -188,7 +188,7 @@ def blank_table(servers: int, services: int) -> Table:
     )
 
 
-def new_table(belief: Belief) -> Table:
+def new_table(belief: Belief) -> CandidateTable:
     """Allocate the table that `observe` fills from `belief`, or from one of the same fleet."""
     services = belief.services
     table = blank_table(len(belief.servers), len(services))
@@ -239,16 +239,16 @@ def answered(belief: Belief, s: int, now: float, out: Array) -> None:
     """Fill the columns of server `s` that say what was asked of it and how it answered: means that
     decay, and requests in flight. The growth must be of `now` (`fleet.decay`)."""
     server = belief.servers[s]
-    one, five, _ = kept(belief, server.offered_grown)
+    one, five, _ = decayed(belief, server.offered_grown)
     out[S_OFFERED_1S] = server.offered_1s * one
     out[S_OFFERED_5S] = server.offered_5s * five
-    one, _, _ = kept(belief, server.demand_grown)
+    one, _, _ = decayed(belief, server.demand_grown)
     out[S_DEMAND_1S] = server.demand_1s * one
     rif = requests_in_flight(belief, s, now)
     then = server.by_rif[rif_bucket(rif)]
     out[S_RIF] = rif
     out[S_RESPONSE] = server.response if server.response == server.response else 0.0
-    one, _, ten = kept(belief, server.answers_grown)
+    one, _, ten = decayed(belief, server.answers_grown)
     out[S_PEAK] = server.peak * ten
     out[S_RIF_RESPONSE] = then if then == then else 0.0
     out[S_ANSWERS_1S] = server.answers_1s * one
@@ -282,7 +282,7 @@ def sampled(source: int, commands: int, j: int, of: int, count: int) -> int:
 @copied
 def observe(
     belief: Belief,
-    table: Table,
+    table: CandidateTable,
     now: float,
     ingress: int,
     sent_at: float,
@@ -357,7 +357,7 @@ def observe(
         for s in range(count):
             servers[s, S_UP] = 0.0
     if table.wanted[0] != 0:
-        grow(belief, now)
+        advance_decay(belief, now)
     for nth in range(looked_at):
         s = nth
         if looked_at < count:
@@ -471,7 +471,7 @@ def observe(
 
 
 @inlined
-def predict(table: Table, times: Array, elapsed: float, demanded: float) -> int:
+def predict(table: CandidateTable, times: Array, elapsed: float, demanded: float) -> int:
     """What all rows have in common: what they take in all, and whether they are accurate enough.
     Returns how many are admissible."""
     shed = table.mask.size - 1
@@ -525,7 +525,7 @@ predict_eight: Any = intrinsic(_predict_eight)
 
 
 @lean
-def flatten(table: Table, out: Array) -> None:
+def flatten(table: CandidateTable, out: Array) -> None:
     """Gather the table into `out` (R, len(ROW) + len(SERVER) + len(CONTEXT)); masked rows are 0."""
     wide = table.rows.shape[1]
     deep = table.servers.shape[1]
@@ -541,7 +541,7 @@ def flatten(table: Table, out: Array) -> None:
 
 
 @copied
-def best_row(table: Table) -> int:
+def best_row(table: CandidateTable) -> int:
     """The admissible row of highest score, the first of equals; shed if none is above −inf."""
     scores, mask = table.scores, table.mask
     best = mask.size - 1

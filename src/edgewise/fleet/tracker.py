@@ -17,9 +17,9 @@ from edgewise.domain import (
     Candidate,
     Command,
     Decision,
-    Form,
     Observation,
     Outcome,
+    PayloadForm,
     Report,
     Request,
     Service,
@@ -30,7 +30,7 @@ from edgewise.fleet import table as query
 from edgewise.fleet.arrays import Belief, new_belief
 from edgewise.fleet.commit import commit
 from edgewise.scenario import Scenario
-from edgewise.score import Shape
+from edgewise.score import ScoreShape
 from edgewise.tasks.services import services_of
 
 SILENCE_PERIODS = 10.0
@@ -86,7 +86,7 @@ class Tracker:
     def __init__(self, scenario: Scenario) -> None:
         self.services = services_of(scenario)
         self.servers = scenario.server_names
-        self.shape = Shape(
+        self.shape = ScoreShape(
             grace=scenario.score.grace, accuracy_weight=scenario.score.accuracy_weight
         )
         self.belief = belief_of(scenario, self.services)
@@ -97,7 +97,7 @@ class Tracker:
         candidates: list[Candidate | None] = [
             Candidate(service.server, service.model, form)
             for service in self.services
-            for form in (Form.ORIGINAL, Form.MODEL_READY)
+            for form in (PayloadForm.ORIGINAL, PayloadForm.MODEL_READY)
         ]
         self._candidates = (*candidates, None)
         self._open: dict[str, _Open] = {}
@@ -214,7 +214,7 @@ class Tracker:
     def commit(self, request: Request, decision: Decision, seen: Observation) -> Command:
         """Count a decision as made and turn it into the command for the ingress."""
         now = decision.at
-        table = query.Table(
+        table = query.CandidateTable(
             seen.rows, seen.mask, seen.servers, seen.context, self._table.scores, self._table.wanted
         )
         command, dispatch, rif = commit(

@@ -41,7 +41,7 @@ VALUE_SCALE = 0.3
 HEAD = ("server_heads", "row_heads", "shed_head")
 
 
-class Settings(Struct, frozen=True, kw_only=True):
+class PpoSettings(Struct, frozen=True, kw_only=True):
     """Of a training run."""
 
     seed: int = 1
@@ -73,7 +73,7 @@ class Settings(Struct, frozen=True, kw_only=True):
 class Learner(nn.Module):
     """The policy and its critic as functions of what is optimised."""
 
-    def __init__(self, start: Floats, settings: Settings) -> None:
+    def __init__(self, start: Floats, settings: PpoSettings) -> None:
         super().__init__()
         self._origin = start.copy()
         self._origin[learned.O_TEMPERATURE] = settings.temperature

@@ -12,7 +12,7 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.numpy import load, save
+from safetensors import numpy as safetensors_numpy
 
 from edgewise.errors import BadInput
 from edgewise.learn.es import State
@@ -23,7 +23,7 @@ FILE = "checkpoint.safetensors"
 _ARRAYS = ("x", "mean", "first", "second")
 
 
-class Kept(Struct, frozen=True, kw_only=True):
+class SearchCheckpoint(Struct, frozen=True, kw_only=True):
     """What stands beside the arrays of a search."""
 
     recipe: str
@@ -47,13 +47,13 @@ def write_atomically(path: Path, data: bytes) -> None:
     beside.replace(path)
 
 
-def keep(folder: Path, state: State, kept: Kept, extra: Mapping[str, Floats]) -> None:
+def save(folder: Path, state: State, kept: SearchCheckpoint, extra: Mapping[str, Floats]) -> None:
     """Write the checkpoint of a search by evolution strategies."""
     save_arrays(folder, {**{name: getattr(state, name) for name in _ARRAYS}, **extra}, kept)
 
 
-def take_up(folder: Path, recipe: str) -> tuple[State, Kept, dict[str, Floats]] | None:
-    """What `keep` wrote to `folder`; None if there is nothing.
+def load(folder: Path, recipe: str) -> tuple[State, SearchCheckpoint, dict[str, Floats]] | None:
+    """What `save` wrote to `folder`; None if there is nothing.
 
     Raises BadInput if it cannot be read, or was made by a search with other options.
     """
@@ -68,14 +68,16 @@ def take_up(folder: Path, recipe: str) -> tuple[State, Kept, dict[str, Floats]] 
     return state, kept, arrays
 
 
-def save_arrays(folder: Path, arrays: Mapping[str, NDArray[Any]], kept: Kept) -> None:
+def save_arrays(folder: Path, arrays: Mapping[str, NDArray[Any]], kept: SearchCheckpoint) -> None:
     """Write a checkpoint."""
     text = {"kept": msgspec.json.encode(kept).decode()}
     whole = {name: np.ascontiguousarray(each) for name, each in arrays.items()}
-    write_atomically(folder / FILE, save(whole, metadata=text))
+    write_atomically(folder / FILE, safetensors_numpy.save(whole, metadata=text))
 
 
-def load_arrays(folder: Path, recipe: str) -> tuple[dict[str, NDArray[Any]], Kept] | None:
+def load_arrays(
+    folder: Path, recipe: str
+) -> tuple[dict[str, NDArray[Any]], SearchCheckpoint] | None:
     """The checkpoint in `folder`; None if there is none.
 
     Raises BadInput if it cannot be read, or was made by a search with other options.
@@ -85,10 +87,10 @@ def load_arrays(folder: Path, recipe: str) -> tuple[dict[str, NDArray[Any]], Kep
         return None
     data = path.read_bytes()
     try:
-        arrays = load(data)
+        arrays = safetensors_numpy.load(data)
         size = int.from_bytes(data[:8], "little")
         header = msgspec.json.decode(data[8 : 8 + size])
-        kept = msgspec.json.decode(header["__metadata__"]["kept"], type=Kept)
+        kept = msgspec.json.decode(header["__metadata__"]["kept"], type=SearchCheckpoint)
     except (SafetensorError, msgspec.MsgspecError, KeyError, TypeError) as error:
         raise BadInput(f"{path}: not a checkpoint: {error}") from None
     if kept.recipe != recipe:

@@ -43,7 +43,7 @@ MEMORY = 0.93
 """Of the mean of iterates: fifteen generations."""
 
 
-class Settings(Struct, frozen=True, kw_only=True):
+class EsSettings(Struct, frozen=True, kw_only=True):
     """Of a search."""
 
     seed: int
@@ -72,7 +72,7 @@ def begin(size: int) -> State:
     return State(x=np.zeros(size), mean=np.zeros(size), first=np.zeros(size), second=np.zeros(size))
 
 
-def directions(settings: Settings, generation: int, size: int) -> Floats:
+def directions(settings: EsSettings, generation: int, size: int) -> Floats:
     """ε of a generation's pairs: (pairs, size)."""
     rng = np.random.default_rng([settings.seed, generation])
     return rng.standard_normal((settings.pairs, size))
@@ -88,7 +88,7 @@ def whiten(differences: Floats) -> Floats:
 
 
 def step(
-    settings: Settings, state: State, epsilon: Floats, differences: Floats, progress: float
+    settings: EsSettings, state: State, epsilon: Floats, differences: Floats, progress: float
 ) -> None:
     """Take in a generation: `differences` (pairs,) of the utilities at x + σε and x − σε.
 

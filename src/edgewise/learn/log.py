@@ -43,12 +43,12 @@ class Log:
         if self._writer is not None:
             self._writer.close()
 
-    def write(self, progress: trainer.Progress) -> None:
+    def write(self, progress: trainer.EsProgress) -> None:
         """One generation of evolution strategies."""
         names = ("decisions", "per_second", "spread", "signal")
         self._scalars(names, progress, progress.generation, progress.gain)
 
-    def write_ppo(self, progress: ppo.Progress) -> None:
+    def write_ppo(self, progress: ppo.PpoProgress) -> None:
         """One iteration of PPO."""
         names = ("decisions", "per_second", "playing", "utility", "kl", "explained")
         self._scalars(names, progress, progress.iteration, progress.gain)

@@ -46,7 +46,7 @@ from numpy.typing import NDArray
 from edgewise.bench.statistics import Interval
 from edgewise.errors import BadInput, MissingExtra
 from edgewise.learn import checkpoint
-from edgewise.learn.actor_critic import Batch, Learner, Settings
+from edgewise.learn.actor_critic import Batch, Learner, PpoSettings
 from edgewise.learn.gae import by_time, gae
 from edgewise.learn.rollout import Rollout, joined, rollout
 from edgewise.learn.worlds import Worlds
@@ -69,7 +69,7 @@ NEVER = -1.0
 """Utility that no look at the validation worlds finds: nobody has looked yet."""
 
 
-class Progress(Struct, frozen=True, kw_only=True):
+class PpoProgress(Struct, frozen=True, kw_only=True):
     """An iteration."""
 
     iteration: int
@@ -92,7 +92,7 @@ class Progress(Struct, frozen=True, kw_only=True):
     """Over the heuristic on validation worlds; None: not looked at in this iteration."""
 
 
-class Trained(Struct, frozen=True, kw_only=True):
+class PpoResult(Struct, frozen=True, kw_only=True):
     """What a run came to."""
 
     params: Floats
@@ -108,7 +108,7 @@ def play(
     place: Worlds,
     scenarios: Sequence[Scenario],
     params: Floats,
-    settings: Settings,
+    settings: PpoSettings,
     iteration: int,
     pool: ThreadPoolExecutor,
 ) -> list[list[Rollout]]:
@@ -143,7 +143,7 @@ def against_the_others(plays: Sequence[Rollout]) -> list[Floats]:
     return found
 
 
-def advantages(played: Rollout, rewards: Floats, values: Floats, settings: Settings) -> Floats:
+def advantages(played: Rollout, rewards: Floats, values: Floats, settings: PpoSettings) -> Floats:
     """Of all decisions of an episode but the last, whose value stands for what comes after."""
     waits = np.diff(played.decisions["time"])
     return gae(
@@ -162,7 +162,7 @@ def minibatches(count: int, size: int, rng: np.random.Generator) -> Iterator[NDA
 def train(
     worlds: Worlds,
     start: Floats,
-    settings: Settings,
+    settings: PpoSettings,
     *,
     iterations: int | None = None,
     budget: float | None = None,
@@ -170,8 +170,8 @@ def train(
     out: Path | None = None,
     look: Callable[[Floats], Interval] | None = None,
     every: int = 10,
-    progress: Callable[[Progress], None] = lambda _: None,
-) -> Trained:
+    progress: Callable[[PpoProgress], None] = lambda _: None,
+) -> PpoResult:
     """Train from the policy's params `start`, for so many iterations or `budget` s: one must be
     given.
 
@@ -236,7 +236,7 @@ def train(
                         out,
                         state_of(learner, optimiser)
                         | {"best": at_best, "gain": np.array(best_gain or (0.0, 0.0))},
-                        checkpoint.Kept(
+                        checkpoint.SearchCheckpoint(
                             recipe=text,
                             generation=iteration,
                             decisions=decisions,
@@ -245,7 +245,7 @@ def train(
                         ),
                     )
                 progress(
-                    Progress(
+                    PpoProgress(
                         iteration=iteration,
                         decisions=decisions,
                         per_second=here / passed,
@@ -260,7 +260,7 @@ def train(
                 )
     finally:
         torch.set_num_threads(before)
-    return Trained(
+    return PpoResult(
         params=greedy(learner) if best_gain is None else at_best,
         iterations=iteration,
         decisions=decisions,
@@ -310,7 +310,7 @@ def _tensor(array: NDArray[Any]) -> Tensor:
     return torch.from_numpy(np.array(array))  # a copy that may be written to
 
 
-class Made(Struct, frozen=True):
+class UpdateStats(Struct, frozen=True):
     """Of one update."""
 
     decisions: int
@@ -323,10 +323,10 @@ def update(
     learner: Learner,
     optimiser: torch.optim.Optimizer,
     plays: Sequence[Sequence[Rollout]],
-    settings: Settings,
+    settings: PpoSettings,
     iteration: int,
     pool: ThreadPoolExecutor,
-) -> Made:
+) -> UpdateStats:
     """Learn from the plays of some worlds."""
     flat = [each for world in plays for each in world if len(each.decisions) > 1]
     compared = [
@@ -382,4 +382,4 @@ def update(
         kl = math.fsum(divergences) / (len(divergences) / SHARDS)
         if kl > settings.stop:
             break
-    return Made(len(learned_from), float(everything.rewards.mean()), kl, explained)
+    return UpdateStats(len(learned_from), float(everything.rewards.mean()), kl, explained)

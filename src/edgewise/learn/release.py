@@ -23,8 +23,8 @@ from edgewise.bench.statistics import Interval, interval, over_families
 from edgewise.learn.checkpoint import write_atomically
 from edgewise.learn.worlds import Worlds, limits, play_all, rule_of, utility
 from edgewise.policy import weight_files
-from edgewise.policy.base import Rule
-from edgewise.policy.weight_files import Card, Found
+from edgewise.policy.base import PolicySpec
+from edgewise.policy.weight_files import Effect, WeightsCard
 from edgewise.worlds import families
 
 Floats = NDArray[np.float64]
@@ -56,7 +56,7 @@ class Judgement(Struct, frozen=True):
 
 def judge(
     params: Floats,
-    heuristic: Rule,
+    heuristic: PolicySpec,
     worlds: Worlds,
     *,
     count: int = JUDGED,
@@ -88,17 +88,17 @@ def judge(
 
 def release(
     params: Floats,
-    heuristic: Rule,
+    heuristic: PolicySpec,
     worlds: Worlds,
     path: Path,
-    card: Card,
+    card: WeightsCard,
     *,
     seed: int,
     surveyed: int = SURVEYED,
     count: int = JUDGED,
     threads: int = 2,
     progress: Callable[[str, Interval], None] = lambda _, __: None,
-) -> tuple[Card, Judgement]:
+) -> tuple[WeightsCard, Judgement]:
     """Set the limits, judge, and write weights and card to `path`."""
     # From the far end of the seed's own worlds, which the search has not come to.
     seen = worlds.training(seed, 40_000, surveyed)
@@ -106,7 +106,7 @@ def release(
     final = weight_files.release(params, low, high, OLDEST)
     judgement = judge(final, heuristic, worlds, count=count, threads=threads, progress=progress)
     results = {
-        name: Found(mean=each.mean, half=each.half) for name, each in judgement.families.items()
+        name: Effect(mean=each.mean, half=each.half) for name, each in judgement.families.items()
     }
     card = msgspec.structs.replace(card, results=results, accepted=judgement.accepted)
     return weight_files.save(path, final, card, write_atomically), judgement

@@ -38,7 +38,7 @@ from edgewise.fleet.table import (
     S_RATE_AGE,
     S_REPORT_AGE,
     S_WORKERS,
-    Table,
+    CandidateTable,
     best_row,
 )
 from edgewise.policy import learned
@@ -65,7 +65,7 @@ from edgewise.policy.priced import (
 )
 from edgewise.sim import engine
 from edgewise.sim.layout import Sim
-from edgewise.sim.play import Crowded
+from edgewise.sim.play import TooManyOpenRequests
 
 CONSTANTS = (
     "network",  # s, margined
@@ -116,7 +116,7 @@ class Rollout(NamedTuple):
     server: Array  # int64 (all rows,): of `phi`
 
 
-class Space(NamedTuple):
+class RolloutBuffers(NamedTuple):
     """Where `record` works: features of a decision, and what `learned.score` says of its rows."""
 
     omega: Array
@@ -134,7 +134,7 @@ def copy(source: Array, out: Array) -> None:
 
 
 @inner
-def constants(table: Table, base: Array, r: int, fleet: float, out: Array) -> None:
+def constants(table: CandidateTable, base: Array, r: int, fleet: float, out: Array) -> None:
     """`CONSTANTS` of an admissible row; `fleet` its load above the knee."""
     row = table.rows[r]
     server = table.servers[int(row[R_SERVER])]
@@ -180,7 +180,7 @@ def pool(phis: Array, omega: Array, out: Array) -> None:
 
 @lean
 def record(
-    sim: Sim, params: Array, memory: Array, draws: Array, space: Space, out: Rollout
+    sim: Sim, params: Array, memory: Array, draws: Array, space: RolloutBuffers, out: Rollout
 ) -> tuple[int, int, int]:
     """Play to the end; returns how many decisions, phis and rows of `out` were written.
 
@@ -267,7 +267,7 @@ def rollout(sim: Sim, params: NDArray[np.float64], seed: int) -> Rollout:
     sim.table.wanted[0] = 1
     memory = np.zeros((balancers, MEMORY + learned.PER_SERVER * servers))
     draws = np.random.SeedSequence([seed, 6]).generate_state(balancers, np.uint64)[:, None]
-    space = Space(
+    space = RolloutBuffers(
         omega=np.empty(W),
         phis=np.zeros((servers, P)),
         psis=np.empty((widest + 1, Q)),
@@ -279,7 +279,7 @@ def rollout(sim: Sim, params: NDArray[np.float64], seed: int) -> Rollout:
     learned.network(sim.table, params, space.phis, space.psis, space.added)
     n, n_phi, n_row = record(sim, params, memory, draws.copy(), space, out)
     if sim.world.clock["overflow"][0]:
-        raise Crowded(f"over {len(sim.world.slots)} requests were open at a time")
+        raise TooManyOpenRequests(f"over {len(sim.world.slots)} requests were open at a time")
     return Rollout(
         decisions=out.decisions[:n],
         rewards=sim.world.results["utility"][out.decisions["request"][:n]],

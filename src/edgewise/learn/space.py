@@ -75,7 +75,7 @@ _PART = {"price": "price", "link": "link", "network": "margins", "wait": "margin
 """Which part a head of a server belongs to."""
 
 
-class Space:
+class SearchSpace:
     """The free numbers of `params` (its values are the origin), in the groups named.
 
     Raises BadInput for an unknown group or none.

@@ -18,16 +18,16 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from edgewise.bench.episodes import Stage
+from edgewise.bench.episodes import ReplayableWorld
 from edgewise.bench.statistics import Interval, interval
 from edgewise.errors import BadInput
 from edgewise.learn import es
-from edgewise.learn.checkpoint import Kept, keep, take_up
+from edgewise.learn.checkpoint import SearchCheckpoint, load, save
 from edgewise.learn.log import Log
-from edgewise.learn.space import Space
+from edgewise.learn.space import SearchSpace
 from edgewise.learn.worlds import Worlds, play_all, rule_of, utility
 from edgewise.policy import learned
-from edgewise.policy.base import Rule
+from edgewise.policy.base import PolicySpec
 
 Floats = NDArray[np.float64]
 
@@ -53,7 +53,7 @@ class Recipe(Struct, frozen=True, kw_only=True):
     """Generations between two looks at them."""
 
 
-class Progress(Struct, frozen=True, kw_only=True):
+class EsProgress(Struct, frozen=True, kw_only=True):
     """How far a search is."""
 
     generation: int
@@ -72,7 +72,7 @@ class Progress(Struct, frozen=True, kw_only=True):
     """s."""
 
 
-class Trained(Struct, frozen=True, kw_only=True):
+class EsResult(Struct, frozen=True, kw_only=True):
     """What a search came to."""
 
     params: Floats
@@ -87,13 +87,13 @@ class Trained(Struct, frozen=True, kw_only=True):
 def train(
     recipe: Recipe,
     start: Floats,
-    heuristic: Rule,
+    heuristic: PolicySpec,
     out: Path,
     *,
     budget: float | None = None,
     threads: int = 2,
-    progress: Callable[[Progress], None] = lambda _: None,
-) -> Trained:
+    progress: Callable[[EsProgress], None] = lambda _: None,
+) -> EsResult:
     """Search from the params `start`, for `budget` s or `recipe.generations`; one must be given.
 
     Writes checkpoints and TensorBoard files to `out`, and goes on from a checkpoint there. Raises
@@ -101,12 +101,12 @@ def train(
     """
     if (budget is None) == (recipe.generations is None):
         raise BadInput("expected either a budget or a number of generations")
-    space = Space(start, recipe.groups)
+    space = SearchSpace(start, recipe.groups)
     rule = rule_of(space.origin)
     pairs = recipe.count * recipe.pairs_each
-    settings = es.Settings(seed=recipe.seed, pairs=pairs, sigma=recipe.sigma, rate=recipe.rate)
+    settings = es.EsSettings(seed=recipe.seed, pairs=pairs, sigma=recipe.sigma, rate=recipe.rate)
     text = msgspec.json.encode((recipe, hashlib.sha256(start.tobytes()).hexdigest())).decode()
-    found = take_up(out, text)
+    found = load(out, text)
     state, best, at_best = es.begin(space.size), -np.inf, start
     decisions, spent = 0, 0.0
     best_gain = Interval(0.0, np.nan)
@@ -135,10 +135,10 @@ def train(
                 gain = look(space.params(state.mean))
                 if gain.mean > best:
                     best, best_gain, at_best = gain.mean, gain, space.params(state.mean)
-                keep(
+                save(
                     out,
                     state,
-                    Kept(
+                    SearchCheckpoint(
                         recipe=text,
                         generation=state.generation,
                         decisions=decisions,
@@ -148,7 +148,7 @@ def train(
                     {"best": at_best, "gain": np.array(best_gain)},
                 )
             passed = time.monotonic() - began
-            seen = Progress(
+            seen = EsProgress(
                 generation=state.generation,
                 done=used(),
                 decisions=decisions,
@@ -160,7 +160,7 @@ def train(
             )
             log.write(seen)
             progress(seen)
-    return Trained(
+    return EsResult(
         params=at_best,
         generations=state.generation,
         decisions=decisions,
@@ -177,9 +177,9 @@ class _Made(Struct, frozen=True):
 
 def generation(
     recipe: Recipe,
-    settings: es.Settings,
-    space: Space,
-    rule: Rule,
+    settings: es.EsSettings,
+    space: SearchSpace,
+    rule: PolicySpec,
     state: es.State,
     progress: float,
     threads: int,
@@ -190,7 +190,7 @@ def generation(
     each = recipe.pairs_each
     worlds = recipe.worlds.training(recipe.seed, state.generation * recipe.count, recipe.count)
 
-    def play(stage: Stage, w: int, c: int) -> tuple[float, int]:
+    def play(stage: ReplayableWorld, w: int, c: int) -> tuple[float, int]:
         sign = 1.0 - 2.0 * (c % 2)
         offset = sign * settings.sigma * epsilon[w * each + c // 2]
         return utility(stage, rule, space.params(x + offset))
@@ -208,7 +208,7 @@ def generation(
 
 
 def looks(
-    worlds: Worlds, heuristic: Rule, count: int, threads: int
+    worlds: Worlds, heuristic: PolicySpec, count: int, threads: int
 ) -> Callable[[Floats], Interval]:
     """A function from params to their gain over the heuristic on the first `count` validation
     worlds."""
@@ -223,6 +223,6 @@ def looks(
     return look
 
 
-def initial(heuristic: Rule, params: Floats | None = None) -> Floats:
+def initial(heuristic: PolicySpec, params: Floats | None = None) -> Floats:
     """What training starts from: the heuristic, or given params."""
     return learned.untrained(heuristic.params) if params is None else params.copy()

@@ -15,21 +15,21 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from edgewise.bench.episodes import Stage
+from edgewise.bench.episodes import ReplayableWorld
 from edgewise.bench.suite import each
-from edgewise.fleet.rng import new_draws
+from edgewise.fleet.rng import new_rng
 from edgewise.policy import learned
-from edgewise.policy.base import Rule
+from edgewise.policy.base import PolicySpec
 from edgewise.policy.guard import COUNTERS
 from edgewise.scenario import Scenario
 from edgewise.sim import engine
-from edgewise.sim.build import Options, simulation
+from edgewise.sim.build import SimOptions, simulation
 from edgewise.worlds import families
 from edgewise.worlds.workload import Trace, generate
 
 Floats = NDArray[np.float64]
 
-BARE = Options(store=False)
+BARE = SimOptions(store=False)
 PER_SEED = 50_000
 """Training worlds set apart for each training seed; twenty before the range is through. The first
 of a seed are the ones that `edgewise tune` sees with it."""
@@ -92,9 +92,9 @@ class Worlds(Struct, frozen=True, kw_only=True):
         ]
 
 
-def rule_of(params: Floats) -> Rule:
+def rule_of(params: Floats) -> PolicySpec:
     """The learned policy with these params."""
-    return Rule(
+    return PolicySpec(
         kernel=learned.edgewise,
         params=tuple(params.tolist()),
         memory=learned.MEMORY,
@@ -107,7 +107,7 @@ def play_all(
     place: Worlds,
     worlds: Sequence[Scenario],
     count: int,
-    play: Callable[[Stage, int, int], tuple[float, int]],
+    play: Callable[[ReplayableWorld, int, int], tuple[float, int]],
     threads: int,
 ) -> tuple[Floats, int]:
     """`play(stage, w, c)` for c < `count` in every world w, one of `place`: utilities
@@ -116,7 +116,7 @@ def play_all(
     decisions = np.zeros(len(worlds), np.int64)
 
     def task(w: int, _: int) -> None:
-        stage = Stage(worlds[w], BARE, place.trace(worlds[w]))
+        stage = ReplayableWorld(worlds[w], BARE, place.trace(worlds[w]))
         for c in range(count):
             values[c, w], made = play(stage, w, c)
             decisions[w] += made
@@ -125,7 +125,9 @@ def play_all(
     return values, int(decisions.sum())
 
 
-def utility(stage: Stage, rule: Rule, params: Floats | None = None) -> tuple[float, int]:
+def utility(
+    stage: ReplayableWorld, rule: PolicySpec, params: Floats | None = None
+) -> tuple[float, int]:
     """(mean expected utility, decisions) of a play."""
     sim = stage.play(rule, params)
     clock = sim.world.clock[0]
@@ -133,7 +135,7 @@ def utility(stage: Stage, rule: Rule, params: Floats | None = None) -> tuple[flo
 
 
 def limits(
-    place: Worlds, rule: Rule, params: Floats, worlds: Sequence[Scenario], threads: int
+    place: Worlds, rule: PolicySpec, params: Floats, worlds: Sequence[Scenario], threads: int
 ) -> tuple[Floats, Floats, Floats]:
     """What features a policy meets in these worlds: (lowest, highest), each (FEATURES,), and the
     guard's counters, summed."""
@@ -152,7 +154,7 @@ def limits(
         sim.table.wanted[0] = 1
         deciders = len(sim.beliefs.servers)  # nodes too, where the balancer falls silent
         state = np.repeat(rule.new_state(len(scenario.servers))[None], deciders, axis=0)
-        draws = np.stack([new_draws(scenario.seed * 64 + b) for b in range(deciders)])
+        draws = np.stack([new_rng(scenario.seed * 64 + b) for b in range(deciders)])
         engine.run(sim, kernel, wanted, state, draws, -1)
         states[w] = state
 

@@ -53,7 +53,7 @@ REST = 0.002
 the time."""
 
 
-class Table(Struct, frozen=True):
+class RecordTable(Struct, frozen=True):
     """A file of a run: its name without suffix, and its columns."""
 
     name: str
@@ -86,7 +86,7 @@ class Recorder:
     def __init__(
         self,
         out: Path | None,
-        tables: Sequence[Table],
+        tables: Sequence[RecordTable],
         segment_rows: int = SEGMENT_ROWS,
         *,
         patient: bool = False,
@@ -118,7 +118,7 @@ class Recorder:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def add(self, table: Table, *what: Any) -> None:
+    def add(self, table: RecordTable, *what: Any) -> None:
         """Add a row, to be made of `what` by ``table.row``."""
         if not self._parts:
             return
@@ -186,7 +186,7 @@ class _NotWritten(Exception):
 class _Parts:
     """The segments of one table on disk."""
 
-    def __init__(self, out: Path, table: Table, hurry: threading.Event) -> None:
+    def __init__(self, out: Path, table: RecordTable, hurry: threading.Event) -> None:
         self._table = table
         self._hurry = hurry
         # Numbers of a decision do not repeat: looking for that costs as much as writing them.

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from edgewise.domain import Command, Decision, Outcome, Report, Request, Score, Stamps
-from edgewise.live.recorder import Table
+from edgewise.live.recorder import RecordTable
 
 _CANDIDATE = pa.struct([("server", pa.string()), ("model", pa.string()), ("form", pa.int8())])
 _SECONDS = pa.float64()
@@ -117,7 +117,7 @@ def report_row(report: Report, received: float, clock_ahead: float) -> tuple[Any
     )
 
 
-REQUESTS = Table(
+REQUESTS = RecordTable(
     "requests",
     request_row,
     pa.schema(
@@ -136,7 +136,7 @@ REQUESTS = Table(
 )
 """What the client sent."""
 
-OUTCOMES = Table(
+OUTCOMES = RecordTable(
     "outcomes",
     outcome_row,
     pa.schema(
@@ -163,7 +163,7 @@ OUTCOMES = Table(
 )
 """How it ended, with its score: one row per request."""
 
-DECISIONS = Table(
+DECISIONS = RecordTable(
     "decisions",
     decision_row,
     pa.schema(
@@ -193,7 +193,7 @@ DECISIONS = Table(
 )
 """What the balancer decided."""
 
-REPORTS = Table(
+REPORTS = RecordTable(
     "reports",
     report_row,
     pa.schema(

@@ -10,7 +10,7 @@ SWITCH_INTERVAL = 5e-4
 5 ms would be the whole of a decision's budget."""
 
 
-def steady() -> None:
+def freeze_startup_objects() -> None:
     """Call when everything is loaded, before the first request.
 
     A full collection visits all that start-up made (numba's and ONNX Runtime's hundreds of

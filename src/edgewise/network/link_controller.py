@@ -1,6 +1,7 @@
 """Named links at work: time 0, planned and live changes, the control API. Every backend is one.
 
-What differs between the backends is what a :class:`Shaped` does with bytes; what a link is told, by
+What differs between the backends is what a :class:`LinkBackend` does with bytes; what a link is
+told, by
 whom and when, is the same for all and stands here.
 """
 
@@ -36,7 +37,7 @@ except ImportError as e:
 Intervals = list[tuple[float, float]]
 
 
-class Shaped(Protocol):
+class LinkBackend(Protocol):
     """A link at work. ``now`` is monotonic time, s."""
 
     name: str
@@ -58,7 +59,7 @@ class Shaped(Protocol):
         """As the control API shows it."""
 
 
-class Conductor:
+class LinkController:
     """The links of a configuration and what they are told.
 
     Args:
@@ -90,7 +91,7 @@ class Conductor:
         self._pending: list[Timer] = []
         self._runner: web.AppRunner | None = None
 
-    def at_work(self) -> Mapping[str, Shaped]:
+    def at_work(self) -> Mapping[str, LinkBackend]:
         """The links, by name."""
         raise NotImplementedError
 

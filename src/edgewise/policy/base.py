@@ -1,7 +1,7 @@
 """What a policy is: it scores the rows of the candidate table, and the best one is chosen.
 
 A policy is a *kernel*, one compiled function, with its parameters, its memory and its random draws
-as plain arrays. The simulator calls the kernel itself, millions of times a second; `Policy.decide`
+as plain arrays. The simulator calls the kernel itself, millions of times a second; `Decider.decide`
 wraps the same kernel for the live balancer. A new policy costs one kernel, one table test and one
 line in `edgewise.policy.RULES`.
 """
@@ -19,19 +19,19 @@ from msgspec import Struct
 from edgewise.compile import jit
 from edgewise.domain import Candidate, Decision, Observation, ShedReason
 from edgewise.fleet.arrays import Array
-from edgewise.fleet.rng import new_draws
-from edgewise.fleet.table import C_ACCURACY, R_ACCURACY, Table
+from edgewise.fleet.rng import new_rng
+from edgewise.fleet.table import C_ACCURACY, R_ACCURACY, CandidateTable
 
-Kernel = Callable[[Table, Array, Array, Array], float]
+Kernel = Callable[[CandidateTable, Array, Array, Array], float]
 """(table, params, state, draws) → the probability with which the highest-scored row was drawn.
 
 Writes `table.scores`, higher is better, −inf for a row it would never choose. `params` float64,
 fixed; `state` float64, its memory between decisions; `draws` uint64, see `edgewise.fleet.rng`.
 If all admissible rows are −inf, the request is shed."""
 
-Describe = Callable[[Table, int, Array], None]
+Describe = Callable[[CandidateTable, int, Array], None]
 """(table, row, out): writes what a learning rule must remember of choosing `row` into `out`,
-float64 (`Rule.features`,)."""
+float64 (`PolicySpec.features`,)."""
 
 Learn = Callable[[Array, Array, Array, float], None]
 """(params, state, features, reward): changes `state`. `features` are those that `Describe` wrote at
@@ -42,7 +42,7 @@ RANKED_MAX = 8
 
 
 @jit
-def describe_nothing(table: Table, row: int, out: Array) -> None:
+def describe_nothing(table: CandidateTable, row: int, out: Array) -> None:
     """Of a rule that does not learn."""
 
 
@@ -67,7 +67,7 @@ class Parameter(Struct, frozen=True, kw_only=True):
     """Searched on a logarithmic scale."""
 
 
-class Rule(Struct, frozen=True, kw_only=True):
+class PolicySpec(Struct, frozen=True, kw_only=True):
     """A kernel with what it needs to run.
 
     A rule that learns has `features` > 0. Whoever runs it calls ``describe(table, row, out)`` right
@@ -119,7 +119,7 @@ class Rule(Struct, frozen=True, kw_only=True):
         return np.zeros(self.memory + self.per_server * servers)
 
 
-class Policy(Protocol):
+class Decider(Protocol):
     """Anything that decides."""
 
     @property
@@ -130,8 +130,8 @@ class Policy(Protocol):
         ...
 
 
-class KernelPolicy:
-    """A rule at work: the `Policy` the live balancer calls.
+class Policy:
+    """A rule at work: the `Decider` the live balancer calls.
 
     Parameters
     ----------
@@ -144,7 +144,7 @@ class KernelPolicy:
     """
 
     def __init__(
-        self, name: str, rule: Rule, seed: int = 0, params: tuple[float, ...] | None = None
+        self, name: str, rule: PolicySpec, seed: int = 0, params: tuple[float, ...] | None = None
     ) -> None:
         if params is not None and len(params) != len(rule.params):
             raise ValueError(f"{name} takes {len(rule.params)} parameters, got {len(params)}")
@@ -152,7 +152,7 @@ class KernelPolicy:
         self.rule = rule
         self._params = np.array(rule.params if params is None else params, np.float64)
         self._state = np.zeros(0)
-        self._draws = new_draws(seed)
+        self._draws = new_rng(seed)
         self._scores = np.zeros(0)
         self._wanted = np.ones(1, np.uint8)
         self._fleet = (-1, -1)
@@ -170,7 +170,7 @@ class KernelPolicy:
 
     @property
     def counters(self) -> dict[str, int]:
-        """What the rule has counted since the first decision (`Rule.counters`)."""
+        """What the rule has counted since the first decision (`PolicySpec.counters`)."""
         names = self.rule.counters
         return dict(zip(names, self._state[: len(names)].astype(int).tolist(), strict=False))
 
@@ -186,8 +186,8 @@ class KernelPolicy:
         if features.size:
             self.rule.learn(self._params, self._state, features, reward)
 
-    def _table(self, observation: Observation) -> Table:
-        return Table(
+    def _table(self, observation: Observation) -> CandidateTable:
+        return CandidateTable(
             observation.rows,
             observation.mask,
             observation.servers,

@@ -6,10 +6,10 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from edgewise.fleet.rng import new_draws
-from edgewise.fleet.table import R_LATENCY, Table
+from edgewise.fleet.rng import new_rng
+from edgewise.fleet.table import R_LATENCY, CandidateTable
 from edgewise.policy import learned, priced
-from edgewise.policy.base import Rule
+from edgewise.policy.base import PolicySpec
 from edgewise.policy.features import remember
 from edgewise.policy.guard import finite, freshest
 
@@ -56,7 +56,7 @@ class Explained(Struct, frozen=True, kw_only=True):
     """Why the heuristic decided: ``outside``, ``not_finite`` or ``stale``; "" = it did not."""
 
 
-def params_of(rule: Rule) -> Floats | None:
+def params_of(rule: PolicySpec) -> Floats | None:
     """The rule as params of the learned policy; None if it has no prices."""
     if rule.kernel is learned.edgewise:
         return np.array(rule.params)
@@ -65,7 +65,9 @@ def params_of(rule: Rule) -> Floats | None:
     return None
 
 
-def explain(tables: list[Table], params: Floats, memory: Floats | None = None) -> Explained:
+def explain(
+    tables: list[CandidateTable], params: Floats, memory: Floats | None = None
+) -> Explained:
     """The decision on the last of `tables`; those before it are the decisions before, in order, of
     which the policy remembers the links' rates. Writes its `scores`.
 
@@ -94,7 +96,7 @@ def explain(tables: list[Table], params: Floats, memory: Floats | None = None) -
     if not guard and not finite(table):
         guard = "not_finite"
     scores = table.scores.copy()
-    priced.priced_greedy(table, params[learned.LAYOUT["calibrated"]], np.zeros(0), new_draws(0))
+    priced.priced_greedy(table, params[learned.LAYOUT["calibrated"]], np.zeros(0), new_rng(0))
     plain = table.scores.copy()
     if guard:
         scores = plain

@@ -44,7 +44,7 @@ from edgewise.fleet.table import (
     S_UP,
     S_UTILISATION,
     S_WORKERS,
-    Table,
+    CandidateTable,
 )
 from edgewise.policy.priced import fleet_load, load_of
 
@@ -156,7 +156,7 @@ def signed(x: float) -> float:
 
 
 @jit
-def remember(table: Table, memory: Array) -> None:
+def remember(table: CandidateTable, memory: Array) -> None:
     """Take in what the table says of the ingress's links; `memory` (S × REMEMBERED,).
 
     A rate that was never measured is a prior, and says nothing. The mean is over the links, of
@@ -191,7 +191,7 @@ def remember(table: Table, memory: Array) -> None:
 
 
 @jit
-def describe_request(table: Table, memory: Array, omega: Array) -> None:
+def describe_request(table: CandidateTable, memory: Array, omega: Array) -> None:
     """Fill `omega`, in the order of `OMEGA`; after `remember`."""
     context = table.context
     capacity = 0.0
@@ -218,7 +218,7 @@ def describe_request(table: Table, memory: Array, omega: Array) -> None:
 
 
 @jit
-def mean_speed(table: Table) -> float:
+def mean_speed(table: CandidateTable) -> float:
     """Of the servers that are up."""
     total = 0.0
     count = 0
@@ -231,7 +231,13 @@ def mean_speed(table: Table) -> float:
 
 @jit
 def describe_server(
-    table: Table, memory: Array, omega: Array, s: int, cheapest: float, mean: float, phi: Array
+    table: CandidateTable,
+    memory: Array,
+    omega: Array,
+    s: int,
+    cheapest: float,
+    mean: float,
+    phi: Array,
 ) -> None:
     """Fill `phi` of server `s`, in the order of `PHI`.
 
@@ -277,7 +283,7 @@ def describe_server(
 
 
 @jit
-def cheapest_work(table: Table) -> float:
+def cheapest_work(table: CandidateTable) -> float:
     """Service seconds × speed of the cheapest admissible row, s at speed 1; 0 if there is none."""
     least = math.inf
     for r in range(table.mask.size - 1):
@@ -288,7 +294,7 @@ def cheapest_work(table: Table) -> float:
 
 
 @jit
-def describe_row(table: Table, r: int, least: float, psi: Array) -> None:
+def describe_row(table: CandidateTable, r: int, least: float, psi: Array) -> None:
     """Fill `psi` of an admissible row, in the order of `PSI`; `least` as `cheapest_work` has it."""
     row = table.rows[r]
     context = table.context
@@ -303,7 +309,7 @@ def describe_row(table: Table, r: int, least: float, psi: Array) -> None:
 
 
 @jit
-def cheapest_service(table: Table, first: int) -> float:
+def cheapest_service(table: CandidateTable, first: int) -> float:
     """Shortest service time among the admissible rows of a server; `first` is its first one."""
     s = table.rows[first, R_SERVER]
     least = table.rows[first, R_SERVICE_TIME]

@@ -12,7 +12,7 @@ import math
 
 from edgewise.compile import jit
 from edgewise.fleet.arrays import Array
-from edgewise.fleet.table import S_REPORT_AGE, S_UP, Table
+from edgewise.fleet.table import S_REPORT_AGE, S_UP, CandidateTable
 
 COUNTERS = {
     "decisions": "all that were made",
@@ -40,7 +40,7 @@ def outside(features: Array, low: Array, high: Array) -> bool:
 
 
 @jit
-def freshest(table: Table) -> float:
+def freshest(table: CandidateTable) -> float:
     """Age of the youngest report among the servers that are up, s; 0 if none is up, for then there
     is nothing to be decided."""
     age = math.inf
@@ -51,7 +51,7 @@ def freshest(table: Table) -> float:
 
 
 @jit
-def finite(table: Table) -> bool:
+def finite(table: CandidateTable) -> bool:
     """Whether the score of every admissible row, and of shed, is a finite number."""
     for r in range(table.mask.size):
         if table.mask[r] != 0 and not math.isfinite(table.scores[r]):

@@ -57,7 +57,7 @@ from edgewise.fleet.table import (
     S_RATE_AGE,
     S_REPORT_AGE,
     S_WORKERS,
-    Table,
+    CandidateTable,
 )
 from edgewise.policy.features import (
     OMEGA,
@@ -206,7 +206,9 @@ def soft(x: float) -> float:
 
 
 @jit
-def describe_all(table: Table, memory: Array, omega: Array, phis: Array, psis: Array) -> None:
+def describe_all(
+    table: CandidateTable, memory: Array, omega: Array, phis: Array, psis: Array
+) -> None:
     """Every feature of a decision: `omega` (W,), `phis` (S, P) of the servers with admissible rows,
     `psis` (R, Q) of the admissible rows. Others stay as they are."""
     remember(table, memory)
@@ -227,7 +229,7 @@ def describe_all(table: Table, memory: Array, omega: Array, phis: Array, psis: A
 
 
 @jit
-def network(table: Table, params: Array, phis: Array, psis: Array, out: Array) -> None:
+def network(table: CandidateTable, params: Array, phis: Array, psis: Array, out: Array) -> None:
     """What the network adds to (q, c) of the admissible rows: `out` (R, 2)."""
     hidden = np.empty((table.mask.size, WIDTH))
     shared = np.empty(WIDTH)
@@ -271,7 +273,13 @@ def network(table: Table, params: Array, phis: Array, psis: Array, out: Array) -
 
 @jit
 def score(
-    table: Table, params: Array, omega: Array, phis: Array, psis: Array, added: Array, parts: Array
+    table: CandidateTable,
+    params: Array,
+    omega: Array,
+    phis: Array,
+    psis: Array,
+    added: Array,
+    parts: Array,
 ) -> None:
     """Write `table.scores`, from features as `describe_all` has them and `added` as `network` has.
 
@@ -359,7 +367,7 @@ def score(
 
 
 @jit
-def edgewise(table: Table, params: Array, state: Array, draws: Array) -> float:
+def edgewise(table: CandidateTable, params: Array, state: Array, draws: Array) -> float:
     """The policy `edgewise`. The row of highest score, the first of equals, or one drawn
     (`OPTIONS`); returns its probability. Rows scored below shed are no fallbacks."""
     state[N_DECISIONS] += 1.0
@@ -391,7 +399,7 @@ def edgewise(table: Table, params: Array, state: Array, draws: Array) -> float:
 
 
 @jit
-def strange(table: Table, params: Array, omega: Array, phis: Array, psis: Array) -> bool:
+def strange(table: CandidateTable, params: Array, omega: Array, phis: Array, psis: Array) -> bool:
     """Whether any feature is outside the training range."""
     low = params[_LOW:_HIGH]
     high = params[_HIGH:_SERVER]
@@ -412,7 +420,7 @@ def strange(table: Table, params: Array, omega: Array, phis: Array, psis: Array)
 
 
 @jit
-def survey(table: Table, state: Array, omega: Array, phis: Array, psis: Array) -> None:
+def survey(table: CandidateTable, state: Array, omega: Array, phis: Array, psis: Array) -> None:
     """Widen the limits in the state to the features of this decision; what has no admissible row
     says nothing."""
     at = N_COUNTERS
@@ -435,7 +443,7 @@ def survey(table: Table, state: Array, omega: Array, phis: Array, psis: Array) -
 
 
 @jit
-def drawn(table: Table, temperature: float, draws: Array) -> float:
+def drawn(table: CandidateTable, temperature: float, draws: Array) -> float:
     """Draw a row with weights exp(score / temperature), put it on top; its probability."""
     top = -math.inf
     for r in range(table.mask.size):

@@ -53,7 +53,7 @@ from edgewise.fleet.table import (
     S_UP,
     S_UTILISATION,
     S_WORKERS,
-    Table,
+    CandidateTable,
 )
 from edgewise.policy.base import Parameter
 from edgewise.score import timeliness
@@ -258,7 +258,7 @@ def load_of(server: Array) -> float:
 
 
 @jit
-def fleet_load(table: Table) -> float:
+def fleet_load(table: CandidateTable) -> float:
     """Mean utilisation of the servers that are up, by worker and speed."""
     load = 0.0
     capacity = 0.0
@@ -296,7 +296,7 @@ def expected_timeliness(mean: float, spread: float, deadline: float, grace: floa
 
 
 @jit
-def priced_greedy(table: Table, params: Array, state: Array, draws: Array) -> float:
+def priced_greedy(table: CandidateTable, params: Array, state: Array, draws: Array) -> float:
     """Greedy on the priced score above; certain, so its propensity is 1. params: `PRICED_GREEDY`.
 
     The row of highest score, the first of equals; rows scored below shed are no fallbacks.

@@ -32,7 +32,7 @@ from edgewise.fleet.table import (
     R_SERVER,
     R_SERVICE_TIME,
     S_REPORT_AGE,
-    Table,
+    CandidateTable,
 )
 from edgewise.policy.base import Parameter
 from edgewise.score import timeliness
@@ -74,14 +74,14 @@ ADMISSION = (
 
 
 @jit
-def clear(table: Table) -> None:
+def clear(table: CandidateTable) -> None:
     """Score every row −inf."""
     for r in range(table.scores.size):
         table.scores[r] = -math.inf
 
 
 @jit
-def offer(table: Table, share: float) -> int:
+def offer(table: CandidateTable, share: float) -> int:
     """Score the row that a server-only rule would run on each host 0 and all others −inf; returns
     how many hosts there are."""
     rows, scores = table.rows, table.scores
@@ -113,7 +113,7 @@ def offer(table: Table, share: float) -> int:
 
 
 @jit
-def nth_offer(table: Table, n: int) -> int:
+def nth_offer(table: CandidateTable, n: int) -> int:
     """The row of the n-th host (from 0) after `offer`; −1 if there are fewer."""
     for r in range(table.mask.size - 1):
         if table.scores[r] > -math.inf:
@@ -124,13 +124,13 @@ def nth_offer(table: Table, n: int) -> int:
 
 
 @jit
-def server_of(table: Table, row: int) -> int:
+def server_of(table: CandidateTable, row: int) -> int:
     """The server of a row that was offered."""
     return int(table.rows[row, R_SERVER])
 
 
 @jit
-def power_of_two(table: Table, hosts: int, draws: Array) -> float:
+def power_of_two(table: CandidateTable, hosts: int, draws: Array) -> float:
     """Two hosts drawn without replacement, the better score wins, the first drawn of equals.
 
     Scores of the hosts must stand and be ≤ 0; the winner's becomes 1. Returns the propensity: the
@@ -160,13 +160,13 @@ def power_of_two(table: Table, hosts: int, draws: Array) -> float:
 
 
 @jit
-def reported_at(table: Table, server: int) -> float:
+def reported_at(table: CandidateTable, server: int) -> float:
     """When the last report of a server was true, s on the balancer's clock; to tell a new one."""
     return table.context[C_NOW] - table.servers[server, S_REPORT_AGE]  # type: ignore[no-any-return]
 
 
 @jit
-def utility(table: Table, row: int, latency: float) -> float:
+def utility(table: CandidateTable, row: int, latency: float) -> float:
     """What an answer of this row after `latency` s from sent_at is worth: accuracy^w × g."""
     context = table.context
     accuracy = table.rows[row, R_ACCURACY]
@@ -176,7 +176,7 @@ def utility(table: Table, row: int, latency: float) -> float:
 
 
 @jit
-def best_on(table: Table, server: float, margin: float, threshold: float) -> int:
+def best_on(table: CandidateTable, server: float, margin: float, threshold: float) -> int:
     """The row on `server` of best utility at `margin` × its predicted latency, the earlier of
     equals; −1 if none is worth more than `threshold`."""
     choice = -1
@@ -195,7 +195,7 @@ def best_on(table: Table, server: float, margin: float, threshold: float) -> int
 
 
 @jit
-def admit(table: Table, params: Array) -> bool:
+def admit(table: CandidateTable, params: Array) -> bool:
     """Deadline-aware service choice and admission, behind any server-only rule's scores.
 
     The (service, form) of best utility on the chosen server takes the place of the row the rule
@@ -220,14 +220,14 @@ def admit(table: Table, params: Array) -> bool:
 
 
 @jit
-def refuse(table: Table) -> None:
+def refuse(table: CandidateTable) -> None:
     """Shed."""
     clear(table)
     table.scores[table.mask.size - 1] = 0.0
 
 
 @jit
-def chance_of_refusal(table: Table, params: Array, pairs: bool) -> float:
+def chance_of_refusal(table: CandidateTable, params: Array, pairs: bool) -> float:
     """The propensity of shedding when a drawn server is followed by `admit`: any of several servers
     may have led there. The scores must stand as before the draw, which was of two (`pairs`, see
     `power_of_two`) or uniform."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import msgspec
 from msgspec import Struct
 
-from edgewise.policy.base import Rule
+from edgewise.policy.base import PolicySpec
 
 
 class Tuned(Struct, frozen=True, kw_only=True):
@@ -21,7 +21,9 @@ class Tuned(Struct, frozen=True, kw_only=True):
     """By name of the parameter."""
 
 
-def with_tuned(rules: Mapping[str, Rule], tuned: Mapping[str, Tuned]) -> dict[str, Rule]:
+def with_tuned(
+    rules: Mapping[str, PolicySpec], tuned: Mapping[str, Tuned]
+) -> dict[str, PolicySpec]:
     """The rules, those that were tuned with the values found.
 
     Values are kept by name: a rule that has lost a parameter ignores its value, one that has gained

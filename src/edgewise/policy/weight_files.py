@@ -25,7 +25,7 @@ from safetensors.numpy import save as dump
 
 from edgewise.errors import BadInput
 from edgewise.policy import learned
-from edgewise.policy.base import Rule
+from edgewise.policy.base import PolicySpec
 from edgewise.policy.features import OMEGA, PHI, PSI
 from edgewise.policy.guard import COUNTERS
 
@@ -38,7 +38,7 @@ _SIZE_MAX = 1 << 20
 """Bytes; the vector has a thousand numbers. What is larger is something else."""
 
 
-class Found(Struct, frozen=True, kw_only=True):
+class Effect(Struct, frozen=True, kw_only=True):
     """A paired difference in mean expected utility to the heuristic."""
 
     mean: float
@@ -46,7 +46,7 @@ class Found(Struct, frozen=True, kw_only=True):
     """Of the 95 % confidence interval, clustered by seed."""
 
 
-class Card(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class WeightsCard(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What stands beside the weights."""
 
     version: int = VERSION
@@ -65,7 +65,7 @@ class Card(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Training decisions."""
     heuristic: dict[str, float]
     """Parameters of the heuristic that they were judged by and that the guard falls back to."""
-    results: dict[str, Found] = {}
+    results: dict[str, Effect] = {}
     """By family, against that heuristic on validation worlds; none: it was not tried."""
     accepted: bool = False
     """Whether no family's interval lies below the heuristic."""
@@ -89,7 +89,9 @@ FEATURE_NAMES = (
 )
 
 
-def save(path: Path, params: Floats, card: Card, write: Callable[[Path, bytes], object]) -> Card:
+def save(
+    path: Path, params: Floats, card: WeightsCard, write: Callable[[Path, bytes], object]
+) -> WeightsCard:
     """Write the weights to `path` (….safetensors) and the card beside, each by `write`; returns the
     card as written, with limits and checksum."""
     data = dump({"params": np.ascontiguousarray(params, np.float64)})
@@ -106,7 +108,7 @@ def save(path: Path, params: Floats, card: Card, write: Callable[[Path, bytes], 
     return card
 
 
-def load(path: Path) -> tuple[Floats, Card]:
+def load(path: Path) -> tuple[Floats, WeightsCard]:
     """Weights and card from `path`. Raises BadInput saying what is wrong with it."""
     beside = path.with_suffix(".json")
     for each in (path, beside):
@@ -117,20 +119,20 @@ def load(path: Path) -> tuple[Floats, Card]:
     return _load(path, beside)
 
 
-def shipped() -> tuple[Floats, Card]:
+def shipped() -> tuple[Floats, WeightsCard]:
     """The weights of the policy `edgewise` that come with the package."""
     folder = files("edgewise.policy") / "weights"
     return _load(folder / f"edgewise{SUFFIX}", folder / "edgewise.json")
 
 
-def _load(path: _Path, beside: _Path) -> tuple[Floats, Card]:
+def _load(path: _Path, beside: _Path) -> tuple[Floats, WeightsCard]:
     data = path.read_bytes()
 
     def refuse(reason: str) -> BadInput:
         return BadInput(f"{path.name}: weights refused: {reason}")
 
     try:
-        card = msgspec.json.decode(beside.read_bytes(), type=Card)
+        card = msgspec.json.decode(beside.read_bytes(), type=WeightsCard)
     except msgspec.MsgspecError as error:
         raise BadInput(f"{beside.name}: not a card of weights: {error}") from None
     if card.version != VERSION:
@@ -157,11 +159,11 @@ def _load(path: _Path, beside: _Path) -> tuple[Floats, Card]:
     return np.array(params), card
 
 
-def rule(params: Floats, about: str, card: Card | None = None) -> Rule:
+def rule(params: Floats, about: str, card: WeightsCard | None = None) -> PolicySpec:
     """The policy with these weights."""
     if params.shape != (learned.LENGTH,):
         raise ValueError(f"expected {learned.LENGTH} params, got {params.shape}")
-    return Rule(
+    return PolicySpec(
         kernel=learned.edgewise,
         params=tuple(params.tolist()),
         tuned="" if card is None else card.command,
@@ -172,13 +174,13 @@ def rule(params: Floats, about: str, card: Card | None = None) -> Rule:
     )
 
 
-def shipped_rule() -> Rule:
+def shipped_rule() -> PolicySpec:
     """The policy `edgewise`."""
     params, card = shipped()
     return rule(params, "priced_greedy with learned prices, margins and threshold", card)
 
 
-def from_file(path: str) -> Rule:
+def from_file(path: str) -> PolicySpec:
     """The policy in a weights file. Raises BadInput as `load` does."""
     params, card = load(Path(path))
     return rule(params, f"{card.name}, trained on {', '.join(card.families)}", card)

@@ -32,7 +32,7 @@ FLOOR = 0.1
 floor)."""
 
 
-class Form(Strict, frozen=True, kw_only=True):
+class MeasuredForm(Strict, frozen=True, kw_only=True):
     """A service fed one form of payload, one at a time; s of elapsed time, decoding included."""
 
     mean: _Seconds
@@ -47,8 +47,8 @@ class Form(Strict, frozen=True, kw_only=True):
 class ModelProfile(Strict, frozen=True, kw_only=True):
     """One model on this machine, one thread a prediction."""
 
-    original: Form
-    model_ready: Form
+    original: MeasuredForm
+    model_ready: MeasuredForm
     decode: _Seconds
     """Median s from a photo's bytes to the model's input."""
     predict: _Seconds
@@ -59,7 +59,7 @@ class ModelProfile(Strict, frozen=True, kw_only=True):
     """By how many inputs one call has: median s, decoding left out."""
 
     def latency(
-        self, workers: int, speed: float = 1.0, form: Form | None = None
+        self, workers: int, speed: float = 1.0, form: MeasuredForm | None = None
     ) -> tuple[float, ...]:
         """s at speed 1 for a batch of 1, 2, … on a server like that, decoding included.
 

@@ -32,7 +32,7 @@ from edgewise.scenario import (
 from edgewise.sim import layout
 from edgewise.sim.events import new_events, new_soon
 from edgewise.sim.layout import Reports, Sim, World
-from edgewise.sim.next_times import new_moments
+from edgewise.sim.next_times import new_next_times
 from edgewise.sim.reports import MUTE_KNOWN
 from edgewise.tasks.services import services_of
 from edgewise.worlds.workload import Trace
@@ -49,7 +49,7 @@ NEVER_FULL = 256
 deadlines and are dropped, so a queue that takes them does not fill up."""
 
 
-class Options(Struct, frozen=True, kw_only=True):
+class SimOptions(Struct, frozen=True, kw_only=True):
     """What a scenario file does not say."""
 
     batching: bool = True
@@ -90,7 +90,7 @@ class _Numbers:
 def simulation(
     scenario: Scenario,
     trace: Trace,
-    options: Options | None = None,
+    options: SimOptions | None = None,
     services: tuple[Service, ...] | None = None,
 ) -> Sim:
     """A simulation of `scenario` on the requests of `trace`, at time 0.
@@ -98,7 +98,7 @@ def simulation(
     `services` in place of `roster.services_of(scenario)`. Raises ModelError for a model that is
     neither described in full nor in the zoo, and ScenarioError for a trace file.
     """
-    given = options or Options()
+    given = options or SimOptions()
     services = services_of(scenario) if services is None else services
     names = scenario.server_names
     count, number = len(names), _Numbers()
@@ -177,7 +177,7 @@ def simulation(
         soon=soon,
         soon_codes=soon_codes,
         events=new_events(8 * slots + len(workers) + 16 * count + under_way, planned),
-        moments=new_moments(len(links), first_reports),
+        moments=new_next_times(len(links), first_reports),
         requests=requests,
         slots=state,
         nodes=np.zeros(3 * slots, layout.NODE),

@@ -26,7 +26,7 @@ from edgewise.fleet.table import (
     C_ACCURACY,
     R_ACCURACY,
     R_LATENCY,
-    Table,
+    CandidateTable,
     best_row,
     blank_table,
     observe,
@@ -478,7 +478,7 @@ def branch(sim: Sim, memory: Array | None = None) -> Sim:
         np.copyto(plain(out), plain(array))
         return out
 
-    def copies(arrays: World | Reports | Belief | Table) -> dict[str, Array]:
+    def copies(arrays: World | Reports | Belief | CandidateTable) -> dict[str, Array]:
         return {
             name: array if name in CONSTANTS else copy(array)
             for name, array in arrays._asdict().items()
@@ -491,7 +491,7 @@ def branch(sim: Sim, memory: Array | None = None) -> Sim:
         reports=Reports(**copies(sim.reports)),
         beliefs=beliefs,
         belief=belief_of(beliefs, 0),
-        table=Table(**copies(sim.table)),
+        table=CandidateTable(**copies(sim.table)),
     )
 
 
@@ -511,7 +511,7 @@ def bytes_of(sim: Sim) -> int:
     return sum(in_lines(array) for name, array in arrays if name not in CONSTANTS)
 
 
-class Rejoin:
+class BranchCopier:
     """Sets `target`, a branch of the same simulation, to where `source` is, at each call.
 
     There is room for thousands of open requests, and lists of hundreds of jobs: of these only what

@@ -3,7 +3,8 @@
 It has two parts, and what comes next is the first of either. Most of what is to happen has been
 caused just now and happens soon: such events stand in order, the last to come first. So the next
 one is the last, and taking it is counting down; a new one goes in from there, and those before it
-move up by one. Timers (`push_far`) would move past all of these, and wait in a binary heap. (A heap
+move up by one. Timers (`heap_push`) would move past all of these, and wait in a binary heap. (A
+heap
 alone takes longer: its branches are as good as random.) When there is no room in order, the later
 half goes to the heap too. What has a moment that moves is not in it at all (`sim.next_times`).
 
@@ -87,10 +88,10 @@ def push(world: World, time: float, kind: int, index: int) -> None:
 
 
 @inner
-def push_far(world: World, time: float, kind: int, index: int) -> None:
+def heap_push(world: World, time: float, kind: int, index: int) -> None:
     """As `push`, for timers: as a rule they come after most of what is under way."""
     if time < math.inf:
-        put_away(world, time, code_of(world, kind, index))
+        heap_push_event(world, time, code_of(world, kind, index))
 
 
 @inner
@@ -98,7 +99,7 @@ def move_half(world: World) -> None:
     """The later half of those in order to the heap."""
     times, codes = world.soon, world.soon_codes
     for j in range(_HALF, 0, -1):
-        put_away(world, times[j], codes[j])
+        heap_push_event(world, times[j], codes[j])
     for j in range(_HALF + 1, SOON + 1):
         times[j - _HALF] = times[j]
         codes[j - _HALF] = codes[j]
@@ -144,7 +145,7 @@ def settle(events: Array, hole: int, time: float, code: int) -> None:
 
 
 @inner
-def put_away(world: World, time: float, code: int) -> None:
+def heap_push_event(world: World, time: float, code: int) -> None:
     """An event into the heap."""
     n = world.clock[0].events
     world.clock[0].events = n + 1

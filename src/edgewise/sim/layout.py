@@ -13,9 +13,9 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from edgewise.domain import Form
+from edgewise.domain import PayloadForm
 from edgewise.fleet.arrays import Array, Belief
-from edgewise.fleet.table import Table
+from edgewise.fleet.table import CandidateTable
 
 Record: TypeAlias = Any
 """An element of a structured array."""
@@ -74,7 +74,7 @@ CONSTANT, UNLIMITED, CURVE = range(3)
 # -- slot stages --------------------------------------------------------------------------------
 FREE, OPEN, DONE = range(3)
 
-READY = int(Form.MODEL_READY)
+READY = int(PayloadForm.MODEL_READY)
 
 ALTERNATIVES = 3
 """Fallbacks kept with a request where servers can fail or fill up, each on a server of its own.
@@ -422,7 +422,7 @@ class Sim(NamedTuple):
     reports: Reports
     beliefs: Belief  # each array with a leading axis of B
     belief: Belief  # the first balancer's, out of these: mostly there is no other
-    table: Table
+    table: CandidateTable
 
 
 CONSTANTS = frozenset({"requests", "path", "numbers", "noise", "first", "edf"})

@@ -21,7 +21,7 @@ from edgewise.fleet.arrays import Array
 from edgewise.sim.layout import World
 
 
-def new_moments(links: int, reports: Array) -> Array:
+def new_next_times(links: int, reports: Array) -> Array:
     """The tree of so many links, nothing under way, and of servers that first report at `reports`
     (S,), s. The earliest moment stands at 1."""
     used = links + reports.size

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgewise.errors import EdgewiseError
-from edgewise.fleet.rng import new_draws
+from edgewise.fleet.rng import new_rng
 from edgewise.fleet.table import C_ELAPSED
-from edgewise.policy.base import Rule
+from edgewise.policy.base import PolicySpec
 from edgewise.sim import engine
 from edgewise.sim.layout import Sim
 
@@ -21,17 +21,17 @@ SAME = 1e-6
 """s. Times that differ by less may be one, rounded."""
 
 
-class Crowded(EdgewiseError):
+class TooManyOpenRequests(EdgewiseError):
     """More requests were open at a time than the simulation has slots for (`Options.slots`)."""
 
 
 def seeds_of_draws(seed: int, balancers: int) -> np.ndarray:
     """The state of each balancer's random draws, uint64 (B, 1)."""
     children = np.random.SeedSequence([seed, 4]).spawn(balancers)
-    return np.stack([new_draws(int(c.generate_state(1, np.uint64)[0])) for c in children])
+    return np.stack([new_rng(int(c.generate_state(1, np.uint64)[0])) for c in children])
 
 
-def play(sim: Sim, rule: Rule, seed: int, params: tuple[float, ...] | None = None) -> Sim:
+def play(sim: Sim, rule: PolicySpec, seed: int, params: tuple[float, ...] | None = None) -> Sim:
     """Let `rule` decide in `sim` until the end; returns `sim`, changed.
 
     `seed` is that of the rule's random draws; the world's luck is another. `params` in place of the
@@ -47,11 +47,13 @@ def play(sim: Sim, rule: Rule, seed: int, params: tuple[float, ...] | None = Non
     else:
         engine.run(sim, kernel, numbers, memory, draws, -1)
     if clock["overflow"][0]:
-        raise Crowded(f"over {len(sim.world.slots)} requests were open at {clock['now'][0]:.3g} s")
+        raise TooManyOpenRequests(
+            f"over {len(sim.world.slots)} requests were open at {clock['now'][0]:.3g} s"
+        )
     return sim
 
 
-def play_until(sim: Sim, rule: Rule, seed: int, request: int) -> tuple[Floats, int] | None:
+def play_until(sim: Sim, rule: PolicySpec, seed: int, request: int) -> tuple[Floats, int] | None:
     """Play as `play` does, and stop right after the first decision on `request`.
 
     The table is then as the rule saw it. Returns the rule's state, which may have taken in that
@@ -72,7 +74,7 @@ def play_until(sim: Sim, rule: Rule, seed: int, request: int) -> tuple[Floats, i
 
 
 def _beginning(
-    sim: Sim, rule: Rule, seed: int, params: tuple[float, ...] | None
+    sim: Sim, rule: PolicySpec, seed: int, params: tuple[float, ...] | None
 ) -> tuple[Any, Floats, Floats, NDArray[np.uint64]]:
     """(kernel, params, state by balancer, draws by balancer) of a play that begins."""
     balancers = int(sim.world.clock["balancers"][0])

@@ -24,7 +24,7 @@ from edgewise.fleet.belief import (
 from edgewise.fleet.table import link_rate
 from edgewise.fleet.timeouts import FLEET_PERIOD, HEARTBEAT
 from edgewise.fleet.tracker import FORGET_AFTER, RATE_MAX, RATE_MIN
-from edgewise.sim.events import push, push_far
+from edgewise.sim.events import heap_push, push
 from edgewise.sim.heaps import remove_root
 from edgewise.sim.layout import (
     DONE,
@@ -311,7 +311,7 @@ def sweep(sim: Sim, now: float) -> None:
                 belief = by_reference(view(sim.beliefs, slot.balancer))
                 close(world, belief, i, True, now)
                 slot.life = -1
-    push_far(world, now + 1.0, E_SWEEP, 0)
+    heap_push(world, now + 1.0, E_SWEEP, 0)
 
 
 # -- servers that stop ---------------------------------------------------------------------------

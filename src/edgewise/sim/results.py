@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from edgewise.domain import Candidate, Form, Outcome, Request, Service, Stamps, Status
+from edgewise.domain import Candidate, Outcome, PayloadForm, Request, Service, Stamps, Status
 from edgewise.fleet.request_noise import LUCK_RIGHT, luck
 from edgewise.scenario import Scenario
 from edgewise.sim.layout import REASONS, SERVED, STATUSES, Sim
@@ -68,7 +68,7 @@ def outcomes(
             latency=float(result["latency"]) if served else None,
             server=service.server if service else None,
             model=service.model if service else None,
-            form=Form(int(result["form"])) if service else None,
+            form=PayloadForm(int(result["form"])) if service else None,
             predicted=predicted,
             label=labels[i],
             accuracy=accuracy,
@@ -82,7 +82,7 @@ def candidates(services: Sequence[Service]) -> tuple[Candidate | None, ...]:
     rows: list[Candidate | None] = [
         Candidate(service.server, service.model, form)
         for service in services
-        for form in (Form.ORIGINAL, Form.MODEL_READY)
+        for form in (PayloadForm.ORIGINAL, PayloadForm.MODEL_READY)
     ]
     return (*rows, None)
 
@@ -98,7 +98,7 @@ def utilisation(sim: Sim, scenario: Scenario, seconds: float) -> dict[str, float
 
 
 def _accuracy(service: Service, form: int) -> float:
-    if form == Form.MODEL_READY and service.ready_accuracy is not None:
+    if form == PayloadForm.MODEL_READY and service.ready_accuracy is not None:
         return service.ready_accuracy
     return service.accuracy
 

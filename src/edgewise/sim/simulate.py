@@ -13,15 +13,15 @@ from msgspec import Struct
 
 from edgewise.domain import Outcome, Report, Request, Service
 from edgewise.errors import BadInput
-from edgewise.fleet.table import Table
+from edgewise.fleet.table import CandidateTable
 from edgewise.policy import find
-from edgewise.policy.base import Rule
+from edgewise.policy.base import PolicySpec
 from edgewise.scenario import ImagesPayload, Scenario
-from edgewise.score import Shape
+from edgewise.score import ScoreShape
 from edgewise.sim import kept_reports, results
-from edgewise.sim.build import Options, simulation
+from edgewise.sim.build import SimOptions, simulation
 from edgewise.sim.layout import Sim
-from edgewise.sim.play import Crowded, Floats, play, play_until
+from edgewise.sim.play import Floats, TooManyOpenRequests, play, play_until
 from edgewise.summary import PolicySummary, summarise
 from edgewise.tasks.imagenet.images import load_images
 from edgewise.tasks.services import services_of
@@ -70,7 +70,7 @@ class Episode(Struct, frozen=True, kw_only=True):
         return results.requests(self.scenario, self.trace, self._prefix)
 
     def reports(self) -> Iterator[tuple[Report, float]]:
-        """Each with when the balancer had it; needs `Options.keep_reports`."""
+        """Each with when the balancer had it; needs `SimOptions.keep_reports`."""
         return kept_reports.reports(self.sim, self.scenario, self.services)
 
     def outcomes(self) -> Iterator[Outcome]:
@@ -81,20 +81,20 @@ class Episode(Struct, frozen=True, kw_only=True):
         return f"s{self.scenario.seed}-"
 
 
-def rule_of(policy: str) -> Rule:
+def rule_of(policy: str) -> PolicySpec:
     """Raises BadInput naming the known ones."""
     return find(policy)
 
 
 def episode(
-    scenario: Scenario, policy: str, photos: Photos | None, options: Options | None = None
+    scenario: Scenario, policy: str, photos: Photos | None, options: SimOptions | None = None
 ) -> Episode:
     """Play `policy` on the scenario's own seed.
 
     The policy's draws depend on the seed and its name, on nothing else. Raises Crowded if over
     `SLOTS_MAX` requests were open at a time.
     """
-    options = options or Options()
+    options = options or SimOptions()
     services = services_of(scenario)
     trace = generate(scenario, photos.sizes if photos else None)
     if photos:
@@ -107,7 +107,7 @@ def episode(
         sim = simulation(scenario, trace, options, services)
         try:
             play(sim, rule, _draws(scenario, policy))
-        except Crowded:
+        except TooManyOpenRequests:
             if options.slots >= min(SLOTS_MAX, len(trace)):
                 raise
             options = msgspec.structs.replace(options, slots=options.slots * 8)
@@ -126,10 +126,10 @@ def _draws(scenario: Scenario, policy: str) -> int:
     return scenario.seed * 2**32 + zlib.crc32(policy.encode())
 
 
-class Seen(Struct, frozen=True, kw_only=True):
+class ObservedDecision(Struct, frozen=True, kw_only=True):
     """A decision of a simulated run, as its policy saw it."""
 
-    table: Table
+    table: CandidateTable
     state: Floats
     """The policy's, with what that decision left in it."""
     row: int
@@ -137,7 +137,7 @@ class Seen(Struct, frozen=True, kw_only=True):
     services: tuple[Service, ...]
 
 
-def seen(scenario: Scenario, policy: str, number: int) -> Seen | None:
+def seen(scenario: Scenario, policy: str, number: int) -> ObservedDecision | None:
     """Play an episode again up to the first decision on request `number` of its trace; None if
     nobody decided about it. Raises BadInput for a trace without it, and what `episode` raises."""
     photos = Photos.of(scenario)
@@ -145,7 +145,7 @@ def seen(scenario: Scenario, policy: str, number: int) -> Seen | None:
     trace = generate(scenario, photos.sizes if photos else None)
     if not 0 <= number < len(trace):
         raise BadInput(f"{scenario.name}: expected a request below {len(trace)}, got {number}")
-    sim = simulation(scenario, trace, Options(slots=SLOTS_MAX), services)
+    sim = simulation(scenario, trace, SimOptions(slots=SLOTS_MAX), services)
     rule = rule_of(policy)
     if rule.features > 0:
         raise BadInput(f"{policy} learns as it goes; only what does not can be played again")
@@ -153,7 +153,7 @@ def seen(scenario: Scenario, policy: str, number: int) -> Seen | None:
     if decided is None:
         return None
     state, row = decided
-    return Seen(table=sim.table, state=state, row=row, services=services)
+    return ObservedDecision(table=sim.table, state=state, row=row, services=services)
 
 
 def episodes(
@@ -162,7 +162,7 @@ def episodes(
     seeds: int,
     done: Callable[[Episode], None] = lambda episode: None,
     threads: int | None = None,
-    options: Options | None = None,
+    options: SimOptions | None = None,
 ) -> dict[str, list[Episode]]:
     """Every policy on seeds `scenario.seed`, + 1, …; in threads, any number with the same result.
 
@@ -198,7 +198,7 @@ def summary_of(policy: str, ended: Sequence[Episode]) -> PolicySummary:
         policy,
         [request for each in ended for request in each.requests()],
         [outcome for each in ended for outcome in each.outcomes()],
-        Shape(grace=scenario.score.grace, accuracy_weight=scenario.score.accuracy_weight),
+        ScoreShape(grace=scenario.score.grace, accuracy_weight=scenario.score.accuracy_weight),
         servers=scenario.server_names,
         utilisation=busy,
         seconds=seconds,

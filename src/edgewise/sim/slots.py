@@ -8,7 +8,7 @@ import numpy as np
 
 from edgewise.compile import inlined, inner
 from edgewise.score import expected_utility
-from edgewise.sim.events import push, push_far
+from edgewise.sim.events import heap_push, push
 from edgewise.sim.layout import (
     DONE,
     E_METADATA,
@@ -60,7 +60,7 @@ def arm(world: World, i: int) -> None:
     time = min(slot.give_up, slot.expiry)
     if time < slot.wake:
         slot.wake = time
-        push_far(world, time, E_WAKE, i)
+        heap_push(world, time, E_WAKE, i)
 
 
 @inlined

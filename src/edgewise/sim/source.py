@@ -8,7 +8,7 @@ import msgspec
 
 from edgewise.errors import BadInput
 from edgewise.scenario import Scenario, load
-from edgewise.sim.build import Options, simulation
+from edgewise.sim.build import SimOptions, simulation
 from edgewise.sim.layout import Sim
 from edgewise.sim.simulate import Photos
 from edgewise.tasks.services import services_of
@@ -25,7 +25,7 @@ ROOMS = {"large_fleet": (16, 64)}
 """… these."""
 
 
-class Supply:
+class WorldSource:
     """Where worlds come from.
 
     Parameters
@@ -62,7 +62,7 @@ class Supply:
             self._base = families.scenario(family, 0)
             self.servers, self.services = ROOMS.get(family, ROOM)
             self.seeds = families.TRAINING
-        self._options = Options(store=False, slots=SLOTS)
+        self._options = SimOptions(store=False, slots=SLOTS)
 
     @property
     def rows(self) -> int:

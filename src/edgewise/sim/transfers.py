@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 
 from edgewise.compile import inlined, inner
-from edgewise.fleet.estimates import shared, smooth_rate, starved
+from edgewise.fleet.estimates import fair_rate, smooth_rate, starved
 from edgewise.sim.layout import READY, World
 
 
@@ -30,7 +30,7 @@ def reckon(world: World, e: int, now: float) -> None:
     seconds = now - link.ledger_at
     if link.ledger > 0 and seconds > 0.0:
         link.ledger_area += seconds * link.ledger
-        link.ledger_sent += shared(link.measured, seconds, link.ledger)
+        link.ledger_sent += fair_rate(link.measured, seconds, link.ledger)
     link.ledger_at = now
 
 

@@ -19,23 +19,23 @@ from edgewise.live.balancer.api import application
 from edgewise.live.balancer.balancer import Balancer
 from edgewise.live.balancer.dispatcher import Dispatcher
 from edgewise.live.client.client import Client, Sent
-from edgewise.live.client.payloads import Load
+from edgewise.live.client.payloads import PreparedLoad
 from edgewise.live.clock import Clock
 from edgewise.live.config import ClientConfig, NodeConfig
 from edgewise.live.node.node import Node
 from edgewise.live.run.addresses import relay_links
 from edgewise.live.wire.messages import Reported, decode_from_node, encode
 from edgewise.live.wire.protocol import encode_request
-from edgewise.policy import KernelPolicy
-from edgewise.policy.base import Rule
+from edgewise.policy import Policy
+from edgewise.policy.base import PolicySpec
 from edgewise.scenario import Scenario, SlowFailure, slowness
-from edgewise.score import Shape
+from edgewise.score import ScoreShape
 from edgewise.sim.build import CONTROL_DELAY, simulation
 from edgewise.sim.results import request_id
 from edgewise.testing import simulated
-from edgewise.testing.memory_transport import Party, Switch, Way, Ways, hung_up, url
-from edgewise.testing.shared_link import Fluid
-from edgewise.testing.transcript import Chosen, Story, shifted
+from edgewise.testing.memory_transport import Connection, Party, Switch, Ways, hung_up, url
+from edgewise.testing.shared_link import SharedLink
+from edgewise.testing.transcript import Chosen, Transcript, shifted
 from edgewise.testing.virtual_loop import VirtualLoop, until
 from edgewise.worlds.workload import Trace
 
@@ -59,7 +59,7 @@ class Meddling(Struct, frozen=True, kw_only=True):
 NOTHING = Meddling()
 
 
-class _Load(Load, frozen=True, kw_only=True):
+class _Load(PreparedLoad, frozen=True, kw_only=True):
     """Photos so long that their bodies weigh what the trace says, and the first byte more.
 
     A receiver times a body from its first bytes on, which came with the headers.
@@ -89,10 +89,10 @@ class _Told(Dispatcher):
             self.tracker.on_link(name, rate, rtt, backlog, now, report.at - clock_ahead)
 
 
-class _Noting(KernelPolicy):
+class _Noting(Policy):
     """A policy that keeps what it saw and did."""
 
-    def __init__(self, name: str, rule: Rule, seed: int) -> None:
+    def __init__(self, name: str, rule: PolicySpec, seed: int) -> None:
         super().__init__(name, rule, seed)
         self.decided: list[tuple[Observation, Decision]] = []
 
@@ -102,7 +102,7 @@ class _Noting(KernelPolicy):
         return decision
 
 
-def play(scenario: Scenario, trace: Trace, policy: str, meddling: Meddling = NOTHING) -> Story:
+def play(scenario: Scenario, trace: Trace, policy: str, meddling: Meddling = NOTHING) -> Transcript:
     """The trace under a policy, by the live code. Raises BadInput for an unknown policy, ValueError
     for what is not carried: jitter, loss, failures but *slow* ones, changes of links but of rates.
 
@@ -116,7 +116,7 @@ def play(scenario: Scenario, trace: Trace, policy: str, meddling: Meddling = NOT
         return runner.run(_play(scenario, trace, policy, meddling))
 
 
-async def _play(scenario: Scenario, trace: Trace, policy: str, meddling: Meddling) -> Story:
+async def _play(scenario: Scenario, trace: Trace, policy: str, meddling: Meddling) -> Transcript:
     loop = asyncio.get_running_loop()
     clock = Clock(loop.time, epoch=loop.time())
     begun = simulation(scenario, trace)
@@ -150,7 +150,7 @@ async def _play(scenario: Scenario, trace: Trace, policy: str, meddling: Meddlin
     config = ClientConfig(
         scenario="", balancer=url(BALANCER), ingress={name: url(name) for name in names}
     )
-    shape = Shape(grace=scenario.score.grace, accuracy_weight=scenario.score.accuracy_weight)
+    shape = ScoreShape(grace=scenario.score.grace, accuracy_weight=scenario.score.accuracy_weight)
     client = Client(
         config,
         load,
@@ -178,7 +178,7 @@ async def _play(scenario: Scenario, trace: Trace, policy: str, meddling: Meddlin
             both.create_task(_up(nodes, first, scenario.report_period, stack))
             await until(BEGIN)
             await client.run()
-    return Story(decisions=tuple(map(_chosen, noting.decided)), outcomes=ended)
+    return Transcript(decisions=tuple(map(_chosen, noting.decided)), outcomes=ended)
 
 
 def _node(
@@ -213,7 +213,7 @@ async def _up(
         await stack.enter_async_context(nodes[i])
 
 
-def _links(scenario: Scenario, meddling: Meddling) -> dict[str, Fluid]:
+def _links(scenario: Scenario, meddling: Meddling) -> dict[str, SharedLink]:
     configs = relay_links(scenario)
     if unknown := meddling.slower.keys() - configs.keys():
         raise ValueError(f"no link is called {unknown.pop()!r}; there are: {', '.join(configs)}")
@@ -224,7 +224,7 @@ def _links(scenario: Scenario, meddling: Meddling) -> dict[str, Fluid]:
         settings = msgspec.structs.replace(
             settings, delay=settings.delay + meddling.slower.get(name, 0.0)
         )
-        links[name] = Fluid(settings, config.intervals(), BEGIN)
+        links[name] = SharedLink(settings, config.intervals(), BEGIN)
         for event in config.events:
             changes = event.set.changes(Path())
             if changes.keys() != {"capacity"}:
@@ -233,26 +233,26 @@ def _links(scenario: Scenario, meddling: Meddling) -> dict[str, Fluid]:
     return links
 
 
-def _ways(scenario: Scenario, meddling: Meddling, links: dict[str, Fluid]) -> Ways:
-    near = Way(None, 0.0, 0.0)
+def _ways(scenario: Scenario, meddling: Meddling, links: dict[str, SharedLink]) -> Ways:
+    near = Connection(None, 0.0, 0.0)
     # Metadata takes as long as the headers of the photo: in the simulator both come in together.
     metadata = max(spec.delay for _, spec in map(scenario.access_of, scenario.server_names))
 
-    def way(source: str, target: str, path: str) -> Way:
+    def way(source: str, target: str, path: str) -> Connection:
         if path == "/v1/outcomes":
             # The balancer hears from the ingress first, as it does when the client is farther away
             # than that: in the simulator nobody else tells.
-            return Way(None, metadata + 2.0 * CONTROL_DELAY, metadata)
+            return Connection(None, metadata + 2.0 * CONTROL_DELAY, metadata)
         if not meddling.emulate or source == target:
             return near
         if target == BALANCER:
-            return Way(None, metadata, metadata)
+            return Connection(None, metadata, metadata)
         if source == CLIENT:
             link = links[scenario.access_of(target)[0]]
-            return Way(link, link.delay, link.delay)
+            return Connection(link, link.delay, link.delay)
         there = links[scenario.link_between(source, target)[0]]
         back = links[scenario.link_between(target, source)[0]]
-        return Way(there, there.delay, back.delay)
+        return Connection(there, there.delay, back.delay)
 
     return way
 
@@ -260,7 +260,7 @@ def _ways(scenario: Scenario, meddling: Meddling, links: dict[str, Fluid]) -> Wa
 def _taker(
     scenario: Scenario,
     meddling: Meddling,
-    links: dict[str, Fluid],
+    links: dict[str, SharedLink],
     figures: dict[tuple[str, float], Figures],
 ) -> Callable[[str, bytes], bytes | None]:
     """What a control channel does with messages: meddling, and a look at the links."""

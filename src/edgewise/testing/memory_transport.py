@@ -28,21 +28,21 @@ from yarl import URL
 
 from edgewise.live.config import Listen
 from edgewise.tasks.services import ready_bytes
-from edgewise.testing.shared_link import Fluid
+from edgewise.testing.shared_link import SharedLink
 from edgewise.testing.virtual_loop import until
 
 PORT = 80
 """In addresses, which must have one; there are no ports."""
 
 
-class Way:
+class Connection:
     """From one party to another: a link, or only a delay, and the delay of the way back."""
 
-    def __init__(self, link: Fluid | None, delay: float, back: float) -> None:
+    def __init__(self, link: SharedLink | None, delay: float, back: float) -> None:
         self.link, self.delay, self.back = link, delay, back
 
 
-Ways = Callable[[str, str, str], Way]
+Ways = Callable[[str, str, str], Connection]
 """(source, target, path of the request) → the way it takes."""
 
 

@@ -21,7 +21,7 @@ SAME_BYTES = 1e-6
 """What is left of a flow and less than this is rounding."""
 
 
-class Fluid:
+class SharedLink:
     """A link at work.
 
     Parameters

@@ -12,7 +12,7 @@ from edgewise.sim.layout import Sim
 from edgewise.sim.next_times import reports_due
 from edgewise.sim.play import seeds_of_draws
 from edgewise.tasks.services import services_of
-from edgewise.testing.transcript import Chosen, Story
+from edgewise.testing.transcript import Chosen, Transcript
 from edgewise.worlds.workload import Trace
 
 
@@ -22,7 +22,7 @@ def first_reports(sim: Sim) -> list[float]:
     return due
 
 
-def play(scenario: Scenario, trace: Trace, policy: str) -> Story:
+def play(scenario: Scenario, trace: Trace, policy: str) -> Transcript:
     """The trace under a policy, in the simulator. Raises BadInput for an unknown policy."""
     if scenario.balancers != 1:
         raise ValueError("parity is between one balancer and one")
@@ -64,4 +64,4 @@ def play(scenario: Scenario, trace: Trace, policy: str) -> Story:
     )
     labels = [0] * len(trace)
     ended = results.outcomes(sim, services_of(scenario), labels)
-    return Story(decisions=decisions, outcomes={each.request: each for each in ended})
+    return Transcript(decisions=decisions, outcomes={each.request: each for each in ended})

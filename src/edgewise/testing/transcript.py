@@ -49,7 +49,7 @@ class Chosen(Struct, frozen=True, eq=False, kw_only=True):
     context: Floats
 
 
-class Story(Struct, frozen=True, eq=False, kw_only=True):
+class Transcript(Struct, frozen=True, eq=False, kw_only=True):
     """A run: its decisions in the order in which they were made, its outcomes by request."""
 
     decisions: tuple[Chosen, ...]
@@ -69,7 +69,7 @@ class Gap(Struct, frozen=True, kw_only=True):
         return f"{self.request}: {self.what}: {self.one} and {self.other}"
 
 
-def differences(one: Story, other: Story, tolerance: float = TIME_TOLERANCE) -> list[Gap]:
+def differences(one: Transcript, other: Transcript, tolerance: float = TIME_TOLERANCE) -> list[Gap]:
     """Where two stories part: who decided what for whom and when and resting on what, how each
     request ended, where and when. Times count from `tolerance` s on, features from
     `FEATURE_TOLERANCE` on. Empty: it is the same story."""
@@ -114,7 +114,7 @@ def differences(one: Story, other: Story, tolerance: float = TIME_TOLERANCE) -> 
     return found
 
 
-def _stayed(story: Story, request: str) -> bool:
+def _stayed(story: Transcript, request: str) -> bool:
     """Whether it ran where it came in: then it was never on a link between servers."""
     ended = story.outcomes[request].stamps
     return ended.transferred is None or ended.finished == ended.answered
@@ -126,7 +126,7 @@ def _same(first: float | None, second: float | None, tolerance: float) -> bool:
     return abs(first - second) <= tolerance
 
 
-def feature_gaps(one: Story, other: Story) -> dict[str, float]:
+def feature_gaps(one: Transcript, other: Transcript) -> dict[str, float]:
     """Largest relative difference of each column of what decisions rested on, over admissible rows;
     relative to the larger of both and `FEATURE_FLOOR`. Only columns that differ at all."""
     worst: dict[str, float] = {}

@@ -19,7 +19,7 @@ from typing import Any
 from edgewise.live.clock import wake
 
 
-class Idle(RuntimeError):
+class Deadlock(RuntimeError):
     """Nothing is ready and no timer is set: everybody waits for somebody else, for ever."""
 
 
@@ -33,7 +33,7 @@ class _Jump(selectors.SelectSelector):
         if ready or timeout == 0:
             return ready
         if timeout is None:
-            raise Idle("a deadlock: nothing is ready, and no timer is set")
+            raise Deadlock("a deadlock: nothing is ready, and no timer is set")
         self.loop.jump()
         return ready
 

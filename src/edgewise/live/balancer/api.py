@@ -2,7 +2,7 @@
 
 ====  ======================  ==================================================================
 POST  /v1/requests            a client's metadata (`control.Submission`): decides, commands the
-                              ingress, answers with an `Answer`
+                              ingress, answers with an `DecisionReply`
 POST  /v1/outcomes            one `domain.Outcome` or a list: ``{"joined", "duplicates",
                               "unknown"}``
 GET   /v1/state               the fleet as it is believed to be, with ages, and counters
@@ -26,7 +26,7 @@ import msgspec
 from aiohttp import web
 from msgspec import Struct
 
-from edgewise.domain import Form, Outcome, ShedReason, decode_json
+from edgewise.domain import Outcome, PayloadForm, ShedReason, decode_json
 from edgewise.errors import WireError
 from edgewise.live.balancer.dispatcher import action, explain
 from edgewise.live.balancer.ledger import Entry
@@ -42,7 +42,7 @@ BODY_MAX = 8 * 2**20
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-class Answer(Struct, frozen=True, kw_only=True):
+class DecisionReply(Struct, frozen=True, kw_only=True):
     """What ``POST /v1/requests`` answers."""
 
     request: str
@@ -50,13 +50,13 @@ class Answer(Struct, frozen=True, kw_only=True):
     """``run`` at the ingress, ``transfer`` from it, or ``shed``."""
     server: str | None
     model: str | None
-    form: Form | None
+    form: PayloadForm | None
     reason: ShedReason | None
     probability: float
     policy: str
 
 
-class Refused(Exception):
+class HttpRefusal(Exception):
     """An HTTP request that gets an error: status and what is wrong."""
 
     def __init__(self, status: int, problem: str, field: str = "") -> None:
@@ -64,10 +64,10 @@ class Refused(Exception):
         super().__init__(problem)
 
 
-def answer(entry: Entry) -> Answer:
+def answer(entry: Entry) -> DecisionReply:
     """What the client is told of a decision."""
     command = entry.command
-    return Answer(
+    return DecisionReply(
         request=command.request,
         action=action(entry),
         server=command.server,
@@ -90,16 +90,18 @@ def application(balancer: Balancer) -> web.Application:
         meant = submission.anchored(now)
         if not dispatcher.tracker.knows(meant.ingress):
             known = ", ".join(dispatcher.tracker.servers)
-            raise Refused(
+            raise HttpRefusal(
                 404, f"no server is called {meant.ingress!r}; there are: {known}", "request.ingress"
             )
         known_entry = dispatcher.ledger.get(meant.id)
         if known_entry is not None and known_entry.request.ingress != meant.ingress:
             where = known_entry.request.ingress
-            raise Refused(409, f"{meant.id!r} is a request that arrived at {where}", "request.id")
+            raise HttpRefusal(
+                409, f"{meant.id!r} is a request that arrived at {where}", "request.id"
+            )
         channel = balancer.channels.get(meant.ingress)
         if channel is None and known_entry is None:
-            raise Refused(503, f"{meant.ingress} is not connected")
+            raise HttpRefusal(503, f"{meant.ingress} is not connected")
         entry = dispatcher.decide(meant, now, "metadata")
         if known_entry is None:
             balancer.metrics.decision_duration.observe(clock.now() - now)
@@ -133,7 +135,9 @@ def application(balancer: Balancer) -> web.Application:
     async def decision(request: web.Request) -> web.Response:
         entry = dispatcher.ledger.get(request.match_info["id"])
         if entry is None:
-            raise Refused(404, f"no decision of {request.match_info['id']!r} is known (any more)")
+            raise HttpRefusal(
+                404, f"no decision of {request.match_info['id']!r} is known (any more)"
+            )
         return _json(explain(entry))
 
     async def metrics(_: web.Request) -> web.Response:
@@ -150,7 +154,7 @@ def application(balancer: Balancer) -> web.Application:
     async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
             return await handler(request)
-        except Refused as error:
+        except HttpRefusal as error:
             status, problem, field = error.status, error.problem, error.field
         except WireError as error:
             status, problem, field = 400, str(error), error.field

@@ -29,18 +29,18 @@ from edgewise import policy as policies
 from edgewise.domain import Outcome, PeerReport, QueueItem, Report, Request, ServiceReport, Status
 from edgewise.errors import BadInput, PeerError, WireError
 from edgewise.live.balancer.api import application
-from edgewise.live.balancer.channels import CROSSING, SILENCE, Channel
+from edgewise.live.balancer.channels import CROSSING, SILENCE, NodeConnection
 from edgewise.live.balancer.dispatcher import Dispatcher
 from edgewise.live.balancer.emulator_feed import follow
 from edgewise.live.balancer.ledger import Entry
-from edgewise.live.balancer.metrics import Metrics
+from edgewise.live.balancer.metrics import BalancerMetrics
 from edgewise.live.clock import Clock
 from edgewise.live.config import BalancerConfig
 from edgewise.live.recorder import Recorder
-from edgewise.live.startup import steady
+from edgewise.live.startup import freeze_startup_objects
 from edgewise.live.wire import messages
 from edgewise.live.wire.sockets import listen, url_of
-from edgewise.policy import KernelPolicy
+from edgewise.policy import Policy
 from edgewise.scenario import Scenario, load
 
 log = logging.getLogger(__name__)
@@ -71,11 +71,11 @@ class Balancer:
     def __init__(self, dispatcher: Dispatcher, clock: Clock, relays: tuple[str, ...] = ()) -> None:
         self.dispatcher = dispatcher
         self.clock = clock
-        self.metrics = Metrics(dispatcher, clock)
-        self.channels: dict[str, Channel] = {}
+        self.metrics = BalancerMetrics(dispatcher, clock)
+        self.channels: dict[str, NodeConnection] = {}
         """The live one of each connected server."""
         self._relays = relays
-        self._sockets: dict[Channel, tuple[web.WebSocketResponse, Callable[[], None]]] = {}
+        self._sockets: dict[NodeConnection, tuple[web.WebSocketResponse, Callable[[], None]]] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._models = {
             name: {service.model for service in server.services}
@@ -135,7 +135,7 @@ class Balancer:
 
     # -- control channels ------------------------------------------------------------------------
 
-    async def command(self, entry: Entry, channel: Channel | None) -> None:
+    async def command(self, entry: Entry, channel: NodeConnection | None) -> None:
         """Send a decision's command to its ingress; without a channel, the ingress will ask."""
         if channel is None:
             return
@@ -166,7 +166,7 @@ class Balancer:
             log.warning("refused %s: %s", remote, error)
             await socket.close(code=1008, message=str(error).encode()[:120])
             return
-        channel = Channel(hello.server, socket, self.clock.now())
+        channel = NodeConnection(hello.server, socket, self.clock.now())
         older = self.channels.get(hello.server)
         # In one go, with no await between: there is never a moment with two of them, or none.
         self.channels[hello.server] = channel
@@ -211,7 +211,7 @@ class Balancer:
             raise PeerError(f"{hello.server} should run {', '.join(sorted(lacking))}: does not")
         return hello
 
-    async def _listen(self, socket: web.WebSocketResponse, channel: Channel) -> None:
+    async def _listen(self, socket: web.WebSocketResponse, channel: NodeConnection) -> None:
         decode, clock = messages.decode_from_node, self.clock
         async for frame in socket:
             if frame.type is not WSMsgType.BINARY:
@@ -232,7 +232,7 @@ class Balancer:
             else:
                 raise PeerError("a second hello")
 
-    async def _asked(self, channel: Channel, ask: messages.Ask, now: float) -> None:
+    async def _asked(self, channel: NodeConnection, ask: messages.Ask, now: float) -> None:
         self._of(channel, ask.request.ingress, "request")
         ahead = channel.clock.ahead
         request, uploaded = ask.request, ask.uploaded
@@ -256,11 +256,11 @@ class Balancer:
         if not crossed:
             await self.command(entry, channel)
 
-    def _of(self, channel: Channel, server: str, what: str) -> None:
+    def _of(self, channel: NodeConnection, server: str, what: str) -> None:
         if server != channel.server:
             raise PeerError(f"{what} of {server} on the channel of {channel.server}")
 
-    async def _keep(self, channel: Channel) -> None:
+    async def _keep(self, channel: NodeConnection) -> None:
         """Welcome a node, then ping it and tell it of the others, until it falls silent."""
         now = self.clock.now()
         await channel.send(messages.Welcome(policy=self.dispatcher.policy.name, at=now))
@@ -275,18 +275,18 @@ class Balancer:
             await channel.send(messages.Fleet(reports=self._others(channel), at=now))
             await channel.send(channel.clock.ping(self.clock.now()))
 
-    def _others(self, channel: Channel) -> tuple[Report, ...]:
+    def _others(self, channel: NodeConnection) -> tuple[Report, ...]:
         reports = (
             other.report_on_our_clock() for other in self.channels.values() if other is not channel
         )
         return tuple(report for report in reports if report is not None)
 
-    def _cut(self, channel: Channel) -> None:
+    def _cut(self, channel: NodeConnection) -> None:
         found = self._sockets.get(channel)
         if found is not None:
             found[1]()
 
-    async def _hang_up(self, channel: Channel, code: int, reason: str) -> None:
+    async def _hang_up(self, channel: NodeConnection, code: int, reason: str) -> None:
         found = self._sockets.get(channel)
         if found is None:
             return
@@ -339,7 +339,7 @@ def prepare(config: BalancerConfig, clock: Clock) -> Dispatcher:
     return dispatcher
 
 
-def warm_up(scenario: Scenario, policy: KernelPolicy, now: float) -> None:
+def warm_up(scenario: Scenario, policy: Policy, now: float) -> None:
     """Run everything compiled once, on a belief that is thrown away: the first request must not
     wait for the compiler."""
     scratch = Dispatcher(scenario, policy, now)
@@ -398,7 +398,7 @@ async def serve(
         sock = listen(config.listen.host, config.listen.port)
         await web.SockSite(runner, sock).start()
         await balancer.start()
-        steady()
+        freeze_startup_objects()
         if ready is not None:
             ready({"balancer": dispatcher.scenario.name, "url": url_of(sock)})
         await asyncio.Event().wait()

@@ -1,6 +1,7 @@
 """The balancer's end of the control channels: who is connected, and how far their clocks are ahead.
 
-One `Channel` is one WebSocket of one node. Clock offsets are measured as NTP does: of the last few
+One `NodeConnection` is one WebSocket of one node. Clock offsets are measured as NTP does: of the
+last few
 Ping/Pong pairs the one with the shortest round trip counts, for it had the least time to be
 lopsided (Mills, RFC 5905, §10, clock filter).
 """
@@ -66,7 +67,7 @@ class Socket(Protocol):
     async def send_bytes(self, data: bytes) -> Any: ...
 
 
-class Channel:
+class NodeConnection:
     """A node's control channel."""
 
     def __init__(self, server: str, socket: Socket, now: float) -> None:

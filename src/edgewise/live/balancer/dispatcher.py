@@ -10,16 +10,16 @@ from typing import Any
 
 import msgspec
 
-from edgewise.domain import Form, Outcome, Report, Request, Service, Status
+from edgewise.domain import Outcome, PayloadForm, Report, Request, Service, Status
 from edgewise.errors import WireError
 from edgewise.fleet.table import CONTEXT, R_LATENCY, ROW, SERVER
 from edgewise.fleet.tracker import Tracker
 from edgewise.live.balancer.experience import table_of
-from edgewise.live.balancer.ledger import SETTLE_AFTER, Entry, Ledger, Source
+from edgewise.live.balancer.ledger import SETTLE_AFTER, Entry, Ledger, OutcomeSource
 from edgewise.live.balancer.shadow import SHADOW
 from edgewise.live.recorder import Recorder
 from edgewise.live.records import DECISIONS, REPORTS
-from edgewise.policy import KernelPolicy
+from edgewise.policy import Policy
 from edgewise.scenario import Scenario
 from edgewise.score import score
 
@@ -78,9 +78,9 @@ class Dispatcher:
     def __init__(
         self,
         scenario: Scenario,
-        policy: KernelPolicy,
+        policy: Policy,
         now: float,
-        shadow: KernelPolicy | None = None,
+        shadow: Policy | None = None,
     ) -> None:
         self.scenario = scenario
         self.policy = policy
@@ -169,7 +169,7 @@ class Dispatcher:
                     outcome, latency=max(0.0, at - entry.request.sent_at)
                 )
             outcome = self._with_accuracy(outcome)
-        self._join(outcome, Source.NODE, now)
+        self._join(outcome, OutcomeSource.NODE, now)
 
     def on_outcome(self, outcome: Outcome, now: float) -> str:
         """A client or an evaluator says how a request ended.
@@ -181,7 +181,7 @@ class Dispatcher:
             for field in ("latency", "accuracy"):
                 if getattr(outcome, field) is None:
                     raise WireError(field, f"{outcome.request} was served: expected a number")
-        source = Source.CLIENT if outcome.label is None else Source.EVALUATOR
+        source = OutcomeSource.CLIENT if outcome.label is None else OutcomeSource.EVALUATOR
         return self._join(outcome, source, now)
 
     def _with_accuracy(self, outcome: Outcome) -> Outcome:
@@ -190,7 +190,7 @@ class Dispatcher:
             return outcome
         return msgspec.structs.replace(outcome, accuracy=accuracy_of(service, outcome.form))
 
-    def _join(self, outcome: Outcome, source: Source, now: float) -> str:
+    def _join(self, outcome: Outcome, source: OutcomeSource, now: float) -> str:
         entry = self.ledger.get(outcome.request)
         if entry is None:
             self.counts.unknown += 1
@@ -206,9 +206,9 @@ class Dispatcher:
         )
         entry.score = score(entry.request, outcome, self.tracker.shape) if scored else None
         self.counts.joined += 1
-        if source is not Source.NODE:
+        if source is not OutcomeSource.NODE:
             self._learn(entry)
-        if source is Source.EVALUATOR:
+        if source is OutcomeSource.EVALUATOR:
             self._settle(entry)
         return "joined"
 
@@ -254,9 +254,9 @@ def action(entry: Entry) -> str:
     return "run" if entry.command.server == entry.request.ingress else "transfer"
 
 
-def accuracy_of(service: Service, form: Form | None) -> float:
+def accuracy_of(service: Service, form: PayloadForm | None) -> float:
     """Accuracy of a service fed a payload of `form`."""
-    if form is Form.MODEL_READY and service.ready_accuracy is not None:
+    if form is PayloadForm.MODEL_READY and service.ready_accuracy is not None:
         return service.ready_accuracy
     return service.accuracy
 

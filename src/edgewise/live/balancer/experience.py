@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from edgewise.domain import Candidate
 from edgewise.fleet.table import CONTEXT, ROW, SERVER
 from edgewise.live.balancer.ledger import Entry
-from edgewise.live.recorder import Table, read
+from edgewise.live.recorder import RecordTable, read
 
 NAME = "experience"
 KEY = b"edgewise"
@@ -67,11 +67,11 @@ class Columns(Struct, frozen=True):
     """Behind each row; None = shed."""
 
 
-def table_of(servers: tuple[str, ...], candidates: tuple[Candidate | None, ...]) -> Table:
+def table_of(servers: tuple[str, ...], candidates: tuple[Candidate | None, ...]) -> RecordTable:
     """The experience table of a fleet."""
     columns = Columns(tuple(ROW), tuple(SERVER), tuple(CONTEXT), servers, candidates)
     schema = schema_of(len(candidates), len(servers))
-    return Table(NAME, row_of, schema.with_metadata({KEY: msgspec.json.encode(columns)}))
+    return RecordTable(NAME, row_of, schema.with_metadata({KEY: msgspec.json.encode(columns)}))
 
 
 def row_of(entry: Entry) -> tuple[Any, ...]:

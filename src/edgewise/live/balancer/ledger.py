@@ -34,7 +34,7 @@ RECENT_MAX = 2048
 """Settled decisions that can still be looked at; some 10 MB."""
 
 
-class Source(enum.IntEnum):
+class OutcomeSource(enum.IntEnum):
     """Who says how a request ended, by how much they know."""
 
     NODE = 0
@@ -59,7 +59,7 @@ class Entry(Struct, kw_only=True, eq=False, gc=False):
     asked: bool = False
     """The ingress has asked for it."""
     outcome: Outcome | None = None
-    source: Source | None = None
+    source: OutcomeSource | None = None
     score: Score | None = None
     settled: bool = False
     features: Any = None

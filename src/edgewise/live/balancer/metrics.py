@@ -17,14 +17,14 @@ from prometheus_client.registry import Collector
 from edgewise.live.balancer.dispatcher import Dispatcher
 from edgewise.live.clock import Clock
 
-__all__ = ["CONTENT_TYPE", "Metrics"]
+__all__ = ["CONTENT_TYPE", "BalancerMetrics"]
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 # A decision takes some tens of microseconds; 5 ms is what a whole round trip may take.
 _BUCKETS = (0.00002, 0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.05, 0.25)
 
 
-class Metrics(Collector):
+class BalancerMetrics(Collector):
     """The balancer's metrics, in a registry of their own."""
 
     def __init__(self, dispatcher: Dispatcher, clock: Clock) -> None:

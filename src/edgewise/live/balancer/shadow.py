@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from edgewise.domain import Decision
-from edgewise.live.recorder import Table
+from edgewise.live.recorder import RecordTable
 
 
 def shadow_row(other: Decision, decision: Decision) -> tuple[Any, ...]:
@@ -31,7 +31,7 @@ def shadow_row(other: Decision, decision: Decision) -> tuple[Any, ...]:
     )
 
 
-SHADOW = Table(
+SHADOW = RecordTable(
     "shadow",
     shadow_row,
     pa.schema(

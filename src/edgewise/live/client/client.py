@@ -41,19 +41,19 @@ from msgspec import Struct
 
 from edgewise.domain import Outcome, Request, Stamps, Status
 from edgewise.errors import BadInput, MissingExtra, PeerError
-from edgewise.live.client.payloads import Load, read_load
+from edgewise.live.client.payloads import PreparedLoad, read_load
 from edgewise.live.clock import Clock
 from edgewise.live.config import ClientConfig
 from edgewise.live.node.links import LeastRtt
 from edgewise.live.recorder import Recorder
 from edgewise.live.records import OUTCOMES, REQUESTS
 from edgewise.live.run.evaluate import NOTES, SCENARIO
-from edgewise.live.startup import steady
+from edgewise.live.startup import freeze_startup_objects
 from edgewise.live.wire.carrier import Session
 from edgewise.live.wire.messages import Submission
 from edgewise.live.wire.protocol import decode_answer, encode_request
 from edgewise.scenario import Scenario, dump, load
-from edgewise.score import Shape, score
+from edgewise.score import ScoreShape, score
 from edgewise.summary import percentiles_ms
 
 try:
@@ -102,8 +102,8 @@ class Client:
     def __init__(
         self,
         config: ClientConfig,
-        load: Load,
-        shape: Shape,
+        load: PreparedLoad,
+        shape: ScoreShape,
         ended: Callable[[Sent, Outcome], None],
         *,
         tell_label: bool = False,
@@ -400,11 +400,11 @@ def run(
     missing = [name for name in scenario.workload.ingress if name not in config.ingress]
     if missing:
         raise BadInput(f"client configuration: ingress: expected an address of {missing[0]!r}")
-    shape = Shape(grace=scenario.score.grace, accuracy_weight=scenario.score.accuracy_weight)
+    shape = ScoreShape(grace=scenario.score.grace, accuracy_weight=scenario.score.accuracy_weight)
     requests = read_load(scenario, name or secrets.token_hex(4))
     out = None if config.out is None else Path(config.out)
     warm_up(shape)
-    steady()
+    freeze_startup_objects()
     with Recorder(out, (REQUESTS, OUTCOMES)) as recorder:
 
         def ended(entry: Sent, outcome: Outcome) -> None:
@@ -424,7 +424,7 @@ def run(
     return client.progress()
 
 
-def warm_up(shape: Shape) -> None:
+def warm_up(shape: ScoreShape) -> None:
     """Score once: loading what is compiled takes half a second, in which nothing could be sent."""
     request = Request(id="warm-up", ingress="x", payload_bytes=0, sent_at=0.0, deadline=1.0)
     outcome = Outcome(request="warm-up", status=Status.SERVED, latency=1.0, accuracy=1.0)

@@ -15,7 +15,7 @@ from edgewise.tasks.imagenet.images import Images, load_images
 from edgewise.worlds.workload import Trace, generate
 
 
-class Load(Struct, frozen=True, kw_only=True):
+class PreparedLoad(Struct, frozen=True, kw_only=True):
     """A run's requests, ready to be sent."""
 
     trace: Trace
@@ -52,7 +52,7 @@ class Load(Struct, frozen=True, kw_only=True):
         return data[: int(self.trace.payload_bytes[index])]
 
 
-def read_load(scenario: Scenario, run: str) -> Load:
+def read_load(scenario: Scenario, run: str) -> PreparedLoad:
     """Draw the requests of `scenario` and read the photos they need; `run` begins their ids.
 
     The same `run` and seed give the same ids: what the replay executor draws by them is then the
@@ -77,7 +77,7 @@ def read_load(scenario: Scenario, run: str) -> Load:
         payloads = {index: images[index].read() for index in used}
         names = {index: images[index].name for index in used}
         labels = tuple(images[int(index)].label for index in trace.image)
-    return Load(
+    return PreparedLoad(
         trace=trace,
         ids=_ids(run, len(trace)),
         servers=scenario.server_names,

@@ -10,7 +10,7 @@ from edgewise.domain import Outcome, Request, ShedReason, Stamps, Status
 from edgewise.errors import EdgewiseError
 from edgewise.live.wire.protocol import (
     HEADER_LENGTH,
-    Answer,
+    InferAnswer,
     InferRequest,
     decode_request,
     shed_code,
@@ -18,7 +18,7 @@ from edgewise.live.wire.protocol import (
 from edgewise.live.wire.upload import Upload
 
 
-class Refused(EdgewiseError):
+class RequestRefused(EdgewiseError):
     """A request is answered with an HTTP error without having been taken."""
 
     def __init__(self, code: int, problem: str) -> None:
@@ -68,24 +68,26 @@ class Arrival(Struct, kw_only=True):
             answered=now,
         )
 
-    def _unserved(self, status: Status, code: int, reason: str, error: str, now: float) -> Answer:
+    def _unserved(
+        self, status: Status, code: int, reason: str, error: str, now: float
+    ) -> InferAnswer:
         outcome = Outcome(
             request=self.request.id, status=status, reason=reason, stamps=self.stamps(now)
         )
-        return Answer(outcome=outcome, code=code, error=error)
+        return InferAnswer(outcome=outcome, code=code, error=error)
 
-    def shed(self, reason: ShedReason, now: float, detail: str = "") -> Answer:
+    def shed(self, reason: ShedReason, now: float, detail: str = "") -> InferAnswer:
         """Refused on purpose."""
         error = f"shed: {reason.value}" + (f" ({detail})" if detail else "")
         return self._unserved(Status.SHED, shed_code(reason), reason.value, error, now)
 
-    def expired(self, now: float, detail: str = "") -> Answer:
+    def expired(self, now: float, detail: str = "") -> InferAnswer:
         """Too late."""
         error = f"the deadline of {self.request.deadline:g} s has passed"
         error += f" ({detail})" if detail else ""
         return self._unserved(Status.EXPIRED, 504, "deadline", error, now)
 
-    def failed(self, code: int, error: str, now: float) -> Answer:
+    def failed(self, code: int, error: str, now: float) -> InferAnswer:
         """Something broke, or the photo is none."""
         return self._unserved(Status.FAILED, code, error, error, now)
 

@@ -40,7 +40,7 @@ OUTBOX_MAX = 4096
 """Messages waiting to be sent; a channel that stands still for longer is broken."""
 
 
-class Channel:
+class ControlChannel:
     """A control channel; `run` keeps it.
 
     Parameters

@@ -15,8 +15,8 @@ from msgspec import Struct
 from edgewise.domain import Command, Request
 from edgewise.fleet.timeouts import DECISION_PATIENCE
 from edgewise.live.clock import Clock
-from edgewise.live.node.control_channel import Channel
-from edgewise.live.node.local_decider import Alone
+from edgewise.live.node.control_channel import ControlChannel
+from edgewise.live.node.local_decider import LocalDecider
 from edgewise.live.node.monitor import BALANCER, Monitor
 from edgewise.live.wire.messages import Ask
 
@@ -44,16 +44,16 @@ class Decisions:
         Decides where no balancer does.
     """
 
-    def __init__(self, server: str, clock: Clock, monitor: Monitor, alone: Alone) -> None:
+    def __init__(self, server: str, clock: Clock, monitor: Monitor, alone: LocalDecider) -> None:
         self.alone = alone
         self._server = server
         self._clock = clock
         self._monitor = monitor
-        self._channel: Channel | None = None
+        self._channel: ControlChannel | None = None
         self._early: dict[str, Decided] = {}
         self._waiting: dict[str, asyncio.Future[Decided]] = {}
 
-    def use(self, channel: Channel) -> None:
+    def use(self, channel: ControlChannel) -> None:
         """Ask over `channel` from now on."""
         self._channel = channel
 

@@ -2,15 +2,17 @@
 
 Theory of operation
 -------------------
-As *ingress* (`Edge.serve`): the request takes a place in the queue; a command is waited for while
+As *ingress* (`RequestHandler.serve`): the request takes a place in the queue; a command is waited
+for while
 the photo still comes in; then the candidates of the command are tried in order. This server's own
 means the queue, another's a transfer. A candidate that fails or is full gives way to the next while
 there is time; after the last comes the quickest service here that meets the demand; after that an
 explicit error. The balancer is told how it ended.
 
-As *destination* (`Edge.accept`): a peer has decided; run it here or say why not.
+As *destination* (`RequestHandler.accept`): a peer has decided; run it here or say why not.
 
-Every request ends in exactly one `Answer`, at the latest when it can no longer score. One request
+Every request ends in exactly one `InferAnswer`, at the latest when it can no longer score. One
+request
 id runs once: a second one joins the first, or is refused if that has been given up.
 """
 
@@ -24,18 +26,18 @@ from typing import Any
 
 import msgspec
 
-from edgewise.domain import Candidate, Form, Outcome, Request, Service, ShedReason, Status
+from edgewise.domain import Candidate, Outcome, PayloadForm, Request, Service, ShedReason, Status
 from edgewise.errors import BadInput, ImagesError, PeerError, WireError
 from edgewise.fleet.timeouts import give_up_at, worth_running
 from edgewise.live.clock import Clock
-from edgewise.live.node.arrival import Arrival, Refused, Transfer
+from edgewise.live.node.arrival import Arrival, RequestRefused, Transfer
 from edgewise.live.node.decisions import Decided, Decisions
 from edgewise.live.node.executor import Executor, Item
 from edgewise.live.node.monitor import Monitor
-from edgewise.live.node.preparation import Stage
-from edgewise.live.node.queue import Expired, Place, Queue, QueueFull
-from edgewise.live.node.transfer import FINAL, Parcel, Peers
-from edgewise.live.wire.protocol import Answer, encode_request
+from edgewise.live.node.preparation import Converter
+from edgewise.live.node.queue import Expired, Queue, QueueFull, QueueTicket
+from edgewise.live.node.transfer import FINAL, Peers, TransferRequest
+from edgewise.live.wire.protocol import InferAnswer, encode_request
 from edgewise.live.wire.upload import TooLarge, Upload
 
 log = logging.getLogger("edgewise.node")
@@ -44,7 +46,7 @@ REMEMBERED = 4096
 """Answers kept for retries of the same id; a retry comes within a few deadlines or not at all."""
 
 
-class Tried:
+class Attempts:
     """What a request's candidates have come to so far."""
 
     def __init__(self) -> None:
@@ -61,7 +63,7 @@ class _NoAnswerInTime(PeerError):
     """A peer that was waited for as long as that could pay."""
 
 
-class Edge:
+class RequestHandler:
     """One edge server's work.
 
     Parameters
@@ -84,12 +86,12 @@ class Edge:
         grace: float,
         clock: Clock,
         queue: Queue,
-        stage: Stage,
+        stage: Converter,
         executor: Executor,
         monitor: Monitor,
         decisions: Decisions,
         peers: Peers,
-        finished: Callable[[Request, Answer], None],
+        finished: Callable[[Request, InferAnswer], None],
     ) -> None:
         self.server = server
         self.services = services
@@ -101,7 +103,7 @@ class Edge:
         self._queue, self._stage, self._executor = queue, stage, executor
         self._monitor, self._decisions, self._peers = monitor, decisions, peers
         self._finished = finished
-        self._known: dict[str, asyncio.Future[Answer]] = {}
+        self._known: dict[str, asyncio.Future[InferAnswer]] = {}
         self._ended = asyncio.Event()
 
     async def quiet(self) -> None:
@@ -111,11 +113,11 @@ class Edge:
 
     # -- as ingress -----------------------------------------------------------------------------
 
-    async def serve(self, arrival: Arrival) -> Answer:
+    async def serve(self, arrival: Arrival) -> InferAnswer:
         """Answer a request of a client. Raises Refused, TooLarge, WireError (answer 400)."""
         return await self._once(arrival.request.id, lambda: self._ingress(arrival))
 
-    async def _ingress(self, arrival: Arrival) -> Answer:
+    async def _ingress(self, arrival: Arrival) -> InferAnswer:
         try:
             if self.draining:
                 answer = arrival.shed(ShedReason.DRAINING, self._clock.now())
@@ -132,11 +134,11 @@ class Edge:
         self._tell(arrival, answer)
         return answer
 
-    def _tell(self, arrival: Arrival, answer: Answer) -> None:
+    def _tell(self, arrival: Arrival, answer: InferAnswer) -> None:
         self._decisions.alone.on_outcome(answer.outcome, self._clock.now())
         self._finished(arrival.request, answer)
 
-    async def _decide_and_do(self, arrival: Arrival) -> Answer:
+    async def _decide_and_do(self, arrival: Arrival) -> InferAnswer:
         request = arrival.request
         with self._queue.enter() as place:
             if arrival.model is not None:
@@ -147,7 +149,7 @@ class Edge:
             if command.server is None or command.model is None:
                 return arrival.shed(command.reason or ShedReason.PRICE, self._clock.now())
             first = Candidate(command.server, command.model, command.form)
-            tried = Tried()
+            tried = Attempts()
             for attempt, candidate in enumerate((first, *command.alternatives)):
                 if tried.late:
                     break  # what is left of the time is best spent on the quickest service here
@@ -173,12 +175,12 @@ class Edge:
     async def _try(
         self,
         arrival: Arrival,
-        place: Place,
+        place: QueueTicket,
         candidate: Candidate,
         decided: Decided,
         attempt: int,
-        tried: Tried,
-    ) -> Answer | None:
+        tried: Attempts,
+    ) -> InferAnswer | None:
         """One candidate; None if the next is to be tried, and why is then in `tried`."""
         dispatch = decided.command.dispatch if attempt == 0 else 0
         if candidate.server == self.server:
@@ -213,8 +215,8 @@ class Edge:
         return None
 
     async def _run_here(
-        self, arrival: Arrival, model: str, place: Place, tried: Tried
-    ) -> Answer | None:
+        self, arrival: Arrival, model: str, place: QueueTicket, tried: Attempts
+    ) -> InferAnswer | None:
         """As `_try`, for a model of this server."""
         try:
             return await self._run(arrival, model, place)
@@ -231,12 +233,12 @@ class Edge:
         decided: Decided,
         dispatch: int,
         attempt: int,
-    ) -> Answer:
+    ) -> InferAnswer:
         """Send it to a peer. Raises PeerError; BadInput if the photo cannot be made ready."""
         request = arrival.request
         due = request.sent_at + request.deadline
         body, headers, size = arrival.body, dict(arrival.format), arrival.ready_size
-        if candidate.form is Form.MODEL_READY and size is None:
+        if candidate.form is PayloadForm.MODEL_READY and size is None:
             service = self._fleet.get((candidate.server, candidate.model))
             if service is None:
                 raise PeerError(f"{candidate.server}: has no model {candidate.model}")
@@ -248,7 +250,7 @@ class Edge:
                 return arrival.failed(422, str(error), self._clock.now())
             headers, encoded = encode_request(ready)
             body = Upload.of(encoded, self._clock.now())
-        parcel = Parcel(
+        parcel = TransferRequest(
             request=request,
             model=candidate.model,
             headers=headers,
@@ -302,7 +304,7 @@ class Edge:
 
     async def accept(
         self, arrival: Arrival, transfer: Transfer, arrived: Callable[[], Awaitable[None]]
-    ) -> Answer:
+    ) -> InferAnswer:
         """Answer a request that a peer transfers here; `arrived` is awaited when its body is in.
 
         Raises Refused before that only.
@@ -315,8 +317,8 @@ class Edge:
 
     async def _destination(
         self, arrival: Arrival, transfer: Transfer, arrived: Callable[[], Awaitable[None]]
-    ) -> Answer:
-        async def work() -> Answer:
+    ) -> InferAnswer:
+        async def work() -> InferAnswer:
             with self._queue.enter() as place:
                 await arrival.body.whole()
                 arrival.transferred = arrival.body.last_at
@@ -331,7 +333,7 @@ class Edge:
 
     # -- either -----------------------------------------------------------------------------------
 
-    async def _run(self, arrival: Arrival, model: str, place: Place) -> Answer:
+    async def _run(self, arrival: Arrival, model: str, place: QueueTicket) -> InferAnswer:
         """Run it here. Raises WireError, TooLarge."""
         payload = await arrival.photo()
         if arrival.transferred is None:
@@ -373,18 +375,18 @@ class Edge:
             status=Status.SERVED,
             server=self.server,
             model=model,
-            form=Form.MODEL_READY if ready else Form.ORIGINAL,
+            form=PayloadForm.MODEL_READY if ready else PayloadForm.ORIGINAL,
             predicted=result.predicted,
             accuracy=accuracy,
             stamps=arrival.stamps(self._clock.now()),
         )
-        return Answer(outcome=outcome, code=200, score=result.score)
+        return InferAnswer(outcome=outcome, code=200, score=result.score)
 
     def _dead(self, request: Request) -> float:
         """When it can no longer score."""
         return request.sent_at + request.deadline * (1.0 + self._grace)
 
-    async def _in_time(self, arrival: Arrival, work: Awaitable[Answer]) -> Answer:
+    async def _in_time(self, arrival: Arrival, work: Awaitable[InferAnswer]) -> InferAnswer:
         """The answer of `work`, or one that says why there is none."""
         left = self._dead(arrival.request) - self._clock.now()
         try:
@@ -395,7 +397,7 @@ class Edge:
         except QueueFull as error:
             return arrival.shed(ShedReason.QUEUE_FULL, self._clock.now(), str(error))
 
-    async def _once(self, key: str, work: Callable[[], Awaitable[Answer]]) -> Answer:
+    async def _once(self, key: str, work: Callable[[], Awaitable[InferAnswer]]) -> InferAnswer:
         """`work()` for the first of a key; its answer for the others."""
         known = self._known.get(key)
         if known is not None:
@@ -404,8 +406,10 @@ class Edge:
             except asyncio.CancelledError:
                 if not known.cancelled():
                     raise
-                raise Refused(409, "this id was given up before: it does not run twice") from None
-        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+                raise RequestRefused(
+                    409, "this id was given up before: it does not run twice"
+                ) from None
+        future: asyncio.Future[InferAnswer] = asyncio.get_running_loop().create_future()
         self._known[key] = future
         while len(self._known) > REMEMBERED + self.inflight:
             del self._known[next(iter(self._known))]

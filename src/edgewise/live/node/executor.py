@@ -2,8 +2,8 @@
 
 - `OnnxExecutor`: ONNX Runtime in worker threads, decoding included, one thread a prediction.
 - `ReplayExecutor`: recorded latencies and predictions, so that a fleet of fifty fits on two cores.
-- `Slowed` wraps another and emulates a weaker machine.
-- `Dragged` wraps another and emulates slow spells.
+- `SlowerMachineExecutor` wraps another and emulates a weaker machine.
+- `SlowedExecutor` wraps another and emulates slow spells.
 
 An item that cannot be run (its image does not decode) is an error in its place of the result; the
 others of the batch are unharmed.
@@ -25,7 +25,7 @@ from msgspec import Struct
 from edgewise.domain import Service
 from edgewise.errors import BadInput, ImagesError
 from edgewise.fleet.estimates import ready_time
-from edgewise.fleet.request_noise import Luck
+from edgewise.fleet.request_noise import RequestNoise
 from edgewise.live.clock import Clock
 from edgewise.tasks.imagenet import zoo
 from edgewise.tasks.imagenet.preprocessing import make_ready, sample_photo
@@ -76,7 +76,8 @@ class OnnxExecutor:
 
     Loads every model at once and runs a photo through each, in both forms: a node that is ready
     answers its first request as fast as the next. What is slow the first time is the process's, not
-    a thread's: Pillow loads its decoders (30 ms of CPU, which `Slowed` makes 120), a session
+    a thread's: Pillow loads its decoders (30 ms of CPU, which `SlowerMachineExecutor` makes 120),
+    a session
     allocates. Raises ModelError for a model that is unknown, not prepared or corrupt.
     """
 
@@ -136,14 +137,14 @@ class ReplayExecutor:
         self,
         services: Mapping[int, Service],
         clock: Clock,
-        luck: Luck,
-        drag: Drag | None = None,
+        luck: RequestNoise,
+        drag: Slowdown | None = None,
         recorded: Mapping[tuple[str, str], int] | None = None,
     ) -> None:
         self._services = {service.model: (k, service) for k, service in services.items()}
         self._clock = clock
         self._luck = luck
-        self._drag = Drag(clock) if drag is None else drag
+        self._drag = Slowdown(clock) if drag is None else drag
         self._recorded = recorded or {}
         self._ends: list[float] = []  # of workers just done: when each was meant to be
 
@@ -182,7 +183,7 @@ class ReplayExecutor:
         return Prediction(predicted=predicted, score=accuracy, cpu=latency)
 
 
-class Slowed:
+class SlowerMachineExecutor:
     """Another executor on a machine of `speed` < 1 times this one.
 
     The CPU time a batch really took, divided by `speed`, is how long it shall take; the rest of it
@@ -203,7 +204,7 @@ class Slowed:
         return results
 
 
-class Drag:
+class Slowdown:
     """By what factor everything on a server takes longer now: slow spells, gray failures."""
 
     def __init__(self, clock: Clock) -> None:
@@ -219,10 +220,10 @@ class Drag:
         await self._clock.until(now + (factor - 1.0) * (now - start))
 
 
-class Dragged:
+class SlowedExecutor:
     """Another executor that takes longer by what `drag` says when a batch starts."""
 
-    def __init__(self, inner: Executor, drag: Drag) -> None:
+    def __init__(self, inner: Executor, drag: Slowdown) -> None:
         self._inner, self._drag = inner, drag
 
     async def run(self, batch: Sequence[Item]) -> list[Result]:

@@ -1,4 +1,4 @@
-"""The node's HTTP interface: the Open Inference Protocol's REST paths over `edge.Edge`.
+"""The node's HTTP interface: the Open Inference Protocol's REST paths over `edge.RequestHandler`.
 
 A body is read by a task of its own while the request is decided on. A client that goes away
 cancels its handler, and with it everything that is under way for it.
@@ -19,12 +19,12 @@ from edgewise import __version__
 from edgewise.domain import HEADER, Report, Request
 from edgewise.errors import BadInput, WireError
 from edgewise.live.clock import Clock
-from edgewise.live.node.arrival import Arrival, Refused, Transfer
-from edgewise.live.node.edge import Edge
-from edgewise.live.node.metrics import CONTENT_TYPE, Metrics
+from edgewise.live.node.arrival import Arrival, RequestRefused, Transfer
+from edgewise.live.node.edge import RequestHandler
+from edgewise.live.node.metrics import CONTENT_TYPE, NodeMetrics
 from edgewise.live.node.monitor import Monitor
 from edgewise.live.wire import protocol
-from edgewise.live.wire.protocol import Answer
+from edgewise.live.wire.protocol import InferAnswer
 from edgewise.live.wire.upload import TooLarge, Upload
 
 DEADLINE_DEFAULT = 1.0
@@ -45,10 +45,10 @@ class Api:
 
     def __init__(
         self,
-        edge: Edge,
+        edge: RequestHandler,
         clock: Clock,
         monitor: Monitor,
-        metrics: Metrics,
+        metrics: NodeMetrics,
         body_limit: int,
         refresh: Callable[[], None],
         fleet: tuple[str, ...],
@@ -84,7 +84,7 @@ class Api:
                 return await self._transferred(http, model, body, accepted)
             return await self._from_client(http, model, body, accepted)
         except TooLarge as error:
-            raise Refused(413, str(error)) from None
+            raise RequestRefused(413, str(error)) from None
 
     async def _from_client(
         self, http: web.Request, model: str, body: Upload, accepted: float
@@ -220,7 +220,7 @@ class Api:
         whole = await body.whole()
         return protocol.decode_request(whole, http.headers.get(protocol.HEADER_LENGTH)).parameters
 
-    async def _answer(self, answer: Answer, arrival: Arrival) -> web.Response:
+    async def _answer(self, answer: InferAnswer, arrival: Arrival) -> web.Response:
         echo, binary = "", frozenset[str]()
         if answer.served:
             await arrival.photo()  # not read yet if it was transferred as it came, or is a retry
@@ -231,7 +231,7 @@ class Api:
             headers["Retry-After"] = "1"
         return web.Response(status=answer.code, headers=headers, body=body)
 
-    def _count(self, arrival: Arrival, answer: Answer) -> None:
+    def _count(self, arrival: Arrival, answer: InferAnswer) -> None:
         outcome = answer.outcome
         now = self._clock.now()
         self._metrics.count(outcome.status.value, outcome.model, answer.code)
@@ -247,10 +247,12 @@ class Api:
         model = http.match_info["model"]
         known = (TASK, *self._edge.services)
         if model not in known:
-            raise Refused(404, f"unknown model {model[:64]!r}; known: {', '.join(known)}")
+            raise RequestRefused(404, f"unknown model {model[:64]!r}; known: {', '.join(known)}")
         version = http.match_info.get("version", VERSIONS[0])
         if version not in VERSIONS:
-            raise Refused(404, f"unknown version {version[:64]!r}; known: {', '.join(VERSIONS)}")
+            raise RequestRefused(
+                404, f"unknown version {version[:64]!r}; known: {', '.join(VERSIONS)}"
+            )
         return model
 
     async def _server(self, _: web.Request) -> web.Response:
@@ -324,7 +326,7 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Every error is JSON, as the protocol asks."""
     try:
         return await handler(request)
-    except Refused as error:
+    except RequestRefused as error:
         return _json({"error": str(error)}, error.code)
     except BadInput as error:
         return _json({"error": str(error)}, 400)

@@ -2,7 +2,8 @@
 
 Bytes are *on* a link from the moment they are accepted for a peer until the peer says that the
 last of them is in. In between their way is reckoned: the flows of a link share its measured rate
-equally. With one uplink all peers are behind the same `Link`. The simulator's is `sim.transfers`.
+equally. With one uplink all peers are behind the same `MeasuredLink`. The simulator's is
+`sim.transfers`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from edgewise.domain import PeerReport
-from edgewise.fleet.estimates import shared, smooth_rate
+from edgewise.fleet.estimates import fair_rate, smooth_rate
 
 RTT_MEMORY = 10.0
 """s over which the least round trip counts, as in BBR: long enough to meet an empty link, short
@@ -28,7 +29,7 @@ class Flow:
         self.started, self.shared, self.tag = now, shared, tag
 
 
-class Link:
+class MeasuredLink:
     """A link of this node: its uplink, its way to one peer, or the clients' way to it."""
 
     def __init__(self) -> None:
@@ -46,7 +47,7 @@ class Link:
     def _advance(self, now: float) -> None:
         seconds = max(0.0, now - self._at)
         self._shared += seconds * len(self._flows)
-        self._sent += shared(self.rate, seconds, len(self._flows))
+        self._sent += fair_rate(self.rate, seconds, len(self._flows))
         self._at = max(now, self._at)
 
     @contextmanager

@@ -14,7 +14,7 @@ from edgewise.live.wire.messages import Fleet
 from edgewise.scenario import Scenario
 
 
-class Alone:
+class LocalDecider:
     """A balancer for one ingress."""
 
     def __init__(self, scenario: Scenario, server: str, now: float) -> None:

@@ -12,15 +12,15 @@ from collections.abc import Mapping
 from edgewise.domain import PeerReport, Report, Service, ServiceReport
 from edgewise.fleet.belief import acknowledge
 from edgewise.fleet.estimates import SERVICE_MEMORY, ready_time
-from edgewise.live.node.links import LeastRtt, Link
-from edgewise.live.node.preparation import Stage
+from edgewise.live.node.links import LeastRtt, MeasuredLink
+from edgewise.live.node.preparation import Converter
 from edgewise.live.node.queue import Queue
 
 BALANCER = ""
 """The decider that is not a node."""
 
 
-class Seen:
+class SequencesSeen:
     """What this node has seen of one decider's numbers: the highest, never reset."""
 
     def __init__(self) -> None:
@@ -53,23 +53,23 @@ class Monitor:
         peers: tuple[str, ...],
         shared_uplink: bool,
         queue: Queue,
-        stage: Stage,
+        stage: Converter,
     ) -> None:
         self.server = server
-        self.access = Link()
-        uplink = Link()
-        self.links = {peer: uplink if shared_uplink else Link() for peer in peers}
+        self.access = MeasuredLink()
+        uplink = MeasuredLink()
+        self.links = {peer: uplink if shared_uplink else MeasuredLink() for peer in peers}
         self.rtts = {peer: LeastRtt() for peer in peers}
         self.draining = False
         self._services = services
         self._queue, self._stage = queue, stage
-        self._seen = {BALANCER: Seen()}
+        self._seen = {BALANCER: SequencesSeen()}
         self._times: dict[str, float] = {}
         self._served = dict.fromkeys(services, 0)
 
-    def seen(self, decider: str) -> Seen:
+    def seen(self, decider: str) -> SequencesSeen:
         """The numbers of a decider."""
-        return self._seen.setdefault(decider, Seen())
+        return self._seen.setdefault(decider, SequencesSeen())
 
     def ran(self, model: str, seconds: float, ready: bool) -> None:
         """A request ran for `seconds`. One that was fed model-ready counts what that saved, for
@@ -92,7 +92,7 @@ class Monitor:
 
     def report(self, now: float, decider: str = BALANCER) -> Report:
         """The state at `now`, for `decider`."""
-        seen = self._seen.get(decider) or Seen()
+        seen = self._seen.get(decider) or SequencesSeen()
         peers: dict[str, PeerReport] = {
             peer: link.report(peer, self.rtts[peer].get(now), now)
             for peer, link in self.links.items()

@@ -24,35 +24,35 @@ from edgewise import __version__
 from edgewise.domain import Report, Request
 from edgewise.errors import BadInput
 from edgewise.fleet.belief import acknowledge
-from edgewise.fleet.estimates import ready_time, shared, smooth_rate, starved
+from edgewise.fleet.estimates import fair_rate, ready_time, smooth_rate, starved
 from edgewise.fleet.report_timing import busy_share, jumped
-from edgewise.fleet.request_noise import Luck
+from edgewise.fleet.request_noise import RequestNoise
 from edgewise.fleet.timeouts import give_up_at, worth_running
 from edgewise.live.clock import Clock
 from edgewise.live.config import NodeConfig
-from edgewise.live.node.control_channel import Channel
+from edgewise.live.node.control_channel import ControlChannel
 from edgewise.live.node.decisions import Decisions
-from edgewise.live.node.edge import Edge
+from edgewise.live.node.edge import RequestHandler
 from edgewise.live.node.executor import (
-    Drag,
-    Dragged,
     Executor,
     OnnxExecutor,
     ReplayExecutor,
-    Slowed,
+    Slowdown,
+    SlowedExecutor,
+    SlowerMachineExecutor,
 )
 from edgewise.live.node.http import Api
-from edgewise.live.node.local_decider import Alone
-from edgewise.live.node.metrics import Metrics
+from edgewise.live.node.local_decider import LocalDecider
+from edgewise.live.node.metrics import NodeMetrics
 from edgewise.live.node.monitor import Monitor
-from edgewise.live.node.preparation import DraggedMaker, Maker, PhotoMaker, ReplayMaker, Stage
+from edgewise.live.node.preparation import Converter, Maker, PhotoMaker, ReplayMaker, SlowedMaker
 from edgewise.live.node.queue import Queue
 from edgewise.live.node.reporter import Reporter
 from edgewise.live.node.transfer import HttpPeers
-from edgewise.live.startup import steady
-from edgewise.live.wire.carrier import Carrier, Sockets
+from edgewise.live.startup import freeze_startup_objects
+from edgewise.live.wire.carrier import SocketTransport, Transport
 from edgewise.live.wire.messages import Answered, Fleet, Hello, Reported
-from edgewise.live.wire.protocol import Answer
+from edgewise.live.wire.protocol import InferAnswer
 from edgewise.scenario import Scenario, load
 from edgewise.tasks.services import services_of
 
@@ -64,7 +64,7 @@ DRAIN_LIMIT = 10.0
 """s that a node takes to finish what it has when told to stop; Kubernetes kills after 30."""
 
 
-class Told(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class LauncherMessage(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A line on a node's standard input, from its launcher."""
 
     slow: Annotated[float, Meta(ge=1.0)]
@@ -92,10 +92,10 @@ class Node:
         scenario: Scenario | None = None,
         clock: Clock | None = None,
         executor: Executor | None = None,
-        carrier: Carrier | None = None,
+        carrier: Transport | None = None,
     ) -> None:
         self.config = config
-        self._carrier = Sockets() if carrier is None else carrier
+        self._carrier = SocketTransport() if carrier is None else carrier
         self.scenario = load(config.scenario) if scenario is None else scenario
         self.clock = Clock() if clock is None else clock
         self.url = ""
@@ -118,24 +118,24 @@ class Node:
             clock, spec.workers, spec.queue_limit, scenario.discipline, self._changed
         )
         self._threads = ThreadPoolExecutor(spec.workers + 1, "edgewise")  # one for the stage
-        self._drag = Drag(clock)
+        self._drag = Slowdown(clock)
         maker: Maker
         if scenario.executor == "onnx":
             if executor is None:
                 executor = OnnxExecutor(tuple(mine), self._threads)
                 if spec.speed < 1.0:
-                    executor = Slowed(executor, spec.speed, clock)
-                executor = Dragged(executor, self._drag)
+                    executor = SlowerMachineExecutor(executor, spec.speed, clock)
+                executor = SlowedExecutor(executor, self._drag)
             maker = PhotoMaker(self._threads, spec.speed, clock)
         else:
             if executor is None:
                 here = {k: each for k, each in enumerate(everyone) if each.server == name}
-                luck = Luck(scenario.seed, scenario.service_noise.cv)
+                luck = RequestNoise(scenario.seed, scenario.service_noise.cv)
                 executor = ReplayExecutor(here, clock, luck, self._drag)
             maker = ReplayMaker(scenario.prepare.seconds / spec.speed, clock)
         self._executor = executor
-        self.stage = Stage(
-            DraggedMaker(maker, self._drag),
+        self.stage = Converter(
+            SlowedMaker(maker, self._drag),
             clock,
             self.queue,
             scenario.prepare.seconds / spec.speed,
@@ -150,13 +150,13 @@ class Node:
             self.queue,
             self.stage,
         )
-        self.alone = Alone(scenario, name, clock.now())
+        self.alone = LocalDecider(scenario, name, clock.now())
         self.decisions = Decisions(name, clock, self.monitor, self.alone)
-        self.metrics = Metrics(tuple(mine))
+        self.metrics = NodeMetrics(tuple(mine))
         self.reporter = Reporter(self.monitor, clock, scenario.report_period, self._send_report)
-        self._channel: Channel | None = None
+        self._channel: ControlChannel | None = None
         if config.balancer is not None:
-            self._channel = Channel(
+            self._channel = ControlChannel(
                 config.balancer,
                 Hello(server=name, models=tuple(mine), version=__version__),
                 clock,
@@ -183,7 +183,7 @@ class Node:
         config, stack = self.config, self._stack
         stack.enter_context(self.clock.fine())
         self.peers = HttpPeers(config.server, config.peers, self.clock, self.monitor, self._carrier)
-        self.edge = Edge(
+        self.edge = RequestHandler(
             config.server,
             self._mine,
             self._fleet,
@@ -221,7 +221,7 @@ class Node:
         worth_running(1.0, 1.0, 1.0, 1.0, False)
         ready_time(1.0, 0.5)
         smooth_rate(1.0, 0.0, 1.0, 1.0, 1.0, 1.0, False)
-        shared(1.0, 1.0, 1)
+        fair_rate(1.0, 1.0, 1)
         starved(1.0, 1.0, 1.0)
         now = self.clock.now()
         self.alone.on_own_report(self.monitor.report(now, config.server), now)
@@ -286,7 +286,7 @@ class Node:
         if self._channel is not None:
             self._channel.send(Reported(report=report))
 
-    def _answered(self, request: Request, answer: Answer) -> None:
+    def _answered(self, request: Request, answer: InferAnswer) -> None:
         if self._channel is not None:
             self._channel.send(Answered(outcome=answer.outcome))
 
@@ -327,7 +327,7 @@ async def _serve(config: NodeConfig) -> None:
         loop.add_signal_handler(number, stop.set)
     node = Node(config)
     async with node, _listening(node):
-        steady()
+        freeze_startup_objects()
         ready = {"ready": {"node": config.server, "url": node.url}}
         print(msgspec.json.encode(ready).decode(), flush=True)
         await stop.wait()
@@ -354,7 +354,7 @@ async def _listening(node: Node) -> AsyncIterator[None]:
     async def obey() -> None:
         async for line in lines:
             try:
-                told = msgspec.json.decode(line, type=Told)
+                told = msgspec.json.decode(line, type=LauncherMessage)
             except msgspec.DecodeError as error:
                 log.warning("standard input: %s", error)
                 continue

@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from typing import Literal, Protocol
 
 from edgewise.live.clock import Clock
-from edgewise.live.node.executor import Drag
+from edgewise.live.node.executor import Slowdown
 from edgewise.live.node.queue import Queue
 from edgewise.tasks.imagenet.preprocessing import make_ready
 from edgewise.tasks.services import ready_bytes
@@ -57,10 +57,10 @@ class ReplayMaker:
         return bytes(ready_bytes(size))
 
 
-class DraggedMaker:
+class SlowedMaker:
     """Another maker that takes longer by what `drag` says when it starts."""
 
-    def __init__(self, inner: Maker, drag: Drag) -> None:
+    def __init__(self, inner: Maker, drag: Slowdown) -> None:
         self._inner, self._drag = inner, drag
 
     async def make(self, photo: bytes, size: int) -> bytes:
@@ -68,7 +68,7 @@ class DraggedMaker:
             return await self._inner.make(photo, size)
 
 
-class Stage:
+class Converter:
     """The stage of one server.
 
     Parameters

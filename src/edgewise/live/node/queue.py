@@ -47,10 +47,10 @@ class Expired(EdgewiseError):
     """A request can no longer score; answered with 504."""
 
 
-class Place:
+class QueueTicket:
     """What a waiting request holds."""
 
-    def __init__(self, places: set[Place]) -> None:
+    def __init__(self, places: set[QueueTicket]) -> None:
         self._places = places
         places.add(self)
 
@@ -94,7 +94,7 @@ class Queue:
         self.limit = limit
         self._edf = discipline == "edf"
         self._changed = changed
-        self._places: set[Place] = set()
+        self._places: set[QueueTicket] = set()
         self._numbers = itertools.count()
         self._heap: list[tuple[float, int, _Job]] = []
         self._running: dict[_Job, float] = {}
@@ -103,11 +103,11 @@ class Queue:
         self._busy_at = clock.now()
 
     @contextmanager
-    def enter(self) -> Iterator[Place]:
+    def enter(self) -> Iterator[QueueTicket]:
         """Wait from now on. Raises QueueFull."""
         if len(self._places) >= HELD * self.limit:
             raise QueueFull(f"{HELD * self.limit} requests are here already")
-        place = Place(self._places)
+        place = QueueTicket(self._places)
         try:
             yield place
         finally:

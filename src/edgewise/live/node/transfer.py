@@ -31,15 +31,15 @@ from edgewise.errors import PeerError, WireError
 from edgewise.fleet.estimates import starved
 from edgewise.live.clock import Clock
 from edgewise.live.node.monitor import Monitor
-from edgewise.live.wire.carrier import Carrier
-from edgewise.live.wire.protocol import Answer, decode_answer
+from edgewise.live.wire.carrier import Transport
+from edgewise.live.wire.protocol import InferAnswer, decode_answer
 from edgewise.live.wire.upload import Upload
 
 FINAL = frozenset({200, 400, 413, 422, 504})
 """HTTP codes with which a peer has answered for good; after another one the next is tried."""
 
 
-class Parcel(Struct, frozen=True, kw_only=True):
+class TransferRequest(Struct, frozen=True, kw_only=True):
     """What goes to a peer."""
 
     request: Request
@@ -57,7 +57,7 @@ class Parcel(Struct, frozen=True, kw_only=True):
 class Peers(Protocol):
     """The other servers, over whatever carries bytes."""
 
-    async def send(self, peer: str, parcel: Parcel) -> Answer:
+    async def send(self, peer: str, parcel: TransferRequest) -> InferAnswer:
         """Transfer and wait for the answer, for as long as the caller does.
 
         Raises PeerError if the peer cannot be reached or breaks off. Whatever the peer said is an
@@ -83,7 +83,7 @@ class HttpPeers:
         urls: Mapping[str, str],
         clock: Clock,
         monitor: Monitor,
-        carrier: Carrier,
+        carrier: Transport,
     ) -> None:
         self._server = server
         self._urls = {name: url.rstrip("/") for name, url in urls.items()}
@@ -102,7 +102,7 @@ class HttpPeers:
             async with self._session.get(url + "/v2/health/live") as response:
                 await response.read()
 
-    async def send(self, peer: str, parcel: Parcel) -> Answer:
+    async def send(self, peer: str, parcel: TransferRequest) -> InferAnswer:
         url = self._urls.get(peer)
         if url is None:
             raise PeerError(f"{peer}: no address is configured for it")
@@ -141,7 +141,7 @@ class HttpPeers:
         async for chunk in body.chunks():
             yield chunk
 
-    def _headers(self, parcel: Parcel, now: float) -> dict[str, str]:
+    def _headers(self, parcel: TransferRequest, now: float) -> dict[str, str]:
         headers = parcel.request.to_headers(now)
         headers["edgewise-via"] = self._server
         headers["edgewise-attempt"] = str(parcel.attempt)

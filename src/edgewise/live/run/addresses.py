@@ -23,13 +23,13 @@ import msgspec
 from msgspec import UNSET, Struct
 
 from edgewise.live.config import Listen
-from edgewise.network.kernel.devices import WiresConfig
+from edgewise.network.kernel.devices import DevicesConfig
 from edgewise.network.relay.config import (
     Address,
     Event,
     LinkConfig,
     LinkPatch,
-    Outage,
+    OutageConfig,
     RelayConfig,
     Route,
 )
@@ -58,7 +58,7 @@ class Addresses(Struct, frozen=True, kw_only=True):
     """Of each server: as what it knows the others."""
     ingress: dict[str, str]
     """As what the client knows the servers."""
-    relay: RelayConfig | WiresConfig | None
+    relay: RelayConfig | DevicesConfig | None
     """What plays the network, by relays or over devices; None: it is as it is."""
 
     def balancer_url(self) -> str:
@@ -153,7 +153,7 @@ def _link(spec: LinkSpec, events: list[LinkEvent] | tuple[()]) -> LinkConfig:
         loss=spec.loss,
         loss_mode=spec.loss_mode,
         queue_bytes=spec.queue_bytes,
-        outages=tuple(Outage(at=each.at, duration=each.duration) for each in spec.outages),
+        outages=tuple(OutageConfig(at=each.at, duration=each.duration) for each in spec.outages),
         events=tuple(Event(at=each.at, set=_patch(each.set)) for each in events),
     )
 

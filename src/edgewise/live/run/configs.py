@@ -18,11 +18,11 @@ import msgspec
 from edgewise.errors import BadInput
 from edgewise.live.config import BalancerConfig, ClientConfig, Listen, NodeConfig
 from edgewise.live.run.addresses import Addresses
-from edgewise.network.kernel.devices import WiresConfig
+from edgewise.network.kernel.devices import DevicesConfig
 from edgewise.network.relay.config import Address, RelayConfig
 from edgewise.scenario import Scenario
 
-Config = BalancerConfig | NodeConfig | ClientConfig | RelayConfig | WiresConfig
+Config = BalancerConfig | NodeConfig | ClientConfig | RelayConfig | DevicesConfig
 Hosts = Callable[[str], str]
 """From a process (``balancer``, ``relay``, else a server's name) to its host name."""
 

@@ -15,12 +15,12 @@ import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from edgewise.domain import Form, Outcome, Request, Stamps, Status
+from edgewise.domain import Outcome, PayloadForm, Request, Stamps, Status
 from edgewise.errors import BadInput
 from edgewise.live import records
-from edgewise.live.recorder import Table, read
+from edgewise.live.recorder import RecordTable, read
 from edgewise.scenario import Scenario, load
-from edgewise.score import Shape
+from edgewise.score import ScoreShape
 from edgewise.summary import LatencyMs, PolicySummary, Summary, summarise
 
 NOTES = "client.json"
@@ -53,7 +53,7 @@ def summary_of(folder: Path) -> PolicySummary:
     scenario = load(folder / SCENARIO)
     requests = read_requests(folder)
     outcomes = read_outcomes(folder)
-    shape = Shape(grace=scenario.score.grace, accuracy_weight=scenario.score.accuracy_weight)
+    shape = ScoreShape(grace=scenario.score.grace, accuracy_weight=scenario.score.accuracy_weight)
     begun = min((request.sent_at for request in requests), default=0.0)
     ended = max((outcome.stamps.received or 0.0 for outcome in outcomes), default=0.0)
     try:
@@ -87,7 +87,7 @@ def _outcome(row: dict[str, Any]) -> Outcome:
     return Outcome(
         request=row["request"],
         status=Status(row["status"]),
-        form=None if row["form"] is None else Form(row["form"]),
+        form=None if row["form"] is None else PayloadForm(row["form"]),
         stamps=Stamps(**{name: row[f"stamp_{name}"] for name in Stamps.__struct_fields__}),
         **{
             name: row[name]
@@ -148,7 +148,7 @@ def _late(folder: Path) -> LatencyMs | None:
         return None
 
 
-def _optional(folder: Path, table: Table) -> pa.Table | None:
+def _optional(folder: Path, table: RecordTable) -> pa.Table | None:
     try:
         return read(folder, table.name)
     except BadInput:

@@ -35,7 +35,7 @@ from edgewise.live.run.configs import Hosts
 from edgewise.live.run.hosting import called
 from edgewise.live.run.processes import Process
 from edgewise.network import capabilities
-from edgewise.network.kernel.devices import Device, Way, WiresConfig
+from edgewise.network.kernel.devices import Device, DeviceRoute, DevicesConfig
 from edgewise.network.kernel.namespaces import HOST, PREFIX, Spaces, sweep
 from edgewise.network.relay.config import Address
 from edgewise.scenario import Scenario
@@ -233,7 +233,7 @@ def lay_out(
     ports = [free_port() for _ in names]
     pair = scenario.network.topology == "pair"
     devices: list[Device] = []
-    ways: list[Way] = []
+    ways: list[DeviceRoute] = []
     ingress: dict[str, str] = {}
     peers: dict[str, dict[str, str]] = {name: {} for name in names}
     if backend == "tun":
@@ -244,7 +244,10 @@ def lay_out(
         if backend == "tun":
             ingress[a] = url_of(plan.tun(i), ports[i])
             devices.append(Device(space=space, device="net", address=plan.tun(i), prefix=25))
-            ways += [Way(plan.client, plan.tun(i), up), Way(plan.tun(i), plan.client, down)]
+            ways += [
+                DeviceRoute(plan.client, plan.tun(i), up),
+                DeviceRoute(plan.tun(i), plan.client, down),
+            ]
         else:
             ours, theirs = plan.access(i)
             ingress[a] = url_of(theirs, ports[i])
@@ -255,7 +258,7 @@ def lay_out(
                 continue
             link = scenario.link_between(a, b)[0]
             if backend == "tun":
-                ways.append(Way(plan.tun(i), plan.tun(j), link))
+                ways.append(DeviceRoute(plan.tun(i), plan.tun(j), link))
                 peers[a][b] = url_of(plan.tun(j), ports[j])
                 continue
             there = plan.pair(j, i) if pair else plan.uplink(j)
@@ -270,7 +273,7 @@ def lay_out(
         nodes={a: Listen(host="0.0.0.0", port=port) for a, port in zip(names, ports, strict=True)},
         peers=peers,
         ingress=ingress,
-        relay=WiresConfig(
+        relay=DevicesConfig(
             backend=backend,
             devices=tuple(devices),
             ways=tuple(ways),

@@ -36,7 +36,7 @@ RUNS = Path("runs")
 """Where results go, relative to the working directory; every run has a folder of its own there."""
 
 
-class Wishes(Struct, frozen=True, kw_only=True):
+class RunOptions(Struct, frozen=True, kw_only=True):
     """What the command line may change of a scenario; None = as the scenario has it."""
 
     scenario: str = "three-sites"
@@ -56,7 +56,7 @@ class Wishes(Struct, frozen=True, kw_only=True):
     """Of containers to run balancer, relay and servers in; None: processes of this machine."""
 
 
-def scenario_of(wishes: Wishes) -> Scenario:
+def scenario_of(wishes: RunOptions) -> Scenario:
     """The scenario to run, checked. Raises ScenarioError, and BadInput for an unknown policy."""
     for policy in wishes.policies:
         make(policy)
@@ -97,7 +97,7 @@ def run_folder(scenario: Scenario, out: Path | None) -> Path:
     return out
 
 
-def up(wishes: Wishes, console: Console) -> tuple[Summary, Path]:
+def up(wishes: RunOptions, console: Console) -> tuple[Summary, Path]:
     """Do it all; returns the summary and the run's folder. What is seen goes to `console`.
 
     Raises BadInput for what cannot be used, PeerError with the end of its log for a process that

@@ -1,6 +1,7 @@
 """What carries bytes between client, nodes and balancer: the one seam to the network.
 
-A *carrier* opens sessions and listens. `Sockets` is the real one; `edgewise.testing` has another,
+A *carrier* opens sessions and listens. `SocketTransport` is the real one; `edgewise.testing` has
+another,
 in
 one process and on virtual time. Whatever speaks to another process gets one passed in, so that all
 else of it is the same code over both.
@@ -32,7 +33,7 @@ Session = Callable[[], aiohttp.ClientSession]
 """Opens a session; whoever opened it closes it."""
 
 
-class Carrier(Protocol):
+class Transport(Protocol):
     """What a node needs of a network."""
 
     def peers(self) -> aiohttp.ClientSession:
@@ -52,7 +53,7 @@ class Carrier(Protocol):
         ...
 
 
-class Sockets:
+class SocketTransport:
     """HTTP over TCP."""
 
     def peers(self) -> aiohttp.ClientSession:

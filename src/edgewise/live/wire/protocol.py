@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from edgewise.domain import Form, Outcome, Stamps, Status, convert, decode_json
+from edgewise.domain import Outcome, PayloadForm, Stamps, Status, convert, decode_json
 from edgewise.errors import PeerError, WireError
 
 INPUT = "image"
@@ -165,7 +165,7 @@ def encode_request(
 # -- answers -------------------------------------------------------------------------------------
 
 
-class Answer(Struct, frozen=True, kw_only=True):
+class InferAnswer(Struct, frozen=True, kw_only=True):
     """How a request ended, with what HTTP needs to say it."""
 
     outcome: Outcome
@@ -182,7 +182,7 @@ class Answer(Struct, frozen=True, kw_only=True):
 
 
 def encode_answer(
-    answer: Answer, echo: str, binary: frozenset[str]
+    answer: InferAnswer, echo: str, binary: frozenset[str]
 ) -> tuple[dict[str, str], bytes]:
     """Headers and body; `echo` is the V2 request's own id, `binary` what it wants as binary."""
     outcome = answer.outcome
@@ -239,7 +239,7 @@ class _Reply(Struct, kw_only=True):
     code: int = 0
 
 
-def decode_answer(request_id: str, code: int, body: bytes) -> Answer:
+def decode_answer(request_id: str, code: int, body: bytes) -> InferAnswer:
     """Read an answer in JSON form, of a node or of what stands before it.
 
     Raises PeerError if it is no JSON object, or claims to be served and names no class.
@@ -276,7 +276,7 @@ def decode_answer(request_id: str, code: int, body: bytes) -> Answer:
         outcome = convert(fields, Outcome)
     except WireError as error:
         raise PeerError(f"an answer that does not parse: {error}") from None
-    return Answer(outcome=outcome, code=code, error=reply.error, score=score)
+    return InferAnswer(outcome=outcome, code=code, error=reply.error, score=score)
 
 
 def shed_code(reason: str | None) -> int:
@@ -284,6 +284,6 @@ def shed_code(reason: str | None) -> int:
     return STATUS_CODES.get(reason or "", 429)
 
 
-def form_of(ready_size: int | None) -> Form:
+def form_of(ready_size: int | None) -> PayloadForm:
     """The payload form of a photo that is ready for a model of that input size, or as it came."""
-    return Form.ORIGINAL if ready_size is None else Form.MODEL_READY
+    return PayloadForm.ORIGINAL if ready_size is None else PayloadForm.MODEL_READY

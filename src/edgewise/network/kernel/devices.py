@@ -53,7 +53,9 @@ class Device(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     prefix: int = 32
 
 
-class Way(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename={"source": "from"}):
+class DeviceRoute(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename={"source": "from"}
+):
     """Which link a packet crosses."""
 
     source: str
@@ -61,12 +63,12 @@ class Way(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename={"sour
     link: str
 
 
-class WiresConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class DevicesConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything that the process of a ``tc`` or ``tun`` backend does."""
 
     backend: Literal["tc", "tun"]
     devices: Annotated[tuple[Device, ...], msgspec.Meta(min_length=1)]
-    ways: tuple[Way, ...] = ()
+    ways: tuple[DeviceRoute, ...] = ()
     links: dict[str, LinkConfig] = {}
     control: Address = Address()
     seed: Annotated[int, msgspec.Meta(ge=0)] = 0
@@ -98,7 +100,7 @@ class WiresConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
                     )
 
 
-def load(path: Path) -> RelayConfig | WiresConfig:
+def load(path: Path) -> RelayConfig | DevicesConfig:
     """Read the configuration of any backend: one that has a ``backend`` is not a relay's.
 
     Raises:
@@ -111,7 +113,7 @@ def load(path: Path) -> RelayConfig | WiresConfig:
     if not isinstance(raw, dict) or "backend" not in raw:
         return load_config(path)
     try:
-        config = msgspec.convert(raw, WiresConfig, strict=False)
+        config = msgspec.convert(raw, DevicesConfig, strict=False)
     except msgspec.ValidationError as e:
         raise ScenarioError(str(path), "", str(e)) from e
     if config.folder == ".":

@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from edgewise.errors import BadInput
-from edgewise.network.kernel.devices import Device, WiresConfig
+from edgewise.network.kernel.devices import Device, DevicesConfig
 from edgewise.network.kernel.namespaces import Spaces
 from edgewise.network.kernel.tc import TcShaper, has_netem
 from edgewise.network.kernel.tun import PacketShaper, Tun
 from edgewise.network.link import warm_up
-from edgewise.network.link_controller import Conductor, Shaped, run_until_signal
+from edgewise.network.link_controller import LinkBackend, LinkController, run_until_signal
 from edgewise.network.relay.timers import Timers
 
 
-class Wires(Conductor):
+class DeviceNetwork(LinkController):
     """A running ``tc`` or ``tun`` backend, to be used as ``async with Wires(config) as wires``.
 
     Attributes:
@@ -28,7 +28,7 @@ class Wires(Conductor):
         BadInput: the configuration is wrong, or the kernel refuses something.
     """
 
-    def __init__(self, config: WiresConfig) -> None:
+    def __init__(self, config: DevicesConfig) -> None:
         config.check()
         super().__init__(config.links, Path(config.folder), config.seed)
         self.config = config
@@ -37,13 +37,13 @@ class Wires(Conductor):
         self._tuns: list[Tun] = []
         self._spaces = Spaces()
 
-    def at_work(self) -> dict[str, Shaped]:
+    def at_work(self) -> dict[str, LinkBackend]:
         return dict(self.shapers)
 
     def health(self) -> dict[str, Any]:
         return {"backend": self.config.backend, **super().health()}
 
-    async def __aenter__(self) -> Wires:
+    async def __aenter__(self) -> DeviceNetwork:
         warm_up()
         self._timers = Timers(asyncio.get_running_loop())
         try:
@@ -105,14 +105,16 @@ class Wires(Conductor):
             tun.start()
 
 
-async def serve(config: WiresConfig, ready: Callable[[dict[str, Any]], None] | None = None) -> None:
+async def serve(
+    config: DevicesConfig, ready: Callable[[dict[str, Any]], None] | None = None
+) -> None:
     """Run until cancelled; ``ready`` is called with the ports. Raises BadInput."""
-    async with Wires(config) as wires:
+    async with DeviceNetwork(config) as wires:
         if ready is not None:
             ready(wires.ports)
         await asyncio.Event().wait()
 
 
-def run(config: WiresConfig, ready: Callable[[dict[str, Any]], None] | None = None) -> None:
+def run(config: DevicesConfig, ready: Callable[[dict[str, Any]], None] | None = None) -> None:
     """Be this process, until SIGTERM or SIGINT. Raises BadInput."""
     run_until_signal(partial(serve, config), ready, realtime=config.realtime)

@@ -42,7 +42,7 @@ class Address(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 0
 
 
-class Outage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class OutageConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Nothing is sent from ``at`` (s from time 0) for ``duration`` (s)."""
 
     at: NotNegative
@@ -115,7 +115,7 @@ class LinkConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     loss_mode: LossMode = "stall"
     stall: NotNegative = STALL_S
     queue_bytes: Annotated[int, msgspec.Meta(gt=0)] | None = None
-    outages: tuple[Outage, ...] = ()
+    outages: tuple[OutageConfig, ...] = ()
     events: tuple[Event, ...] = ()
 
     def capacity(self, folder: Path) -> Capacity:

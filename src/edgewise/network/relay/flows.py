@@ -2,7 +2,8 @@
 
 Theory of operation
 -------------------
-A :class:`Path` is one direction of one connection: a source, a row of :class:`Stage` (one per link
+A :class:`Path` is one direction of one connection: a source, a row of :class:`LinkStage` (one per
+link
 that its bytes cross), a sink. A stage holds what waits for the link and what is on its way over it.
 A :class:`Shaper` is a link at work: the stages that have something to send take turns, up to 16 KiB
 each, so flows share the link equally. Turns go by *start tags* (start-time fair queueing; Goyal,
@@ -47,7 +48,7 @@ more is held to WINDOW_BYTES / delay, as TCP would hold it to its window."""
 Data = bytes | memoryview
 
 
-class Sink(Protocol):
+class PathSink(Protocol):
     """Where a path ends."""
 
     def writable(self) -> bool:
@@ -60,7 +61,7 @@ class Sink(Protocol):
         """No byte will follow."""
 
 
-class Source(Protocol):
+class PathSource(Protocol):
     """Where a path begins; it calls ``Path.send`` and ``Path.send_eof``."""
 
     def pause(self) -> None:
@@ -81,8 +82,8 @@ class Path:
     def __init__(
         self,
         shapers: list[Shaper],
-        source: Source,
-        sink: Sink,
+        source: PathSource,
+        sink: PathSink,
         on_reset: Callable[[], None],
     ) -> None:
         self.source, self.sink, self.on_reset = source, sink, on_reset
@@ -90,10 +91,10 @@ class Path:
         self.paused = False
         self.received = 0
         self.delivered = 0
-        self.stages: list[Stage] = []
-        following: Stage | None = None
+        self.stages: list[LinkStage] = []
+        following: LinkStage | None = None
         for shaper in reversed(shapers):
-            following = Stage(shaper, self, following)
+            following = LinkStage(shaper, self, following)
             self.stages.insert(0, following)
         for before, stage in zip(self.stages, self.stages[1:], strict=False):
             stage.previous = before
@@ -153,7 +154,7 @@ class Path:
                 stage.drop()
 
 
-class Stage:
+class LinkStage:
     """A path's place at one link: what waits for it, and what is on its way over it."""
 
     __slots__ = (
@@ -172,9 +173,9 @@ class Stage:
         "waiting",
     )
 
-    def __init__(self, shaper: Shaper, path: Path, following: Stage | None) -> None:
+    def __init__(self, shaper: Shaper, path: Path, following: LinkStage | None) -> None:
         self.shaper, self.path, self.following = shaper, path, following
-        self.previous: Stage | None = None
+        self.previous: LinkStage | None = None
         self.queue: deque[tuple[Data, float]] = deque()  # bytes, waiting since
         self.queued = 0
         self.waiting = False  # in the shaper's row of turns
@@ -297,15 +298,15 @@ class Shaper:
         self.in_flight = 0
         self.delivered = 0
         self.sent = 0
-        self._turns: list[tuple[float, int, Stage]] = []  # heap: start tag, order of joining
+        self._turns: list[tuple[float, int, LinkStage]] = []  # heap: start tag, order of joining
         self._joined = 0
         self._virtual = 0.0  # start tag of the turn under way, bytes
-        self._head: tuple[Stage, Data, int, float, Passage] | None = None
+        self._head: tuple[LinkStage, Data, int, float, Passage] | None = None
         self._timer: Timer | None = None
         self._serving = False
         self._busy: deque[tuple[float, float, int]] = deque()  # from, to, bytes sent
 
-    def join(self, stage: Stage) -> None:
+    def join(self, stage: LinkStage) -> None:
         """Give a stage its place in the row."""
         stage.waiting = True
         self._joined += 1
@@ -390,7 +391,7 @@ class Shaper:
             1 if head is not None and not head[0].waiting else 0
         )
 
-    def _start(self, stage: Stage, now: float) -> None:
+    def _start(self, stage: LinkStage, now: float) -> None:
         stage.waiting = False
         if not stage.queue:
             return

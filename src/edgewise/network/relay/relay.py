@@ -23,7 +23,7 @@ from typing import Any
 from edgewise.errors import BadInput
 from edgewise.network.control import RelayControl
 from edgewise.network.link import warm_up
-from edgewise.network.link_controller import Conductor, reason, run_until_signal
+from edgewise.network.link_controller import LinkController, reason, run_until_signal
 from edgewise.network.relay.config import RelayConfig, Route, load_config
 from edgewise.network.relay.connection import READ_BYTES, Connection
 from edgewise.network.relay.flows import Shaper
@@ -35,7 +35,7 @@ BACKLOG = 1024
 """Connections that may wait for ``accept``: a burst of a whole fleet's."""
 
 
-class Relay(Conductor):
+class Relay(LinkController):
     """A running relay, to be used as ``async with Relay(config) as relay``.
 
     Args:

@@ -10,12 +10,19 @@ import math
 from edgewise.compile import jit
 from edgewise.fleet.arrays import Array
 from edgewise.fleet.rng import below
-from edgewise.fleet.table import C_DEADLINE, C_INGRESS, R_ACCURACY, R_LATENCY, S_OUTSTANDING, Table
+from edgewise.fleet.table import (
+    C_DEADLINE,
+    C_INGRESS,
+    R_ACCURACY,
+    R_LATENCY,
+    S_OUTSTANDING,
+    CandidateTable,
+)
 from edgewise.policy.servers import clear, nth_offer, offer, power_of_two, server_of
 
 
 @jit
-def random(table: Table, params: Array, state: Array, draws: Array) -> float:
+def random(table: CandidateTable, params: Array, state: Array, draws: Array) -> float:
     """A server drawn uniformly from those that host an admissible service. params: share."""
     hosts = offer(table, params[0])
     if hosts == 0:
@@ -25,7 +32,7 @@ def random(table: Table, params: Array, state: Array, draws: Array) -> float:
 
 
 @jit
-def round_robin(table: Table, params: Array, state: Array, draws: Array) -> float:
+def round_robin(table: CandidateTable, params: Array, state: Array, draws: Array) -> float:
     """The servers in turn, skipping those that host no admissible service. params: share.
 
     state[0]: the server whose turn is next.
@@ -48,7 +55,7 @@ def round_robin(table: Table, params: Array, state: Array, draws: Array) -> floa
 
 
 @jit
-def local(table: Table, params: Array, state: Array, draws: Array) -> float:
+def local(table: CandidateTable, params: Array, state: Array, draws: Array) -> float:
     """The ingress server, cheapest admissible service; shed if it hosts none."""
     offer(table, 0.0)
     ingress = int(table.context[C_INGRESS])
@@ -63,7 +70,7 @@ def local(table: Table, params: Array, state: Array, draws: Array) -> float:
 
 
 @jit
-def least_outstanding(table: Table, params: Array, state: Array, draws: Array) -> float:
+def least_outstanding(table: CandidateTable, params: Array, state: Array, draws: Array) -> float:
     """Power of two choices: two servers drawn without replacement, fewer of our outstanding wins.
 
     A tie goes to the first drawn. Envoy's least_request with equal weights. params: share.
@@ -76,7 +83,7 @@ def least_outstanding(table: Table, params: Array, state: Array, draws: Array) -
 
 
 @jit
-def earliest_completion(table: Table, params: Array, state: Array, draws: Array) -> float:
+def earliest_completion(table: CandidateTable, params: Array, state: Array, draws: Array) -> float:
     """The admissible (server, service, form) of least predicted latency. It never sheds."""
     shed = table.mask.size - 1
     for r in range(shed):
@@ -87,7 +94,9 @@ def earliest_completion(table: Table, params: Array, state: Array, draws: Array)
 
 
 @jit
-def most_accurate_feasible(table: Table, params: Array, state: Array, draws: Array) -> float:
+def most_accurate_feasible(
+    table: CandidateTable, params: Array, state: Array, draws: Array
+) -> float:
     """The most accurate one predicted within the deadline, the earlier of equals; if none is, the
     earliest."""
     clear(table)

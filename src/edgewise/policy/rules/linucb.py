@@ -31,7 +31,7 @@ from edgewise.fleet.table import (
     S_FAILURE,
     S_REPORT_AGE,
     S_UTILISATION,
-    Table,
+    CandidateTable,
 )
 from edgewise.policy.base import Parameter
 from edgewise.policy.servers import utility
@@ -93,7 +93,7 @@ def set_up(params: Array, state: Array) -> None:
 
 
 @jit
-def describe(table: Table, row: int, out: Array) -> None:
+def describe(table: CandidateTable, row: int, out: Array) -> None:
     """Write the `FEATURES` of a row; of the shed row zeros, which teach nothing."""
     s = int(table.rows[row, R_SERVER])
     if s < 0:
@@ -120,7 +120,7 @@ def describe(table: Table, row: int, out: Array) -> None:
 
 
 @jit
-def linucb(table: Table, params: Array, state: Array, draws: Array) -> float:
+def linucb(table: CandidateTable, params: Array, state: Array, draws: Array) -> float:
     """Score rows by their upper confidence bound and shed by 0. params: `LINUCB`.
 
     The last D of the state are scratch for the features of a row.

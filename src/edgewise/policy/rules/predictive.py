@@ -21,7 +21,7 @@ from edgewise.fleet.table import (
     R_SERVICE_TIME,
     R_TRANSFER,
     S_BACKLOG,
-    Table,
+    CandidateTable,
 )
 from edgewise.policy.base import Parameter
 from edgewise.policy.servers import clear, utility
@@ -43,7 +43,9 @@ EARLIEST_COMPLETION_MARGIN = (
 
 
 @jit
-def earliest_completion_margin(table: Table, params: Array, state: Array, draws: Array) -> float:
+def earliest_completion_margin(
+    table: CandidateTable, params: Array, state: Array, draws: Array
+) -> float:
     """Most accuracy^w × g(margin × latency / deadline); of equals the earliest. It never sheds."""
     clear(table)
     for r in range(table.mask.size - 1):
@@ -68,7 +70,7 @@ INFAAS = (
 
 
 @jit
-def infaas(table: Table, params: Array, state: Array, draws: Array) -> float:
+def infaas(table: CandidateTable, params: Array, state: Array, draws: Array) -> float:
     """INFaaS's query front end: of the variants that are accurate and by profile fast enough the
     one of least slack; of the servers with that variant the least loaded. params: `INFAAS`.
 
@@ -115,7 +117,7 @@ JELLYFISH = (
 
 
 @jit
-def jellyfish(table: Table, params: Array, state: Array, draws: Array) -> float:
+def jellyfish(table: CandidateTable, params: Array, state: Array, draws: Array) -> float:
     """Jellyfish: the most accurate service with budget ≥ 2 × latency(batch 1), the budget being
     what the network leaves of the deadline; of equals the server of least backlog. If none is
     feasible, the one that misses its budget by least. params: `JELLYFISH`.
@@ -151,7 +153,7 @@ SLO_HEADROOM = (
 
 
 @jit
-def slo_headroom(table: Table, params: Array, state: Array, draws: Array) -> float:
+def slo_headroom(table: CandidateTable, params: Array, state: Array, draws: Array) -> float:
     """llm-d: of the candidates predicted in time the one of *least* headroom (bin packing); 1 % of
     the time one of the others, uniformly. None in time: the one that is least late.
     params: `SLO_HEADROOM`.

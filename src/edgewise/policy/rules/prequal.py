@@ -17,7 +17,7 @@ import math
 from edgewise.compile import jit
 from edgewise.fleet.arrays import Array
 from edgewise.fleet.rng import below, uniform
-from edgewise.fleet.table import C_NOW, S_RESPONSE, S_RIF, S_RIF_RESPONSE, S_UP, Table
+from edgewise.fleet.table import C_NOW, S_RESPONSE, S_RIF, S_RIF_RESPONSE, S_UP, CandidateTable
 from edgewise.policy.base import Parameter
 from edgewise.policy.servers import (
     ADMISSION,
@@ -123,7 +123,7 @@ def reuse_limit(params: Array, servers: int) -> float:
 
 
 @jit
-def probe(table: Table, params: Array, state: Array, server: int, spin: float) -> None:
+def probe(table: CandidateTable, params: Array, state: Array, server: int, spin: float) -> None:
     """Take a reply of `server` into the pool: in place of its last one, in an empty place, or in
     the oldest's. `spin` in [0, 1) rounds the number of its uses."""
     now = table.context[C_NOW]
@@ -191,7 +191,7 @@ def remove_one(params: Array, state: Array) -> None:
 
 
 @jit
-def choose(table: Table, params: Array, state: Array) -> int:
+def choose(table: CandidateTable, params: Array, state: Array) -> int:
     """The pool's entry to use among those of hosts (hot-cold lexicographic rule), ready in the
     scores; −1 if fewer than two are usable."""
     usable = 0
@@ -224,7 +224,7 @@ def choose(table: Table, params: Array, state: Array) -> int:
 
 
 @jit
-def prequal(table: Table, params: Array, state: Array, draws: Array) -> float:
+def prequal(table: CandidateTable, params: Array, state: Array, draws: Array) -> float:
     """Hot-cold lexicographic choice from the pool, then this request's probes. params: `PREQUAL`.
 
     As in the paper's asynchronous mode the probes come too late for their own request. So the
@@ -282,7 +282,7 @@ PREQUAL_ADMISSION = (*PREQUAL, *ADMISSION)
 
 
 @jit
-def prequal_admission(table: Table, params: Array, state: Array, draws: Array) -> float:
+def prequal_admission(table: CandidateTable, params: Array, state: Array, draws: Array) -> float:
     """`prequal` with admission."""
     chance = prequal(table, params, state, draws)
     if not admit(table, params) and chance < 1.0:

@@ -24,7 +24,7 @@ from edgewise.fleet.table import (
     S_SPEED,
     S_UTILISATION,
     S_WORKERS,
-    Table,
+    CandidateTable,
 )
 from edgewise.policy.base import Parameter
 from edgewise.policy.servers import (
@@ -48,7 +48,7 @@ NEW_REPORT = 1e-5
 
 
 @jit
-def jsq(table: Table, params: Array, state: Array, draws: Array) -> float:
+def jsq(table: CandidateTable, params: Array, state: Array, draws: Array) -> float:
     """Join the shortest queue: fewest requests believed to wait or run. params: share."""
     offer(table, params[0])
     for r in range(table.mask.size - 1):
@@ -58,7 +58,7 @@ def jsq(table: Table, params: Array, state: Array, draws: Array) -> float:
 
 
 @jit
-def sed(table: Table, params: Array, state: Array, draws: Array) -> float:
+def sed(table: CandidateTable, params: Array, state: Array, draws: Array) -> float:
     """Shortest expected delay: least (outstanding + 1) / (speed × workers). params: share."""
     offer(table, params[0])
     for r in range(table.mask.size - 1):
@@ -73,7 +73,7 @@ SED_ADMISSION = (SHARE, *ADMISSION)
 
 
 @jit
-def sed_admission(table: Table, params: Array, state: Array, draws: Array) -> float:
+def sed_admission(table: CandidateTable, params: Array, state: Array, draws: Array) -> float:
     """`sed` with admission."""
     sed(table, params, state, draws)
     admit(table, params)
@@ -81,7 +81,7 @@ def sed_admission(table: Table, params: Array, state: Array, draws: Array) -> fl
 
 
 @jit
-def jiq(table: Table, params: Array, state: Array, draws: Array) -> float:
+def jiq(table: CandidateTable, params: Array, state: Array, draws: Array) -> float:
     """Join-Idle-Queue: the server that has waited longest since it reported idle, and it leaves the
     queue; a host drawn uniformly if none waits. params: share.
 
@@ -135,7 +135,7 @@ PEAK_EWMA = (
 
 
 @jit
-def peak_loads(table: Table, params: Array) -> int:
+def peak_loads(table: CandidateTable, params: Array) -> int:
     """Score hosts by minus Finagle's load, cost × (pending + 1); returns how many there are."""
     hosts = offer(table, params[0])
     for r in range(table.mask.size - 1):
@@ -149,7 +149,7 @@ def peak_loads(table: Table, params: Array) -> int:
 
 
 @jit
-def peak_ewma(table: Table, params: Array, state: Array, draws: Array) -> float:
+def peak_ewma(table: CandidateTable, params: Array, state: Array, draws: Array) -> float:
     """Of two random hosts the one of lower load. params: `PEAK_EWMA`."""
     return power_of_two(table, peak_loads(table, params), draws)
 
@@ -158,7 +158,7 @@ PEAK_EWMA_ADMISSION = (*PEAK_EWMA, *ADMISSION)
 
 
 @jit
-def peak_ewma_admission(table: Table, params: Array, state: Array, draws: Array) -> float:
+def peak_ewma_admission(table: CandidateTable, params: Array, state: Array, draws: Array) -> float:
     """`peak_ewma` with admission."""
     chance = peak_ewma(table, params, state, draws)
     if not admit(table, params):
@@ -198,7 +198,7 @@ C3 = (
 
 
 @jit
-def c3(table: Table, params: Array, state: Array, draws: Array) -> float:
+def c3(table: CandidateTable, params: Array, state: Array, draws: Array) -> float:
     """Elasticsearch's form of C3: least R − s + q̂³·s, q̂ = 1 + outstanding × clients + q̄.
 
     params: `C3`. Of server s: state[3s] its last report seen, state[3s + 1] the EWMA q̄ of its
@@ -242,7 +242,7 @@ RAY_P2C = (
 
 
 @jit
-def ray_p2c(table: Table, params: Array, state: Array, draws: Array) -> float:
+def ray_p2c(table: CandidateTable, params: Array, state: Array, draws: Array) -> float:
     """The ingress while it has room, else of two random hosts the one of fewer requests.
 
     params: `RAY_P2C`. Each worker counts as a replica.
@@ -302,7 +302,7 @@ LOAD_AWARE_LOCALITY = (
 
 
 @jit
-def load_aware_locality(table: Table, params: Array, state: Array, draws: Array) -> float:
+def load_aware_locality(table: CandidateTable, params: Array, state: Array, draws: Array) -> float:
     """Envoy's: stay at the ingress unless it is busier than the others, then spread by headroom.
 
     params: `LOAD_AWARE_LOCALITY`. state[0] when the means were last updated, state[1] 1 once they

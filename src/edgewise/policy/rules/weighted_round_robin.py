@@ -10,7 +10,14 @@ from __future__ import annotations
 
 from edgewise.compile import jit
 from edgewise.fleet.arrays import Array
-from edgewise.fleet.table import C_NOW, S_ANSWERS_1S, S_ERRORS_1S, S_UP, S_UTILISATION, Table
+from edgewise.fleet.table import (
+    C_NOW,
+    S_ANSWERS_1S,
+    S_ERRORS_1S,
+    S_UP,
+    S_UTILISATION,
+    CandidateTable,
+)
 from edgewise.policy.base import Parameter
 from edgewise.policy.rules.server_only import NEW_REPORT
 from edgewise.policy.servers import SHARE, offer, reported_at, server_of
@@ -64,7 +71,7 @@ non-empty reports; weight as last looked up, 0 = none; nginx's running credit.""
 
 
 @jit
-def update_weights(table: Table, params: Array, state: Array) -> None:
+def update_weights(table: CandidateTable, params: Array, state: Array) -> None:
     """Take in new reports, and look the weights up when it is time."""
     now = table.context[C_NOW]
     count = table.servers.shape[0]
@@ -110,7 +117,7 @@ def update_weights(table: Table, params: Array, state: Array) -> None:
 
 
 @jit
-def weighted_round_robin(table: Table, params: Array, state: Array, draws: Array) -> float:
+def weighted_round_robin(table: CandidateTable, params: Array, state: Array, draws: Array) -> float:
     """Smooth weighted round robin over the hosts (nginx): each gains its weight in credit, the
     richest is chosen and pays what all have gained. params: `WEIGHTED_ROUND_ROBIN`."""
     offer(table, params[0])

@@ -5,10 +5,12 @@ goes out: per lane the table of its next decision, the scores that became known 
 whether its trace is at its end. The environments are a thin shell around this.
 
 How lanes are stepped by one compiled call: a simulation is a tuple of arrays whose sizes differ
-from world to world, so there is no array of simulations. `Lanes` keeps the *addresses* of each
+from world to world, so there is no array of simulations. `BatchedSims` keeps the *addresses* of
+each
 lane's arrays in one integer table as numba lays a tuple down, and `sim_at` refers to it there
 (`compile.addresses`). What must hold: the lane's arrays are alive and at the addresses in the table
-(`Lanes.sims` holds them, `Lanes.put` is the only place where they change), and of the types that
+(`BatchedSims.sims` holds them, `BatchedSims.put` is the only place where they change), and of the
+types that
 were compiled for, which `put` sees to. The lanes' own arrays come in the same way (`Buffers`), for
 a step of one lane is short beside the handing over of a dozen arrays from Python.
 
@@ -35,16 +37,16 @@ from edgewise.fleet.arrays import Array
 from edgewise.sim import engine
 from edgewise.sim.env.observation import CONTEXT, ROW, SERVER, WIDTH, write_flat, write_parts
 from edgewise.sim.layout import DONE, FREE, Sim
-from edgewise.sim.play import Crowded
+from edgewise.sim.play import TooManyOpenRequests
 from edgewise.sim.slots import release
-from edgewise.sim.source import Supply
+from edgewise.sim.source import WorldSource
 
-BEGIN = -1
+RESET = -1
 """In place of a row: the lane's world has just been put there."""
-IDLE = -2
+SKIP = -2
 """In place of a row: leave the lane as it is."""
 ANY = -(2**63)
-"""For `Lanes.step`: no row is below the least."""
+"""For `BatchedSims.step`: no row is below the least."""
 
 PARTS = ("rows", "server", "servers", "context", "action_mask")
 CREDITS = ("env", "decision", "reward")
@@ -105,7 +107,7 @@ def new_buffers(count: int, servers: int, rows: int, room: int, wide: bool) -> B
 @cache
 def kind_of_sim() -> Any:
     """numba's type of every simulation: they differ in sizes only."""
-    return numba.typeof(Supply(family="light", duration=1e-3).world(0))  # type: ignore[no-untyped-call]
+    return numba.typeof(WorldSource(family="light", duration=1e-3).world(0))  # type: ignore[no-untyped-call]
 
 
 @cache
@@ -180,13 +182,13 @@ def step_block(
         lane = own.lanes[i]
         row = max(own.rows[i], least)
         own.rewards[i] = 0.0
-        if row == IDLE or (row != BEGIN and lane.ended != 0):
+        if row == SKIP or (row != RESET and lane.ended != 0):
             ended += lane.ended
             continue
         sim: Sim = sim_at(addresses, i)
         clock = sim.world.clock[0]
         shed = sim.table.mask.size - 1
-        if row == BEGIN:
+        if row == RESET:
             lane.decisions = 0
             lane.refused = 0
             lane.total = 0.0
@@ -227,7 +229,7 @@ def step_block(
     return -1, ended, n - begin
 
 
-class Lanes:
+class BatchedSims:
     """N worlds that are stepped together.
 
     Parameters
@@ -270,13 +272,13 @@ class Lanes:
         self._pool = ThreadPoolExecutor(threads, "lanes") if threads > 1 else None
 
     @classmethod
-    def of(cls, supply: Supply, count: int, *, wide: bool, threads: int = 1) -> Lanes:
+    def of(cls, supply: WorldSource, count: int, *, wide: bool, threads: int = 1) -> BatchedSims:
         """Lanes for the worlds of a supply."""
         return cls(count, supply.servers, supply.rows, supply.slots, wide=wide, threads=threads)
 
     def put(self, lane: int, sim: Sim) -> Sim:
         """Let a lane play a copy of `sim`, which is at its beginning; it must then be stepped with
-        `BEGIN`. What it plays already, set back, is taken as it is. Returns what it plays.
+        `RESET`. What it plays already, set back, is taken as it is. Returns what it plays.
 
         Raises ValueError if it is larger than the lanes were made for.
         """
@@ -289,7 +291,7 @@ class Lanes:
             self._hold(lane, sim)
         sim.world.clock["learning"] = 1
         sim.table.wanted[0] = 1
-        self.lanes[lane]["ended"] = 1  # nothing happens there but `BEGIN`
+        self.lanes[lane]["ended"] = 1  # nothing happens there but `RESET`
         self.mask[lane] = 0
         self._buffers.flat[lane] = 0.0
         for part in self._buffers.parts:
@@ -321,7 +323,7 @@ class Lanes:
         self._addresses[lane] = words
 
     def step(self, rows: Array, least: int = ANY) -> int:
-        """Step every lane by its row, int64 (N,); `BEGIN` and `IDLE` stand for themselves.
+        """Step every lane by its row, int64 (N,); `RESET` and `SKIP` stand for themselves.
 
         A row that is not admissible sheds, and is counted; one below `least` is taken for `least`.
         Returns how many lanes are at their end. Raises Crowded.
@@ -343,7 +345,9 @@ class Lanes:
             over = sum(ended for _, ended, _ in found)
             self._known = [known for _, _, known in found]
         if worst >= 0:
-            raise Crowded(f"lane {worst}: over {self._slots} requests were open at a time")
+            raise TooManyOpenRequests(
+                f"lane {worst}: over {self._slots} requests were open at a time"
+            )
         return over
 
     def observation(self, lane: int) -> Any:

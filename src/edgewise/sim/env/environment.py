@@ -36,9 +36,9 @@ from numpy.typing import NDArray
 
 from edgewise.errors import BadInput, MissingExtra
 from edgewise.scenario import Scenario
-from edgewise.sim.env.batched import BEGIN, Lanes
+from edgewise.sim.env.batched import RESET, BatchedSims
 from edgewise.sim.env.observation import CONTEXT, ROW, SERVER, TOP, WIDTH
-from edgewise.sim.source import Supply
+from edgewise.sim.source import WorldSource
 
 try:
     import gymnasium
@@ -52,7 +52,7 @@ Observed = Any
 SHAPES = ("flat", "parts")
 
 
-def observation_space(observation: str, supply: Supply) -> spaces.Space[Any]:
+def observation_space(observation: str, supply: WorldSource) -> spaces.Space[Any]:
     """Of one environment. Raises BadInput for a shape that is not known.
 
     *flat*: Box float32 (R, WIDTH). *parts*: Dict of ``rows`` (R, len(ROW)), ``server`` int32 (R,):
@@ -79,7 +79,7 @@ class BalanceEnv(gymnasium.Env[Observed, np.int64]):
     Parameters
     ----------
     scenario, family, duration:
-        The world: see `edgewise.sim.source.Supply`. Every episode has another seed.
+        The world: see `edgewise.sim.source.WorldSource`. Every episode has another seed.
     observation:
         ``"flat"`` or ``"parts"``: see `observation_space`.
     render_mode:
@@ -99,11 +99,11 @@ class BalanceEnv(gymnasium.Env[Observed, np.int64]):
         observation: str = "flat",
         render_mode: str | None = None,
     ) -> None:
-        self._supply = Supply(scenario, family, duration)
+        self._supply = WorldSource(scenario, family, duration)
         self.observation_space = observation_space(observation, self._supply)
         self.action_space = spaces.Discrete(self._supply.rows)
         self.render_mode = render_mode
-        self._lanes = Lanes.of(self._supply, 1, wide=observation == "flat")
+        self._lanes = BatchedSims.of(self._supply, 1, wide=observation == "flat")
         self._rows = np.zeros(1, np.int64)
         self._world = -1
         self._over = True
@@ -119,7 +119,7 @@ class BalanceEnv(gymnasium.Env[Observed, np.int64]):
             drawn = int(self.np_random.integers(seeds.start, seeds.stop))
             self._world = drawn if chosen is None else int(chosen) + attempt
             self._lanes.put(0, self._supply.world(self._world))
-            self._rows[0] = BEGIN
+            self._rows[0] = RESET
             self._lanes.step(self._rows)
             if self._lanes.lanes[0]["ended"] == 0:
                 self._over = False

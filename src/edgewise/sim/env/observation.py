@@ -27,7 +27,7 @@ from edgewise.compile import inlined
 from edgewise.compile.eights import Eights, vector
 from edgewise.fleet import table as columns
 from edgewise.fleet.arrays import Array
-from edgewise.fleet.table import R_SERVER, Table
+from edgewise.fleet.table import R_SERVER, CandidateTable
 
 TOP = 1e4
 """s, MB or requests: nothing that matters is larger."""
@@ -113,7 +113,7 @@ show_eight: Any = intrinsic(_show_eight)
 
 @inlined
 def write_parts(
-    table: Table, mask: Array, rows: Array, of: Array, servers: Array, context: Array
+    table: CandidateTable, mask: Array, rows: Array, of: Array, servers: Array, context: Array
 ) -> None:
     """The mask and *parts*, with `rows` a column at a time (columns, rows) as the table has them;
     `of` are the rows' servers. Masked rows are zero, and of server −1."""

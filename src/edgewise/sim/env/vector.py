@@ -28,9 +28,9 @@ from numpy.typing import NDArray
 from edgewise.errors import BadInput
 from edgewise.scenario import Scenario
 from edgewise.sim import engine
-from edgewise.sim.env.batched import BEGIN, IDLE, Lanes
+from edgewise.sim.env.batched import RESET, SKIP, BatchedSims
 from edgewise.sim.env.environment import Observed, observation_space
-from edgewise.sim.source import Supply
+from edgewise.sim.source import WorldSource
 
 Bools = NDArray[np.bool_]
 
@@ -72,13 +72,15 @@ class BalanceVectorEnv(gymnasium.vector.VectorEnv[Observed, Any, NDArray[Any]]):
     ) -> None:
         if num_envs < 1 or plays < 1:
             raise BadInput("num_envs and plays: expected at least 1")
-        self._supply = Supply(scenario, family, duration)
+        self._supply = WorldSource(scenario, family, duration)
         self.num_envs = num_envs
         self.single_observation_space = observation_space(observation, self._supply)
         self.single_action_space = spaces.Discrete(self._supply.rows)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
-        self._lanes = Lanes.of(self._supply, num_envs, wide=observation == "flat", threads=threads)
+        self._lanes = BatchedSims.of(
+            self._supply, num_envs, wide=observation == "flat", threads=threads
+        )
         self._plays, self._copy = plays, copy
         self._worlds = np.zeros(num_envs, np.int64)
         told = self._lanes.lanes
@@ -89,7 +91,7 @@ class BalanceVectorEnv(gymnasium.vector.VectorEnv[Observed, Any, NDArray[Any]]):
         }
         self._never = np.zeros(num_envs, np.bool_)
         self._played = np.zeros(num_envs, np.int64)
-        self._again: list[engine.Rejoin | None] = [None] * num_envs
+        self._again: list[engine.BranchCopier | None] = [None] * num_envs
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -121,11 +123,11 @@ class BalanceVectorEnv(gymnasium.vector.VectorEnv[Observed, Any, NDArray[Any]]):
 
     def _begin(self, which: Bools) -> None:
         """New episodes where `which`. In order of the environments, so the draws are too."""
-        rows = np.full(self.num_envs, IDLE, np.int64)
+        rows = np.full(self.num_envs, SKIP, np.int64)
         for _ in range(100):
             for i in np.flatnonzero(which).tolist():
                 self._put(i)
-            rows[:] = np.where(which, BEGIN, IDLE)
+            rows[:] = np.where(which, RESET, SKIP)
             self._lanes.step(rows)
             # A world in which nothing arrives has nothing to decide: the next one.
             which = which & (self._lanes.lanes["ended"] != 0)
@@ -142,7 +144,7 @@ class BalanceVectorEnv(gymnasium.vector.VectorEnv[Observed, Any, NDArray[Any]]):
             start = self._supply.world(int(self._worlds[i]))
             self._played[i] = 0
             sim = self._lanes.put(i, start)
-            self._again[i] = engine.Rejoin(sim, start) if self._plays > 1 else None
+            self._again[i] = engine.BranchCopier(sim, start) if self._plays > 1 else None
         else:
             again()
             self._lanes.put(i, again.target)

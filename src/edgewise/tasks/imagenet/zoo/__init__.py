@@ -5,7 +5,7 @@ Converting needs the extra ``models``; running what was converted needs only ``l
 """
 
 from edgewise.tasks.imagenet.zoo.ladder import (
-    Measured,
+    MeasuredModel,
     Measurements,
     Rung,
     Weights,
@@ -17,7 +17,7 @@ from edgewise.tasks.imagenet.zoo.model import Model, load, measure_accuracy, mea
 from edgewise.tasks.imagenet.zoo.store import Progress, default_cache, find, prepare
 
 __all__ = [
-    "Measured",
+    "MeasuredModel",
     "Measurements",
     "Model",
     "Progress",

@@ -33,7 +33,7 @@ class Weights(msgspec.Struct, frozen=True):
         return self.path.rpartition("/")[2].rpartition(".")[0]
 
 
-class Measured(msgspec.Struct, frozen=True):
+class MeasuredModel(msgspec.Struct, frozen=True):
     """An accuracy and a latency taken by ``edgewise models measure``."""
 
     top1: float
@@ -54,7 +54,7 @@ class Measurements(msgspec.Struct, frozen=True):
     data: str
     """What the images were, as ``Images.describe`` says it."""
     versions: dict[str, str]
-    rungs: dict[str, Measured]
+    rungs: dict[str, MeasuredModel]
 
 
 class Rung(msgspec.Struct, frozen=True):
@@ -69,7 +69,7 @@ class Rung(msgspec.Struct, frozen=True):
     """On the ImageNet validation set, 0-1, by its authors; None where none was published."""
 
     @property
-    def measured(self) -> Measured | None:
+    def measured(self) -> MeasuredModel | None:
         """What the reference measurement shipped with edgewise found for this rung."""
         return reference().rungs.get(self.name)
 

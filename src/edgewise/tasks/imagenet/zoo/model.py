@@ -15,7 +15,7 @@ from edgewise.errors import ImagesError, MissingExtra, ModelError
 from edgewise.tasks.imagenet.images import LabelledImage
 from edgewise.tasks.imagenet.preprocessing import to_array, to_picture
 from edgewise.tasks.imagenet.zoo import store
-from edgewise.tasks.imagenet.zoo.ladder import Measured, Rung, rung
+from edgewise.tasks.imagenet.zoo.ladder import MeasuredModel, Rung, rung
 
 
 class _Session(Protocol):
@@ -93,7 +93,7 @@ def measure_accuracy(
     images: Sequence[LabelledImage],
     progress: Callable[[int], None] | None = None,
     cache: Path | None = None,
-) -> Measured:
+) -> MeasuredModel:
     """Top-1 accuracy and median latencies of a rung on labelled images, one thread, one by one.
 
     ``progress`` is called with the number of images done. Raises ``ImagesError`` for no images or
@@ -117,7 +117,7 @@ def measure_accuracy(
         right += int(logits[0].argmax()) == image.label
         if progress is not None:
             progress(done)
-    return Measured(
+    return MeasuredModel(
         top1=right / len(images),
         images=len(images),
         predict_s=statistics.median(predict_s),
