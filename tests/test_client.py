@@ -16,7 +16,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from edgewise.domain import Outcome, PayloadForm, Request, Stamps, Status
+from edgewise.domain import Outcome, PayloadForm, Request, Stamps, Status, run_name
 from edgewise.errors import BadInput
 from edgewise.live.client import client as module
 from edgewise.live.client.client import Client, Sent
@@ -31,6 +31,7 @@ from edgewise.live.wire.messages import Submission
 from edgewise.live.wire.protocol import InferAnswer, decode_request, encode_answer, encode_request
 from edgewise.scenario import load
 from edgewise.score import ScoreShape
+from edgewise.sim.results import requests as simulated_requests
 from edgewise.testing.memory_transport import Connection, Switch, url
 from edgewise.testing.virtual_loop import VirtualLoop
 from edgewise.worlds.workload import Trace
@@ -424,6 +425,14 @@ def test_what_is_sent_is_the_same_under_every_policy() -> None:
     assert [len(one.payload(i)) for i in range(len(one))] == list(one.trace.payload_bytes)
     assert one.labels == tuple(replay_label(each) for each in one.ids)
     assert read_load(scenario, "other").ids != one.ids
+
+
+def test_live_and_simulated_requests_have_the_same_ids() -> None:
+    scenario = load("smoke").with_overrides(seed=3)
+    load_ = read_load(scenario, run_name(scenario.seed))
+    simulated = simulated_requests(scenario, load_.trace, run_name(scenario.seed))
+    assert load_.ids == tuple(request.id for request in simulated)
+    assert load_.ids[0] == "s3-r0000000"
 
 
 def test_photos_come_with_their_class() -> None:

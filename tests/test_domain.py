@@ -451,3 +451,11 @@ def test_a_stage_that_was_never_reached_is_none() -> None:
 def test_messages_are_frozen() -> None:
     with pytest.raises(AttributeError):
         d.Request(**GOOD).deadline = 9.0  # type: ignore[misc, arg-type]
+
+
+def test_request_ids_begin_with_their_run_and_end_with_their_number() -> None:
+    assert d.request_id(42, d.run_name(1)) == "s1-r0000042"
+    assert d.request_id(7) == "r0000007"
+    assert d.request_number("s1-r0000042") == 42
+    assert d.request_number("s1") == 1
+    assert d.request_number("warm-up") is None

@@ -78,6 +78,25 @@ class ShedReason(enum.StrEnum):
     DRAINING = "draining"
 
 
+def run_name(seed: int) -> str:
+    """The name of a run of a scenario's own trace, with which its request ids begin: ``s1``."""
+    return f"s{seed}"
+
+
+def request_id(number: int, run: str = "") -> str:
+    """The id of request `number` of a run's trace: ``s1-r0000042``, or ``r0000042`` without a run.
+
+    The simulator and the live client use the same ids, so their tables can be joined.
+    """
+    return f"{run}-r{number:07d}" if run else f"r{number:07d}"
+
+
+def request_number(request: str) -> int | None:
+    """The position in its trace of the request with this id; None if the id ends in no number."""
+    match = re.search(r"\d+$", request)
+    return int(match[0]) if match else None
+
+
 class Request(Struct, frozen=True, kw_only=True, gc=False):
     """The metadata of one request: all that is known before the photo is in.
 

@@ -41,7 +41,7 @@ def explain(
 
     [bold]Examples:[/bold]
 
-      edgewise explain runs/three-sites/edgewise r0000042
+      edgewise explain runs/three-sites s1-r0000042
 
       edgewise simulate three-sites --out sim
 

@@ -20,9 +20,8 @@ import pyarrow as pa
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from edgewise.domain import Stamps
+from edgewise.domain import Stamps, request_number
 from edgewise.errors import BadInput
-from edgewise.fleet import request_noise
 from edgewise.live import records
 from edgewise.live.recorder import read
 
@@ -82,7 +81,7 @@ def read_run(folders: Sequence[Path]) -> Run:
 
 def number_of(request: str) -> int:
     """Where a request stands in its trace: both worlds end its id with that number."""
-    number = request_noise.number_of(request)
+    number = request_number(request)
     if number is None:
         raise BadInput(f"request {request!r}: expected an id that ends with a number")
     return number

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import re
 from functools import lru_cache
 from statistics import NormalDist
 from typing import Any
@@ -18,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgewise.compile import copied, lean
+from edgewise.domain import request_number
 from edgewise.fleet.rng import GAMMA, scrambled
 
 LUCK_SERVICE = 103
@@ -48,12 +48,6 @@ def luck(seed: int, a: int, b: int, purpose: int) -> float:
 def noise_place(seed: int, r: int, k: int, bits: int) -> int:
     """Which of 2^bits equally likely factors (`noise_factors`) request r meets on service k."""
     return int(hashed(seed, r, k, LUCK_SERVICE) >> np.uint64(64 - bits))
-
-
-def number_of(request: str) -> int | None:
-    """Where a request stands in its trace: its id ends with that number. None if it does not."""
-    found = re.search(r"\d+$", request)
-    return int(found[0]) if found else None
 
 
 class RequestNoise:
@@ -88,7 +82,7 @@ class RequestNoise:
 
 
 def _number(request: str) -> int:
-    number = number_of(request)
+    number = request_number(request)
     if number is None or number >= 2**63:
         digest = hashlib.blake2b(request.encode(), digest_size=7).digest()
         number = int.from_bytes(digest, "big")

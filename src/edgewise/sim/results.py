@@ -8,7 +8,16 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from edgewise.domain import Candidate, Outcome, PayloadForm, Request, Service, Stamps, Status
+from edgewise.domain import (
+    Candidate,
+    Outcome,
+    PayloadForm,
+    Request,
+    Service,
+    Stamps,
+    Status,
+    request_id,
+)
 from edgewise.fleet.request_noise import LUCK_RIGHT, luck
 from edgewise.scenario import Scenario
 from edgewise.sim.layout import REASONS, SERVED, STATUSES, Sim
@@ -18,17 +27,12 @@ STAMPS = ("uploaded", "decided", "transferred", "started", "finished", "answered
 _CLASSES = 1000
 
 
-def request_id(number: int, prefix: str = "") -> str:
-    """The name of the trace's request `number`."""
-    return f"{prefix}r{number:07d}"
-
-
-def requests(scenario: Scenario, trace: Trace, prefix: str = "") -> Iterator[Request]:
+def requests(scenario: Scenario, trace: Trace, run: str = "") -> Iterator[Request]:
     """The trace's requests; time 0 is the start of the run."""
     names = scenario.server_names
     for i in range(len(trace)):
         yield Request(
-            id=request_id(i, prefix),
+            id=request_id(i, run),
             ingress=names[int(trace.ingress[i])],
             payload_bytes=int(trace.payload_bytes[i]),
             sent_at=float(trace.time[i]),
@@ -38,7 +42,7 @@ def requests(scenario: Scenario, trace: Trace, prefix: str = "") -> Iterator[Req
 
 
 def outcomes(
-    sim: Sim, services: Sequence[Service], labels: Sequence[int], prefix: str = ""
+    sim: Sim, services: Sequence[Service], labels: Sequence[int], run: str = ""
 ) -> Iterator[Outcome]:
     """How every request ended, in order. Raises ValueError if one has not.
 
@@ -63,7 +67,7 @@ def outcomes(
             right = luck(seed, i, 0, LUCK_RIGHT) < accuracy
             predicted = labels[i] if right else (labels[i] + 1) % _CLASSES
         yield Outcome(
-            request=request_id(i, prefix),
+            request=request_id(i, run),
             status=Status(status),
             latency=float(result["latency"]) if served else None,
             server=service.server if service else None,

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
-from edgewise.domain import Outcome, Report, Request, Service
+from edgewise.domain import Outcome, Report, Request, Service, run_name
 from edgewise.errors import BadInput
 from edgewise.fleet.table import CandidateTable
 from edgewise.policy import find
@@ -67,18 +67,14 @@ class Episode(Struct, frozen=True, kw_only=True):
         return max(last, self.scenario.workload.duration)
 
     def requests(self) -> Iterator[Request]:
-        return results.requests(self.scenario, self.trace, self._prefix)
+        return results.requests(self.scenario, self.trace, run_name(self.scenario.seed))
 
     def reports(self) -> Iterator[tuple[Report, float]]:
         """Each with when the balancer had it; needs `SimOptions.keep_reports`."""
         return kept_reports.reports(self.sim, self.scenario, self.services)
 
     def outcomes(self) -> Iterator[Outcome]:
-        return results.outcomes(self.sim, self.services, self.labels, self._prefix)
-
-    @property
-    def _prefix(self) -> str:
-        return f"s{self.scenario.seed}-"
+        return results.outcomes(self.sim, self.services, self.labels, run_name(self.scenario.seed))
 
 
 def rule_of(policy: str) -> PolicySpec:

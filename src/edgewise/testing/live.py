@@ -12,7 +12,7 @@ import numpy as np
 from msgspec import Struct
 
 from edgewise import policy as policies
-from edgewise.domain import Decision, Observation, Outcome, Report
+from edgewise.domain import Decision, Observation, Outcome, Report, request_id
 from edgewise.fleet.report_timing import GAP
 from edgewise.fleet.table import C_NOW
 from edgewise.live.balancer.api import application
@@ -31,7 +31,6 @@ from edgewise.policy.base import PolicySpec
 from edgewise.scenario import Scenario, SlowFailure, slowness
 from edgewise.score import ScoreShape
 from edgewise.sim.build import CONTROL_DELAY, simulation
-from edgewise.sim.results import request_id
 from edgewise.testing import simulated
 from edgewise.testing.memory_transport import Connection, Party, Switch, Ways, hung_up, url
 from edgewise.testing.shared_link import SharedLink

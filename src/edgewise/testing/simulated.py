@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from edgewise.domain import request_id
 from edgewise.policy import find
 from edgewise.scenario import Scenario
 from edgewise.sim import engine, results
@@ -51,7 +52,7 @@ def play(scenario: Scenario, trace: Trace, policy: str) -> Transcript:
     order = [int(r) for r in np.argsort(decided, kind="stable") if decided[r] == decided[r]]
     decisions = tuple(
         Chosen(
-            request=results.request_id(r),
+            request=request_id(r),
             at=at,
             row=int(sim.world.results["row"][r]),
             probability=float(sim.world.results["probability"][r]),

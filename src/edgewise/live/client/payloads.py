@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from msgspec import Struct
 
-from edgewise.domain import Request
+from edgewise.domain import Request, request_id
 from edgewise.live.node.executor import replay_label
 from edgewise.scenario import LognormalPayload, Scenario
 from edgewise.tasks.imagenet.images import Images, load_images
@@ -60,35 +60,31 @@ def read_load(scenario: Scenario, run: str) -> PreparedLoad:
 
     Raises ImagesError for a photo that cannot be read, ScenarioError as `workload.generate`.
     """
-    if isinstance(scenario.workload.payload, LognormalPayload):
-        trace = generate(scenario, None)
-        ids = _ids(run, len(trace))
+    made_up = isinstance(scenario.workload.payload, LognormalPayload)
+    images = None if made_up else load_images(scenario.workload.images)
+    trace = generate(scenario, None if images is None else sizes_of(images))
+    ids = tuple(request_id(number, run) for number in range(len(trace)))
+    names: dict[int, str] = {}
+    labels: tuple[int, ...]
+    if images is None:
         # One block, of which each request gets the beginning; random, so that nothing compresses.
         rng = np.random.default_rng(scenario.seed)
-        size = int(trace.payload_bytes.max(initial=1))
-        payloads = {0: rng.bytes(size)}
+        payloads = {0: rng.bytes(int(trace.payload_bytes.max(initial=1)))}
         # Nobody can look at such a payload: replay and client agree on what it shows by its id.
-        labels: tuple[int, ...] = tuple(replay_label(each) for each in ids)
-        names: dict[int, str] = {}
+        labels = tuple(replay_label(each) for each in ids)
     else:
-        images = load_images(scenario.workload.images)
-        trace = generate(scenario, sizes_of(images))
         used = [int(index) for index in np.unique(trace.image)]
         payloads = {index: images[index].read() for index in used}
         names = {index: images[index].name for index in used}
         labels = tuple(images[int(index)].label for index in trace.image)
     return PreparedLoad(
         trace=trace,
-        ids=_ids(run, len(trace)),
+        ids=ids,
         servers=scenario.server_names,
         payloads=payloads,
         labels=labels,
         names=names,
     )
-
-
-def _ids(run: str, count: int) -> tuple[str, ...]:
-    return tuple(f"{run}-{index:06d}" for index in range(count))
 
 
 def sizes_of(images: Images) -> list[int]:

@@ -21,6 +21,7 @@ from typing import Any
 
 import msgspec
 
+from edgewise.domain import run_name
 from edgewise.errors import MissingExtra, PeerError
 from edgewise.live.run.addresses import Addresses
 from edgewise.live.run.configs import configs, ports, write
@@ -89,7 +90,7 @@ class Deployment:
         self.client = Process(
             "client",
             # The same ids under every policy: what replay draws by them is then the same too.
-            ["client", "--hold", "--name", f"s{scenario.seed}", self._config("client")],
+            ["client", "--hold", "--name", run_name(scenario.seed), self._config("client")],
             self._log("client"),
         )
         self.progress: dict[str, Any] = {}
