@@ -5,17 +5,18 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 import typer
 
+from edgewise.cli import options, output
 from edgewise.errors import MissingExtra
 from edgewise.live.config import BalancerConfig, load_config
 
 
 def balancer(
-    config: Annotated[Path, typer.Argument(help="A balancer's configuration, YAML.")],
+    config: options.ConfigFile,
     policy: Annotated[
         str | None, typer.Option(help="In place of the one in the configuration.")
     ] = None,
@@ -43,9 +44,4 @@ def balancer(
         from edgewise.live.balancer.balancer import run
     except ModuleNotFoundError as error:
         raise MissingExtra("live", error.name or "?") from None
-    run(read, _say_ready)
-
-
-def _say_ready(where: dict[str, Any]) -> None:
-    sys.stdout.buffer.write(msgspec.json.encode({"ready": where}) + b"\n")
-    sys.stdout.buffer.flush()
+    run(read, lambda where: output.say_line({"ready": where}))

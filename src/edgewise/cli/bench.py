@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from edgewise.cli import options, output
 from edgewise.errors import BadInput
 
 if TYPE_CHECKING:  # what compiles is imported when the command runs, not for its help
@@ -27,23 +27,16 @@ def bench(
     suite: Annotated[
         str, typer.Option(help="Families of worlds: standard, quick, or one family's name.")
     ] = "standard",
-    policies: Annotated[
-        str | None,
-        typer.Option(metavar="P[,P...]", help="Which. Default: all, edgewise among them."),
-    ] = None,
+    policy: options.AllPolicies = None,
     seeds: Annotated[
         int, typer.Option(metavar="N", help="Held-out worlds of each family.")
     ] = SEEDS,
-    threads: Annotated[
-        int, typer.Option(metavar="N", help="At the same time; changes no number. 0: all cores.")
-    ] = 0,
+    threads: options.Threads = 0,
     reference: Annotated[
         str | None,
         typer.Option(metavar="P", help="Compare with this policy, not each family's best."),
     ] = None,
-    json: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Every episode's figures; - for stdout.")
-    ] = None,
+    json: options.Json = None,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write bench.md, bench.html and bench.json.")
     ] = None,
@@ -69,12 +62,13 @@ def bench(
 
       edgewise bench --suite quick --seeds 8
 
-      edgewise bench --policies sed,prequal,priced_greedy --html bench.html
+      edgewise bench --policy sed,prequal,priced_greedy --html bench.html
     """
     from edgewise.bench import compare, document, page, report
     from edgewise.bench import suite as suites
+    from edgewise.cores import usable_cores
 
-    console = Console(stderr=json == "-")
+    console = output.console_beside(json)
     if read is not None:
         result = suites.Result.from_json(_bytes(read))
     else:
@@ -85,32 +79,29 @@ def bench(
         with _Bar() as bar:
             result = suites.run(
                 names,
-                chosen(policies),
+                chosen(policy),
                 suites.evaluation_seeds(seeds),
                 suite=suite,
-                threads=threads or cores(),
+                threads=threads or usable_cores(),
                 progress=bar.show,
             )
         command = f"edgewise bench --suite {suite} --seeds {seeds}"
-        command += f" --policies {policies}" if policies else ""
+        command += f" --policy {policy}" if policy else ""
         result = msgspec.structs.replace(result, command=command)
     compared = compare.compare(result, reference)
     text = report.markdown(compared)
-    if json == "-":
-        sys.stdout.buffer.write(result.to_json())
-    elif json is not None:
-        _write(Path(json), result.to_json())
+    output.write_json(result.to_json(), json)
     if out is not None:
-        _write(out / "bench.json", result.to_json())
-        _write(out / "bench.md", text.encode())
-        _write(out / "bench.html", page.page(compared).encode())
+        output.write_file(out / "bench.json", result.to_json())
+        output.write_file(out / "bench.md", text.encode())
+        output.write_file(out / "bench.html", page.page(compared).encode())
     if html is not None:
-        _write(html, page.page(compared).encode())
+        output.write_file(html, page.page(compared).encode())
     if docs is not None:
         document.rewrite(docs, "edgewise bench", text)
     console.print(_overall(compared, console.width))
     console.print(_by_family(compared, console.width))
-    console.print(f"{result.seconds:.0f} s", style="dim", highlight=False)
+    output.note(console, f"{result.seconds:.0f} s")
 
 
 def chosen(names: str | None) -> dict[str, PolicySpec]:
@@ -119,15 +110,7 @@ def chosen(names: str | None) -> dict[str, PolicySpec]:
 
     if names is None:
         return dict(POLICIES)
-    wanted = [name.strip() for name in names.split(",") if name.strip()]
-    return {name: make(name).rule for name in wanted}
-
-
-def cores() -> int:
-    """Those this process may use."""
-    import os
-
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return {name: make(name).rule for name in options.split(names)}
 
 
 def _families() -> tuple[str, ...]:
@@ -141,14 +124,6 @@ def _bytes(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise BadInput(f"{path}: cannot be read: {error.strerror}") from None
-
-
-def _write(path: Path, data: bytes) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-    except OSError as error:
-        raise BadInput(f"{path}: cannot be written: {error.strerror}") from None
 
 
 def _overall(comparison: SuiteComparison, width: int) -> Table:

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from edgewise.cli.up import write_summary
+from edgewise.cli import options, output
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,22 +28,15 @@ def bound(
     ] = "three-sites",
     policy: Annotated[
         str | None,
-        typer.Option(metavar="P[,P...]", help="Who is to be placed. Default: all but `random`."),
+        typer.Option(
+            metavar="P[,P...]",
+            help="Policies to compare, separated by commas. Default: all but random.",
+        ),
     ] = None,
-    seeds: Annotated[
-        int, typer.Option(min=1, max=10_000, help="How many worlds: the seed and those after it.")
-    ] = 3,
-    seed: Annotated[
-        int | None,
-        typer.Option(help="The first. Default: the scenario's; of a family, the evaluation's."),
-    ] = None,
-    duration: Annotated[
-        float | None,
-        typer.Option(metavar="S", help="Seconds of arrivals. Default: the scenario's, at most 4."),
-    ] = None,
-    rate: Annotated[
-        float | None, typer.Option(metavar="R", help="Mean requests per second.")
-    ] = None,
+    seeds: options.Seeds = 3,
+    seed: options.Seed = None,
+    duration: options.Duration = None,
+    rate: options.Rate = None,
     trials: Annotated[
         int | None,
         typer.Option(min=0, help="Of the clairvoyant search, per world. Default: 25 per request."),
@@ -57,12 +50,8 @@ def bound(
     steps: Annotated[
         int | None, typer.Option(min=1, help="Of the bound's descent. Default: 300.")
     ] = None,
-    threads: Annotated[
-        int, typer.Option(min=0, help="Worlds at a time; changes no number. 0: all cores.")
-    ] = 0,
-    json: Annotated[
-        str | None, typer.Option(metavar="FILE", help="The figures as JSON; - for stdout.")
-    ] = None,
+    threads: options.Threads = 0,
+    json: options.Json = None,
 ) -> None:
     """What would have been possible, had everything been known in advance.
 
@@ -82,8 +71,8 @@ def bound(
     from edgewise.cli.simulate import compile_engine
     from edgewise.policy import POLICIES, find, label
 
-    console = Console(stderr=json == "-")
-    names = [each.strip() for each in policy.split(",")] if policy else [*POLICIES]
+    console = output.console_beside(json)
+    names = options.split(policy) or [*POLICIES]
     if policy is None:
         names.remove("random")
     rules = {label(name): find(name) for name in names}
@@ -94,15 +83,13 @@ def bound(
     over = mean(standings)
     console.print(_table(worlds[0], standings, over, learned))
     if json is not None:
-        import msgspec
-
         data = {
             "scenario": worlds[0].name,
             "duration": worlds[0].workload.duration,
             "worlds": standings,
             "mean": over,
         }
-        write_summary(msgspec.json.format(msgspec.json.encode(data)) + b"\n", json)
+        output.write_json(output.pretty_json(data), json)
 
 
 def _worlds(
@@ -143,13 +130,13 @@ def _stand(
     console: Console,
 ) -> list[Standing]:
     import math
-    import os
     from concurrent.futures import ThreadPoolExecutor
 
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     from edgewise.bound import dual
     from edgewise.bound.standing import standing
+    from edgewise.cores import usable_cores
     from edgewise.sim.simulate import Photos
     from edgewise.worlds.workload import generate
 
@@ -180,7 +167,7 @@ def _stand(
                 progress=tell,
             )
 
-        with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
+        with ThreadPoolExecutor(threads or usable_cores()) as pool:
             return list(pool.map(one, range(len(worlds))))
 
 

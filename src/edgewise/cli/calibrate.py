@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
-from edgewise.cli.up import write_summary
+from edgewise.cli import options, output
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -29,17 +28,12 @@ def calibrate(
             metavar="RUN2", help="Another run of the same fleet: simulate what was found, compare."
         ),
     ] = None,
-    seeds: Annotated[
-        int, typer.Option(min=1, max=1000, help="Simulated worlds for --against.")
-    ] = 8,
+    seeds: options.Seeds = 8,
     policy: Annotated[
         str | None,
         typer.Option(metavar="P", help="For --against. Default: who decided in RUN2."),
     ] = None,
-    json: Annotated[
-        str | None,
-        typer.Option(metavar="FILE", help="What was fitted, and the comparison; - for stdout."),
-    ] = None,
+    json: options.Json = None,
 ) -> None:
     """Fit a scenario to a recorded run: what services, links, reports and clients really did.
 
@@ -53,24 +47,18 @@ def calibrate(
 
       edgewise calibrate runs/monday --against runs/tuesday
     """
-    import msgspec
-
     from edgewise.cli.simulate import compile_engine
-    from edgewise.errors import BadInput
     from edgewise.fidelity import held, picture
     from edgewise.fidelity.calibrate import calibrate
     from edgewise.scenario import dump
     from edgewise.sim.simulate import rule_of
 
-    console = Console(stderr=json == "-")
+    console = output.console_beside(json)
     scenario, calibration = calibrate(run)
     console.print(table(calibration))
     if out is not None:
-        try:
-            out.write_text(dump(scenario), encoding="utf-8")
-        except OSError as error:
-            raise BadInput(f"{out}: cannot be written: {error.strerror}") from None
-        console.print(f"scenario: {out}", style="dim", markup=False, highlight=False)
+        output.write_file(out, dump(scenario).encode())
+        output.note(console, f"scenario: {out}")
     comparison = None
     if against is not None:
         decides = held.policy_of(against) if policy is None else policy
@@ -80,7 +68,7 @@ def calibrate(
             comparison, _ = held.hold(scenario, calibration, against, decides, seeds)
         console.print(picture.tables(comparison))
     said = {"calibration": calibration, "against": comparison}
-    write_summary(msgspec.json.format(msgspec.json.encode(said), indent=2) + b"\n", json)
+    output.write_json(output.pretty_json(said), json)
 
 
 def table(calibration: Calibration) -> Table:

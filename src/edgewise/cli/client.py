@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from edgewise.cli import options, output
+
 
 def client(
-    config: Annotated[
-        Path,
-        typer.Argument(metavar="CONFIG", help="YAML: scenario, balancer, ingress, out."),
-    ],
+    config: options.ConfigFile,
     hold: Annotated[
         bool, typer.Option("--hold", help="When ready, wait for a line on stdin to begin.")
     ] = False,
@@ -26,12 +24,10 @@ def client(
     with what became of the requests. With `out` in its configuration it
     writes requests.parquet and outcomes.parquet for `edgewise evaluate`.
     """
-    import msgspec
-
     from edgewise.live.client.client import run
     from edgewise.live.config import ClientConfig, load_config
 
     def say(key: str, value: Any) -> None:
-        typer.echo(msgspec.json.encode({key: value}).decode())
+        output.say_line({key: value})
 
     say("done", run(load_config(config, ClientConfig), hold=hold, name=name, say=say))

@@ -7,29 +7,17 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from edgewise.cli.up import write_summary
+from edgewise.cli import options, output
 
 
 def compare_worlds(
-    scenario: Annotated[
-        str, typer.Argument(help="A preset (`edgewise scenarios` lists them) or a file.")
-    ] = "three-sites",
-    policy: Annotated[
-        str | None,
-        typer.Option(metavar="P[,P...]", help="Who decides. Default: the scenario's."),
-    ] = None,
-    seeds: Annotated[
-        int, typer.Option(min=1, max=1000, help="How many: the scenario's seed and those after it.")
-    ] = 1,
-    duration: Annotated[
-        float | None, typer.Option(metavar="S", help="Seconds over which requests are sent.")
-    ] = None,
-    rate: Annotated[
-        float | None, typer.Option(metavar="R", help="Mean requests per second.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="The first one.")] = None,
+    scenario: options.ScenarioName = "three-sites",
+    policy: options.Policies = None,
+    seeds: options.Seeds = 1,
+    duration: options.Duration = None,
+    rate: options.Rate = None,
+    seed: options.Seed = None,
     real: Annotated[
         bool,
         typer.Option(
@@ -44,9 +32,7 @@ def compare_worlds(
             "Default: the files are thrown away.",
         ),
     ] = None,
-    json: Annotated[
-        str | None, typer.Option(metavar="FILE", help="The comparison as JSON; - for stdout.")
-    ] = None,
+    json: options.Json = None,
 ) -> None:
     """Run a scenario in the simulator and on real processes; compare them stage by stage.
 
@@ -61,8 +47,6 @@ def compare_worlds(
 
       edgewise compare-worlds smoke --seeds 3 --json -
     """
-    import msgspec
-
     from edgewise.cli.simulate import compile_engine
     from edgewise.errors import BadInput
     from edgewise.fidelity import compare, picture, worlds
@@ -70,9 +54,9 @@ def compare_worlds(
     from edgewise.scenario import check, load
     from edgewise.sim.simulate import rule_of
 
-    console = Console(stderr=json == "-")
+    console = output.console_beside(json)
     world = check(load(scenario).with_overrides(duration=duration, rate=rate, seed=seed), scenario)
-    policies = [name.strip() for name in policy.split(",")] if policy else [world.policy]
+    policies = options.split(policy) or [world.policy]
     for name in policies:
         rule_of(name)
     if len(set(policies)) != len(policies):
@@ -80,7 +64,7 @@ def compare_worlds(
     compile_engine(policies, console)
 
     def say(line: str) -> None:
-        console.print(line, style="dim", markup=False, highlight=False)
+        output.note(console, line)
 
     with tempfile.TemporaryDirectory(prefix="edgewise-worlds-") as scratch:
         folder = Path(scratch) / "worlds" if out is None else out
@@ -100,5 +84,4 @@ def compare_worlds(
         (out / "stages.svg").write_text(drawn, encoding="utf-8")
         (out / "page.html").write_text(picture.page(found, drawn, command), encoding="utf-8")
         say(f"page: {out / 'page.html'}")
-    data = msgspec.json.format(msgspec.json.encode(found), indent=2) + b"\n"
-    write_summary(data, json)
+    output.write_json(output.pretty_json(found), json)

@@ -9,13 +9,12 @@ from typing import Annotated
 
 import typer
 
+from edgewise.cli import options
 from edgewise.errors import BadInput, MissingExtra
 
 
 def configs(
-    scenario: Annotated[
-        str, typer.Argument(help="A preset (`edgewise scenarios` lists them) or a file.")
-    ],
+    scenario: options.ScenarioName,
     folder: Annotated[Path, typer.Argument(help="Where to write; made if it is not there.")],
     port: Annotated[
         int, typer.Option(min=1, max=65535, help="The balancer's; the others follow.")
@@ -28,14 +27,7 @@ def configs(
             "server's name; for containers. Default: all is on this machine.",
         ),
     ] = None,
-    emulate: Annotated[
-        bool | None,
-        typer.Option(
-            "--emulate/--no-emulate",
-            help="Whether a relay plays the network. Default: as the scenario says.",
-            show_default=False,
-        ),
-    ] = None,
+    emulate: options.Emulate = None,
     out: Annotated[
         str | None,
         typer.Option(metavar="DIR", help="Folder of balancer and client for what they record."),

@@ -6,16 +6,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from edgewise.cli.up import write_summary
+from edgewise.cli import options, output
 
 
 def evaluate(
     run: Annotated[Path, typer.Argument(help="A run's folder, or one with a folder per policy.")],
-    json: Annotated[
-        str | None, typer.Option(metavar="FILE", help="The summary as JSON; - for stdout.")
-    ] = None,
+    json: options.Json = None,
 ) -> None:
     """Score a run from its Parquet files and print what each policy achieved.
 
@@ -25,5 +22,5 @@ def evaluate(
     from edgewise.live.run.up import show
 
     summary = evaluate(run)
-    show(summary, Console(stderr=json == "-"))
-    write_summary(summary.to_json(), json)
+    show(summary, output.console_beside(json))
+    output.write_json(summary.to_json(), json)

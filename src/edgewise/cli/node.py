@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
-
-import typer
-
+from edgewise.cli import options
 from edgewise.errors import MissingExtra
 from edgewise.live.config import NodeConfig, load_config
 
 
 def node(
-    config: Annotated[
-        Path, typer.Argument(help="Configuration file of this node (docs/by-hand.md).")
-    ],
+    config: options.ConfigFile,
 ) -> None:
     """Run an edge server until it is told to stop (SIGTERM, Ctrl-C), which it does when drained.
 

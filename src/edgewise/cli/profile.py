@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from edgewise.cli.up import write_summary
-
-BAR_AFTER = 2.0
-"""s. What is over sooner needs no bar."""
+from edgewise.cli import options, output
 
 
 def profile(
@@ -20,9 +15,7 @@ def profile(
         str | None,
         typer.Option(metavar="M[,M...]", help="Rungs of the zoo. Default: all prepared ones."),
     ] = None,
-    images: Annotated[
-        str, typer.Option(metavar="DIR", help="Photos: a folder, or 'builtin'.")
-    ] = "builtin",
+    images: options.Images = None,
     runs: Annotated[int, typer.Option(min=2, max=100_000, help="Photos per figure.")] = 60,
     concurrency: Annotated[
         str, typer.Option(metavar="N[,N...]", help="How many run at a time.")
@@ -33,9 +26,7 @@ def profile(
     out: Annotated[Path, typer.Option(metavar="FILE", help="The profile, as YAML.")] = Path(
         "profile.yaml"
     ),
-    json: Annotated[
-        str | None, typer.Option(metavar="FILE", help="The same as JSON; - for stdout.")
-    ] = None,
+    json: options.Json = None,
 ) -> None:
     """Measure what services take on this machine: latency, noise, concurrency, batches.
 
@@ -45,46 +36,31 @@ def profile(
 
     [bold]Example:[/bold] edgewise profile --models lite0-128,lite1 --out mine-profile.yaml
     """
-    import msgspec
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
     from rich.table import Table
 
     from edgewise.errors import ModelError
     from edgewise.fidelity import profile as measuring
     from edgewise.tasks.imagenet import zoo
-    from edgewise.tasks.imagenet.images import load_images
+    from edgewise.tasks.imagenet.images import BUILTIN, load_images
 
-    console = Console(stderr=json == "-")
-    names = [name.strip() for name in models.split(",")] if models else []
+    console = output.console_beside(json)
+    names = options.split(models)
     names = [zoo.rung(name).name for name in dict.fromkeys(names)]
     names = names or [rung.name for rung in zoo.rungs() if zoo.find(rung.name) is not None]
     if not names:
         raise ModelError("no model is prepared; do so with: edgewise models prepare")
     at_a_time = numbers("--concurrency", concurrency)
     batches = numbers("--batch", batch)
-    photos = load_images(images)
-    began = time.monotonic()
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        console=console,
-        transient=True,
-    ) as bar:
-        total = measuring.steps(names, at_a_time, batches)
-        task = bar.add_task("measuring", total=total, visible=False)
-
-        def step(what: str) -> None:
-            late = time.monotonic() - began > BAR_AFTER
-            bar.update(task, advance=1, description=what[:40], visible=late)
-
+    photos = load_images(images or BUILTIN)
+    total = measuring.steps(names, at_a_time, batches)
+    with output.progress_bar(console, "measuring", total) as advance:
         found = measuring.profile(
             names,
             photos,
             runs=runs,
             concurrency=at_a_time,
             batches=batches,
-            step=step,
+            step=lambda what: advance(what[:40]),
             command=f"edgewise profile --models {','.join(names)} --runs {runs} "
             f"--concurrency {concurrency} --batch {batch}",
         )
@@ -120,7 +96,7 @@ def profile(
         markup=False,
         highlight=False,
     )
-    write_summary(msgspec.json.format(msgspec.json.encode(found), indent=2) + b"\n", json)
+    output.write_json(output.pretty_json(found), json)
 
 
 def numbers(option: str, text: str) -> tuple[int, ...]:

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
+from edgewise.cli import options, output
 
 
 def relay(
-    config: Annotated[
-        Path,
-        typer.Argument(
-            metavar="CONFIG", help="YAML: links, routes over them (or devices), control address."
-        ),
-    ],
+    config: options.ConfigFile,
 ) -> None:
     """Emulate a network: TCP relays that shape what passes through them.
 
@@ -23,8 +17,6 @@ def relay(
     control address GET /links shows all links, and PATCH /links/NAME with
     {"rate_bps": 5e6} changes one while traffic flows.
     """
-    import msgspec
-
     from edgewise.network.kernel.devices import load
     from edgewise.network.relay.config import RelayConfig
 
@@ -35,7 +27,7 @@ def relay(
             "url": f"http://{control['host']}:{control['port']}",
             "routes": ports["routes"],
         }
-        typer.echo(msgspec.json.encode({"ready": greeting}).decode())
+        output.say_line({"ready": greeting})
 
     read = load(config)
     if isinstance(read, RelayConfig):

@@ -6,14 +6,13 @@ shown.
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
-from edgewise.cli.up import write_summary
+from edgewise.cli import options, output
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -21,37 +20,16 @@ if TYPE_CHECKING:
     from edgewise.scenario import Scenario
     from edgewise.sim.simulate import Episode
 
-BAR_AFTER = 2.0
-"""s. What is over sooner needs no bar."""
-
 
 def simulate(
-    scenario: Annotated[
-        str, typer.Argument(help="A preset (`edgewise scenarios` lists them) or a file.")
-    ] = "three-sites",
-    policy: Annotated[
-        str | None,
-        typer.Option(
-            metavar="P[,P...]",
-            help="Who decides. Default: the scenario's, edgewise if it names none.",
-        ),
-    ] = None,
-    seeds: Annotated[
-        int, typer.Option(min=1, max=100_000, help="How many worlds: the seed and those after it.")
-    ] = 1,
-    duration: Annotated[
-        float | None, typer.Option(metavar="S", help="Seconds over which requests are sent.")
-    ] = None,
-    rate: Annotated[
-        float | None, typer.Option(metavar="R", help="Mean requests per second.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Of everything random.")] = None,
-    threads: Annotated[
-        int, typer.Option(min=0, help="At the same time; changes no number. 0: all cores.")
-    ] = 0,
-    json: Annotated[
-        str | None, typer.Option(metavar="FILE", help="The summary as JSON; - for stdout.")
-    ] = None,
+    scenario: options.ScenarioName = "three-sites",
+    policy: options.Policies = None,
+    seeds: options.Seeds = 1,
+    duration: options.Duration = None,
+    rate: options.Rate = None,
+    seed: options.Seed = None,
+    threads: options.Threads = 0,
+    json: options.Json = None,
     out: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Where to write what `up` writes. Default: nowhere."),
@@ -72,13 +50,13 @@ def simulate(
     from edgewise.sim import simulate as sims
     from edgewise.summary import Summary, comparison, per_server
 
-    console = Console(stderr=json == "-")
+    console = output.console_beside(json)
     world = check(load(scenario).with_overrides(duration=duration, rate=rate, seed=seed), scenario)
-    policies = [name.strip() for name in policy.split(",")] if policy else [world.policy]
+    policies = options.split(policy) or [world.policy]
     for name in policies:
         sims.rule_of(name)
     if out is not None:
-        _make(out)
+        output.new_folder(out)
     compile_engine(policies, console)
     ended = _play(world, policies, seeds, threads or None, console, out is not None)
     summary = Summary(
@@ -90,10 +68,10 @@ def simulate(
     console.print(per_server(summary))
     if out is not None:
         _write(out, world, ended, summary.to_json())
-        console.print(f"results: {out}", style="dim", markup=False, highlight=False)
-    write_summary(summary.to_json(), json)
+        output.note(console, f"results: {out}")
+    output.write_json(summary.to_json(), json)
     if seeds > 1:  # last: it needs an extra, and nothing is to be lost for want of it
-        console.print(f"{seeds} seeds from {world.seed}, pooled", style="dim", highlight=False)
+        output.note(console, f"{seeds} seeds from {world.seed}, pooled")
         console.print(over_seeds(ended))
 
 
@@ -127,27 +105,12 @@ def _play(
     console: Console,
     keep_reports: bool,
 ) -> dict[str, list[Episode]]:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
     from edgewise.sim import simulate as sims
     from edgewise.sim.build import SimOptions
 
-    options = SimOptions(keep_reports=keep_reports)
-    began = time.monotonic()
-    with Progress(
-        "simulating",
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-    ) as bar:
-        task = bar.add_task("", total=len(policies) * seeds, visible=False)
-
-        def done(episode: Episode) -> None:
-            bar.update(task, advance=1, visible=time.monotonic() - began > BAR_AFTER)
-
-        return sims.episodes(world, policies, seeds, done, threads, options)
+    kept = SimOptions(keep_reports=keep_reports)
+    with output.progress_bar(console, "simulating", len(policies) * seeds) as advance:
+        return sims.episodes(world, policies, seeds, lambda _: advance(), threads, kept)
 
 
 def over_seeds(ended: dict[str, list[Episode]]) -> Table:
@@ -191,17 +154,6 @@ def over_seeds(ended: dict[str, list[Episode]]) -> Table:
             cells.append(shown(interval(utility[name] - utility[rival]), "+"))
         table.add_row(name, *cells, shown(interval(in_time[name])))
     return table
-
-
-def _make(out: Path) -> None:
-    from edgewise.errors import BadInput
-
-    if out.is_dir() and any(out.iterdir()):
-        raise BadInput(f"{out}: expected an empty or a new folder; it holds something already")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BadInput(f"{out}: cannot be made: {error.strerror}") from None
 
 
 def _write(out: Path, world: Scenario, ended: dict[str, list[Episode]], summary: bytes) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from edgewise.errors import BadInput
+from edgewise.cli import output
 
 app = typer.Typer(
     help="Bandwidth over time: make synthetic traces, look at any (docs/network.md).",
@@ -64,10 +64,7 @@ def generate(
     if out == "-":
         typer.echo(text, nl=False)
         return
-    try:
-        Path(out).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise BadInput(f"{out}: cannot be written: {error.strerror}") from None
+    output.write_file(Path(out), text.encode())
 
 
 @app.command()

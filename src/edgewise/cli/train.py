@@ -10,6 +10,7 @@ from msgspec import Struct
 from rich.console import Console
 from rich.table import Table
 
+from edgewise.cli import options
 from edgewise.errors import BadInput
 
 if TYPE_CHECKING:
@@ -38,18 +39,8 @@ def train(
             metavar="POLICY", help="Begin from priced_greedy, edgewise or a weights file."
         ),
     ] = "priced_greedy",
-    budget: Annotated[
-        str, typer.Option(metavar="TIME", help=f"90s, 30m, 2h. Default: {DEFAULT_BUDGET}.")
-    ] = "",
-    generations: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            min=0,
-            help="Instead of a budget; gives the same weights. 0: nothing is searched, but limits "
-            "and the heuristic that the guard falls back to are made anew.",
-        ),
-    ] = None,
+    budget: options.Budget = "",
+    generations: options.Generations = None,
     seed: Annotated[int, typer.Option(min=0, max=18, help="Of search and training worlds.")] = 1,
     free: Annotated[
         str,
@@ -82,9 +73,7 @@ def train(
         float | None,
         typer.Option(min=0.0001, help="es: first step, in sigmas; ppo: Adam's. Default: .25, .02."),
     ] = None,
-    threads: Annotated[
-        int, typer.Option(metavar="N", help="At the same time; changes no number. 0: all cores.")
-    ] = 0,
+    threads: options.Threads = 0,
     out: Annotated[
         Path, typer.Option(metavar="DIR", help="Checkpoints, TensorBoard files, weights.")
     ] = Path("training"),
@@ -111,7 +100,7 @@ def train(
     import numpy as np
 
     from edgewise.bench.tune import seconds
-    from edgewise.cli.bench import cores
+    from edgewise.cores import usable_cores
     from edgewise.learn import release
     from edgewise.learn.checkpoint import write_atomically
     from edgewise.learn.worlds import Worlds
@@ -142,7 +131,7 @@ def train(
         f"seed {seed}",
         highlight=False,
     )
-    used = threads or cores()
+    used = threads or usable_cores()
     wishes = _Wishes(
         algorithm=algorithm,
         groups=tuple(group.strip() for group in free.split(",")),

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from edgewise.cli import options
 from edgewise.errors import BadInput
 
 if TYPE_CHECKING:
@@ -21,17 +22,11 @@ def tune(
         str, typer.Argument(metavar="POLICY[,...]", help="Which; `all`: all with parameters.")
     ],
     suite: Annotated[str, typer.Option(help="Whose families' training worlds to use.")] = "train",
-    budget: Annotated[
-        str, typer.Option(metavar="TIME", help="For each policy: 90s, 2m, 0.5h. Default: 2m.")
-    ] = "",
-    generations: Annotated[
-        int | None, typer.Option(metavar="N", help="Instead of a budget; gives the same values.")
-    ] = None,
+    budget: options.Budget = "",
+    generations: options.Generations = None,
     worlds: Annotated[int, typer.Option(metavar="N", help="Played in each generation.")] = 24,
     seed: Annotated[int, typer.Option(help="Of the search and of which worlds it sees.")] = 1,
-    threads: Annotated[
-        int, typer.Option(metavar="N", help="At the same time; changes no number. 0: all cores.")
-    ] = 0,
+    threads: options.Threads = 0,
     out: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Module to write. Default: the one the rules read."),
@@ -51,7 +46,7 @@ def tune(
       edgewise tune all --budget 1m
     """
     from edgewise.bench import tune as tuning
-    from edgewise.cli.bench import cores
+    from edgewise.cores import usable_cores
     from edgewise.policy.tuned import TUNED
 
     span = tuning.seconds(budget or "2m") if generations is None else None
@@ -70,7 +65,7 @@ def tune(
             budget=span,
             generations=generations,
             worlds=worlds,
-            threads=threads or cores(),
+            threads=threads or usable_cores(),
             progress=lambda step: _show(console, step),
         )
         console.print(_table(rule, found))

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
+
+from edgewise.cli import options, output
 
 
 class Network(StrEnum):
@@ -24,25 +25,9 @@ class Network(StrEnum):
 
 
 def up(
-    scenario: Annotated[
-        str, typer.Argument(help="A preset (`edgewise scenarios` lists them) or a file.")
-    ] = "three-sites",
-    policy: Annotated[
-        str | None,
-        typer.Option(
-            metavar="P[,P...]",
-            help="Who decides; several run one after another on the same trace. "
-            "Default: the scenario's, edgewise if it names none.",
-        ),
-    ] = None,
-    emulate: Annotated[
-        bool | None,
-        typer.Option(
-            "--emulate/--no-emulate",
-            help="Whether relays play the scenario's network. Default: as the scenario says.",
-            show_default=False,
-        ),
-    ] = None,
+    scenario: options.ScenarioName = "three-sites",
+    policy: options.Policies = None,
+    emulate: options.Emulate = None,
     network: Annotated[
         Network | None,
         typer.Option(
@@ -52,17 +37,10 @@ def up(
             show_default=False,
         ),
     ] = None,
-    duration: Annotated[
-        float | None, typer.Option(metavar="S", help="Seconds over which requests are sent.")
-    ] = None,
-    rate: Annotated[
-        float | None, typer.Option(metavar="R", help="Mean requests per second.")
-    ] = None,
-    images: Annotated[
-        str | None,
-        typer.Option(metavar="DIR", help="Labelled photos: a folder, or 'builtin'."),
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Of everything random.")] = None,
+    duration: options.Duration = None,
+    rate: options.Rate = None,
+    images: options.Images = None,
+    seed: options.Seed = None,
     containers: Annotated[
         bool,
         typer.Option(
@@ -78,9 +56,7 @@ def up(
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Results. Default: runs/DATE-TIME-SCENARIO.")
     ] = None,
-    json: Annotated[
-        str | None, typer.Option(metavar="FILE", help="The summary as JSON; - for stdout.")
-    ] = None,
+    json: options.Json = None,
 ) -> None:
     """Send real photos through a real fleet on this machine; compare policies.
 
@@ -106,10 +82,10 @@ def up(
         raise BadInput("--image: only with --containers")
 
     # With the JSON on stdout, all else goes to stderr.
-    console = Console(stderr=json == "-")
+    console = output.console_beside(json)
     wishes = RunOptions(
         scenario=scenario,
-        policies=tuple(name.strip() for name in policy.split(",")) if policy else (),
+        policies=tuple(options.split(policy)),
         emulate=emulate,
         network=None if network is None else network.value,
         duration=duration,
@@ -121,18 +97,5 @@ def up(
     )
     summary, folder = up(wishes, console)
     show(summary, console)
-    console.print(f"results: {folder}", style="dim", markup=False, highlight=False)
-    write_summary(summary.to_json(), json)
-
-
-def write_summary(data: bytes, json: str | None) -> None:
-    """Write a summary where ``--json`` says. Raises BadInput for a file that cannot be written."""
-    from edgewise.errors import BadInput
-
-    if json == "-":
-        typer.echo(data.decode(), nl=False)
-    elif json is not None:
-        try:
-            Path(json).write_bytes(data)
-        except OSError as error:
-            raise BadInput(f"{json}: cannot be written: {error.strerror}") from None
+    output.note(console, f"results: {folder}")
+    output.write_json(summary.to_json(), json)

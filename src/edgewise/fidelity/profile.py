@@ -16,7 +16,6 @@ what a service takes on that busy machine; that is what it is to a scenario that
 from __future__ import annotations
 
 import asyncio
-import os
 import platform
 import statistics
 import time
@@ -28,6 +27,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from edgewise.cores import usable_cores
 from edgewise.errors import BadInput
 from edgewise.live.node.executor import Item, OnnxExecutor, Prediction
 from edgewise.scenario.measured_profile import MeasuredForm, ModelProfile, Prepared, Profile
@@ -69,7 +69,7 @@ def profile(
     measured = {name: _model(name, taken, concurrency, batches, step) for name in models}
     return Profile(
         command=command,
-        machine=f"{platform.machine()}, {_cores()} cores usable",
+        machine=f"{platform.machine()}, {usable_cores()} cores usable",
         versions={
             "python": platform.python_version(),
             **{name: version(name) for name in ("numpy", "onnxruntime", "pillow")},
@@ -193,13 +193,6 @@ def _prepared(photos: Sequence[bytes]) -> Prepared:
         times.append(time.perf_counter() - start)
     sigma = float(np.log(times).std(ddof=1)) if len(times) > 1 else 0.0
     return Prepared(seconds=statistics.fmean(times), cpu=statistics.fmean(cpu), sigma=sigma)
-
-
-def _cores() -> int:
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:
-        return os.cpu_count() or 1
 
 
 def write(profile: Profile, file: Path) -> None:

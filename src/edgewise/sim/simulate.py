@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +10,7 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
+from edgewise.cores import usable_cores
 from edgewise.domain import Outcome, Report, Request, Service, run_name
 from edgewise.errors import BadInput
 from edgewise.fleet.table import CandidateTable
@@ -177,7 +177,7 @@ def episodes(
         done(over)
         return over
 
-    with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(threads or usable_cores()) as pool:
         ended = list(pool.map(one, tasks))
     return {policy: [each for each in ended if each.policy == policy] for policy in policies}
 

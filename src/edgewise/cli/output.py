@@ -1,0 +1,93 @@
+"""What several commands print and write: consoles, files, progress bars."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from edgewise.errors import BadInput
+
+BAR_AFTER = 2.0
+"""s. A shorter job shows no progress bar."""
+
+
+def console_beside(json: str | None) -> Console:
+    """A console on stdout, or on stderr if ``--json -`` takes stdout."""
+    return Console(stderr=json == "-")
+
+
+def note(console: Console, text: str) -> None:
+    """Print a dim line as it stands: no markup, no highlighting, no wrapping."""
+    console.print(text, style="dim", markup=False, highlight=False, soft_wrap=True)
+
+
+def pretty_json(value: Any) -> bytes:
+    """`value` as indented JSON with a newline at the end."""
+    return msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"
+
+
+def say_line(value: Any) -> None:
+    """Print one line of JSON on stdout at once: how processes announce themselves."""
+    typer.echo(msgspec.json.encode(value).decode())
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write `path`, making its folder if need be. Raises BadInput if that is impossible."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be written: {error.strerror}") from None
+
+
+def write_json(data: bytes, json: str | None) -> None:
+    """Write `data` where ``--json`` says: nowhere (None), stdout ("-") or a file."""
+    if json == "-":
+        typer.echo(data.decode(), nl=False)
+    elif json is not None:
+        write_file(Path(json), data)
+
+
+def new_folder(path: Path) -> None:
+    """Make an empty folder. Raises BadInput if it holds something already or cannot be made."""
+    try:
+        if path.is_dir() and any(path.iterdir()):
+            raise BadInput(f"{path}: expected an empty or a new folder; it is not empty")
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be made: {error.strerror}") from None
+
+
+class Advance(Protocol):
+    def __call__(self, description: str | None = None) -> None:
+        """One step is done."""
+        ...
+
+
+@contextmanager
+def progress_bar(console: Console, description: str, total: int) -> Iterator[Advance]:
+    """A bar of `total` steps that appears once `BAR_AFTER` is over and vanishes at the end."""
+    began = time.monotonic()
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+    ) as bar:
+        task = bar.add_task(description, total=total, visible=False)
+
+        def advance(description: str | None = None) -> None:
+            visible = time.monotonic() - began > BAR_AFTER
+            bar.update(task, advance=1, description=description, visible=visible)
+
+        yield advance
