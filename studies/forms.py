@@ -10,20 +10,20 @@ import msgspec
 from edgewise.bench.statistics import interval
 from edgewise.policy.base import PolicySpec
 from edgewise.worlds import families
-from studies.information import place
-from studies.played import Arm, Played, Section, grid, held_out, percent
-from studies.told import always_ready, original_only
+from studies.experiment import Arm, Experiment, Section, grid, held_out, percent
+from studies.information import family_condition
+from studies.privileged_kernels import always_ready, original_only
 
 
-def study(played: Played, policy: PolicySpec) -> Section:
+def study(experiment: Experiment, policy: PolicySpec) -> Section:
     """The priced choice's gain, by family."""
-    places = [place(name) for name in families.STANDARD]
+    places = [family_condition(name) for name in families.STANDARD]
     everyone = [
         Arm(name="priced choice", rule=policy),
         Arm(name="original only", rule=msgspec.structs.replace(policy, kernel=original_only)),
         Arm(name="always re-encoded", rule=msgspec.structs.replace(policy, kernel=always_ready)),
     ]
-    values, seeds = played.utilities("forms", places, everyone)
+    values, seeds = experiment.utilities("forms", places, everyone)
     gains = values[:, :1] - values[:, 1:]
     heads = ["over original only", "over always re-encoded"]
     lines, means = grid(places, heads, gains)

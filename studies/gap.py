@@ -22,7 +22,17 @@ from edgewise.policy.base import PolicySpec
 from edgewise.scenario import Scenario
 from edgewise.worlds import families
 from studies import information
-from studies.played import Arm, Played, Section, WorldCondition, held_out, percent, pm, ratio, share
+from studies.experiment import (
+    Arm,
+    Experiment,
+    Section,
+    WorldCondition,
+    held_out,
+    percent,
+    pm,
+    ratio,
+    share,
+)
 
 WHAT = ("clairvoyant", "bound")
 INFORMED = "edgewise, informed"
@@ -31,7 +41,7 @@ LOADS = ("light", "medium", "heavy", "overload")
 
 
 def study(
-    played: Played,
+    experiment: Experiment,
     rules: dict[str, PolicySpec],
     names: Sequence[str] = families.STANDARD,
     *,
@@ -53,29 +63,31 @@ def study(
 
     places = [WorldCondition(name=name, world=partial(world_of, name)) for name in names]
     knowing = [information.arms(name, rules[name])[-1] for name in ("control", "edgewise")]
-    known, known_seeds = played.utilities(f"gap {duration:g}", places, knowing)
+    known, known_seeds = experiment.utilities(f"gap {duration:g}", places, knowing)
 
     done = 0
-    tasks = [(s, f) for s in range(len(played.seeds)) for f in range(len(names))]
+    tasks = [(s, f) for s in range(len(experiment.seeds)) for f in range(len(names))]
 
     def task(s: int, f: int) -> None:
         nonlocal done
-        family, seed = names[f], played.seeds[s]
+        family, seed = names[f], experiment.seeds[s]
         done += 1
-        if played.over or all(key(family, seed, what) in played.kept.values for what in columns):
+        if experiment.over or all(
+            key(family, seed, what) in experiment.kept.values for what in columns
+        ):
             return
         found = standing(world_of(family, seed), rules, trials=trials, steps=steps)
         for name, value in found.policies.items():
-            played.kept.put(key(family, seed, name), value)
-        played.kept.put(key(family, seed, "clairvoyant"), found.clairvoyant)
-        played.kept.put(key(family, seed, "bound"), found.bound)
-        played.progress(done, len(tasks), f"gap: {family}")
+            experiment.kept.put(key(family, seed, name), value)
+        experiment.kept.put(key(family, seed, "clairvoyant"), found.clairvoyant)
+        experiment.kept.put(key(family, seed, "bound"), found.bound)
+        experiment.progress(done, len(tasks), f"gap: {family}")
 
-    suite.each(tasks, task, played.threads)
-    values, seeds = played.complete(
+    suite.each(tasks, task, experiment.threads)
+    values, seeds = experiment.complete(
         len(names),
         len(columns),
-        lambda p, a, s: played.kept.values.get(key(names[p], s, columns[a])),
+        lambda p, a, s: experiment.kept.values.get(key(names[p], s, columns[a])),
     )
     at = {name: a for a, name in enumerate(columns)}
     plain, mine = values[:, at["control"]], values[:, at["edgewise"]]

@@ -17,10 +17,10 @@ from edgewise.bench.statistics import interval, over_families
 from edgewise.learn.worlds import bandwidth, fresh, informed
 from edgewise.policy.base import PolicySpec
 from edgewise.worlds import families
-from studies.played import (
+from studies.experiment import (
     Arm,
     Change,
-    Played,
+    Experiment,
     Section,
     WorldCondition,
     grid,
@@ -29,7 +29,7 @@ from studies.played import (
     ratio,
     share,
 )
-from studies.told import slow_spells, slow_spells_known
+from studies.privileged_kernels import slow_spells, slow_spells_known
 
 FAMILIES = ("volatile", "trace_bandwidth", "stale_500ms", "stale_2s", "combined")
 
@@ -44,7 +44,7 @@ CASES: dict[str, tuple[Change | None, bool]] = {
 """(what is done to a world, whether slow spells are known)."""
 
 
-def place(family: str) -> WorldCondition:
+def family_condition(family: str) -> WorldCondition:
     """A family of the suite."""
     return WorldCondition(name=family, world=lambda seed: families.scenario(family, seed))
 
@@ -64,17 +64,20 @@ def arms(name: str, rule: PolicySpec) -> list[Arm]:
 
 
 def study(
-    played: Played, heuristic: PolicySpec, policy: PolicySpec, retuned: PolicySpec | None = None
+    experiment: Experiment,
+    heuristic: PolicySpec,
+    policy: PolicySpec,
+    retuned: PolicySpec | None = None,
 ) -> Section:
     """The ablation. `heuristic` and `policy` are params of the learned policy's kernel; `retuned`
     is the heuristic tuned with all of the information."""
-    places = [place(name) for name in FAMILIES]
+    places = [family_condition(name) for name in FAMILIES]
     everyone = [*arms("heuristic", heuristic), *arms("edgewise", policy)]
     if retuned is not None:
         everyone.append(
             msgspec.structs.replace(arms("re-tuned", retuned)[-1], name="heuristic re-tuned, all")
         )
-    values, seeds = played.utilities("information", places, everyone)
+    values, seeds = experiment.utilities("information", places, everyone)
     plain = values[:, :1]
     n = len(CASES)
     lines, means = grid(places, [arm.name for arm in everyone[1:]], (values - plain)[:, 1:])

@@ -16,7 +16,7 @@ from edgewise.policy.base import PolicySpec
 from edgewise.scenario import Scenario, ServerSpec
 from edgewise.worlds.families import volatile
 from edgewise.worlds.random_world import at_load, base
-from studies.played import Arm, Played, Section, WorldCondition, held_out, percent, pm
+from studies.experiment import Arm, Experiment, Section, WorldCondition, held_out, percent, pm
 
 OTHER = ((0.45, 0.003), (0.66, 0.02), (0.81, 0.055), (0.93, 0.17))
 """(accuracy, s at speed 1) of models that no training world has: below and above both ladders."""
@@ -75,11 +75,11 @@ SHIFTS: dict[str, Callable[[int], Scenario]] = {
 }
 
 
-def study(played: Played, heuristic: PolicySpec, policy: PolicySpec) -> Section:
+def study(experiment: Experiment, heuristic: PolicySpec, policy: PolicySpec) -> Section:
     """The paired difference in every shifted world."""
     places = [WorldCondition(name=name, world=world) for name, world in SHIFTS.items()]
     everyone = [Arm(name="priced_greedy", rule=heuristic), Arm(name="edgewise", rule=policy)]
-    values, seeds = played.utilities("shift", places, everyone)
+    values, seeds = experiment.utilities("shift", places, everyone)
     lines = [
         f"Worlds never trained on; {held_out(seeds)}.",
         "",

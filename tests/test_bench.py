@@ -8,7 +8,6 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
-from studies import disciplines, published
 
 from edgewise.bench import compare, document, page, report, suite, tune
 from edgewise.bench.episodes import METRICS, ReplayableWorld
@@ -22,6 +21,7 @@ from edgewise.policy.tuning import Tuned, with_tuned
 from edgewise.scenario import Scenario
 from edgewise.sim import layout
 from edgewise.worlds import families
+from studies import disciplines, published
 
 pytestmark = pytest.mark.study
 

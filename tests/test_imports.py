@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -160,3 +161,12 @@ def test_it_can_fail() -> None:
     assert "time" in imports(tree)
     assert ours(tree) & {"live.run.launch"}
     assert layer("live.run.launch") > layer("fleet.belief")
+
+
+def test_studies_are_no_part_of_the_package() -> None:
+    """They may import the package; the package and its wheel know nothing of them."""
+    settings = tomllib.loads((SOURCE.parents[1] / "pyproject.toml").read_text())
+    wheel = settings["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert wheel == {"packages": ["src/edgewise"]}
+    for module, tree in MODULES.items():
+        assert not any(under(name, "studies") for name in imports(tree)), module

@@ -8,9 +8,6 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
-from studies import forms, gap, information, shift, trained
-from studies.played import Arm, Played, StoredResults, WorldCondition, ratio
-from studies.told import always_ready, original_only, slow_spells, slow_spells_known
 
 from edgewise.bench.episodes import ReplayableWorld
 from edgewise.errors import BadInput
@@ -20,6 +17,9 @@ from edgewise.policy import POLICIES, weight_files
 from edgewise.scenario import Scenario, Spell
 from edgewise.worlds import families
 from edgewise.worlds.random_world import base, offered_load
+from studies import comparison, forms, gap, information, shift, training
+from studies.experiment import Arm, Experiment, ResultStore, WorldCondition, ratio
+from studies.privileged_kernels import always_ready, original_only, slow_spells, slow_spells_known
 
 pytestmark = pytest.mark.study
 
@@ -41,22 +41,22 @@ def arm(name: str, kernel: object = None) -> Arm:
 def test_what_was_played_is_not_played_again(tmp_path: Path) -> None:
     path = tmp_path / "figures.jsonl"
     arms = [arm("one"), Arm(name="two", rule=POLICIES["priced_greedy"])]
-    first, seeds = Played(StoredResults(path), SEEDS).utilities("x", [short()], arms)
+    first, seeds = Experiment(ResultStore(path), SEEDS).utilities("x", [short()], arms)
     assert seeds == SEEDS
     lines = path.read_bytes()
-    again, _ = Played(StoredResults(path), SEEDS, until=0.0).utilities("x", [short()], arms)
+    again, _ = Experiment(ResultStore(path), SEEDS, until=0.0).utilities("x", [short()], arms)
     assert (first == again).all()
     assert path.read_bytes() == lines
     path.write_bytes(lines[:-5])  # killed while it wrote
-    torn, _ = Played(StoredResults(path), SEEDS).utilities("x", [short()], arms)
+    torn, _ = Experiment(ResultStore(path), SEEDS).utilities("x", [short()], arms)
     assert (first == torn).all()
     path.write_bytes(b"{}\n")
     with pytest.raises(BadInput, match="not a figure"):
-        StoredResults(path)
+        ResultStore(path)
 
 
 def test_only_seeds_that_all_played_are_counted() -> None:
-    played = Played(StoredResults(None), SEEDS)
+    played = Experiment(ResultStore(None), SEEDS)
     table = {(0, 0, SEEDS[0]): 1.0, (0, 1, SEEDS[0]): 2.0, (0, 0, SEEDS[1]): 3.0}
     values, seeds = played.complete(1, 2, lambda p, a, s: table.get((p, a, s)))
     assert seeds == SEEDS[:1]
@@ -117,32 +117,39 @@ def test_shifted_worlds_are_what_they_say() -> None:
 
 
 def test_studies_make_their_sections(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (information, forms):
-        monkeypatch.setattr(module, "place", short)
+    for module in (information, forms, comparison):
+        monkeypatch.setattr(module, "family_condition", short)
     monkeypatch.setattr(information, "FAMILIES", ("volatile",))
     monkeypatch.setattr(families, "STANDARD", ("thin_links",))
-    played = Played(StoredResults(tmp_path / "figures.jsonl"), SEEDS)
+    experiment = Experiment(ResultStore(tmp_path / "figures.jsonl"), SEEDS)
     priced = weight_files.rule(initial(POLICIES["priced_greedy"]), "the heuristic")
-    found = information.study(played, priced, EDGEWISE, priced)
+    found = information.study(experiment, priced, EDGEWISE, priced)
     assert set(found.figures) >= {"gains", "recovered", "recovered_of_retuned"}
-    assert forms.study(played, EDGEWISE).lines[4].startswith("| thin_links |")
+    assert forms.study(experiment, EDGEWISE).lines[4].startswith("| thin_links |")
     rules = {"control": priced, "edgewise": EDGEWISE, gap.MARGIN: POLICIES[gap.MARGIN]}
-    closed = gap.study(played, rules, ("light",), duration=0.5, trials=20, steps=20)
+    closed = gap.study(experiment, rules, ("light",), duration=0.5, trials=20, steps=20)
     assert closed.lines[-1].startswith("| light | ")
     assert {"closed", "closed_with_information"} <= set(closed.figures)
-    assert any(key.startswith("gap 0.5|edgewise, all|") for key in played.kept.values)
+    assert any(key.startswith("gap 0.5|edgewise, all|") for key in experiment.kept.values)
     assert any(line.startswith("| **mean** |") for line in closed.lines)
+    monkeypatch.setattr(comparison, "ABLATION_FAMILIES", ("light",))
+    monkeypatch.setattr(comparison, "PARTS", ("price", "memory of links", "guard"))
+    table = comparison.table(experiment, priced, EDGEWISE).lines
+    assert any(line.startswith("| thin_links |") for line in table)
+    assert table[-1].startswith("The guard left ")
+    lost = comparison.ablation(experiment, EDGEWISE).figures
+    assert set(lost) == {"seeds", "price", "memory of links", "guard"}
 
 
 def test_runs_are_trained_once(tmp_path: Path) -> None:
-    runs = trained.Trainer(folder=tmp_path, threads=1, surveyed=2, judged=2)
+    runs = training.Trainer(folder=tmp_path, threads=1, surveyed=2, judged=2)
     recipe = Recipe(
         worlds=Worlds(names=("light",)), count=1, generations=1, validation=1, every=1, seed=2
     )
     start = initial(POLICIES["priced_greedy"])
     first = runs.run("one", recipe, start)
     assert first is not None
-    late = trained.Trainer(folder=tmp_path, until=time.monotonic() - 1.0)
+    late = training.Trainer(folder=tmp_path, until=time.monotonic() - 1.0)
     again = late.run("one", recipe, start)
     assert again is not None
     assert again.params == first.params

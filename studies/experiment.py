@@ -4,7 +4,7 @@ A study is a list of *arms*, each a policy under a condition, and of *places*, e
 worlds from a seed. Every arm plays every place with every seed; a figure is written to a file of
 JSON lines as soon as it is there, and what stands there is not played again. Seeds are the outer
 loop: when the time is up, what has been played has as many seeds in every place, and only seeds
-that all arms played in all places are counted (`Played.complete`).
+that all arms played in all places are counted (`Experiment.complete`).
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class _Line(Struct, frozen=True):
     """None: there is no such figure (JSON has no NaN)."""
 
 
-class StoredResults:
+class ResultStore:
     """Figures by key, in a file of JSON lines; None: in memory only.
 
     Raises BadInput for a file that is not one.
@@ -98,12 +98,12 @@ class StoredResults:
                     file.write(msgspec.json.encode(_Line(key, value)) + b"\n")
 
 
-class Played:
+class Experiment:
     """How studies play: on so many threads, until a time, with what was played before."""
 
     def __init__(
         self,
-        kept: StoredResults,
+        kept: ResultStore,
         seeds: Sequence[int],
         *,
         threads: int = 2,

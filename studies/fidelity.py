@@ -1,6 +1,6 @@
 """Measure how true the simulator is, and write docs/fidelity.md.
 
-    python scripts/fidelity.py [--quick] [--work DIR] [--seeds N] [--policies P,P]
+    python -m studies.fidelity [--quick] [--work DIR] [--seeds N] [--policies P,P]
                                [--only PART,…] [--write-only]
 
 Runs the commands one after the other, each with the JSON of its answer in the work folder; what is
@@ -23,6 +23,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from edgewise.bench.document import rewrite
 from edgewise.scenario import dump, load, presets
 from edgewise.tasks.imagenet import zoo
 from edgewise.worlds import families
@@ -30,7 +31,6 @@ from edgewise.worlds import families
 ROOT = Path(__file__).parents[1]
 DOCUMENT = ROOT / "docs" / "fidelity.md"
 PICTURE = ROOT / "docs" / "fidelity.svg"
-BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 
 POLICIES = "edgewise,earliest_completion,priced_greedy,local"
 """The learned one, the plain rule, the heuristic that it corrects, and one that knows nothing."""
@@ -181,10 +181,9 @@ def measured(work: Path, options: argparse.Namespace) -> str:
     """The tables as Markdown."""
     names = [f"emulated-{each}" for each in (*presets(), *(f"train-{s}" for s in WORLDS))]
     quick = " --quick" if options.quick else ""
-    command = f"python scripts/fidelity.py{quick} --seeds {options.seeds}"
+    command = f"python -m studies.fidelity{quick} --seeds {options.seeds}"
     versions = ", ".join(f"{each} {version(each)}" for each in ("edgewise", "numpy", "onnxruntime"))
     lines = [
-        BEGIN, "",
         f"`{command} --policies {options.policies}`, Python {platform.python_version()}, "
         f"{versions}, {os.cpu_count()} cores.", "",
         "### Simulated and emulated", "",
@@ -242,7 +241,7 @@ def measured(work: Path, options: argparse.Namespace) -> str:
                 f"Δ {pair['difference']:+.3f} ± {pair['plus_minus'] or 0:.3f}.", "",
                 *stage_table(pair, said["against"]["worlds"]),
             ]  # fmt: skip
-    return "\n".join([*lines, "", END])
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -265,10 +264,7 @@ def main() -> None:
         for number, part in enumerate(every, 1):
             print(f"[{number}/{len(every)}] {part.name}", flush=True)
             measure(part, work)
-    text = DOCUMENT.read_text(encoding="utf-8")
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    DOCUMENT.write_text(before + measured(work, options) + after, encoding="utf-8")
+    rewrite(DOCUMENT, "measured", measured(work, options))
     print(f"written: {DOCUMENT}")
 
 

@@ -22,8 +22,8 @@ from edgewise.learn.worlds import Worlds, limits, rule_of
 from edgewise.policy import POLICIES, learned, weight_files
 from edgewise.policy.base import PolicySpec
 from edgewise.policy.weight_files import WeightsCard
-from studies.information import place
-from studies.played import Arm, Floats, Played, Section, held_out, percent, pm
+from studies.experiment import Arm, Experiment, Floats, Section, held_out, percent, pm
+from studies.information import family_condition
 
 SPECIALISTS = ("bursty", "overload", "combined")
 PART_FAMILIES = ("light", "medium", "heavy", "overload", "volatile", "stale_2s", "combined")
@@ -93,7 +93,7 @@ class Trainer(Struct, frozen=True, kw_only=True):
 
 
 def specialists(
-    played: Played,
+    experiment: Experiment,
     runs: Trainer,
     policy: PolicySpec,
     *,
@@ -137,7 +137,7 @@ def specialists(
                 Arm(name="edgewise", rule=policy),
                 Arm(name=stem, rule=found if kept else policy),
             ]
-            values, seeds = played.utilities("specialist", [place(name)], arms)
+            values, seeds = experiment.utilities("specialist", [family_condition(name)], arms)
             plain, mine = values[0]
             gain = interval(mine - plain)
             lines.append(
@@ -154,7 +154,7 @@ def specialists(
 
 
 def parts(
-    played: Played,
+    experiment: Experiment,
     runs: Trainer,
     *,
     generations: int,
@@ -184,8 +184,8 @@ def parts(
     everyone = [
         Arm(name=f"{name}, seed {seed}", rule=found[name, seed]) for name in names for seed in whole
     ]
-    places = [place(name) for name in PART_FAMILIES]
-    values, seeds = played.utilities("parts", places, everyone)
+    places = [family_condition(name) for name in PART_FAMILIES]
+    values, seeds = experiment.utilities("parts", places, everyone)
     shaped = values.reshape(len(places), len(names), len(whole), len(seeds))
     base = float(shaped[:, 0].mean())
     differences = shaped - shaped[:, :1]

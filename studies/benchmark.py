@@ -1,0 +1,55 @@
+"""Write the sections of docs/benchmark.md on disciplines and on published results, in place.
+
+    python -m studies.benchmark disciplines [--seeds 20] [--generations 25]
+    python -m studies.benchmark published [--seeds 10]
+
+``edgewise bench --docs docs/benchmark.md`` makes the section on the suite.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from edgewise.bench import document, suite
+from studies import disciplines, published
+
+DOCUMENT = Path(__file__).parents[1] / "docs" / "benchmark.md"
+
+
+def main() -> None:
+    """Run one study and rewrite its section."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("study", choices=("disciplines", "published"))
+    parser.add_argument("--seeds", type=int, help="worlds (default: disciplines 20, published 10)")
+    parser.add_argument("--generations", type=int, default=25, help="of re-tuning; 0: none")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--docs", type=Path, default=DOCUMENT)
+    options = parser.parse_args()
+
+    def show(what: str) -> None:
+        print(what, file=sys.stderr, flush=True)
+
+    command = f"python -m studies.benchmark {options.study}"
+    if options.study == "published":
+        seeds = suite.evaluation_seeds(options.seeds or 10)
+        command += f" --seeds {len(seeds)}"
+        text = published.markdown(seeds, command, options.threads, show)
+    else:
+        seeds = suite.evaluation_seeds(options.seeds or 20)
+        command += f" --seeds {len(seeds)} --generations {options.generations}"
+        worth, control = disciplines.measure(
+            seeds, threads=options.threads, generations=options.generations, progress=show
+        )
+        text = disciplines.markdown(worth, control, seeds, command)
+    versions = ", ".join(f"{name} {version}" for name, version in suite.versions().items())
+    text += f"\n\n{versions}."
+    document.rewrite(options.docs, options.study, text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
