@@ -77,7 +77,7 @@ class Node:
             if isinstance(message, Command):
                 self.seen = message.sequence
                 self.waiting.pop(message.request).set_result(time.perf_counter())
-                await self.say(messages.Answered(outcome=self._served(message)))
+                await self.say(messages.OutcomeMessage(outcome=self._served(message)))
             elif isinstance(message, messages.Ping):
                 await self.say(messages.Pong(ping=message.at, at=self.clock.now()))
                 self.started.set()
@@ -99,7 +99,7 @@ class Node:
     async def report(self) -> None:
         while True:
             told = Report(server=self.name, at=self.clock.now(), workers=4, commands_seen=self.seen)
-            await self.say(messages.Reported(report=told))
+            await self.say(messages.ReportMessage(report=told))
             await asyncio.sleep(REPORT_PERIOD)
 
     async def empty(self) -> float:

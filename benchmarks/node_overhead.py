@@ -31,10 +31,10 @@ from rich.console import Console
 from rich.table import Table
 
 from edgewise.domain import Command, Request
-from edgewise.live.config import Listen, NodeConfig
 from edgewise.live.node.node import Node
+from edgewise.live.process_config import Listen, NodeConfig
 from edgewise.live.wire import messages
-from edgewise.live.wire.protocol import encode_request
+from edgewise.live.wire.open_inference import encode_request
 
 SCENARIO = """
 name: overhead

@@ -19,7 +19,7 @@ import aiohttp
 import msgspec
 
 from edgewise.domain import Request
-from edgewise.live.wire.protocol import InferAnswer, decode_answer, encode_request
+from edgewise.live.wire.open_inference import InferAnswer, decode_answer, encode_request
 from edgewise.tasks.imagenet.images import load_images
 
 ROOT = Path(__file__).parents[1]

@@ -15,11 +15,11 @@ from aiohttp.test_utils import TestServer
 
 from edgewise.domain import Candidate, Command, PayloadForm, Request, ShedReason
 from edgewise.errors import ImagesError
-from edgewise.live.config import NodeConfig
-from edgewise.live.node.executor import Executor, Item, Prediction, Result
+from edgewise.live.node.executor import BatchItem, Executor, Prediction, Result
 from edgewise.live.node.node import Node
+from edgewise.live.process_config import NodeConfig
 from edgewise.live.wire import messages
-from edgewise.live.wire.protocol import encode_request
+from edgewise.live.wire.open_inference import encode_request
 from edgewise.scenario import Scenario, loads
 
 PATIENCE = 20.0
@@ -60,12 +60,12 @@ class Steered:
     """An executor that notes what it runs and holds it while it is told to."""
 
     def __init__(self) -> None:
-        self.items: list[Item] = []
+        self.items: list[BatchItem] = []
         self.go = asyncio.Event()
         self.go.set()
         self.running = asyncio.Event()
 
-    async def run(self, batch: Sequence[Item]) -> list[Result]:
+    async def run(self, batch: Sequence[BatchItem]) -> list[Result]:
         self.items += batch
         self.running.set()
         await self.go.wait()

@@ -33,7 +33,7 @@ from edgewise.live.balancer.emulator_feed import figures, follow
 from edgewise.live.balancer.experience import load_experience
 from edgewise.live.balancer.ledger import Ledger, OutcomeSource
 from edgewise.live.clock import Clock
-from edgewise.live.config import BalancerConfig, Listen
+from edgewise.live.process_config import BalancerConfig, Listen
 from edgewise.live.recorder import Recorder, RecordTable, read
 from edgewise.live.records import DECISIONS, OUTCOMES, REPORTS, REQUESTS
 from edgewise.live.wire import messages
@@ -520,7 +520,7 @@ class Stack:
         assert isinstance(welcome, messages.Welcome)
         ping = await node.hear()
         await node.say(messages.Pong(ping=ping.at, at=ping.at + ahead))
-        await node.say(messages.Reported(report=report(server, NOW + ahead, peers={})))
+        await node.say(messages.ReportMessage(report=report(server, NOW + ahead, peers={})))
         return node
 
     async def call(self, path: str, body: Any = None) -> tuple[int, Any]:
@@ -772,7 +772,7 @@ async def test_a_server_that_goes_is_no_candidate() -> None:
         b"\x00noise",
         messages.encode(messages.Hello(server="a", models=MODELS["a"])),
         messages.encode(messages.Ask(request=request(ingress="b"))),
-        messages.encode(messages.Reported(report=report("b"))),
+        messages.encode(messages.ReportMessage(report=report("b"))),
         messages.encode(messages.Welcome(policy="p", at=1.0)),
     ],
 )
@@ -805,7 +805,7 @@ async def test_nodes_are_told_of_each_other(monkeypatch: pytest.MonkeyPatch) -> 
         b = await s.node("b")
         while True:
             message = await b.hear()
-            if isinstance(message, messages.Fleet) and message.reports:
+            if isinstance(message, messages.FleetReports) and message.reports:
                 break
         assert [each.server for each in message.reports] == ["a"]
         assert message.reports[0].at == pytest.approx(NOW), "on the balancer's clock"
@@ -878,7 +878,7 @@ async def test_a_process_of_its_own_ends_with_everything_written(
             ping = await node.hear()
             await node.say(messages.Pong(ping=ping.at, at=ping.at))
             now = Clock().now()
-            await node.say(messages.Reported(report=report("a", now, peers={})))
+            await node.say(messages.ReportMessage(report=report("a", now, peers={})))
             await node.say(messages.Ask(request=request(sent_at=now)))
             command = await node.hear()
             assert (command.request, command.server) == ("r1", "a")

@@ -18,17 +18,22 @@ from aiohttp.test_utils import TestServer
 
 from edgewise.domain import Outcome, PayloadForm, Request, Stamps, Status, run_name
 from edgewise.errors import BadInput
+from edgewise.fleet.request_noise import replay_label
 from edgewise.live.client import client as module
-from edgewise.live.client.client import Client, Sent
-from edgewise.live.client.payloads import PreparedLoad, read_load
+from edgewise.live.client.client import Client, SentRequest
+from edgewise.live.client.prepared_load import PreparedLoad, read_load
 from edgewise.live.clock import Clock
-from edgewise.live.config import ClientConfig
-from edgewise.live.node.executor import replay_label
+from edgewise.live.process_config import ClientConfig
 from edgewise.live.recorder import Recorder
 from edgewise.live.records import REQUESTS
 from edgewise.live.run.evaluate import evaluate
 from edgewise.live.wire.messages import Submission
-from edgewise.live.wire.protocol import InferAnswer, decode_request, encode_answer, encode_request
+from edgewise.live.wire.open_inference import (
+    InferAnswer,
+    decode_request,
+    encode_answer,
+    encode_request,
+)
 from edgewise.scenario import load
 from edgewise.score import ScoreShape
 from edgewise.sim.results import requests as simulated_requests
@@ -157,7 +162,7 @@ class Kept:
     def __init__(self) -> None:
         self.outcomes: list[Outcome] = []
 
-    def __call__(self, entry: Sent, outcome: Outcome) -> None:
+    def __call__(self, entry: SentRequest, outcome: Outcome) -> None:
         assert entry.request.id == outcome.request
         self.outcomes.append(outcome)
 

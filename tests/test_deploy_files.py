@@ -22,7 +22,7 @@ import msgspec
 import pytest
 import yaml
 
-from edgewise.live.config import BalancerConfig, ClientConfig, NodeConfig, load_config
+from edgewise.live.process_config import BalancerConfig, ClientConfig, NodeConfig, load_config
 from edgewise.network.relay.config import load_config as load_relay
 from edgewise.scenario import load
 

@@ -246,15 +246,15 @@ def test_tritons_timeout_alone_is_a_deadline() -> None:
 FROM_NODE = st.one_of(
     st.builds(messages.Hello, server=NAMES, models=tuples(NAMES), protocol=COUNTS),
     st.builds(messages.Ask, request=REQUESTS, uploaded=maybe(STAMPS)),
-    st.builds(messages.Reported, report=REPORTS),
-    st.builds(messages.Answered, outcome=OUTCOMES),
+    st.builds(messages.ReportMessage, report=REPORTS),
+    st.builds(messages.OutcomeMessage, outcome=OUTCOMES),
     st.builds(messages.Pong, ping=STAMPS, at=STAMPS),
 )
 FROM_BALANCER = st.one_of(
     st.builds(messages.Welcome, policy=NAMES, at=STAMPS),
     COMMANDS,
     st.builds(messages.Ping, at=STAMPS),
-    st.builds(messages.Fleet, reports=tuples(REPORTS, 2), at=SECONDS),
+    st.builds(messages.FleetReports, reports=tuples(REPORTS, 2), at=SECONDS),
 )
 
 

@@ -11,11 +11,12 @@ import pytest
 
 from edgewise.domain import Service
 from edgewise.errors import ImagesError, ModelError
-from edgewise.fleet.request_noise import RequestNoise
+from edgewise.fleet.request_noise import RequestNoise, replay_label
 from edgewise.live.clock import Clock
 from edgewise.live.node import executor as module
+from edgewise.live.node.converter import PhotoMaker, ReplayMaker, SlowedMaker
 from edgewise.live.node.executor import (
-    Item,
+    BatchItem,
     OnnxExecutor,
     Prediction,
     ReplayExecutor,
@@ -23,9 +24,7 @@ from edgewise.live.node.executor import (
     Slowdown,
     SlowedExecutor,
     SlowerMachineExecutor,
-    replay_label,
 )
-from edgewise.live.node.preparation import PhotoMaker, ReplayMaker, SlowedMaker
 from edgewise.tasks.imagenet import zoo
 from edgewise.tasks.imagenet.images import load_images
 from edgewise.tasks.imagenet.preprocessing import to_picture
@@ -50,8 +49,8 @@ def slept(monkeypatch: pytest.MonkeyPatch) -> Slept:
     return Slept(monkeypatch)
 
 
-def item(request: str = "r", **more: object) -> Item:
-    return Item(request=request, model="m", payload=b"", **more)  # type: ignore[arg-type]
+def item(request: str = "r", **more: object) -> BatchItem:
+    return BatchItem(request=request, model="m", payload=b"", **more)  # type: ignore[arg-type]
 
 
 async def test_what_starts_in_a_slow_spell_takes_longer(slept: Slept) -> None:
@@ -70,7 +69,7 @@ async def test_what_starts_in_a_slow_spell_takes_longer(slept: Slept) -> None:
     assert slept.at == pytest.approx(100.086)
 
 
-async def test_a_fine_clock_has_timers_of_its_own_and_can_be_left_early(
+async def test_a_clock_with_precise_timers_has_timers_of_its_own_and_can_be_left_early(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     slept = []
@@ -82,17 +81,17 @@ async def test_a_fine_clock_has_timers_of_its_own_and_can_be_left_early(
 
     monkeypatch.setattr(module.asyncio, "sleep", noted)
     clock = Clock()
-    with clock.fine():
+    with clock.precise_timers():
         when = clock.now() + 0.003
-        await clock.until(when)
+        await clock.sleep_until(when)
         assert clock.now() >= when
-        waiting = asyncio.create_task(clock.until(clock.now() + 60.0))
+        waiting = asyncio.create_task(clock.sleep_until(clock.now() + 60.0))
         await sleep(0)
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting
         assert not slept
-    await clock.until(clock.now() + 60.0)
+    await clock.sleep_until(clock.now() + 60.0)
     assert slept == [pytest.approx(60.0, abs=1.0)]  # by asyncio's own timers again
 
 
@@ -156,19 +155,23 @@ async def test_replay_without_a_label_and_from_a_record(slept: Slept) -> None:
     assert second.predicted == 9
 
 
-def test_luck_is_the_requests_own() -> None:
-    luck, other = RequestNoise(1, 0.15), RequestNoise(2, 0.15)
+def test_noise_depends_on_the_request_alone() -> None:
+    noise, other = RequestNoise(1, 0.15), RequestNoise(2, 0.15)
     numbers = [f"s1-r{i:07d}" for i in range(2000)]
-    pairs = np.array([(luck.factor(r, 0), luck.factor(r, 1)) for r in numbers])
+    pairs = np.array([(noise.service_factor(r, 0), noise.service_factor(r, 1)) for r in numbers])
     assert abs(np.corrcoef(pairs.T)[0, 1]) < 0.06
     assert pairs.mean() == pytest.approx(1.0, abs=0.01)
-    assert luck.factor("r7", 0) == luck.factor("again-07", 0) != other.factor("r7", 0)
-    # An id without a number, or with too long a one, has luck too.
+    assert (
+        noise.service_factor("r7", 0)
+        == noise.service_factor("again-07", 0)
+        != other.service_factor("r7", 0)
+    )
+    # An id without a number, or with too long a one, has its noise too.
     for odd in ("photo", "r" + "9" * 30):
-        assert luck.factor(odd, 0) == luck.factor(odd, 0) > 0.0
-        assert luck.right(odd, 1.0)
+        assert noise.service_factor(odd, 0) == noise.service_factor(odd, 0) > 0.0
+        assert noise.is_correct(odd, 1.0)
     # Right where it is least accurate is right for all.
-    assert all(luck.right(r, 0.9) for r in numbers if luck.right(r, 0.5))
+    assert all(noise.is_correct(r, 0.9) for r in numbers if noise.is_correct(r, 0.5))
 
 
 class Fixed:
@@ -177,7 +180,7 @@ class Fixed:
     def __init__(self, slept: Slept) -> None:
         self.slept = slept
 
-    async def run(self, batch: Sequence[Item]) -> list[Result]:
+    async def run(self, batch: Sequence[BatchItem]) -> list[Result]:
         self.slept.at += 0.010
         return [Prediction(predicted=1, score=1.0, cpu=0.010)]
 
@@ -211,10 +214,10 @@ async def test_real_model_on_both_forms_and_a_broken_image(threads: ThreadPoolEx
     assert to_picture(ready, 224, 224).size == (224, 224)
     assert len(ready) < len(photo) or len(ready) < 60_000
     items = [
-        Item(request="a", model="lite0-224", payload=photo),
-        Item(request="b", model="lite0-224", payload=b"no image"),
-        Item(request="c", model="lite0-224", payload=ready, ready_size=224),
-        Item(request="d", model="lite0-224", payload=photo, ready_size=224),
+        BatchItem(request="a", model="lite0-224", payload=photo),
+        BatchItem(request="b", model="lite0-224", payload=b"no image"),
+        BatchItem(request="c", model="lite0-224", payload=ready, ready_size=224),
+        BatchItem(request="d", model="lite0-224", payload=photo, ready_size=224),
     ]
     original, broken, made, lying = await executor.run(items)
     assert isinstance(original, Prediction)

@@ -88,6 +88,22 @@ def layer(module: str) -> int:
     return best[1]
 
 
+# The rooms of `live/`: what each may import beside itself and the modules that stand in `live/`,
+# which import no room.
+LIVE_ROOMS = {
+    "wire": set(),
+    "node": {"wire"},
+    "balancer": {"wire"},
+    "client": {"wire"},
+    "run": {"wire", "node", "balancer", "client"},
+}
+# Cycles of types, still to be cut.
+TYPE_CYCLES = {
+    ("learn.log", "learn.trainer"),
+    ("live.balancer.api", "live.balancer.balancer"),
+}
+
+
 class _AtRuntime(ast.NodeTransformer):
     """Drops what stands under ``if TYPE_CHECKING``."""
 
@@ -95,6 +111,10 @@ class _AtRuntime(ast.NodeTransformer):
         if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
             return None
         return self.generic_visit(node)
+
+
+def _at_runtime(tree: ast.Module) -> set[str]:
+    return ours(_AtRuntime().visit(ast.parse(ast.unparse(tree))))
 
 
 def ours(tree: ast.Module) -> set[str]:
@@ -134,10 +154,33 @@ def test_the_core_has_no_clock_and_no_global_randomness(module: str) -> None:
         assert root not in {"time", "random", "socket", "asyncio", "threading", "datetime"}, name
 
 
+def room(module: str) -> str | None:
+    """The room of `live/` that a module stands in; None for one beside the rooms or outside."""
+    parts = module.split(".")
+    return parts[1] if parts[0] == "live" and len(parts) > 1 and parts[1] in LIVE_ROOMS else None
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if under(m, "live")])
+def test_rooms_of_live(module: str) -> None:
+    own = room(module)
+    allowed = {None} if own is None else {None, own, *LIVE_ROOMS[own]}
+    for other in ours(MODULES[module]):
+        assert room(other) in allowed, f"{module} must not import {other}"
+
+
+def test_every_room_of_live_is_listed() -> None:
+    packages = {m.split(".")[1] for m in MODULES if under(m, "live") and m.count(".") > 1}
+    assert packages == LIVE_ROOMS.keys()
+
+
 def test_no_cycles() -> None:
-    """Between modules, not only between layers. A type may be named both ways."""
+    """Between modules, not only between layers; not for types either."""
     graph = {
-        module: ours(_AtRuntime().visit(ast.parse(ast.unparse(tree)))) - {module}
+        module: {
+            other
+            for other in ours(tree) - {module}
+            if (module, other) not in TYPE_CYCLES or other in _at_runtime(tree)
+        }
         for module, tree in MODULES.items()
     }
     done: set[str] = set()
@@ -161,6 +204,8 @@ def test_it_can_fail() -> None:
     assert "time" in imports(tree)
     assert ours(tree) & {"live.run.launch"}
     assert layer("live.run.launch") > layer("fleet.belief")
+    assert room("live.node.node") == "node"
+    assert room("live.clock") is None is room("fleet.belief")
 
 
 def test_studies_are_no_part_of_the_package() -> None:

@@ -14,7 +14,7 @@ from msgspec import UNSET
 from rich.console import Console
 
 from edgewise.errors import BadInput, ScenarioError
-from edgewise.live.config import BalancerConfig, ClientConfig, NodeConfig, load_config
+from edgewise.live.process_config import BalancerConfig, ClientConfig, NodeConfig, load_config
 from edgewise.live.run import up, view
 from edgewise.live.run.addresses import Addresses, lay_out, relay_links
 from edgewise.live.run.launch import Deployment, unplayed

@@ -11,11 +11,12 @@ import pytest
 from edgewise.domain import QueueItem, Service
 from edgewise.errors import ImagesError
 from edgewise.live.clock import Clock
-from edgewise.live.node.links import LeastRtt, MeasuredLink
+from edgewise.live.node.converter import Converter
+from edgewise.live.node.measured_links import MeasuredLink
 from edgewise.live.node.monitor import Monitor
-from edgewise.live.node.preparation import Converter
-from edgewise.live.node.queue import HELD, Expired, Queue, QueueFull
 from edgewise.live.node.reporter import Reporter
+from edgewise.live.node.worker_queue import HELD, QueueFull, RequestExpired, WorkerQueue
+from edgewise.live.wire.round_trips import LeastRtt
 
 
 class Time:
@@ -38,7 +39,7 @@ async def settle() -> None:
 class Bench:
     """A queue whose jobs end when told to."""
 
-    def __init__(self, queue: Queue) -> None:
+    def __init__(self, queue: WorkerQueue) -> None:
         self.queue = queue
         self.started: list[str] = []
         self._ends: dict[str, asyncio.Future[str]] = {}
@@ -68,7 +69,7 @@ class Bench:
 
 
 async def bench_of(time: Time, workers: int = 1, discipline: str = "edf") -> Bench:
-    return Bench(Queue(time.clock, workers, 4, discipline))  # type: ignore[arg-type]
+    return Bench(WorkerQueue(time.clock, workers, 4, discipline))  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -136,7 +137,7 @@ async def test_one_that_waited_too_long_never_runs(bench: Bench, time: Time) -> 
     time.at = 102.0
     await bench.end("running")
     assert bench.started == ["running", "alive"]
-    with pytest.raises(Expired):
+    with pytest.raises(RequestExpired):
         await bench.tasks.pop("dead")
     await bench.end("alive")
 
@@ -180,7 +181,7 @@ async def test_a_failure_is_its_own(bench: Bench) -> None:
 
 
 def test_places_are_limited(time: Time) -> None:
-    queue = Queue(time.clock, 1, 2)
+    queue = WorkerQueue(time.clock, 1, 2)
     with ExitStack() as stack:
         first, *_ = (stack.enter_context(queue.enter()) for _ in range(HELD * 2))
         with pytest.raises(QueueFull, match="16 requests"), queue.enter():
@@ -345,7 +346,7 @@ class Maker:
         return photo
 
 
-def monitor_of(queue: Queue, shared: bool = True, on: str = "workers") -> Monitor:
+def monitor_of(queue: WorkerQueue, shared: bool = True, on: str = "workers") -> Monitor:
     stage = Converter(Maker(), queue.clock, queue, 0.003, on)  # type: ignore[arg-type]
     return Monitor("me", {"m": SERVICE}, ("b", "c"), shared, queue, stage)
 
@@ -384,17 +385,17 @@ async def test_report(bench: Bench, time: Time) -> None:
 
 
 def test_peers_behind_one_uplink_share_its_rate(time: Time) -> None:
-    shared = monitor_of(Queue(time.clock, 1, 9))
+    shared = monitor_of(WorkerQueue(time.clock, 1, 9))
     shared.links["b"].measured(1e5, 0.1, 1.0, 9.0)
     assert shared.report(10.0).peers["c"].throughput == pytest.approx(1e6)
-    apart = monitor_of(Queue(time.clock, 1, 9), shared=False)
+    apart = monitor_of(WorkerQueue(time.clock, 1, 9), shared=False)
     apart.links["b"].measured(1e5, 0.1, 1.0, 9.0)
     assert apart.report(10.0).peers["c"].throughput is None
 
 
 def test_service_time_is_that_of_originals(time: Time) -> None:
     """The belief takes the saving off for model-ready ones, so it must not be off already."""
-    monitor = monitor_of(Queue(time.clock, 1, 9))
+    monitor = monitor_of(WorkerQueue(time.clock, 1, 9))
     assert monitor.work("m", ready=False) == 0.020
     monitor.ran("m", 0.030, ready=False)
     assert monitor.report(1.0).services["m"].service_time == pytest.approx(0.030)
@@ -407,7 +408,7 @@ def test_service_time_is_that_of_originals(time: Time) -> None:
 
 
 async def test_a_stage_of_its_own_has_its_own_backlog(time: Time) -> None:
-    queue = Queue(time.clock, 1, 9)
+    queue = WorkerQueue(time.clock, 1, 9)
     release = asyncio.Event()
 
     class Waiting:

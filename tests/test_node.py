@@ -15,7 +15,7 @@ from edgewise.domain import Candidate, Outcome, PayloadForm, Report, ShedReason,
 from edgewise.errors import BadInput
 from edgewise.live.node.node import Node
 from edgewise.live.wire import messages
-from edgewise.live.wire.protocol import HEADER_LENGTH, decode_answer, encode_request
+from edgewise.live.wire.open_inference import HEADER_LENGTH, decode_answer, encode_request
 from edgewise.live.wire.sockets import listen
 from node_fleet import PATIENCE, Fleet, json_body, request_for, scenario, until
 
@@ -27,7 +27,7 @@ async def fleet() -> AsyncIterator[Fleet]:
 
 
 def outcomes(fleet: Fleet) -> list[Outcome]:
-    return [message.outcome for message in fleet.balancer.all(messages.Answered)]
+    return [message.outcome for message in fleet.balancer.all(messages.OutcomeMessage)]
 
 
 # -- who answers -----------------------------------------------------------------------------------
@@ -83,7 +83,7 @@ async def test_transfers_the_original(fleet: Fleet) -> None:
     await fleet.balancer.until(
         lambda: any(
             message.report.server == "b" and message.report.arrivals_low == 1
-            for message in fleet.balancer.all(messages.Reported)
+            for message in fleet.balancer.all(messages.ReportMessage)
         )
     )
     # Only the ingress tells how it ended: what `b` said of it would be here before its pong.
@@ -372,7 +372,9 @@ async def test_draining(fleet: Fleet) -> None:
     await asyncio.wait_for(fleet.executors["a"].running.wait(), PATIENCE)
     draining = asyncio.create_task(a.drain())
     await fleet.balancer.until(
-        lambda: any(message.report.draining for message in fleet.balancer.all(messages.Reported))
+        lambda: any(
+            message.report.draining for message in fleet.balancer.all(messages.ReportMessage)
+        )
     )
     code, answer = await fleet.post(a, meta=request_for(a))
     assert code == 503
@@ -518,7 +520,7 @@ async def test_reports_come_on_their_period_and_number_what_was_seen(fleet: Flee
     def last() -> Report | None:
         mine = [
             message.report
-            for message in fleet.balancer.all(messages.Reported)
+            for message in fleet.balancer.all(messages.ReportMessage)
             if message.report.server == "a"
         ]
         return mine[-1] if len(mine) > 3 else None

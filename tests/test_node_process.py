@@ -15,7 +15,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from edgewise.live.wire.protocol import encode_request
+from edgewise.live.wire.open_inference import encode_request
 
 pytestmark = pytest.mark.system
 

@@ -13,7 +13,7 @@ import pytest
 
 from edgewise import scenario as sc
 from edgewise.domain import PayloadForm, Report, Status
-from edgewise.live.node.links import LeastRtt
+from edgewise.live.wire.round_trips import LeastRtt
 from edgewise.network.capacity import constant
 from edgewise.network.link import LinkSettings
 from edgewise.policy import find

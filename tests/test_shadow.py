@@ -15,7 +15,7 @@ from edgewise.errors import BadInput, ScenarioError
 from edgewise.live.balancer.dispatcher import Dispatcher
 from edgewise.live.balancer.metrics import BalancerMetrics
 from edgewise.live.balancer.shadow import SHADOW
-from edgewise.live.config import BalancerConfig, load_config
+from edgewise.live.process_config import BalancerConfig, load_config
 from edgewise.live.recorder import Recorder, read
 from edgewise.live.records import DECISIONS
 from fleet_case import NOW, report, request, two_servers

@@ -27,9 +27,9 @@ import pytest
 
 from edgewise.domain import Outcome, Request, Status
 from edgewise.errors import PeerError
-from edgewise.live.client.client import Client, Sent
-from edgewise.live.client.payloads import read_load
-from edgewise.live.config import ClientConfig
+from edgewise.live.client.client import Client, SentRequest
+from edgewise.live.client.prepared_load import read_load
+from edgewise.live.process_config import ClientConfig
 from edgewise.live.run.evaluate import evaluate, read_requests
 from edgewise.live.run.launch import Deployment
 from edgewise.scenario import Scenario, loads
@@ -232,7 +232,7 @@ class Watched:
         self.ended: list[tuple[Request, Outcome, float]] = []
         self.client = Client(config, load, ScoreShape(), self._note, tell_label=True)
 
-    def _note(self, entry: Sent, outcome: Outcome) -> None:
+    def _note(self, entry: SentRequest, outcome: Outcome) -> None:
         self.ended.append((entry.request, outcome, time.time() - entry.request.sent_at))
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from edgewise.domain import Outcome, PayloadForm, Stamps, Status
 from edgewise.errors import PeerError, WireError
-from edgewise.live.wire.protocol import (
+from edgewise.live.wire.open_inference import (
     HEADER_LENGTH,
     InferAnswer,
     decode_answer,

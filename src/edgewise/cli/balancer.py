@@ -12,7 +12,7 @@ import typer
 
 from edgewise.cli import options, output
 from edgewise.errors import MissingExtra
-from edgewise.live.config import BalancerConfig, load_config
+from edgewise.live.process_config import BalancerConfig, load_config
 
 
 def balancer(

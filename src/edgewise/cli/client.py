@@ -25,7 +25,7 @@ def client(
     writes requests.parquet and outcomes.parquet for `edgewise evaluate`.
     """
     from edgewise.live.client.client import run
-    from edgewise.live.config import ClientConfig, load_config
+    from edgewise.live.process_config import ClientConfig, load_config
 
     def say(key: str, value: Any) -> None:
         output.say_line({key: value})

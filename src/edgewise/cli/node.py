@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from edgewise.cli import options
 from edgewise.errors import MissingExtra
-from edgewise.live.config import NodeConfig, load_config
+from edgewise.live.process_config import NodeConfig, load_config
 
 
 def node(

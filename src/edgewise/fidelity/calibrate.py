@@ -29,7 +29,7 @@ from edgewise.fidelity import fit
 from edgewise.fidelity.compare import column, joined
 from edgewise.live import records
 from edgewise.live.recorder import read
-from edgewise.live.run.evaluate import SCENARIO
+from edgewise.live.records import RUN_SCENARIO
 from edgewise.scenario import (
     Arrivals,
     ConstantArrivals,
@@ -89,9 +89,9 @@ class _Record:
     """A run's tables, and the scenario as it is changed."""
 
     def __init__(self, folder: Path) -> None:
-        file = folder / SCENARIO
+        file = folder / RUN_SCENARIO
         if not file.is_file():  # simulate has it above the folders of policies and seeds
-            above = [each / SCENARIO for each in folder.absolute().parents[:3]]
+            above = [each / RUN_SCENARIO for each in folder.absolute().parents[:3]]
             file = next((each for each in above if each.is_file()), file)
         self.scenario: Scenario = load(file)
         self.table: pa.Table = joined(folder)

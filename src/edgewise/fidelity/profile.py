@@ -29,7 +29,7 @@ import numpy as np
 
 from edgewise.cores import usable_cores
 from edgewise.errors import BadInput
-from edgewise.live.node.executor import Item, OnnxExecutor, Prediction
+from edgewise.live.node.executor import BatchItem, OnnxExecutor, Prediction
 from edgewise.scenario.measured_profile import MeasuredForm, ModelProfile, Prepared, Profile
 from edgewise.tasks.imagenet import zoo
 from edgewise.tasks.imagenet.images import Images
@@ -91,9 +91,10 @@ def _model(
     model = zoo.load(name)
     size = model.rung.size
     ready = [make_ready(photo, size) for photo in photos]
-    originals = [Item(request=str(n), model=name, payload=p) for n, p in enumerate(photos)]
+    originals = [BatchItem(request=str(n), model=name, payload=p) for n, p in enumerate(photos)]
     readies = [
-        Item(request=str(n), model=name, payload=p, ready_size=size) for n, p in enumerate(ready)
+        BatchItem(request=str(n), model=name, payload=p, ready_size=size)
+        for n, p in enumerate(ready)
     ]
     decode, predict = [], []
     for photo in photos:
@@ -131,12 +132,12 @@ def _model(
 
 
 def _run(
-    executor: OnnxExecutor, items: Sequence[Item], at_a_time: int
+    executor: OnnxExecutor, items: Sequence[BatchItem], at_a_time: int
 ) -> tuple[list[float], list[float]]:
     """Elapsed and CPU s of each item, `at_a_time` under way, each of those one after the other."""
     elapsed, cpu = [], []
 
-    async def worker(mine: Sequence[Item]) -> None:
+    async def worker(mine: Sequence[BatchItem]) -> None:
         for item in mine:
             start = time.perf_counter()
             (result,) = await executor.run((item,))

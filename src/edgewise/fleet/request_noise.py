@@ -22,6 +22,8 @@ from edgewise.fleet.rng import GAMMA, scrambled
 
 LUCK_SERVICE = 103
 LUCK_RIGHT = 104
+CLASSES = 1000
+"""Classes of ImageNet-1k."""
 NOISE_BITS = 12
 """4,096 equally likely noise factors: their spread is within 0.3 % of the lognormal's, and they fit
 into a first-level cache."""
@@ -50,6 +52,17 @@ def noise_place(seed: int, r: int, k: int, bits: int) -> int:
     return int(hashed(seed, r, k, LUCK_SERVICE) >> np.uint64(64 - bits))
 
 
+def replay_label(request: str) -> int:
+    """The class (0–999) that a request without a photo is taken to show: client and node agree."""
+    digest = hashlib.blake2b(request.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") % CLASSES
+
+
+def replayed_class(label: int, is_correct: bool) -> int:
+    """The class that a replayed model names: the right one, or the one after it."""
+    return label if is_correct else (label + 1) % CLASSES
+
+
 class RequestNoise:
     """What befalls the requests of a world, by their ids.
 
@@ -66,16 +79,16 @@ class RequestNoise:
         self._seed: Any = np.uint64(luck_seed(seed))
         self._factors = noise_factors(cv)
         self._bits = self._factors.size.bit_length() - 1
-        self.factor("0", 0)
-        self.right("0", 0.5)  # both are compiled now, or loaded
+        self.service_factor("0", 0)
+        self.is_correct("0", 0.5)  # both are compiled now, or loaded
 
-    def factor(self, request: str, k: int) -> float:
+    def service_factor(self, request: str, k: int) -> float:
         """Of the time that service `k` of the fleet takes for a request; mean 1."""
         if self._bits == 0:
             return 1.0
         return float(self._factors[noise_place(self._seed, _number(request), k, self._bits)])
 
-    def right(self, request: str, accuracy: float) -> bool:
+    def is_correct(self, request: str, accuracy: float) -> bool:
         """Whether a service of that accuracy is right about it: one draw for all of them, so a
         model that is right where it is least accurate is right for all."""
         return bool(luck(self._seed, _number(request), 0, LUCK_RIGHT) < accuracy)

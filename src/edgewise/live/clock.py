@@ -37,7 +37,7 @@ class Clock:
         return self._offset + self._monotonic()
 
     @contextlib.contextmanager
-    def fine(self) -> Iterator[None]:
+    def precise_timers(self) -> Iterator[None]:
         """While this is open, `until` is some tens of microseconds late rather than a millisecond.
 
         It takes a file descriptor of the running loop. Nothing changes for a clock that counts
@@ -55,7 +55,7 @@ class Clock:
                 self._timers.close()
             self._timers = None
 
-    async def until(self, when: float) -> None:
+    async def sleep_until(self, when: float) -> None:
         """Wait until `when`, if that is not past; never shorter."""
         left = when - self.now()
         if self._timers is None or left <= 0.0:

@@ -12,6 +12,11 @@ import pyarrow as pa
 from edgewise.domain import Command, Decision, Outcome, Report, Request, Score, Stamps
 from edgewise.live.recorder import RecordTable
 
+RUN_SCENARIO = "scenario.yaml"
+"""A run's scenario, beside its tables."""
+CLIENT_NOTES = "client.json"
+"""The client's figures that no table has: how late it sent, what the balancer did not take."""
+
 _CANDIDATE = pa.struct([("server", pa.string()), ("model", pa.string()), ("form", pa.int8())])
 _SECONDS = pa.float64()
 

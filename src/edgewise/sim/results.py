@@ -18,13 +18,12 @@ from edgewise.domain import (
     Status,
     request_id,
 )
-from edgewise.fleet.request_noise import LUCK_RIGHT, luck
+from edgewise.fleet.request_noise import LUCK_RIGHT, luck, replayed_class
 from edgewise.scenario import Scenario
 from edgewise.sim.layout import REASONS, SERVED, STATUSES, Sim
 from edgewise.worlds.workload import Trace
 
 STAMPS = ("uploaded", "decided", "transferred", "started", "finished", "answered", "received")
-_CLASSES = 1000
 
 
 def requests(scenario: Scenario, trace: Trace, run: str = "") -> Iterator[Request]:
@@ -65,7 +64,7 @@ def outcomes(
         predicted = None
         if accuracy is not None:
             right = luck(seed, i, 0, LUCK_RIGHT) < accuracy
-            predicted = labels[i] if right else (labels[i] + 1) % _CLASSES
+            predicted = replayed_class(labels[i], right)
         yield Outcome(
             request=request_id(i, run),
             status=Status(status),

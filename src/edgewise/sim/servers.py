@@ -125,7 +125,7 @@ def notice(world: World, s: int, now: float) -> None:
 
 @inner
 def wait_for(world: World, s: int, due: float, now: float) -> float:
-    """s until a request of deadline `due` would be taken at `s` (`live.node.queue.Queue.wait`)."""
+    """s until `s` would take a request due at `due` (`live.node.worker_queue.WorkerQueue.wait`)."""
     server = world.servers[s]
     edf = world.clock[0].edf != 0
     work = 0.0 if world.clock[0].prepare_own != 0 else server.prepare_waiting

@@ -1,7 +1,7 @@
 """Balancers that fall silent, and nodes that then decide themselves. Compiled.
 
 A node waits for a command for a share of the deadline and then decides with the same policy on a
-belief of its own (`live.node.decisions`, `live.node.local_decider`); once it knows that the
+belief of its own (`live.node.command_source`, `live.node.local_decider`); once it knows that the
 balancer is gone it does
 so at once. In the simulation such a node is one more decider: beliefs, draws and memories after
 those of the balancers are theirs, one for each server, in worlds whose scenario lets a balancer

@@ -18,14 +18,14 @@ from edgewise.fleet.table import C_NOW
 from edgewise.live.balancer.api import application
 from edgewise.live.balancer.balancer import Balancer
 from edgewise.live.balancer.dispatcher import Dispatcher
-from edgewise.live.client.client import Client, Sent
-from edgewise.live.client.payloads import PreparedLoad
+from edgewise.live.client.client import Client, SentRequest
+from edgewise.live.client.prepared_load import PreparedLoad
 from edgewise.live.clock import Clock
-from edgewise.live.config import ClientConfig, NodeConfig
 from edgewise.live.node.node import Node
+from edgewise.live.process_config import ClientConfig, NodeConfig
 from edgewise.live.run.addresses import relay_links
-from edgewise.live.wire.messages import Reported, decode_from_node, encode
-from edgewise.live.wire.protocol import encode_request
+from edgewise.live.wire.messages import ReportMessage, decode_from_node, encode
+from edgewise.live.wire.open_inference import encode_request
 from edgewise.policy import Policy
 from edgewise.policy.base import PolicySpec
 from edgewise.scenario import Scenario, SlowFailure, slowness
@@ -134,7 +134,7 @@ async def _play(scenario: Scenario, trace: Trace, policy: str, meddling: Meddlin
     switch.converse = balancer.converse
     ended: dict[str, Outcome] = {}
 
-    def keep(sent: Sent, outcome: Outcome) -> None:
+    def keep(sent: SentRequest, outcome: Outcome) -> None:
         ended[outcome.request] = shifted(outcome, BEGIN)
 
     names = scenario.server_names
@@ -284,14 +284,14 @@ def _taker(
 
     def take(node: str, data: bytes) -> bytes | None:
         message = decode_from_node(data)
-        if not isinstance(message, Reported):
+        if not isinstance(message, ReportMessage):
             return data
         report = meddling.report(message.report)
         if report is None:
             return None
         if given:
             figures[node, report.at] = look(node)
-        return encode(Reported(report=report))
+        return encode(ReportMessage(report=report))
 
     return take
 

@@ -1,4 +1,4 @@
-"""Messages between client, nodes and balancer in one process: a `live.wire.carrier.Carrier`.
+"""Messages between client, nodes and balancer in one process: a `live.wire.transport.Carrier`.
 
 Shaped like aiohttp's client on one side, and on the other handing real ``web.Request`` objects to
 the real applications, so that what the live code says in headers, statuses and bodies is said here.
@@ -26,7 +26,7 @@ from aiohttp.test_utils import make_mocked_request
 from multidict import CIMultiDict
 from yarl import URL
 
-from edgewise.live.config import Listen
+from edgewise.live.process_config import Listen
 from edgewise.tasks.services import ready_bytes
 from edgewise.testing.shared_link import SharedLink
 from edgewise.testing.virtual_loop import until

@@ -35,7 +35,7 @@ from edgewise.live.balancer.emulator_feed import follow
 from edgewise.live.balancer.ledger import Entry
 from edgewise.live.balancer.metrics import BalancerMetrics
 from edgewise.live.clock import Clock
-from edgewise.live.config import BalancerConfig
+from edgewise.live.process_config import BalancerConfig
 from edgewise.live.recorder import Recorder
 from edgewise.live.startup import freeze_startup_objects
 from edgewise.live.wire import messages
@@ -221,11 +221,11 @@ class Balancer:
             message = decode(frame.data)
             if isinstance(message, messages.Ask):
                 await self._asked(channel, message, now)
-            elif isinstance(message, messages.Reported):
+            elif isinstance(message, messages.ReportMessage):
                 self._of(channel, message.report.server, "report")
                 ahead = channel.reported(message.report, now)
                 self.dispatcher.on_report(message.report, now, ahead)
-            elif isinstance(message, messages.Answered):
+            elif isinstance(message, messages.OutcomeMessage):
                 self.dispatcher.on_answered(message.outcome, now, channel.clock.ahead)
             elif isinstance(message, messages.Pong):
                 channel.clock.pong(message, now)
@@ -272,7 +272,7 @@ class Balancer:
                 log.warning("%s: silent for %.1f s, cut off", channel.server, SILENCE)
                 self._cut(channel)
                 return
-            await channel.send(messages.Fleet(reports=self._others(channel), at=now))
+            await channel.send(messages.FleetReports(reports=self._others(channel), at=now))
             await channel.send(channel.clock.ping(self.clock.now()))
 
     def _others(self, channel: NodeConnection) -> tuple[Report, ...]:

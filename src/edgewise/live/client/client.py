@@ -41,17 +41,16 @@ from msgspec import Struct
 
 from edgewise.domain import Outcome, Request, Stamps, Status
 from edgewise.errors import BadInput, MissingExtra, PeerError
-from edgewise.live.client.payloads import PreparedLoad, read_load
+from edgewise.live.client.prepared_load import PreparedLoad, read_load
 from edgewise.live.clock import Clock
-from edgewise.live.config import ClientConfig
-from edgewise.live.node.links import LeastRtt
+from edgewise.live.process_config import ClientConfig
 from edgewise.live.recorder import Recorder
-from edgewise.live.records import OUTCOMES, REQUESTS
-from edgewise.live.run.evaluate import NOTES, SCENARIO
+from edgewise.live.records import CLIENT_NOTES, OUTCOMES, REQUESTS, RUN_SCENARIO
 from edgewise.live.startup import freeze_startup_objects
-from edgewise.live.wire.carrier import Session
 from edgewise.live.wire.messages import Submission
-from edgewise.live.wire.protocol import decode_answer, encode_request
+from edgewise.live.wire.open_inference import decode_answer, encode_request
+from edgewise.live.wire.round_trips import LeastRtt
+from edgewise.live.wire.transport import OpenSession
 from edgewise.scenario import Scenario, dump, load
 from edgewise.score import ScoreShape, score
 from edgewise.summary import percentiles_ms
@@ -81,7 +80,7 @@ INFER = "/v2/models/{task}/infer"
 Progress = Callable[[dict[str, Any]], None]
 
 
-class Sent(Struct, kw_only=True):
+class SentRequest(Struct, kw_only=True):
     """A request that was sent, and what only the evaluator knows of it."""
 
     request: Request
@@ -104,11 +103,11 @@ class Client:
         config: ClientConfig,
         load: PreparedLoad,
         shape: ScoreShape,
-        ended: Callable[[Sent, Outcome], None],
+        ended: Callable[[SentRequest, Outcome], None],
         *,
         tell_label: bool = False,
         clock: Clock | None = None,
-        session: Session | None = None,
+        session: OpenSession | None = None,
     ) -> None:
         self._config = config
         self._load = load
@@ -118,7 +117,7 @@ class Client:
         self._tell_label = tell_label
         self._clock = Clock() if clock is None else clock
         self._session = _open_session if session is None else session
-        self._under_way: dict[str, Sent] = {}
+        self._under_way: dict[str, SentRequest] = {}
         self._unposted: list[Outcome] = []
         self.untold = 0
         """Requests whose metadata the balancer did not take."""
@@ -150,7 +149,7 @@ class Client:
                 background.create_task(self._post_outcomes(session, over))
                 telling = background.create_task(self._tell(progress))
                 try:
-                    with self._clock.fine():
+                    with self._clock.precise_timers():
                         await self._send_all(session)
                 finally:
                     # Of those without an outcome there are some only if it was stopped.
@@ -182,8 +181,8 @@ class Client:
             for index in range(len(self._load)):
                 due_at = start + float(self._load.trace.time[index])
                 # Also when it is late already: an answer that is there should be read first.
-                await self._clock.until(due_at)
-                entry = Sent(
+                await self._clock.sleep_until(due_at)
+                entry = SentRequest(
                     request=self._load.request(index, self._clock.now()),
                     label=self._load.labels[index],
                     image=self._load.image_name(index),
@@ -196,7 +195,7 @@ class Client:
         self,
         flights: asyncio.TaskGroup,
         session: aiohttp.ClientSession,
-        entry: Sent,
+        entry: SentRequest,
         due_at: float,
     ) -> None:
         """The first bytes go out, or cannot: now it counts as sent, and the balancer is told."""
@@ -212,7 +211,7 @@ class Client:
     async def _one(
         self,
         session: aiohttp.ClientSession,
-        entry: Sent,
+        entry: SentRequest,
         index: int,
         leave: Callable[[], None],
     ) -> None:
@@ -267,7 +266,7 @@ class Client:
         stamps = msgspec.structs.replace(outcome.stamps, sent=request.sent_at, received=now)
         return msgspec.structs.replace(outcome, latency=latency, stamps=stamps)
 
-    def _end(self, entry: Sent, outcome: Outcome) -> None:
+    def _end(self, entry: SentRequest, outcome: Outcome) -> None:
         if outcome.stamps.sent is None:
             stamps = Stamps(sent=entry.request.sent_at)
             outcome = msgspec.structs.replace(outcome, stamps=stamps)
@@ -407,7 +406,7 @@ def run(
     freeze_startup_objects()
     with Recorder(out, (REQUESTS, OUTCOMES)) as recorder:
 
-        def ended(entry: Sent, outcome: Outcome) -> None:
+        def ended(entry: SentRequest, outcome: Outcome) -> None:
             recorder.add(REQUESTS, entry.request, entry.image, entry.label)
             recorder.add(OUTCOMES, outcome, score(entry.request, outcome, shape))
 
@@ -444,11 +443,13 @@ async def _until_signal(client: Client, progress: Progress) -> None:
 
 def write_notes(out: Path, scenario: Scenario, client: Client) -> None:
     """Write what `evaluate` needs besides the Parquet files: the scenario, and the notes."""
-    if not (out / SCENARIO).exists():
-        (out / SCENARIO).write_text(dump(scenario), encoding="utf-8")
+    if not (out / RUN_SCENARIO).exists():
+        (out / RUN_SCENARIO).write_text(dump(scenario), encoding="utf-8")
     notes = {
         "late_send_ms": percentiles_ms(client.late),
         "untold": client.untold,
         "unposted": client.unposted,
     }
-    (out / NOTES).write_bytes(msgspec.json.format(msgspec.json.encode(notes), indent=2) + b"\n")
+    (out / CLIENT_NOTES).write_bytes(
+        msgspec.json.format(msgspec.json.encode(notes), indent=2) + b"\n"
+    )

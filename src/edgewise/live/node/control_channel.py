@@ -17,10 +17,9 @@ from edgewise.domain import Command
 from edgewise.errors import PeerError
 from edgewise.fleet.timeouts import HEARTBEAT, RETRY_MAX, RETRY_MIN
 from edgewise.live.clock import Clock
-from edgewise.live.wire.carrier import Session
 from edgewise.live.wire.messages import (
     PROTOCOL,
-    Fleet,
+    FleetReports,
     FromNode,
     Hello,
     Ping,
@@ -29,6 +28,7 @@ from edgewise.live.wire.messages import (
     decode_from_balancer,
     encode,
 )
+from edgewise.live.wire.transport import OpenSession
 
 log = logging.getLogger("edgewise.node")
 
@@ -60,9 +60,9 @@ class ControlChannel:
         clock: Clock,
         began: Callable[[Welcome], None],
         on_command: Callable[[Command], None],
-        on_fleet: Callable[[Fleet], None],
+        on_fleet: Callable[[FleetReports], None],
         seed: int = 0,
-        session: Session = aiohttp.ClientSession,
+        session: OpenSession = aiohttp.ClientSession,
     ) -> None:
         self._session = session
         self.connected = False
@@ -131,20 +131,20 @@ class ControlChannel:
                 sender.cancel()
                 await asyncio.gather(sender, return_exceptions=True)
 
-    def _take(self, message: Welcome | Command | Ping | Fleet) -> None:
+    def _take(self, message: Welcome | Command | Ping | FleetReports) -> None:
         match message:
             case Command():
                 self._on_command(message)
             case Ping():
                 self.send(Pong(ping=message.at, at=self._clock.now()))
-            case Fleet():
+            case FleetReports():
                 self._on_fleet(message)
             case Welcome():
                 raise PeerError("a second welcome")
 
     async def _receive(
         self, socket: aiohttp.ClientWebSocketResponse
-    ) -> Welcome | Command | Ping | Fleet:
+    ) -> Welcome | Command | Ping | FleetReports:
         message = await socket.receive()
         if message.type is aiohttp.WSMsgType.BINARY:
             return decode_from_balancer(message.data)

@@ -12,7 +12,6 @@ others of the batch are unharmed.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +24,7 @@ from msgspec import Struct
 from edgewise.domain import Service
 from edgewise.errors import BadInput, ImagesError
 from edgewise.fleet.estimates import ready_time
-from edgewise.fleet.request_noise import RequestNoise
+from edgewise.fleet.request_noise import RequestNoise, replay_label, replayed_class
 from edgewise.live.clock import Clock
 from edgewise.tasks.imagenet import zoo
 from edgewise.tasks.imagenet.preprocessing import make_ready, sample_photo
@@ -34,11 +33,9 @@ LATE = 2e-3
 """s that a worker is thought to take from one job to the next: by then the event loop has come
 round even on a busy machine. Conversions for a transfer, which the executor does not see, take
 longer."""
-CLASSES = 1000
-"""Of ImageNet-1k."""
 
 
-class Item(Struct, frozen=True, kw_only=True):
+class BatchItem(Struct, frozen=True, kw_only=True):
     """One request to run."""
 
     request: str
@@ -66,7 +63,7 @@ Result = Prediction | BadInput
 
 
 class Executor(Protocol):
-    async def run(self, batch: Sequence[Item]) -> list[Result]:
+    async def run(self, batch: Sequence[BatchItem]) -> list[Result]:
         """Run items of one model; a result or the item's own error for each, in order."""
         ...
 
@@ -88,17 +85,17 @@ class OnnxExecutor:
         for name, model in self._models.items():
             size = model.rung.size
             ready = make_ready(photo, size)
-            original = Item(request="warm-up", model=name, payload=photo)
-            made = Item(request="warm-up", model=name, payload=ready, ready_size=size)
+            original = BatchItem(request="warm-up", model=name, payload=photo)
+            made = BatchItem(request="warm-up", model=name, payload=ready, ready_size=size)
             for result in self._run((original, made)):
                 if isinstance(result, BadInput):
                     raise result
 
-    async def run(self, batch: Sequence[Item]) -> list[Result]:
+    async def run(self, batch: Sequence[BatchItem]) -> list[Result]:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, self._run, batch)
 
-    def _run(self, batch: Sequence[Item]) -> list[Result]:
+    def _run(self, batch: Sequence[BatchItem]) -> list[Result]:
         results: list[Result] = []
         for item in batch:  # one by one: on a CPU thread a batch of 8 saves nothing (0.96–0.98)
             start = time.thread_time()
@@ -125,7 +122,7 @@ class ReplayExecutor:
     ----------
     services:
         Of the fleet by number, those of this server; latencies as on this server.
-    luck:
+    noise:
         Of the scenario.
     drag:
         Slow spells.
@@ -137,31 +134,31 @@ class ReplayExecutor:
         self,
         services: Mapping[int, Service],
         clock: Clock,
-        luck: RequestNoise,
+        noise: RequestNoise,
         drag: Slowdown | None = None,
         recorded: Mapping[tuple[str, str], int] | None = None,
     ) -> None:
         self._services = {service.model: (k, service) for k, service in services.items()}
         self._clock = clock
-        self._luck = luck
+        self._noise = noise
         self._drag = Slowdown(clock) if drag is None else drag
         self._recorded = recorded or {}
         self._ends: list[float] = []  # of workers just done: when each was meant to be
 
-    async def run(self, batch: Sequence[Item]) -> list[Result]:
+    async def run(self, batch: Sequence[BatchItem]) -> list[Result]:
         start = self._taken(batch[0], self._clock.now())
         k, service = self._services[batch[0].model]
         latency = service.latency[min(len(batch), len(service.latency)) - 1]
         if all(item.ready_size is not None for item in batch):
             latency = ready_time(latency, service.ready_saving)
-        latency *= self._luck.factor(batch[0].request, k) * self._drag.factor
+        latency *= self._noise.service_factor(batch[0].request, k) * self._drag.factor
         results: list[Result] = [self._predict(item, service, latency) for item in batch]
         end = start + latency
-        await self._clock.until(end)
+        await self._clock.sleep_until(end)
         self._ends.append(end)
         return results
 
-    def _taken(self, item: Item, now: float) -> float:
+    def _taken(self, item: BatchItem, now: float) -> float:
         """When a worker took an item that starts `now`: as soon as both were there.
 
         Timers fire late, and what a job is late by must not add up over a busy worker's jobs: it
@@ -171,15 +168,14 @@ class ReplayExecutor:
         since = now if item.since is None else item.since
         return max(since, self._ends.pop(0)) if self._ends else now
 
-    def _predict(self, item: Item, service: Service, latency: float) -> Prediction:
+    def _predict(self, item: BatchItem, service: Service, latency: float) -> Prediction:
         accuracy = service.accuracy
         if item.ready_size is not None and service.ready_accuracy is not None:
             accuracy = service.ready_accuracy
         predicted = self._recorded.get((item.request, item.model))
         if predicted is None:
             label = replay_label(item.request) if item.label is None else item.label
-            right = self._luck.right(item.request, accuracy)
-            predicted = label if right else (label + 1) % CLASSES
+            predicted = replayed_class(label, self._noise.is_correct(item.request, accuracy))
         return Prediction(predicted=predicted, score=accuracy, cpu=latency)
 
 
@@ -196,11 +192,11 @@ class SlowerMachineExecutor:
             raise ValueError(f"expected a speed in (0, 1], got {speed}")
         self._inner, self._speed, self._clock = inner, speed, clock
 
-    async def run(self, batch: Sequence[Item]) -> list[Result]:
+    async def run(self, batch: Sequence[BatchItem]) -> list[Result]:
         start = self._clock.now()
         results = await self._inner.run(batch)
         cpu = sum(result.cpu for result in results if isinstance(result, Prediction))
-        await self._clock.until(start + cpu / self._speed)
+        await self._clock.sleep_until(start + cpu / self._speed)
         return results
 
 
@@ -212,12 +208,12 @@ class Slowdown:
         self._clock = clock
 
     @asynccontextmanager
-    async def felt(self) -> AsyncIterator[None]:
+    async def slowed(self) -> AsyncIterator[None]:
         """What is done in this takes `factor` times as long, as that was at its start."""
         start, factor = self._clock.now(), self.factor
         yield
         now = self._clock.now()
-        await self._clock.until(now + (factor - 1.0) * (now - start))
+        await self._clock.sleep_until(now + (factor - 1.0) * (now - start))
 
 
 class SlowedExecutor:
@@ -226,13 +222,6 @@ class SlowedExecutor:
     def __init__(self, inner: Executor, drag: Slowdown) -> None:
         self._inner, self._drag = inner, drag
 
-    async def run(self, batch: Sequence[Item]) -> list[Result]:
-        async with self._drag.felt():
+    async def run(self, batch: Sequence[BatchItem]) -> list[Result]:
+        async with self._drag.slowed():
             return await self._inner.run(batch)
-
-
-def replay_label(request: str) -> int:
-    """The class that a request without a photo is said to show (0–999): client and node agree."""
-    return (
-        int.from_bytes(hashlib.blake2b(request.encode(), digest_size=8).digest(), "big") % CLASSES
-    )

@@ -10,7 +10,7 @@ from __future__ import annotations
 from edgewise import policy
 from edgewise.domain import Command, Outcome, Report, Request, Status
 from edgewise.fleet.tracker import Tracker
-from edgewise.live.wire.messages import Fleet
+from edgewise.live.wire.messages import FleetReports
 from edgewise.scenario import Scenario
 
 
@@ -45,7 +45,7 @@ class LocalDecider:
     def on_own_report(self, report: Report, now: float) -> None:
         self._tracker.on_report(report, now)
 
-    def on_fleet(self, fleet: Fleet, now: float) -> None:
+    def on_fleet(self, fleet: FleetReports, now: float) -> None:
         """What the balancer knew; its clock is `fleet.at` − `now` ahead, and the way here."""
         for report in fleet.reports:
             self._take(report, now, fleet.at - now)

@@ -12,9 +12,10 @@ from collections.abc import Mapping
 from edgewise.domain import PeerReport, Report, Service, ServiceReport
 from edgewise.fleet.belief import acknowledge
 from edgewise.fleet.estimates import SERVICE_MEMORY, ready_time
-from edgewise.live.node.links import LeastRtt, MeasuredLink
-from edgewise.live.node.preparation import Converter
-from edgewise.live.node.queue import Queue
+from edgewise.live.node.converter import Converter
+from edgewise.live.node.measured_links import MeasuredLink
+from edgewise.live.node.worker_queue import WorkerQueue
+from edgewise.live.wire.round_trips import LeastRtt
 
 BALANCER = ""
 """The decider that is not a node."""
@@ -52,7 +53,7 @@ class Monitor:
         services: Mapping[str, Service],
         peers: tuple[str, ...],
         shared_uplink: bool,
-        queue: Queue,
+        queue: WorkerQueue,
         stage: Converter,
     ) -> None:
         self.server = server

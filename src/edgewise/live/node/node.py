@@ -29,10 +29,15 @@ from edgewise.fleet.report_timing import busy_share, jumped
 from edgewise.fleet.request_noise import RequestNoise
 from edgewise.fleet.timeouts import give_up_at, worth_running
 from edgewise.live.clock import Clock
-from edgewise.live.config import NodeConfig
+from edgewise.live.node.command_source import CommandSource
 from edgewise.live.node.control_channel import ControlChannel
-from edgewise.live.node.decisions import Decisions
-from edgewise.live.node.edge import RequestHandler
+from edgewise.live.node.converter import (
+    Converter,
+    PayloadMaker,
+    PhotoMaker,
+    ReplayMaker,
+    SlowedMaker,
+)
 from edgewise.live.node.executor import (
     Executor,
     OnnxExecutor,
@@ -41,18 +46,19 @@ from edgewise.live.node.executor import (
     SlowedExecutor,
     SlowerMachineExecutor,
 )
-from edgewise.live.node.http import Api
+from edgewise.live.node.http_api import NodeApi
 from edgewise.live.node.local_decider import LocalDecider
-from edgewise.live.node.metrics import NodeMetrics
 from edgewise.live.node.monitor import Monitor
-from edgewise.live.node.preparation import Converter, Maker, PhotoMaker, ReplayMaker, SlowedMaker
-from edgewise.live.node.queue import Queue
+from edgewise.live.node.node_metrics import NodeMetrics
+from edgewise.live.node.peers import PeerClient
 from edgewise.live.node.reporter import Reporter
-from edgewise.live.node.transfer import HttpPeers
+from edgewise.live.node.request_handler import RequestHandler
+from edgewise.live.node.worker_queue import WorkerQueue
+from edgewise.live.process_config import NodeConfig
 from edgewise.live.startup import freeze_startup_objects
-from edgewise.live.wire.carrier import SocketTransport, Transport
-from edgewise.live.wire.messages import Answered, Fleet, Hello, Reported
-from edgewise.live.wire.protocol import InferAnswer
+from edgewise.live.wire.messages import FleetReports, Hello, OutcomeMessage, ReportMessage
+from edgewise.live.wire.open_inference import InferAnswer
+from edgewise.live.wire.transport import SocketTransport, Transport
 from edgewise.scenario import Scenario, load
 from edgewise.tasks.services import services_of
 
@@ -114,12 +120,12 @@ class Node:
         spec = scenario.servers[name]
         everyone = services_of(scenario)
         mine = {service.model: service for service in everyone if service.server == name}
-        self.queue = Queue(
+        self.queue = WorkerQueue(
             clock, spec.workers, spec.queue_limit, scenario.discipline, self._changed
         )
         self._threads = ThreadPoolExecutor(spec.workers + 1, "edgewise")  # one for the stage
         self._drag = Slowdown(clock)
-        maker: Maker
+        maker: PayloadMaker
         if scenario.executor == "onnx":
             if executor is None:
                 executor = OnnxExecutor(tuple(mine), self._threads)
@@ -130,8 +136,8 @@ class Node:
         else:
             if executor is None:
                 here = {k: each for k, each in enumerate(everyone) if each.server == name}
-                luck = RequestNoise(scenario.seed, scenario.service_noise.cv)
-                executor = ReplayExecutor(here, clock, luck, self._drag)
+                noise = RequestNoise(scenario.seed, scenario.service_noise.cv)
+                executor = ReplayExecutor(here, clock, noise, self._drag)
             maker = ReplayMaker(scenario.prepare.seconds / spec.speed, clock)
         self._executor = executor
         self.stage = Converter(
@@ -151,7 +157,7 @@ class Node:
             self.stage,
         )
         self.alone = LocalDecider(scenario, name, clock.now())
-        self.decisions = Decisions(name, clock, self.monitor, self.alone)
+        self.decisions = CommandSource(name, clock, self.monitor, self.alone)
         self.metrics = NodeMetrics(tuple(mine))
         self.reporter = Reporter(self.monitor, clock, scenario.report_period, self._send_report)
         self._channel: ControlChannel | None = None
@@ -181,8 +187,10 @@ class Node:
 
     async def _start(self) -> None:
         config, stack = self.config, self._stack
-        stack.enter_context(self.clock.fine())
-        self.peers = HttpPeers(config.server, config.peers, self.clock, self.monitor, self._carrier)
+        stack.enter_context(self.clock.precise_timers())
+        self.peers = PeerClient(
+            config.server, config.peers, self.clock, self.monitor, self._carrier
+        )
         self.edge = RequestHandler(
             config.server,
             self._mine,
@@ -201,7 +209,7 @@ class Node:
         stack.push_async_callback(self.peers.close)
         await stack.enter_async_context(self.stage.at_work())
         await stack.enter_async_context(self.queue.at_work())
-        api = Api(
+        api = NodeApi(
             self.edge,
             self.clock,
             self.monitor,
@@ -271,7 +279,7 @@ class Node:
     def _began(self) -> None:
         self.reporter.now()
 
-    def _on_fleet(self, fleet: Fleet) -> None:
+    def _on_fleet(self, fleet: FleetReports) -> None:
         self.alone.on_fleet(fleet, self.clock.now())
 
     def _heard(self, peer: str, report: Report | None, rtt: float) -> None:
@@ -284,11 +292,11 @@ class Node:
         now = self.clock.now()
         self.alone.forget(now)
         if self._channel is not None:
-            self._channel.send(Reported(report=report))
+            self._channel.send(ReportMessage(report=report))
 
     def _answered(self, request: Request, answer: InferAnswer) -> None:
         if self._channel is not None:
-            self._channel.send(Answered(outcome=answer.outcome))
+            self._channel.send(OutcomeMessage(outcome=answer.outcome))
 
     def _refresh(self) -> None:
         now = self.clock.now()

@@ -22,7 +22,7 @@ from pathlib import Path
 import msgspec
 from msgspec import UNSET, Struct
 
-from edgewise.live.config import Listen
+from edgewise.live.process_config import Listen
 from edgewise.network.kernel.devices import DevicesConfig
 from edgewise.network.relay.config import (
     Address,

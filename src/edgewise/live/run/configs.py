@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 
 from edgewise.errors import BadInput
-from edgewise.live.config import BalancerConfig, ClientConfig, Listen, NodeConfig
+from edgewise.live.process_config import BalancerConfig, ClientConfig, Listen, NodeConfig
 from edgewise.live.run.addresses import Addresses
 from edgewise.network.kernel.devices import DevicesConfig
 from edgewise.network.relay.config import Address, RelayConfig

@@ -19,13 +19,10 @@ from edgewise.domain import Outcome, PayloadForm, Request, Stamps, Status
 from edgewise.errors import BadInput
 from edgewise.live import records
 from edgewise.live.recorder import RecordTable, read
+from edgewise.live.records import CLIENT_NOTES, RUN_SCENARIO
 from edgewise.scenario import Scenario, load
 from edgewise.score import ScoreShape
 from edgewise.summary import LatencyMs, PolicySummary, Summary, summarise
-
-NOTES = "client.json"
-"""What the Parquet files have no column for: how late the client sent, what it could not tell."""
-SCENARIO = "scenario.yaml"
 
 
 def evaluate(run: Path) -> Summary:
@@ -38,7 +35,7 @@ def evaluate(run: Path) -> Summary:
     folders = [run] if _is_run(run) else sorted(path for path in run.iterdir() if _is_run(path))
     if not folders:
         raise BadInput(f"{run}: expected requests.parquet in it or in folders below, found none")
-    scenario = load(folders[0] / SCENARIO)
+    scenario = load(folders[0] / RUN_SCENARIO)
     found = [(_begun(folder), summary_of(folder)) for folder in folders]
     found.sort(key=lambda each: each[0])  # as they ran
     return Summary(
@@ -50,7 +47,7 @@ def evaluate(run: Path) -> Summary:
 
 def summary_of(folder: Path) -> PolicySummary:
     """The summary of one policy's folder. Raises BadInput."""
-    scenario = load(folder / SCENARIO)
+    scenario = load(folder / RUN_SCENARIO)
     requests = read_requests(folder)
     outcomes = read_outcomes(folder)
     shape = ScoreShape(grace=scenario.score.grace, accuracy_weight=scenario.score.accuracy_weight)
@@ -142,7 +139,7 @@ def _utilisation(folder: Path, begun: float, ended: float) -> dict[str, float]:
 
 def _late(folder: Path) -> LatencyMs | None:
     try:
-        notes = msgspec.json.decode((folder / NOTES).read_bytes())
+        notes = msgspec.json.decode((folder / CLIENT_NOTES).read_bytes())
         return msgspec.convert(notes["late_send_ms"], LatencyMs)
     except (OSError, KeyError, msgspec.DecodeError):
         return None

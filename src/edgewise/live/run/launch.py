@@ -23,9 +23,9 @@ import msgspec
 
 from edgewise.domain import run_name
 from edgewise.errors import MissingExtra, PeerError
+from edgewise.live.records import RUN_SCENARIO
 from edgewise.live.run.addresses import Addresses
 from edgewise.live.run.configs import configs, ports, write
-from edgewise.live.run.evaluate import SCENARIO
 from edgewise.live.run.hosting import Hosting, ThisMachine
 from edgewise.live.run.processes import READY_TIMEOUT, FreePorts, Process, stop_all
 from edgewise.network.control import RelayControl
@@ -305,7 +305,7 @@ class Deployment:
         """The same files that one would write by hand, kept with the results."""
         for folder in ("config", "logs"):
             (self.folder / folder).mkdir(parents=True, exist_ok=True)
-        file = self.folder / SCENARIO
+        file = self.folder / RUN_SCENARIO
         file.write_text(dump(self.scenario), encoding="utf-8")
         made = configs(
             self.scenario,

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Literal
 
 from edgewise.errors import BadInput
-from edgewise.live.config import Listen
+from edgewise.live.process_config import Listen
 from edgewise.live.run.addresses import Addresses, relay_links, return_of, url_of
 from edgewise.live.run.configs import Hosts
 from edgewise.live.run.hosting import called

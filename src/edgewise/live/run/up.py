@@ -20,8 +20,9 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from edgewise.errors import BadInput
+from edgewise.live.records import RUN_SCENARIO
 from edgewise.live.run.containers import Containers
-from edgewise.live.run.evaluate import SCENARIO, evaluate
+from edgewise.live.run.evaluate import evaluate
 from edgewise.live.run.hosting import Hosting, ThisMachine
 from edgewise.live.run.launch import Deployment, unplayed
 from edgewise.live.run.view import View
@@ -119,7 +120,7 @@ def up(wishes: RunOptions, console: Console) -> tuple[Summary, Path]:
         notes += netns.unplayed(scenario, backend)
     for sentence in notes:
         console.print(f"[yellow]note:[/] {escape(sentence)}", highlight=False)
-    (folder / SCENARIO).write_text(dump(scenario), encoding="utf-8")
+    (folder / RUN_SCENARIO).write_text(dump(scenario), encoding="utf-8")
     try:
         with asyncio.Runner() as runner:
             runner.run(_all(scenario, policies, folder, console, wishes.image, backend))

@@ -49,11 +49,11 @@ class Ask(Struct, frozen=True, kw_only=True, tag="ask"):
     """When its body was in; None while it is still coming."""
 
 
-class Reported(Struct, frozen=True, kw_only=True, tag="report"):
+class ReportMessage(Struct, frozen=True, kw_only=True, tag="report"):
     report: Report
 
 
-class Answered(Struct, frozen=True, kw_only=True, tag="answered"):
+class OutcomeMessage(Struct, frozen=True, kw_only=True, tag="answered"):
     """The ingress answered a request. `latency` and `received` are the client's to add."""
 
     outcome: Outcome
@@ -68,7 +68,7 @@ class Pong(Struct, frozen=True, kw_only=True, tag="pong"):
     at: Stamp
 
 
-class Fleet(Struct, frozen=True, kw_only=True, tag="fleet"):
+class FleetReports(Struct, frozen=True, kw_only=True, tag="fleet"):
     """The newest report of every other server, so that a node left alone can go on deciding.
 
     Stamps are on the balancer's clock.
@@ -78,8 +78,8 @@ class Fleet(Struct, frozen=True, kw_only=True, tag="fleet"):
     at: Annotated[float, Meta(ge=0)]
 
 
-FromNode: TypeAlias = Hello | Ask | Reported | Answered | Pong
-FromBalancer: TypeAlias = Welcome | Command | Ping | Fleet
+FromNode: TypeAlias = Hello | Ask | ReportMessage | OutcomeMessage | Pong
+FromBalancer: TypeAlias = Welcome | Command | Ping | FleetReports
 
 _encoder = msgspec.msgpack.Encoder()
 _from_node = msgspec.msgpack.Decoder(FromNode)

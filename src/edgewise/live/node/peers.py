@@ -31,11 +31,11 @@ from edgewise.errors import PeerError, WireError
 from edgewise.fleet.estimates import starved
 from edgewise.live.clock import Clock
 from edgewise.live.node.monitor import Monitor
-from edgewise.live.wire.carrier import Transport
-from edgewise.live.wire.protocol import InferAnswer, decode_answer
+from edgewise.live.wire.open_inference import InferAnswer, decode_answer
+from edgewise.live.wire.transport import Transport
 from edgewise.live.wire.upload import Upload
 
-FINAL = frozenset({200, 400, 413, 422, 504})
+FINAL_CODES = frozenset({200, 400, 413, 422, 504})
 """HTTP codes with which a peer has answered for good; after another one the next is tried."""
 
 
@@ -66,7 +66,7 @@ class Peers(Protocol):
         ...
 
 
-class HttpPeers:
+class PeerClient:
     """Peers over keep-alive HTTP connections.
 
     Parameters

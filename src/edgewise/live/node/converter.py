@@ -15,12 +15,12 @@ from typing import Literal, Protocol
 
 from edgewise.live.clock import Clock
 from edgewise.live.node.executor import Slowdown
-from edgewise.live.node.queue import Queue
+from edgewise.live.node.worker_queue import WorkerQueue
 from edgewise.tasks.imagenet.preprocessing import make_ready
 from edgewise.tasks.services import ready_bytes
 
 
-class Maker(Protocol):
+class PayloadMaker(Protocol):
     async def make(self, photo: bytes, size: int) -> bytes:
         """The model-ready form for a model of input `size`. Raises ImagesError."""
         ...
@@ -36,7 +36,7 @@ class PhotoMaker:
         start = self._clock.now()
         loop = asyncio.get_running_loop()
         ready, cpu = await loop.run_in_executor(self._threads, _make, photo, size)
-        await self._clock.until(start + cpu / self._speed)
+        await self._clock.sleep_until(start + cpu / self._speed)
         return ready
 
 
@@ -53,18 +53,18 @@ class ReplayMaker:
         self._seconds, self._clock = seconds, clock
 
     async def make(self, photo: bytes, size: int) -> bytes:
-        await self._clock.until(self._clock.now() + self._seconds)
+        await self._clock.sleep_until(self._clock.now() + self._seconds)
         return bytes(ready_bytes(size))
 
 
 class SlowedMaker:
     """Another maker that takes longer by what `drag` says when it starts."""
 
-    def __init__(self, inner: Maker, drag: Slowdown) -> None:
+    def __init__(self, inner: PayloadMaker, drag: Slowdown) -> None:
         self._inner, self._drag = inner, drag
 
     async def make(self, photo: bytes, size: int) -> bytes:
-        async with self._drag.felt():
+        async with self._drag.slowed():
             return await self._inner.make(photo, size)
 
 
@@ -82,9 +82,9 @@ class Converter:
 
     def __init__(
         self,
-        maker: Maker,
+        maker: PayloadMaker,
         clock: Clock,
-        queue: Queue,
+        queue: WorkerQueue,
         seconds: float,
         on: Literal["workers", "own"],
         changed: Callable[[], None] = lambda: None,
@@ -94,7 +94,7 @@ class Converter:
         self._own = on == "own"
         # A core of its own takes them as they come: each waits for exactly those before it, which
         # is what the balancer predicts.
-        self._queue = Queue(clock, 1, 2**31, "fifo", changed) if self._own else queue
+        self._queue = WorkerQueue(clock, 1, 2**31, "fifo", changed) if self._own else queue
         self.seconds = seconds
 
     @asynccontextmanager

@@ -9,16 +9,11 @@ equally. With one uplink all peers are behind the same `MeasuredLink`. The simul
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from edgewise.domain import PeerReport
 from edgewise.fleet.estimates import fair_rate, smooth_rate
-
-RTT_MEMORY = 10.0
-"""s over which the least round trip counts, as in BBR: long enough to meet an empty link, short
-enough to notice another route."""
 
 
 class Flow:
@@ -107,26 +102,3 @@ class MeasuredLink:
             backlog=sum(max(0.0, flow.tag - self._sent) for flow in mine),
             flows=len(mine),
         )
-
-
-class LeastRtt:
-    """The least round trip of the last `RTT_MEMORY` s."""
-
-    def __init__(self) -> None:
-        self._samples: deque[tuple[float, float]] = deque()
-
-    def add(self, rtt: float, now: float) -> None:
-        # Ascending in time and in value: what is later and less makes the earlier and more moot.
-        while self._samples and self._samples[-1][1] >= rtt:
-            self._samples.pop()
-        self._samples.append((now, rtt))
-
-    def get(self, now: float) -> float | None:
-        while len(self._samples) > 1 and now - self._samples[0][0] > RTT_MEMORY:
-            self._samples.popleft()
-        return self._samples[0][1] if self._samples else None
-
-    def there(self, now: float) -> float:
-        """When headers sent now are in, if they meet no queue: half a round trip later. `now` as
-        long as nothing is known of the way."""
-        return now + 0.5 * (self.get(now) or 0.0)

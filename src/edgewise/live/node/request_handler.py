@@ -30,14 +30,14 @@ from edgewise.domain import Candidate, Outcome, PayloadForm, Request, Service, S
 from edgewise.errors import BadInput, ImagesError, PeerError, WireError
 from edgewise.fleet.timeouts import give_up_at, worth_running
 from edgewise.live.clock import Clock
-from edgewise.live.node.arrival import Arrival, RequestRefused, Transfer
-from edgewise.live.node.decisions import Decided, Decisions
-from edgewise.live.node.executor import Executor, Item
+from edgewise.live.node.command_source import CommandSource, ReceivedCommand
+from edgewise.live.node.converter import Converter
+from edgewise.live.node.executor import BatchItem, Executor
 from edgewise.live.node.monitor import Monitor
-from edgewise.live.node.preparation import Converter
-from edgewise.live.node.queue import Expired, Queue, QueueFull, QueueTicket
-from edgewise.live.node.transfer import FINAL, Peers, TransferRequest
-from edgewise.live.wire.protocol import InferAnswer, encode_request
+from edgewise.live.node.peers import FINAL_CODES, Peers, TransferRequest
+from edgewise.live.node.received_request import ReceivedRequest, RequestRefused, TransferOrigin
+from edgewise.live.node.worker_queue import QueueFull, QueueTicket, RequestExpired, WorkerQueue
+from edgewise.live.wire.open_inference import InferAnswer, encode_request
 from edgewise.live.wire.upload import TooLarge, Upload
 
 log = logging.getLogger("edgewise.node")
@@ -85,11 +85,11 @@ class RequestHandler:
         fleet: Mapping[tuple[str, str], Service],
         grace: float,
         clock: Clock,
-        queue: Queue,
+        queue: WorkerQueue,
         stage: Converter,
         executor: Executor,
         monitor: Monitor,
-        decisions: Decisions,
+        decisions: CommandSource,
         peers: Peers,
         finished: Callable[[Request, InferAnswer], None],
     ) -> None:
@@ -113,11 +113,11 @@ class RequestHandler:
 
     # -- as ingress -----------------------------------------------------------------------------
 
-    async def serve(self, arrival: Arrival) -> InferAnswer:
+    async def serve(self, arrival: ReceivedRequest) -> InferAnswer:
         """Answer a request of a client. Raises Refused, TooLarge, WireError (answer 400)."""
         return await self._once(arrival.request.id, lambda: self._ingress(arrival))
 
-    async def _ingress(self, arrival: Arrival) -> InferAnswer:
+    async def _ingress(self, arrival: ReceivedRequest) -> InferAnswer:
         try:
             if self.draining:
                 answer = arrival.shed(ShedReason.DRAINING, self._clock.now())
@@ -134,11 +134,11 @@ class RequestHandler:
         self._tell(arrival, answer)
         return answer
 
-    def _tell(self, arrival: Arrival, answer: InferAnswer) -> None:
+    def _tell(self, arrival: ReceivedRequest, answer: InferAnswer) -> None:
         self._decisions.alone.on_outcome(answer.outcome, self._clock.now())
         self._finished(arrival.request, answer)
 
-    async def _decide_and_do(self, arrival: Arrival) -> InferAnswer:
+    async def _decide_and_do(self, arrival: ReceivedRequest) -> InferAnswer:
         request = arrival.request
         with self._queue.enter() as place:
             if arrival.model is not None:
@@ -174,10 +174,10 @@ class RequestHandler:
 
     async def _try(
         self,
-        arrival: Arrival,
+        arrival: ReceivedRequest,
         place: QueueTicket,
         candidate: Candidate,
-        decided: Decided,
+        decided: ReceivedCommand,
         attempt: int,
         tried: Attempts,
     ) -> InferAnswer | None:
@@ -206,7 +206,7 @@ class RequestHandler:
             tried.late, tried.full = isinstance(error, _NoAnswerInTime), False
             log.info("request %s: %s", arrival.request.id, error)
             return None
-        if answer.code in FINAL:
+        if answer.code in FINAL_CODES:
             return answer
         tried.problems.append(f"{candidate.server}: {answer.error or answer.code}")
         tried.full = answer.outcome.reason == ShedReason.QUEUE_FULL.value
@@ -215,7 +215,7 @@ class RequestHandler:
         return None
 
     async def _run_here(
-        self, arrival: Arrival, model: str, place: QueueTicket, tried: Attempts
+        self, arrival: ReceivedRequest, model: str, place: QueueTicket, tried: Attempts
     ) -> InferAnswer | None:
         """As `_try`, for a model of this server."""
         try:
@@ -228,9 +228,9 @@ class RequestHandler:
 
     async def _transfer(
         self,
-        arrival: Arrival,
+        arrival: ReceivedRequest,
         candidate: Candidate,
-        decided: Decided,
+        decided: ReceivedCommand,
         dispatch: int,
         attempt: int,
     ) -> InferAnswer:
@@ -303,7 +303,10 @@ class RequestHandler:
     # -- as destination -------------------------------------------------------------------------
 
     async def accept(
-        self, arrival: Arrival, transfer: Transfer, arrived: Callable[[], Awaitable[None]]
+        self,
+        arrival: ReceivedRequest,
+        transfer: TransferOrigin,
+        arrived: Callable[[], Awaitable[None]],
     ) -> InferAnswer:
         """Answer a request that a peer transfers here; `arrived` is awaited when its body is in.
 
@@ -316,7 +319,10 @@ class RequestHandler:
         return await self._once(key, lambda: self._destination(arrival, transfer, arrived))
 
     async def _destination(
-        self, arrival: Arrival, transfer: Transfer, arrived: Callable[[], Awaitable[None]]
+        self,
+        arrival: ReceivedRequest,
+        transfer: TransferOrigin,
+        arrived: Callable[[], Awaitable[None]],
     ) -> InferAnswer:
         async def work() -> InferAnswer:
             with self._queue.enter() as place:
@@ -333,14 +339,14 @@ class RequestHandler:
 
     # -- either -----------------------------------------------------------------------------------
 
-    async def _run(self, arrival: Arrival, model: str, place: QueueTicket) -> InferAnswer:
+    async def _run(self, arrival: ReceivedRequest, model: str, place: QueueTicket) -> InferAnswer:
         """Run it here. Raises WireError, TooLarge."""
         payload = await arrival.photo()
         if arrival.transferred is None:
             arrival.transferred = arrival.body.last_at
         request = arrival.request
         ready = arrival.ready_size is not None
-        item = Item(
+        item = BatchItem(
             request=request.id,
             model=model,
             payload=payload,
@@ -386,13 +392,13 @@ class RequestHandler:
         """When it can no longer score."""
         return request.sent_at + request.deadline * (1.0 + self._grace)
 
-    async def _in_time(self, arrival: Arrival, work: Awaitable[InferAnswer]) -> InferAnswer:
+    async def _in_time(self, arrival: ReceivedRequest, work: Awaitable[InferAnswer]) -> InferAnswer:
         """The answer of `work`, or one that says why there is none."""
         left = self._dead(arrival.request) - self._clock.now()
         try:
             async with asyncio.timeout(max(0.0, left)):
                 return await work
-        except (TimeoutError, Expired):
+        except (TimeoutError, RequestExpired):
             return arrival.expired(self._clock.now())
         except QueueFull as error:
             return arrival.shed(ShedReason.QUEUE_FULL, self._clock.now(), str(error))

@@ -26,7 +26,7 @@ EARLY_AGE = 30.0
 """s after which such a command is dropped: its request was lost, or went to another ingress."""
 
 
-class Decided(Struct, frozen=True, kw_only=True):
+class ReceivedCommand(Struct, frozen=True, kw_only=True):
     """A command, and whose it is."""
 
     command: Command
@@ -35,7 +35,7 @@ class Decided(Struct, frozen=True, kw_only=True):
     at: float
 
 
-class Decisions:
+class CommandSource:
     """Commands for this ingress, from the balancer or from itself.
 
     Parameters
@@ -50,8 +50,8 @@ class Decisions:
         self._clock = clock
         self._monitor = monitor
         self._channel: ControlChannel | None = None
-        self._early: dict[str, Decided] = {}
-        self._waiting: dict[str, asyncio.Future[Decided]] = {}
+        self._early: dict[str, ReceivedCommand] = {}
+        self._waiting: dict[str, asyncio.Future[ReceivedCommand]] = {}
 
     def use(self, channel: ControlChannel) -> None:
         """Ask over `channel` from now on."""
@@ -67,7 +67,7 @@ class Decisions:
         now = self._clock.now()
         seen = self._monitor.seen(BALANCER)
         seen.commands = max(seen.commands, command.sequence)
-        decided = Decided(command=command, decider=BALANCER, at=now)
+        decided = ReceivedCommand(command=command, decider=BALANCER, at=now)
         future = self._waiting.get(command.request)
         if future is not None:
             if not future.done():
@@ -80,14 +80,16 @@ class Decisions:
                 break
             del self._early[oldest]
 
-    async def decide(self, request: Request, uploaded: Callable[[], float | None]) -> Decided:
+    async def decide(
+        self, request: Request, uploaded: Callable[[], float | None]
+    ) -> ReceivedCommand:
         """What to do with a request whose headers are in; `uploaded()` when its body was, if so."""
         early = self._early.pop(request.id, None)
         if early is not None:
             return early
         now = self._clock.now()
         if self._channel is not None and self._channel.connected:
-            future: asyncio.Future[Decided] = asyncio.get_running_loop().create_future()
+            future: asyncio.Future[ReceivedCommand] = asyncio.get_running_loop().create_future()
             self._waiting[request.id] = future
             try:
                 if self._channel.send(Ask(request=request, uploaded=uploaded())):
@@ -105,4 +107,4 @@ class Decisions:
         self.alone.on_own_report(self._monitor.report(now, self._server), now)
         command = self.alone.decide(request, now, uploaded())
         self._monitor.seen(self._server).commands = command.sequence
-        return Decided(command=command, decider=self._server, at=now)
+        return ReceivedCommand(command=command, decider=self._server, at=now)

@@ -19,12 +19,12 @@ from edgewise import __version__
 from edgewise.domain import HEADER, Report, Request
 from edgewise.errors import BadInput, WireError
 from edgewise.live.clock import Clock
-from edgewise.live.node.arrival import Arrival, RequestRefused, Transfer
-from edgewise.live.node.edge import RequestHandler
-from edgewise.live.node.metrics import CONTENT_TYPE, NodeMetrics
 from edgewise.live.node.monitor import Monitor
-from edgewise.live.wire import protocol
-from edgewise.live.wire.protocol import InferAnswer
+from edgewise.live.node.node_metrics import CONTENT_TYPE, NodeMetrics
+from edgewise.live.node.received_request import ReceivedRequest, RequestRefused, TransferOrigin
+from edgewise.live.node.request_handler import RequestHandler
+from edgewise.live.wire import open_inference
+from edgewise.live.wire.open_inference import InferAnswer
 from edgewise.live.wire.upload import TooLarge, Upload
 
 DEADLINE_DEFAULT = 1.0
@@ -40,7 +40,7 @@ METADATA = frozenset(
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-class Api:
+class NodeApi:
     """The HTTP side of one node."""
 
     def __init__(
@@ -91,7 +91,7 @@ class Api:
     ) -> web.StreamResponse:
         pump = asyncio.create_task(self._pump(http, body, from_client=True))
         try:
-            arrival = Arrival(
+            arrival = ReceivedRequest(
                 request=await self._metadata(http, body, accepted),
                 body=body,
                 format=_format(http),
@@ -122,13 +122,13 @@ class Api:
         if model == TASK:
             raise WireError("model", "expected a concrete model in a transfer")
         decider = headers.get("edgewise-decider", "")
-        transfer = Transfer(
+        transfer = TransferOrigin(
             via=via,
             attempt=_number(headers, "edgewise-attempt", 0) or 0,
             dispatch=_number(headers, "edgewise-dispatch", 0) or 0,
             decider=decider if decider in self._fleet else "",
         )
-        arrival = Arrival(
+        arrival = ReceivedRequest(
             request=Request.from_headers(headers, accepted),
             body=body,
             format=_format(http),
@@ -154,7 +154,7 @@ class Api:
             pump.cancel()
             await asyncio.gather(pump, return_exceptions=True)
         self._metrics.transfers.labels(str(answer.code)).inc()
-        _, encoded = protocol.encode_answer(answer, "", frozenset())
+        _, encoded = open_inference.encode_answer(answer, "", frozenset())
         if not said:
             return web.Response(status=answer.code, body=encoded, content_type="application/json")
         with contextlib.suppress(ConnectionError):  # as above, while it ran
@@ -218,20 +218,22 @@ class Api:
 
     async def _parameters(self, http: web.Request, body: Upload) -> Mapping[str, Any]:
         whole = await body.whole()
-        return protocol.decode_request(whole, http.headers.get(protocol.HEADER_LENGTH)).parameters
+        return open_inference.decode_request(
+            whole, http.headers.get(open_inference.HEADER_LENGTH)
+        ).parameters
 
-    async def _answer(self, answer: InferAnswer, arrival: Arrival) -> web.Response:
+    async def _answer(self, answer: InferAnswer, arrival: ReceivedRequest) -> web.Response:
         echo, binary = "", frozenset[str]()
         if answer.served:
             await arrival.photo()  # not read yet if it was transferred as it came, or is a retry
             assert arrival.parsed is not None
             echo, binary = arrival.parsed.id, arrival.parsed.binary
-        headers, body = protocol.encode_answer(answer, echo, binary)
+        headers, body = open_inference.encode_answer(answer, echo, binary)
         if answer.code in (429, 503):
             headers["Retry-After"] = "1"
         return web.Response(status=answer.code, headers=headers, body=body)
 
-    def _count(self, arrival: Arrival, answer: InferAnswer) -> None:
+    def _count(self, arrival: ReceivedRequest, answer: InferAnswer) -> None:
         outcome = answer.outcome
         now = self._clock.now()
         self._metrics.count(outcome.status.value, outcome.model, answer.code)
@@ -283,7 +285,7 @@ class Api:
                 "name": model,
                 "versions": list(VERSIONS),
                 "platform": "edgewise",
-                "inputs": [{"name": protocol.INPUT, "datatype": "BYTES", "shape": [1]}],
+                "inputs": [{"name": open_inference.INPUT, "datatype": "BYTES", "shape": [1]}],
                 "outputs": [
                     {"name": "class", "datatype": "INT64", "shape": [1]},
                     {"name": "score", "datatype": "FP32", "shape": [1]},
@@ -302,7 +304,7 @@ class Api:
 
 
 def _format(http: web.Request) -> dict[str, str]:
-    names = (protocol.HEADER_LENGTH, "Content-Type")
+    names = (open_inference.HEADER_LENGTH, "Content-Type")
     return {name: http.headers[name] for name in names if name in http.headers}
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from msgspec import Struct
 
 from edgewise.domain import Request, request_id
-from edgewise.live.node.executor import replay_label
+from edgewise.fleet.request_noise import replay_label
 from edgewise.scenario import LognormalPayload, Scenario
 from edgewise.tasks.imagenet.images import Images, load_images
 from edgewise.worlds.workload import Trace, generate

@@ -2,11 +2,11 @@
 
 Theory of operation
 -------------------
-A request takes a place (`Queue.enter`) when its headers are in, long before it can run. When its
-photo is there it waits for a worker (`Queue.run`): a photo still on its way must not block one, and
-only what waits for a worker counts against the limit, for the rest may be on its way to another
-server. A free worker takes the one of earliest deadline (with *fifo*
-the first that could run). A job that preprocesses a payload for a transfer is *urgent* and goes
+A request takes a ticket (`WorkerQueue.enter`) when its headers are in, long before it can run.
+When its photo is there it waits for a worker (`WorkerQueue.run`): a photo still on its way must not
+block one, and only what waits for a worker counts against the limit, for the rest may be on its way
+to another server. A free worker takes the one of earliest deadline (with *fifo* the first that
+could run). A job that preprocesses a payload for a transfer is *urgent* and goes
 before all others, for another server waits for it.
 
 Both are safe under cancellation: however a request ends (answered, timed out, its client gone), its
@@ -43,7 +43,7 @@ class QueueFull(EdgewiseError):
     """No more requests may wait; answered as shed."""
 
 
-class Expired(EdgewiseError):
+class RequestExpired(EdgewiseError):
     """A request can no longer score; answered with 504."""
 
 
@@ -68,7 +68,7 @@ class _Job:
         self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
 
-class Queue:
+class WorkerQueue:
     """Requests that wait, and the workers that run them.
 
     Parameters
@@ -162,7 +162,7 @@ class Queue:
                 continue
             now = self.clock.now()
             if now >= job.dead:
-                job.future.set_exception(Expired("it waited until it could no longer score"))
+                job.future.set_exception(RequestExpired("it waited until it could no longer score"))
                 continue
             self._count_busy(now)
             self._running[job] = now

@@ -8,7 +8,7 @@ from msgspec import Struct
 
 from edgewise.domain import Outcome, Request, ShedReason, Stamps, Status
 from edgewise.errors import EdgewiseError
-from edgewise.live.wire.protocol import (
+from edgewise.live.wire.open_inference import (
     HEADER_LENGTH,
     InferAnswer,
     InferRequest,
@@ -26,7 +26,7 @@ class RequestRefused(EdgewiseError):
         super().__init__(problem)
 
 
-class Arrival(Struct, kw_only=True):
+class ReceivedRequest(Struct, kw_only=True):
     """A request as it stands at this server: what is known of it and its body."""
 
     request: Request
@@ -92,7 +92,7 @@ class Arrival(Struct, kw_only=True):
         return self._unserved(Status.FAILED, code, error, error, now)
 
 
-class Transfer(Struct, frozen=True, kw_only=True):
+class TransferOrigin(Struct, frozen=True, kw_only=True):
     """What a peer says of a request it transfers here."""
 
     via: str

@@ -16,7 +16,7 @@ from typing import Protocol
 import aiohttp
 from aiohttp import web
 
-from edgewise.live.config import Listen
+from edgewise.live.process_config import Listen
 from edgewise.live.wire.sockets import listen, outgoing, url_of
 
 CONNECT_TIMEOUT = 0.5
@@ -29,7 +29,7 @@ seconds, and connections are kept, so a look-up is rare."""
 ANSWER_LIMIT = 1.0
 """s to write the last answers when a node stops; its requests were given the time to end before."""
 
-Session = Callable[[], aiohttp.ClientSession]
+OpenSession = Callable[[], aiohttp.ClientSession]
 """Opens a session; whoever opened it closes it."""
 
 
