@@ -3,8 +3,9 @@
 The rules are those of `live.node.request_handler`, their numbers those of `fleet.timeouts`. A
 peer's answer is waited for until it would be worth little; then the transfer is broken off, which
 frees the link for others, and the destination forgets the request. While there is time the ingress
-tries what else was ranked, servers that have not failed it nor were full; then its own quickest service, if that pays;
-then it says that it failed. When a request can no longer score its ingress answers that it expired.
+tries what else was ranked, servers that have not failed it nor were full; then its own quickest
+service, if that pays; then it says that it failed. When a request can no longer score its ingress
+answers that it expired.
 
 A request that a peer is running when it is given up goes on running there, for nobody interrupts a
 worker; its place is taken by one that nobody waits for. Where no server can fail and no queue can
