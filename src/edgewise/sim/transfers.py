@@ -6,7 +6,8 @@ A link of the simulation knows its flows to the byte (`sim.links`); its node doe
 a ledger for each link that it sends on, and one for its clients (`live.node.measured_links`): a
 transfer is in it from its beginning to the word that the last byte is in, which takes a way back;
 an upload from its headers to its last byte. In between the transfers share what is believed of the
-link equally (`fleet.estimates`). Reports say what the ledger says, and the rate is measured by what leaves it.
+link equally (`fleet.estimates`). Reports say what the ledger says, and the rate is measured by what
+leaves it.
 
 A ledger is a list of flows threaded through `world.flows`, with a virtual time of its own. The word
 that a transfer is in has no event: it is taken in (`hear`), at the moment it came, when the ledger
