@@ -14,7 +14,7 @@ from edgewise.policy import POLICIES, PolicySpec
 from edgewise.sim import engine, layout, simulate
 from edgewise.sim.build import SimOptions, simulation
 from edgewise.sim.layout import Sim
-from edgewise.sim.next_times import reports_due
+from edgewise.sim.next_times import new_next_times
 from edgewise.sim.play import TooManyOpenRequests, play
 from edgewise.worlds import families
 from edgewise.worlds.workload import generate
@@ -167,8 +167,7 @@ def report_ages(times: list[float], period: float) -> list[float]:
     """How old the newest report is that each decision sees."""
     scenario = msgspec.structs.replace(one_server(1.0, 10.0), report_period=period)
     sim = simulation(scenario, trace_of(times, [1] * len(times)), AT_ONCE)
-    reports_due(sim.world)[:] = 0.0
-    sim.world.moments[1] = 0.0  # the earliest
+    sim.world.moments[:] = new_next_times(len(sim.world.links), np.zeros(1))
     ages = []
     while engine.advance(sim) >= 0:
         now = sim.world.clock["now"][0]

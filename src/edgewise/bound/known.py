@@ -34,7 +34,7 @@ from edgewise.bound.truth import (
 )
 from edgewise.compile import inner, jit
 from edgewise.domain import PayloadForm
-from edgewise.fleet.arrays import Array
+from edgewise.fleet.arrays import Array, records
 from edgewise.fleet.estimates import ready_time
 from edgewise.score import expected_utility
 from edgewise.sim import layout
@@ -152,9 +152,9 @@ def known(sim: Sim, width: float = BIN) -> Known:
     )
     converts = sim.beliefs.servers["prepare_on"][0].copy()
     peaks = np.array([peak(world, links, link) for link in range(len(world.links))])
-    requests = np.zeros(len(world.requests), REQUEST)
+    requests = records(len(world.requests), REQUEST)
     ways = np.zeros(len(requests) * (servers + len(world.services)), WAY)
-    candidates = np.zeros(len(requests) * 2 * int(batches.sum()), CANDIDATE)
+    candidates = records(len(requests) * 2 * int(batches.sum()), CANDIDATE)
     way_count, count = _fill(
         world, links, reference, peaks, slow, uploaded, commanded, there, converts,
         gone(world, sim.script), batches.astype(np.int64), width,

@@ -1,6 +1,6 @@
 """Every trick that edgewise plays on numba, in one place."""
 
-from edgewise.compile.decorators import CHECKED, copied, inlined, inner, jit, lean, prefetch
+from edgewise.compile.decorators import CHECKED, copied, inlined, inner, jit, lean
 from edgewise.compile.reference import Reference, by_reference
 
 __all__ = [
@@ -12,5 +12,4 @@ __all__ = [
     "inner",
     "jit",
     "lean",
-    "prefetch",
 ]

@@ -16,16 +16,22 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from edgewise.compile.decorators import PLAIN_PYTHON
 from edgewise.compile.reference import Reference
 
 cg: Any = cgutils  # it publishes no types
+_ADDRESS = 4
+"""Place of an array's address among its words."""
 
 
 def words_of(part: Any) -> list[int]:
     """All arrays of a tuple, or of tuples in it: (meminfo, parent, items, item's size, address,
     shape, strides) each, as `numba.core.datamodel.models.ArrayModel` has them."""
     if isinstance(part, tuple):
-        return [word for each in part for word in words_of(each)]
+        words = [word for each in part for word in words_of(each)]
+        if PLAIN_PYTHON:
+            _laid_out[words[_ADDRESS]] = part
+        return words
     return [0, 0, part.size, part.itemsize, part.ctypes.data, *part.shape, *part.strides]
 
 
@@ -49,4 +55,12 @@ def reader_of(kind_of: Callable[[], Any]) -> Any:
 
         return reference(table, row), code
 
-    return intrinsic(at)
+    return _tuple_at if PLAIN_PYTHON else intrinsic(at)
+
+
+_laid_out: dict[int, Any] = {}
+"""Without compiled code: the tuples themselves, by the address of their first array."""
+
+
+def _tuple_at(table: Any, row: Any) -> Any:
+    return _laid_out[int(table[row, _ADDRESS])]

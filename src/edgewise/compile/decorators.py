@@ -22,9 +22,9 @@ import llvmlite.binding
 import numba
 import numba.core.config
 import numba.np.arrayobj
+import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic
 
 from edgewise.cache import cache_folder
 
@@ -34,6 +34,8 @@ CHECKED = os.environ.get("EDGEWISE_CHECK_INDICES", "") not in ("", "0")
 """Stop at a negative index rather than read beside the array."""
 KEPT = 30 * 86_400.0
 """s for which compiled code stays that nobody uses: a version that one still goes back to."""
+PLAIN_PYTHON = bool(vars(numba.core.config)["DISABLE_JIT"])
+"""Whether nothing is compiled (NUMBA_DISABLE_JIT=1): every trick has a twin then."""
 ARRAYS = ("arrays.py", "layout.py", "build.py")
 """Files that compile nothing, but say what arrays there are and what the numbers in them mean. Both
 are compiled into what reads them, and some of that takes no such array (`compile.addresses`)."""
@@ -112,9 +114,9 @@ def _njit(function: F, **options: Any) -> F:
     # Not said, a function would take over from who is compiled when it is first called whether it
     # is copied into all its callers, and the event loop is several times as long.
     options.setdefault("forceinline", False)
+    if PLAIN_PYTHON:
+        return np.errstate(all="ignore")(function)
     dispatcher: Any = numba.njit(cache=True, nogil=True, error_model="numpy", **options)(function)
-    if dispatcher is function:  # NUMBA_DISABLE_JIT
-        return function
     plain = dispatcher.get_call_template
 
     def template(args: Any, kws: Any) -> Any:
@@ -171,21 +173,3 @@ def inlined(function: F) -> F:
     return _njit(
         function, _nrt=False, no_cpython_wrapper=True, no_cfunc_wrapper=True, forceinline=True
     )
-
-
-def _prefetch(typing: Any, array: Any, index: Any) -> Any:
-    """Have an element of an array fetched from memory; it may lie beyond the end."""
-
-    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        data = context.make_array(array)(context, builder, args[0]).data
-        place = builder.bitcast(builder.gep(data, [args[1]]), ir.IntType(8).as_pointer())
-        word = ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [place.type, word, word, word])
-        fetch = builder.module.declare_intrinsic("llvm.prefetch", [place.type], kind)
-        builder.call(fetch, [place, word(0), word(3), word(1)])  # to read, soon, data
-        return context.get_dummy_value()
-
-    return types.none(array, types.intp), code
-
-
-prefetch: Any = intrinsic(_prefetch)

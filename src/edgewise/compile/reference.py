@@ -20,6 +20,7 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
+import numba
 from numba import types
 from numba.core import cgutils
 from numba.core.datamodel.models import PrimitiveModel
@@ -27,6 +28,8 @@ from numba.core.datamodel.registry import register_default
 from numba.core.typeconv.castgraph import Conversion
 from numba.core.typing.templates import AttributeTemplate
 from numba.extending import infer_getattr, intrinsic, lower_cast, lower_getattr_generic
+
+from edgewise.compile.decorators import PLAIN_PYTHON
 
 # They publish no types, or not for this.
 cg: Any = cgutils
@@ -99,4 +102,29 @@ def _read_back(context: Any, builder: Any, reference: Any, kind: Any, value: Any
     return builder.load(value)
 
 
-by_reference: Any = intrinsic(_by_reference)
+def _as_it_is(given: Any) -> Any:
+    return given
+
+
+by_reference: Any = _as_it_is if PLAIN_PYTHON else intrinsic(_by_reference)
+
+_pointers: dict[Any, Any] = {}
+
+
+def as_pointer(function: Any, result: Any, *arguments: Any) -> Any:
+    """`function` compiled for numba types, as a pointer that compiled code can be given.
+
+    A `Reference` among the arguments is read back once, at the beginning of the function, so that
+    loops over its arrays are vectorised.
+    """
+    plain = getattr(function, "py_func", function)
+    if PLAIN_PYTHON:
+        return function
+    found = _pointers.get(function)
+    if found is None:
+        names = plain.__code__.co_varnames[: len(arguments)]
+        pairs = zip(names, arguments, strict=True)
+        laid = {name: kind.tuple_type for name, kind in pairs if isinstance(kind, Reference)}
+        compile_it = numba.cfunc(result(*arguments), locals=laid, cache=True, error_model="numpy")
+        found = _pointers.setdefault(function, compile_it(plain))
+    return found

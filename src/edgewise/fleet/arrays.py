@@ -128,8 +128,17 @@ JOB = np.dtype(
 FLIGHT = np.dtype([("dispatch", "i8"), ("deadline", "f8"), ("work", "f8"), ("ready", "f8")])
 """A dispatch of ours that the destination's reports have not confirmed."""
 
-SEND = np.dtype([("command", "i8"), ("link", "i8"), ("size", "f8"), ("prepare", "f8")])
+SEND = np.dtype([("command", "i8"), ("link", "i8"), ("bytes", "f8"), ("prepare", "f8")])
 """A command of ours that the ingress's reports have not confirmed; link −1: nothing to transfer."""
+
+
+def records(shape: int | tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """Zeros of a structured dtype whose elements have their fields as attributes.
+
+    Compiled code sees an ordinary structured array; run as plain Python, ``array[i].field`` works
+    there too. No field may be called what a NumPy scalar has an attribute for (``size``, ``max``).
+    """
+    return np.zeros(shape, dtype).view(np.recarray)
 
 
 class Belief(NamedTuple):
@@ -175,7 +184,7 @@ def new_belief(
     if of != sorted(of):
         raise ValueError("services must be sorted by server")
 
-    state = np.zeros(count, SERVER_STATE)
+    state = records(count, SERVER_STATE)
     state["workers"], state["speed"] = workers, speed
     state["prepare_seconds"], state["prepare_own"] = prepare_seconds, prepare_own
     state["prepare_on"], state["silence"] = prepare_enabled, silence
@@ -183,7 +192,7 @@ def new_belief(
     state["connected"] = 1.0
     state["next_start"] = np.inf
 
-    table = np.zeros(len(services), SERVICE_STATE)
+    table = records(len(services), SERVICE_STATE)
     models = sorted({service.model for service in services})
     for k, service in enumerate(services):
         accuracy = service.accuracy if service.ready_accuracy is None else service.ready_accuracy
@@ -203,7 +212,7 @@ def new_belief(
     path = np.repeat(np.arange(count)[:, None], count, axis=1) if shared_uplink else pairs
     path = path + count
     np.fill_diagonal(path, -1)
-    links = np.zeros(int(path.max(initial=count - 1)) + 1, LINK_STATE)
+    links = records(int(path.max(initial=count - 1)) + 1, LINK_STATE)
     links["rate"] = links["rate_at"] = links["rtt"] = np.nan
 
     free = np.full((count, max(workers, default=1)), np.inf)
@@ -221,9 +230,9 @@ def new_belief(
         links=links,
         path=path.astype(np.int64),
         free=free,
-        jobs=np.zeros((count, QUEUE_MAX + _APART), JOB),
-        flights=np.zeros((count, FLIGHTS_MAX + _APART), FLIGHT),
-        sends=np.zeros((count, FLIGHTS_MAX + _APART), SEND),
+        jobs=records((count, QUEUE_MAX + _APART), JOB),
+        flights=records((count, FLIGHTS_MAX + _APART), FLIGHT),
+        sends=records((count, FLIGHTS_MAX + _APART), SEND),
         edf=np.array([1.0 if edf else 0.0]),
         decay=np.full(4, np.nan),
     )

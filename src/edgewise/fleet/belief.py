@@ -173,7 +173,7 @@ def on_decision(
             n -= 1
         sends[n].command = source.commands
         sends[n].link = link
-        sends[n].size = size
+        sends[n].bytes = size
         sends[n].prepare = prepare
         source.sends = n + 1
 
@@ -343,7 +343,7 @@ def restore_sends(belief: Belief, s: int) -> None:
     """After a report's links are in: put back the bytes of commands it had not seen yet."""
     for i in range(belief.servers[s].sends):
         send = belief.sends[s, i]
-        belief.links[send.link].backlog += send.size
+        belief.links[send.link].backlog += send.bytes
         belief.links[send.link].flows += 1.0
 
 

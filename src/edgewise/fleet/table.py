@@ -23,14 +23,11 @@ sharing without later arrivals; Kleinrock, Queueing Systems II, §4.4).
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numba import types
-from numba.extending import intrinsic
 
 from edgewise.compile import copied, inlined, lean
-from edgewise.compile.eights import Eights
 from edgewise.fleet.arrays import LOW_RATE_MEMORY, RTT_PRIOR, Array, Belief
 from edgewise.fleet.belief import advance, level, requests_in_flight, rif_bucket
 from edgewise.fleet.decay import advance_decay, decayed
@@ -472,56 +469,20 @@ def observe(
 
 @inlined
 def predict(table: CandidateTable, times: Array, elapsed: float, demanded: float) -> int:
-    """What all rows have in common: what they take in all, and whether they are accurate enough.
-    Returns how many are admissible."""
-    shed = table.mask.size - 1
+    """Write each row's service time and latency, and leave admissible what is accurate enough.
+    Returns how many rows besides shed are admissible."""
+    rows, mask = table.rows, table.mask
+    shed = mask.size - 1
     admissible = 0
-    for first in range(0, shed, 8):
-        admissible += predict_eight(table.rows, table.mask, times, first, shed, elapsed, demanded)
-    table.mask[shed] = 1
+    for r in range(shed):
+        until_run = elapsed + rows[r, R_READY] + rows[r, R_WAIT]
+        rows[r, R_SERVICE_TIME] = times[r]
+        rows[r, R_LATENCY] = until_run + times[r] + rows[r, R_RETURN]
+        good = (mask[r] != 0) & (rows[r, R_ACCURACY] >= demanded)
+        mask[r] = good
+        admissible += good
+    mask[shed] = 1
     return admissible
-
-
-def _predict_eight(
-    typing: Any,
-    rows: Any,
-    mask: Any,
-    times: Any,
-    first: Any,
-    count: Any,
-    elapsed: Any,
-    demanded: Any,
-) -> Any:
-    """`predict` for eight rows from `first` of `count`."""
-    whole, real = types.intp, types.float64
-
-    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        eights = Eights(context, builder, signature, args)
-        first, count, elapsed, demanded = args[3:]
-        inside = eights.below(first, count)
-
-        def column(c: int) -> Any:
-            return eights.place(0, first, c)
-
-        def figures(c: int) -> Any:
-            return eights.load(column(c), inside)
-
-        service = eights.load(eights.place(2, first), inside)
-        until = builder.fadd(eights.same(elapsed), figures(R_READY))
-        until = builder.fadd(until, figures(R_WAIT))
-        latency = builder.fadd(builder.fadd(until, service), figures(R_RETURN))
-        eights.store(service, column(R_SERVICE_TIME), inside)
-        eights.store(latency, column(R_LATENCY), inside)
-        good = builder.fcmp_ordered(">=", figures(R_ACCURACY), eights.same(demanded))
-        up = eights.load(eights.place(1, first), inside)
-        good = builder.and_(good, builder.icmp_signed("!=", up, up.type(None)))
-        eights.store(builder.zext(good, up.type), eights.place(1, first), inside)
-        return eights.count(good)
-
-    return whole(rows, mask, times, whole, whole, real, real), code
-
-
-predict_eight: Any = intrinsic(_predict_eight)
 
 
 @lean

@@ -319,7 +319,7 @@ class Tracker:
                 "report_age": _known(now - row["report_at"]),
                 "reported_queue": int(row["queued"]),
                 "believed_queue": int(row["jobs"]),
-                "backlog": core.level(free, workers, now, work) - now,
+                "backlog": float(core.level(free, workers, now, work) - now),
                 "outstanding": int(row["outstanding"]),
                 "unconfirmed": int(row["flights"]),
                 "utilisation": float(row["utilisation"]),
@@ -341,11 +341,11 @@ class Tracker:
             backlog, flows = query.backlog_at(self.belief, link, rate, now)
             links[name] = {
                 "rate_bps": _known(8.0 * state["rate"]),
-                "believed_bps": 8.0 * rate,
+                "believed_bps": float(8.0 * rate),
                 "rate_age": _known(now - state["rate_at"]),
                 "rtt": _known(state["rtt"]),
-                "backlog": backlog,
-                "flows": flows,
+                "backlog": float(backlog),
+                "flows": float(flows),
             }
         return {"at": now, "servers": servers, "links": links, "open": self.open}
 

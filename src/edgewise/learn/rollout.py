@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgewise.compile import inlined, inner, jit, lean
-from edgewise.fleet.arrays import Array
+from edgewise.fleet.arrays import Array, records
 from edgewise.fleet.table import (
     C_ACCURACY_WEIGHT,
     C_DEADLINE,
@@ -256,7 +256,7 @@ def rollout(sim: Sim, params: NDArray[np.float64], seed: int) -> Rollout:
     balancers = int(sim.world.clock["balancers"][0])
     widest = sim.table.mask.size - 1
     out = Rollout(
-        decisions=np.zeros(requests, DECISION),
+        decisions=records(requests, DECISION),
         rewards=np.empty(0),
         omega=np.empty((requests, W), np.float32),
         seen=np.empty((requests, SEEN), np.float32),

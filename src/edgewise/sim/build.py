@@ -12,7 +12,7 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from edgewise.domain import Service
-from edgewise.fleet.arrays import QUEUE_MAX, Belief
+from edgewise.fleet.arrays import QUEUE_MAX, Belief, records
 from edgewise.fleet.report_timing import GAP
 from edgewise.fleet.request_noise import luck_seed, noise_factors
 from edgewise.fleet.table import new_table
@@ -121,7 +121,7 @@ def simulation(
     uplink = scenario.network.topology == "uplink"
     slots = min(given.slots, max(1, len(trace)))
 
-    clock = np.zeros(1, layout.CLOCK)
+    clock = records(1, layout.CLOCK)
     clock["current"], clock["free"], clock["free_report"] = -1, 0, 0
     clock["servers"], clock["balancers"] = count, deciders
     clock["central"], clock["mute_since"] = scenario.balancers, np.inf
@@ -146,19 +146,19 @@ def simulation(
     if len(noise) != 1 << int(clock["noise_bits"][0]):
         raise ValueError(f"noise needs a power of two of factors, got {len(noise)}")
 
-    requests = np.zeros(len(trace), layout.REQUEST)
+    requests = records(len(trace), layout.REQUEST)
     requests["time"], requests["deadline"] = trace.time, trace.deadline
     requests["accuracy"], requests["payload"] = trace.accuracy, trace.payload_bytes
     requests["ingress"] = trace.ingress
 
-    state = np.zeros(slots, layout.SLOT)
+    state = records(slots, layout.SLOT)
     state["next"] = [*range(1, slots), -1]
     state["wake"] = np.inf
-    reports = np.zeros(under_way, layout.REPORT)
+    reports = records(under_way, layout.REPORT)
     reports["next"] = [*range(1, under_way), -1]
-    flows = np.zeros(2 * slots, layout.FLOW)
+    flows = records(2 * slots, layout.FLOW)
     flows["link"] = -1
-    results = np.zeros(len(trace) if given.store else 0, layout.RESULT)
+    results = records(len(trace) if given.store else 0, layout.RESULT)
     results["row"] = results["server"] = results["service"] = results["form"] = -1
     for name in layout.RESULT.names or ():
         if layout.RESULT[name] == np.float64 and name not in ("probability", "utility"):
@@ -180,7 +180,7 @@ def simulation(
         moments=new_next_times(len(links), first_reports),
         requests=requests,
         slots=state,
-        nodes=np.zeros(3 * slots, layout.NODE),
+        nodes=records(3 * slots, layout.NODE),
         servers=servers,
         services=_services(services, belief.services["server"], number),
         workers=workers,
@@ -189,7 +189,7 @@ def simulation(
         path=belief.path,
         numbers=number.array(),
         noise=noise,
-        seen=np.zeros((deciders, count), layout.SEEN),
+        seen=records((deciders, count), layout.SEEN),
         results=results,
     )
     widest = max(spec.workers for spec in scenario.servers.values())
@@ -197,9 +197,9 @@ def simulation(
         heads=reports,
         jobs=np.zeros((2, under_way, QUEUE_MAX)),
         running=np.zeros((under_way, widest)),
-        links=np.zeros((under_way, 2 if uplink else 1 + count), layout.REPORT_LINK),
-        services=np.zeros((under_way, most), layout.REPORT_SERVICE),
-        seen=np.zeros((under_way, deciders), layout.SEEN),
+        links=records((under_way, 2 if uplink else 1 + count), layout.REPORT_LINK),
+        services=records((under_way, most), layout.REPORT_SERVICE),
+        seen=records((under_way, deciders), layout.SEEN),
     )
     return Sim(
         world=world,
@@ -222,9 +222,9 @@ def _servers(
     scenario: Scenario, first: NDArray[np.int64], horizon: float, number: _Numbers
 ) -> tuple[NDArray[np.void], NDArray[np.void]]:
     specs = list(scenario.servers.values())
-    servers = np.zeros(len(specs), layout.SERVER)
+    servers = records(len(specs), layout.SERVER)
     total = sum(spec.workers for spec in specs)
-    workers = np.zeros(total + len(specs), layout.WORKER)
+    workers = records(total + len(specs), layout.WORKER)
     workers["slot"] = -1
     at = 0
     for s, (name, spec) in enumerate(scenario.servers.items()):
@@ -249,7 +249,7 @@ def _servers(
 def _services(
     services: tuple[Service, ...], of: NDArray[np.int64], number: _Numbers
 ) -> NDArray[np.void]:
-    out = np.zeros(len(services), layout.SERVICE)
+    out = records(len(services), layout.SERVICE)
     for k, service in enumerate(services):
         ready = service.accuracy if service.ready_accuracy is None else service.ready_accuracy
         row = out[k]
@@ -263,7 +263,7 @@ def _services(
 def _links(scenario: Scenario, path: NDArray[np.int64], number: _Numbers) -> NDArray[np.void]:
     """In the belief's numbering: each server's clients, then the links between servers."""
     names = scenario.server_names
-    links = np.zeros(int(path.max(initial=len(names) - 1)) + 1, layout.LINK)
+    links = records(int(path.max(initial=len(names) - 1)) + 1, layout.LINK)
     links["root"] = -1
     links["measured"] = links["measured_at"] = np.nan
     links["ledger_first"], links["ledger_word"] = -1, np.inf
@@ -351,4 +351,6 @@ def _script(scenario: Scenario) -> NDArray[np.void]:
         ]
         lines.append((event.at, layout.S_LINK_CHANGE, index[name], rated, mode, rate, *rest))
     lines.sort(key=lambda line: line[0])
-    return np.array(lines, layout.SCRIPT) if lines else np.zeros(0, layout.SCRIPT)
+    script = records(len(lines), layout.SCRIPT)
+    script[:] = lines
+    return script

@@ -17,8 +17,8 @@ import numba
 import numpy as np
 from numba import types
 
-from edgewise.compile import inlined, inner, lean, prefetch
-from edgewise.compile.reference import Reference, by_reference
+from edgewise.compile import inlined, inner, lean
+from edgewise.compile.reference import Reference, as_pointer, by_reference
 from edgewise.fleet.arrays import Array, Belief
 from edgewise.fleet.belief import on_request
 from edgewise.fleet.commit import commit
@@ -90,10 +90,6 @@ from edgewise.sim.routes import (
 from edgewise.sim.silent_balancer import hear_again, left_alone
 from edgewise.sim.slots import lose, open_slot, release, turn_away
 
-AHEAD = 4
-"""Requests from the one that arrives to the one that is fetched from memory: where many worlds are
-stepped in turn, nothing of a trace is in a cache by itself."""
-
 
 @lean
 def advance(sim: Sim) -> int:
@@ -150,7 +146,6 @@ def go_on(sim: Sim) -> int:
             r = clock.next
             clock.next = r + 1
             arrival = next_arrival(sim)
-            prefetch(sim.world.requests, r + AHEAD)
             if sim.world.servers[sim.world.requests[r].ingress].up == 0:
                 turn_away(sim.world, r)
                 continue
@@ -429,34 +424,19 @@ def compiled(kernel: Kernel) -> Any:
 
     It is passed as a pointer, so that the event loop is compiled once for all policies.
     """
-    return _pointer(kernel, types.float64, _TABLE, _FLOATS, _FLOATS, types.uint64[::1])
+    return as_pointer(kernel, types.float64, _TABLE, _FLOATS, _FLOATS, types.uint64[::1])
 
 
 def compiled_learner(describe: Describe, learn: Learn) -> tuple[Any, Any]:
     """The other two kernels of a policy that learns, for `run_learning`."""
     return (
-        _pointer(describe, types.void, _TABLE, types.int64, _FLOATS),
-        _pointer(learn, types.void, _FLOATS, _FLOATS, _FLOATS, types.float64),
+        as_pointer(describe, types.void, _TABLE, types.int64, _FLOATS),
+        as_pointer(learn, types.void, _FLOATS, _FLOATS, _FLOATS, types.float64),
     )
 
 
 _TABLE = Reference(numba.typeof(blank_table(1, 1)))  # type: ignore[no-untyped-call]
 _FLOATS = types.float64[::1]
-_pointers: dict[Any, Any] = {}
-
-
-def _pointer(kernel: Any, result: Any, *arguments: Any) -> Any:
-    found = _pointers.get(kernel)
-    if found is None:
-        plain = getattr(kernel, "py_func", kernel)
-        # What is laid down is read back once, at the beginning: a loop over it is then vectorised.
-        names = plain.__code__.co_varnames[: len(arguments)]
-        pairs = zip(names, arguments, strict=True)
-        laid = {name: kind.tuple_type for name, kind in pairs if isinstance(kind, Reference)}
-        signature = result(*arguments)
-        compile_it = numba.cfunc(signature, locals=laid, cache=True, error_model="numpy")
-        found = _pointers.setdefault(kernel, compile_it(plain))
-    return found
 
 
 def branch(sim: Sim, memory: Array | None = None) -> Sim:
@@ -474,7 +454,7 @@ def branch(sim: Sim, memory: Array | None = None) -> Sim:
             return array.copy(order="K")
         begin, used = used, used + in_lines(array)
         order: Literal["F", "C"] = "F" if in_columns(array) else "C"
-        out = np.ndarray(array.shape, array.dtype, memory, begin, order=order)
+        out = np.ndarray(array.shape, array.dtype, memory, begin, order=order).view(type(array))
         np.copyto(plain(out), plain(array))
         return out
 

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from edgewise.compile import inlined, inner
-from edgewise.fleet.arrays import Array
+from edgewise.fleet.arrays import Array, records
 from edgewise.sim.layout import EVENT, World
 
 KIND_BITS = 4
@@ -45,7 +45,7 @@ def new_soon() -> tuple[Array, Array]:
 def new_events(room: int, planned: Sequence[tuple[float, int, int]]) -> Array:
     """A heap with room for `room` events, with those `planned`: (time, kind, index) each, in the
     order in which they are made. The clock has to be told how many."""
-    events = np.zeros(max(1, room), EVENT)
+    events = records(max(1, room), EVENT)
     events[0]["time"] = np.inf
     codes = [
         (n << (KIND_BITS + INDEX_BITS)) | (kind << INDEX_BITS) | index

@@ -173,7 +173,7 @@ SLOT = np.dtype(
         ("news", "f8"),  # of the delivery or failure that counts; inf none
         ("demanded", "f8"),
         ("payload", "f8"),
-        ("size", "f8"),  # of the transfer under way
+        ("bytes", "f8"),  # of the transfer under way
         ("work", "f8"),  # s its server expects it to take
         ("probability", "f8"),
         ("predicted", "f8"),  # latency of the row decided

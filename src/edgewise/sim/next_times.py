@@ -5,8 +5,8 @@ others join; a server reports, sooner if its backlog jumps. So they are not in t
 where an old moment would have to be found, or be looked at in vain when it comes. They are in a
 *winner tree* (Knuth, The Art of Computer Programming 3, section 5.4.1): the moments are the leaves
 of a full binary tree in one array, the links' before the servers', and every node above holds the
-lesser of its two children. Moving one takes a step for each level, without a branch; finding the
-first ends with eight leaves, which are looked at together.
+lesser of its two children. Moving one and finding the first
+take a step for each level, without a branch.
 
 At one and the same moment events come first, then links, then servers, each in their order.
 """
@@ -16,7 +16,6 @@ from __future__ import annotations
 import numpy as np
 
 from edgewise.compile import inlined
-from edgewise.compile.eights import first_equal
 from edgewise.fleet.arrays import Array
 from edgewise.sim.layout import World
 
@@ -46,12 +45,10 @@ def first(world: World) -> int:
     tree = world.moments
     leaves = tree.size >> 1
     n = 1
-    while n < leaves >> 3:
+    while n < leaves:
         n *= 2
         n += tree[n] != tree[1]
-    n *= 8
-    here: int = first_equal(tree, n, tree[1])
-    return n + here - leaves
+    return n - leaves
 
 
 @inlined

@@ -51,7 +51,7 @@ def break_off(world: World, i: int) -> None:
         world,
         slot.link,
         world.slots.size + i,
-        slot.size,
+        slot.bytes,
     )
     slot.link = -1
     release(world, i)

@@ -78,7 +78,7 @@ def transfer(world: World, i: int, size: float, now: float) -> None:
     slot = world.slots[i]
     target = world.servers[slot.server]
     link = world.path[slot.ingress, slot.server]
-    slot.size = size
+    slot.bytes = size
     slot.crossed = math.inf
     slot.destination_life = target.life
     k = quickest_here(world, i)
@@ -182,7 +182,7 @@ def deliver(world: World, i: int, now: float) -> None:
     """The last byte of slot `i`'s transfer has left the link, and the source had it all."""
     slot = world.slots[i]
     e = world.path[slot.ingress, slot.server]
-    extra = lag(world.links[e], world.clock[0].seed, slot.request, e, slot.size)
+    extra = lag(world.links[e], world.clock[0].seed, slot.request, e, slot.bytes)
     if extra < math.inf:
         expect_news(world, i, now + extra, E_DELIVERED)
     else:
@@ -243,7 +243,7 @@ def on_across(world: World, i: int, e: int, now: float) -> None:
     slot = world.slots[i]
     link = world.links[e]
     if link.mode == UNLIMITED:
-        link.bytes += slot.size
+        link.bytes += slot.bytes
     slot.crossed = now
     slot.link = -1
     if slot.stage != DONE and slot.uploaded <= now:

@@ -93,7 +93,7 @@ def hear(world: World, e: int, now: float) -> None:
         began = world.flows[first].began
         # What was made ready here, or was in before, had no source to wait for.
         waited = slot.form != READY and starved(slot.uploaded, began, at)
-        measure(world, e, first, slot.size, at - began - rtt, waited, at)
+        measure(world, e, first, slot.bytes, at - began - rtt, waited, at)
 
 
 @inner

@@ -33,7 +33,7 @@ import numpy as np
 
 from edgewise.compile import inlined, inner, lean
 from edgewise.compile.addresses import reader_of, words_of
-from edgewise.fleet.arrays import Array
+from edgewise.fleet.arrays import Array, records
 from edgewise.sim import engine
 from edgewise.sim.env.observation import CONTEXT, ROW, SERVER, WIDTH, write_flat, write_parts
 from edgewise.sim.layout import DONE, FREE, Sim
@@ -87,7 +87,7 @@ def new_buffers(count: int, servers: int, rows: int, room: int, wide: bool) -> B
     """For lanes that have played nothing; `wide`: shown as `flat`."""
     return Buffers(
         rows=np.zeros(count, np.int64),
-        lanes=np.zeros(count, LANE),
+        lanes=records(count, LANE),
         of=np.full((count, room), -1, np.int64),
         mask=np.zeros((count, rows), np.int8),
         flat=np.zeros((count, rows if wide else 0, WIDTH), np.float32),

@@ -16,15 +16,9 @@ and zero; masked rows are zero in *flat*.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
 
 from edgewise.compile import inlined
-from edgewise.compile.eights import Eights, vector
 from edgewise.fleet import table as columns
 from edgewise.fleet.arrays import Array
 from edgewise.fleet.table import R_SERVER, CandidateTable
@@ -47,68 +41,19 @@ def _factors(names: tuple[str, ...]) -> Array:
 
 
 _ROW = _factors(ROW)
-_NONE = np.float32(0.0)
-_FLOAT, _INT, _BIT, _WORD = ir.FloatType(), ir.IntType(32), ir.IntType(1), ir.IntType(64)
+_NONE, _TOP = np.float32(0.0), np.float32(TOP)
 
 
-def _scaled(builder: Any, value: Any, factor: Any) -> Any:
-    """Eight figures as they are observed: float32 as the constant `factor`, scaled and clipped."""
-    kind = factor.type
-    none, top = (kind([bound] * kind.count) for bound in (0.0, TOP))
-    value = builder.fmul(builder.fptrunc(value, kind), factor)
-    value = builder.select(builder.fcmp_ordered(">", value, none), value, none)
-    return builder.select(builder.fcmp_ordered("<", value, top), value, top)
+_SERVER = _factors(SERVER)
+_CONTEXT = _factors(CONTEXT)
 
 
-def _show_line(names: tuple[str, ...]) -> Any:
-    """Figures that stand together in the table, `names` of them."""
-    factors = _factors(names).tolist()
-
-    def show(typing: Any, source: Any, out: Any) -> Any:
-        def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            eights = Eights(context, builder, signature, args)
-            for first in range(0, len(factors), 8):
-                these = factors[first : first + 8]
-                inside = vector(_BIT)([n < len(these) for n in range(8)])
-                factor = vector(_FLOAT)((these + [0.0] * 8)[:8])
-                value = eights.load(eights.place(0, _WORD(first)), inside)
-                value = _scaled(builder, value, factor)
-                eights.store(value, eights.place(1, _WORD(first)), inside)
-            return context.get_dummy_value()
-
-        return types.none(source, out), code
-
-    return intrinsic(show)
-
-
-def _show_eight(
-    typing: Any, table: Any, admissible: Any, first: Any, count: Any, mask: Any, rows: Any, of: Any
-) -> Any:
-    """Eight rows from `first` of `count`."""
-    kinds = (table, admissible, types.intp, types.intp, mask, rows, of)
-
-    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        eights = Eights(context, builder, signature, args)
-        first, count = args[2:4]
-        inside = eights.below(first, count)
-        keep = eights.load(eights.place(1, first), inside)
-        eights.store(keep, eights.place(4, first), inside)
-        keep = builder.icmp_signed("!=", keep, keep.type(None))
-        for c, factor in enumerate(_ROW.tolist()):
-            value = eights.load(eights.place(0, first, _FIRST_ROW + c), keep)
-            value = _scaled(builder, value, vector(_FLOAT)([factor] * 8))
-            eights.store(value, eights.place(5, first, c), inside)
-        number = builder.fptosi(eights.load(eights.place(0, first, R_SERVER), keep), vector(_INT))
-        number = builder.select(keep, number, number.type([-1] * 8))
-        eights.store(number, eights.place(6, first), inside)
-        return context.get_dummy_value()
-
-    return types.none(*kinds), code
-
-
-show_server: Any = _show_line(SERVER)
-show_context: Any = _show_line(CONTEXT)
-show_eight: Any = intrinsic(_show_eight)
+@inlined
+def scaled(value: float, factor: np.float32) -> np.float32:
+    """A figure as it is observed: float32, scaled and clipped to [0, TOP]."""
+    number = np.float32(value) * factor
+    number = number if number > _NONE else _NONE  # NaN too
+    return number if number < _TOP else _TOP
 
 
 @inlined
@@ -117,12 +62,19 @@ def write_parts(
 ) -> None:
     """The mask and *parts*, with `rows` a column at a time (columns, rows) as the table has them;
     `of` are the rows' servers. Masked rows are zero, and of server −1."""
-    show_context(table.context[_FIRST_CONTEXT:], context)
+    for c in range(len(CONTEXT)):
+        context[c] = scaled(table.context[_FIRST_CONTEXT + c], _CONTEXT[c])
     for s in range(table.servers.shape[0]):
-        show_server(table.servers[s], servers[s])
+        for c in range(len(SERVER)):
+            servers[s, c] = scaled(table.servers[s, c], _SERVER[c])
     count = table.mask.size - 1
-    for first in range(0, count, 8):
-        show_eight(table.rows, table.mask, first, count, mask, rows, of)
+    for r in range(count):
+        mask[r] = table.mask[r]
+        of[r] = np.int32(table.rows[r, R_SERVER]) if table.mask[r] != 0 else -1
+    for c in range(len(ROW)):
+        for r in range(count):
+            value = table.rows[r, _FIRST_ROW + c] if table.mask[r] != 0 else 0.0
+            rows[c, r] = scaled(value, _ROW[c])
     mask[mask.size - 1] = 1
 
 
