@@ -100,21 +100,21 @@ FORMS = (
 class Result(msgspec.Struct, frozen=True):
     """One row of the table. Times are CPU seconds, ``change`` and ``half_width`` shares of 1."""
 
-    rung: str
+    card: str
     form: str
     photos: int
     bytes: float
     crop_s: float
     encode_s: float
     decode_s: float
-    top1: float
+    accuracy: float
     change: float
     half_width: float
 
 
-def _run(model: zoo.Model, photo: bytes, form: Form) -> tuple[int, float, float, float, int]:
+def _run(model: zoo.OnnxModel, photo: bytes, form: Form) -> tuple[int, float, float, float, int]:
     """Bytes, crop, encode and decode seconds, and the class answered, for one photo."""
-    size, crop_s, encode_s, payload = model.rung.size, 0.0, 0.0, photo
+    size, crop_s, encode_s, payload = model.card.size, 0.0, 0.0, photo
     if form.crop is not None and form.encode is not None:
         start = time.thread_time()
         picture = form.crop(photo, size)
@@ -122,7 +122,7 @@ def _run(model: zoo.Model, photo: bytes, form: Form) -> tuple[int, float, float,
         payload = form.encode(picture)
         encode_s, crop_s = time.thread_time() - cropped, cropped - start
     start = time.thread_time()
-    batch = to_array(form.decode(payload, size), model.rung.channels)
+    batch = to_array(form.decode(payload, size), model.card.channels)
     decode_s = time.thread_time() - start
     return len(payload), crop_s, encode_s, decode_s, int(model.predict(batch)[0].argmax())
 
@@ -135,14 +135,14 @@ def _summary(rung: str, form: str, rows: list[Any], right: Any, base: Any) -> Re
     half_width = 1.96 * math.sqrt(changed + 1 - net**2 / n) / n
     size, crop_s, encode_s, decode_s = (statistics.median(row[i] for row in rows) for i in range(4))
     return Result(
-        rung=rung,
+        card=rung,
         form=form,
         photos=len(rows),
         bytes=size,
         crop_s=crop_s,
         encode_s=encode_s,
         decode_s=decode_s,
-        top1=float(right.mean()),
+        accuracy=float(right.mean()),
         change=float(difference.mean()),
         half_width=half_width,
     )
@@ -160,7 +160,7 @@ def _table(rung: str, results: list[Result]) -> Table:
             f"{1000 * row.crop_s:.2f}",
             f"{1000 * row.encode_s:.2f}",
             f"{1000 * row.decode_s:.2f}",
-            f"{100 * row.top1:.1f}",
+            f"{100 * row.accuracy:.1f}",
             "-"
             if row.form == FORMS[0].name
             else f"{100 * row.change:+.1f} ± {100 * row.half_width:.1f}",
@@ -191,7 +191,7 @@ def main(
     for model in models:
         rows: dict[str, list[Any]] = {form.name: [] for form in FORMS}
         right: dict[str, list[bool]] = {form.name: [] for form in FORMS}
-        for photo in track(photos, model.rung.name, console=Console(stderr=True)):
+        for photo in track(photos, model.card.name, console=Console(stderr=True)):
             data = photo.read()
             for form in FORMS:
                 *costs, answer = _run(model, data, form)
@@ -199,11 +199,11 @@ def main(
                 right[form.name].append(answer == photo.label)
         base = np.array(right[FORMS[0].name], dtype=float)
         of_rung = [
-            _summary(model.rung.name, form.name, rows[form.name], np.array(right[form.name]), base)
+            _summary(model.card.name, form.name, rows[form.name], np.array(right[form.name]), base)
             for form in FORMS
         ]
         results.extend(of_rung)
-        console.print(_table(model.rung.name, of_rung))
+        console.print(_table(model.card.name, of_rung))
     if json is not None:
         document = {
             "command": "python benchmarks/payload_forms.py DIR",

@@ -67,7 +67,7 @@ def parts(options: argparse.Namespace, work: Path) -> Iterator[Part]:
             *duration(str(file), options.quick), *few,
             "--out", str(work / f"emulated-train-{seed}"),
         )  # fmt: skip
-    if all(zoo.find(rung.name) is not None for rung in zoo.rungs()):
+    if all(zoo.converted_file(rung.name) is not None for rung in zoo.models()):
         profile = work / "profile.yaml"
         yield Part(
             "profile", "profile", "--runs", "20" if options.quick else "100", "--out", str(profile)

@@ -37,6 +37,7 @@ from edgewise.live.wire.open_inference import (
 from edgewise.scenario import load
 from edgewise.score import ScoreShape
 from edgewise.sim.results import requests as simulated_requests
+from edgewise.tasks import task_of
 from edgewise.testing.memory_transport import Connection, Switch, url
 from edgewise.testing.virtual_loop import VirtualLoop
 from edgewise.worlds.workload import Trace
@@ -428,7 +429,7 @@ def test_what_is_sent_is_the_same_under_every_policy() -> None:
     assert len(set(one.ids)) == len(one.ids) == len(one.trace)
     assert [one.payload(i) for i in range(5)] == [two.payload(i) for i in range(5)]
     assert [len(one.payload(i)) for i in range(len(one))] == list(one.trace.payload_bytes)
-    assert one.labels == tuple(replay_label(each) for each in one.ids)
+    assert one.labels == tuple(replay_label(each, task_of().classes) for each in one.ids)
     assert read_load(scenario, "other").ids != one.ids
 
 

@@ -25,10 +25,12 @@ from edgewise.live.node.executor import (
     SlowedExecutor,
     SlowerMachineExecutor,
 )
+from edgewise.tasks import task_of
 from edgewise.tasks.imagenet import zoo
 from edgewise.tasks.imagenet.images import load_images
 from edgewise.tasks.imagenet.preprocessing import to_picture
 
+TASK = task_of()
 SERVICE = Service(server="s", model="m", accuracy=0.7, latency=(0.010, 0.012), ready_saving=0.004)
 
 
@@ -57,7 +59,7 @@ async def test_what_starts_in_a_slow_spell_takes_longer(slept: Slept) -> None:
     drag = Slowdown(slept.clock)
     replay = ReplayExecutor({0: SERVICE}, slept.clock, RequestNoise(3, 0.0), drag)
     dragged = SlowedExecutor(ReplayExecutor({0: SERVICE}, slept.clock, RequestNoise(3, 0.0)), drag)
-    maker = SlowedMaker(ReplayMaker(0.002, slept.clock), drag)
+    maker = SlowedMaker(ReplayMaker(TASK, 0.002, slept.clock), drag)
     await replay.run([item()])
     await dragged.run([item()])
     assert slept.at == pytest.approx(100.020)
@@ -151,7 +153,7 @@ async def test_replay_without_a_label_and_from_a_record(slept: Slept) -> None:
     (second,) = await executor.run([item("r2", label=5)])
     assert isinstance(first, Prediction)
     assert isinstance(second, Prediction)
-    assert first.predicted == replay_label("r1")
+    assert first.predicted == replay_label("r1", TASK.classes)
     assert second.predicted == 9
 
 
@@ -205,12 +207,12 @@ def threads() -> Iterator[ThreadPoolExecutor]:
 
 
 async def test_real_model_on_both_forms_and_a_broken_image(threads: ThreadPoolExecutor) -> None:
-    if zoo.find("lite0-224") is None:
+    if zoo.converted_file("lite0-224") is None:
         pytest.skip("models are not prepared")
     photos = load_images("builtin")
-    executor = OnnxExecutor(["lite0-224"], threads)
+    executor = OnnxExecutor(TASK, ["lite0-224"], threads)
     photo = photos[0].read()
-    ready = await PhotoMaker(threads, 1.0, Clock()).make(photo, 224)
+    ready = await PhotoMaker(TASK, threads, 1.0, Clock()).make(photo, 224)
     assert to_picture(ready, 224, 224).size == (224, 224)
     assert len(ready) < len(photo) or len(ready) < 60_000
     items = [
@@ -239,28 +241,28 @@ def test_each_model_has_run_on_both_forms_before_it_is_ready(
 
     class Fake:
         def __init__(self, name: str) -> None:
-            self.rung = zoo.rung(name)
+            self.card = zoo.find_model(name)
 
-        def decode(self, image: bytes, model_ready: int | None = None) -> np.ndarray:
-            size = model_ready or self.rung.size
-            assert to_picture(image, self.rung.size, model_ready).size == (size, size)
-            decoded.append((self.rung.name, model_ready is not None))
+        def decode(self, image: bytes, ready_size: int | None = None) -> np.ndarray:
+            size = ready_size or self.card.size
+            assert to_picture(image, self.card.size, ready_size).size == (size, size)
+            decoded.append((self.card.name, ready_size is not None))
             return np.zeros((1, 3, size, size), np.float32)
 
         def predict(self, batch: np.ndarray) -> np.ndarray:
             return np.zeros((1, 1000), np.float32)
 
     monkeypatch.setattr(zoo, "load", Fake)
-    OnnxExecutor(["lite0-96", "lite2"], threads)
+    OnnxExecutor(TASK, ["lite0-96", "lite2"], threads)
     assert decoded == [(name, form) for name in ("lite0-96", "lite2") for form in (False, True)]
 
 
 def test_a_missing_model_is_named(threads: ThreadPoolExecutor) -> None:
     with pytest.raises(ModelError, match="nosuch"):
-        OnnxExecutor(["nosuch"], threads)
+        OnnxExecutor(TASK, ["nosuch"], threads)
 
 
 async def test_making_ready_off_the_loop(threads: ThreadPoolExecutor) -> None:
-    maker = PhotoMaker(threads, 1.0, Clock())
+    maker = PhotoMaker(TASK, threads, 1.0, Clock())
     with pytest.raises(ImagesError):
         await asyncio.wait_for(maker.make(b"no image", 96), 30)

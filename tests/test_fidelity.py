@@ -22,6 +22,7 @@ from edgewise.scenario import MmppArrivals, PoissonArrivals, Scenario, dump, loa
 from edgewise.scenario.measured_profile import MeasuredForm, ModelProfile, Prepared, Profile
 from edgewise.sim.build import SimOptions
 from edgewise.sim.simulate import episode
+from edgewise.tasks import task_of
 from edgewise.tasks.imagenet import zoo
 from edgewise.tasks.imagenet.images import load_images
 from edgewise.tasks.services import services_of
@@ -267,10 +268,11 @@ def test_a_curve_is_as_long_as_batching_pays() -> None:
 
 def test_measuring_counts_its_steps_and_its_file_is_read_again(tmp_path: Path) -> None:
     pytest.importorskip("foolbox")
-    if zoo.find("lite0-96") is None:
+    if zoo.converted_file("lite0-96") is None:
         pytest.skip("lite0-96 is not prepared")
     said: list[str] = []
     found = measuring.profile(
+        task_of(),
         ["lite0-96"],
         load_images("builtin"),
         runs=4,

@@ -173,6 +173,13 @@ def test_every_room_of_live_is_listed() -> None:
     assert packages == LIVE_ROOMS.keys()
 
 
+@pytest.mark.parametrize("module", [m for m in MODULES if not under(m, "tasks")])
+def test_only_the_task_knows_imagenet(module: str) -> None:
+    """So that another task is another folder: all else goes through `tasks.task.Task`."""
+    for other in ours(MODULES[module]):
+        assert not under(other, "tasks.imagenet"), f"{module} must not import {other}"
+
+
 def test_no_cycles() -> None:
     """Between modules, not only between layers; not for types either."""
     graph = {

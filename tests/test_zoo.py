@@ -33,6 +33,7 @@ import edgewise.tasks.imagenet.distributions
 import edgewise.tasks.imagenet.zoo.store
 from edgewise.cli.models import app
 from edgewise.errors import ImagesError, MissingExtra, ModelError
+from edgewise.tasks import task_of
 from edgewise.tasks.imagenet import zoo
 from edgewise.tasks.imagenet.images import load_images
 from edgewise.tasks.imagenet.preprocessing import (
@@ -43,9 +44,10 @@ from edgewise.tasks.imagenet.preprocessing import (
     to_picture,
 )
 from edgewise.tasks.imagenet.zoo.pickled_weights import read_numpy, read_torch, read_weights
+from edgewise.tasks.measure import measure_accuracy
 
 REFERENCE = Path(__file__).parent / "data" / "zoo_logits.npz"
-NAMES = [rung.name for rung in zoo.rungs()]
+NAMES = [card.name for card in zoo.models()]
 BULL_MASTIFF = 243
 
 
@@ -86,15 +88,17 @@ def jpeg(width: int, height: int, color: str = "red") -> bytes:
 
 def test_unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(ModelError, match=r"unknown model 'lite9'; known: lite0-96, .*squeezenet"):
-        zoo.rung("lite9")
+        zoo.find_model("lite9")
 
 
 def test_every_rung_was_measured_and_reduced_inputs_have_no_published_accuracy() -> None:
-    for rung in zoo.rungs():
-        assert rung.measured is not None
-        assert rung.measured.images == 1000
-        assert (rung.published_top1 is None) == (rung.name.startswith("lite0") and rung.size < 224)
-    lite = [rung.accuracy for rung in zoo.rungs() if rung.name.startswith("lite")]
+    for card in zoo.models():
+        assert card.measured is not None
+        assert card.measured.images == 1000
+        assert (card.published_accuracy is None) == (
+            card.name.startswith("lite0") and card.size < 224
+        )
+    lite = [card.accuracy for card in zoo.models() if card.name.startswith("lite")]
     assert lite == sorted(lite)
 
 
@@ -106,7 +110,7 @@ def test_logits_match_the_original_implementation(
     name: str, cache: Path, logits: dict[str, npt.NDArray[np.float32]]
 ) -> None:
     model = zoo.load(name, cache=cache)
-    batch = synthetic(model.rung.size) * (100 if name == "squeezenet" else 1)
+    batch = synthetic(model.card.size) * (100 if name == "squeezenet" else 1)
     got = model.predict(batch)
     assert got.shape == (1, 1000)
     np.testing.assert_allclose(got[0], logits[f"{name}/synthetic"], atol=1e-4)
@@ -117,8 +121,8 @@ def test_a_photo_goes_through_the_published_preprocessing(
     name: str, cache: Path, logits: dict[str, npt.NDArray[np.float32]], photo: bytes
 ) -> None:
     model = zoo.load(name, cache=cache)
-    picture = crop_and_resize(photo, model.rung.size, draft=False)
-    got = model.predict(to_array(picture, model.rung.channels))[0]
+    picture = crop_and_resize(photo, model.card.size, draft=False)
+    got = model.predict(to_array(picture, model.card.channels))[0]
     # A JPEG decoder may round a pixel differently from one version to the next.
     np.testing.assert_allclose(got, logits[f"{name}/photo"], atol=0.1)
     if name != "lite0-96":  # which takes it for a boxer, as the original does
@@ -136,9 +140,9 @@ def test_a_batch_gives_what_its_items_give(cache: Path) -> None:
 def test_builtin_accuracy_is_what_good_weights_give(cache: Path) -> None:
     seen: list[int] = []
     images = load_images("builtin")
-    result = zoo.measure_accuracy(zoo.rung("lite0-224"), images, seen.append, cache)
+    result = measure_accuracy(task_of(), zoo.load("lite0-224", cache=cache), images, seen.append)
     assert (result.images, seen) == (20, list(range(1, 21)))
-    assert result.top1 >= 0.85
+    assert result.accuracy >= 0.85
     assert result.predict_s > 0
 
 
@@ -193,7 +197,7 @@ def test_model_ready_holds_the_pixels_the_model_would_see(photo: bytes) -> None:
         # 4:4:4: every component is sampled once per pixel.
         assert {layer[1:3] for layer in picture.layer} == {(1, 1)}  # type: ignore[attr-defined]
     assert len(ready) < len(photo) / 2
-    seen = np.asarray(to_picture(ready, 224, model_ready=224), dtype=float)
+    seen = np.asarray(to_picture(ready, 224, ready_size=224), dtype=float)
     meant = np.asarray(crop_and_resize(photo, 224), dtype=float)
     assert np.abs(seen - meant).mean() < 3
 
@@ -205,16 +209,16 @@ def test_model_ready_is_not_cropped_again(cache: Path) -> None:
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
     model = zoo.load("lite0-224", cache=cache)
-    whole = model.decode(buffer.getvalue(), model_ready=224)
+    whole = model.decode(buffer.getvalue(), ready_size=224)
     assert (whole[0, 0, :, :8] == 1).all()
-    other = zoo.load("lite0-96", cache=cache).decode(buffer.getvalue(), model_ready=224)
+    other = zoo.load("lite0-96", cache=cache).decode(buffer.getvalue(), ready_size=224)
     assert other.shape == (1, 3, 96, 96)
     assert (other[0, 0, :, 0] > 0.9).all()
 
 
 def test_model_ready_of_another_size_than_it_says_is_refused() -> None:
     with pytest.raises(ImagesError, match=r"ready for 224: expected 224 x 224 pixels, got 96 x 96"):
-        to_picture(jpeg(96, 96), 224, model_ready=224)
+        to_picture(jpeg(96, 96), 224, ready_size=224)
 
 
 @pytest.mark.parametrize(
@@ -230,7 +234,7 @@ def test_an_undecodable_image_is_refused_with_its_reason(data: bytes, reason: st
     with pytest.raises(ImagesError, match=reason):
         to_picture(data, 96)
     with pytest.raises(ImagesError):
-        to_picture(data, 96, model_ready=300)
+        to_picture(data, 96, ready_size=300)
 
 
 def test_damaged_bytes_raise_images_error_or_nothing(photo: bytes) -> None:
@@ -308,7 +312,7 @@ def test_a_tensor_beyond_its_storage_is_refused() -> None:
 
 
 def test_the_shipped_weights_read_as_plain_tensors() -> None:
-    tensors = read_torch(read_weights(zoo.rung("lite0-224").weights))
+    tensors = read_torch(read_weights(zoo.find_model("lite0-224").weights))
     assert tensors["_conv_stem.weight"].shape == (32, 3, 3, 3)
     assert {str(t.dtype) for t in tensors.values()} == {"float32"}
     assert not isinstance(tensors, collections.OrderedDict)
@@ -316,7 +320,7 @@ def test_the_shipped_weights_read_as_plain_tensors() -> None:
 
 def _foreign_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
     """An ``ndf`` with other weights, whose code must not run."""
-    weights = zoo.rung("squeezenet").weights
+    weights = zoo.find_model("squeezenet").weights
     file = tmp_path / weights.package / weights.path
     file.parent.mkdir(parents=True)
     file.write_bytes(content)
@@ -325,7 +329,7 @@ def _foreign_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: b
 
 
 def test_corrupt_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    good = read_weights(zoo.rung("squeezenet").weights)
+    good = read_weights(zoo.find_model("squeezenet").weights)
     _foreign_package(tmp_path, monkeypatch, good[:-1] + b"!")
     with pytest.raises(ModelError, match=r"corrupt or of another version: expected sha256 f286bb"):
         zoo.prepare(["squeezenet"], cache=tmp_path / "cache")
@@ -335,7 +339,7 @@ def test_corrupt_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_locating_a_package_does_not_execute_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    good = read_weights(zoo.rung("squeezenet").weights)
+    good = read_weights(zoo.find_model("squeezenet").weights)
     _foreign_package(tmp_path, monkeypatch, good)
     assert zoo.prepare(["squeezenet"], cache=tmp_path / "cache")
 
@@ -385,13 +389,13 @@ def test_an_interrupted_conversion_leaves_nothing_behind(
         zoo.prepare(["squeezenet"], cache=tmp_path)
     monkeypatch.undo()
     assert list(tmp_path.iterdir()) == []
-    assert zoo.find("squeezenet", tmp_path) is None
+    assert zoo.converted_file("squeezenet", tmp_path) is None
     assert zoo.prepare(["squeezenet"], cache=tmp_path)
 
 
 def test_a_killed_conversion_is_not_taken_for_a_model(tmp_path: Path) -> None:
     (tmp_path / ".tmpabc.part").write_bytes(b"half of it")  # what SIGKILL would leave
-    assert zoo.find("squeezenet", tmp_path) is None
+    assert zoo.converted_file("squeezenet", tmp_path) is None
 
 
 def test_a_corrupt_cached_file_is_refused_then_rebuilt(tmp_path: Path) -> None:
@@ -468,7 +472,7 @@ def test_commands(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert "lite0-96\t" in prepared.stdout
 
     out = tmp_path / "measured.json"
-    options = ["builtin", "--rung", "lite0-96", "--sample", "4", "--json", str(out)]
+    options = ["builtin", "--model", "lite0-96", "--sample", "4", "--json", str(out)]
     measured = run(app, ["measure", *options])
     assert measured.exit_code == 0, measured.output
     assert b'"images": 4' in out.read_bytes()

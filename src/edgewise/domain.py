@@ -38,6 +38,9 @@ Stamp = Annotated[float, Meta(ge=0.0, le=1e12)]
 Share = Annotated[float, Meta(ge=0.0, le=1.0)]
 Count = Annotated[int, Meta(ge=0, le=2**53)]
 
+DEFAULT_TASK = "imagenet-1k"
+"""Task of a request, service or scenario that names none (`edgewise.tasks`)."""
+
 DEADLINE_MAX = 3600.0
 """s. A photo that may take over an hour needs no load balancer; a larger value is a unit error."""
 
@@ -113,7 +116,7 @@ class Request(Struct, frozen=True, kw_only=True, gc=False):
     """s from `sent_at`."""
     accuracy: Share = 0.0
     """The least accuracy an answer must come with."""
-    task: Name = "imagenet-1k"
+    task: Name = DEFAULT_TASK
 
     def slack(self, now: float) -> float:
         """Seconds left until the deadline; negative once it has passed."""
@@ -239,7 +242,7 @@ class Service(Struct, frozen=True, kw_only=True):
     """s on this server that a model-ready payload saves of `latency` (decode and resize)."""
     ready_accuracy: Share | None = None
     """Accuracy when fed the model-ready form; None: the same."""
-    task: Name = "imagenet-1k"
+    task: Name = DEFAULT_TASK
 
 
 class QueueItem(Struct, frozen=True, array_like=True, gc=False):

@@ -16,6 +16,10 @@ from msgspec import Struct
 
 from edgewise.compile import copied
 from edgewise.domain import Outcome, Request, Score, Status
+from edgewise.tasks import task_of
+
+RIGHT = 0.5
+"""Quality from which on an answer counts as right. ImageNet's is 0 or 1."""
 
 
 class ScoreShape(Struct, frozen=True, kw_only=True):
@@ -71,7 +75,9 @@ def score(request: Request, outcome: Outcome, shape: ScoreShape) -> Score:
         raise ValueError(f"outcome of {request.id} is served but has no latency or no accuracy")
     meets = outcome.accuracy >= request.accuracy
     timely = timeliness(outcome.latency / request.deadline, shape.grace)
-    right = outcome.predicted is not None and outcome.predicted == outcome.label
+    quality = 0.0
+    if outcome.predicted is not None and outcome.label is not None:
+        quality = task_of(request.task).quality(outcome.predicted, outcome.label)
     return Score(
         expected=expected_utility(
             outcome.accuracy,
@@ -81,8 +87,8 @@ def score(request: Request, outcome: Outcome, shape: ScoreShape) -> Score:
             shape.grace,
             shape.accuracy_weight,
         ),
-        realised=timely if meets and right else 0.0,
-        effective=bool(meets and right and outcome.latency <= request.deadline),
+        realised=timely * quality if meets else 0.0,
+        effective=bool(meets and quality >= RIGHT and outcome.latency <= request.deadline),
         timeliness=timely,
         meets_demand=meets,
     )

@@ -85,10 +85,10 @@ def engine(name: str) -> Capability:
 
 
 def models() -> Capability:
-    """How much of the ladder has been converted."""
+    """How many of the models have been converted."""
     try:
         from edgewise.errors import EdgewiseError
-        from edgewise.tasks.imagenet import zoo
+        from edgewise.tasks import task_of
     except ModuleNotFoundError as error:
         return Capability(
             name="models",
@@ -97,18 +97,19 @@ def models() -> Capability:
             needs="pip install 'edgewise[live,models]'",
         )
     ready = []
-    rungs = zoo.rungs()
-    for rung in rungs:
+    task = task_of()
+    for card in task.models():
         try:
-            if zoo.find(rung.name) is not None:
-                ready.append(rung.name)
+            if task.prepared_file(card.name) is not None:
+                ready.append(card.name)
         except EdgewiseError:
             continue  # corrupt: to be prepared again
-    missing = len(rungs) - len(ready)
+    known = len(task.models())
+    missing = known - len(ready)
     return Capability(
         name="models",
         ok=missing == 0,
-        found=f"{len(ready)} of {len(rungs)} are converted",
+        found=f"{len(ready)} of {known} are converted",
         needs="edgewise models prepare" if missing else "",
     )
 

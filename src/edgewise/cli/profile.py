@@ -13,7 +13,7 @@ from edgewise.cli import options, output
 def profile(
     models: Annotated[
         str | None,
-        typer.Option(metavar="M[,M...]", help="Rungs of the zoo. Default: all prepared ones."),
+        typer.Option(metavar="M[,M...]", help="Models to measure. Default: all prepared ones."),
     ] = None,
     images: options.Images = None,
     runs: Annotated[int, typer.Option(min=2, max=100_000, help="Photos per figure.")] = 60,
@@ -40,21 +40,24 @@ def profile(
 
     from edgewise.errors import ModelError
     from edgewise.fidelity import profile as measuring
-    from edgewise.tasks.imagenet import zoo
-    from edgewise.tasks.imagenet.images import BUILTIN, load_images
+    from edgewise.tasks import task_of
 
     console = output.console_beside(json)
     names = options.split(models)
-    names = [zoo.rung(name).name for name in dict.fromkeys(names)]
-    names = names or [rung.name for rung in zoo.rungs() if zoo.find(rung.name) is not None]
+    task = task_of()
+    names = [task.model(name).name for name in dict.fromkeys(names)]
+    names = names or [
+        card.name for card in task.models() if task.prepared_file(card.name) is not None
+    ]
     if not names:
         raise ModelError("no model is prepared; do so with: edgewise models prepare")
     at_a_time = numbers("--concurrency", concurrency)
     batches = numbers("--batch", batch)
-    photos = load_images(images or BUILTIN)
+    photos = task.samples(images or "builtin")
     total = measuring.steps(names, at_a_time, batches)
     with output.progress_bar(console, "measuring", total) as advance:
         found = measuring.profile(
+            task,
             names,
             photos,
             runs=runs,

@@ -31,9 +31,7 @@ from edgewise.cores import usable_cores
 from edgewise.errors import BadInput
 from edgewise.live.node.executor import BatchItem, OnnxExecutor, Prediction
 from edgewise.scenario.measured_profile import MeasuredForm, ModelProfile, Prepared, Profile
-from edgewise.tasks.imagenet import zoo
-from edgewise.tasks.imagenet.images import Images
-from edgewise.tasks.imagenet.preprocessing import make_ready
+from edgewise.tasks.task import Array, Model, Samples, Task
 
 Step = Callable[[str], None]
 """Called with what has been measured."""
@@ -48,8 +46,9 @@ def steps(models: Sequence[str], concurrency: Sequence[int], batches: Sequence[i
 
 
 def profile(
+    task: Task,
     models: Sequence[str],
-    photos: Images,
+    photos: Samples,
     *,
     runs: int = RUNS,
     concurrency: Sequence[int] = (1, 2),
@@ -57,16 +56,16 @@ def profile(
     step: Step = lambda what: None,
     command: str = "",
 ) -> Profile:
-    """Measure `models` (prepared rungs of the zoo) on `photos`, `runs` of them a figure.
+    """Measure `models` (of `task`, prepared) on `photos`, `runs` of them a figure.
 
     Raises BadInput for no photos, ModelError for a model that is not prepared.
     """
     if not len(photos):
         raise BadInput("--images: there are no photos to measure with")
     taken = [photos[n % len(photos)].read() for n in range(runs)]
-    made = _prepared(taken)
+    made = _prepared(task, taken)
     step("making model-ready")
-    measured = {name: _model(name, taken, concurrency, batches, step) for name in models}
+    measured = {name: _model(task, name, taken, concurrency, batches, step) for name in models}
     return Profile(
         command=command,
         machine=f"{platform.machine()}, {usable_cores()} cores usable",
@@ -82,15 +81,16 @@ def profile(
 
 
 def _model(
+    task: Task,
     name: str,
     photos: Sequence[bytes],
     concurrency: Sequence[int],
     batches: Sequence[int],
     step: Step,
 ) -> ModelProfile:
-    model = zoo.load(name)
-    size = model.rung.size
-    ready = [make_ready(photo, size) for photo in photos]
+    model = task.load(name)
+    size = model.card.size
+    ready = [task.convert(photo, size) for photo in photos]
     originals = [BatchItem(request=str(n), model=name, payload=p) for n, p in enumerate(photos)]
     readies = [
         BatchItem(request=str(n), model=name, payload=p, ready_size=size)
@@ -106,7 +106,7 @@ def _model(
         predict.append(time.perf_counter() - middle)
     step(f"{name}: decode and predict")
     with ThreadPoolExecutor(max(concurrency, default=1)) as threads:
-        executor = OnnxExecutor((name,), threads)
+        executor = OnnxExecutor(task, (name,), threads)
         original = _form(*_run(executor, originals, 1))
         step(f"{name}: photos as they come")
         model_ready = _form(*_run(executor, readies, 1))
@@ -119,7 +119,9 @@ def _model(
             step(f"{name}: {at_a_time} at a time")
     curve = {}
     for count in batches:
-        curve[count] = _batch(model, count, max(3, len(photos) // (4 * count)))
+        curve[count] = _batch(
+            model, np.repeat(array, count, axis=0), max(3, len(photos) // (4 * count))
+        )
         step(f"{name}: batch of {count}")
     return ModelProfile(
         original=original,
@@ -170,10 +172,8 @@ def _form(elapsed: Sequence[float], cpu: Sequence[float]) -> MeasuredForm:
     )
 
 
-def _batch(model: zoo.Model, count: int, repeats: int) -> float:
-    """Median s to predict `count` inputs in one call."""
-    size = model.rung.size
-    batch = np.zeros((count, 3, size, size), np.float32)
+def _batch(model: Model, batch: Array, repeats: int) -> float:
+    """Median s to predict a batch in one call."""
     model.predict(batch)  # allocates
     times = []
     for _ in range(repeats):
@@ -183,13 +183,13 @@ def _batch(model: zoo.Model, count: int, repeats: int) -> float:
     return statistics.median(times)
 
 
-def _prepared(photos: Sequence[bytes]) -> Prepared:
+def _prepared(task: Task, photos: Sequence[bytes]) -> Prepared:
     """For an input of 224: where most of the work, decoding the photo, is the same for all."""
     times, cpu = [], []
-    make_ready(photos[0], 224)  # loads the decoder
+    task.convert(photos[0], 224)  # loads the decoder
     for photo in photos:
         start, began = time.perf_counter(), time.thread_time()
-        make_ready(photo, 224)
+        task.convert(photo, 224)
         cpu.append(time.thread_time() - began)
         times.append(time.perf_counter() - start)
     sigma = float(np.log(times).std(ddof=1)) if len(times) > 1 else 0.0

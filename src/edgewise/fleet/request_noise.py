@@ -22,8 +22,6 @@ from edgewise.fleet.rng import GAMMA, scrambled
 
 LUCK_SERVICE = 103
 LUCK_RIGHT = 104
-CLASSES = 1000
-"""Classes of ImageNet-1k."""
 NOISE_BITS = 12
 """4,096 equally likely noise factors: their spread is within 0.3 % of the lognormal's, and they fit
 into a first-level cache."""
@@ -52,15 +50,18 @@ def noise_place(seed: int, r: int, k: int, bits: int) -> int:
     return int(hashed(seed, r, k, LUCK_SERVICE) >> np.uint64(64 - bits))
 
 
-def replay_label(request: str) -> int:
-    """The class (0–999) that a request without a photo is taken to show: client and node agree."""
+def replay_label(request: str, classes: int) -> int:
+    """The right answer of a request without a real payload: client and node agree on it.
+
+    One of `classes` labels (`Task.classes`), hashed from the id of the request.
+    """
     digest = hashlib.blake2b(request.encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") % CLASSES
+    return int.from_bytes(digest, "big") % classes
 
 
-def replayed_class(label: int, is_correct: bool) -> int:
+def replayed_class(label: int, is_correct: bool, classes: int) -> int:
     """The class that a replayed model names: the right one, or the one after it."""
-    return label if is_correct else (label + 1) % CLASSES
+    return label if is_correct else (label + 1) % classes
 
 
 class RequestNoise:

@@ -16,7 +16,7 @@ from typing import Annotated, Literal, TypeAlias
 import msgspec
 from msgspec import Meta
 
-from edgewise.domain import Name, PolicyName, Share
+from edgewise.domain import DEFAULT_TASK, Name, PolicyName, Share
 from edgewise.scenario.network_schema import LinkSpec, NetworkSpec
 from edgewise.scenario.ranges import Factor, Latency, Seed, Span, Strict, Time
 from edgewise.scenario.workload_schema import WorkloadSpec, with_mean_rate
@@ -153,6 +153,8 @@ class Scenario(Strict, frozen=True, kw_only=True):
     """Of runs and results."""
     about: str = ""
     """One sentence. Default: optional."""
+    task: Name = DEFAULT_TASK
+    """What requests ask for; a folder of ``edgewise/tasks``. Default: the only one so far."""
     seed: Seed = 1
     """Of everything random but generated link traces. Default: any."""
     report_period: Annotated[float, Meta(gt=0.0, le=60.0)] = 0.1

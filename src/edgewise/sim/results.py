@@ -21,6 +21,7 @@ from edgewise.domain import (
 from edgewise.fleet.request_noise import LUCK_RIGHT, luck, replayed_class
 from edgewise.scenario import Scenario
 from edgewise.sim.layout import REASONS, SERVED, STATUSES, Sim
+from edgewise.tasks import task_of
 from edgewise.worlds.workload import Trace
 
 STAMPS = ("uploaded", "decided", "transferred", "started", "finished", "answered", "received")
@@ -37,6 +38,7 @@ def requests(scenario: Scenario, trace: Trace, run: str = "") -> Iterator[Reques
             sent_at=float(trace.time[i]),
             deadline=float(trace.deadline[i]),
             accuracy=float(trace.accuracy[i]),
+            task=scenario.task,
         )
 
 
@@ -60,11 +62,11 @@ def outcomes(
         )
         served = result["status"] == SERVED
         service = services[result["service"]] if served else None
-        accuracy = None if service is None else _accuracy(service, int(result["form"]))
-        predicted = None
-        if accuracy is not None:
+        accuracy = predicted = None
+        if service is not None:
+            accuracy = _accuracy(service, int(result["form"]))
             right = luck(seed, i, 0, LUCK_RIGHT) < accuracy
-            predicted = replayed_class(labels[i], right)
+            predicted = replayed_class(labels[i], right, task_of(service.task).classes)
         yield Outcome(
             request=request_id(i, run),
             status=Status(status),

@@ -23,7 +23,7 @@ from edgewise.sim.build import SimOptions, simulation
 from edgewise.sim.layout import Sim
 from edgewise.sim.play import Floats, TooManyOpenRequests, play, play_until
 from edgewise.summary import PolicySummary, summarise
-from edgewise.tasks.imagenet.images import load_images
+from edgewise.tasks import task_of
 from edgewise.tasks.services import services_of
 from edgewise.worlds.workload import Trace, generate
 
@@ -40,13 +40,11 @@ class Photos(Struct, frozen=True):
 
     @classmethod
     def of(cls, scenario: Scenario) -> Photos | None:
-        """None where payloads are drawn. Raises ImagesError, and MissingExtra for built-in ones."""
+        """None where payloads are drawn. Raises ImagesError."""
         if not isinstance(scenario.workload.payload, ImagesPayload):
             return None
-        images = load_images(scenario.workload.images)
-        return cls(
-            tuple(len(image.read()) for image in images), tuple(image.label for image in images)
-        )
+        images = task_of(scenario.task).samples(scenario.workload.images)
+        return cls(tuple(image.size() for image in images), tuple(image.label for image in images))
 
 
 class Episode(Struct, frozen=True, kw_only=True):
@@ -96,7 +94,9 @@ def episode(
     if photos:
         labels = tuple(photos.labels[int(i)] for i in trace.image)
     else:
-        drawn = np.random.default_rng([scenario.seed, 5]).integers(0, 1000, len(trace))
+        drawn = np.random.default_rng([scenario.seed, 5]).integers(
+            0, task_of(scenario.task).classes, len(trace)
+        )
         labels = tuple(drawn.tolist())
     rule = rule_of(policy)
     while True:

@@ -1,4 +1,4 @@
-"""Who serves what: the services of a scenario, with what it leaves open taken from the zoo."""
+"""The services of a scenario, with what it leaves open taken from its task's models."""
 
 from __future__ import annotations
 
@@ -6,47 +6,42 @@ from edgewise.domain import Service
 from edgewise.errors import ModelError
 from edgewise.scenario import Scenario
 from edgewise.scenario.schema import ServiceSpec
-from edgewise.tasks.imagenet import zoo
-
-READY_SAVING_SHARE = 0.75
-"""Of the decoding time, that a model-ready payload saves: the destination still decodes a small
-JPEG (`benchmarks/payload_forms.py`: 0.4–0.9 ms instead of about 3)."""
-
-
-def ready_bytes(input_size: int) -> int:
-    """Expected bytes of a photo cropped and resized to `input_size`, JPEG q92 4:4:4.
-
-    A line through the medians of `benchmarks/payload_forms.py`: 9 kB at 128, 24 at 224, 30 at 260.
-    """
-    return round(0.44 * input_size**2 + 1800)
+from edgewise.tasks import task_of
+from edgewise.tasks.task import Task
 
 
 def services_of(scenario: Scenario) -> tuple[Service, ...]:
     """Every service of the fleet, in the order of its servers.
 
     Latencies are those of the server: the profile at speed 1 divided by its speed. Raises
-    ModelError for a model that is neither described in full nor in the zoo.
+    ModelError for a model that the scenario does not describe in full and the task does not know,
+    BadInput for an unknown task.
     """
+    task = task_of(scenario.task)
     return tuple(
-        _service(name, spec, server.speed)
+        _service(task, name, spec, server.speed)
         for name, server in scenario.servers.items()
         for spec in server.services
     )
 
 
-def _service(server: str, spec: ServiceSpec, speed: float) -> Service:
-    accuracy, latency, size = spec.accuracy, spec.latency, spec.input_size
-    saving = 0.0 if spec.ready_saving is None else spec.ready_saving
-    if accuracy is None or latency is None or spec.model in {r.name for r in zoo.rungs()}:
-        rung = zoo.rung(spec.model)
-        measured = rung.measured
-        accuracy = rung.accuracy if accuracy is None else accuracy
-        size = rung.size if size is None else size
-        if measured is None:
+def _service(task: Task, server: str, spec: ServiceSpec, speed: float) -> Service:
+    accuracy, latency, size, saving = (
+        spec.accuracy,
+        spec.latency,
+        spec.input_size,
+        spec.ready_saving,
+    )
+    known = spec.model in {card.name for card in task.models()}
+    if known or accuracy is None or latency is None:
+        card = task.model(spec.model)
+        if card.measured is None:
             raise ModelError(f"{spec.model}: no latency was measured; give `latency`")
-        if spec.ready_saving is None:
-            saving = READY_SAVING_SHARE * measured.decode_s
-        latency = (measured.predict_s + measured.decode_s,) if latency is None else latency
+        accuracy = card.accuracy if accuracy is None else accuracy
+        size = card.size if size is None else size
+        saving = task.ready_saving(card) if saving is None else saving
+        if latency is None:
+            latency = (card.measured.predict_s + card.measured.decode_s,)
     size = 224 if size is None else size
     return Service(
         server=server,
@@ -54,6 +49,7 @@ def _service(server: str, spec: ServiceSpec, speed: float) -> Service:
         accuracy=accuracy,
         latency=tuple(seconds / speed for seconds in latency),
         input_size=size,
-        ready_bytes=ready_bytes(size),
-        ready_saving=saving / speed,
+        ready_bytes=task.ready_bytes(size),
+        ready_saving=(saving or 0.0) / speed,
+        task=task.name,
     )

@@ -27,7 +27,7 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from edgewise.live.process_config import Listen
-from edgewise.tasks.services import ready_bytes
+from edgewise.tasks import task_of
 from edgewise.testing.shared_link import SharedLink
 from edgewise.testing.virtual_loop import until
 
@@ -114,7 +114,7 @@ def url(name: str) -> str:
 def weight(body: int, headers: Mapping[str, str]) -> int:
     """Bytes that a message takes of a link: its payload, as in the simulator."""
     if "edgewise-ready-size" in headers:
-        return ready_bytes(int(headers["edgewise-ready-size"]))
+        return task_of().ready_bytes(int(headers["edgewise-ready-size"]))
     return int(headers.get("edgewise-payload-bytes", body))
 
 

@@ -8,16 +8,17 @@ from __future__ import annotations
 import numpy as np
 from msgspec import Struct
 
-from edgewise.domain import Request, request_id
+from edgewise.domain import DEFAULT_TASK, Request, request_id
 from edgewise.fleet.request_noise import replay_label
 from edgewise.scenario import LognormalPayload, Scenario
-from edgewise.tasks.imagenet.images import Images, load_images
+from edgewise.tasks import task_of
 from edgewise.worlds.workload import Trace, generate
 
 
 class PreparedLoad(Struct, frozen=True, kw_only=True):
     """A run's requests, ready to be sent."""
 
+    task: str = DEFAULT_TASK
     trace: Trace
     ids: tuple[str, ...]
     servers: tuple[str, ...]
@@ -41,6 +42,7 @@ class PreparedLoad(Struct, frozen=True, kw_only=True):
             sent_at=sent_at,
             deadline=float(trace.deadline[index]),
             accuracy=float(trace.accuracy[index]),
+            task=self.task,
         )
 
     def image_name(self, index: int) -> str | None:
@@ -61,8 +63,9 @@ def read_load(scenario: Scenario, run: str) -> PreparedLoad:
     Raises ImagesError for a photo that cannot be read, ScenarioError as `workload.generate`.
     """
     made_up = isinstance(scenario.workload.payload, LognormalPayload)
-    images = None if made_up else load_images(scenario.workload.images)
-    trace = generate(scenario, None if images is None else sizes_of(images))
+    task = task_of(scenario.task)
+    images = None if made_up else task.samples(scenario.workload.images)
+    trace = generate(scenario, None if images is None else [image.size() for image in images])
     ids = tuple(request_id(number, run) for number in range(len(trace)))
     names: dict[int, str] = {}
     labels: tuple[int, ...]
@@ -71,13 +74,14 @@ def read_load(scenario: Scenario, run: str) -> PreparedLoad:
         rng = np.random.default_rng(scenario.seed)
         payloads = {0: rng.bytes(int(trace.payload_bytes.max(initial=1)))}
         # Nobody can look at such a payload: replay and client agree on what it shows by its id.
-        labels = tuple(replay_label(each) for each in ids)
+        labels = tuple(replay_label(each, task.classes) for each in ids)
     else:
         used = [int(index) for index in np.unique(trace.image)]
         payloads = {index: images[index].read() for index in used}
         names = {index: images[index].name for index in used}
         labels = tuple(images[int(index)].label for index in trace.image)
     return PreparedLoad(
+        task=scenario.task,
         trace=trace,
         ids=ids,
         servers=scenario.server_names,
@@ -85,20 +89,3 @@ def read_load(scenario: Scenario, run: str) -> PreparedLoad:
         labels=labels,
         names=names,
     )
-
-
-def sizes_of(images: Images) -> list[int]:
-    """Bytes of each photo, without reading them where the file system knows.
-
-    Raises ImagesError for a photo that is not there.
-    """
-    sizes = []
-    for image in images:
-        if isinstance(image.source, bytes):
-            sizes.append(len(image.source))
-            continue
-        try:
-            sizes.append(image.source.stat().st_size)
-        except OSError:
-            sizes.append(len(image.read()))  # it says what is wrong
-    return sizes

@@ -16,8 +16,7 @@ from typing import Literal, Protocol
 from edgewise.live.clock import Clock
 from edgewise.live.node.executor import Slowdown
 from edgewise.live.node.worker_queue import WorkerQueue
-from edgewise.tasks.imagenet.preprocessing import make_ready
-from edgewise.tasks.services import ready_bytes
+from edgewise.tasks.task import Task
 
 
 class PayloadMaker(Protocol):
@@ -29,32 +28,33 @@ class PayloadMaker(Protocol):
 class PhotoMaker:
     """Crops, resizes and re-encodes in a thread; `speed` < 1 emulates a weaker machine."""
 
-    def __init__(self, threads: ThreadPoolExecutor, speed: float, clock: Clock) -> None:
-        self._threads, self._speed, self._clock = threads, min(1.0, speed), clock
+    def __init__(self, task: Task, threads: ThreadPoolExecutor, speed: float, clock: Clock) -> None:
+        self._task, self._threads, self._clock = task, threads, clock
+        self._speed = min(1.0, speed)
 
     async def make(self, photo: bytes, size: int) -> bytes:
         start = self._clock.now()
         loop = asyncio.get_running_loop()
-        ready, cpu = await loop.run_in_executor(self._threads, _make, photo, size)
+        ready, cpu = await loop.run_in_executor(self._threads, self._convert, photo, size)
         await self._clock.sleep_until(start + cpu / self._speed)
         return ready
 
-
-def _make(photo: bytes, size: int) -> tuple[bytes, float]:
-    start = time.thread_time()
-    ready = make_ready(photo, size)
-    return ready, time.thread_time() - start
+    def _convert(self, photo: bytes, size: int) -> tuple[bytes, float]:
+        """The model-ready form, and the s of CPU that it took."""
+        start = time.thread_time()
+        ready = self._task.convert(photo, size)
+        return ready, time.thread_time() - start
 
 
 class ReplayMaker:
     """Takes as long as was measured and yields as many bytes as expected."""
 
-    def __init__(self, seconds: float, clock: Clock) -> None:
-        self._seconds, self._clock = seconds, clock
+    def __init__(self, task: Task, seconds: float, clock: Clock) -> None:
+        self._task, self._seconds, self._clock = task, seconds, clock
 
     async def make(self, photo: bytes, size: int) -> bytes:
         await self._clock.sleep_until(self._clock.now() + self._seconds)
-        return bytes(ready_bytes(size))
+        return bytes(self._task.ready_bytes(size))
 
 
 class SlowedMaker:

@@ -18,16 +18,15 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Protocol
 
-import numpy as np
 from msgspec import Struct
 
 from edgewise.domain import Service
-from edgewise.errors import BadInput, ImagesError
+from edgewise.errors import BadInput
 from edgewise.fleet.estimates import ready_time
 from edgewise.fleet.request_noise import RequestNoise, replay_label, replayed_class
 from edgewise.live.clock import Clock
-from edgewise.tasks.imagenet import zoo
-from edgewise.tasks.imagenet.preprocessing import make_ready, sample_photo
+from edgewise.tasks import task_of
+from edgewise.tasks.task import Task
 
 LATE = 2e-3
 """s that a worker is thought to take from one job to the next: by then the event loop has come
@@ -78,13 +77,14 @@ class OnnxExecutor:
     allocates. Raises ModelError for a model that is unknown, not prepared or corrupt.
     """
 
-    def __init__(self, models: Sequence[str], threads: ThreadPoolExecutor) -> None:
-        self._models = {name: zoo.load(name) for name in models}
+    def __init__(self, task: Task, models: Sequence[str], threads: ThreadPoolExecutor) -> None:
+        self._task = task
+        self._models = {name: task.load(name) for name in models}
         self._threads = threads
-        photo = sample_photo()
+        photo = task.sample_payload()
         for name, model in self._models.items():
-            size = model.rung.size
-            ready = make_ready(photo, size)
+            size = model.card.size
+            ready = task.convert(photo, size)
             original = BatchItem(request="warm-up", model=name, payload=photo)
             made = BatchItem(request="warm-up", model=name, payload=ready, ready_size=size)
             for result in self._run((original, made)):
@@ -101,13 +101,13 @@ class OnnxExecutor:
             start = time.thread_time()
             model = self._models[item.model]
             try:
-                logits = model.predict(model.decode(item.payload, item.ready_size))[0]
-            except ImagesError as error:
+                output = model.predict(model.decode(item.payload, item.ready_size))[0]
+            except BadInput as error:
                 results.append(error)
                 continue
-            best = int(logits.argmax())
-            score = 1.0 / float(np.exp(logits - logits[best]).sum())
-            results.append(Prediction(predicted=best, score=score, cpu=time.thread_time() - start))
+            answer, score = self._task.answer(output)
+            cpu = time.thread_time() - start
+            results.append(Prediction(predicted=answer, score=score, cpu=cpu))
         return results
 
 
@@ -174,8 +174,11 @@ class ReplayExecutor:
             accuracy = service.ready_accuracy
         predicted = self._recorded.get((item.request, item.model))
         if predicted is None:
-            label = replay_label(item.request) if item.label is None else item.label
-            predicted = replayed_class(label, self._noise.is_correct(item.request, accuracy))
+            classes, label = task_of(service.task).classes, item.label
+            if label is None:
+                label = replay_label(item.request, classes)
+            is_correct = self._noise.is_correct(item.request, accuracy)
+            predicted = replayed_class(label, is_correct, classes)
         return Prediction(predicted=predicted, score=accuracy, cpu=latency)
 
 

@@ -16,7 +16,7 @@ import msgspec
 from aiohttp import web
 
 from edgewise import __version__
-from edgewise.domain import HEADER, Report, Request
+from edgewise.domain import DEFAULT_TASK, HEADER, Report, Request
 from edgewise.errors import BadInput, WireError
 from edgewise.live.clock import Clock
 from edgewise.live.node.monitor import Monitor
@@ -30,7 +30,6 @@ from edgewise.live.wire.upload import TooLarge, Upload
 DEADLINE_DEFAULT = 1.0
 """s for a client that names none: the longest that leaves a person's flow of thought unbroken
 (Nielsen, Usability Engineering, 1993, §5.5)."""
-TASK = "imagenet-1k"
 VERSIONS = ("1",)
 METADATA = frozenset(
     HEADER + field.encode_name.replace("_", "-") for field in msgspec.structs.fields(Request)
@@ -96,7 +95,7 @@ class NodeApi:
                 body=body,
                 format=_format(http),
                 accepted=accepted,
-                model=None if model == TASK else model,
+                model=None if model == DEFAULT_TASK else model,
                 label=_number(http.headers, "edgewise-label", None),
             )
             answer = await self._edge.serve(arrival)
@@ -119,7 +118,7 @@ class NodeApi:
         via = headers.get("edgewise-via", "")
         if via not in self._fleet:
             raise WireError("edgewise-via", f"expected a server of this fleet, got {via!r:.60}")
-        if model == TASK:
+        if model == DEFAULT_TASK:
             raise WireError("model", "expected a concrete model in a transfer")
         decider = headers.get("edgewise-decider", "")
         transfer = TransferOrigin(
@@ -247,7 +246,7 @@ class NodeApi:
 
     def _known_model(self, http: web.Request) -> str:
         model = http.match_info["model"]
-        known = (TASK, *self._edge.services)
+        known = (DEFAULT_TASK, *self._edge.services)
         if model not in known:
             raise RequestRefused(404, f"unknown model {model[:64]!r}; known: {', '.join(known)}")
         version = http.match_info.get("version", VERSIONS[0])

@@ -60,6 +60,7 @@ from edgewise.live.wire.messages import FleetReports, Hello, OutcomeMessage, Rep
 from edgewise.live.wire.open_inference import InferAnswer
 from edgewise.live.wire.transport import SocketTransport, Transport
 from edgewise.scenario import Scenario, load
+from edgewise.tasks import task_of
 from edgewise.tasks.services import services_of
 
 log = logging.getLogger("edgewise.node")
@@ -118,6 +119,7 @@ class Node:
         config, scenario, clock = self.config, self.scenario, self.clock
         name = config.server
         spec = scenario.servers[name]
+        task = task_of(scenario.task)
         everyone = services_of(scenario)
         mine = {service.model: service for service in everyone if service.server == name}
         self.queue = WorkerQueue(
@@ -128,17 +130,17 @@ class Node:
         maker: PayloadMaker
         if scenario.executor == "onnx":
             if executor is None:
-                executor = OnnxExecutor(tuple(mine), self._threads)
+                executor = OnnxExecutor(task, tuple(mine), self._threads)
                 if spec.speed < 1.0:
                     executor = SlowerMachineExecutor(executor, spec.speed, clock)
                 executor = SlowedExecutor(executor, self._drag)
-            maker = PhotoMaker(self._threads, spec.speed, clock)
+            maker = PhotoMaker(task, self._threads, spec.speed, clock)
         else:
             if executor is None:
                 here = {k: each for k, each in enumerate(everyone) if each.server == name}
                 noise = RequestNoise(scenario.seed, scenario.service_noise.cv)
                 executor = ReplayExecutor(here, clock, noise, self._drag)
-            maker = ReplayMaker(scenario.prepare.seconds / spec.speed, clock)
+            maker = ReplayMaker(task, scenario.prepare.seconds / spec.speed, clock)
         self._executor = executor
         self.stage = Converter(
             SlowedMaker(maker, self._drag),

@@ -10,7 +10,7 @@ import asyncio
 import importlib.util
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -29,8 +29,7 @@ from edgewise.live.run.view import View
 from edgewise.policy import label, make
 from edgewise.scenario import ImagesPayload, Scenario, check, dump, load
 from edgewise.summary import Summary, comparison, per_server
-from edgewise.tasks.imagenet import zoo
-from edgewise.tasks.imagenet.images import load_images
+from edgewise.tasks import task_of
 from edgewise.tasks.services import services_of
 
 RUNS = Path("runs")
@@ -108,9 +107,9 @@ def up(wishes: RunOptions, console: Console) -> tuple[Summary, Path]:
     policies = wishes.policies or (scenario.policy,)
     services = services_of(scenario)  # says now which model is unknown
     if isinstance(scenario.workload.payload, ImagesPayload):
-        load_images(scenario.workload.images)  # and which photo is missing
+        task_of(scenario.task).samples(scenario.workload.images)  # and which photo is missing
     if scenario.executor == "onnx" and wishes.image is None:  # the image has its own
-        prepare(list(dict.fromkeys(service.model for service in services)), console)
+        prepare(scenario.task, dict.fromkeys(service.model for service in services), console)
     backend = backend_of(scenario, in_containers=wishes.image is not None)
     folder = run_folder(scenario, wishes.out)
     notes = unplayed(scenario)
@@ -180,8 +179,8 @@ async def _all(
                 await deployment.run(view.watch(deployment))
 
 
-def prepare(models: Sequence[str], console: Console) -> None:
-    """Convert the models that a run needs, with a bar; quick if they are in the cache.
+def prepare(task: str, models: Iterable[str], console: Console) -> None:
+    """Convert the models of `task` that a run needs, with a bar; quick if they are in the cache.
 
     Raises ModelError and MissingExtra.
     """
@@ -192,12 +191,12 @@ def prepare(models: Sequence[str], console: Console) -> None:
         console=console,
         transient=True,
     ) as bar:
-        task = bar.add_task("models", total=1.0)
+        row = bar.add_task("models", total=1.0)
 
         def progress(name: str, what: str, done: float) -> None:
-            bar.update(task, description=f"{name}: {what[:40]}", completed=done)
+            bar.update(row, description=f"{name}: {what[:40]}", completed=done)
 
-        zoo.prepare(models, progress)
+        task_of(task).prepare(models, progress)
 
 
 def show(summary: Summary, console: Console) -> None:

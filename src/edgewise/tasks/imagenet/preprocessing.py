@@ -129,24 +129,24 @@ def sample_photo() -> bytes:
     return encode(Image.fromarray(pixels))
 
 
-def to_picture(payload: bytes, size: int, model_ready: int | None = None) -> Image.Image:
+def to_picture(payload: bytes, size: int, ready_size: int | None = None) -> Image.Image:
     """Decode a payload of either form into the ``size`` x ``size`` RGB picture a model reads.
 
-    ``model_ready`` is the input size for which the payload was cropped and resized, ``None`` for
+    ``ready_size`` is the input size for which the payload was cropped and resized, ``None`` for
     an original photo. A model-ready payload is never cropped; one made for another size is only
     resized (which costs accuracy: a payload is bound to the model it was made for).
     Raises ``ImagesError`` when it cannot be decoded or does not have the size it claims.
     """
-    if model_ready is None:
+    if ready_size is None:
         return crop_and_resize(payload, size)
     picture = _open(payload)
-    if picture.size != (model_ready, model_ready):
+    if picture.size != (ready_size, ready_size):
         raise ImagesError(
-            f"the payload says it is model-ready for {model_ready}: "
-            f"expected {model_ready} x {model_ready} pixels, got {picture.width} x {picture.height}"
+            f"the payload says it is model-ready for {ready_size}: "
+            f"expected {ready_size} x {ready_size} pixels, got {picture.width} x {picture.height}"
         )
     picture = _rgb(picture)
-    if model_ready == size:
+    if ready_size == size:
         return picture
     from PIL import Image
 

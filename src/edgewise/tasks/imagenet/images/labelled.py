@@ -1,4 +1,4 @@
-"""A photo whose class is known, and a sequence of them whose bytes are read one at a time."""
+"""A labelled photo, and a sequence of them whose bytes are read one at a time."""
 
 from __future__ import annotations
 
@@ -8,43 +8,69 @@ from typing import overload
 
 import msgspec
 
-from edgewise.errors import ImagesError
+from edgewise.errors import ImagesError, MissingExtra
+from edgewise.tasks.imagenet.images.classes import synsets
+from edgewise.tasks.task import Samples
 
 _MAGIC = {"JPEG": b"\xff\xd8\xff", "PNG": b"\x89PNG\r\n\x1a\n", "WebP": b"RIFF"}
 
 
 class LabelledImage(msgspec.Struct, frozen=True):
-    """One photo and its right answer."""
+    """A photo and its class."""
 
-    source: Path | bytes
-    """Where the encoded photo is, or the encoded photo itself."""
+    source: Path | bytes | int
+    """The encoded photo's file; or the encoded photo itself; or its size in bytes, for a built-in
+    photo whose package is not installed: enough for the simulator."""
     name: str
     label: int
-    """ImageNet-1k class index, 0-999."""
-    synset: str
-    """The same class as WordNet writes it: ``n01440764``."""
+    """ImageNet-1k class index, 0–999."""
+
+    @property
+    def synset(self) -> str:
+        """The class as WordNet writes it: ``n01440764``."""
+        return synsets()[self.label]
+
+    def size(self) -> int:
+        """Bytes of the encoded photo; the file is not read. Raises ImagesError if it is gone."""
+        if isinstance(self.source, int):
+            return self.source
+        if isinstance(self.source, bytes):
+            return len(self.source)
+        try:
+            return self.source.stat().st_size
+        except OSError as error:
+            raise self._unreadable(self.source, error) from None
 
     def read(self) -> bytes:
-        """The encoded photo. Raises ``ImagesError`` when it cannot be read or is no photo."""
+        """The encoded photo.
+
+        Raises ImagesError if it cannot be read or is no photo, MissingExtra if only its size is
+        known.
+        """
+        if isinstance(self.source, int):
+            raise MissingExtra("models", "foolbox")
         try:
             data = self.source if isinstance(self.source, bytes) else self.source.read_bytes()
         except OSError as error:
-            reason = error.strerror or str(error)
-            raise ImagesError(f"{self.source!s}: the image cannot be read: {reason}") from None
+            raise self._unreadable(self.source, error) from None
         if not data.startswith(tuple(_MAGIC.values())):
             got = f"{len(data)} bytes that begin with {data[:8]!r}" if data else "an empty file"
             where = self.name if isinstance(self.source, bytes) else str(self.source)
             raise ImagesError(f"{where}: expected an image ({', '.join(_MAGIC)}), got {got}")
         return data
 
+    @staticmethod
+    def _unreadable(source: object, error: OSError) -> ImagesError:
+        return ImagesError(f"{source}: the image cannot be read: {error.strerror or error}")
 
-class Images(Sequence[LabelledImage]):
-    """Labelled photos in a fixed order. Holds names and labels; bytes are read when asked for."""
+
+class Images(Samples):
+    """Labelled photos in a fixed order. Holds names and labels, not the photos' bytes."""
 
     def __init__(self, items: Sequence[LabelledImage], form: str, where: str) -> None:
         self._items = tuple(items)
         self.form = form
-        """Which of the known layouts was found."""
+        """The layout that was found."""
         self.where = where
 
     @overload
@@ -60,6 +86,6 @@ class Images(Sequence[LabelledImage]):
         return len(self._items)
 
     def describe(self) -> str:
-        """How many photos of how many classes, in which layout, where."""
+        """Number of photos and classes, layout and place, for people."""
         classes = len({image.label for image in self._items})
         return f"{len(self)} photos of {classes} classes: {self.form} ({self.where})"

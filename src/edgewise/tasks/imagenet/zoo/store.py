@@ -16,12 +16,10 @@ from pathlib import Path
 
 from edgewise.cache import cache_folder
 from edgewise.errors import MissingExtra, ModelError
+from edgewise.tasks.imagenet.zoo.catalogue import Weights, ZooModel, find_model, models
 from edgewise.tasks.imagenet.zoo.convert import VERSION, convert
-from edgewise.tasks.imagenet.zoo.ladder import Rung, Weights, rung, rungs
 from edgewise.tasks.imagenet.zoo.pickled_weights import read_weights
-
-Progress = Callable[[str, str, float], None]
-"""Called with a rung's name, what is being done to it, and the share of the whole done so far."""
+from edgewise.tasks.task import Progress
 
 
 def default_cache() -> Path:
@@ -38,12 +36,12 @@ def _intact(file: Path) -> bool:
         return hashlib.file_digest(opened, "sha256").hexdigest() == file.name.split(".")[-2]
 
 
-def find(name: str, cache: Path | None = None) -> Path | None:
+def converted_file(name: str, cache: Path | None = None) -> Path | None:
     """The converted model of a rung in the cache, or None when it was not prepared.
 
     Raises ``ModelError`` for an unknown name, and for a file that does not have its sha256.
     """
-    files = _cached(rung(name).weights, cache or default_cache())
+    files = _cached(find_model(name).weights, cache or default_cache())
     for file in files:
         if _intact(file):
             return file
@@ -68,7 +66,7 @@ def _write(data: bytes, target: Path) -> None:
         raise
 
 
-def _prepare(wanted: Rung, cache: Path, say: Callable[[str], None]) -> Path:
+def _prepare(wanted: ZooModel, cache: Path, say: Callable[[str], None]) -> Path:
     weights = wanted.weights
     say("checking the cache")
     for file in _cached(weights, cache):
@@ -101,7 +99,9 @@ def prepare(
     Raises ``ModelError`` for an unknown name and for corrupt weights, ``MissingExtra`` for weights
     (or onnx) that are not installed.
     """
-    wanted = list(rungs()) if names is None else [rung(name) for name in dict.fromkeys(names)]
+    wanted = (
+        list(models()) if names is None else [find_model(name) for name in dict.fromkeys(names)]
+    )
     directory = cache or default_cache()
     ready: dict[str, Path] = {}
     by_weights: dict[Weights, Path] = {}

@@ -16,6 +16,7 @@ import msgspec
 
 from edgewise.errors import ModelError
 from edgewise.tasks.imagenet.preprocessing import Channels
+from edgewise.tasks.task import MeasuredModel, Measurements
 
 
 class Weights(msgspec.Struct, frozen=True):
@@ -33,31 +34,7 @@ class Weights(msgspec.Struct, frozen=True):
         return self.path.rpartition("/")[2].rpartition(".")[0]
 
 
-class MeasuredModel(msgspec.Struct, frozen=True):
-    """An accuracy and a latency taken by ``edgewise models measure``."""
-
-    top1: float
-    """Share of images whose class came first, 0-1."""
-    images: int
-    """On how many images."""
-    predict_s: float
-    """Median seconds of one prediction, batch of one, on ``threads`` threads."""
-    decode_s: float
-    """Median seconds from the photo's bytes to the model's input."""
-    threads: int = 1
-
-
-class Measurements(msgspec.Struct, frozen=True):
-    """One run of ``edgewise models measure``, as its ``--json`` writes it."""
-
-    command: str
-    data: str
-    """What the images were, as ``Images.describe`` says it."""
-    versions: dict[str, str]
-    rungs: dict[str, MeasuredModel]
-
-
-class Rung(msgspec.Struct, frozen=True):
+class ZooModel(msgspec.Struct, frozen=True):
     """One model of the ladder at one input size."""
 
     name: str
@@ -65,13 +42,13 @@ class Rung(msgspec.Struct, frozen=True):
     size: int
     """Input height and width in pixels."""
     channels: Channels
-    published_top1: float | None
+    published_accuracy: float | None
     """On the ImageNet validation set, 0-1, by its authors; None where none was published."""
 
     @property
     def measured(self) -> MeasuredModel | None:
         """What the reference measurement shipped with edgewise found for this rung."""
-        return reference().rungs.get(self.name)
+        return reference().models.get(self.name)
 
     @property
     def accuracy(self) -> float:
@@ -81,9 +58,9 @@ class Rung(msgspec.Struct, frozen=True):
         so that rungs compare.
         """
         if self.measured is not None:
-            return self.measured.top1
-        if self.published_top1 is not None:
-            return self.published_top1
+            return self.measured.accuracy
+        if self.published_accuracy is not None:
+            return self.published_accuracy
         raise ModelError(f"{self.name}: no accuracy is published and none was measured")
 
 
@@ -119,23 +96,23 @@ _SQUEEZENET = Weights(
 # SqueezeNet 1.1 release. SqueezeNet is slower *and* worse than lite0-160: the bad backend that a
 # balancer must learn to avoid.
 _RUNGS = (
-    Rung("lite0-96", _LITE0, 96, "rgb", None),
-    Rung("lite0-128", _LITE0, 128, "rgb", None),
-    Rung("lite0-160", _LITE0, 160, "rgb", None),
-    Rung("lite0-192", _LITE0, 192, "rgb", None),
-    Rung("lite0-224", _LITE0, 224, "rgb", 0.751),
-    Rung("lite1", _LITE1, 240, "rgb", 0.767),
-    Rung("lite2", _LITE2, 260, "rgb", 0.776),
-    Rung("squeezenet", _SQUEEZENET, 227, "bgr", 0.575),
+    ZooModel("lite0-96", _LITE0, 96, "rgb", None),
+    ZooModel("lite0-128", _LITE0, 128, "rgb", None),
+    ZooModel("lite0-160", _LITE0, 160, "rgb", None),
+    ZooModel("lite0-192", _LITE0, 192, "rgb", None),
+    ZooModel("lite0-224", _LITE0, 224, "rgb", 0.751),
+    ZooModel("lite1", _LITE1, 240, "rgb", 0.767),
+    ZooModel("lite2", _LITE2, 260, "rgb", 0.776),
+    ZooModel("squeezenet", _SQUEEZENET, 227, "bgr", 0.575),
 )
 
 
-def rungs() -> tuple[Rung, ...]:
+def models() -> tuple[ZooModel, ...]:
     """The ladder, by growing input size, SqueezeNet last."""
     return _RUNGS
 
 
-def rung(name: str) -> Rung:
+def find_model(name: str) -> ZooModel:
     """The rung of that name. Raises ``ModelError`` that lists the known ones."""
     for candidate in _RUNGS:
         if candidate.name == name:
