@@ -38,8 +38,7 @@ from edgewise.scenario import load
 from edgewise.score import ScoreShape
 from edgewise.sim.results import requests as simulated_requests
 from edgewise.tasks import task_of
-from edgewise.testing.memory_transport import Connection, Switch, url
-from edgewise.testing.virtual_loop import VirtualLoop
+from edgewise.testing import MemoryNetwork, MemoryRoute, run_virtual, url_of
 from edgewise.worlds.workload import Trace
 
 DEADLINE = 0.05
@@ -305,10 +304,10 @@ def virtually(
 
     async def play() -> tuple[dict[str, Outcome], Client]:
         loop = asyncio.get_running_loop()
-        switch = Switch(lambda *_: Connection(None, there, back), 0.0, lambda _, data: data)
-        switch.applications = dict.fromkeys(("left", "balancer"), fleet.app())
+        network = MemoryNetwork(lambda *_: MemoryRoute(None, there, back))
+        network.applications = dict.fromkeys(("left", "balancer"), fleet.app())
         config = ClientConfig(
-            scenario="smoke", balancer=url("balancer"), ingress={"left": url("left")}
+            scenario="smoke", balancer=url_of("balancer"), ingress={"left": url_of("left")}
         )
         kept = Kept()
         client = Client(
@@ -317,13 +316,12 @@ def virtually(
             ScoreShape(),
             kept,
             clock=Clock(lambda: loop.time() + skipped(), epoch=0.0),
-            session=lambda: switch.session("client"),
+            session=lambda: network.session("client"),
         )
         await client.run()
         return kept.by_id(sent), client
 
-    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
-        return runner.run(play())
+    return run_virtual(play())
 
 
 def test_putting_a_request_together_is_lateness_and_not_latency(

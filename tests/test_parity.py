@@ -1,4 +1,4 @@
-"""One trace through the simulator and through the live code on virtual time: the same story."""
+"""The simulator and the live code on virtual time make the same of one trace."""
 
 from __future__ import annotations
 
@@ -23,11 +23,17 @@ from edgewise.sim.build import simulation
 from edgewise.sim.layout import DONE
 from edgewise.sim.play import seeds_of_draws
 from edgewise.tasks.services import services_of
-from edgewise.testing import live, simulated
-from edgewise.testing.live import Meddling
-from edgewise.testing.shared_link import SharedLink
-from edgewise.testing.transcript import Transcript, differences
-from edgewise.testing.virtual_loop import Deadlock, VirtualLoop, until
+from edgewise.testing import (
+    Deadlock,
+    Disturbance,
+    SharedLink,
+    Transcript,
+    differences,
+    run_live,
+    run_simulated,
+    run_virtual,
+    sleep_until,
+)
 from edgewise.worlds.workload import Trace, generate
 
 SCENARIO = """
@@ -56,7 +62,7 @@ workload:
     - {share: 4, deadline: [0.5, 1.0], accuracy: 0.75}
   payload: {kind: lognormal, median_bytes: 90000}
 """
-SETTLED = 1.5
+LEAD = 1.5
 """s before the first request: every node has been heard, in both worlds."""
 CONTROLLED = "edgewise"
 """Reads all there is, so that whatever is wrong anywhere can show."""
@@ -68,15 +74,15 @@ def world(cv: float, state: str = "measured") -> tuple[Scenario, Trace]:
     noise = msgspec.structs.replace(scenario.service_noise, cv=cv)
     scenario = msgspec.structs.replace(scenario, service_noise=noise)
     trace = generate(scenario, None)
-    return scenario, msgspec.structs.replace(trace, time=trace.time + SETTLED)
+    return scenario, msgspec.structs.replace(trace, time=trace.time + LEAD)
 
 
 @functools.cache
-def simulated_story(policy: str, cv: float, state: str = "measured") -> Transcript:
-    return simulated.play(*world(cv, state), policy)
+def simulated_run(policy: str, cv: float, state: str = "measured") -> Transcript:
+    return run_simulated(*world(cv, state), policy)
 
 
-def told(one: Transcript, other: Transcript) -> str:
+def report_of(one: Transcript, other: Transcript) -> str:
     return "\n".join(map(str, differences(one, other)[:20]))
 
 
@@ -85,17 +91,17 @@ def told(one: Transcript, other: Transcript) -> str:
 @pytest.mark.parametrize(
     "policy", ["earliest_completion", "round_robin", "priced_greedy", "edgewise"]
 )
-def test_same_story(policy: str, cv: float, state: str) -> None:
-    ours = simulated_story(policy, cv, state)
-    theirs = live.play(*world(cv, state), policy)
-    assert not told(ours, theirs)
-    assert len(theirs.decisions) == len(theirs.outcomes) == len(world(cv, state)[1]) > 50
+def test_same_decisions_and_outcomes(policy: str, cv: float, state: str) -> None:
+    simulated = simulated_run(policy, cv, state)
+    live = run_live(*world(cv, state), policy)
+    assert not report_of(simulated, live)
+    assert len(live.decisions) == len(live.outcomes) == len(world(cv, state)[1]) > 50
 
 
 def test_scenario_is_not_trivial() -> None:
     served = [
         each
-        for each in simulated_story(CONTROLLED, 0.2).outcomes.values()
+        for each in simulated_run(CONTROLLED, 0.2).outcomes.values()
         if each.status is Status.SERVED
     ]
     assert {each.server for each in served} == {"plaza", "depot", "campus"}
@@ -106,17 +112,17 @@ def test_scenario_is_not_trivial() -> None:
         if (each.stamps.started or 0.0) - (each.stamps.transferred or 0.0) > 1e-3
     ]
     assert len(waited) > 5
-    spread = simulated_story("round_robin", 0.2).outcomes.values()
+    spread = simulated_run("round_robin", 0.2).outcomes.values()
     assert any(each.status is Status.EXPIRED for each in spread)
 
 
 def test_live_twice_is_the_same() -> None:
-    first, second = (live.play(*world(0.2), CONTROLLED) for _ in range(2))
+    first, second = (run_live(*world(0.2), CONTROLLED) for _ in range(2))
     assert first.outcomes == second.outcomes
     assert not differences(first, second, tolerance=0.0)
 
 
-# -- what changes while the trace is played ------------------------------------------------------
+# -- changes while the trace is played ------------------------------------------------------
 
 
 def over(scenario: Scenario, **changes: object) -> Scenario:
@@ -189,7 +195,7 @@ CHANGES = (traces, outages, rates, slow, stuck, full)
 @functools.cache
 def changed(change: Callable[[Scenario], Scenario], policy: str, state: str) -> Transcript:
     scenario, trace = world(0.2, state)
-    return simulated.play(change(scenario), trace, policy)
+    return run_simulated(change(scenario), trace, policy)
 
 
 @pytest.mark.parametrize(
@@ -202,12 +208,12 @@ def changed(change: Callable[[Scenario], Scenario], policy: str, state: str) -> 
     ],
 )
 @pytest.mark.parametrize("change", CHANGES)
-def test_same_story_when_the_world_changes(
+def test_same_run_when_the_world_changes(
     change: Callable[[Scenario], Scenario], policy: str, state: str
 ) -> None:
     scenario, trace = world(0.2, state)
-    theirs = live.play(change(scenario), trace, policy)
-    assert not told(changed(change, policy, state), theirs)
+    live = run_live(change(scenario), trace, policy)
+    assert not report_of(changed(change, policy, state), live)
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -217,7 +223,7 @@ def test_a_change_in_one_world_alone_is_noticed(change: Callable[[Scenario], Sce
     if originals:
         scenario = msgspec.structs.replace(scenario, prepare=sc.Prepare(enabled=False))
     found = differences(
-        changed(change, CONTROLLED, "measured"), live.play(scenario, trace, CONTROLLED)
+        changed(change, CONTROLLED, "measured"), run_live(scenario, trace, CONTROLLED)
     )
     wanted = {"finished"} if originals else {"transferred", "uploaded"}
     assert wanted & {each.what for each in found}
@@ -226,10 +232,10 @@ def test_a_change_in_one_world_alone_is_noticed(change: Callable[[Scenario], Sce
 def test_full_queues_turn_requests_away() -> None:
     scenario, _ = world(0.2)
     servers = [service.server for service in services_of(scenario)]
-    story = changed(full, "round_robin", "measured")
+    run = changed(full, "round_robin", "measured")
     moved = 0
-    for each in story.decisions:
-        ended = story.outcomes[each.request]
+    for each in run.decisions:
+        ended = run.outcomes[each.request]
         if each.row < 2 * len(servers) and ended.status is Status.SERVED:
             moved += ended.server != servers[each.row // 2]
     assert moved > 3
@@ -249,15 +255,15 @@ def test_peers_are_given_up_while_they_run() -> None:
     assert len(seen) > 3
 
 
-def test_what_is_not_carried_is_refused() -> None:
+def test_what_is_not_supported_is_refused() -> None:
     scenario, trace = world(0.2)
     later = sc.LinkEvent(at=2.0, link="plaza", set=sc.LinkSet(delay=0.02))
     with pytest.raises(ValueError, match="rate alone"):
-        live.play(over(scenario, events=(later,)), trace, CONTROLLED)
+        run_live(over(scenario, events=(later,)), trace, CONTROLLED)
     down = sc.DownFailure(at=2.0, server="depot", duration=1.0)
     scenario = msgspec.structs.replace(scenario, failures=(down,))
-    with pytest.raises(ValueError, match="but slow ones"):
-        live.play(scenario, trace, CONTROLLED)
+    with pytest.raises(ValueError, match="slow ones only"):
+        run_live(scenario, trace, CONTROLLED)
 
 
 # -- negative controls: each must be noticed -----------------------------------------------------
@@ -281,24 +287,26 @@ def in_milliseconds(report: Report) -> Report:
 
 
 @pytest.mark.parametrize(
-    ("meddling", "noticed"),
+    ("disturbance", "noticed"),
     [
         pytest.param(
-            Meddling(slower={"uplink:plaza": 0.001}), "transferred", id="link-1-ms-slower"
+            Disturbance(extra_delay={"uplink:plaza": 0.001}), "transferred", id="link-1-ms-slower"
         ),
-        pytest.param(Meddling(report=lose("depot", 25)), "feature report_age", id="lost-report"),
-        pytest.param(Meddling(report=in_milliseconds), "feature wait", id="feature-in-ms"),
-        pytest.param(Meddling(emulate=False), "uploaded", id="emulator-off"),
+        pytest.param(
+            Disturbance(on_report=lose("depot", 25)), "feature report_age", id="lost-report"
+        ),
+        pytest.param(Disturbance(on_report=in_milliseconds), "feature wait", id="feature-in-ms"),
+        pytest.param(Disturbance(emulate=False), "uploaded", id="emulator-off"),
     ],
 )
-def test_meddling_is_noticed(meddling: Meddling, noticed: str) -> None:
-    theirs = live.play(*world(0.2), CONTROLLED, meddling)
-    found = differences(simulated_story(CONTROLLED, 0.2), theirs)
+def test_a_disturbance_is_noticed(disturbance: Disturbance, noticed: str) -> None:
+    live = run_live(*world(0.2), CONTROLLED, disturbance)
+    found = differences(simulated_run(CONTROLLED, 0.2), live)
     assert any(each.what.startswith(noticed) for each in found), found[:20]
 
 
-def test_another_luck_is_noticed() -> None:
-    found = differences(simulated_story(CONTROLLED, 0.2), live.play(*world(0.0), CONTROLLED))
+def test_other_service_times_are_noticed() -> None:
+    found = differences(simulated_run(CONTROLLED, 0.2), run_live(*world(0.0), CONTROLLED))
     assert any(each.what == "finished" for each in found)
 
 
@@ -310,16 +318,11 @@ def test_a_client_that_does_not_allow_for_its_way_is_noticed(
             return now
 
     monkeypatch.setattr("edgewise.live.client.client.LeastRtt", Ignorant)
-    found = differences(simulated_story(CONTROLLED, 0.2), live.play(*world(0.2), CONTROLLED))
+    found = differences(simulated_run(CONTROLLED, 0.2), run_live(*world(0.2), CONTROLLED))
     assert any(each.what == "row" for each in found), found[:20]
 
 
 # -- the parts -----------------------------------------------------------------------------------
-
-
-def run(work: Callable[[], object]) -> None:
-    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
-        runner.run(work())  # type: ignore[arg-type]
 
 
 def test_time_jumps_to_exactly_the_next_timer() -> None:
@@ -328,11 +331,11 @@ def test_time_jumps_to_exactly_the_next_timer() -> None:
     async def work() -> None:
         loop = asyncio.get_running_loop()
         for when in (0.1, 0.1 + 1e-10, 1e9):
-            await until(when)
+            await sleep_until(when)
             seen.append(loop.time())
 
     begun = time.process_time()
-    run(work)
+    run_virtual(work())
     assert seen == [0.1, 0.1 + 1e-10, 1e9]
     assert time.process_time() - begun < 5.0  # of CPU: nobody waited for 32 years
 
@@ -344,9 +347,9 @@ def test_timers_of_one_moment_go_in_the_order_in_which_they_were_set() -> None:
         loop = asyncio.get_running_loop()
         for number in range(50):
             loop.call_at(2.0 if number % 3 else 1.0, seen.append, number)
-        await until(3.0)
+        await sleep_until(3.0)
 
-    run(work)
+    run_virtual(work())
     assert seen == sorted(range(50), key=lambda number: (number % 3 > 0, number))
 
 
@@ -355,7 +358,7 @@ def test_deadlock_is_said() -> None:
         await asyncio.Event().wait()
 
     with pytest.raises(Deadlock):
-        run(work)
+        run_virtual(work())
 
 
 def test_flows_share_equally_and_a_cancelled_one_frees_its_share() -> None:
@@ -366,19 +369,19 @@ def test_flows_share_equally_and_a_cancelled_one_frees_its_share() -> None:
         link = SharedLink(LinkSettings(capacity=constant(8e6)), [(3.0, 4.0)], origin=0.0)
 
         async def send(name: str, size: float, at: float) -> None:
-            await until(at)
-            await link.cross(size)
+            await sleep_until(at)
+            await link.transmit(size)
             done[name] = loop.time()
 
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(send("long", 2.5e6, 0.0))
             tasks.create_task(send("short", 0.5e6, 0.0))
             gone = tasks.create_task(send("gone", 9e6, 1.0))
-            await until(2.0)
+            await sleep_until(2.0)
             assert link.backlog(2.0) == pytest.approx(1.5e6 + 8.5e6)
             gone.cancel()
 
-    run(work)
+    run_virtual(work())
     # 1 MB/s: half each until 1 s, then half with the one that goes at 2 s, the rest alone, and
     # nothing in the outage from 3 to 4 s.
     assert done == pytest.approx({"short": 1.0, "long": 4.5})
@@ -391,16 +394,16 @@ def test_a_change_of_rate_concerns_what_is_left() -> None:
         link = SharedLink(LinkSettings(capacity=constant(8e6)), [], origin=0.0)
 
         async def send(name: str, size: float) -> None:
-            done[name] = await link.cross(size)
+            done[name] = await link.transmit(size)
 
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(send("long", 2e6))
             tasks.create_task(send("short", 1e6))
-            await until(1.0)
+            await sleep_until(1.0)
             link.change(constant(2e6))
-            await until(2.0)
+            await sleep_until(2.0)
             link.change(constant(None))
 
-    run(work)
+    run_virtual(work())
     # By 1 s each has sent 0.5 MB, by 2 s 0.625 MB; then nothing takes any time.
     assert done == pytest.approx({"short": 2.0, "long": 2.0})

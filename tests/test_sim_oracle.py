@@ -1,4 +1,4 @@
-"""The engine against `sim_oracle`: the same finish times, event for event."""
+"""The engine against `edgewise.testing.run_oracle`: the same stamps, event for event."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from edgewise.domain import Service
 from edgewise.sim import engine, layout
 from edgewise.sim.build import SimOptions, simulation
 from edgewise.tasks.services import services_of
+from edgewise.testing import run_oracle
 from edgewise.worlds.workload import Trace, generate
-from sim_oracle import Job, Machine, Model, Pipe, play
 
 pytestmark = pytest.mark.study
 
@@ -79,73 +79,6 @@ def play_engine(scenario: sc.Scenario, trace: Trace, options: SimOptions) -> lay
     return sim
 
 
-def play_oracle(
-    scenario: sc.Scenario, trace: Trace, sim: layout.Sim, options: SimOptions
-) -> list[Job]:
-    services = offered(scenario)
-    names = scenario.server_names
-    jobs = []
-    for i in range(len(trace)):
-        row = int(sim.world.results["row"][i])
-        service = services[row // 2]
-        jobs.append(
-            Job(
-                number=i,
-                sent=float(trace.time[i]),
-                deadline=float(trace.deadline[i]),
-                ingress=int(trace.ingress[i]),
-                demanded=float(trace.accuracy[i]),
-                payload=float(trace.payload_bytes[i]),
-                server=names.index(service.server),
-                model=[s.model for s in services if s.server == service.server].index(
-                    service.model
-                ),
-                ready_bytes=float(service.ready_bytes),
-                ready=row % 2 == 1,
-            )
-        )
-    uplink = scenario.network.topology == "uplink"
-
-    def pipe(name: str, spec: sc.LinkSpec) -> Pipe:
-        steps = [(0.0, spec.rate_mbps / 8e-6)]
-        steps += [
-            (event.at, event.set.rate_mbps / 8e-6)
-            for full, event in sc.link_events(scenario)
-            if full == name
-        ]
-        spans = [(outage.at, outage.at + outage.duration) for outage in spec.outages]
-        return Pipe(spec.delay, steps, spans, options.fifo_links)
-
-    made: dict[str, Pipe] = {}
-    between = {}
-    for x, a in enumerate(names):
-        for y, b in enumerate(names):
-            if a != b:
-                name, spec = scenario.link_between(a, b)
-                between[x, y] = made.setdefault(name, pipe(name, spec))
-    assert len(made) == (3 if uplink else 6)
-    machines = [
-        Machine(
-            workers=server.workers,
-            prepare_seconds=scenario.prepare.seconds / server.speed,
-            own=scenario.prepare.on == "own",
-            edf=scenario.discipline == "edf",
-            slow=[
-                (f.at, f.at + f.duration, f.factor) for f in scenario.failures if f.server == name
-            ],
-            models=[
-                Model(s.accuracy, s.latency[0], s.ready_saving)
-                for s in services
-                if s.server == name
-            ],
-        )
-        for name, server in scenario.servers.items()
-    ]
-    access = [pipe(*scenario.access_of(name)) for name in names]
-    play(jobs, access, between, machines, options.control_delay, scenario.score.grace)
-    return jobs
-
-
 @pytest.mark.parametrize(
     ("topology", "discipline", "own", "fifo_links"),
     [
@@ -163,30 +96,38 @@ def test_every_request_has_the_oracles_stamps(
     trace = generate(scenario, None)
     sim = play_engine(scenario, trace, options)
     results = sim.world.results
-    jobs = play_oracle(scenario, trace, sim, options)
-
-    def column(name: str) -> np.ndarray:
-        values = np.array([getattr(job, name) for job in jobs])
-        return np.where(np.isfinite(values), values, np.nan)
-
-    assert len(jobs) > 200
-    for mine, theirs in (
-        ("uploaded", "upload"),
-        ("decided", "command"),
-        ("transferred", "transferred"),
-        ("started", "started"),
-        ("finished", "finished"),
-    ):
-        np.testing.assert_allclose(results[mine], column(theirs), atol=1e-9, err_msg=mine)
+    requests = run_oracle(
+        scenario, trace, results["row"].tolist(), services=offered(scenario), options=options
+    )
+    assert len(requests) > 200
+    for name in ("uploaded", "decided", "transferred", "started", "finished"):
+        stamps = np.array([getattr(request, name) for request in requests])
+        stamps = np.where(np.isfinite(stamps), stamps, np.nan)
+        np.testing.assert_allclose(results[name], stamps, atol=1e-9, err_msg=name)
     status = [layout.STATUSES[s] for s in results["status"]]
-    assert status == [job.status for job in jobs]
+    assert status == [request.status for request in requests]
     dropped = results["status"] == layout.EXPIRED
-    # The case is worth something: all forms, queues, drops.
+    # The case covers both forms, queues and drops.
     assert {0, 1} == set(results["row"] % 2)
-    assert 5 < dropped.sum() < 0.5 * len(jobs)
+    assert 5 < dropped.sum() < 0.5 * len(requests)
     assert (results["started"] > results["transferred"] + 1e-3).mean() > 0.2
     again = results["attempts"] > 0
     assert again.sum() > 5  # given up by the peer, run at the ingress
     np.testing.assert_array_equal(
-        again, [job.tries > 0 and job.server == job.ingress for job in jobs]
+        again, [each.attempts > 0 and each.server == each.ingress for each in requests]
     )
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"service_noise": sc.ServiceNoise(cv=0.2)}, "noise"),
+        ({"failures": (sc.DownFailure(at=1.0, server="a", duration=1.0),)}, "slow ones only"),
+        ({"network": sc.NetworkSpec(link=sc.LinkSpec(rate_mbps=None))}, "limited rates only"),
+    ],
+)
+def test_the_oracle_refuses_what_it_does_not_know(change: dict[str, object], problem: str) -> None:
+    scenario = fleet("uplink", "edf", False)
+    trace = generate(scenario, None)
+    with pytest.raises(ValueError, match=problem):
+        run_oracle(msgspec.structs.replace(scenario, **change), trace, [0] * len(trace))

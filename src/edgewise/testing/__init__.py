@@ -1,19 +1,63 @@
-"""One trace through the simulator and through the live code on a virtual clock, held together.
+"""Tools for tests: the whole system on virtual time, and an independent simulator to compare with.
 
-What runs live is what a deployment runs: `live.node.node.Node` with its edge, queue, stage,
-monitor,
-reporter, control channel and HTTP interface, `live.balancer.balancer.Balancer` with its dispatcher,
-and
-`live.client.client.Client`, with the *replay* executor. Two things are put in their place: the
-event loop,
-whose time jumps to the next timer (`clock`), and the carrier, which takes messages from one to the
-other in this process (`wire`) over links that share as the simulator's do (`links`).
+- `run_virtual`, `VirtualLoop`, `sleep_until`, `Deadlock`: an event loop whose time jumps to the
+  next timer, so an hour of waiting takes milliseconds.
+- `MemoryNetwork`, `MemoryTransport`, `MemoryRoute`, `SharedLink`: HTTP and control channels between
+  parties in one process, over links that share their capacity.
+- `LiveFleet`, `run_live`, `Disturbance`: client, balancer and nodes as they are deployed, on
+  virtual time.
+- `run_simulated`: the same trace in the simulator.
+- `Transcript`, `differences`, `Difference`: what happened in a run, and where two runs differ.
+- `run_oracle`, `OracleRequest`: a slow simulator in plain Python, written independently of the
+  engine.
 
-Messages, not bytes: a link carries the payload (photo, or model-ready payload) of each message as
-one fluid flow, and headers and envelopes weigh nothing. So what is compared is the logic of both
-worlds, to the rounding of floats. What 16 KiB chunks, framing and sockets add is measured
-elsewhere, on real relays (`benchmarks/`, `docs/fidelity.md`).
+A policy behaves the same in both worlds:
 
-`live.play` and `simulated.play` return the same thing, a `story.Story`; `story.differences` says
-where two of them part.
+>>> import msgspec
+>>> from edgewise.scenario import load
+>>> from edgewise.worlds.workload import generate
+>>> scenario = load("smoke").with_overrides(duration=1.0)
+>>> trace = generate(scenario, None)
+>>> trace = msgspec.structs.replace(trace, time=trace.time + 1.5)  # every node has reported by then
+>>> simulated = run_simulated(scenario, trace, "earliest_completion")
+>>> live = run_live(scenario, trace, "earliest_completion")
+>>> differences(simulated, live)
+[]
+
+`docs/testing.md` shows how to test a policy or a node of one's own. Needs the extra *live*.
 """
+
+from edgewise.testing.live_fleet import Disturbance, LiveFleet, make_node, run_live
+from edgewise.testing.memory_transport import (
+    MemoryNetwork,
+    MemoryRoute,
+    MemoryTransport,
+    url_of,
+)
+from edgewise.testing.oracle import OracleRequest, run_oracle
+from edgewise.testing.shared_link import SharedLink
+from edgewise.testing.simulated import run_simulated
+from edgewise.testing.transcript import Difference, Transcript, differences
+from edgewise.testing.virtual_loop import Deadlock, VirtualLoop, run_virtual, sleep_until
+
+__all__ = [
+    "Deadlock",
+    "Difference",
+    "Disturbance",
+    "LiveFleet",
+    "MemoryNetwork",
+    "MemoryRoute",
+    "MemoryTransport",
+    "OracleRequest",
+    "SharedLink",
+    "Transcript",
+    "VirtualLoop",
+    "differences",
+    "make_node",
+    "run_live",
+    "run_oracle",
+    "run_simulated",
+    "run_virtual",
+    "sleep_until",
+    "url_of",
+]

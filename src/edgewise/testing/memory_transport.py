@@ -1,11 +1,11 @@
-"""Messages between client, nodes and balancer in one process: a `live.wire.transport.Carrier`.
+"""Messages between client, nodes and balancer in one process: a transport without sockets.
 
-Shaped like aiohttp's client on one side, and on the other handing real ``web.Request`` objects to
-the real applications, so that what the live code says in headers, statuses and bodies is said here.
+It looks like aiohttp's client to whoever calls, and hands real ``web.Request`` objects to the real
+applications, so the headers, statuses and bodies that the live code exchanges are all exercised.
 
-A message's headers are in after the way's delay. Its payload takes its share of the link from the
-start, and is in a delay after the later of *the link is through with it* and *its source had it
-all* (cut-through, as in `sim.routes`). An answer takes the delay of the way back.
+A message's headers arrive after the route's delay. Its payload takes its share of the link from the
+start, and arrives one delay after the later of *the link has sent it* and *its source had all of
+it* (cut-through, as in `sim.routes`). An answer takes the delay of the way back.
 """
 
 from __future__ import annotations
@@ -18,113 +18,133 @@ from contextlib import AsyncExitStack
 from types import SimpleNamespace
 from typing import Any, cast
 
-import aiohttp
-from aiohttp import WSMessage, WSMsgType, web
-from aiohttp.abc import AbstractStreamWriter
-from aiohttp.base_protocol import BaseProtocol
-from aiohttp.test_utils import make_mocked_request
+from msgspec import Struct
 from multidict import CIMultiDict
 from yarl import URL
 
+from edgewise.errors import MissingExtra
 from edgewise.live.process_config import Listen
 from edgewise.tasks import task_of
 from edgewise.testing.shared_link import SharedLink
-from edgewise.testing.virtual_loop import until
+from edgewise.testing.virtual_loop import sleep_until
+
+try:
+    import aiohttp
+    from aiohttp import WSMessage, WSMsgType, web
+    from aiohttp.abc import AbstractStreamWriter
+    from aiohttp.base_protocol import BaseProtocol
+    from aiohttp.test_utils import make_mocked_request
+except ImportError as error:
+    raise MissingExtra("live", error.name or "aiohttp") from error
 
 PORT = 80
-"""In addresses, which must have one; there are no ports."""
+"""Addresses must have a port; here it means nothing."""
 
 
-class Connection:
-    """From one party to another: a link, or only a delay, and the delay of the way back."""
+class MemoryRoute(Struct, frozen=True):
+    """How messages get from one party to another: over a link, or only delayed (None)."""
 
-    def __init__(self, link: SharedLink | None, delay: float, back: float) -> None:
-        self.link, self.delay, self.back = link, delay, back
+    link: SharedLink | None
+    delay: float
+    """s one way."""
+    back: float
+    """s that the answer takes."""
 
 
-Ways = Callable[[str, str, str], Connection]
-"""(source, target, path of the request) → the way it takes."""
+RouteFinder = Callable[[str, str, str], MemoryRoute]
+"""(source, target, path of the HTTP request) → the route it takes."""
+ServeChannel = Callable[[Any, str, Callable[[], None]], Awaitable[None]]
 
 
-class Switch:
-    """Everybody, and how they reach each other.
+class MemoryNetwork:
+    """All parties by name, and how they reach each other.
 
     Parameters
     ----------
-    way:
-        From a party to another.
+    route:
+        Gives the route of each message.
     control_delay:
-        s one way between node and balancer.
-    take:
-        Called with the name of a node and each message of its control channel; returns what arrives
-        in its place, None = nothing does.
+        s one way between a node and the balancer, on the control channel.
+    intercept:
+        Called with a node's name and each message that it sends on its control channel; returns
+        what arrives instead, None to lose it.
     """
 
     def __init__(
         self,
-        way: Ways,
-        control_delay: float,
-        take: Callable[[str, bytes], bytes | None],
+        route: RouteFinder,
+        control_delay: float = 0.0,
+        intercept: Callable[[str, bytes], bytes | None] = lambda node, data: data,
     ) -> None:
-        self.way = way
+        self.route = route
         self.control_delay = control_delay
-        self.take = take
+        self.intercept = intercept
         self.applications: dict[str, web.Application] = {}
-        self.converse: Callable[[Any, str, Callable[[], None]], Awaitable[None]] | None = None
-        self.tasks: set[asyncio.Task[Any]] = set()
+        """Who answers, by name."""
+        self.serve_channel: ServeChannel | None = None
+        """The balancer's side of a control channel (`Balancer.serve_channel`)."""
+        self._tasks: set[asyncio.Task[Any]] = set()
 
     def start(self, work: Any) -> asyncio.Task[Any]:
-        """A task that is kept until it ends."""
+        """Run a coroutine as a task that the network keeps until it ends."""
         task = asyncio.get_running_loop().create_task(work)
-        self.tasks.add(task)
-        task.add_done_callback(self.tasks.discard)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
         return task
 
     def session(self, source: str) -> aiohttp.ClientSession:
-        """What `source` talks to others with."""
-        return cast(aiohttp.ClientSession, Session(self, source))
+        """The HTTP client of a party."""
+        return cast(aiohttp.ClientSession, _Session(self, source))
+
+    async def close(self) -> None:
+        """Cancel all messages that are under way."""
+        tasks = [*self._tasks]
+        for task in tasks:
+            task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.gather(*tasks, return_exceptions=True)
 
 
-class Party:
-    """A node's carrier."""
+class MemoryTransport:
+    """A node's `edgewise.live.wire.transport.Transport` over a `MemoryNetwork`."""
 
-    def __init__(self, switch: Switch, name: str) -> None:
-        self._switch, self._name = switch, name
+    def __init__(self, network: MemoryNetwork, name: str) -> None:
+        self._network, self._name = network, name
 
     def peers(self) -> aiohttp.ClientSession:
-        return self._switch.session(self._name)
+        return self._network.session(self._name)
 
     def control(self) -> aiohttp.ClientSession:
-        return self._switch.session(self._name)
+        return self._network.session(self._name)
 
     async def listen(self, app: web.Application, at: Listen, stack: AsyncExitStack) -> str:
         app.freeze()
-        self._switch.applications[self._name] = app
-        return url(self._name)
+        self._network.applications[self._name] = app
+        return url_of(self._name)
 
     def weight(self, body: int, headers: Mapping[str, str]) -> int:
         return weight(body, headers)
 
 
-def url(name: str) -> str:
+def url_of(name: str) -> str:
     """The address of a party."""
     return f"http://{name}:{PORT}"
 
 
 def weight(body: int, headers: Mapping[str, str]) -> int:
-    """Bytes that a message takes of a link: its payload, as in the simulator."""
+    """Bytes that a message takes of a link: those of its payload, as in the simulator."""
     if "edgewise-ready-size" in headers:
         return task_of().ready_bytes(int(headers["edgewise-ready-size"]))
     return int(headers.get("edgewise-payload-bytes", body))
 
 
-class Session:
-    """As much of ``aiohttp.ClientSession`` as the live code uses."""
+class _Session:
+    """The part of ``aiohttp.ClientSession`` that the live code uses."""
 
-    def __init__(self, switch: Switch, source: str) -> None:
-        self._switch, self._source = switch, source
+    def __init__(self, network: MemoryNetwork, source: str) -> None:
+        self._network, self._source = network, source
 
-    async def __aenter__(self) -> Session:
+    async def __aenter__(self) -> _Session:
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -141,49 +161,51 @@ class Session:
         headers: Any = None,
         trace_request_ctx: Callable[[], None] = lambda: None,
         **_: Any,
-    ) -> Call:
-        trace_request_ctx()  # what the client's own tracing calls
-        return Call(self._switch, self._source, "POST", URL(to), data, dict(headers or {}))
+    ) -> _Exchange:
+        trace_request_ctx()  # the client's own tracing calls it when the first bytes leave
+        return _Exchange(self._network, self._source, "POST", URL(to), data, dict(headers or {}))
 
-    def get(self, to: str, **_: Any) -> Call:
-        return Call(self._switch, self._source, "GET", URL(to), b"", {})
+    def get(self, to: str, **_: Any) -> _Exchange:
+        return _Exchange(self._network, self._source, "GET", URL(to), b"", {})
 
-    async def ws_connect(self, to: str, **_: Any) -> End:
-        if self._switch.converse is None:
-            raise aiohttp.ClientConnectionError(f"{to}: nobody is there")
-        ours, theirs = pair(self._switch, self._source)
-        self._switch.start(self._switch.converse(theirs, self._source, ours.hang_up))
+    async def ws_connect(self, to: str, **_: Any) -> _ChannelEnd:
+        network, node = self._network, self._source
+        if network.serve_channel is None:
+            raise aiohttp.ClientConnectionError(f"{to}: nobody listens")
+        ours = _ChannelEnd(network.control_delay, lambda data: network.intercept(node, data))
+        theirs = _ChannelEnd(network.control_delay, lambda data: data)
+        ours.other, theirs.other = theirs, ours
+        network.start(network.serve_channel(theirs, node, ours.abort))
         return ours
 
 
-class Call:
-    """One HTTP request and its response, both ``async with`` and response in one."""
+class _Exchange:
+    """One HTTP request and its response: aiohttp's request context and response in one object."""
 
     def __init__(
         self,
-        switch: Switch,
+        network: MemoryNetwork,
         source: str,
         method: str,
         to: URL,
         data: Any,
         headers: dict[str, str],
     ) -> None:
-        self._switch, self._method, self._to, self._data = switch, method, to, data
+        self._network, self._method, self._to, self._data = network, method, to, data
         self._headers = headers
         self._target = to.host or ""
-        self._way = switch.way(source, self._target, to.path)
+        self._route = network.route(source, self._target, to.path)
         self._tasks: list[asyncio.Task[Any]] = []
         self.status = 0
 
-    async def __aenter__(self) -> Call:
-        app = self._switch.applications.get(self._target)
+    async def __aenter__(self) -> _Exchange:
+        app = self._network.applications.get(self._target)
         if app is None:
-            raise aiohttp.ClientConnectionError(f"{self._to}: nobody is there")
+            raise aiohttp.ClientConnectionError(f"{self._to}: nobody listens")
         loop = asyncio.get_running_loop()
-        self._back = Back(loop, self._way.back)
-        began = loop.time()
+        self._writer = _ResponseWriter(loop, self._route.back)
         protocol = BaseProtocol(loop)
-        protocol.transport = asyncio.Transport()  # or it counts as closed
+        protocol.transport = asyncio.Transport()  # without one it counts as closed
         payload = aiohttp.StreamReader(protocol, 2**30, loop=loop)
         data = self._data
         if data is not None and hasattr(data, "getvalue"):
@@ -191,66 +213,67 @@ class Call:
         if isinstance(data, bytes):
             self._headers["Content-Length"] = str(len(data))
         self._tasks = [
-            self._switch.start(self._carry(data, payload)),
-            self._switch.start(self._serve(app, payload, began + self._way.delay)),
+            self._network.start(self._carry(data, payload)),
+            self._network.start(self._serve(app, payload, loop.time() + self._route.delay)),
         ]
-        self._tasks[1].add_done_callback(self._back.give_up)
+        self._tasks[1].add_done_callback(self._writer.fail)
         try:
-            self.status = await self._back.head
+            self.status = await self._writer.head
         except BaseException:
             await self.__aexit__()
             raise
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        for task in self._tasks:  # who called has gone, if they still run
+        for task in self._tasks:  # if they still run, the caller is gone
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def read(self) -> bytes:
-        return await self._back.body
+        return await self._writer.body
 
     async def _carry(
         self, data: bytes | AsyncIterator[bytes] | None, to: aiohttp.StreamReader
     ) -> None:
-        """Bring the body over."""
+        """Deliver the body."""
         loop = asyncio.get_running_loop()
         began = ready = loop.time()
-        crossing = None
-        if self._way.link is not None and data:
+        delay, link = self._route.delay, self._route.link
+        sending = None
+        if link is not None and data:
             size = weight(len(data) if isinstance(data, bytes) else 0, self._headers)
-            crossing = self._switch.start(self._way.link.cross(size))
+            sending = self._network.start(link.transmit(size))
         try:
             if data is None or isinstance(data, bytes):
-                whole = data or b""
-                if crossing is not None and whole:
+                rest = data or b""
+                if sending is not None and rest:
                     # The first byte comes with the headers, so that the receiver can time the rest.
-                    await until(began + self._way.delay)
-                    to.feed_data(whole[:1])
-                    whole = whole[1:]
+                    await sleep_until(began + delay)
+                    to.feed_data(rest[:1])
+                    rest = rest[1:]
             else:
-                whole = b"".join([chunk async for chunk in data])
+                rest = b"".join([chunk async for chunk in data])
                 ready = loop.time()
-            if crossing is not None:  # it may be across before its first byte is in
-                ready = max(ready, await crossing)
+            if sending is not None:  # it may have been sent before its first byte arrives
+                ready = max(ready, await sending)
         finally:
-            if crossing is not None:
-                crossing.cancel()
-        await until(ready + self._way.delay)
-        if whole:
-            to.feed_data(whole)
+            if sending is not None:
+                sending.cancel()
+        await sleep_until(ready + delay)
+        if rest:
+            to.feed_data(rest)
         to.feed_eof()
 
     async def _serve(self, app: web.Application, payload: Any, at: float) -> None:
-        await until(at)
+        await sleep_until(at)
         request = make_mocked_request(
             self._method,
             self._to.path_qs,
             headers=CIMultiDict(self._headers),
             app=app,
-            writer=self._back,
+            writer=self._writer,
             payload=payload,
-            # Of its own mocks each takes longer than all that the request is handled by.
+            # aiohttp's own mocks of these take longer than handling the request does.
             transport=None,
             protocol=SimpleNamespace(ssl_context=None, peername=None, sockname=None),
             client_max_size=2**30,
@@ -260,8 +283,8 @@ class Call:
         await response.write_eof()
 
 
-class Back(AbstractStreamWriter):
-    """What a server writes; its caller sees it `delay` s later."""
+class _ResponseWriter(AbstractStreamWriter):
+    """Takes what a server writes and shows it to the caller `delay` s later."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, delay: float) -> None:
         self._loop, self._delay = loop, delay
@@ -270,14 +293,14 @@ class Back(AbstractStreamWriter):
         self._written = bytearray()
 
     async def write_headers(self, status_line: str, headers: Any) -> None:
-        self._later(self.head, int(status_line.split()[1]))
+        self._set_later(self.head, int(status_line.split()[1]))
 
     async def write(self, chunk: Any) -> None:
         self._written += chunk
 
     async def write_eof(self, chunk: bytes = b"") -> None:
         self._written += chunk
-        self._later(self.body, bytes(self._written))
+        self._set_later(self.body, bytes(self._written))
 
     async def drain(self) -> None:
         pass
@@ -288,48 +311,49 @@ class Back(AbstractStreamWriter):
     def enable_chunking(self) -> None:
         pass
 
-    def give_up(self, server: asyncio.Task[None]) -> None:
-        """Pass on what the server died of."""
+    def fail(self, server: asyncio.Task[None]) -> None:
+        """Pass on the exception that ended the server's task, if one did."""
         error = None if server.cancelled() else server.exception()
         for future in (self.head, self.body):
             if error is not None and not future.done():
                 future.set_exception(error)
                 future.exception()  # one of them may have nobody waiting for it
 
-    def _later(self, future: asyncio.Future[Any], value: Any) -> None:
-        def tell() -> None:
+    def _set_later(self, future: asyncio.Future[Any], value: Any) -> None:
+        def set_result() -> None:
             if not future.done():
                 future.set_result(value)
 
-        self._loop.call_at(self._loop.time() + self._delay, tell)
+        self._loop.call_at(self._loop.time() + self._delay, set_result)
 
 
-class End:
-    """One end of a control channel, shaped like both of aiohttp's WebSockets."""
+class _ChannelEnd:
+    """One end of a control channel, with the methods of both of aiohttp's WebSockets."""
 
-    def __init__(self, delay: float, take: Callable[[bytes], bytes | None]) -> None:
-        self._delay, self._take = delay, take
+    other: _ChannelEnd
+
+    def __init__(self, delay: float, intercept: Callable[[bytes], bytes | None]) -> None:
+        self._delay, self._intercept = delay, intercept
         self._inbox: asyncio.Queue[WSMessage] = asyncio.Queue()
-        self._coming: deque[WSMessage] = deque()
-        self.other: End
+        self._under_way: deque[WSMessage] = deque()
 
-    async def __aenter__(self) -> End:
+    async def __aenter__(self) -> _ChannelEnd:
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     async def send_bytes(self, data: bytes) -> None:
-        taken = self._take(data)
-        if taken is not None:
-            self._send(WSMessage(WSMsgType.BINARY, taken, None))
+        passed = self._intercept(data)
+        if passed is not None:
+            self._send(WSMessage(WSMsgType.BINARY, passed, None))
 
     async def close(self, *, code: int = 1000, message: bytes = b"") -> None:
         self._send(WSMessage(WSMsgType.CLOSED, None, None))
         self._inbox.put_nowait(WSMessage(WSMsgType.CLOSED, None, None))
 
-    def hang_up(self) -> None:
-        """Close at once."""
+    def abort(self) -> None:
+        """Close both ends at once."""
         for end in (self, self.other):
             end._inbox.put_nowait(WSMessage(WSMsgType.CLOSED, None, None))
 
@@ -337,7 +361,7 @@ class End:
         async with asyncio.timeout(timeout):
             return await self._inbox.get()
 
-    def __aiter__(self) -> End:
+    def __aiter__(self) -> _ChannelEnd:
         return self
 
     async def __anext__(self) -> WSMessage:
@@ -347,27 +371,10 @@ class End:
         return message
 
     def _send(self, message: WSMessage) -> None:
-        # In order, also of what is sent at one moment, for which the loop's heap knows no order.
+        # Through a queue, so that messages sent at the same time stay in order.
         loop = asyncio.get_running_loop()
-        self.other._coming.append(message)
+        self.other._under_way.append(message)
         loop.call_at(loop.time() + self._delay, self.other._arrive)
 
     def _arrive(self) -> None:
-        self._inbox.put_nowait(self._coming.popleft())
-
-
-def pair(switch: Switch, node: str) -> tuple[End, End]:
-    """A node's end of a control channel and the balancer's."""
-    ours = End(switch.control_delay, lambda data: switch.take(node, data))
-    theirs = End(switch.control_delay, lambda data: data)
-    ours.other, theirs.other = theirs, ours
-    return ours, theirs
-
-
-async def hung_up(switch: Switch) -> None:
-    """End what is still under way."""
-    tasks = [*switch.tasks]
-    for task in tasks:
-        task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await asyncio.gather(*tasks, return_exceptions=True)
+        self._inbox.put_nowait(self._under_way.popleft())

@@ -1,9 +1,9 @@
-"""A link that its flows share equally, on an event loop's time.
+"""A link whose flows share it equally, on an event loop's time.
 
-Why not the relay's `Shaper`: it sends 16 KiB at a time, so a flow is up to one chunk per concurrent
-flow early or late against equal sharing (at 8 Mbit/s and four flows 66 ms), and decisions that rest
-on measured rates would follow. The arithmetic of capacity is the relay's and the simulator's own
-(`network.capacity`), the sharing is by virtual time as `sim.links` explains it.
+The relay's `Shaper` would not do: it sends 16 KiB at a time, so a flow ends up to one chunk per
+concurrent flow earlier or later than under equal sharing (66 ms at 8 Mbit/s and four flows), and
+decisions that rest on measured rates would follow. Capacity is computed as in the relay and the
+simulator (`network.capacity`); flows are shared by virtual time, as `sim.links` explains.
 """
 
 from __future__ import annotations
@@ -17,43 +17,48 @@ import msgspec
 from edgewise.network.capacity import Capacity, bytes_between, time_to_send
 from edgewise.network.link import Link, LinkSettings
 
-SAME_BYTES = 1e-6
-"""What is left of a flow and less than this is rounding."""
+ROUNDING_BYTES = 1e-6
+"""A flow with less than this left is done: the rest is rounding."""
 
 
 class SharedLink:
-    """A link at work.
+    """A link that carries any number of flows at a time.
 
     Parameters
     ----------
     settings:
-        Capacity and delay; jitter and loss are not carried.
+        Capacity and delay. Raises ValueError for jitter or loss: the two worlds would draw them
+        differently.
     outages:
-        (start, end), s on the link's own time, which begins at `origin` of the loop's.
+        (start, end) of each, s from `origin`.
+    origin:
+        The loop's time at which the link's own time begins, s.
     """
 
     def __init__(
         self, settings: LinkSettings, outages: list[tuple[float, float]], origin: float
     ) -> None:
         if settings.jitter > 0.0 or settings.loss > 0.0:
-            raise ValueError("a link with jitter or loss: their luck is not shared between worlds")
+            raise ValueError("a shared link has no jitter and no loss")
         self.delay = settings.delay
         self._link = Link(settings, outages=outages, origin=origin)
         self._arrays = self._link.arrays()
         self._origin = origin
-        self._served = 0.0
+        self._served = 0.0  # bytes that each flow has sent since the busy period began
         self._at = 0.0
         self._numbers = itertools.count()
         self._flows: list[tuple[float, int, asyncio.Future[None]]] = []
         self._timer: asyncio.TimerHandle | None = None
 
-    async def cross(self, size: float) -> float:
-        """Wait until `size` bytes that begin now have left, and say when that was (loop time, s);
-        being cancelled frees the share."""
+    async def transmit(self, size: float) -> float:
+        """Send `size` bytes, starting now; returns the loop's time when the last one has left.
+
+        Cancelling it frees its share.
+        """
         loop = asyncio.get_running_loop()
         if self._unlimited and not len(self._arrays.outages):
             return loop.time()
-        self._bring_up(loop.time())
+        self._advance(loop.time())
         if not self._flows:  # a new busy period: nothing refers to the old virtual time
             self._served = 0.0
         done: asyncio.Future[None] = loop.create_future()
@@ -65,18 +70,17 @@ class SharedLink:
             return loop.time()
         finally:
             if flow in self._flows:
-                self._bring_up(loop.time())
+                self._advance(loop.time())
                 self._flows.remove(flow)
                 heapq.heapify(self._flows)
                 self._schedule(loop)
 
     def change(self, capacity: Capacity) -> None:
-        """Carry so much from now on; what has left has left."""
+        """Use another capacity from now on; bytes that have left are not affected."""
         loop = asyncio.get_running_loop()
-        self._bring_up(loop.time())
-        self._link.change(
-            loop.time(), msgspec.structs.replace(self._link.settings, capacity=capacity)
-        )
+        now = loop.time()
+        self._advance(now)
+        self._link.change(now, msgspec.structs.replace(self._link.settings, capacity=capacity))
         self._arrays = self._link.arrays()
         self._schedule(loop)
 
@@ -85,38 +89,41 @@ class SharedLink:
         return self._link.rate_bps(now) / 8.0
 
     def backlog(self, now: float) -> float:
-        """Bytes of flows that have not left by `now`."""
-        self._bring_up(now)
+        """Bytes that have not left by `now`, over all flows."""
+        self._advance(now)
         return sum(max(0.0, tag - self._served) for tag, _, _ in self._flows)
 
     @property
     def _unlimited(self) -> bool:
         return self._link.settings.capacity.unlimited
 
-    def _bring_up(self, now: float) -> None:
-        # What is on an unlimited link waits for the end of an outage, and then leaves at once.
+    def _advance(self, now: float) -> None:
+        # On an unlimited link, flows wait for the end of an outage and then leave at once.
         if self._flows and now > self._at and not self._unlimited:
             since, till = self._at - self._origin, now - self._origin
             self._served += bytes_between(*self._arrays, since, till) / len(self._flows)
         self._at = now
+
+    def _first_done(self, since: float) -> tuple[float, float]:
+        """Bytes that must leave before the first flow is done, and the loop's time when they will
+        have, if they start at `since`."""
+        left = max(0.0, self._flows[0][0] - self._served) * len(self._flows)
+        return left, self._origin + time_to_send(*self._arrays, since - self._origin, left)
 
     def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         if self._flows:
-            left = max(0.0, self._flows[0][0] - self._served) * len(self._flows)
-            at = time_to_send(*self._arrays, self._at - self._origin, left)
-            self._timer = loop.call_at(self._origin + at, self._look, loop)
+            self._timer = loop.call_at(self._first_done(self._at)[1], self._end_flows, loop)
 
-    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _end_flows(self, loop: asyncio.AbstractEventLoop) -> None:
         self._timer = None
         now = loop.time()
-        self._bring_up(now)
+        self._advance(now)
         while self._flows:
-            left = max(0.0, self._flows[0][0] - self._served) * len(self._flows)
-            across = self._origin + time_to_send(*self._arrays, now - self._origin, left)
-            if left > SAME_BYTES and across > now:
+            left, at = self._first_done(now)
+            if left > ROUNDING_BYTES and at > now:
                 break
             done = heapq.heappop(self._flows)[2]
             if not done.done():

@@ -1,11 +1,14 @@
-"""The simulator's side."""
+"""The simulator's transcript of a run."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 
 from edgewise.domain import request_id
 from edgewise.policy import find
+from edgewise.policy.base import PolicySpec
 from edgewise.scenario import Scenario
 from edgewise.sim import engine, results
 from edgewise.sim.build import simulation
@@ -13,56 +16,56 @@ from edgewise.sim.layout import Sim
 from edgewise.sim.next_times import reports_due
 from edgewise.sim.play import seeds_of_draws
 from edgewise.tasks.services import services_of
-from edgewise.testing.transcript import Chosen, Transcript
+from edgewise.testing.transcript import DecisionRecord, Transcript
 from edgewise.worlds.workload import Trace
 
 
 def first_reports(sim: Sim) -> list[float]:
-    """When each server first reports, s; of a simulation at its beginning."""
+    """When each server of a simulation that has not begun sends its first report, s."""
     due: list[float] = reports_due(sim.world).tolist()
     return due
 
 
-def play(scenario: Scenario, trace: Trace, policy: str) -> Transcript:
-    """The trace under a policy, in the simulator. Raises BadInput for an unknown policy."""
+def run_simulated(scenario: Scenario, trace: Trace, policy: str | PolicySpec) -> Transcript:
+    """Play a trace in the simulator under a policy.
+
+    Raises BadInput for an unknown policy; ValueError for several balancers, and for a policy that
+    learns as it goes: the live balancer would learn at other times.
+    """
     if scenario.balancers != 1:
-        raise ValueError("parity is between one balancer and one")
+        raise ValueError(f"expected a scenario with one balancer, got {scenario.balancers}")
+    spec = find(policy) if isinstance(policy, str) else policy
+    if spec.features:
+        raise ValueError("expected a policy that does not learn as it goes")
     sim = simulation(scenario, trace)
-    rule = find(policy)
-    if rule.features:
-        raise ValueError(f"{policy} learns as it goes, which the live balancer does elsewhen")
-    sim.table.wanted[0] = 1  # of every column, whatever the rule reads
-    numbers = np.array(rule.params, np.float64)
-    memory = rule.new_state(len(sim.world.servers))[None].copy()
-    draws = seeds_of_draws(scenario.seed, 1)
-    kernel = engine.compiled(rule.kernel)
-    table, found = sim.table, []
-    while engine.run(sim, kernel, numbers, memory, draws, 1) == 1:
-        found.append(
-            (
-                float(sim.world.clock["now"][0]),
-                table.mask.copy(),
-                table.rows.copy(),
-                table.servers.copy(),
-                table.context.copy(),
-            )
+    sim.table.wanted[0] = 1  # fill every column, whatever the policy reads
+    params = np.array(spec.params, np.float64)
+    memory = spec.new_state(len(sim.world.servers))[None].copy()
+    rng = seeds_of_draws(scenario.seed, 1)
+    kernel = engine.compiled(spec.kernel)
+    table = sim.table
+    tables: list[dict[str, Any]] = []
+    while engine.run(sim, kernel, params, memory, rng, 1) == 1:
+        tables.append(
+            {
+                "at": float(sim.world.clock["now"][0]),
+                "mask": table.mask.copy(),
+                "rows": table.rows.copy(),
+                "servers": table.servers.copy(),
+                "context": table.context.copy(),
+            }
         )
     # With one balancer, decisions are made in the order of their times.
     decided = sim.world.results["decided_at"]
     order = [int(r) for r in np.argsort(decided, kind="stable") if decided[r] == decided[r]]
     decisions = tuple(
-        Chosen(
+        DecisionRecord(
             request=request_id(r),
-            at=at,
             row=int(sim.world.results["row"][r]),
             probability=float(sim.world.results["probability"][r]),
-            mask=mask,
-            rows=rows,
-            servers=servers,
-            context=context,
+            **seen,
         )
-        for r, (at, mask, rows, servers, context) in zip(order, found, strict=True)
+        for r, seen in zip(order, tables, strict=True)
     )
-    labels = [0] * len(trace)
-    ended = results.outcomes(sim, services_of(scenario), labels)
-    return Transcript(decisions=decisions, outcomes={each.request: each for each in ended})
+    outcomes = results.outcomes(sim, services_of(scenario), [0] * len(trace))
+    return Transcript(decisions=decisions, outcomes={each.request: each for each in outcomes})

@@ -1,9 +1,9 @@
-"""What happened in a world, and where two of them part."""
+"""What happened in a run, decision by decision, and where two runs differ."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import msgspec
 import numpy as np
@@ -16,32 +16,33 @@ from edgewise.fleet.table import CONTEXT, ROW, SERVER
 Floats = NDArray[np.float64]
 
 TIME_TOLERANCE = 1e-9
-"""s. Both worlds add up the same durations in another order, and the live one on a clock that reads
-10 s more: a double near 20 has steps of 3.6e-15 s, and a request's end is a sum of some hundred
+"""s. Both worlds add up the same durations, in another order and the live one on a clock that reads
+10 s more. A double near 20 has steps of 3.6e-15 s, and a request's end is a sum of some hundred
 terms at most (what is on its links and in its queues before it), each rounded once; link times come
-out of bytes near 1e8 with steps of 1.5e-8 bytes, 1e-14 s at 8 Mbit/s. That is under 1e-11 s in all;
+out of bytes near 1e8 with steps of 1.5e-8 bytes, 1e-14 s at 8 Mbit/s. That makes less than 1e-11 s;
 a hundred times that is still a millionth of what could matter."""
 
 FEATURE_TOLERANCE = 1e-7
-"""Relative, of what decisions rest on. The belief divides differences of clock readings near 20 by
-periods, and rates are read off a capacity over a microsecond in one world and over its formula in
-the other: 1e-9 was seen. A feature off by one in its unit is off by far more."""
+"""Relative difference of a column that decisions rest on. The belief divides differences of clock
+readings near 20 by periods, and rates are read off a capacity over a microsecond in one world and
+over its formula in the other: 1e-9 was seen. A column in the wrong unit is off by far more."""
 FEATURE_FLOOR = 1e-3
-"""What differences of features are relative to at least, in the feature's unit: 1e-10 s of waiting
-are rounding where nobody waits."""
+"""Differences of columns are relative to at least this much, in the column's unit: 1e-10 s of
+waiting are rounding where nobody waits."""
 
-COMPARED = ("uploaded", "decided", "started", "finished", "answered", "received")
-"""Stamps that mean the same thing in both worlds. `transferred` does for what was transferred: of
-what stays, a node says when the body was in, the simulator when it could go into the queue."""
+COMPARED_STAMPS = ("uploaded", "decided", "started", "finished", "answered", "received")
+"""Stamps with the same meaning in both worlds. *transferred* has it for transferred requests only:
+of the others, a node notes when the body was in, the simulator when it could join the queue."""
 
 
-class Chosen(Struct, frozen=True, eq=False, kw_only=True):
-    """A decision and what it rested on."""
+class DecisionRecord(Struct, frozen=True, eq=False, kw_only=True):
+    """A decision and the candidate table it rests on (`edgewise.domain.Observation`)."""
 
     request: str
     at: float
     """s from the start of the run."""
     row: int
+    """The row chosen; the last one sheds."""
     probability: float
     mask: NDArray[np.uint8]
     rows: Floats
@@ -50,18 +51,20 @@ class Chosen(Struct, frozen=True, eq=False, kw_only=True):
 
 
 class Transcript(Struct, frozen=True, eq=False, kw_only=True):
-    """A run: its decisions in the order in which they were made, its outcomes by request."""
+    """A run: its decisions in the order they were made, and its outcomes by request id."""
 
-    decisions: tuple[Chosen, ...]
+    decisions: tuple[DecisionRecord, ...]
     outcomes: dict[str, Outcome]
-    """Stamps are s from the start of the run."""
+    """With stamps in s from the start of the run."""
 
 
-class Gap(Struct, frozen=True, kw_only=True):
-    """One thing that is not the same."""
+class Difference(Struct, frozen=True, kw_only=True):
+    """One thing in which two runs differ."""
 
     request: str
+    """Empty: it concerns the whole run."""
     what: str
+    """A field, a stamp, or ``feature COLUMN, relative difference``."""
     one: object
     other: object
 
@@ -69,97 +72,121 @@ class Gap(Struct, frozen=True, kw_only=True):
         return f"{self.request}: {self.what}: {self.one} and {self.other}"
 
 
-def differences(one: Transcript, other: Transcript, tolerance: float = TIME_TOLERANCE) -> list[Gap]:
-    """Where two stories part: who decided what for whom and when and resting on what, how each
-    request ended, where and when. Times count from `tolerance` s on, features from
-    `FEATURE_TOLERANCE` on. Empty: it is the same story."""
-    found: list[Gap] = []
+def differences(
+    one: Transcript, other: Transcript, tolerance: float = TIME_TOLERANCE
+) -> list[Difference]:
+    """All differences between two runs of one trace; empty if they are the same.
 
-    def say(request: str, what: str, first: object, second: object) -> None:
-        found.append(Gap(request=request, what=what, one=first, other=second))
-
-    order = [each.request for each in one.decisions]
-    theirs = [each.request for each in other.decisions]
-    if order != theirs:
-        say("", "order of decisions", len(order), len(theirs))
-    by_request = {each.request: each for each in other.decisions}
-    for mine in one.decisions:
-        its = by_request.get(mine.request)
-        if its is None:
-            continue
-        if mine.row != its.row:
-            say(mine.request, "row", mine.row, its.row)
-        if abs(mine.at - its.at) > tolerance:
-            say(mine.request, "decided at", mine.at, its.at)
-    if one.outcomes.keys() != other.outcomes.keys():
-        say("", "requests", len(one.outcomes), len(other.outcomes))
-    for request, mine_ended in one.outcomes.items():
-        its_ended = other.outcomes.get(request)
-        if its_ended is None:
-            continue
-        for field in ("status", "server", "model", "form"):
-            first, second = getattr(mine_ended, field), getattr(its_ended, field)
-            if first != second:
-                say(request, field, first, second)
-        moved = mine_ended.server is not None and mine_ended.stamps.transferred is not None
-        for stamp in (*COMPARED, "transferred") if moved else COMPARED:
-            first, second = getattr(mine_ended.stamps, stamp), getattr(its_ended.stamps, stamp)
-            if stamp == "transferred" and _stayed(one, request):
-                continue
-            if not _same(first, second, tolerance):
-                say(request, stamp, first, second)
-    for column, gap in feature_gaps(one, other).items():
+    Compared are each decision (which row, when, resting on which numbers) and each outcome (status,
+    server, model, form, stamps). Times may differ by `tolerance` s, the columns of the candidate
+    table by `FEATURE_TOLERANCE`.
+    """
+    found = [*_decision_differences(one, other, tolerance)]
+    found += _outcome_differences(one, other, tolerance)
+    for column, gap in feature_differences(one, other).items():
         if gap > FEATURE_TOLERANCE:
-            say("", f"feature {column}, relative difference", 0.0, gap)
+            what = f"feature {column}, relative difference"
+            found.append(Difference(request="", what=what, one=0.0, other=gap))
     return found
 
 
-def _stayed(story: Transcript, request: str) -> bool:
-    """Whether it ran where it came in: then it was never on a link between servers."""
-    ended = story.outcomes[request].stamps
-    return ended.transferred is None or ended.finished == ended.answered
+def _decision_differences(
+    one: Transcript, other: Transcript, tolerance: float
+) -> Iterator[Difference]:
+    if [each.request for each in one.decisions] != [each.request for each in other.decisions]:
+        yield Difference(
+            request="",
+            what="order of decisions",
+            one=len(one.decisions),
+            other=len(other.decisions),
+        )
+    for first, second in _pairs(one, other):
+        request = first.request
+        if first.row != second.row:
+            yield Difference(request=request, what="row", one=first.row, other=second.row)
+        if abs(first.at - second.at) > tolerance:
+            yield Difference(request=request, what="decided at", one=first.at, other=second.at)
 
 
-def _same(first: float | None, second: float | None, tolerance: float) -> bool:
+def _outcome_differences(
+    one: Transcript, other: Transcript, tolerance: float
+) -> Iterator[Difference]:
+    if one.outcomes.keys() != other.outcomes.keys():
+        yield Difference(
+            request="", what="requests", one=len(one.outcomes), other=len(other.outcomes)
+        )
+    for request, first in one.outcomes.items():
+        second = other.outcomes.get(request)
+        if second is None:
+            continue
+        for field in ("status", "server", "model", "form"):
+            pair = getattr(first, field), getattr(second, field)
+            if pair[0] != pair[1]:
+                yield Difference(request=request, what=field, one=pair[0], other=pair[1])
+        stamps = (*COMPARED_STAMPS, "transferred") if _was_transferred(first) else COMPARED_STAMPS
+        for stamp in stamps:
+            times = getattr(first.stamps, stamp), getattr(second.stamps, stamp)
+            if not _same_time(*times, tolerance):
+                yield Difference(request=request, what=stamp, one=times[0], other=times[1])
+
+
+def _pairs(one: Transcript, other: Transcript) -> Iterator[tuple[DecisionRecord, DecisionRecord]]:
+    """Decisions on the same request."""
+    by_request = {each.request: each for each in other.decisions}
+    for first in one.decisions:
+        second = by_request.get(first.request)
+        if second is not None:
+            yield first, second
+
+
+def _was_transferred(outcome: Outcome) -> bool:
+    """Whether it was on a link between servers; at its ingress it is answered when it finishes."""
+    stamps = outcome.stamps
+    moved = outcome.server is not None and stamps.transferred is not None
+    return moved and stamps.finished != stamps.answered
+
+
+def _same_time(first: float | None, second: float | None, tolerance: float) -> bool:
     if first is None or second is None:
         return first is second
     return abs(first - second) <= tolerance
 
 
-def feature_gaps(one: Transcript, other: Transcript) -> dict[str, float]:
-    """Largest relative difference of each column of what decisions rested on, over admissible rows;
-    relative to the larger of both and `FEATURE_FLOOR`. Only columns that differ at all."""
-    worst: dict[str, float] = {}
-    theirs = {each.request: each for each in other.decisions}
-    for mine in one.decisions:
-        its = theirs.get(mine.request)
-        if its is None:
-            continue
-        if not np.array_equal(mine.mask, its.mask):
-            worst["mask"] = math.inf
-        rows = mine.mask[:-1] == 1
-        _widen(worst, tuple(ROW), mine.rows[:-1][rows], its.rows[:-1][rows])
-        _widen(worst, tuple(SERVER), mine.servers, its.servers)
-        _widen(worst, tuple(CONTEXT), mine.context[None], its.context[None])
-    return worst
+def feature_differences(one: Transcript, other: Transcript) -> dict[str, float]:
+    """Largest relative difference of each column of the candidate tables, over admissible rows.
+
+    Relative to the larger of both values and `FEATURE_FLOOR`. Columns that are equal to the bit are
+    left out.
+    """
+    largest: dict[str, float] = {}
+    for first, second in _pairs(one, other):
+        if not np.array_equal(first.mask, second.mask):
+            largest["mask"] = math.inf
+        rows = first.mask[:-1] == 1
+        _compare_columns(largest, tuple(ROW), first.rows[:-1][rows], second.rows[:-1][rows])
+        _compare_columns(largest, tuple(SERVER), first.servers, second.servers)
+        _compare_columns(largest, tuple(CONTEXT), first.context[None], second.context[None])
+    return largest
 
 
-def _widen(worst: dict[str, float], names: Sequence[str], mine: Floats, its: Floats) -> None:
+def _compare_columns(
+    largest: dict[str, float], names: Sequence[str], one: Floats, other: Floats
+) -> None:
     for column, name in enumerate(names):
-        first, second = mine[:, column], its[:, column]
+        first, second = one[:, column], other[:, column]
         if not first.size or np.array_equal(first, second, equal_nan=True):
             continue
         scale = np.maximum(FEATURE_FLOOR, np.maximum(np.abs(first), np.abs(second)))
         gap = float(np.nanmax(np.abs(first - second) / scale))
         if np.any(np.isnan(first) != np.isnan(second)):
             gap = math.inf
-        worst[name] = max(worst.get(name, 0.0), gap)
+        largest[name] = max(largest.get(name, 0.0), gap)
 
 
-def shifted(outcome: Outcome, by: float) -> Outcome:
-    """An outcome with `by` s taken off its stamps."""
+def from_start(outcome: Outcome, start: float) -> Outcome:
+    """The outcome with its stamps counted from `start` (s on the clock they were taken with)."""
     stamps = {
-        field: None if (at := getattr(outcome.stamps, field)) is None else max(0.0, at - by)
+        field: None if (at := getattr(outcome.stamps, field)) is None else max(0.0, at - start)
         for field in Stamps.__struct_fields__
     }
     return msgspec.structs.replace(outcome, stamps=Stamps(**stamps))

@@ -153,10 +153,10 @@ class Balancer:
             if request.transport is not None:
                 request.transport.abort()
 
-        await self.converse(socket, request.remote or "", cut)
+        await self.serve_channel(socket, request.remote or "", cut)
         return socket
 
-    async def converse(
+    async def serve_channel(
         self, socket: web.WebSocketResponse, remote: str, cut: Callable[[], None]
     ) -> None:
         """Serve a node's channel until it ends; `cut` ends it without a word."""
