@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgewise.domain import Outcome, Request, Status
-from edgewise.score import ZERO, ScoreShape, expected_utility, score, timeliness
+from edgewise.scenario import ScoreSpec
+from edgewise.score import (
+    ZERO,
+    ScoreShape,
+    expected_utility,
+    score,
+    timeliness,
+    timeliness_of,
+    worthless_after,
+)
 
 QUICK = settings(max_examples=40, deadline=None)
 """No deadline: compiling, or a busy machine, is no failure."""
@@ -55,6 +65,29 @@ def served(latency: float = 1.0, accuracy: float = 0.8, **more: int) -> Outcome:
 )
 def test_timeliness(ratio: float, grace: float, expected: float) -> None:
     assert timeliness(ratio, grace) == pytest.approx(expected)
+
+
+def test_a_scenario_says_soft_or_hard() -> None:
+    assert ScoreShape.of(ScoreSpec()) == SOFT
+    assert ScoreShape.of(ScoreSpec(lateness="hard", accuracy_weight=2.0)) == ScoreShape(
+        grace=0.0, accuracy_weight=2.0
+    )
+
+
+@QUICK
+@given(st.floats(0, 5), st.sampled_from([0.0, 0.3, 1.0]))
+def test_timeliness_of_arrays_is_the_same(ratio: float, grace: float) -> None:
+    (got,) = timeliness_of(np.array([ratio]), np.array([grace]))
+    assert got == pytest.approx(timeliness(ratio, grace), abs=1e-6) or 0 < ratio - 1.0 < 1e-9
+
+
+@QUICK
+@given(st.floats(0.01, 100), st.sampled_from([0.0, 0.3, 1.0]))
+def test_nothing_is_worth_anything_after_that(deadline: float, grace: float) -> None:
+    last = worthless_after(deadline, grace)
+    assert last >= deadline
+    assert timeliness(last * (1.0 + 1e-9) / deadline, grace) == 0.0
+    assert timeliness(last * (1.0 - 1e-9) / deadline, grace) > 0.0
 
 
 @pytest.mark.parametrize(

@@ -122,12 +122,9 @@ class Request(Struct, frozen=True, kw_only=True, gc=False):
         """Seconds left until the deadline; negative once it has passed."""
         return self.sent_at + self.deadline - now
 
-    def expired(self, now: float, grace: float = 0.0) -> bool:
-        """Whether the deadline, stretched by `grace` × deadline, has passed.
-
-        The soft score still gives something until twice the deadline: there grace is 1.
-        """
-        return now >= self.sent_at + self.deadline * (1.0 + grace)
+    def expired(self, now: float) -> bool:
+        """Whether the deadline has passed."""
+        return now >= self.sent_at + self.deadline
 
     def admits(self, service: Service) -> bool:
         """Whether an answer of `service` can count: same task, accuracy ≥ demanded."""

@@ -36,7 +36,7 @@ from edgewise.compile import inner, jit
 from edgewise.domain import PayloadForm
 from edgewise.fleet.arrays import Array, records
 from edgewise.fleet.estimates import ready_time
-from edgewise.score import expected_utility
+from edgewise.score import expected_utility, worthless_after
 from edgewise.sim import layout
 from edgewise.sim.layout import Sim, World
 from edgewise.sim.play import TooManyOpenRequests
@@ -124,7 +124,8 @@ def known(sim: Sim, width: float = BIN) -> Known:
     if not clock["store"]:
         raise ValueError("expected a simulation that keeps its results")
     servers = len(world.servers)
-    expiry = world.requests["time"] + world.requests["deadline"] * (1.0 + clock["grace"])
+    spans = [worthless_after(s, clock["grace"]) for s in world.requests["deadline"].tolist()]
+    expiry = world.requests["time"] + np.array(spans)
     bins = max(1, math.ceil(float(expiry.max(initial=0.0)) / width) + 1)
     edges = width * np.arange(bins + 1)
 
@@ -226,8 +227,8 @@ def _noise_floors(world: World, batches: Array, grace: float) -> Array:
             least = noise(world, r, k)
             for q in range(world.requests.size):
                 other = world.requests[q]
-                if other.time < mine.time + mine.deadline * (1.0 + grace) and (
-                    mine.time < other.time + other.deadline * (1.0 + grace)
+                if other.time < mine.time + worthless_after(mine.deadline, grace) and (
+                    mine.time < other.time + worthless_after(other.deadline, grace)
                 ):
                     least = min(least, noise(world, q, k))
             floors[r, k] = least
@@ -299,7 +300,7 @@ def _fill(
         out.end = count
         out.first_way = way_count
         out.end_way = way_count
-        expiry = given.time + given.deadline * (1.0 + clock.grace)
+        expiry = given.time + worthless_after(given.deadline, clock.grace)
         out.last_bin = min(bins - 1, int(min(expiry, gone[r]) / width))
         if not there[r] or not out.ready < expiry:
             continue

@@ -24,7 +24,7 @@ def record(out: Path, episode: Episode) -> None:
     cannot be made.
     """
     score_of = episode.scenario.score
-    shape = ScoreShape(grace=score_of.grace, accuracy_weight=score_of.accuracy_weight)
+    shape = ScoreShape.of(score_of)
     of_row = candidates(episode.services)
     tables = [records.REQUESTS, records.OUTCOMES, records.DECISIONS, records.REPORTS]
     with Recorder(out, tables, patient=True) as recorder:

@@ -13,6 +13,7 @@ anybody else waits for.
 from __future__ import annotations
 
 from edgewise.compile import copied, lean
+from edgewise.score import worthless_after
 
 PEER_PATIENCE = 0.5
 """s past the deadline that a peer's answer is waited for: one that vanished without a word must not
@@ -46,10 +47,11 @@ def give_up_at(due: float, deadline: float, grace: float, work: float) -> float:
     `due` is absolute, `deadline` s, `grace` in deadlines; `work` s that the ingress needs to run
     the request itself, NaN if it has no service that is good enough.
     """
+    late = worthless_after(deadline, grace) - deadline
     reserve = 0.0
     if work == work:
-        reserve = max(RESERVE_FACTOR * work + RESERVE_MIN, LAST_PART * grace * deadline)
-    return min(due + grace * deadline - reserve, due + PEER_PATIENCE)
+        reserve = max(RESERVE_FACTOR * work + RESERVE_MIN, LAST_PART * late)
+    return min(due + late - reserve, due + PEER_PATIENCE)
 
 
 @lean
@@ -59,4 +61,4 @@ def worth_running(done: float, due: float, deadline: float, grace: float, idle: 
     `idle`: a worker has nothing else to do.
     """
     part = 1.0 if idle else HALF
-    return done <= due + part * grace * deadline
+    return done <= due + part * (worthless_after(deadline, grace) - deadline)

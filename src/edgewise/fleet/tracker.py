@@ -30,7 +30,7 @@ from edgewise.fleet import table as query
 from edgewise.fleet.arrays import Belief, new_belief
 from edgewise.fleet.commit import commit
 from edgewise.scenario import Scenario
-from edgewise.score import ScoreShape
+from edgewise.score import ScoreShape, worthless_after
 from edgewise.tasks.services import services_of
 
 SILENCE_PERIODS = 10.0
@@ -86,9 +86,7 @@ class Tracker:
     def __init__(self, scenario: Scenario) -> None:
         self.services = services_of(scenario)
         self.servers = scenario.server_names
-        self.shape = ScoreShape(
-            grace=scenario.score.grace, accuracy_weight=scenario.score.accuracy_weight
-        )
+        self.shape = ScoreShape.of(scenario.score)
         self.belief = belief_of(scenario, self.services)
         self.belief.servers["connected"] = 0.0
         self._table = query.new_table(self.belief)
@@ -224,7 +222,7 @@ class Tracker:
             return Command(request=request.id, sequence=command, reason=decision.reason)
         first = decision.ranked[0]
         destination = self._index[first.server]
-        worthless = request.sent_at + 2.0 * request.deadline
+        worthless = request.sent_at + worthless_after(request.deadline, self.shape.grace)
         self._open[request.id] = _Open(
             destination, dispatch, now, worthless - now, rif, worthless + FORGET_AFTER
         )

@@ -16,6 +16,7 @@ from edgewise.learn.rollout import CONSTANTS, SEEN, Rollout, greatest, pick
 from edgewise.policy import learned
 from edgewise.policy.learned import CLAMP, DEPTH, LAYOUT, SHED_SCALE, WIDTH, P, Q
 from edgewise.policy.priced import SPREAD, SQRT_3
+from edgewise.score import timeliness_of
 
 try:
     import torch
@@ -129,10 +130,11 @@ class Learner(nn.Module):
         spread = self.spread * (wait + service) + c["network_spread"] * over + c["stale"]
         off = SQRT_3 * spread * wider
         mean = batch.elapsed[batch.of] + over + wait + service
-        deadline, grace = batch.deadline[batch.of], batch.grace[batch.of].clamp_min(1e-9)
+        deadline, grace = batch.deadline[batch.of], batch.grace[batch.of]
 
         def timely(latency: Tensor) -> Tensor:
-            return (1.0 - (latency / deadline - 1.0) / grace).clamp(0.0, 1.0)
+            scores: Tensor = timeliness_of(latency / deadline, grace)
+            return scores
 
         expected = (4.0 * timely(mean) + timely(mean - off) + timely(mean + off)) / 6.0
         cost = c["cost"] * torch.exp(

@@ -140,11 +140,6 @@ class ScoreSpec(Strict, frozen=True, kw_only=True):
     """Exponent of the accuracy; 0 counts timeliness alone. Default: the expected share of right
     answers."""
 
-    @property
-    def grace(self) -> float:
-        """`score.Shape.grace`."""
-        return 1.0 if self.lateness == "soft" else 0.0
-
 
 class Scenario(Strict, frozen=True, kw_only=True):
     """A whole scenario file."""

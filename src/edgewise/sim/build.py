@@ -29,6 +29,7 @@ from edgewise.scenario import (
     link_events,
     slowness,
 )
+from edgewise.score import ScoreShape
 from edgewise.sim import layout
 from edgewise.sim.events import new_events, new_soon
 from edgewise.sim.layout import Reports, Sim, World
@@ -128,8 +129,8 @@ def simulation(
     clock["requests"], clock["horizon"], clock["seed"] = len(trace), horizon, seed
     clock["period"], clock["report_delay"] = scenario.report_period, report_delay
     clock["control_delay"] = given.control_delay
-    clock["grace"] = scenario.score.grace
-    clock["accuracy_weight"] = scenario.score.accuracy_weight
+    shape = ScoreShape.of(scenario.score)
+    clock["grace"], clock["accuracy_weight"] = shape.grace, shape.accuracy_weight
     clock["edf"], clock["fifo_links"] = scenario.discipline == "edf", given.fifo_links
     clock["uplink"], clock["prepare_own"] = uplink, scenario.prepare.on == "own"
     clock["batching"] = given.batching

@@ -24,6 +24,7 @@ from edgewise.fleet.belief import (
 from edgewise.fleet.table import link_rate
 from edgewise.fleet.timeouts import FLEET_PERIOD, HEARTBEAT
 from edgewise.fleet.tracker import FORGET_AFTER, RATE_MAX, RATE_MIN
+from edgewise.score import worthless_after
 from edgewise.sim.events import heap_push, push
 from edgewise.sim.heaps import remove_root
 from edgewise.sim.layout import (
@@ -270,7 +271,8 @@ def close(world: World, belief: Belief, i: int, failed: bool, now: float) -> Non
     on_outcome(belief, slot.picked, slot.dispatch, failed)
     response = now - slot.decided
     if failed:
-        worthless = slot.sent + 2.0 * (slot.deadline - slot.sent)
+        span = worthless_after(slot.deadline - slot.sent, world.clock[0].grace)
+        worthless = slot.sent + span
         response = max(response, worthless - slot.decided)
     on_answer(belief, slot.picked, now, response, slot.rif, failed)
 
@@ -306,7 +308,8 @@ def sweep(sim: Sim, now: float) -> None:
     for i in range(world.clock[0].used):
         slot = world.slots[i]
         if slot.stage == OPEN and slot.picked >= 0:
-            give_up = slot.sent + 2.0 * (slot.deadline - slot.sent) + FORGET_AFTER
+            span = worthless_after(slot.deadline - slot.sent, world.clock[0].grace)
+            give_up = slot.sent + span + FORGET_AFTER
             if give_up < now and slot.life == world.servers[slot.picked].known_life:
                 belief = by_reference(view(sim.beliefs, slot.balancer))
                 close(world, belief, i, True, now)

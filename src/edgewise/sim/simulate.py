@@ -194,7 +194,7 @@ def summary_of(policy: str, ended: Sequence[Episode]) -> PolicySummary:
         policy,
         [request for each in ended for request in each.requests()],
         [outcome for each in ended for outcome in each.outcomes()],
-        ScoreShape(grace=scenario.score.grace, accuracy_weight=scenario.score.accuracy_weight),
+        ScoreShape.of(scenario.score),
         servers=scenario.server_names,
         utilisation=busy,
         seconds=seconds,

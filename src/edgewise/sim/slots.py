@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from edgewise.compile import inlined, inner
-from edgewise.score import expected_utility
+from edgewise.score import expected_utility, worthless_after
 from edgewise.sim.events import heap_push, push
 from edgewise.sim.layout import (
     DONE,
@@ -118,7 +118,7 @@ def open_slot(world: World, r: int) -> int:
     slot.predicted = math.nan
     slot.sent = request.time
     slot.deadline = request.time + request.deadline
-    slot.expiry = request.time + request.deadline * (1.0 + clock.grace)
+    slot.expiry = request.time + worthless_after(request.deadline, clock.grace)
     slot.give_up = math.inf
     slot.news = math.inf
     slot.demanded = request.accuracy

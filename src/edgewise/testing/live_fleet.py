@@ -176,7 +176,6 @@ class LiveFleet:
 
     def _client(self, trace: Trace, routes: _Routes) -> Client:
         scenario, names = self.scenario, self.scenario.server_names
-        shape = scenario.score
         client = Client(
             ClientConfig(
                 scenario="",
@@ -191,7 +190,7 @@ class LiveFleet:
                 labels=(0,) * len(trace),
                 names={},
             ),
-            ScoreShape(grace=shape.grace, accuracy_weight=shape.accuracy_weight),
+            ScoreShape.of(scenario.score),
             self._on_outcome,
             tell_label=True,
             clock=self.clock,

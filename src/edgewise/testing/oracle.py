@@ -25,6 +25,7 @@ from msgspec import UNSET, Struct
 
 from edgewise.domain import Service
 from edgewise.scenario import LinkSpec, Scenario, SlowFailure, link_events
+from edgewise.score import ScoreShape
 from edgewise.sim.build import SimOptions
 from edgewise.tasks.services import services_of
 from edgewise.worlds.workload import Trace
@@ -466,7 +467,9 @@ def run_oracle(
     }
     access = [link(*scenario.access_of(name)) for name in names]
     servers = [_server(scenario, name, own) for name, own in zip(names, by_server, strict=True)]
-    oracle = _Oracle(access, between, servers, options.control_delay, scenario.score.grace)
+    oracle = _Oracle(
+        access, between, servers, options.control_delay, ScoreShape.of(scenario.score).grace
+    )
     oracle.run(requests)
     return requests
 

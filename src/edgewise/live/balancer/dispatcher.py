@@ -21,7 +21,7 @@ from edgewise.live.recorder import Recorder
 from edgewise.live.records import DECISIONS, REPORTS
 from edgewise.policy import Policy
 from edgewise.scenario import Scenario
-from edgewise.score import score
+from edgewise.score import score, worthless_after
 
 NUMBERS_PER_SECOND = 1000
 """Commands and dispatches are numbered from the wall clock times this, so that a balancer that was
@@ -128,7 +128,9 @@ class Dispatcher:
             decision=decision,
             command=command,
             trigger=trigger,
-            settle_at=request.sent_at + 2.0 * request.deadline + SETTLE_AFTER,
+            settle_at=request.sent_at
+            + worthless_after(request.deadline, tracker.shape.grace)
+            + SETTLE_AFTER,
         )
         if self._learns:
             entry.features = self.policy.features(seen, decision.rows[0])

@@ -52,7 +52,7 @@ from edgewise.live.wire.open_inference import decode_answer, encode_request
 from edgewise.live.wire.round_trips import LeastRtt
 from edgewise.live.wire.transport import OpenSession
 from edgewise.scenario import Scenario, dump, load
-from edgewise.score import ScoreShape, score
+from edgewise.score import ScoreShape, score, worthless_after
 from edgewise.summary import percentiles_ms
 
 try:
@@ -224,7 +224,7 @@ class Client:
         if self._tell_label:
             headers["edgewise-label"] = str(entry.label)
         url = self._config.ingress[request.ingress].rstrip("/") + INFER.format(task=request.task)
-        patience = 2.0 * request.deadline + LOST_AFTER
+        patience = worthless_after(request.deadline, self._shape.grace) + LOST_AFTER
 
         async def answer() -> Outcome:
             async with session.post(
@@ -399,7 +399,7 @@ def run(
     missing = [name for name in scenario.workload.ingress if name not in config.ingress]
     if missing:
         raise BadInput(f"client configuration: ingress: expected an address of {missing[0]!r}")
-    shape = ScoreShape(grace=scenario.score.grace, accuracy_weight=scenario.score.accuracy_weight)
+    shape = ScoreShape.of(scenario.score)
     requests = read_load(scenario, name or secrets.token_hex(4))
     out = None if config.out is None else Path(config.out)
     warm_up(shape)

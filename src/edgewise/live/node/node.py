@@ -60,6 +60,7 @@ from edgewise.live.wire.messages import FleetReports, Hello, OutcomeMessage, Rep
 from edgewise.live.wire.open_inference import InferAnswer
 from edgewise.live.wire.transport import SocketTransport, Transport
 from edgewise.scenario import Scenario, load
+from edgewise.score import ScoreShape
 from edgewise.tasks import task_of
 from edgewise.tasks.services import services_of
 
@@ -197,7 +198,7 @@ class Node:
             config.server,
             self._mine,
             self._fleet,
-            self.scenario.score.grace,
+            ScoreShape.of(self.scenario.score).grace,
             self.clock,
             self.queue,
             self.stage,

@@ -39,6 +39,7 @@ from edgewise.live.node.received_request import ReceivedRequest, RequestRefused,
 from edgewise.live.node.worker_queue import QueueFull, QueueTicket, RequestExpired, WorkerQueue
 from edgewise.live.wire.open_inference import InferAnswer, encode_request
 from edgewise.live.wire.upload import TooLarge, Upload
+from edgewise.score import worthless_after
 
 log = logging.getLogger("edgewise.node")
 
@@ -390,7 +391,7 @@ class RequestHandler:
 
     def _dead(self, request: Request) -> float:
         """When it can no longer score."""
-        return request.sent_at + request.deadline * (1.0 + self._grace)
+        return request.sent_at + worthless_after(request.deadline, self._grace)
 
     async def _in_time(self, arrival: ReceivedRequest, work: Awaitable[InferAnswer]) -> InferAnswer:
         """The answer of `work`, or one that says why there is none."""

@@ -50,7 +50,7 @@ def summary_of(folder: Path) -> PolicySummary:
     scenario = load(folder / RUN_SCENARIO)
     requests = read_requests(folder)
     outcomes = read_outcomes(folder)
-    shape = ScoreShape(grace=scenario.score.grace, accuracy_weight=scenario.score.accuracy_weight)
+    shape = ScoreShape.of(scenario.score)
     begun = min((request.sent_at for request in requests), default=0.0)
     ended = max((outcome.stamps.received or 0.0 for outcome in outcomes), default=0.0)
     try:

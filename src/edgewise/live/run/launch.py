@@ -30,6 +30,7 @@ from edgewise.live.run.hosting import Hosting, ThisMachine
 from edgewise.live.run.processes import READY_TIMEOUT, FreePorts, Process, stop_all
 from edgewise.network.control import RelayControl
 from edgewise.scenario import DownFailure, MuteFailure, Scenario, dump, slowness
+from edgewise.score import ScoreShape, worthless_after
 
 try:
     import aiohttp
@@ -181,7 +182,8 @@ class Deployment:
         await self.begin()
         await self.client.tell("go")
         patience = self.scenario.workload.duration + LATEST
-        patience += 2.0 * max(d.deadline_range[1] for d in self.scenario.workload.demands)
+        longest = max(d.deadline_range[1] for d in self.scenario.workload.demands)
+        patience += worthless_after(longest, ScoreShape.of(self.scenario.score).grace)
         done = asyncio.create_task(self.client.wait())
         failures = [asyncio.create_task(self._fail(each)) for each in self.scenario.failures]
         failures += [asyncio.create_task(self._slow_down(name)) for name in self.nodes]
