@@ -161,7 +161,7 @@ class Fleet:
             executor.go.set()
         await self.stack.aclose()
         for node in self.nodes.values():
-            assert node.edge.inflight == 0
+            assert node.inflight == 0
             assert node.queue.size == 0
             assert node.queue.busy == 0
             assert all(link.flows == 0 for link in node.monitor.links.values())
@@ -201,7 +201,7 @@ class Fleet:
         b = await self.start("b", balancer=url, of=of)
         a = await self.start("a", balancer=url, peers={"b": b.url}, of=of)
         await self.balancer.until(lambda: len(self.balancer.sockets) == 2)
-        await until(lambda: a.decisions.attached and b.decisions.attached)
+        await until(lambda: a.commands.connected and b.commands.connected)
         return a, b
 
     async def post(

@@ -14,7 +14,7 @@ from edgewise.errors import ImagesError, ModelError
 from edgewise.fleet.request_noise import RequestNoise, replay_label
 from edgewise.live.clock import Clock
 from edgewise.live.node import executor as module
-from edgewise.live.node.converter import PhotoMaker, ReplayMaker, SlowedMaker
+from edgewise.live.node.converter import Converter, PhotoMaker, ReplayMaker
 from edgewise.live.node.executor import (
     BatchItem,
     OnnxExecutor,
@@ -25,6 +25,7 @@ from edgewise.live.node.executor import (
     SlowedExecutor,
     SlowerMachineExecutor,
 )
+from edgewise.live.node.worker_queue import WorkerQueue
 from edgewise.tasks import task_of
 from edgewise.tasks.imagenet import zoo
 from edgewise.tasks.imagenet.images import load_images
@@ -56,18 +57,21 @@ def item(request: str = "r", **more: object) -> BatchItem:
 
 
 async def test_what_starts_in_a_slow_spell_takes_longer(slept: Slept) -> None:
-    drag = Slowdown(slept.clock)
-    replay = ReplayExecutor({0: SERVICE}, slept.clock, RequestNoise(3, 0.0), drag)
-    dragged = SlowedExecutor(ReplayExecutor({0: SERVICE}, slept.clock, RequestNoise(3, 0.0)), drag)
-    maker = SlowedMaker(ReplayMaker(TASK, 0.002, slept.clock), drag)
+    slowdown = Slowdown(slept.clock)
+    noise = RequestNoise(3, 0.0)
+    replay = ReplayExecutor({0: SERVICE}, slept.clock, noise, slowdown)
+    slowed = SlowedExecutor(ReplayExecutor({0: SERVICE}, slept.clock, noise), slowdown)
+    queue = WorkerQueue(slept.clock, 1, 9)
+    maker = ReplayMaker(TASK, 0.002, slept.clock)
+    converter = Converter(maker, slept.clock, queue, 0.002, "workers", slowdown)
     await replay.run([item()])
-    await dragged.run([item()])
+    await slowed.run([item()])
     assert slept.at == pytest.approx(100.020)
-    drag.factor = 3.0
+    slowdown.factor = 3.0
     await replay.run([item()])
-    await dragged.run([item()])
+    await slowed.run([item()])
     assert slept.at == pytest.approx(100.080)
-    await maker.make(b"", 96)
+    await converter.convert(b"", 96, 200.0, 200.0)
     assert slept.at == pytest.approx(100.086)
 
 

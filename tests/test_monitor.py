@@ -1,4 +1,4 @@
-"""Queue, links, stage and report, on a clock that stands until it is moved."""
+"""Queue, links, converter and report, on a clock that stands until it is moved."""
 
 from __future__ import annotations
 
@@ -15,7 +15,12 @@ from edgewise.live.node.converter import Converter
 from edgewise.live.node.measured_links import MeasuredLink
 from edgewise.live.node.monitor import Monitor
 from edgewise.live.node.reporter import Reporter
-from edgewise.live.node.worker_queue import HELD, QueueFull, RequestExpired, WorkerQueue
+from edgewise.live.node.worker_queue import (
+    TICKETS_PER_PLACE,
+    QueueFull,
+    RequestExpired,
+    WorkerQueue,
+)
 from edgewise.live.wire.round_trips import LeastRtt
 
 
@@ -75,7 +80,7 @@ async def bench_of(time: Time, workers: int = 1, discipline: str = "edf") -> Ben
 @pytest.fixture
 async def bench(time: Time) -> AsyncIterator[Bench]:
     bench = await bench_of(time)
-    async with bench.queue.at_work():
+    async with bench.queue.running_jobs():
         yield bench
     assert bench.queue.busy == 0
     assert bench.queue.waiting() == ()
@@ -183,13 +188,13 @@ async def test_a_failure_is_its_own(bench: Bench) -> None:
 def test_places_are_limited(time: Time) -> None:
     queue = WorkerQueue(time.clock, 1, 2)
     with ExitStack() as stack:
-        first, *_ = (stack.enter_context(queue.enter()) for _ in range(HELD * 2))
+        first, *_ = (stack.enter_context(queue.enter()) for _ in range(TICKETS_PER_PLACE * 2))
         with pytest.raises(QueueFull, match="16 requests"), queue.enter():
             pass
         first.leave()
         first.leave()
         with queue.enter():
-            assert queue.size == HELD * 2
+            assert queue.size == TICKETS_PER_PLACE * 2
     assert queue.size == 0
 
 
@@ -242,7 +247,7 @@ def test_a_transfer_alone_shows_the_rate() -> None:
     with link.flow("b", 100_000, lambda: 10.0) as flow:
         report = link.report("b", None, 10.05)
         assert (report.backlog, report.flows, report.throughput) == (100_000, 1, None)
-        link.arrived(flow, 10.11, away=0.010, starved=False)
+        link.arrived(flow, 10.11, delay=0.010, starved=False)
     report = link.report("b", 0.01, 10.2)
     assert report.throughput == pytest.approx(1e6)
     assert report.measured_at == 10.11
@@ -253,8 +258,8 @@ def test_two_transfers_share() -> None:
     """Two of 100 kB over 1 MB/s, side by side: both are in after 0.2 s, each had half the rate."""
     link = MeasuredLink()
     with link.flow("b", 100_000, lambda: 10.0) as one, link.flow("c", 100_000, lambda: 10.0) as two:
-        link.arrived(one, 10.2, away=0.0, starved=False)
-        link.arrived(two, 10.2, away=0.0, starved=False)
+        link.arrived(one, 10.2, delay=0.0, starved=False)
+        link.arrived(two, 10.2, delay=0.0, starved=False)
     assert link.rate == pytest.approx(1e6)
 
 
@@ -262,9 +267,9 @@ def test_half_shared() -> None:
     """100 kB from 10.0 and 50 kB from 10.05: 50 kB alone, then both 50 kB by halves until 10.15."""
     link = MeasuredLink()
     with link.flow("b", 100_000, lambda: 10.0) as one, link.flow("c", 50_000, lambda: 10.05) as two:
-        link.arrived(one, 10.15, away=0.0, starved=False)
+        link.arrived(one, 10.15, delay=0.0, starved=False)
         assert link.rate == pytest.approx(100_000 / 0.15 * (0.05 + 2 * 0.1) / 0.15)
-        link.arrived(two, 10.15, away=0.0, starved=False)
+        link.arrived(two, 10.15, delay=0.0, starved=False)
 
 
 def test_backlog_drains_at_the_measured_rate() -> None:
@@ -290,20 +295,20 @@ def test_a_starved_transfer_counts_only_upwards() -> None:
     link = MeasuredLink()
     link.measured(100_000, 0.1, 1.0, 9.0)
     with link.flow("b", 100_000, lambda: 10.0) as flow:
-        link.arrived(flow, 11.0, away=0.0, starved=True)
+        link.arrived(flow, 11.0, delay=0.0, starved=True)
     assert link.rate == pytest.approx(1e6)
     with link.flow("b", 100_000, lambda: 12.0) as flow:
-        link.arrived(flow, 12.05, away=0.0, starved=True)
+        link.arrived(flow, 12.05, delay=0.0, starved=True)
     assert link.rate > 1.2e6
 
 
 def test_a_first_transfer_that_starved_says_nothing_below_the_prior() -> None:
     link = MeasuredLink()
     with link.flow("b", 100_000, lambda: 10.0) as flow:
-        link.arrived(flow, 11.0, away=0.0, starved=True)  # 100 kB/s at least
+        link.arrived(flow, 11.0, delay=0.0, starved=True)  # 100 kB/s at least
     assert link.report("b", None, 11.0).throughput is None
     with link.flow("b", 100_000, lambda: 12.0) as flow:
-        link.arrived(flow, 12.01, away=0.0, starved=True)  # 10 MB/s at least
+        link.arrived(flow, 12.01, delay=0.0, starved=True)  # 10 MB/s at least
     assert link.rate == pytest.approx(1e7)
 
 
@@ -320,7 +325,7 @@ def test_receiver_side_measures_what_came_after_the_first_chunk() -> None:
 def test_a_transfer_of_a_few_bytes_says_nothing_of_the_rate() -> None:
     link = MeasuredLink()
     with link.flow("b", 545, lambda: 10.0) as flow:
-        link.arrived(flow, 10.01, away=0.001, starved=False)
+        link.arrived(flow, 10.01, delay=0.001, starved=False)
     assert link.report("b", None, 11.0).throughput is None
 
 
@@ -347,8 +352,8 @@ class Maker:
 
 
 def monitor_of(queue: WorkerQueue, shared: bool = True, on: str = "workers") -> Monitor:
-    stage = Converter(Maker(), queue.clock, queue, 0.003, on)  # type: ignore[arg-type]
-    return Monitor("me", {"m": SERVICE}, ("b", "c"), shared, queue, stage)
+    converter = Converter(Maker(), queue.clock, queue, 0.003, on)  # type: ignore[arg-type]
+    return Monitor("me", {"m": SERVICE}, ("b", "c"), shared, queue, converter)
 
 
 async def test_report(bench: Bench, time: Time) -> None:
@@ -416,27 +421,27 @@ async def test_a_stage_of_its_own_has_its_own_backlog(time: Time) -> None:
             await release.wait()
             return photo * 2
 
-    stage = Converter(Waiting(), time.clock, queue, 0.003, "own")
-    tasks = [asyncio.create_task(stage.make(b"a", 96, 200.0, 300.0)) for _ in range(3)]
+    converter = Converter(Waiting(), time.clock, queue, 0.003, "own")
+    tasks = [asyncio.create_task(converter.convert(b"a", 96, 200.0, 300.0)) for _ in range(3)]
     await settle()
     assert queue.busy == 0
-    assert stage.backlog(100.0) == pytest.approx(0.009)
+    assert converter.backlog(100.0) == pytest.approx(0.009)
     time.at = 100.001
-    assert stage.backlog(100.001) == pytest.approx(0.008)
+    assert converter.backlog(100.001) == pytest.approx(0.008)
     release.set()
     assert await asyncio.gather(*tasks) == [b"aa"] * 3
-    assert stage.backlog(100.001) == 0.0
+    assert converter.backlog(100.001) == 0.0
 
 
 async def test_a_stage_on_the_workers_takes_one(bench: Bench, time: Time) -> None:
-    stage = Converter(Maker(), time.clock, bench.queue, 0.003, "workers")
+    converter = Converter(Maker(), time.clock, bench.queue, 0.003, "workers")
     bench.add("running", 109.0)
     bench.add("waiting", 101.0)
     await settle()
-    task = asyncio.create_task(stage.make(b"a", 96, 200.0, 300.0))
+    task = asyncio.create_task(converter.convert(b"a", 96, 200.0, 300.0))
     await settle()
     assert not task.done()
-    assert stage.backlog(100.0) == 0.003
+    assert converter.backlog(100.0) == 0.003
     await bench.end("running")
     assert await task == b"a"  # before the one that waited longer
     await settle()
@@ -446,15 +451,15 @@ async def test_a_stage_on_the_workers_takes_one(bench: Bench, time: Time) -> Non
 async def test_jumps_are_told_at_once_and_drains_are_not(bench: Bench, time: Time) -> None:
     monitor = monitor_of(bench.queue)
     reporter = Reporter(monitor, time.clock, 0.1, lambda report: None)
-    reporter.look()
+    reporter.check_backlog()
     assert not reporter.due
     bench.add("small", 109.0, work=0.05)
     await settle()
-    reporter.look()
+    reporter.check_backlog()
     assert not reporter.due
     bench.add("large", 109.0, work=0.3)
     await settle()
-    reporter.look()
+    reporter.check_backlog()
     assert reporter.due
     for name in ("small", "large"):
         await bench.end(name)

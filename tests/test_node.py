@@ -108,7 +108,7 @@ async def test_streams_on_while_it_still_comes_in(fleet: Fleet) -> None:
     form |= request_for(a).to_headers(a.clock.now()) | {"Content-Length": str(len(body))}
     url = f"{a.url}/v2/models/imagenet-1k/infer"
     posting = asyncio.create_task(fleet.client.post(url, data=slowly(), headers=form))
-    await until(lambda: b.edge.inflight > 0)
+    await until(lambda: b.inflight > 0)
     assert b.queue.size == 1  # it waits there, though its photo is not in anywhere
     assert fleet.executors["b"].items == []
     assert b.monitor.report(b.clock.now()).queue == ()
@@ -253,7 +253,7 @@ async def test_a_peer_that_breaks_off_with_requests_queued(fleet: Fleet) -> None
         asyncio.create_task(fleet.post(a, meta=request_for(a, f"r{i}", accuracy=0.5)))
         for i in range(4)
     ]
-    await until(lambda: b.edge.inflight == 4)
+    await until(lambda: b.inflight == 4)
     await b.__aexit__()
     answers = await asyncio.gather(*posts)
     assert [code for code, _ in answers] == [200] * 4
@@ -310,7 +310,7 @@ async def test_a_client_that_goes_away_leaves_nothing(fleet: Fleet) -> None:
     posting = asyncio.create_task(fleet.post(a, meta=request_for(a)))
     await asyncio.wait_for(fleet.executors["a"].running.wait(), PATIENCE)
     posting.cancel()
-    await until(lambda: a.edge.inflight == 0)
+    await until(lambda: a.inflight == 0)
     await fleet.balancer.until(lambda: len(outcomes(fleet)) == 1)
     assert outcomes(fleet)[0].status is Status.FAILED
     fleet.executors["a"].go.set()

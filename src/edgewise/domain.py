@@ -118,13 +118,18 @@ class Request(Struct, frozen=True, kw_only=True, gc=False):
     """The least accuracy an answer must come with."""
     task: Name = DEFAULT_TASK
 
+    @property
+    def due(self) -> float:
+        """When the deadline passes, on the clock of `sent_at`."""
+        return self.sent_at + self.deadline
+
     def slack(self, now: float) -> float:
         """Seconds left until the deadline; negative once it has passed."""
-        return self.sent_at + self.deadline - now
+        return self.due - now
 
     def expired(self, now: float) -> bool:
         """Whether the deadline has passed."""
-        return now >= self.sent_at + self.deadline
+        return now >= self.due
 
     def admits(self, service: Service) -> bool:
         """Whether an answer of `service` can count: same task, accuracy ≥ demanded."""

@@ -18,7 +18,7 @@ def node(
     """
     read = load_config(config, NodeConfig)
     try:
-        from edgewise.live.node.node import run
+        from edgewise.live.node.node_process import run
     except ImportError as error:
         raise MissingExtra("live", error.name or "aiohttp") from None
     run(read)

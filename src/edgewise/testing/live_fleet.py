@@ -79,7 +79,7 @@ UNDISTURBED = Disturbance()
 
 def make_node(config: NodeConfig, scenario: Scenario, clock: Clock, transport: Transport) -> Node:
     """A node as a deployment has it."""
-    return Node(config, scenario, clock, carrier=transport)
+    return Node(config, scenario, clock, transport=transport)
 
 
 def run_live(

@@ -111,10 +111,10 @@ class MemoryTransport:
     def __init__(self, network: MemoryNetwork, name: str) -> None:
         self._network, self._name = network, name
 
-    def peers(self) -> aiohttp.ClientSession:
+    def peer_session(self) -> aiohttp.ClientSession:
         return self._network.session(self._name)
 
-    def control(self) -> aiohttp.ClientSession:
+    def balancer_session(self) -> aiohttp.ClientSession:
         return self._network.session(self._name)
 
     async def listen(self, app: web.Application, at: Listen, stack: AsyncExitStack) -> str:
@@ -122,7 +122,7 @@ class MemoryTransport:
         self._network.applications[self._name] = app
         return url_of(self._name)
 
-    def weight(self, body: int, headers: Mapping[str, str]) -> int:
+    def message_bytes(self, body: int, headers: Mapping[str, str]) -> int:
         return weight(body, headers)
 
 

@@ -1,8 +1,9 @@
-"""Commands meet requests: whichever comes first waits for the other.
+"""Where an ingress gets its commands: from the balancer, or from its own local decider.
 
-The client's metadata may have caused a command before the headers of its photo are in; then no
-question is asked. Otherwise the node asks, and if no answer comes within a share of the deadline it
-decides by itself, with the policy the balancer would have used.
+A command and the headers of its request arrive in either order. A client's metadata may have made
+the balancer decide before the photo's headers are in; that command waits here. Otherwise the node
+asks. If no answer comes within a share of the deadline (`DECISION_PATIENCE`), the node decides for
+itself, with the policy that the balancer would have used.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Callable
 
 from msgspec import Struct
 
-from edgewise.domain import Command, Request
+from edgewise.domain import Candidate, Command, Request
 from edgewise.fleet.timeouts import DECISION_PATIENCE
 from edgewise.live.clock import Clock
 from edgewise.live.node.control_channel import ControlChannel
@@ -27,25 +28,38 @@ EARLY_AGE = 30.0
 
 
 class ReceivedCommand(Struct, frozen=True, kw_only=True):
-    """A command, and whose it is."""
+    """A command, who gave it, and when it was here."""
 
     command: Command
     decider: str
     """`monitor.BALANCER` or this node's name."""
     at: float
 
+    @property
+    def candidates(self) -> tuple[Candidate, ...]:
+        """The servers and models to try, best first; empty: shed."""
+        command = self.command
+        if command.server is None or command.model is None:
+            return ()
+        return (
+            Candidate(command.server, command.model, command.form),
+            *command.alternatives,
+        )
+
 
 class CommandSource:
-    """Commands for this ingress, from the balancer or from itself.
+    """The commands for the requests of one ingress.
 
     Parameters
     ----------
-    alone:
+    local_decider:
         Decides where no balancer does.
     """
 
-    def __init__(self, server: str, clock: Clock, monitor: Monitor, alone: LocalDecider) -> None:
-        self.alone = alone
+    def __init__(
+        self, server: str, clock: Clock, monitor: Monitor, local_decider: LocalDecider
+    ) -> None:
+        self._local_decider = local_decider
         self._server = server
         self._clock = clock
         self._monitor = monitor
@@ -54,57 +68,69 @@ class CommandSource:
         self._waiting: dict[str, asyncio.Future[ReceivedCommand]] = {}
 
     def use(self, channel: ControlChannel) -> None:
-        """Ask over `channel` from now on."""
+        """Ask the balancer at the other end of `channel` from now on."""
         self._channel = channel
 
     @property
-    def attached(self) -> bool:
+    def connected(self) -> bool:
         """Whether a balancer decides."""
         return self._channel is not None and self._channel.connected
 
     def on_command(self, command: Command) -> None:
-        """The balancer sent one."""
+        """Take a command of the balancer: for whoever waits for it, or for later."""
         now = self._clock.now()
         seen = self._monitor.seen(BALANCER)
         seen.commands = max(seen.commands, command.sequence)
-        decided = ReceivedCommand(command=command, decider=BALANCER, at=now)
+        received = ReceivedCommand(command=command, decider=BALANCER, at=now)
         future = self._waiting.get(command.request)
         if future is not None:
             if not future.done():
-                future.set_result(decided)
+                future.set_result(received)
             return
-        self._early[command.request] = decided
+        self._early[command.request] = received
         while self._early:
             oldest = next(iter(self._early))
             if len(self._early) <= EARLY_MAX and now - self._early[oldest].at <= EARLY_AGE:
                 break
             del self._early[oldest]
 
-    async def decide(
+    async def command_for(
         self, request: Request, uploaded: Callable[[], float | None]
     ) -> ReceivedCommand:
-        """What to do with a request whose headers are in; `uploaded()` when its body was, if so."""
+        """The command for a request whose headers are in.
+
+        `uploaded()` is when its body was in, None while it is still coming.
+        """
         early = self._early.pop(request.id, None)
         if early is not None:
             return early
+        return await self._ask(request, uploaded) or self._decide(request, uploaded())
+
+    async def _ask(
+        self, request: Request, uploaded: Callable[[], float | None]
+    ) -> ReceivedCommand | None:
+        """The balancer's command; None if it does not answer in time, or cannot be reached."""
+        channel = self._channel
+        if channel is None or not channel.connected:
+            return None
+        slack = request.slack(self._clock.now())
+        patience = min(DECISION_PATIENCE * request.deadline, max(0.0, slack))
+        future: asyncio.Future[ReceivedCommand] = asyncio.get_running_loop().create_future()
+        self._waiting[request.id] = future
+        try:
+            if not channel.send(Ask(request=request, uploaded=uploaded())):
+                return None
+            async with asyncio.timeout(patience):
+                return await future
+        except TimeoutError:
+            return None
+        finally:
+            del self._waiting[request.id]
+
+    def _decide(self, request: Request, uploaded: float | None) -> ReceivedCommand:
         now = self._clock.now()
-        if self._channel is not None and self._channel.connected:
-            future: asyncio.Future[ReceivedCommand] = asyncio.get_running_loop().create_future()
-            self._waiting[request.id] = future
-            try:
-                if self._channel.send(Ask(request=request, uploaded=uploaded())):
-                    patience = min(
-                        DECISION_PATIENCE * request.deadline, max(0.0, request.slack(now))
-                    )
-                    async with asyncio.timeout(patience):
-                        return await future
-            except TimeoutError:
-                pass
-            finally:
-                del self._waiting[request.id]
-        now = self._clock.now()
-        # Reports go out on their period; a decision of ours rests on this very moment.
-        self.alone.on_own_report(self._monitor.report(now, self._server), now)
-        command = self.alone.decide(request, now, uploaded())
+        # Reports go out on their period; this decision rests on the state at this very moment.
+        self._local_decider.on_own_report(self._monitor.report(now, self._server), now)
+        command = self._local_decider.decide(request, now, uploaded)
         self._monitor.seen(self._server).commands = command.sequence
         return ReceivedCommand(command=command, decider=self._server, at=now)

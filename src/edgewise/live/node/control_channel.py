@@ -1,6 +1,7 @@
 """The node's side of the control channel: one WebSocket, kept open.
 
-It tries for ever, for a node without a balancer still serves; what it says of that goes to the log.
+It never gives up connecting, for a node without a balancer still serves. Connection problems go to
+the log.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from edgewise.live.clock import Clock
 from edgewise.live.wire.messages import (
     PROTOCOL,
     FleetReports,
+    FromBalancer,
     FromNode,
     Hello,
     Ping,
@@ -33,24 +35,30 @@ from edgewise.live.wire.transport import OpenSession
 log = logging.getLogger("edgewise.node")
 
 WELCOME_TIMEOUT = 2.0
-"""s for the connection and the welcome."""
+"""s for the connection, and again for the welcome."""
 FLUSH_LIMIT = 0.5
 """s to send the last messages of a node that stops."""
 OUTBOX_MAX = 4096
-"""Messages waiting to be sent; a channel that stands still for longer is broken."""
+"""Messages waiting to be sent; a channel that is blocked for longer is broken."""
+MESSAGE_MAX = 2**24
+"""bytes of a message of the balancer: the reports of all servers of a fleet."""
 
 
 class ControlChannel:
-    """A control channel; `run` keeps it.
+    """A control channel; `run` keeps it connected.
 
     Parameters
     ----------
     balancer:
         Its address, ``http://host:port``.
-    began:
-        Called when a balancer has welcomed us: it counts from 1 again.
+    on_welcome:
+        Called when a balancer has welcomed this node; it counts from 1 again.
     on_command, on_fleet:
-        Called for each, in order.
+        Called for each such message, in order.
+    seed:
+        Spreads the reconnection attempts of a fleet.
+    open_session:
+        Opens the session to the balancer.
     """
 
     def __init__(
@@ -58,57 +66,58 @@ class ControlChannel:
         balancer: str,
         hello: Hello,
         clock: Clock,
-        began: Callable[[Welcome], None],
+        on_welcome: Callable[[], None],
         on_command: Callable[[Command], None],
         on_fleet: Callable[[FleetReports], None],
         seed: int = 0,
-        session: OpenSession = aiohttp.ClientSession,
+        open_session: OpenSession = aiohttp.ClientSession,
     ) -> None:
-        self._session = session
         self.connected = False
+        self._open_session = open_session
         self._url = balancer.rstrip("/") + "/v1/control"
         self._hello = hello
         self._clock = clock
-        self._began, self._on_command, self._on_fleet = began, on_command, on_fleet
+        self._on_welcome, self._on_command, self._on_fleet = on_welcome, on_command, on_fleet
         self._outbox: asyncio.Queue[bytes] = asyncio.Queue(OUTBOX_MAX)
         self._random = random.Random(seed)
 
     def send(self, message: FromNode) -> bool:
-        """Send soon, in order; False if there is no channel to send it on."""
+        """Queue a message, sent in order; False if there is no channel to send it on."""
         if not self.connected or self._outbox.full():
             return False
         self._outbox.put_nowait(encode(message))
         return True
 
     async def run(self) -> None:
-        """Connect, and connect again, until cancelled."""
+        """Connect and reconnect until cancelled."""
         wait = RETRY_MIN
-        said = ""
-        async with self._session() as session:
+        logged = ""
+        async with self._open_session() as session:
             while True:
                 problem = ""
                 try:
                     await self._serve(session)
                 except (PeerError, aiohttp.ClientError, OSError, TimeoutError) as error:
                     problem = str(error) or type(error).__name__
-                    if self.connected:
-                        said = ""
                 finally:
-                    was, self.connected = self.connected, False
-                if was:
+                    was_connected, self.connected = self.connected, False
+                if was_connected:
                     wait = RETRY_MIN
-                if problem != said:
+                    logged = ""
+                if problem != logged:  # once for each problem, not at every attempt
                     log.warning(
-                        "no balancer at %s (%s); deciding alone, trying on", self._url, problem
+                        "no balancer at %s (%s); deciding locally, trying on", self._url, problem
                     )
-                    said = problem
+                    logged = problem
                 await asyncio.sleep(wait * self._random.uniform(0.5, 1.5))
                 wait = min(RETRY_MAX, 2.0 * wait)
 
     async def _serve(self, session: aiohttp.ClientSession) -> None:
-        """One connection, until it breaks, which raises."""
+        """Serve one connection until it breaks, which raises."""
         async with asyncio.timeout(WELCOME_TIMEOUT):
-            socket = await session.ws_connect(self._url, heartbeat=HEARTBEAT, max_msg_size=2**24)
+            socket = await session.ws_connect(
+                self._url, heartbeat=HEARTBEAT, max_msg_size=MESSAGE_MAX
+            )
         async with socket:
             async with asyncio.timeout(WELCOME_TIMEOUT):
                 await socket.send_bytes(encode(self._hello))
@@ -117,21 +126,21 @@ class ControlChannel:
                 raise PeerError(f"expected a welcome, got {type(welcome).__name__}")
             if welcome.protocol != PROTOCOL:
                 raise PeerError(f"it speaks protocol {welcome.protocol}, this node {PROTOCOL}")
-            while not self._outbox.empty():  # of an earlier connection
+            while not self._outbox.empty():  # messages of an earlier connection
                 self._outbox.get_nowait()
                 self._outbox.task_done()
             self.connected = True
             log.info("balancer at %s: policy %s", self._url, welcome.policy)
-            self._began(welcome)
-            sender = asyncio.create_task(self._send(socket))
+            self._on_welcome()
+            sender = asyncio.create_task(self._send_outbox(socket))
             try:
-                while True:  # a sender that fails breaks the socket, which is noticed here
-                    self._take(await self._receive(socket))
+                while True:  # a sender that fails breaks the socket, so `_receive` fails too
+                    self._dispatch(await self._receive(socket))
             finally:
                 sender.cancel()
                 await asyncio.gather(sender, return_exceptions=True)
 
-    def _take(self, message: Welcome | Command | Ping | FleetReports) -> None:
+    def _dispatch(self, message: FromBalancer) -> None:
         match message:
             case Command():
                 self._on_command(message)
@@ -142,9 +151,7 @@ class ControlChannel:
             case Welcome():
                 raise PeerError("a second welcome")
 
-    async def _receive(
-        self, socket: aiohttp.ClientWebSocketResponse
-    ) -> Welcome | Command | Ping | FleetReports:
+    async def _receive(self, socket: aiohttp.ClientWebSocketResponse) -> FromBalancer:
         message = await socket.receive()
         if message.type is aiohttp.WSMsgType.BINARY:
             return decode_from_balancer(message.data)
@@ -152,13 +159,13 @@ class ControlChannel:
             raise PeerError("control channel: expected binary frames, got text")
         raise PeerError("the channel was closed")
 
-    async def _send(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+    async def _send_outbox(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         while True:
             await socket.send_bytes(await self._outbox.get())
             self._outbox.task_done()
 
     async def flush(self) -> None:
-        """Wait until what was given to `send` is sent, or the channel turns out to be broken."""
+        """Wait until all queued messages are sent, but no longer than `FLUSH_LIMIT`."""
         if self.connected:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(FLUSH_LIMIT):

@@ -1,7 +1,8 @@
-"""The pre-processing stage: photos made ready for another server's model, off the event loop.
+"""The converter: makes photos model-ready for another server, off the event loop.
 
-It has a queue of its own in the reports (`backlog`), wherever its CPU time comes from: *workers* is
-the workers' most urgent job, *own* is a core to itself.
+Its backlog is reported apart from the workers' (`Converter.backlog`), wherever its CPU time comes
+from: with *workers* a conversion is the workers' most urgent job, with *own* it has a core to
+itself.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from edgewise.tasks.task import Task
 
 class PayloadMaker(Protocol):
     async def make(self, photo: bytes, size: int) -> bytes:
-        """The model-ready form for a model of input `size`. Raises ImagesError."""
+        """Make a photo ready for a model of input `size`. Raises ImagesError."""
         ...
 
 
 class PhotoMaker:
-    """Crops, resizes and re-encodes in a thread; `speed` < 1 emulates a weaker machine."""
+    """Crops, resizes and re-encodes in a thread; a `speed` below 1 emulates a weaker machine."""
 
     def __init__(self, task: Task, threads: ThreadPoolExecutor, speed: float, clock: Clock) -> None:
         self._task, self._threads, self._clock = task, threads, clock
@@ -35,12 +36,12 @@ class PhotoMaker:
     async def make(self, photo: bytes, size: int) -> bytes:
         start = self._clock.now()
         loop = asyncio.get_running_loop()
-        ready, cpu = await loop.run_in_executor(self._threads, self._convert, photo, size)
+        ready, cpu = await loop.run_in_executor(self._threads, self._make_timed, photo, size)
         await self._clock.sleep_until(start + cpu / self._speed)
         return ready
 
-    def _convert(self, photo: bytes, size: int) -> tuple[bytes, float]:
-        """The model-ready form, and the s of CPU that it took."""
+    def _make_timed(self, photo: bytes, size: int) -> tuple[bytes, float]:
+        """The model-ready form, and the CPU seconds that it took."""
         start = time.thread_time()
         ready = self._task.convert(photo, size)
         return ready, time.thread_time() - start
@@ -57,27 +58,19 @@ class ReplayMaker:
         return bytes(self._task.ready_bytes(size))
 
 
-class SlowedMaker:
-    """Another maker that takes longer by what `drag` says when it starts."""
-
-    def __init__(self, inner: PayloadMaker, drag: Slowdown) -> None:
-        self._inner, self._drag = inner, drag
-
-    async def make(self, photo: bytes, size: int) -> bytes:
-        async with self._drag.slowed():
-            return await self._inner.make(photo, size)
-
-
 class Converter:
-    """The stage of one server.
+    """The converter of one server.
 
     Parameters
     ----------
     seconds:
-        Of CPU that a conversion takes on this server, as the scenario says; what was measured
-        replaces it.
+        CPU time of a conversion on this server, as the scenario says. Measurements replace it.
     on:
-        Where the CPU is from. With *workers* it is `queue`'s.
+        Where the CPU time comes from; *workers* are those of `queue`.
+    slowdown:
+        The slow spells of this server, which conversions go through as well.
+    changed:
+        Called after every change of a queue of its own.
     """
 
     def __init__(
@@ -87,43 +80,51 @@ class Converter:
         queue: WorkerQueue,
         seconds: float,
         on: Literal["workers", "own"],
+        slowdown: Slowdown | None = None,
         changed: Callable[[], None] = lambda: None,
     ) -> None:
         self._maker = maker
         self._clock = clock
+        self._slowdown = Slowdown(clock) if slowdown is None else slowdown
         self._own = on == "own"
-        # A core of its own takes them as they come: each waits for exactly those before it, which
-        # is what the balancer predicts.
+        # A core of its own runs them in the order of arrival: each waits for exactly those before
+        # it, which is what the balancer predicts.
         self._queue = WorkerQueue(clock, 1, 2**31, "fifo", changed) if self._own else queue
         self.seconds = seconds
 
     @asynccontextmanager
-    async def at_work(self) -> AsyncIterator[None]:
-        """On leaving, what still runs on a core of its own is cancelled and waited for."""
+    async def running(self) -> AsyncIterator[None]:
+        """On leaving, cancel what still runs on a core of its own, and wait for it."""
         if not self._own:
             yield
             return
-        async with self._queue.at_work():
+        async with self._queue.running_jobs():
             yield
 
-    async def make(self, photo: bytes, size: int, deadline: float, dead: float) -> bytes:
-        """Wait for the stage, then convert. Raises ImagesError, Expired."""
+    async def convert(self, photo: bytes, size: int, deadline: float, worthless_at: float) -> bytes:
+        """Wait for CPU time, then convert. Raises ImagesError, RequestExpired."""
 
         async def action() -> bytes:
             start = self._clock.now()
-            ready = await self._maker.make(photo, size)
-            # A fifth of the news: photos differ by a factor of three in size.
+            async with self._slowdown.slowed():
+                ready = await self._maker.make(photo, size)
+            # A weight of a fifth: photos differ by a factor of three in size.
             self.seconds += 0.2 * (self._clock.now() - start - self.seconds)
             return ready
 
-        return await self._queue.run(action, self.seconds, deadline, dead, urgent=not self._own)
+        return await self._queue.run(
+            action, self.seconds, deadline, worthless_at, urgent=not self._own
+        )
 
     def backlog(self, now: float) -> float:
-        """s of CPU that wait here. With *workers* a conversion that runs is among their jobs."""
+        """CPU seconds of conversions that wait, and of running ones on a core of its own.
+
+        With *workers* a conversion that runs is among the workers' jobs.
+        """
         if not self._own:
             return self._queue.urgent_work()
         return self._queue.backlog(now)
 
-    def apart(self, now: float) -> float:
-        """s of CPU that wait or run on a core of its own; with *workers* 0: it is in theirs."""
+    def backlog_apart(self, now: float) -> float:
+        """CPU seconds that wait or run on a core of its own; 0 with *workers*."""
         return self._queue.backlog(now) if self._own else 0.0

@@ -1,9 +1,9 @@
-"""What runs a model, behind one method: ``await run(batch)``.
+"""Running a model, behind one method: ``await run(batch)``.
 
-- `OnnxExecutor`: ONNX Runtime in worker threads, decoding included, one thread a prediction.
+- `OnnxExecutor`: ONNX Runtime in worker threads, decoding included, one thread per prediction.
 - `ReplayExecutor`: recorded latencies and predictions, so that a fleet of fifty fits on two cores.
-- `SlowerMachineExecutor` wraps another and emulates a weaker machine.
-- `SlowedExecutor` wraps another and emulates slow spells.
+- `SlowerMachineExecutor` wraps another executor and emulates a weaker machine.
+- `SlowedExecutor` wraps another executor and emulates slow spells.
 
 An item that cannot be run (its image does not decode) is an error in its place of the result; the
 others of the batch are unharmed.
@@ -28,10 +28,9 @@ from edgewise.live.clock import Clock
 from edgewise.tasks import task_of
 from edgewise.tasks.task import Task
 
-LATE = 2e-3
-"""s that a worker is thought to take from one job to the next: by then the event loop has come
-round even on a busy machine. Conversions for a transfer, which the executor does not see, take
-longer."""
+HANDOVER_MAX = 2e-3
+"""s that a worker takes at most from one job to the next: by then the event loop has come round,
+even on a busy machine. Conversions for a transfer, which the executor does not see, take longer."""
 
 
 class BatchItem(Struct, frozen=True, kw_only=True):
@@ -41,7 +40,7 @@ class BatchItem(Struct, frozen=True, kw_only=True):
     model: str
     payload: bytes
     ready_size: int | None = None
-    """Input size the payload was made ready for; None: the photo as it came."""
+    """Input size that the payload was made ready for; None: the original photo."""
     label: int | None = None
     """The right class, for `ReplayExecutor` alone: it cannot look."""
     since: float | None = None
@@ -49,13 +48,13 @@ class BatchItem(Struct, frozen=True, kw_only=True):
 
 
 class Prediction(Struct, frozen=True, kw_only=True):
-    """What a model said."""
+    """The answer of a model."""
 
     predicted: int
     score: float
-    """Probability it gives that class, 0–1."""
+    """Probability that the model gives that class, 0–1."""
     cpu: float
-    """s of CPU it took: what a slower machine would take longer for."""
+    """CPU seconds that it took: the part that a slower machine takes longer for."""
 
 
 Result = Prediction | BadInput
@@ -63,18 +62,17 @@ Result = Prediction | BadInput
 
 class Executor(Protocol):
     async def run(self, batch: Sequence[BatchItem]) -> list[Result]:
-        """Run items of one model; a result or the item's own error for each, in order."""
+        """Run items of one model; returns a result or an error for each, in order."""
         ...
 
 
 class OnnxExecutor:
     """Real models.
 
-    Loads every model at once and runs a photo through each, in both forms: a node that is ready
-    answers its first request as fast as the next. What is slow the first time is the process's, not
-    a thread's: Pillow loads its decoders (30 ms of CPU, which `SlowerMachineExecutor` makes 120),
-    a session
-    allocates. Raises ModelError for a model that is unknown, not prepared or corrupt.
+    Loads all models at once and runs a photo through each in both forms, so that the first request
+    is answered as fast as the next. The process pays for the first run, not the thread: Pillow
+    loads its decoders (30 ms of CPU, which `SlowerMachineExecutor` makes 120), a session allocates.
+    Raises ModelError for a model that is unknown, not prepared or corrupt.
     """
 
     def __init__(self, task: Task, models: Sequence[str], threads: ThreadPoolExecutor) -> None:
@@ -114,20 +112,21 @@ class OnnxExecutor:
 class ReplayExecutor:
     """Recorded latencies and predictions; no image is looked at.
 
-    An answer takes the service's profile latency times its luck, and is right with the probability
-    that is the service's accuracy. Luck depends on the request's number and the service alone
-    (`fleet.request_noise`): the same under every policy, and in the simulator.
+    An answer takes the service's profiled latency times the request's noise, and is right with the
+    probability that is the service's accuracy. The noise depends on nothing but the request's
+    number and the service (`fleet.request_noise`): it is the same under every policy, and in the
+    simulator.
 
     Parameters
     ----------
     services:
-        Of the fleet by number, those of this server; latencies as on this server.
+        The services of this server, by their number in the fleet; latencies as on this server.
     noise:
-        Of the scenario.
-    drag:
-        Slow spells.
+        The scenario's.
+    slowdown:
+        The slow spells of this server.
     recorded:
-        Class by (request id, model), in place of drawn ones.
+        Classes by (request id, model), in place of drawn ones.
     """
 
     def __init__(
@@ -135,36 +134,37 @@ class ReplayExecutor:
         services: Mapping[int, Service],
         clock: Clock,
         noise: RequestNoise,
-        drag: Slowdown | None = None,
+        slowdown: Slowdown | None = None,
         recorded: Mapping[tuple[str, str], int] | None = None,
     ) -> None:
         self._services = {service.model: (k, service) for k, service in services.items()}
         self._clock = clock
         self._noise = noise
-        self._drag = Slowdown(clock) if drag is None else drag
+        self._slowdown = Slowdown(clock) if slowdown is None else slowdown
         self._recorded = recorded or {}
-        self._ends: list[float] = []  # of workers just done: when each was meant to be
+        self._ends: list[float] = []
+        """When each worker that has just finished was due to finish."""
 
     async def run(self, batch: Sequence[BatchItem]) -> list[Result]:
-        start = self._taken(batch[0], self._clock.now())
+        start = self._due_start(batch[0], self._clock.now())
         k, service = self._services[batch[0].model]
         latency = service.latency[min(len(batch), len(service.latency)) - 1]
         if all(item.ready_size is not None for item in batch):
             latency = ready_time(latency, service.ready_saving)
-        latency *= self._noise.service_factor(batch[0].request, k) * self._drag.factor
+        latency *= self._noise.service_factor(batch[0].request, k) * self._slowdown.factor
         results: list[Result] = [self._predict(item, service, latency) for item in batch]
         end = start + latency
         await self._clock.sleep_until(end)
         self._ends.append(end)
         return results
 
-    def _taken(self, item: BatchItem, now: float) -> float:
-        """When a worker took an item that starts `now`: as soon as both were there.
+    def _due_start(self, item: BatchItem, now: float) -> float:
+        """When an item that starts `now` was due to start: once it and a worker were there.
 
-        Timers fire late, and what a job is late by must not add up over a busy worker's jobs: it
-        would be slower than it is meant to be.
+        Timers fire late. Without this correction the delays would add up over a busy worker's jobs,
+        and the server would be slower than its profile.
         """
-        self._ends = [end for end in self._ends if now - end < LATE]
+        self._ends = [end for end in self._ends if now - end < HANDOVER_MAX]
         since = now if item.since is None else item.since
         return max(since, self._ends.pop(0)) if self._ends else now
 
@@ -183,11 +183,11 @@ class ReplayExecutor:
 
 
 class SlowerMachineExecutor:
-    """Another executor on a machine of `speed` < 1 times this one.
+    """Another executor, as on a machine of `speed` < 1 times this one.
 
-    The CPU time a batch really took, divided by `speed`, is how long it shall take; the rest of it
-    is waited for, so the worker stays occupied and the CPU is free for the other emulated servers.
-    CPU time rather than elapsed time, or a core shared with them would slow it twice.
+    A batch shall take the CPU time that it really took, divided by `speed`. The rest of that time
+    is waited for: the worker stays occupied, and the CPU is free for the other emulated servers.
+    Elapsed time would be wrong, because a core shared with those servers would slow a batch twice.
     """
 
     def __init__(self, inner: Executor, speed: float, clock: Clock) -> None:
@@ -204,7 +204,7 @@ class SlowerMachineExecutor:
 
 
 class Slowdown:
-    """By what factor everything on a server takes longer now: slow spells, gray failures."""
+    """The factor by which everything on a server takes longer now: slow spells, gray failures."""
 
     def __init__(self, clock: Clock) -> None:
         self.factor = 1.0
@@ -212,7 +212,7 @@ class Slowdown:
 
     @asynccontextmanager
     async def slowed(self) -> AsyncIterator[None]:
-        """What is done in this takes `factor` times as long, as that was at its start."""
+        """Stretch the time spent inside by `factor`, as it was on entering."""
         start, factor = self._clock.now(), self.factor
         yield
         now = self._clock.now()
@@ -220,11 +220,11 @@ class Slowdown:
 
 
 class SlowedExecutor:
-    """Another executor that takes longer by what `drag` says when a batch starts."""
+    """Another executor that takes longer by the factor of `slowdown` when a batch starts."""
 
-    def __init__(self, inner: Executor, drag: Slowdown) -> None:
-        self._inner, self._drag = inner, drag
+    def __init__(self, inner: Executor, slowdown: Slowdown) -> None:
+        self._inner, self._slowdown = inner, slowdown
 
     async def run(self, batch: Sequence[BatchItem]) -> list[Result]:
-        async with self._drag.slowed():
+        async with self._slowdown.slowed():
             return await self._inner.run(batch)

@@ -1,9 +1,9 @@
-"""What a node measures of the links it sends and receives on. Pure: methods take `now`.
+"""What a node measures of the links that it sends and receives on. Pure: methods take `now`.
 
-Bytes are *on* a link from the moment they are accepted for a peer until the peer says that the
-last of them is in. In between their way is reckoned: the flows of a link share its measured rate
-equally. With one uplink all peers are behind the same `MeasuredLink`. The simulator's is
-`sim.transfers`.
+Bytes are *on* a link from the moment the node accepts them for a peer until the peer says that the
+last of them is in. In between, their progress is estimated: the transfers on a link share its
+measured rate equally. With one uplink, all peers are behind the same `MeasuredLink`. The
+simulator's counterpart is `sim.transfers`.
 """
 
 from __future__ import annotations
@@ -19,24 +19,26 @@ from edgewise.fleet.estimates import fair_rate, smooth_rate
 class Flow:
     """One transfer under way."""
 
-    def __init__(self, peer: str, size: float, now: float, shared: float, tag: float) -> None:
+    def __init__(
+        self, peer: str, size: float, now: float, shared: float, finishes_at: float
+    ) -> None:
         self.peer, self.size = peer, size
-        self.started, self.shared, self.tag = now, shared, tag
+        self.started, self.shared, self.finishes_at = now, shared, finishes_at
 
 
 class MeasuredLink:
-    """A link of this node: its uplink, its way to one peer, or the clients' way to it."""
+    """One link of this node: its uplink, its path to one peer, or its clients' path to it."""
 
     def __init__(self) -> None:
         self.rate = math.nan
-        """bytes/s to one transfer alone; NaN: never measured."""
+        """bytes/s for one transfer alone; NaN: never measured."""
         self.rate_at = math.nan
         self._flows: list[Flow] = []
         self._shared = 0.0
-        """∫ flows dt."""
+        """∫ number of flows dt."""
         self._sent = 0.0
-        """bytes that a flow which was there all the time has sent, as it is reckoned; a flow is
-        through when this is at its tag."""
+        """Estimated bytes that each flow would have sent had it been there all the time: fair
+        queueing's virtual time. A flow is done when this reaches its `finishes_at`."""
         self._at = 0.0
 
     def _advance(self, now: float) -> None:
@@ -47,8 +49,11 @@ class MeasuredLink:
 
     @contextmanager
     def flow(self, peer: str, size: float, clock: Callable[[], float]) -> Iterator[Flow]:
-        """A transfer of `size` bytes to `peer` begins. It ends with `arrived` or `received`,
-        or here and unmeasured. `clock` says when that is."""
+        """A transfer of `size` bytes to `peer`.
+
+        It ends with `arrived` or `received`; without either it ends here, unmeasured. `clock`
+        returns the time of both ends.
+        """
         now = clock()
         self._advance(now)
         flow = Flow(peer, size, now, self._shared, self._sent + size)
@@ -60,12 +65,15 @@ class MeasuredLink:
                 self._advance(clock())
                 self._flows.remove(flow)
 
-    def arrived(self, flow: Flow, now: float, away: float, starved: bool) -> None:
-        """The peer has the last byte, and told so at `now`; the news took `away` s."""
-        self._end(flow, flow.size, now - flow.started - away, now, starved)
+    def arrived(self, flow: Flow, now: float, delay: float, starved: bool) -> None:
+        """The peer has the last byte; its word of that took `delay` s and came at `now`.
+
+        `starved`: the link waited for the sender (`fleet.estimates.starved`).
+        """
+        self._end(flow, flow.size, now - flow.started - delay, now, starved)
 
     def received(self, flow: Flow, size: float, seconds: float, now: float) -> None:
-        """The receiver's side: `size` bytes of a flow came in `seconds`, the last of them now."""
+        """The receiver's side: `size` bytes of a flow came within `seconds`, the last one now."""
         self._end(flow, size, seconds, now, False)
 
     def _end(self, flow: Flow, size: float, seconds: float, now: float, starved: bool) -> None:
@@ -81,24 +89,25 @@ class MeasuredLink:
     def measured(
         self, size: float, seconds: float, sharing: float, now: float, starved: bool = False
     ) -> None:
-        """`size` bytes took `seconds` while `sharing` transfers shared the link."""
+        """`size` bytes took `seconds` while, on average, `sharing` transfers used the link."""
         self.rate, self.rate_at = smooth_rate(
             self.rate, self.rate_at, now, float(size), seconds, sharing, starved
         )
 
     @property
     def flows(self) -> int:
+        """Transfers under way."""
         return len(self._flows)
 
     def report(self, peer: str, rtt: float | None, now: float) -> PeerReport:
-        """What of this link concerns `peer`; rate and its age are the link's."""
+        """The report on `peer`. The rate and its age are the link's, the backlog is the peer's."""
         self._advance(now)
-        mine = [flow for flow in self._flows if flow.peer == peer]
-        known = self.rate == self.rate
+        flows = [flow for flow in self._flows if flow.peer == peer]
+        known = not math.isnan(self.rate)
         return PeerReport(
             throughput=self.rate if known else None,
             measured_at=self.rate_at if known else None,
             rtt=rtt,
-            backlog=sum(max(0.0, flow.tag - self._sent) for flow in mine),
-            flows=len(mine),
+            backlog=sum(max(0.0, flow.finishes_at - self._sent) for flow in flows),
+            flows=len(flows),
         )

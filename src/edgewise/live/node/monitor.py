@@ -1,8 +1,11 @@
-"""A node's report of itself: `edgewise.domain.Report` out of the queue, the links and counters.
+"""A node's report on itself: `domain.Report`, made of the queue, the links and counters.
 
-Whose counters: the balancer numbers its commands and dispatches, and so does every node that
-decides by itself. Each such *decider* gets the report with the acknowledgements of its own numbers
-("" is the balancer). Numbers go on above the old ones when a decider restarts.
+A figure is added to the reports in two places: its field in `domain.Report`, and its value in
+`Monitor.report`. The balancer's state and the recorded reports take their fields from the struct.
+
+The balancer numbers its commands and dispatches, and so does every node that decides for itself.
+Each such *decider* gets the report with the acknowledgements of its own numbers ("" is the
+balancer). A decider that restarts goes on above its old numbers.
 """
 
 from __future__ import annotations
@@ -22,25 +25,29 @@ BALANCER = ""
 
 
 class SequencesSeen:
-    """What this node has seen of one decider's numbers: the highest, never reset."""
+    """The numbers of one decider that this node has seen; never reset."""
 
     def __init__(self) -> None:
         self.commands = 0
+        """The highest command."""
         self.low = 0
+        """Every dispatch up to this one has arrived …"""
         self.bits = 0
+        """… and those of the next 63 whose bit is set (`domain.Report.arrivals_bits`)."""
 
     def arrived(self, dispatch: int) -> None:
+        """A dispatch is here; 0 is the number of none."""
         if dispatch > 0:
             self.low, self.bits = acknowledge(self.low, self.bits, dispatch)
 
 
 class Monitor:
-    """Keeps what reports are made of. No clock: every method takes `now`.
+    """Keeps what reports are made of. It has no clock: every method takes `now`.
 
     Parameters
     ----------
     services:
-        Of this server by model.
+        The services of this server, by model.
     peers:
         The other servers that this one can reach.
     shared_uplink:
@@ -54,7 +61,7 @@ class Monitor:
         peers: tuple[str, ...],
         shared_uplink: bool,
         queue: WorkerQueue,
-        stage: Converter,
+        converter: Converter,
     ) -> None:
         self.server = server
         self.access = MeasuredLink()
@@ -63,18 +70,20 @@ class Monitor:
         self.rtts = {peer: LeastRtt() for peer in peers}
         self.draining = False
         self._services = services
-        self._queue, self._stage = queue, stage
+        self._queue, self._converter = queue, converter
         self._seen = {BALANCER: SequencesSeen()}
         self._times: dict[str, float] = {}
         self._served = dict.fromkeys(services, 0)
 
     def seen(self, decider: str) -> SequencesSeen:
-        """The numbers of a decider."""
+        """The numbers of `decider` that this node has seen."""
         return self._seen.setdefault(decider, SequencesSeen())
 
     def ran(self, model: str, seconds: float, ready: bool) -> None:
-        """A request ran for `seconds`. One that was fed model-ready counts what that saved, for
-        the balancer takes it off the service time again."""
+        """A request ran for `seconds`.
+
+        The saving of a model-ready payload is added: reports give the service time of originals.
+        """
         if ready:
             seconds += self._services[model].ready_saving
         before = self._times.get(model)
@@ -84,7 +93,7 @@ class Monitor:
         self._served[model] += 1
 
     def work(self, model: str, ready: bool) -> float:
-        """s that a request will take of a worker: as measured, the profile before the first."""
+        """s that a request will take of a worker: as measured, or as profiled until the first."""
         service = self._services[model]
         seconds = self._times.get(model, service.latency[0])
         if ready:
@@ -105,7 +114,7 @@ class Monitor:
             workers=self._queue.workers,
             running=self._queue.running(now),
             queue=self._queue.waiting(),
-            prepare_backlog=self._stage.backlog(now),
+            prepare_backlog=self._converter.backlog(now),
             services={
                 model: ServiceReport(
                     service_time=self._times.get(model, service.latency[0]),
@@ -123,5 +132,5 @@ class Monitor:
         )
 
     def backlog(self, now: float) -> float:
-        """s until workers and stage are through with what is here."""
-        return self._queue.backlog(now) + self._stage.apart(now)
+        """s until the workers and a converter of its own are done with what is here."""
+        return self._queue.backlog(now) + self._converter.backlog_apart(now)

@@ -1,6 +1,6 @@
-"""An edge server's process: everything of `live/` put together.
+"""An edge server, wired together from the other modules of `live.node`.
 
-`Node` is the wiring, and usable in tests without a process; `run` is the process.
+`Node` can be used in tests without a process; `node_process.run` is the process.
 """
 
 from __future__ import annotations
@@ -8,20 +8,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
-import signal
-import stat
-import sys
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
-from typing import Annotated, Any
-
-import msgspec
-from msgspec import Meta, Struct
+from typing import Any
 
 from edgewise import __version__
-from edgewise.domain import Report, Request
+from edgewise.domain import Report, Request, Service
 from edgewise.errors import BadInput
 from edgewise.fleet.belief import acknowledge
 from edgewise.fleet.estimates import fair_rate, ready_time, smooth_rate, starved
@@ -31,13 +24,7 @@ from edgewise.fleet.timeouts import give_up_at, worth_running
 from edgewise.live.clock import Clock
 from edgewise.live.node.command_source import CommandSource
 from edgewise.live.node.control_channel import ControlChannel
-from edgewise.live.node.converter import (
-    Converter,
-    PayloadMaker,
-    PhotoMaker,
-    ReplayMaker,
-    SlowedMaker,
-)
+from edgewise.live.node.converter import Converter, PhotoMaker, ReplayMaker
 from edgewise.live.node.executor import (
     Executor,
     OnnxExecutor,
@@ -46,8 +33,10 @@ from edgewise.live.node.executor import (
     SlowedExecutor,
     SlowerMachineExecutor,
 )
+from edgewise.live.node.forwarder import Forwarder
 from edgewise.live.node.http_api import NodeApi
 from edgewise.live.node.local_decider import LocalDecider
+from edgewise.live.node.local_runner import LocalRunner
 from edgewise.live.node.monitor import Monitor
 from edgewise.live.node.node_metrics import NodeMetrics
 from edgewise.live.node.peers import PeerClient
@@ -55,7 +44,6 @@ from edgewise.live.node.reporter import Reporter
 from edgewise.live.node.request_handler import RequestHandler
 from edgewise.live.node.worker_queue import WorkerQueue
 from edgewise.live.process_config import NodeConfig
-from edgewise.live.startup import freeze_startup_objects
 from edgewise.live.wire.messages import FleetReports, Hello, OutcomeMessage, ReportMessage
 from edgewise.live.wire.open_inference import InferAnswer
 from edgewise.live.wire.transport import SocketTransport, Transport
@@ -72,15 +60,8 @@ DRAIN_LIMIT = 10.0
 """s that a node takes to finish what it has when told to stop; Kubernetes kills after 30."""
 
 
-class LauncherMessage(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A line on a node's standard input, from its launcher."""
-
-    slow: Annotated[float, Meta(ge=1.0)]
-    """[times] Longer everything takes that starts from now on."""
-
-
 class Node:
-    """One edge server, to be used as ``async with Node(config) as node``.
+    """One edge server, used as ``async with Node(config) as node``.
 
     Parameters
     ----------
@@ -88,10 +69,10 @@ class Node:
         In place of the file that `config` names.
     executor:
         In place of the one that the scenario names.
-    carrier:
+    transport:
         In place of sockets.
 
-    Raises (on entering) BadInput: unknown server, missing or corrupt model, port taken.
+    Raises BadInput: an unknown server, a missing or corrupt model, a taken port (on entering).
     """
 
     def __init__(
@@ -100,84 +81,89 @@ class Node:
         scenario: Scenario | None = None,
         clock: Clock | None = None,
         executor: Executor | None = None,
-        carrier: Transport | None = None,
+        transport: Transport | None = None,
     ) -> None:
         self.config = config
-        self._carrier = SocketTransport() if carrier is None else carrier
-        self.scenario = load(config.scenario) if scenario is None else scenario
-        self.clock = Clock() if clock is None else clock
+        self.scenario = scenario = load(config.scenario) if scenario is None else scenario
+        self.clock = clock = Clock() if clock is None else clock
         self.url = ""
-        if config.server not in self.scenario.servers:
-            known = ", ".join(self.scenario.servers)
-            raise BadInput(f"server: unknown {config.server!r}; the scenario has: {known}")
-        for peer in config.peers:
-            if peer not in self.scenario.servers or peer == config.server:
-                raise BadInput(f"peers: {peer!r} is no other server of the scenario")
-        self._build(executor)
+        _check_names(config, scenario)
+        self._transport = SocketTransport() if transport is None else transport
         self._stack = AsyncExitStack()
-
-    def _build(self, executor: Executor | None) -> None:
-        config, scenario, clock = self.config, self.scenario, self.clock
-        name = config.server
-        spec = scenario.servers[name]
-        task = task_of(scenario.task)
-        everyone = services_of(scenario)
-        mine = {service.model: service for service in everyone if service.server == name}
+        self._services = services_of(scenario)
+        self._task = task_of(scenario.task)
+        here = {each.model: each for each in self._services if each.server == config.server}
+        spec = scenario.servers[config.server]
         self.queue = WorkerQueue(
-            clock, spec.workers, spec.queue_limit, scenario.discipline, self._changed
+            clock, spec.workers, spec.queue_limit, scenario.discipline, self._queue_changed
         )
-        self._threads = ThreadPoolExecutor(spec.workers + 1, "edgewise")  # one for the stage
-        self._drag = Slowdown(clock)
-        maker: PayloadMaker
-        if scenario.executor == "onnx":
-            if executor is None:
-                executor = OnnxExecutor(task, tuple(mine), self._threads)
-                if spec.speed < 1.0:
-                    executor = SlowerMachineExecutor(executor, spec.speed, clock)
-                executor = SlowedExecutor(executor, self._drag)
-            maker = PhotoMaker(task, self._threads, spec.speed, clock)
-        else:
-            if executor is None:
-                here = {k: each for k, each in enumerate(everyone) if each.server == name}
-                noise = RequestNoise(scenario.seed, scenario.service_noise.cv)
-                executor = ReplayExecutor(here, clock, noise, self._drag)
-            maker = ReplayMaker(task, scenario.prepare.seconds / spec.speed, clock)
-        self._executor = executor
-        self.stage = Converter(
-            SlowedMaker(maker, self._drag),
-            clock,
-            self.queue,
-            scenario.prepare.seconds / spec.speed,
-            scenario.prepare.on,
-            self._changed,
-        )
+        self._threads = ThreadPoolExecutor(spec.workers + 1, "edgewise")  # one to convert
+        self._slowdown = Slowdown(clock)
+        self._executor = self._executor_of(here) if executor is None else executor
+        self.converter = self._converter()
         self.monitor = Monitor(
-            name,
-            mine,
+            config.server,
+            here,
             tuple(config.peers),
             scenario.network.topology == "uplink",
             self.queue,
-            self.stage,
+            self.converter,
         )
-        self.alone = LocalDecider(scenario, name, clock.now())
-        self.decisions = CommandSource(name, clock, self.monitor, self.alone)
-        self.metrics = NodeMetrics(tuple(mine))
+        self.local_decider = LocalDecider(scenario, config.server, clock.now())
+        self.commands = CommandSource(config.server, clock, self.monitor, self.local_decider)
         self.reporter = Reporter(self.monitor, clock, scenario.report_period, self._send_report)
-        self._channel: ControlChannel | None = None
-        if config.balancer is not None:
-            self._channel = ControlChannel(
-                config.balancer,
-                Hello(server=name, models=tuple(mine), version=__version__),
-                clock,
-                began=lambda _: self._began(),
-                on_command=self.decisions.on_command,
-                on_fleet=self._on_fleet,
-                seed=scenario.seed,
-                session=self._carrier.control,
-            )
-            self.decisions.use(self._channel)
-        self._fleet = {(service.server, service.model): service for service in everyone}
-        self._mine = mine
+        self._channel = self._control_channel(tuple(here))
+
+    def _executor_of(self, here: Mapping[str, Service]) -> Executor:
+        """The executor that the scenario names, for the services of this server."""
+        scenario, clock = self.scenario, self.clock
+        if scenario.executor == "replay":
+            numbered = {k: each for k, each in enumerate(self._services) if each in here.values()}
+            noise = RequestNoise(scenario.seed, scenario.service_noise.cv)
+            return ReplayExecutor(numbered, clock, noise, self._slowdown)
+        executor: Executor = OnnxExecutor(self._task, tuple(here), self._threads)
+        speed = scenario.servers[self.config.server].speed
+        if speed < 1.0:
+            executor = SlowerMachineExecutor(executor, speed, clock)
+        return SlowedExecutor(executor, self._slowdown)
+
+    def _converter(self) -> Converter:
+        prepare, clock = self.scenario.prepare, self.clock
+        speed = self.scenario.servers[self.config.server].speed
+        seconds = prepare.seconds / speed
+        replay = self.scenario.executor == "replay"
+        maker = (
+            ReplayMaker(self._task, seconds, clock)
+            if replay
+            else PhotoMaker(self._task, self._threads, speed, clock)
+        )
+        return Converter(
+            maker,
+            clock,
+            self.queue,
+            seconds,
+            prepare.on,
+            self._slowdown,
+            self._queue_changed,
+        )
+
+    def _control_channel(self, models: tuple[str, ...]) -> ControlChannel | None:
+        if self.config.balancer is None:
+            return None
+        channel = ControlChannel(
+            self.config.balancer,
+            Hello(server=self.config.server, models=models, version=__version__),
+            self.clock,
+            on_welcome=self.reporter.report_soon,
+            on_command=self.commands.on_command,
+            on_fleet=self._on_fleet,
+            seed=self.scenario.seed,
+            open_session=self._transport.balancer_session,
+        )
+        self.commands.use(channel)
+        return channel
+
+    # -- life ------------------------------------------------------------------------------------
 
     async def __aenter__(self) -> Node:
         try:
@@ -188,43 +174,62 @@ class Node:
             raise
         return self
 
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
     async def _start(self) -> None:
-        config, stack = self.config, self._stack
-        stack.enter_context(self.clock.precise_timers())
-        self.peers = PeerClient(
-            config.server, config.peers, self.clock, self.monitor, self._carrier
-        )
-        self.edge = RequestHandler(
-            config.server,
-            self._mine,
-            self._fleet,
-            ScoreShape.of(self.scenario.score).grace,
-            self.clock,
-            self.queue,
-            self.stage,
-            self._executor,
+        config, scenario, stack, clock = self.config, self.scenario, self._stack, self.clock
+        here = {each.model: each for each in self._services if each.server == config.server}
+        fleet = {(each.server, each.model): each for each in self._services}
+        grace = ScoreShape.of(scenario.score).grace
+        stack.enter_context(clock.precise_timers())
+        peers = PeerClient(config.peers, clock, self.monitor, self._transport)
+        self.handler = RequestHandler(
+            LocalRunner(here, grace, self.queue, self._executor, self.monitor, clock),
+            Forwarder(peers, self.converter, fleet, clock),
+            self.commands,
             self.monitor,
-            self.decisions,
-            self.peers,
-            self._answered,
+            clock,
+            self._finished,
+        )
+        api = NodeApi(
+            self.handler,
+            clock,
+            self.monitor,
+            self._metrics(tuple(here)),
+            config.body_limit,
+            scenario.server_names,
         )
         stack.callback(self._threads.shutdown)
-        stack.push_async_callback(self.peers.close)
-        await stack.enter_async_context(self.stage.at_work())
-        await stack.enter_async_context(self.queue.at_work())
-        api = NodeApi(
-            self.edge,
-            self.clock,
-            self.monitor,
-            self.metrics,
-            config.body_limit,
-            self._refresh,
-            self.scenario.server_names,
+        stack.push_async_callback(peers.close)
+        await stack.enter_async_context(self.converter.running())
+        await stack.enter_async_context(self.queue.running_jobs())
+        self.url = await self._transport.listen(api.app(), config.listen, stack)
+        await self._warm_up(peers)
+        self._background(self.reporter.run())
+        self._background(peers.watch(WATCH_PERIOD, self._decides_alone, self._on_peer))
+        if self._channel is not None:
+            self._background(self._channel.run())
+
+    def _metrics(self, models: tuple[str, ...]) -> NodeMetrics:
+        metrics = NodeMetrics(models)
+        metrics.gauge("queue_size", "Requests that wait.", lambda: self.queue.size)
+        metrics.gauge("requests_in_flight", "Requests taken.", lambda: self.inflight)
+        metrics.gauge(
+            "worker_utilisation", "Busy share.", lambda: self.queue.utilisation(self.clock.now())
         )
-        self.url = await self._carrier.listen(api.app(), config.listen, stack)
-        # The first time costs: HTTP both ways is walked once, and what requests and reports need is
-        # compiled (up to a second each). The executor has seen to the models.
-        await self.peers.greet(self.url)
+        metrics.gauge(
+            "balancer_connected", "1 if a balancer decides.", lambda: self.commands.connected
+        )
+        return metrics
+
+    async def _warm_up(self, peers: PeerClient) -> None:
+        """Do once what is slow the first time, so that no request pays for it.
+
+        HTTP is gone through both ways, and the compiled functions are loaded (up to a second each).
+        The executor has run its models when it was made.
+        """
+        await peers.warm_connection(self.url)
         acknowledge(0, 0, 1)
         jumped(1.0, 1.0, 1.0, 1.0)
         busy_share(0.0, 0.0, 1.0)
@@ -235,18 +240,13 @@ class Node:
         fair_rate(1.0, 1.0, 1)
         starved(1.0, 1.0, 1.0)
         now = self.clock.now()
-        self.alone.on_own_report(self.monitor.report(now, config.server), now)
-        self._background(self.reporter.run())
-        self._background(self.peers.watch(WATCH_PERIOD, self._is_alone, self._heard))
-        if self._channel is not None:
-            self._background(self._channel.run())
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._stack.aclose()
+        self.local_decider.warm_up(now)
+        self.local_decider.on_own_report(self.monitor.report(now, self.config.server), now)
 
     def _background(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run `work` until the node stops."""
         task = asyncio.create_task(work)
-        task.add_done_callback(_complain)
+        task.add_done_callback(log_failure)
 
         async def stop() -> None:
             task.cancel()
@@ -256,13 +256,12 @@ class Node:
         self._stack.push_async_callback(stop)
 
     async def drain(self, limit: float = DRAIN_LIMIT) -> bool:
-        """Take nothing new and finish what is here; False if it was not done after `limit` s."""
-        self.edge.draining = self.monitor.draining = True
-        self.reporter.now()
+        """Take no new request and finish those here; False if that takes longer than `limit` s."""
+        self.monitor.draining = True
+        self.reporter.report_soon()
         try:
             async with asyncio.timeout(limit):
-                while self.edge.inflight:
-                    await self.edge.quiet()
+                await self.handler.requests.idle()
         except TimeoutError:
             return False
         finally:
@@ -271,111 +270,49 @@ class Node:
         return True
 
     def slow_down(self, factor: float) -> None:
-        """What starts from now on takes `factor` (≥ 1) times as long: a slow spell, emulated."""
-        self._drag.factor = factor
+        """Stretch everything that starts from now on by `factor` ≥ 1: an emulated slow spell."""
+        self._slowdown.factor = factor
 
-    # -- what happens -----------------------------------------------------------------------------
+    @property
+    def inflight(self) -> int:
+        """Requests taken and not yet answered."""
+        return self.handler.requests.inflight
 
-    def _is_alone(self) -> bool:
-        return not self.decisions.attached
+    # -- events ----------------------------------------------------------------------------------
 
-    def _began(self) -> None:
-        self.reporter.now()
+    def _decides_alone(self) -> bool:
+        return not self.commands.connected
 
     def _on_fleet(self, fleet: FleetReports) -> None:
-        self.alone.on_fleet(fleet, self.clock.now())
+        self.local_decider.on_fleet(fleet, self.clock.now())
 
-    def _heard(self, peer: str, report: Report | None, rtt: float) -> None:
-        self.alone.on_peer(peer, report, rtt, self.clock.now())
+    def _on_peer(self, peer: str, report: Report | None, rtt: float) -> None:
+        self.local_decider.on_peer(peer, report, rtt, self.clock.now())
 
-    def _changed(self) -> None:
-        self.reporter.look()
+    def _queue_changed(self) -> None:
+        self.reporter.check_backlog()
 
     def _send_report(self, report: Report) -> None:
-        now = self.clock.now()
-        self.alone.forget(now)
+        self.local_decider.forget(self.clock.now())
         if self._channel is not None:
             self._channel.send(ReportMessage(report=report))
 
-    def _answered(self, request: Request, answer: InferAnswer) -> None:
+    def _finished(self, request: Request, answer: InferAnswer) -> None:
+        self.local_decider.on_outcome(answer.outcome, self.clock.now())
         if self._channel is not None:
             self._channel.send(OutcomeMessage(outcome=answer.outcome))
 
-    def _refresh(self) -> None:
-        now = self.clock.now()
-        self.metrics.queue.set(self.queue.size)
-        self.metrics.inflight.set(self.edge.inflight)
-        self.metrics.utilisation.set(self.queue.utilisation(now))
-        self.metrics.attached.set(float(self.decisions.attached))
+
+def _check_names(config: NodeConfig, scenario: Scenario) -> None:
+    if config.server not in scenario.servers:
+        known = ", ".join(scenario.servers)
+        raise BadInput(f"server: unknown {config.server!r}; the scenario has: {known}")
+    for peer in config.peers:
+        if peer not in scenario.servers or peer == config.server:
+            raise BadInput(f"peers: {peer!r} is no other server of the scenario")
 
 
-def _complain(task: asyncio.Task[None]) -> None:
-    """A task in the background must not die in silence."""
+def log_failure(task: asyncio.Task[None]) -> None:
+    """Log a background task's exception, which nobody awaits."""
     if not task.cancelled() and (error := task.exception()) is not None:
         log.error("a bug: %r", error, exc_info=error)
-
-
-def run(config: NodeConfig) -> None:
-    """The process: serve until SIGTERM or SIGINT, then drain.
-
-    One line of JSON on standard output says that it is ready, and where; the log goes to standard
-    error. Raises BadInput.
-    """
-    import uvloop
-
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=logging.INFO,
-        format=f"%(asctime)s {config.server} %(levelname)s %(message)s",
-    )
-    uvloop.run(_serve(config))
-
-
-async def _serve(config: NodeConfig) -> None:
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    node = Node(config)
-    async with node, _listening(node):
-        freeze_startup_objects()
-        ready = {"ready": {"node": config.server, "url": node.url}}
-        print(msgspec.json.encode(ready).decode(), flush=True)
-        await stop.wait()
-        log.info("draining: %d requests in flight", node.edge.inflight)
-        if not await node.drain():
-            log.warning("gave up on %d requests after %g s", node.edge.inflight, DRAIN_LIMIT)
-
-
-@contextlib.asynccontextmanager
-async def _listening(node: Node) -> AsyncIterator[None]:
-    """Do what the launcher says on standard input: ``{"slow": 1.8}``, a slow spell of that factor.
-
-    A node that was not started by a launcher has no pipe there, and nothing to be told.
-    """
-    mode = 0 if sys.stdin is None else os.fstat(sys.stdin.fileno()).st_mode
-    if not (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)):
-        yield
-        return
-    lines = asyncio.StreamReader()
-    transport, _ = await asyncio.get_running_loop().connect_read_pipe(
-        lambda: asyncio.StreamReaderProtocol(lines), sys.stdin
-    )
-
-    async def obey() -> None:
-        async for line in lines:
-            try:
-                told = msgspec.json.decode(line, type=LauncherMessage)
-            except msgspec.DecodeError as error:
-                log.warning("standard input: %s", error)
-                continue
-            node.slow_down(told.slow)
-
-    task = asyncio.create_task(obey())
-    task.add_done_callback(_complain)
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        transport.close()

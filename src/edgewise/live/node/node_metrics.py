@@ -1,18 +1,22 @@
-"""What a node's ``GET /metrics`` shows, in Prometheus' text format.
+"""A node's ``GET /metrics``, in Prometheus' text format.
 
-Every label value is from a closed set (models of this server, status, HTTP code): a client cannot
-make the number of time series grow.
+Every label value comes from a closed set (this server's models, status, HTTP code), so a client
+cannot make the number of time series grow.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.exposition import CONTENT_TYPE_LATEST as CONTENT_TYPE
+
+from edgewise.live.node.received_request import ReceivedRequest
+from edgewise.live.wire.open_inference import InferAnswer
 
 __all__ = ["CONTENT_TYPE", "NodeMetrics"]
 
-CONTENT_TYPE = CONTENT_TYPE_LATEST
-# OpenTelemetry's for http.server.request.duration.
+# The buckets of OpenTelemetry's http.server.request.duration.
 _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 _DECISION_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
 
@@ -23,41 +27,51 @@ class NodeMetrics:
     def __init__(self, models: tuple[str, ...]) -> None:
         self._models = frozenset(models)
         self._registry = registry = CollectorRegistry()
-        self.requests = Counter(
+        self._requests = Counter(
             "request", "Requests answered as ingress.", ("status", "model"), registry=registry
         )
-        self.errors = Counter(
+        self._errors = Counter(
             "request_error", "Requests answered with an error.", ("code",), registry=registry
         )
-        self.duration = Histogram(
+        self._duration = Histogram(
             "http_server_request_duration_seconds",
             "From the headers to the answer.",
             buckets=_BUCKETS,
             registry=registry,
         )
-        self.decision = Histogram(
+        self._decision = Histogram(
             "decision_duration_seconds",
             "From the headers to the command.",
             buckets=_DECISION_BUCKETS,
             registry=registry,
         )
-        self.late = Counter(
+        self._late = Counter(
             "deadline_violation", "Requests served after their deadline.", registry=registry
         )
-        self.transfers = Counter(
+        self._transfers = Counter(
             "transfer", "Requests of peers run here.", ("code",), registry=registry
         )
-        self.queue = Gauge("queue_size", "Requests that wait.", registry=registry)
-        self.inflight = Gauge("requests_in_flight", "Requests taken.", registry=registry)
-        self.utilisation = Gauge("worker_utilisation", "Busy share.", registry=registry)
-        self.attached = Gauge("balancer_connected", "1 if a balancer decides.", registry=registry)
 
-    def count(self, status: str, model: str | None, code: int) -> None:
-        """A request was answered."""
+    def gauge(self, name: str, about: str, value: Callable[[], float]) -> None:
+        """Show `value()` under `name`."""
+        Gauge(name, about, registry=self._registry).set_function(value)
+
+    def answered(self, received: ReceivedRequest, answer: InferAnswer, now: float) -> None:
+        """Count a client's request that was answered at `now`."""
+        model = answer.outcome.model
         label = model if model in self._models else "none" if model is None else "other"
-        self.requests.labels(status, label).inc()
-        if code >= 400:
-            self.errors.labels(str(code)).inc()
+        self._requests.labels(answer.outcome.status.value, label).inc()
+        if answer.code >= 400:
+            self._errors.labels(str(answer.code)).inc()
+        self._duration.observe(now - received.accepted)
+        if received.decided is not None:
+            self._decision.observe(max(0.0, received.decided - received.accepted))
+        if answer.served and received.request.slack(now) < 0.0:
+            self._late.inc()
+
+    def transfer_answered(self, code: int) -> None:
+        """Count a peer's request that was answered with an HTTP status."""
+        self._transfers.labels(str(code)).inc()
 
     def text(self) -> bytes:
         return generate_latest(self._registry)

@@ -1,4 +1,4 @@
-"""A request as it stands at one server: what is known of it, its body, and how it can end."""
+"""A request as one server has it: its metadata, its body, its stamps, and the ways it can end."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from edgewise.live.wire.upload import Upload
 
 
 class RequestRefused(EdgewiseError):
-    """A request is answered with an HTTP error without having been taken."""
+    """The node answers with an HTTP error and does not take the request."""
 
     def __init__(self, code: int, problem: str) -> None:
         self.code = code
@@ -27,37 +27,39 @@ class RequestRefused(EdgewiseError):
 
 
 class ReceivedRequest(Struct, kw_only=True):
-    """A request as it stands at this server: what is known of it and its body."""
+    """A request at this server. The stamps are filled in as it gets on; see `domain.Stamps`."""
 
     request: Request
     body: Upload
-    format: Mapping[str, str]
-    """Headers that say how the body reads."""
+    body_headers: Mapping[str, str]
+    """The HTTP headers that say how to read the body."""
     accepted: float
     model: str | None = None
-    """A concrete model the client wants, here; None: whoever decides says."""
+    """The model of this server that the client or the sender asks for; None: the command says."""
     ready_size: int | None = None
+    """Input size that the payload was made ready for; None: the original photo."""
     label: int | None = None
+    """The right class, sent along for the replay executor only."""
     decided: float | None = None
     transferred: float | None = None
     started: float | None = None
     finished: float | None = None
     parsed: InferRequest | None = None
+    """The body's content, once `photo` has been called."""
 
     async def photo(self) -> bytes:
-        """The image's bytes, once they are in. Raises WireError, TooLarge."""
+        """Wait for the body and return the image in it. Raises WireError, TooLarge."""
         if self.parsed is None:
             body = await self.body.whole()
-            self.parsed = decode_request(body, self.format.get(HEADER_LENGTH))
+            self.parsed = decode_request(body, self.body_headers.get(HEADER_LENGTH))
         return self.parsed.photo
 
     def uploaded(self) -> float | None:
+        """When the body was in; None while it is still coming."""
         return self.body.last_at if self.body.done else None
 
-    # -- the answers it can get ------------------------------------------------------------------
-
     def stamps(self, now: float) -> Stamps:
-        """Up to the answer, which begins now."""
+        """All stamps of an answer that begins at `now`."""
         return Stamps(
             accepted=self.accepted,
             uploaded=self.uploaded(),
@@ -68,6 +70,23 @@ class ReceivedRequest(Struct, kw_only=True):
             answered=now,
         )
 
+    # -- answers other than "served" -------------------------------------------------------------
+
+    def shed(self, reason: ShedReason, now: float, detail: str = "") -> InferAnswer:
+        """The answer to a request that is refused on purpose."""
+        error = f"shed: {reason.value}" + (f" ({detail})" if detail else "")
+        return self._unserved(Status.SHED, shed_code(reason), reason.value, error, now)
+
+    def expired(self, now: float, detail: str = "") -> InferAnswer:
+        """The answer to a request that came too late, or was kept too long."""
+        error = f"the deadline of {self.request.deadline:g} s has passed"
+        error += f" ({detail})" if detail else ""
+        return self._unserved(Status.EXPIRED, 504, "deadline", error, now)
+
+    def failed(self, code: int, error: str, now: float) -> InferAnswer:
+        """The answer when something broke, or when the payload is no image."""
+        return self._unserved(Status.FAILED, code, error, error, now)
+
     def _unserved(
         self, status: Status, code: int, reason: str, error: str, now: float
     ) -> InferAnswer:
@@ -75,27 +94,3 @@ class ReceivedRequest(Struct, kw_only=True):
             request=self.request.id, status=status, reason=reason, stamps=self.stamps(now)
         )
         return InferAnswer(outcome=outcome, code=code, error=error)
-
-    def shed(self, reason: ShedReason, now: float, detail: str = "") -> InferAnswer:
-        """Refused on purpose."""
-        error = f"shed: {reason.value}" + (f" ({detail})" if detail else "")
-        return self._unserved(Status.SHED, shed_code(reason), reason.value, error, now)
-
-    def expired(self, now: float, detail: str = "") -> InferAnswer:
-        """Too late."""
-        error = f"the deadline of {self.request.deadline:g} s has passed"
-        error += f" ({detail})" if detail else ""
-        return self._unserved(Status.EXPIRED, 504, "deadline", error, now)
-
-    def failed(self, code: int, error: str, now: float) -> InferAnswer:
-        """Something broke, or the photo is none."""
-        return self._unserved(Status.FAILED, code, error, error, now)
-
-
-class TransferOrigin(Struct, frozen=True, kw_only=True):
-    """What a peer says of a request it transfers here."""
-
-    via: str
-    attempt: int
-    dispatch: int
-    decider: str

@@ -1,4 +1,4 @@
-"""Reports as they fall due: on their period, and at once when something jumps."""
+"""When a node reports: once a period, and at once when its backlog jumps."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from edgewise.live.node.monitor import Monitor
 
 
 class Reporter:
-    """Hands reports to `send`."""
+    """Calls `send` with a report whenever one is due."""
 
     def __init__(
         self, monitor: Monitor, clock: Clock, period: float, send: Callable[[Report], None]
@@ -25,12 +25,12 @@ class Reporter:
         self._last_backlog = 0.0
         self._wanted = asyncio.Event()
 
-    def now(self) -> None:
-        """Something happened that must be told."""
+    def report_soon(self) -> None:
+        """Do not let the next report wait for its period."""
         self._wanted.set()
 
-    def look(self) -> None:
-        """Something changed; tell it if it is a jump."""
+    def check_backlog(self) -> None:
+        """Report soon if the backlog has jumped since the last report."""
         now = self._clock.now()
         backlog = self._monitor.backlog(now)
         if jumped(backlog, self._last_backlog, now - self._last_at, self._period):
@@ -38,11 +38,11 @@ class Reporter:
 
     @property
     def due(self) -> bool:
-        """Whether the next report will not wait for its period."""
+        """Whether the next report does not wait for its period."""
         return self._wanted.is_set()
 
     async def run(self) -> None:
-        """Report until cancelled."""
+        """Report until cancelled; two reports are at least `GAP` of a period apart."""
         while True:
             self._wanted.clear()
             now = self._clock.now()

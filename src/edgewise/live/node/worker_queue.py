@@ -2,18 +2,18 @@
 
 Theory of operation
 -------------------
-A request takes a ticket (`WorkerQueue.enter`) when its headers are in, long before it can run.
-When its photo is there it waits for a worker (`WorkerQueue.run`): a photo still on its way must not
-block one, and only what waits for a worker counts against the limit, for the rest may be on its way
-to another server. A free worker takes the one of earliest deadline (with *fifo* the first that
-could run). A job that preprocesses a payload for a transfer is *urgent* and goes
-before all others, for another server waits for it.
+A request takes a ticket (`WorkerQueue.enter`) when its headers are in, long before it can run. When
+its photo is in, it waits for a worker (`WorkerQueue.run`). A photo that is still coming must not
+block a worker, and only requests that wait for a worker count against the limit, for the others may
+go on to another server. A free worker takes the job with the earliest deadline, or with *fifo* the
+first that could run. A conversion for a transfer is *urgent* and goes before all others, because
+another server waits for it.
 
-Both are safe under cancellation: however a request ends (answered, timed out, its client gone), its
-place and its waiting job go with it. A job that runs already keeps its worker until it is through,
+Both steps are safe under cancellation. However a request ends (answered, timed out, its client
+gone), its ticket and its waiting job go with it. A running job keeps its worker until it is done,
 for a thread cannot be stopped; only its result is dropped.
 
-What may never happen: a job run twice; a worker idle while a job could run.
+What may never happen: a job runs twice; a worker is idle while a job could run.
 """
 
 from __future__ import annotations
@@ -33,10 +33,9 @@ from edgewise.live.clock import Clock
 
 T = TypeVar("T")
 
-
-HELD = 8
-"""Times the limit of a queue that requests may be held in all, bodies that are still coming in
-included: what bounds the memory they take."""
+TICKETS_PER_PLACE = 8
+"""Tickets per place in the queue. They include requests whose bodies are still coming in, so this
+bounds the memory that bodies take."""
 
 
 class QueueFull(EdgewiseError):
@@ -48,23 +47,28 @@ class RequestExpired(EdgewiseError):
 
 
 class QueueTicket:
-    """What a waiting request holds."""
+    """Marks a request that waits at this server."""
 
-    def __init__(self, places: set[QueueTicket]) -> None:
-        self._places = places
-        places.add(self)
+    def __init__(self, tickets: set[QueueTicket]) -> None:
+        self._tickets = tickets
+        tickets.add(self)
 
     def leave(self) -> None:
-        """It runs, or goes elsewhere: it waits here no more. May be called again."""
-        self._places.discard(self)
+        """The request runs or goes elsewhere, and no longer waits here. Idempotent."""
+        self._tickets.discard(self)
 
 
 class _Job:
     def __init__(
-        self, action: Callable[[], Awaitable[Any]], work: float, deadline: float, dead: float
+        self,
+        action: Callable[[], Awaitable[Any]],
+        work: float,
+        deadline: float,
+        worthless_at: float,
+        urgent: bool,
     ) -> None:
-        self.action, self.work, self.deadline, self.dead = action, work, deadline, dead
-        self.urgent = False
+        self.action, self.work, self.urgent = action, work, urgent
+        self.deadline, self.worthless_at = deadline, worthless_at
         self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
 
@@ -74,11 +78,11 @@ class WorkerQueue:
     Parameters
     ----------
     workers:
-        How many jobs run at a time.
+        Jobs that run at a time.
     limit:
-        How many requests may wait for a worker. `HELD` times as many may have a place.
+        Requests that may wait for a worker. `TICKETS_PER_PLACE` times as many may hold a ticket.
     changed:
-        Called after every change of what could run or runs.
+        Called after every change of the waiting or running jobs.
     """
 
     def __init__(
@@ -94,7 +98,7 @@ class WorkerQueue:
         self.limit = limit
         self._edf = discipline == "edf"
         self._changed = changed
-        self._places: set[QueueTicket] = set()
+        self._tickets: set[QueueTicket] = set()
         self._numbers = itertools.count()
         self._heap: list[tuple[float, int, _Job]] = []
         self._running: dict[_Job, float] = {}
@@ -104,37 +108,45 @@ class WorkerQueue:
 
     @contextmanager
     def enter(self) -> Iterator[QueueTicket]:
-        """Wait from now on. Raises QueueFull."""
-        if len(self._places) >= HELD * self.limit:
-            raise QueueFull(f"{HELD * self.limit} requests are here already")
-        place = QueueTicket(self._places)
+        """Hold a ticket. Raises QueueFull."""
+        if len(self._tickets) >= TICKETS_PER_PLACE * self.limit:
+            raise QueueFull(f"{TICKETS_PER_PLACE * self.limit} requests are here already")
+        ticket = QueueTicket(self._tickets)
         try:
-            yield place
+            yield ticket
         finally:
-            place.leave()
+            ticket.leave()
 
     async def run(
         self,
         action: Callable[[], Awaitable[T]],
         work: float,
         deadline: float,
-        dead: float = math.inf,
+        worthless_at: float = math.inf,
         urgent: bool = False,
     ) -> T:
-        """Run `action` on a worker as soon as the order allows; returns what it returns.
+        """Run `action` on a worker as soon as the order allows, and return what it returns.
 
-        `work` s it is expected to take; `deadline` absolute, what the queue is ordered by; `dead`
-        absolute: if no worker has taken it by then it never runs, and Expired is raised. Raises
-        QueueFull, unless it is `urgent`.
+        Parameters
+        ----------
+        work:
+            s that it is expected to take.
+        deadline:
+            Absolute; the queue's order.
+        worthless_at:
+            Absolute. A job that no worker has taken by then never runs.
+        urgent:
+            It goes before all others, and the limit does not apply.
+
+        Raises QueueFull, RequestExpired.
         """
         if not urgent and not self.idle and self._ordinary >= self.limit:
             raise QueueFull(f"{self.limit} requests wait already")
-        job = _Job(action, work, deadline, dead)
-        job.urgent = urgent
+        job = _Job(action, work, deadline, worthless_at, urgent)
         number = next(self._numbers)
         key = -math.inf if urgent else deadline if self._edf else float(number)
         heapq.heappush(self._heap, (key, number, job))
-        self._start()
+        self._start_jobs()
         self._changed()
         try:
             return await job.future  # type: ignore[no-any-return]
@@ -145,8 +157,8 @@ class WorkerQueue:
                 self._changed()
 
     @asynccontextmanager
-    async def at_work(self) -> AsyncIterator[None]:
-        """On leaving, what still runs is cancelled and waited for."""
+    async def running_jobs(self) -> AsyncIterator[None]:
+        """On leaving, cancel the jobs that still run, and wait for them."""
         try:
             yield
         finally:
@@ -154,14 +166,14 @@ class WorkerQueue:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _start(self) -> None:
-        """Give free workers what they can run."""
+    def _start_jobs(self) -> None:
+        """Give every free worker a job."""
         while self._heap and len(self._running) < self.workers:
             job = heapq.heappop(self._heap)[2]
-            if job.future.done():  # cancelled, and about to say so
+            if job.future.done():  # cancelled; `run` has not noticed yet
                 continue
             now = self.clock.now()
-            if now >= job.dead:
+            if now >= job.worthless_at:
                 job.future.set_exception(RequestExpired("it waited until it could no longer score"))
                 continue
             self._count_busy(now)
@@ -171,43 +183,43 @@ class WorkerQueue:
             task.add_done_callback(self._tasks.discard)
 
     async def _work(self, job: _Job) -> None:
-        # The next one starts before this one's answer is written: a worker does not wait for that.
+        # The worker takes its next job before this one's answer is written.
         try:
             result = await job.action()
         except asyncio.CancelledError:
-            self._through(job)
+            self._done(job)
             job.future.cancel()
             raise
         except Exception as error:
-            self._through(job)
-            if not job.future.done():  # whoever waits for the job gets it
+            self._done(job)
+            if not job.future.done():  # `run` raises it
                 job.future.set_exception(error)
         else:
-            self._through(job)
+            self._done(job)
             if not job.future.done():
                 job.future.set_result(result)
         self._changed()
 
-    def _through(self, job: _Job) -> None:
+    def _done(self, job: _Job) -> None:
         self._count_busy(self.clock.now())
         del self._running[job]
-        self._start()
+        self._start_jobs()
 
     def _count_busy(self, now: float) -> None:
         busy = len(self._running) / self.workers
         self._busy = busy_share(self._busy, busy, now - self._busy_at)
         self._busy_at = now
 
-    # -- what the monitor reads -----------------------------------------------------------------
+    # -- what the monitor reads ------------------------------------------------------------------
 
     @property
     def size(self) -> int:
-        """Requests that wait, those whose photo is not in included."""
-        return len(self._places)
+        """Requests that wait, including those whose photo is still coming in."""
+        return len(self._tickets)
 
     @property
     def busy(self) -> int:
-        """Workers that run something."""
+        """Workers that run a job."""
         return len(self._running)
 
     @property
@@ -220,11 +232,11 @@ class WorkerQueue:
         return len(self._running) < self.workers
 
     def running(self, now: float) -> tuple[float, ...]:
-        """What is left of each running job, s. One that takes longer than expected has 0 left."""
+        """Expected rest of each running job, s; 0 for one that takes longer than expected."""
         return tuple(max(0.0, at + job.work - now) for job, at in self._running.items())
 
     def waiting(self) -> tuple[QueueItem, ...]:
-        """Jobs that could run if a worker were free, but for urgent ones."""
+        """The jobs that wait for a worker, without the urgent ones."""
         return tuple(
             QueueItem(deadline=job.deadline, work=job.work)
             for _, _, job in self._heap
@@ -232,17 +244,19 @@ class WorkerQueue:
         )
 
     def urgent_work(self) -> float:
-        """s of a worker that waiting urgent jobs will take."""
+        """s of a worker that the waiting urgent jobs will take."""
         return sum(job.work for _, _, job in self._heap if job.urgent)
 
     def backlog(self, now: float) -> float:
-        """s until the workers are through with all that can run, shared evenly."""
+        """s until the workers are done with all that could run, shared evenly among them."""
         work = sum(job.work for _, _, job in self._heap) + sum(self.running(now))
         return work / self.workers
 
     def wait(self, deadline: float, now: float) -> float:
-        """s until a job of that deadline would be taken, if it could run now and none came after;
-        the work ahead of it shared evenly."""
+        """s until a worker would take a job of that deadline that could run now.
+
+        The work ahead of it is shared evenly among the workers; nothing comes after it.
+        """
         ahead = sum(
             job.work
             for _, _, job in self._heap
@@ -251,6 +265,6 @@ class WorkerQueue:
         return (ahead + sum(self.running(now))) / self.workers
 
     def utilisation(self, now: float) -> float:
-        """Share of the workers that was busy over about a second, 0–1."""
+        """Share of the workers that was busy over about the last second, 0–1."""
         self._count_busy(now)
         return min(1.0, max(0.0, self._busy))

@@ -1,22 +1,22 @@
 """The control channel between a node and its balancer: its messages.
 
-One WebSocket (``GET /v1/control``), opened by the node, so that it works from behind NAT; binary
-frames of msgpack. A JSON decision over HTTP would cost twice the CPU of the whole decision, gRPC
-twenty times (`docs/design.md`).
+The channel is one WebSocket (``GET /v1/control``) with binary frames of msgpack. The node opens it,
+so it works from behind NAT. A JSON decision over HTTP would cost twice the CPU of the whole
+decision, gRPC twenty times (`docs/design.md`).
 
-    node → balancer: Hello first; then Ask, Reported, Answered, Pong
-    balancer → node: Welcome first; then Command, Ping, Fleet
+    node → balancer: Hello first; then Ask, ReportMessage, OutcomeMessage, Pong
+    balancer → node: Welcome first; then Command, Ping, FleetReports
 
-Every message is applied whole and in order. Clocks: Ping and Pong tell the balancer how far a
-node's clock is ahead (half the round trip, as NTP does); it converts, the node never does.
+Every message is applied whole and in order. Ping and Pong tell the balancer how far a node's clock
+is ahead, by half the round trip as in NTP. The balancer converts times, the node never does.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Struct
 
 from edgewise.domain import Command, Name, Outcome, Report, Request, Stamp
 from edgewise.errors import PeerError
@@ -25,7 +25,7 @@ PROTOCOL = 1
 
 
 class Hello(Struct, frozen=True, kw_only=True, tag="hello"):
-    """Who opens the channel."""
+    """A node opens the channel."""
 
     server: Name
     models: tuple[Name, ...]
@@ -34,7 +34,7 @@ class Hello(Struct, frozen=True, kw_only=True, tag="hello"):
 
 
 class Welcome(Struct, frozen=True, kw_only=True, tag="welcome"):
-    """The balancer takes the node."""
+    """The balancer accepts the node."""
 
     policy: Name
     at: Stamp
@@ -42,40 +42,46 @@ class Welcome(Struct, frozen=True, kw_only=True, tag="welcome"):
 
 
 class Ask(Struct, frozen=True, kw_only=True, tag="ask"):
-    """Headers of a request are in and no command has come yet. Idempotent by request id."""
+    """The ingress has the headers of a request, but no command. Idempotent by request id."""
 
     request: Request
     uploaded: Stamp | None = None
-    """When its body was in; None while it is still coming."""
+    """When the body was in; None while it is still coming."""
 
 
 class ReportMessage(Struct, frozen=True, kw_only=True, tag="report"):
+    """A node's report on itself."""
+
     report: Report
 
 
 class OutcomeMessage(Struct, frozen=True, kw_only=True, tag="answered"):
-    """The ingress answered a request. `latency` and `received` are the client's to add."""
+    """The ingress has answered a request. The client adds `latency` and `received`."""
 
     outcome: Outcome
 
 
 class Ping(Struct, frozen=True, kw_only=True, tag="ping"):
+    """The balancer's clock, sent to be returned."""
+
     at: Stamp
 
 
 class Pong(Struct, frozen=True, kw_only=True, tag="pong"):
+    """The answer to a ping: its `at` as `ping`, and the node's clock."""
+
     ping: Stamp
     at: Stamp
 
 
 class FleetReports(Struct, frozen=True, kw_only=True, tag="fleet"):
-    """The newest report of every other server, so that a node left alone can go on deciding.
+    """The newest report of every other server, for a node that has to decide for itself.
 
     Stamps are on the balancer's clock.
     """
 
     reports: tuple[Report, ...]
-    at: Annotated[float, Meta(ge=0)]
+    at: Stamp
 
 
 FromNode: TypeAlias = Hello | Ask | ReportMessage | OutcomeMessage | Pong
@@ -91,12 +97,12 @@ def encode(message: FromNode | FromBalancer) -> bytes:
 
 
 def decode_from_node(data: bytes) -> FromNode:
-    """Raises PeerError if it is none of the messages a node sends."""
+    """Raises PeerError if it is none of the messages that a node sends."""
     return _decode(_from_node, data)  # type: ignore[no-any-return]
 
 
 def decode_from_balancer(data: bytes) -> FromBalancer:
-    """Raises PeerError if it is none of the messages a balancer sends."""
+    """Raises PeerError if it is none of the messages that a balancer sends."""
     return _decode(_from_balancer, data)  # type: ignore[no-any-return]
 
 
@@ -115,7 +121,7 @@ class Submission(Struct, frozen=True, kw_only=True):
 
     request: Request
     budget: float
-    """s left until the deadline when this comes in, as far as its sender knows the way."""
+    """s that will be left until the deadline when this is in, as far as the sender can tell."""
 
     def anchored(self, now: float) -> Request:
         """The request on a clock that reads `now`."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import base64
 import binascii
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -22,7 +22,7 @@ from edgewise.domain import Outcome, PayloadForm, Stamps, Status, convert, decod
 from edgewise.errors import PeerError, WireError
 
 INPUT = "image"
-OUTPUTS = ("class", "score")
+OUTPUTS = {"class": "INT64", "score": "FP32"}
 HEADER_LENGTH = "Inference-Header-Content-Length"
 
 PREFIX = "edgewise."
@@ -179,6 +179,20 @@ class InferAnswer(Struct, frozen=True, kw_only=True):
     @property
     def served(self) -> bool:
         return self.outcome.status is Status.SERVED
+
+
+def model_metadata(name: str, versions: Sequence[str]) -> dict[str, Any]:
+    """The protocol's metadata of a model, ready for JSON."""
+    return {
+        "name": name,
+        "versions": list(versions),
+        "platform": "edgewise",
+        "inputs": [{"name": INPUT, "datatype": "BYTES", "shape": [1]}],
+        "outputs": [
+            {"name": output, "datatype": datatype, "shape": [1]}
+            for output, datatype in OUTPUTS.items()
+        ],
+    }
 
 
 def encode_answer(

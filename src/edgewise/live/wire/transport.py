@@ -1,10 +1,8 @@
 """What carries bytes between client, nodes and balancer: the one seam to the network.
 
 A *carrier* opens sessions and listens. `SocketTransport` is the real one; `edgewise.testing` has
-another,
-in
-one process and on virtual time. Whatever speaks to another process gets one passed in, so that all
-else of it is the same code over both.
+another, in one process and on virtual time. Whatever speaks to another process gets one passed in,
+so that all else of it is the same code over both.
 """
 
 from __future__ import annotations
@@ -36,11 +34,11 @@ OpenSession = Callable[[], aiohttp.ClientSession]
 class Transport(Protocol):
     """What a node needs of a network."""
 
-    def peers(self) -> aiohttp.ClientSession:
+    def peer_session(self) -> aiohttp.ClientSession:
         """A session to the other servers."""
         ...
 
-    def control(self) -> aiohttp.ClientSession:
+    def balancer_session(self) -> aiohttp.ClientSession:
         """A session to the balancer."""
         ...
 
@@ -48,7 +46,7 @@ class Transport(Protocol):
         """Serve `app` until `stack` is closed; returns its address. Raises BadInput."""
         ...
 
-    def weight(self, body: int, headers: Mapping[str, str]) -> int:
+    def message_bytes(self, body: int, headers: Mapping[str, str]) -> int:
         """Bytes that a message takes of a link."""
         ...
 
@@ -56,7 +54,7 @@ class Transport(Protocol):
 class SocketTransport:
     """HTTP over TCP."""
 
-    def peers(self) -> aiohttp.ClientSession:
+    def peer_session(self) -> aiohttp.ClientSession:
         return aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
                 limit=0,
@@ -69,7 +67,7 @@ class SocketTransport:
             skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding"),
         )
 
-    def control(self) -> aiohttp.ClientSession:
+    def balancer_session(self) -> aiohttp.ClientSession:
         return aiohttp.ClientSession()
 
     async def listen(self, app: web.Application, at: Listen, stack: AsyncExitStack) -> str:
@@ -82,6 +80,6 @@ class SocketTransport:
         await web.SockSite(runner, sock).start()
         return url_of(sock)
 
-    def weight(self, body: int, headers: Mapping[str, str]) -> int:
+    def message_bytes(self, body: int, headers: Mapping[str, str]) -> int:
         # Of 9 kB made ready, the headers are 7 %.
         return body + sum(len(key) + len(value) + 4 for key, value in headers.items())

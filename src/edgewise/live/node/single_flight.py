@@ -1,0 +1,63 @@
+"""Each request runs once, however often it is sent."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from edgewise.live.node.received_request import RequestRefused
+from edgewise.live.wire.open_inference import InferAnswer
+
+REMEMBERED = 4096
+"""Answers kept for retries of the same id; a retry comes within a few deadlines or not at all."""
+
+
+class SingleFlight:
+    """Runs work once per key; later callers with the same key get the first one's answer."""
+
+    def __init__(self) -> None:
+        self.inflight = 0
+        """Pieces of work under way."""
+        self._answers: dict[str, asyncio.Future[InferAnswer]] = {}
+        self._ended = asyncio.Event()
+
+    async def run(self, key: str, work: Callable[[], Awaitable[InferAnswer]]) -> InferAnswer:
+        """Return `work()`, or the answer of the call that first used `key`.
+
+        Raises RequestRefused if that call was cancelled: work is never started a second time.
+        """
+        known = self._answers.get(key)
+        if known is not None:
+            try:
+                return await asyncio.shield(known)
+            except asyncio.CancelledError:
+                if not known.cancelled():
+                    raise
+                raise RequestRefused(
+                    409, "this id was given up before: it does not run twice"
+                ) from None
+        future: asyncio.Future[InferAnswer] = asyncio.get_running_loop().create_future()
+        self._answers[key] = future
+        while len(self._answers) > REMEMBERED + self.inflight:
+            del self._answers[next(iter(self._answers))]
+        self.inflight += 1
+        try:
+            answer = await work()
+        except Exception as error:
+            future.set_exception(error)
+            future.exception()  # marks it as retrieved: the error is raised here in any case
+            raise
+        except BaseException:
+            future.cancel()
+            raise
+        finally:
+            self.inflight -= 1
+            self._ended.set()
+        future.set_result(answer)
+        return answer
+
+    async def idle(self) -> None:
+        """Wait until nothing is under way."""
+        while self.inflight:
+            self._ended.clear()
+            await self._ended.wait()
