@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 from edgewise.bench import document, suite
+from edgewise.worlds import families
 from studies import disciplines, published
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "benchmark.md"
@@ -35,11 +36,11 @@ def main() -> None:
 
     command = f"python -m studies.benchmark {options.study}"
     if options.study == "published":
-        seeds = suite.evaluation_seeds(options.seeds or 10)
+        seeds = families.evaluation_seeds(options.seeds or 10)
         command += f" --seeds {len(seeds)}"
         text = published.markdown(seeds, command, options.threads, show)
     else:
-        seeds = suite.evaluation_seeds(options.seeds or 20)
+        seeds = families.evaluation_seeds(options.seeds or 20)
         command += f" --seeds {len(seeds)} --generations {options.generations}"
         worth, control = disciplines.measure(
             seeds, threads=options.threads, generations=options.generations, progress=show

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 
 from edgewise.bench.statistics import interval, over_families
-from edgewise.learn.worlds import Worlds, limits
+from edgewise.learn.train import survey
 from edgewise.policy import POLICIES, PolicySpec, learned, weight_files
 from edgewise.policy.features import PHI
+from edgewise.sim.source import WorldSource
 from edgewise.worlds import families
-from studies.experiment import Arm, Experiment, Section, percent, pm
-from studies.information import family_condition
+from studies.experiment import Arm, Experiment, Section, family_condition, percent, pm
 
 SHIPPED = Path(weight_files.__file__).parent / "weights"
 CONTROL = SHIPPED / "control.safetensors"
@@ -37,7 +37,7 @@ def table(experiment: Experiment, control: PolicySpec, policy: PolicySpec) -> Se
     names = families.STANDARD
     specs = {"priced_greedy": POLICIES["priced_greedy"], "control": control, "edgewise": policy}
     specs |= {name: POLICIES[name] for name in RULES}
-    arms = [Arm(name=name, rule=spec) for name, spec in specs.items()]
+    arms = [Arm(name=name, policy=spec) for name, spec in specs.items()]
     values, seeds = experiment.utilities("table", [family_condition(n) for n in names], arms)
     utility = {name: values[:, a] for a, name in enumerate(specs)}
     mine, greedy, tuned = (utility[name] for name in ("edgewise", "priced_greedy", "control"))
@@ -100,9 +100,7 @@ def guard_share(policy: PolicySpec, seeds: tuple[int, ...], threads: int) -> str
     """How many decisions the guard leaves to the heuristic, as a sentence."""
     shares = {}
     for name in families.STANDARD:
-        worlds = [families.scenario(name, seed) for seed in seeds]
-        place = Worlds(names=(name,))
-        _, _, counters = limits(place, policy, np.array(policy.params), worlds, threads)
+        _, _, counters = survey(np.array(policy.params), WorldSource(family=name), seeds, threads)
         shares[name] = 100.0 * float(counters[1:].sum() / counters[0])
     most = max(shares, key=shares.__getitem__)
     return (
@@ -155,8 +153,8 @@ def ablation(experiment: Experiment, policy: PolicySpec) -> Section:
     parts = list(PARTS)
     if policy.params[learned.O_NETWORK] > 0.0:
         parts.append("network of rows")
-    arms = [Arm(name="edgewise", rule=policy)]
-    arms += [Arm(name=f"without {part}", rule=without(policy, part)) for part in parts]
+    arms = [Arm(name="edgewise", policy=policy)]
+    arms += [Arm(name=f"without {part}", policy=without(policy, part)) for part in parts]
     conditions = [family_condition(name) for name in ABLATION_FAMILIES]
     values, seeds = experiment.utilities("ablation", conditions, arms)
     lines = [

@@ -26,6 +26,7 @@ from edgewise.bench.statistics import Floats, Interval, over_families
 from edgewise.compile import jit
 from edgewise.fleet.arrays import Array
 from edgewise.fleet.table import R_LOCAL, CandidateTable
+from edgewise.learn.search import Budget
 from edgewise.policy import POLICIES
 from edgewise.policy.base import PolicySpec
 from edgewise.policy.priced import priced_greedy
@@ -48,10 +49,6 @@ class Condition(Struct, frozen=True, kw_only=True):
     options: SimOptions = SimOptions()
     forced: bool = False
     """Every transfer is model-ready."""
-
-    @property
-    def setting(self) -> tune.Setting:
-        return tune.Setting(change=self.change, options=self.options)
 
 
 class Contrast(Struct, frozen=True, kw_only=True):
@@ -204,7 +201,7 @@ def _priced_forced(table: CandidateTable, params: Array, state: Array, draws: Ar
     return probability
 
 
-def rule_of(condition: Condition, params: Sequence[float] | None = None) -> PolicySpec:
+def policy_of(condition: Condition, params: Sequence[float] | None = None) -> PolicySpec:
     """The rule under test, with `params` in place of the tuned ones."""
     rule = POLICIES[POLICY]
     return msgspec.structs.replace(
@@ -241,7 +238,7 @@ def measure(
         change = _after(condition.change, thin) if narrow else condition.change
         result = suite.run(
             FAMILIES,
-            {POLICY: rule_of(condition, params)},
+            {POLICY: policy_of(condition, params)},
             seeds,
             threads=threads,
             options=condition.options,
@@ -275,18 +272,17 @@ def measure(
 
 
 def _retune(condition: Condition, generations: int, threads: int) -> list[float]:
-    """A short search from the tuned numbers, narrow, for they are good already."""
-    rule = rule_of(condition)
-    found = tune.search(
-        POLICY,
-        rule,
+    """The result of a short search around the tuned values: narrow, because they are good."""
+    policy = policy_of(condition)
+    settings = tune.TuneSettings(
         seed=7,
-        generations=generations,
         threads=threads,
-        start=rule.params,
+        start=policy.params,
         step=0.05,
-        setting=condition.setting,
+        change=condition.change,
+        options=condition.options,
     )
+    found = tune.tune(POLICY, policy, Budget(steps=generations), settings)
     return list(found.params.values())
 
 
@@ -327,4 +323,4 @@ def markdown(
 
 
 def _thousandths(value: Interval) -> str:
-    return f"{value.mean:+.1f} ± {value.half:.1f}"
+    return f"{value:+.1f}"

@@ -1,10 +1,10 @@
-"""Worlds that policies have played for a study: kept, resumable, paired.
+"""Paired experiments: every policy plays every world, and results are kept and never repeated.
 
-A study is a list of *arms*, each a policy under a condition, and of *places*, each a way to make
-worlds from a seed. Every arm plays every place with every seed; a figure is written to a file of
-JSON lines as soon as it is there, and what stands there is not played again. Seeds are the outer
-loop: when the time is up, what has been played has as many seeds in every place, and only seeds
-that all arms played in all places are counted (`Experiment.complete`).
+An experiment has *arms*, each a policy under a condition, and *world conditions*, each a way to
+make worlds from a seed. Every arm plays every world condition with every seed. A result is written
+to a file of JSON lines as soon as it is there, and is not computed again. Seeds are the outer loop,
+so that an experiment that runs out of time has about as many seeds in every world condition, and
+only seeds that all arms have played in all world conditions are counted (`Experiment.complete`).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Sequence
+from itertools import product
 from pathlib import Path
 
 import msgspec
@@ -22,17 +23,16 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from edgewise.bench import suite
-from edgewise.bench.episodes import ReplayableWorld
+from edgewise.bench.episodes import BARE, ReplayableWorld
 from edgewise.bench.statistics import Interval, interval, over_families
+from edgewise.cores import for_each
 from edgewise.errors import BadInput
 from edgewise.policy.base import PolicySpec
 from edgewise.scenario import Scenario
-from edgewise.sim.build import SimOptions
+from edgewise.worlds import families
 
 Floats = NDArray[np.float64]
 Change = Callable[[Scenario], Scenario]
-
-BARE = SimOptions(store=False)
 
 
 class WorldCondition(Struct, frozen=True, kw_only=True):
@@ -43,21 +43,27 @@ class WorldCondition(Struct, frozen=True, kw_only=True):
     """From a seed."""
 
 
+def family_condition(family: str) -> WorldCondition:
+    """The worlds of a family of the suite."""
+    return WorldCondition(name=family, world=lambda seed: families.scenario(family, seed))
+
+
 class Arm(Struct, frozen=True, kw_only=True):
     """A policy under a condition."""
 
     name: str
-    rule: PolicySpec
+    policy: PolicySpec
     change: Change | None = None
-    """What is done to every world first."""
-    told: Callable[[Scenario], Floats] | None = None
-    """What stands before the rule's params: what its kernel is told of the world."""
+    """A function applied to every world first."""
+    privileged: Callable[[Scenario], Floats] | None = None
+    """What the policy's kernel is told of the world: numbers put before its parameters."""
 
     @property
     def digest(self) -> str:
-        """Of all that decides what it plays but for the code."""
-        what = (self.rule.params, getattr(self.rule.kernel, "__name__", ""), suite.versions())
-        return hashlib.sha256(msgspec.json.encode(what)).hexdigest()[:16]
+        """A digest of everything that decides how it plays, except the code."""
+        kernel = getattr(self.policy.kernel, "__name__", "")
+        text = (self.policy.params, kernel, suite.versions())
+        return hashlib.sha256(msgspec.json.encode(text)).hexdigest()[:16]
 
 
 class _Line(Struct, frozen=True):
@@ -67,7 +73,7 @@ class _Line(Struct, frozen=True):
 
 
 class ResultStore:
-    """Figures by key, in a file of JSON lines; None: in memory only.
+    """Results by key, in a file of JSON lines, or in memory only without a path.
 
     Raises BadInput for a file that is not one.
     """
@@ -80,16 +86,16 @@ class ResultStore:
             return
         for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
             try:
-                found = msgspec.json.decode(line, type=_Line)
+                stored = msgspec.json.decode(line, type=_Line)
             except msgspec.MsgspecError as error:
-                if not line.endswith(b"\n"):  # killed while it wrote
+                if not line.endswith(b"\n"):  # killed while it was being written
                     path.write_bytes(path.read_bytes()[: -len(line)])
                     continue
                 raise BadInput(f"{path}:{number}: not a figure of a study: {error}") from None
-            self.values[found.key] = math.nan if found.value is None else found.value
+            self.values[stored.key] = math.nan if stored.value is None else stored.value
 
     def put(self, key: str, value: float) -> None:
-        """Keep one; may be called from several threads."""
+        """Keep a result. Several threads may call it."""
         with self._lock:
             self.values[key] = value
             if self._path is not None:
@@ -99,18 +105,18 @@ class ResultStore:
 
 
 class Experiment:
-    """How studies play: on so many threads, until a time, with what was played before."""
+    """How studies play: which seeds, on how many threads, until when, and what is known already."""
 
     def __init__(
         self,
-        kept: ResultStore,
+        store: ResultStore,
         seeds: Sequence[int],
         *,
         threads: int = 2,
         until: float = math.inf,
-        progress: Callable[[int, int, str], None] = lambda _done, _of, _what: None,
+        progress: Callable[[int, int, str], None] = lambda _done, _total, _what: None,
     ) -> None:
-        self.kept = kept
+        self.store = store
         self.seeds = tuple(seeds)
         self.threads = threads
         self.until = until
@@ -123,59 +129,68 @@ class Experiment:
         return time.monotonic() >= self.until
 
     def utilities(
-        self, study: str, places: Sequence[WorldCondition], arms: Sequence[Arm]
+        self, study: str, conditions: Sequence[WorldCondition], arms: Sequence[Arm]
     ) -> tuple[Floats, tuple[int, ...]]:
-        """Mean expected utility, (places, arms, seeds), and the seeds that all of them played."""
+        """Mean expected utility, (conditions, arms, seeds), and the seeds that all arms played."""
         stems = {arm.name: f"{study}|{arm.name}|{arm.digest}" for arm in arms}
 
-        def key(place: WorldCondition, arm: Arm, seed: int) -> str:
-            return f"{stems[arm.name]}|{place.name}|{seed}"
+        def key(condition: WorldCondition, arm: Arm, seed: int) -> str:
+            return f"{stems[arm.name]}|{condition.name}|{seed}"
 
-        def task(s: int, p: int) -> None:
-            place, seed = places[p], self.seeds[s]
-            stages: dict[Change | None, ReplayableWorld] = {}
+        def play(seed: int, c: int) -> None:
+            condition = conditions[c]
+            worlds: dict[Change | None, ReplayableWorld] = {}
             for arm in arms:
-                if self.over or key(place, arm, seed) in self.kept.values:
+                if self.over or key(condition, arm, seed) in self.store.values:
                     continue
-                world = place.world(seed)
-                if arm.change not in stages:
-                    changed = world if arm.change is None else arm.change(world)
-                    stages[arm.change] = ReplayableWorld(changed, BARE)
+                scenario = condition.world(seed)
+                if arm.change not in worlds:
+                    changed = scenario if arm.change is None else arm.change(scenario)
+                    worlds[arm.change] = ReplayableWorld(changed, BARE)
                 params = None
-                if arm.told is not None:
-                    params = np.concatenate([arm.told(world), arm.rule.params])
-                value = stages[arm.change].utility(arm.rule, params)
-                self.kept.put(key(place, arm, seed), value)
+                if arm.privileged is not None:
+                    params = np.concatenate([arm.privileged(scenario), arm.policy.params])
+                value = worlds[arm.change].utility(arm.policy, params)
+                self.store.put(key(condition, arm, seed), value)
 
-        tasks = [(s, p) for s in range(len(self.seeds)) for p in range(len(places))]
-        done = 0
-
-        def shown(s: int, p: int) -> None:
-            nonlocal done
-            task(s, p)
-            done += 1  # two threads may lose a count; it is only shown
-            self.progress(done, len(tasks), f"{study}: {places[p].name}")
-
-        suite.each(tasks, shown, self.threads)
+        self.run(study, [condition.name for condition in conditions], play)
         return self.complete(
-            len(places), len(arms), lambda p, a, s: self.kept.values.get(key(places[p], arms[a], s))
+            len(conditions),
+            len(arms),
+            lambda c, a, seed: self.store.values.get(key(conditions[c], arms[a], seed)),
         )
 
+    def run(self, study: str, conditions: Sequence[str], play: Callable[[int, int], None]) -> None:
+        """Call `play` with every seed and the number of every condition, and show progress."""
+        tasks = list(product(self.seeds, range(len(conditions))))
+        done = 0
+
+        def task(one: tuple[int, int]) -> None:
+            nonlocal done
+            play(*one)
+            done += 1  # two threads may lose a count; it is only shown
+            self.progress(done, len(tasks), f"{study}: {conditions[one[1]]}")
+
+        for_each(tasks, task, self.threads)
+
     def complete(
-        self, places: int, arms: int, value: Callable[[int, int, int], float | None]
+        self, conditions: int, arms: int, value: Callable[[int, int, int], float | None]
     ) -> tuple[Floats, tuple[int, ...]]:
-        """(places, arms, seeds) of the seeds for which every `value(p, a, seed)` is there.
+        """Results (conditions, arms, seeds) of the seeds for which every `value(c, a, seed)` is
+        there, and those seeds.
 
         Raises BadInput if there is no such seed.
         """
         rows, seeds = [], []
         for seed in self.seeds:
-            row = [[value(p, a, seed) for a in range(arms)] for p in range(places)]
-            if all(each is not None for line in row for each in line):
+            row = [[value(c, a, seed) for a in range(arms)] for c in range(conditions)]
+            if all(result is not None for line in row for result in line):
                 rows.append(row)
                 seeds.append(seed)
         if not seeds:
-            raise BadInput("not one seed was played by all; give it more time and run it again")
+            raise BadInput(
+                "no seed was played by every arm yet; run it again, with a larger budget"
+            )
         return np.array(rows, np.float64).transpose(1, 2, 0), tuple(seeds)
 
 
@@ -183,7 +198,7 @@ class Experiment:
 
 
 class Section(Struct, frozen=True, kw_only=True):
-    """What a study says."""
+    """The findings of a study."""
 
     lines: list[str]
     """Markdown."""
@@ -191,14 +206,14 @@ class Section(Struct, frozen=True, kw_only=True):
     """The same as data."""
 
 
-def pm(found: Interval, digits: int = 4) -> str:
-    """Mean ± half an interval."""
-    return f"{found.mean:+.{digits}f} ± {found.half:.{digits}f}"
+def pm(found: Interval) -> str:
+    """A difference with its interval."""
+    return f"{found:+.4f}"
 
 
 def percent(found: Interval, base: float) -> str:
-    """The same in per cent of `base`."""
-    return f"{100 * found.mean / base:+.2f} ± {100 * found.half / base:.2f} %"
+    """A difference with its interval, in percent of `base`."""
+    return f"{found.scaled(100.0 / base):+.2f} %"
 
 
 def held_out(seeds: Sequence[int]) -> str:
@@ -206,16 +221,17 @@ def held_out(seeds: Sequence[int]) -> str:
     return f"{len(seeds)} held-out seeds ({seeds[0]:,} … {seeds[-1]:,})"
 
 
-def ratio(part: Floats, whole: Floats, draws: int = 2000) -> tuple[float, float, float]:
-    """(ratio of means, low, high) of two arrays (seeds,): Σ part / Σ whole, with a 95 % interval of
-    the bootstrap over seeds (Efron, Bootstrap methods, 1979).
+def ratio(part: Floats, whole: Floats, samples: int = 2000) -> tuple[float, float, float]:
+    """The ratio of means of two arrays (seeds,), Σ part / Σ whole, and the ends of its 95 %
+    bootstrap interval over seeds (Efron, Bootstrap methods, 1979).
 
-    NaN where the whole is not above 0; where that is so in a resampled set, the interval says it.
+    All are NaN where the whole is not above 0; the ends are NaN where that is so in more than
+    2.5 % of the resampled sets.
     """
     if whole.mean() <= 0.0:
         return math.nan, math.nan, math.nan
     rng = np.random.default_rng(0)
-    at = rng.integers(len(whole), size=(draws, len(whole)))
+    at = rng.integers(len(whole), size=(samples, len(whole)))
     below = whole[at].mean(axis=1)
     values = np.where(
         below > 0.0, part[at].mean(axis=1) / np.where(below > 0.0, below, 1.0), np.nan
@@ -227,7 +243,7 @@ def ratio(part: Floats, whole: Floats, draws: int = 2000) -> tuple[float, float,
 
 
 def share(found: tuple[float, float, float]) -> str:
-    """A ratio in per cent with its interval."""
+    """A ratio in percent with its interval."""
     if math.isnan(found[0]):
         return "nothing to recover"
     if math.isnan(found[1]):
@@ -236,14 +252,14 @@ def share(found: tuple[float, float, float]) -> str:
 
 
 def grid(
-    places: Sequence[WorldCondition], heads: Sequence[str], differences: Floats
+    conditions: Sequence[WorldCondition], heads: Sequence[str], differences: Floats
 ) -> tuple[list[str], list[Interval]]:
-    """A table of differences (places, columns, seeds), a line for each place and their mean; and
-    those means, clustered by seed."""
+    """A table of differences (conditions, columns, seeds), with a line for each condition and one
+    for their mean; and those means, clustered by seed."""
     lines = ["| family | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
-    for p, place in enumerate(places):
-        cells = " | ".join(pm(interval(differences[p, c])) for c in range(len(heads)))
-        lines.append(f"| {place.name} | {cells} |")
-    means = [over_families(differences[:, c]) for c in range(len(heads))]
-    lines.append("| **mean** | " + " | ".join(pm(each) for each in means) + " |")
+    for c, condition in enumerate(conditions):
+        cells = " | ".join(pm(interval(differences[c, h])) for h in range(len(heads)))
+        lines.append(f"| {condition.name} | {cells} |")
+    means = [over_families(differences[:, h]) for h in range(len(heads))]
+    lines.append("| **mean** | " + " | ".join(pm(mean) for mean in means) + " |")
     return lines, means

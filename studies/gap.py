@@ -1,21 +1,20 @@
-"""How much of the way from the heuristic to the clairvoyant local search the policy goes.
+"""How far the learned policy closes the gap from the heuristic to the clairvoyant search.
 
-The search (`edgewise.bound`) knows the whole episode. It plays short episodes, for its time
-grows with the square of their length, so the gains here are not those of the table above. How much
-of the way is *information* and how much *foresight* is told by the same policies with perfect
-information (`studies.information`): what they do not reach is knowing the requests to come, and
-what training with that information would bring.
+The search (`edgewise.bound`) knows the whole episode. It plays short episodes, because its time
+grows with the square of their length, so gains here differ from those of the suite. The same
+policies with perfect information (`studies.information`) separate *information* from *foresight*:
+what they do not reach is knowledge of the requests to come, and what training with that information
+would bring.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgewise.bench import suite
 from edgewise.bench.statistics import interval
 from edgewise.bound.standing import DURATION, standing
 from edgewise.policy.base import PolicySpec
@@ -34,7 +33,9 @@ from studies.experiment import (
     share,
 )
 
-WHAT = ("clairvoyant", "bound")
+Floats = NDArray[np.float64]
+
+LIMITS = ("clairvoyant", "bound")
 INFORMED = "edgewise, informed"
 MARGIN = "earliest_completion_margin"
 LOADS = ("light", "medium", "heavy", "overload")
@@ -42,56 +43,28 @@ LOADS = ("light", "medium", "heavy", "overload")
 
 def study(
     experiment: Experiment,
-    rules: dict[str, PolicySpec],
+    policies: dict[str, PolicySpec],
     names: Sequence[str] = families.STANDARD,
     *,
     duration: float = DURATION,
     trials: int | None = None,
     steps: int = 300,
 ) -> Section:
-    """`rules` must have *control* and *edgewise*, and may have `MARGIN`; `trials` of the search per
-    world, None: 25 per request."""
-    arms = [Arm(name=name, rule=rule) for name, rule in rules.items()]
-    stem = f"gap|{'+'.join(arm.digest for arm in arms)}|{duration:g}|{trials}|{steps}"
-    columns = [*rules, *WHAT]
+    """Gaps by family. `policies` must include *control* and *edgewise*, and may include `MARGIN`.
 
-    def key(family: str, seed: int, what: str) -> str:
-        return f"{stem}|{family}|{seed}|{what}"
+    `trials` are those of the search in each world; None: 25 per request.
+    """
 
     def world_of(family: str, seed: int) -> Scenario:
         return families.scenario(family, seed).with_overrides(duration=duration)
 
-    places = [WorldCondition(name=name, world=partial(world_of, name)) for name in names]
-    knowing = [information.arms(name, rules[name])[-1] for name in ("control", "edgewise")]
-    known, known_seeds = experiment.utilities(f"gap {duration:g}", places, knowing)
+    conditions = [WorldCondition(name=name, world=partial(world_of, name)) for name in names]
+    arms = [information.arms(name, policies[name])[-1] for name in ("control", "edgewise")]
+    informed, all_seeds = experiment.utilities(f"gap {duration:g}", conditions, arms)
+    values, seeds = play(experiment, policies, conditions, trials, steps, f"{duration:g}")
+    informed = informed[:, :, [all_seeds.index(seed) for seed in seeds]]
+    plain, mine, top, bound = (values[name] for name in ("control", "edgewise", *LIMITS))
 
-    done = 0
-    tasks = [(s, f) for s in range(len(experiment.seeds)) for f in range(len(names))]
-
-    def task(s: int, f: int) -> None:
-        nonlocal done
-        family, seed = names[f], experiment.seeds[s]
-        done += 1
-        if experiment.over or all(
-            key(family, seed, what) in experiment.kept.values for what in columns
-        ):
-            return
-        found = standing(world_of(family, seed), rules, trials=trials, steps=steps)
-        for name, value in found.policies.items():
-            experiment.kept.put(key(family, seed, name), value)
-        experiment.kept.put(key(family, seed, "clairvoyant"), found.clairvoyant)
-        experiment.kept.put(key(family, seed, "bound"), found.bound)
-        experiment.progress(done, len(tasks), f"gap: {family}")
-
-    suite.each(tasks, task, experiment.threads)
-    values, seeds = experiment.complete(
-        len(names),
-        len(columns),
-        lambda p, a, s: experiment.kept.values.get(key(names[p], s, columns[a])),
-    )
-    at = {name: a for a, name in enumerate(columns)}
-    plain, mine = values[:, at["control"]], values[:, at["edgewise"]]
-    top, bound = values[:, at["clairvoyant"]], values[:, at["bound"]]
     lines = [
         f"Episodes of {duration:g} s, {held_out(seeds)}; *closed*: of the way from the re-tuned "
         "control to the clairvoyant search; *left*: the clairvoyant's lead over edgewise. The "
@@ -106,7 +79,7 @@ def study(
         by_family[name] = closed
         cells = " | ".join(mean(x[f]) for x in (plain, mine, top, bound))
         lines.append(f"| {name} | {cells} | {pm(interval(top[f] - mine[f]))} | {share(closed)} |")
-    over = ratio((mine - plain).mean(axis=0), (top - plain).mean(axis=0))
+    over = closed_share(mine, plain, top)
     # Either mean of shares is a fair reading of "on average": both are given.
     average = float(np.nanmean([found[0] for found in by_family.values()]))
     cells = " | ".join(mean(x) for x in (plain, mine, top, bound))
@@ -119,31 +92,67 @@ def study(
         "closed_by_family": by_family,
         "mean_of_shares": average,
     }
-    if "priced_greedy" in at:
-        shipped = values[:, at["priced_greedy"]]
-        again = ratio((mine - shipped).mean(axis=0), (top - shipped).mean(axis=0))
-        lines[-1] += f" From `priced_greedy` as shipped: {share(again)}."
-        figures["closed_from_priced_greedy"] = again
-    known = known[:, :, [known_seeds.index(seed) for seed in seeds]]
-    told = [
-        ratio((known[:, a] - plain).mean(axis=0), (top - plain).mean(axis=0))
-        for a in range(len(knowing))
-    ]
-    figures["closed_with_information"] = dict(zip(("control", "edgewise"), told, strict=True))
+    if "priced_greedy" in values:
+        from_greedy = closed_share(mine, values["priced_greedy"], top)
+        lines[-1] += f" From `priced_greedy` as shipped: {share(from_greedy)}."
+        figures["closed_from_priced_greedy"] = from_greedy
+    shares = [closed_share(informed[:, a], plain, top) for a in range(len(arms))]
+    figures["closed_with_information"] = dict(zip(("control", "edgewise"), shares, strict=True))
     lines += [
         "",
         "With perfect information (reports every 10 ms, bandwidth, slow spells), not trained with "
-        f"it, the control goes {share(told[0])} of the way and edgewise {share(told[1])}: what is "
-        "left is knowing the requests to come, and what training with it would bring.",
+        f"it, the control goes {share(shares[0])} of the way and edgewise {share(shares[1])}: what "
+        "is left is knowing the requests to come, and what training with it would bring.",
     ]
-    if MARGIN in at:
-        each = {name: values[:, at[name]] for name in columns}
-        lines += ["", *over_margin(names, each | {INFORMED: known[:, 1]})]
+    if MARGIN in values:
+        lines += ["", *over_margin(names, {**values, INFORMED: informed[:, 1]})]
     return Section(lines=lines, figures=figures)
 
 
-def over_margin(names: Sequence[str], values: dict[str, NDArray[np.float64]]) -> Iterator[str]:
-    """What there is to gain over the rule with a margin, by load."""
+def play(
+    experiment: Experiment,
+    policies: Mapping[str, PolicySpec],
+    conditions: Sequence[WorldCondition],
+    trials: int | None,
+    steps: int,
+    duration: str,
+) -> tuple[dict[str, Floats], tuple[int, ...]]:
+    """Utilities (conditions, seeds) of the policies, the clairvoyant search and the bound; and the
+    seeds. Results are kept by `duration` too."""
+    columns = [*policies, *LIMITS]
+    digests = "+".join(Arm(name=name, policy=spec).digest for name, spec in policies.items())
+    stem = f"gap|{digests}|{duration}|{trials}|{steps}"
+
+    def key(c: int, seed: int, column: str) -> str:
+        return f"{stem}|{conditions[c].name}|{seed}|{column}"
+
+    def play_world(seed: int, c: int) -> None:
+        known = experiment.store.values
+        if experiment.over or all(key(c, seed, column) in known for column in columns):
+            return
+        scenario = conditions[c].world(seed)
+        found = standing(scenario, dict(policies), trials=trials, steps=steps)
+        limits = {"clairvoyant": found.clairvoyant, "bound": found.bound}
+        for column, value in {**found.policies, **limits}.items():
+            experiment.store.put(key(c, seed, column), value)
+
+    experiment.run("gap", [condition.name for condition in conditions], play_world)
+    values, seeds = experiment.complete(
+        len(conditions),
+        len(columns),
+        lambda c, a, seed: experiment.store.values.get(key(c, seed, columns[a])),
+    )
+    return {column: values[:, a] for a, column in enumerate(columns)}, seeds
+
+
+def closed_share(mine: Floats, plain: Floats, top: Floats) -> tuple[float, float, float]:
+    """The share of the gap from `plain` to `top` that `mine` closes, over families, with its
+    interval."""
+    return ratio((mine - plain).mean(axis=0), (top - plain).mean(axis=0))
+
+
+def over_margin(names: Sequence[str], values: dict[str, Floats]) -> Iterator[str]:
+    """The gains over the rule with a margin, by load."""
     yield f"Over `{MARGIN}`, in these episodes:"
     yield ""
     yield f"| family | edgewise | {INFORMED} | clairvoyant | bound |"
@@ -152,13 +161,13 @@ def over_margin(names: Sequence[str], values: dict[str, NDArray[np.float64]]) ->
         if name in LOADS:
             base = float(values[MARGIN][f].mean())
             cells = " | ".join(
-                percent(interval(values[what][f] - values[MARGIN][f]), base)
-                for what in ("edgewise", INFORMED, *WHAT)
+                percent(interval(values[column][f] - values[MARGIN][f]), base)
+                for column in ("edgewise", INFORMED, *LIMITS)
             )
             yield f"| {name} | {cells} |"
 
 
-def mean(values: NDArray[np.float64]) -> str:
-    """A dash where some world has none: there is no bound where balancers fall silent."""
+def mean(values: Floats) -> str:
+    """The mean, or a dash if some world has none: where balancers fall silent there is no bound."""
     found = float(values.mean())
     return "–" if np.isnan(found) else f"{found:.4f}"

@@ -1,12 +1,12 @@
-"""The information ablation: what perfect information would bring, and how much of it is recovered.
+"""What perfect information would bring, and how much of that the learned policy recovers.
 
-*Reports*: one every 10 ms. *Bandwidth*: the balancer is told the links' true state
+*Reports*: one every 10 ms. *Bandwidth*: the balancer is told the true state of the links
 (``network_state: emulator``). *Slow spells*: it is told by what factor each server is slower now.
-The recovered share is what the learned policy gains over the heuristic with none of it, over what
-the heuristic gains by all of it.
+The recovered share is the gain of the learned policy over the heuristic without any of it, divided
+by the heuristic's own gain from all of it.
 
-A heuristic that was tuned for stale reports makes less of fresh ones than one that was tuned for
-them, so the heuristic is also re-tuned with the information, if the study is given its weights.
+A heuristic tuned for stale reports gains less from fresh ones than a heuristic tuned for those. So
+the study also compares with a heuristic re-tuned with the information, if it is given one.
 """
 
 from __future__ import annotations
@@ -14,15 +14,14 @@ from __future__ import annotations
 import msgspec
 
 from edgewise.bench.statistics import interval, over_families
-from edgewise.learn.worlds import bandwidth, fresh, informed
 from edgewise.policy.base import PolicySpec
-from edgewise.worlds import families
+from edgewise.scenario import Scenario
 from studies.experiment import (
     Arm,
     Change,
     Experiment,
     Section,
-    WorldCondition,
+    family_condition,
     grid,
     held_out,
     percent,
@@ -34,30 +33,40 @@ from studies.privileged_kernels import slow_spells, slow_spells_known
 FAMILIES = ("volatile", "trace_bandwidth", "stale_500ms", "stale_2s", "combined")
 
 
+def fresh_reports(world: Scenario) -> Scenario:
+    """The world with a report every 10 ms."""
+    return msgspec.structs.replace(world, report_period=0.01)
+
+
+def known_bandwidth(world: Scenario) -> Scenario:
+    """The world with a balancer that is told the links' true rates and loads."""
+    return msgspec.structs.replace(world, network_state="emulator")
+
+
+def fresh_reports_and_bandwidth(world: Scenario) -> Scenario:
+    """The world with both."""
+    return known_bandwidth(fresh_reports(world))
+
+
 CASES: dict[str, tuple[Change | None, bool]] = {
     "as it is": (None, False),
-    "reports": (fresh, False),
-    "bandwidth": (bandwidth, False),
+    "reports": (fresh_reports, False),
+    "bandwidth": (known_bandwidth, False),
     "slow spells": (None, True),
-    "all": (informed, True),
+    "all": (fresh_reports_and_bandwidth, True),
 }
-"""(what is done to a world, whether slow spells are known)."""
+"""By name: a change of every world, and whether slow spells are known."""
 
 
-def family_condition(family: str) -> WorldCondition:
-    """A family of the suite."""
-    return WorldCondition(name=family, world=lambda seed: families.scenario(family, seed))
-
-
-def arms(name: str, rule: PolicySpec) -> list[Arm]:
+def arms(name: str, policy: PolicySpec) -> list[Arm]:
     """A policy with each piece of information."""
-    spells = msgspec.structs.replace(rule, kernel=slow_spells_known)
+    with_spells = msgspec.structs.replace(policy, kernel=slow_spells_known)
     return [
         Arm(
             name=f"{name}, {case}",
-            rule=spells if known else rule,
+            policy=with_spells if known else policy,
             change=change,
-            told=slow_spells if known else None,
+            privileged=slow_spells if known else None,
         )
         for case, (change, known) in CASES.items()
     ]
@@ -69,24 +78,26 @@ def study(
     policy: PolicySpec,
     retuned: PolicySpec | None = None,
 ) -> Section:
-    """The ablation. `heuristic` and `policy` are params of the learned policy's kernel; `retuned`
-    is the heuristic tuned with all of the information."""
-    places = [family_condition(name) for name in FAMILIES]
+    """Gains by piece of information. `heuristic`, `policy` and `retuned`, which is the heuristic
+    tuned with all of the information, run on the learned policy's kernel."""
+    conditions = [family_condition(name) for name in FAMILIES]
     everyone = [*arms("heuristic", heuristic), *arms("edgewise", policy)]
     if retuned is not None:
         everyone.append(
             msgspec.structs.replace(arms("re-tuned", retuned)[-1], name="heuristic re-tuned, all")
         )
-    values, seeds = experiment.utilities("information", places, everyone)
+    values, seeds = experiment.utilities("information", conditions, everyone)
     plain = values[:, :1]
     n = len(CASES)
-    lines, means = grid(places, [arm.name for arm in everyone[1:]], (values - plain)[:, 1:])
-    could = values[:, n - 1] - plain[:, 0]
-    has = values[:, n] - plain[:, 0]
+    lines, means = grid(conditions, [arm.name for arm in everyone[1:]], (values - plain)[:, 1:])
+    possible = values[:, n - 1] - plain[:, 0]
+    gained = values[:, n] - plain[:, 0]
     base = float(plain.mean())
     rest = over_families(values[:, 2 * n - 1] - values[:, n])
-    found = ratio(has.mean(axis=0), could.mean(axis=0))
-    each = {one.name: ratio(has[p], could[p]) for p, one in enumerate(places)}
+    recovered = ratio(gained.mean(axis=0), possible.mean(axis=0))
+    by_family = {
+        condition.name: ratio(gained[c], possible[c]) for c, condition in enumerate(conditions)
+    }
     out = [
         f"Gain in utility over the heuristic (the re-tuned control) without any of it; "
         f"{held_out(seeds)}. No policy was trained with any of it unless it says so.",
@@ -94,28 +105,28 @@ def study(
         *lines,
         "",
         f"All of it would bring the heuristic {percent(means[n - 2], base)}; edgewise gains "
-        f"{percent(means[n - 1], base)} with none of it: {share(found)} of that gain. All of it "
-        f"would bring edgewise another {percent(rest, base)}.",
+        f"{percent(means[n - 1], base)} with none of it: {share(recovered)} of that gain. All of "
+        f"it would bring edgewise another {percent(rest, base)}.",
         "",
-        "By family: " + "; ".join(f"{name} {share(one)}" for name, one in each.items()) + ".",
+        "By family: " + "; ".join(f"{name} {share(one)}" for name, one in by_family.items()) + ".",
     ]
     figures: dict[str, object] = {
         "seeds": seeds,
         "gains": {arm.name: mean for arm, mean in zip(everyone[1:], means, strict=True)},
         "by_family": {
-            one.name: {
-                arm.name: interval(values[p, a] - plain[p, 0])
+            condition.name: {
+                arm.name: interval(values[c, a] - plain[c, 0])
                 for a, arm in enumerate(everyone)
                 if a
             }
-            for p, one in enumerate(places)
+            for c, condition in enumerate(conditions)
         },
-        "recovered": found,
-        "recovered_by_family": each,
+        "recovered": recovered,
+        "recovered_by_family": by_family,
     }
     if retuned is not None:
         best = values[:, -1] - plain[:, 0]
-        again = ratio(has.mean(axis=0), best.mean(axis=0))
+        again = ratio(gained.mean(axis=0), best.mean(axis=0))
         out += ["", f"Of the gain of a heuristic re-tuned with all of it: {share(again)}."]
         figures["recovered_of_retuned"] = again
     return Section(lines=out, figures=figures)

@@ -20,10 +20,10 @@ from pathlib import Path
 
 import msgspec
 
-from edgewise.bench import suite, tune
 from edgewise.bench.document import rewrite
 from edgewise.errors import EdgewiseError
-from edgewise.learn.trainer import EsProgress
+from edgewise.learn.search import Progress as SearchProgress
+from edgewise.learn.search import seconds
 from edgewise.policy import POLICIES, find
 from edgewise.worlds import families
 from studies import comparison, forms, gap, information, shift, training
@@ -56,37 +56,36 @@ class Progress:
                 flush=True,
             )
 
-    def training(self, run: str, step: EsProgress) -> None:
+    def training(self, run: str, step: SearchProgress) -> None:
         """Show how far a training run is."""
         now = time.monotonic()
-        if now - self._last >= EVERY or step.done >= 1.0:
+        if now - self._last >= EVERY or step.used >= 1.0:
             self._last = now
             print(
-                f"  {run}  generation {step.generation}  {100 * step.done:3.0f} %"
+                f"  {run}  generation {step.steps}  {100 * step.used:3.0f} %"
                 f"  {step.per_second / 1e3:.0f} k/s",
                 file=sys.stderr,
                 flush=True,
             )
 
 
-def seconds(text: str) -> float:
-    """Parse a time such as 90s, 30m or 2h into s; an empty text is no limit."""
-    return tune.seconds(text) if text else float("inf")
+def limit(text: str) -> float:
+    """A time such as 90s, 30m or 2h in s; an empty text is no limit."""
+    return seconds(text) if text else float("inf")
 
 
 def study(name: str, options: argparse.Namespace) -> Section:
     """Run one of `STUDIES`."""
-    first = options.first
-    until = time.monotonic() + seconds(options.budget)
+    until = time.monotonic() + limit(options.budget)
     progress = Progress()
     experiment = Experiment(
         ResultStore(options.out / "figures.jsonl"),
-        suite.evaluation_seeds(first + options.seeds)[first:],
+        families.evaluation_seeds(options.seeds, options.first),
         threads=options.threads,
         until=until,
         progress=progress.episodes,
     )
-    runs = training.Trainer(
+    runs = training.TrainingRuns(
         folder=options.out / "trained",
         threads=options.threads,
         until=until,
@@ -102,7 +101,7 @@ def study(name: str, options: argparse.Namespace) -> Section:
     if name == "information":
         retuned = None
         if options.retune:
-            retuned = training.informed_heuristic(runs, control, budget=seconds(options.retune))
+            retuned = training.informed_heuristic(runs, control, budget=limit(options.retune))
         return information.study(experiment, control, policy, retuned)
     if name == "gap":
         rules = {name: POLICIES[name] for name in ("priced_greedy", gap.MARGIN)}
@@ -154,7 +153,9 @@ def parser() -> argparse.ArgumentParser:
     add("--duration", type=float, default=4.0, help="gap: s of an episode")
     add("--families", default="", help="gap: which. Default: the standard suite")
     add("--minutes", default="1,5,20", help="specialist: of fine-tuning")
-    add("--specialists", default=",".join(training.SPECIALISTS), help="specialist: families")
+    add(
+        "--specialists", default=",".join(training.SPECIALIST_FAMILIES), help="specialist: families"
+    )
     add("--generations", type=int, default=100, help="parts: of each run")
     add("--training-seeds", default="1,2,3", help="parts: one run of each arm for each seed")
     add("--arms", default=",".join(training.ARMS), help="parts: which arms to train")

@@ -14,9 +14,9 @@ import numpy as np
 from msgspec import Struct
 
 from edgewise.bench.episodes import ReplayableWorld
-from edgewise.bench.report import plus_minus, table
+from edgewise.bench.report import table
 from edgewise.bench.statistics import Interval, interval
-from edgewise.bench.suite import each
+from edgewise.cores import for_each
 from edgewise.policy import POLICIES
 from edgewise.policy.base import PolicySpec
 from edgewise.scenario import (
@@ -111,16 +111,16 @@ def peak_ewma(
     whole = np.zeros((len(rules), len(seeds)))
     during = np.zeros_like(whole)
 
-    def play(s: int, _: int) -> None:
-        stage = ReplayableWorld(slow_server(seeds[s], usual))
+    def play(s: int) -> None:
+        replayable = ReplayableWorld(slow_server(seeds[s], usual))
         for p, rule in enumerate(rules.values()):
-            world = stage.play(rule).world
+            world = replayable.play(rule).world
             served = world.results["status"] == layout.SERVED
             good = served & (world.results["latency"] <= EWMA_TIMEOUT)
             then = (world.requests["time"] >= 15.0) & (world.requests["time"] < 45.0)
             whole[p, s], during[p, s] = good.mean(), good[then].mean()
 
-    each([(s, 0) for s in range(len(seeds))], play, threads)
+    for_each(range(len(seeds)), play, threads)
     return {name: (interval(whole[p]), interval(during[p])) for p, name in enumerate(rules)}
 
 
@@ -195,17 +195,17 @@ def prequal(seeds: Sequence[int], load: float, period: float, threads: int = 2) 
     rules = with_defaults(PREQUAL_POLICIES, clients=float(PREQUAL_CLIENTS), quantile=0.84)
     values = np.zeros((3, len(rules), len(seeds)))
 
-    def play(s: int, _: int) -> None:
-        stage = ReplayableWorld(unequal(seeds[s], load, period), SimOptions(slots=1 << 16))
+    def play(s: int) -> None:
+        replayable = ReplayableWorld(unequal(seeds[s], load, period), SimOptions(slots=1 << 16))
         for p, rule in enumerate(rules.values()):
-            world = stage.play(rule).world
+            world = replayable.play(rule).world
             warm = world.requests["time"] >= WARM
             served = world.results["status"] == layout.SERVED
             latency = world.results["latency"][warm & served]
             values[:2, p, s] = np.percentile(latency, (50, 99))
             values[2, p, s] = 1.0 - (warm & served).sum() / warm.sum()
 
-    each([(s, 0) for s in range(len(seeds))], play, threads)
+    for_each(range(len(seeds)), play, threads)
     by = [{name: interval(values[m, p]) for p, name in enumerate(rules)} for m in range(3)]
     return Prequal(load=load, period=period, p50=by[0], p99=by[1], lost=by[2])
 
@@ -286,8 +286,8 @@ PREQUAL_TEXT = (
 
 
 def _percent(value: Interval) -> str:
-    return f"{plus_minus(Interval(100 * value.mean, 100 * value.half), 2)} %"
+    return f"{value.scaled(100.0):.2f} %"
 
 
 def _ms(value: Interval) -> str:
-    return plus_minus(Interval(1e3 * value.mean, 1e3 * value.half), 0)
+    return f"{value.scaled(1e3):.0f}"

@@ -1,8 +1,8 @@
-"""Worlds that nothing was trained on: larger fleets, other models, other links.
+"""Worlds outside the training distribution: larger fleets, other models, other links.
 
 Training has 3 to 6 servers, two ladders of four models, and uplinks of 0.8 to 40 Mbit/s before they
-drift. The heuristic is the shipped `priced_greedy`: what the guard falls back to, and the rule that
-the policy must not fall behind.
+drift. The heuristic is the shipped `priced_greedy`: the guard falls back to it, and the policy must
+not fall behind it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from edgewise.worlds.random_world import at_load, base
 from studies.experiment import Arm, Experiment, Section, WorldCondition, held_out, percent, pm
 
 OTHER = ((0.45, 0.003), (0.66, 0.02), (0.81, 0.055), (0.93, 0.17))
-"""(accuracy, s at speed 1) of models that no training world has: below and above both ladders."""
+"""(accuracy, s at speed 1) of models that no training world has, below and above both ladders."""
 ALLOWED = 0.005
 """Share of the heuristic's utility that may be lost."""
 
@@ -77,9 +77,9 @@ SHIFTS: dict[str, Callable[[int], Scenario]] = {
 
 def study(experiment: Experiment, heuristic: PolicySpec, policy: PolicySpec) -> Section:
     """The paired difference in every shifted world."""
-    places = [WorldCondition(name=name, world=world) for name, world in SHIFTS.items()]
-    everyone = [Arm(name="priced_greedy", rule=heuristic), Arm(name="edgewise", rule=policy)]
-    values, seeds = experiment.utilities("shift", places, everyone)
+    conditions = [WorldCondition(name=name, world=world) for name, world in SHIFTS.items()]
+    everyone = [Arm(name="priced_greedy", policy=heuristic), Arm(name="edgewise", policy=policy)]
+    values, seeds = experiment.utilities("shift", conditions, everyone)
     lines = [
         f"Worlds never trained on; {held_out(seeds)}.",
         "",
@@ -88,18 +88,18 @@ def study(experiment: Experiment, heuristic: PolicySpec, policy: PolicySpec) -> 
     ]
     figures: dict[str, object] = {"seeds": seeds}
     missed, same = [], []
-    for p, one in enumerate(places):
-        plain, mine = values[p]
-        found = interval(mine - plain)
+    for c, condition in enumerate(conditions):
+        plain, mine = values[c]
+        gain = interval(mine - plain)
         lines.append(
-            f"| {one.name} | {plain.mean():.4f} | {mine.mean():.4f} | {pm(found)} "
-            f"| {percent(found, float(plain.mean()))} |"
+            f"| {condition.name} | {plain.mean():.4f} | {mine.mean():.4f} | {pm(gain)} "
+            f"| {percent(gain, float(plain.mean()))} |"
         )
-        figures[one.name] = found
+        figures[condition.name] = gain
         if (mine == plain).all():
-            same.append(one.name)
-        if found.mean < -ALLOWED * plain.mean():
-            missed.append(one.name)
+            same.append(condition.name)
+        if gain.mean < -ALLOWED * plain.mean():
+            missed.append(condition.name)
     lines += [
         "",
         f"More than {100 * ALLOWED:g} % below the heuristic in: {', '.join(missed) or 'none'}.",

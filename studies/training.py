@@ -1,7 +1,7 @@
-"""Studies that train: what a specialist gains, and what each part of the policy gives.
+"""Studies that train: the gain of specialists, and the worth of each part of the policy.
 
-Every training run has a folder of its own, named by all that decides what it finds, and goes on
-from its checkpoint there. A run that is through leaves its weights, which are then only read.
+Every training run has a folder of its own, named by everything that decides its result, and resumes
+from its checkpoint there. A run that is finished leaves its weights, which are then only read.
 """
 
 from __future__ import annotations
@@ -15,17 +15,30 @@ import numpy as np
 from msgspec import Struct
 
 from edgewise.bench.statistics import interval, over_families
-from edgewise.learn import release, trainer
-from edgewise.learn.checkpoint import write_atomically
+from edgewise.files import write_atomically
+from edgewise.learn import train
+from edgewise.learn.es import EsSettings, EvolutionStrategies
+from edgewise.learn.search import Budget, Progress, search
 from edgewise.learn.space import PARTS
-from edgewise.learn.worlds import Worlds, limits, rule_of
+from edgewise.learn.validation import JUDGED, SPECIALISTS, Validator, judge
 from edgewise.policy import POLICIES, learned, weight_files
 from edgewise.policy.base import PolicySpec
 from edgewise.policy.weight_files import WeightsCard
-from studies.experiment import Arm, Experiment, Floats, Section, held_out, percent, pm
-from studies.information import family_condition
+from edgewise.sim.source import WorldSource
+from studies.experiment import (
+    Arm,
+    Experiment,
+    Floats,
+    Section,
+    family_condition,
+    held_out,
+    percent,
+    pm,
+)
+from studies.information import fresh_reports_and_bandwidth
 
-SPECIALISTS = ("bursty", "overload", "combined")
+SPECIALIST_FAMILIES = ("bursty", "overload", "combined")
+SPECIALIST = EsSettings(seed=11, worlds=40, rate=0.15)
 PART_FAMILIES = ("light", "medium", "heavy", "overload", "volatile", "stale_2s", "combined")
 ARMS: dict[str, tuple[str, ...]] = {
     "control": ("base",),
@@ -35,28 +48,30 @@ ARMS: dict[str, tuple[str, ...]] = {
     "with network": ("base", "heads", "network"),
     "heads alone": ("heads",),
 }
-"""Groups that are searched (`space.GROUPS`)."""
+"""The groups of parameters that each arm searches (`space.GROUPS`)."""
 
 
-class Trainer(Struct, frozen=True, kw_only=True):
-    """Where and how runs of a study are trained."""
+class TrainingRuns(Struct, frozen=True, kw_only=True):
+    """Trains policies for a study, each once."""
 
     folder: Path
     threads: int = 2
-    surveyed: int = release.SURVEYED
-    """Worlds that the guard's limits are taken from."""
-    judged: int = release.JUDGED
-    """Validation worlds, by which a specialist is kept or dropped."""
+    surveyed: int = train.SURVEYED
+    """Worlds from which the guard's limits are taken."""
+    judged: int = JUDGED
+    """Validation worlds by which a specialist is kept or dropped."""
+    validation: int = 48
+    """Validation worlds by which a search chooses its best parameters."""
     until: float = float("inf")
     """On the monotonic clock: no run begins after it."""
-    progress: Callable[[str, trainer.EsProgress], None] = lambda _run, _progress: None
+    progress: Callable[[str, Progress], None] = lambda _run, _progress: None
 
     def run(
-        self, name: str, recipe: trainer.Recipe, start: Floats, budget: float | None = None
+        self, name: str, source: WorldSource, settings: EsSettings, start: Floats, budget: Budget
     ) -> PolicySpec | None:
-        """The policy that a recipe finds from the params `start`, guarded; None: out of time."""
+        """The guarded policy that a search from the params `start` finds; None: out of time."""
         folder = self.folder / name
-        path = folder / "edgewise.safetensors"
+        path = folder / train.FILE
         if path.exists():
             params, card = weight_files.load(path)
             return weight_files.rule(params, name, card)
@@ -65,25 +80,20 @@ class Trainer(Struct, frozen=True, kw_only=True):
         heuristic = msgspec.structs.replace(
             POLICIES["priced_greedy"], params=tuple(start[learned.LAYOUT["calibrated"]].tolist())
         )
-        found = trainer.train(
-            recipe,
-            start,
-            heuristic,
-            folder,
-            budget=budget,
-            threads=self.threads,
+        found = search(
+            EvolutionStrategies(source, start, settings, self.threads),
+            budget,
+            validate=Validator(source, heuristic, self.validation, self.threads),
+            folder=folder,
             progress=lambda step: self.progress(name, step),
         )
-        seen = recipe.worlds.training(recipe.seed, 40_000, self.surveyed)
-        rule = rule_of(found.params)
-        low, high, _ = limits(recipe.worlds, rule, found.params, seen, self.threads)
-        final = weight_files.release(found.params, low, high, release.OLDEST)
+        final = train.guarded(found.params, source, settings.seed, self.threads, self.surveyed)
         card = WeightsCard(
             name="edgewise",
             command=f"study {name}",
-            seeds=(recipe.seed,),
-            families=recipe.worlds.names,
-            commit=release.commit(),
+            seeds=(settings.seed,),
+            families=source.families,
+            commit=train.commit(),
             decisions=found.decisions,
             heuristic={},
         )
@@ -94,19 +104,17 @@ class Trainer(Struct, frozen=True, kw_only=True):
 
 def specialists(
     experiment: Experiment,
-    runs: Trainer,
+    runs: TrainingRuns,
     policy: PolicySpec,
     *,
     minutes: Sequence[float] = (1.0, 5.0, 20.0),
-    names: Sequence[str] = SPECIALISTS,
-    worlds: int = 40,
-    rate: float = 0.15,
-    seed: int = 11,
+    names: Sequence[str] = SPECIALIST_FAMILIES,
+    settings: EsSettings = SPECIALIST,
 ) -> Section:
-    """What fine-tuning the shipped policy to one family gains, on held-out seeds.
+    """The gain of fine-tuning the shipped policy to one family, on held-out seeds.
 
-    As ``edgewise train --init edgewise`` does, the weights are only kept if they are better than
-    the generalist's on validation worlds, so a specialist is never below it but by chance.
+    As with ``edgewise train --init edgewise``, the weights are kept only if they are better than
+    the generalist's on validation worlds. So a specialist is below the generalist only by chance.
     """
     start = np.array(policy.params)
     start[learned.O_GUARDED] = 0.0
@@ -117,25 +125,24 @@ def specialists(
     figures: dict[str, object] = {}
     seeds: tuple[int, ...] = ()
     for name in names:
-        where = Worlds(names=(name,))
+        source = WorldSource(family=name)
         for span in minutes:
-            recipe = trainer.Recipe(
-                worlds=where, seed=seed, count=worlds, pairs_each=2, rate=rate, validation=48
+            stem = (
+                f"specialist-{name}-{span:g}m-{settings.seed}-{settings.worlds}-{settings.rate:g}"
             )
-            stem = f"specialist-{name}-{span:g}m-{seed}-{worlds}-{rate:g}"
-            found = runs.run(stem, recipe, start, budget=60.0 * span)
+            found = runs.run(stem, source, settings, start, Budget(seconds=60.0 * span))
             if found is None:
                 lines.append(f"| {name} | {span:g} | not trained yet | | | | | |")
                 continue
-            _, card = weight_files.load(runs.folder / stem / "edgewise.safetensors")
-            judged = release.judge(
-                np.array(found.params), policy, where, count=runs.judged, skip=release.SKIP + 500,
-                threads=runs.threads, names=(name,),
+            _, card = weight_files.load(runs.folder / stem / train.FILE)
+            judged = judge(
+                np.array(found.params), policy, source, names=(name,), count=runs.judged,
+                skip=SPECIALISTS, threads=runs.threads,
             )  # fmt: skip
             kept = judged.mean.mean > 0.0
             arms = [
-                Arm(name="edgewise", rule=policy),
-                Arm(name=stem, rule=found if kept else policy),
+                Arm(name="edgewise", policy=policy),
+                Arm(name=stem, policy=found if kept else policy),
             ]
             values, seeds = experiment.utilities("specialist", [family_condition(name)], arms)
             plain, mine = values[0]
@@ -146,16 +153,18 @@ def specialists(
                 f"| {percent(gain, float(plain.mean()))} |"
             )
             figures[f"{name}, {span:g} min"] = gain
-    about = (
-        f"`edgewise` fine-tuned to a family for some minutes, {held_out(seeds)}. *Kept*: better "
-        "than the generalist on validation worlds; else the generalist's weights stay. "
-    ) if seeds else "No specialist is trained yet."  # fmt: skip
+    about = "No specialist is trained yet."
+    if seeds:
+        about = (
+            f"`edgewise` fine-tuned to a family for some minutes, {held_out(seeds)}. *Kept*: "
+            "better than the generalist on validation worlds; else the generalist's weights stay."
+        )
     return Section(lines=[about, "", *lines], figures={"seeds": seeds, **figures})
 
 
 def parts(
     experiment: Experiment,
-    runs: Trainer,
+    runs: TrainingRuns,
     *,
     generations: int,
     training_seeds: Sequence[int] = (1, 2, 3),
@@ -163,30 +172,34 @@ def parts(
     worlds: int = 40,
     rate: float = 0.25,
 ) -> Section:
-    """What each part gives: every arm trained from the heuristic with the same generations, worlds
-    and seeds, and compared with the control of the same training seed."""
-    start = trainer.initial(POLICIES["priced_greedy"])
+    """The worth of each part of the policy.
+
+    Every arm is trained from the heuristic with the same generations, worlds and seeds, and is
+    compared with the control of the same training seed.
+    """
+    start, _ = train.beginning()
     names = ["control", *(arm for arm in arms if arm != "control")]
     found: dict[tuple[str, int], PolicySpec] = {}
     for seed in training_seeds:  # all arms of a seed before the next, so that stopping is fair
         for name in names:
-            recipe = trainer.Recipe(
-                groups=ARMS[name], seed=seed, count=worlds, pairs_each=2, rate=rate,
-                generations=generations, validation=48,
-            )  # fmt: skip
+            settings = EsSettings(groups=ARMS[name], seed=seed, worlds=worlds, rate=rate)
             stem = f"part-{name.replace(' ', '-')}-{seed}-{generations}-{worlds}-{rate:g}"
-            rule = runs.run(stem, recipe, start)
-            if rule is not None:
-                found[name, seed] = rule
+            policy = runs.run(
+                stem, WorldSource(family="train"), settings, start, Budget(steps=generations)
+            )
+            if policy is not None:
+                found[name, seed] = policy
     whole = [seed for seed in training_seeds if all((name, seed) in found for name in names)]
     if not whole:
         return Section(lines=["Not one training seed is through yet."], figures={})
     everyone = [
-        Arm(name=f"{name}, seed {seed}", rule=found[name, seed]) for name in names for seed in whole
+        Arm(name=f"{name}, seed {seed}", policy=found[name, seed])
+        for name in names
+        for seed in whole
     ]
-    places = [family_condition(name) for name in PART_FAMILIES]
-    values, seeds = experiment.utilities("parts", places, everyone)
-    shaped = values.reshape(len(places), len(names), len(whole), len(seeds))
+    conditions = [family_condition(name) for name in PART_FAMILIES]
+    values, seeds = experiment.utilities("parts", conditions, everyone)
+    shaped = values.reshape(len(conditions), len(names), len(whole), len(seeds))
     base = float(shaped[:, 0].mean())
     differences = shaped - shaped[:, :1]
     lines = [
@@ -211,13 +224,15 @@ def parts(
 
 
 def informed_heuristic(
-    runs: Trainer, control: PolicySpec, *, budget: float, worlds: int = 40, seed: int = 5
+    runs: TrainingRuns, control: PolicySpec, *, budget: float, worlds: int = 40, seed: int = 5
 ) -> PolicySpec | None:
-    """The control, tuned on for `budget` s where reports are fresh and bandwidths known."""
+    """The control, tuned further for `budget` s where reports are fresh and bandwidths known."""
     start = np.array(control.params)
     start[learned.O_GUARDED] = 0.0
-    recipe = trainer.Recipe(
-        worlds=Worlds(informed=True),
-        groups=("base",), seed=seed, count=worlds, pairs_each=2, rate=0.2, validation=48,
-    )  # fmt: skip
-    return runs.run(f"informed-{budget:g}s-{seed}-{worlds}", recipe, start, budget=budget)
+    return runs.run(
+        f"informed-{budget:g}s-{seed}-{worlds}",
+        WorldSource(family="train", change=fresh_reports_and_bandwidth),
+        EsSettings(groups=("base",), seed=seed, worlds=worlds, rate=0.2),
+        start,
+        Budget(seconds=budget),
+    )

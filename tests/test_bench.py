@@ -13,7 +13,9 @@ from edgewise.bench import compare, document, page, report, suite, tune
 from edgewise.bench.episodes import METRICS, ReplayableWorld
 from edgewise.bench.statistics import Interval, interval, over_families
 from edgewise.cli.bench import chosen
+from edgewise.cores import for_each
 from edgewise.errors import BadInput
+from edgewise.learn.search import Budget
 from edgewise.policy import POLICIES
 from edgewise.policy.base import Parameter
 from edgewise.policy.tuned import TUNED
@@ -36,7 +38,7 @@ def run(threads: int = 1, policies: tuple[str, ...] = PLAYED) -> suite.Result:
     return suite.run(
         ("light", "combined"),
         {name: POLICIES[name] for name in policies},
-        suite.evaluation_seeds(4),
+        families.evaluation_seeds(4),
         threads=threads,
         change=short,
     )
@@ -122,24 +124,24 @@ def test_a_result_comes_back_from_json(result: suite.Result) -> None:
 def test_the_standard_suite_has_what_the_issue_asks_for() -> None:
     assert len(suite.SUITES["standard"]) >= 18
     assert "train" not in suite.SUITES["standard"]
-    seeds = suite.evaluation_seeds(30)
+    seeds = families.evaluation_seeds(30)
     assert all(seed in families.EVALUATION for seed in seeds)
     for count in (0, 1_000_001):
         with pytest.raises(BadInput, match="seeds"):
-            suite.evaluation_seeds(count)
+            families.evaluation_seeds(count)
 
 
 def test_an_exception_in_a_task_is_raised_and_stops_the_rest() -> None:
     done: list[int] = []
 
-    def task(a: int, _: int) -> None:
-        done.append(a)
-        if a == 0:
+    def task(item: int) -> None:
+        done.append(item)
+        if item == 0:
             raise BadInput("no")
 
     for threads in (1, 2):
         with pytest.raises(BadInput, match="no"):
-            suite.each([(i, 0) for i in range(1000)], task, threads)
+            for_each(range(1000), task, threads)
     assert len(done) < 1000
 
 
@@ -210,9 +212,10 @@ def test_markdown(result: suite.Result) -> None:
 
 
 def test_numbers_in_tables() -> None:
-    assert report.plus_minus(Interval(0.61234, 0.0042)) == "0.612 ± 0.004"
-    assert report.plus_minus(Interval(0.5, math.nan)) == "0.500"
-    assert report.plus_minus(Interval(math.nan, math.nan)) == "–"
+    assert f"{Interval(0.61234, 0.0042):.3f}" == "0.612 ± 0.004"
+    assert f"{Interval(0.61234, 0.0042).scaled(100.0):+.1f}" == "+61.2 ± 0.4"
+    assert f"{Interval(0.5, math.nan):.3f}" == "0.500"
+    assert f"{Interval(math.nan, math.nan):.3f}" == "–"
     assert report.percent_of(Interval(0.0102, 0.0012), 0.6) == "+1.7 % ± 0.2"
 
 
@@ -256,24 +259,16 @@ def test_the_unit_cube_and_back() -> None:
 
 
 def test_worlds_of_a_search_are_training_worlds_each_once() -> None:
-    source = tune._Worlds(("train",), seed=19)
-    seeds = [seed for _ in range(4) for _, seed in source.take(50)]
+    seeds = [s for first in range(0, 200, 50) for s in families.training_seeds(19, first, 50)]
     assert len(set(seeds)) == 200
     assert all(seed in families.TRAINING for seed in seeds)
 
 
 @pytest.mark.parametrize("name", ["least_outstanding", "sed_admission"])
 def test_search_is_reproducible_and_says_how(name: str) -> None:
-    def search(threads: int) -> tune.SearchResult:
-        return tune.search(
-            name,
-            POLICIES[name],
-            generations=2,
-            worlds=2,
-            threads=threads,
-            setting=tune.Setting(change=short),
-            validation=2,
-        )
+    def search(threads: int) -> tune.TuneResult:
+        settings = tune.TuneSettings(worlds=2, threads=threads, change=short, validation=2)
+        return tune.tune(name, POLICIES[name], Budget(steps=2), settings)
 
     found = search(1)
     assert found.params == search(2).params
@@ -290,30 +285,19 @@ def test_search_finds_a_better_value() -> None:
     rule = POLICIES["sed_admission"]
     worst = {"threshold": 0.6, "margin": 3.0}
     bad = tuple(worst.get(p.name, p.default) for p in rule.parameters)
-    found = tune.search(
-        "sed_admission",
-        msgspec.structs.replace(rule, params=bad),
-        generations=3,
-        worlds=3,
-        start=bad,
-        step=0.3,
-        setting=tune.Setting(change=short),
-        validation=4,
-    )
+    settings = tune.TuneSettings(worlds=3, start=bad, step=0.3, change=short, validation=4)
+    policy = msgspec.structs.replace(rule, params=bad)
+    found = tune.tune("sed_admission", policy, Budget(steps=3), settings)
     assert found.better
-    assert found.over_standing.sign == 1
+    assert found.over_current.sign == 1
 
 
 def test_what_cannot_be_searched() -> None:
+    once = Budget(steps=1)
     with pytest.raises(BadInput, match="no parameters"):
-        tune.search("earliest_completion", POLICIES["earliest_completion"], generations=1)
+        tune.tune("earliest_completion", POLICIES["earliest_completion"], once)
     with pytest.raises(BadInput, match="unknown suite"):
-        tune.search("sed", POLICIES["sed"], suite="nope", generations=1)
-    with pytest.raises(BadInput, match="either"):
-        tune.search("sed", POLICIES["sed"])
-    with pytest.raises(BadInput, match="90s"):
-        tune.seconds("soon")
-    assert [tune.seconds(text) for text in ("90", "2m", "0.5h")] == [90.0, 120.0, 1800.0]
+        tune.tune("sed", POLICIES["sed"], once, tune.TuneSettings(suite="nope"))
 
 
 def test_the_written_module_says_what_was_found(tmp_path: Path) -> None:
@@ -380,7 +364,7 @@ def test_forced_sends_nothing_as_it_came() -> None:
     stage = ReplayableWorld(short(families.scenario("hot_spot", 3)))
 
     def originals(condition: str) -> int:
-        rule = disciplines.rule_of(disciplines.CONDITIONS[condition])
+        rule = disciplines.policy_of(disciplines.CONDITIONS[condition])
         world = stage.play(rule).world
         moved = world.results["server"] != world.requests["ingress"]
         served = world.results["status"] == layout.SERVED

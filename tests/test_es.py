@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,16 +14,19 @@ from typer.testing import CliRunner
 from edgewise.bench.episodes import ReplayableWorld
 from edgewise.bench.statistics import Interval
 from edgewise.cli.main import app
-from edgewise.cli.train import beginning
+from edgewise.cli.train import _verdict
 from edgewise.errors import BadInput
-from edgewise.learn import checkpoint, es, trainer
-from edgewise.learn.checkpoint import write_atomically
-from edgewise.learn.release import Judgement, judge, release
+from edgewise.files import write_atomically
+from edgewise.learn import checkpoint, es, train
+from edgewise.learn.es import EsSettings, EvolutionStrategies
+from edgewise.learn.search import Budget, Progress, SearchResult, SearchStopped, search, seconds
 from edgewise.learn.space import MEMORY, PARTS, SearchSpace
-from edgewise.learn.worlds import Worlds, limits, rule_of, utility
+from edgewise.learn.train import TrainOptions, TrainResult, beginning, guarded, survey
+from edgewise.learn.validation import Judgement, Validator, judge
 from edgewise.policy import POLICIES, find, learned, weight_files
 from edgewise.policy.features import PHI, Q_ACCURACY, W_FLEET_BACKLOG
 from edgewise.scenario import loads
+from edgewise.sim.source import WorldSource
 from edgewise.worlds import families
 
 pytestmark = pytest.mark.study
@@ -43,15 +49,29 @@ workload:
 
 
 def start() -> np.ndarray:
-    return trainer.initial(PRICED)
+    return beginning()[0]
 
 
-def recipe(**more: object) -> trainer.Recipe:
-    fields: dict[str, object] = {
-        "worlds": Worlds(scenario=loads(SMALL)), "count": 2, "pairs_each": 2, "generations": 4,
-        "validation": 2, "every": 2, "seed": 3,
-    }  # fmt: skip
-    return trainer.Recipe(**{**fields, **more})  # type: ignore[arg-type]
+def small() -> WorldSource:
+    return WorldSource(scenario=loads(SMALL))
+
+
+def run(
+    folder: Path,
+    progress: Callable[[Progress], None] = lambda _: None,
+    threads: int = 1,
+    **changes: object,
+) -> SearchResult:
+    """A search of four generations, validated after every other."""
+    settings = EsSettings(**{"seed": 3, "worlds": 2, **changes})  # type: ignore[arg-type]
+    return search(
+        EvolutionStrategies(small(), start(), settings, threads),
+        Budget(steps=4),
+        validate=Validator(small(), PRICED, 2, threads),
+        every=2,
+        folder=folder,
+        progress=progress,
+    )
 
 
 # -- the search ------------------------------------------------------------------------------------
@@ -59,45 +79,45 @@ def recipe(**more: object) -> trainer.Recipe:
 
 def test_it_climbs_a_noisy_hill() -> None:
     """Maximise −|x − 3|² / 100 with differences drowned in noise twice as large."""
-    settings = es.EsSettings(seed=1, pairs=32, rate=0.3)
-    state = es.begin(10)
+    state = es.initial_state(10)
     rng = np.random.default_rng(5)
     generations = 200
     for g in range(generations):
-        epsilon = es.directions(settings, g, 10)
+        epsilon = es.perturbations(1, g, 32, 10)
 
         def height(x: np.ndarray) -> np.ndarray:
             return -((x - 3.0) ** 2).sum(axis=1) / 100.0
 
         found = height(state.x + epsilon) - height(state.x - epsilon)
         noise = rng.normal(0.0, 2.0 * found.std(), len(found))
-        es.step(settings, state, epsilon, found + noise, g / generations)
+        gradient = es.whiten(found + noise) @ epsilon / len(found)
+        es.update(state, gradient, 0.3, g / generations)
     assert np.abs(state.mean - 3.0).max() < 0.6
     assert np.abs(state.mean - 3.0).mean() < np.abs(state.x - 3.0).mean() + 0.1
 
 
 def test_a_gradient_by_hand() -> None:
     """One pair each along the axes, differences 2, −2 and 0: whitened to 1, −1, 0."""
-    settings = es.EsSettings(seed=1, pairs=3, rate=1.0)
-    state = es.begin(2)
+    state = es.initial_state(2)
     epsilon = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
-    es.step(settings, state, epsilon, np.array([2.0, -2.0, 0.0]), 0.0)
+    gradient = es.whiten(np.array([2.0, -2.0, 0.0])) @ epsilon / 3
+    es.update(state, gradient, 1.0, 0.0)
     # First step of Adam with a pooled second moment: g / rms(g) = (1, −1).
     assert state.x == pytest.approx([1.0, -1.0])
 
 
 def test_one_wild_world_does_not_drown_the_others() -> None:
     found = es.whiten(np.array([0.01, -0.01, 0.012, 5.0]))
-    assert found.max() == es.CUT
+    assert found.max() == es.CLIP
     assert abs(found[0]) > 0.5
     assert not es.whiten(np.zeros(4)).any()
 
 
-def test_directions_depend_on_seed_and_generation_only() -> None:
-    one, other = es.EsSettings(seed=1), es.EsSettings(seed=2)
-    assert np.array_equal(es.directions(one, 5, 7), es.directions(one, 5, 7))
-    assert not np.array_equal(es.directions(one, 5, 7), es.directions(one, 6, 7))
-    assert not np.array_equal(es.directions(one, 5, 7), es.directions(other, 5, 7))
+def test_perturbations_depend_on_seed_and_generation_only() -> None:
+    one = es.perturbations(1, 5, 64, 7)
+    assert np.array_equal(one, es.perturbations(1, 5, 64, 7))
+    assert not np.array_equal(one, es.perturbations(1, 6, 64, 7))
+    assert not np.array_equal(one, es.perturbations(2, 5, 64, 7))
 
 
 # -- the space -------------------------------------------------------------------------------------
@@ -141,119 +161,183 @@ def test_parameters_stay_between_their_bounds() -> None:
 
 
 def test_training_validation_and_evaluation_never_share_a_world() -> None:
-    place = Worlds()
-    trained = {w.seed for w in place.training(3, 0, 50)}
+    trained = set(families.training_seeds(3, 0, 50))
     assert trained <= set(families.TRAINING)
-    assert trained.isdisjoint({w.seed for w in place.training(4, 0, 50)})
-    assert {w.seed for w in place.validation(20)} <= set(families.VALIDATION)
+    assert trained.isdisjoint(families.training_seeds(4, 0, 50))
+    assert set(families.validation_seeds(20)) <= set(families.VALIDATION)
+    assert set(families.evaluation_seeds(20)) <= set(families.EVALUATION)
+    assert families.validation_seeds(20)[5:] == families.validation_seeds(15, skip=5)
 
 
-def test_a_scenario_is_played_with_other_luck() -> None:
-    place = Worlds(scenario=loads(SMALL))
-    one, other = place.training(1, 0, 2)
+def test_a_scenario_is_played_with_other_seeds() -> None:
+    one, other = (small().scenario(seed) for seed in families.training_seeds(1, 0, 2))
     assert one.seed != other.seed
     assert one.servers == other.servers
 
 
-# -- training --------------------------------------------------------------------------------------
+def test_a_source_of_several_families_takes_turns() -> None:
+    source = WorldSource(family=("light", "overload"), duration=2.0)
+    names = [source.scenario(seed).name for seed in (10, 11, 12)]
+    assert names == ["light-10", "overload-11", "light-12"]
+    assert source.scenario(10) == families.scenario("light", 10).with_overrides(duration=2.0)
+    assert (source.name, source.option) == ("light, overload", "--families light,overload")
+    with pytest.raises(BadInput, match="unknown family"):
+        WorldSource(family="lite")
+    with pytest.raises(BadInput, match="not both"):
+        WorldSource(scenario="three-sites", family="light")
+
+
+# -- the loop --------------------------------------------------------------------------------------
+
+
+def test_a_budget_is_one_of_two_and_above_0() -> None:
+    for wrong in ({}, {"steps": 1, "seconds": 1.0}):
+        with pytest.raises(BadInput, match="either a budget"):
+            Budget(**wrong)  # type: ignore[arg-type]
+    with pytest.raises(BadInput, match="above 0 s, got 0 s"):
+        Budget(seconds=0.0)
+    with pytest.raises(BadInput, match="at least 1 generation"):
+        Budget(steps=0)
+    with pytest.raises(BadInput, match="90s"):
+        seconds("soon")
+    assert [seconds(text) for text in ("90", "2m", "0.5h")] == [90.0, 120.0, 1800.0]
 
 
 def test_the_same_seed_gives_the_same_weights_on_any_number_of_threads(tmp_path: Path) -> None:
-    found = [
-        trainer.train(recipe(), start(), PRICED, tmp_path / str(threads), threads=threads).params
-        for threads in (1, 2)
-    ]
+    found = [run(tmp_path / str(threads), threads=threads).params for threads in (1, 2)]
     assert np.array_equal(*found)
-    other = trainer.train(recipe(seed=4), start(), PRICED, tmp_path / "other", threads=1)
-    assert not np.array_equal(found[0], other.params)
+    assert not np.array_equal(found[0], run(tmp_path / "other", seed=4).params)
 
 
-def test_a_search_that_was_killed_goes_on_to_the_same_weights(tmp_path: Path) -> None:
-    whole = trainer.train(recipe(), start(), PRICED, tmp_path / "whole", threads=1)
+def test_a_search_that_was_killed_resumes_to_the_same_weights(tmp_path: Path) -> None:
+    whole = run(tmp_path / "whole")
 
     class Killed(Exception):
         pass
 
-    def kill(step: trainer.EsProgress) -> None:
-        if step.generation == 3:  # one after the checkpoint
+    def kill(step: Progress) -> None:
+        if step.steps == 3:
             raise Killed
 
     with pytest.raises(Killed):
-        trainer.train(recipe(), start(), PRICED, tmp_path / "cut", threads=1, progress=kill)
+        run(tmp_path / "cut", kill)
     seen: list[int] = []
-    resumed = trainer.train(
-        recipe(),
-        start(),
-        PRICED,
-        tmp_path / "cut",
-        threads=1,
-        progress=lambda step: seen.append(step.generation),
-    )
-    assert seen == [3, 4]
+    resumed = run(tmp_path / "cut", lambda step: seen.append(step.steps))
+    assert seen == [4]
     assert np.array_equal(whole.params, resumed.params)
     assert resumed.decisions == whole.decisions
     with pytest.raises(BadInput, match="other options"):
-        trainer.train(recipe(rate=0.1), start(), PRICED, tmp_path / "cut", threads=1)
+        run(tmp_path / "cut", rate=0.1)
     assert list((tmp_path / "whole" / "tensorboard").iterdir())
+
+
+def test_ctrl_c_keeps_a_checkpoint_and_says_so(tmp_path: Path) -> None:
+    def stop(step: Progress) -> None:
+        if step.steps == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(SearchStopped, match="stopped after 3 generations; run the same command"):
+        run(tmp_path, stop)
+    seen: list[int] = []
+    run(tmp_path, lambda step: seen.append(step.steps))
+    assert seen == [4]
+
+
+def test_ctrl_c_in_the_first_generation_keeps_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(self: object, used: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(EvolutionStrategies, "step", interrupted)
+    with pytest.raises(SearchStopped, match="nothing is kept"):
+        run(tmp_path)
+    assert not (tmp_path / checkpoint.FILE).exists()
+
+
+def test_a_missing_package_shows_before_the_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "scipy.special", None)
+    with pytest.raises(BadInput, match=r"edgewise\[bench\]"):
+        run(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_checkpoint_is_whole_or_not_there(tmp_path: Path) -> None:
     assert checkpoint.load(tmp_path, "{}") is None
     path = tmp_path / "a" / "b"
-    checkpoint.write_atomically(path, b"one")
-    checkpoint.write_atomically(path, b"two")
+    write_atomically(path, b"one")
+    write_atomically(path, b"two")
     assert path.read_bytes() == b"two"
     assert list(path.parent.iterdir()) == [path]
+    with pytest.raises(BadInput, match="cannot be written"):
+        write_atomically(path / "below a file", b"")
     (tmp_path / checkpoint.FILE).write_bytes(b"\x10\0\0\0\0\0\0\0{}")
     with pytest.raises(BadInput, match="not a checkpoint"):
         checkpoint.load(tmp_path, "{}")
 
 
+# -- limits and acceptance -------------------------------------------------------------------------
+
+
 def test_nodes_that_decide_themselves_are_surveyed_too() -> None:
     """Where the balancer falls silent there are more deciders than balancers."""
     world = loads(SMALL + "failures: [{kind: mute, at: 0.2, duration: 0.5}]\n")
-    rule = rule_of(start())
-    _, _, counters = limits(Worlds(scenario=world), rule, start(), [world], 1)
-    _, decisions = utility(ReplayableWorld(world), rule, start())
-    assert counters[0] == decisions > 0
+    policy = weight_files.rule(start(), "start")
+    _, _, counters = survey(start(), WorldSource(scenario=world), [world.seed], 1)
+    clock = ReplayableWorld(world).play(policy, start()).world.clock
+    assert counters[0] == clock["decisions"][0] > 0
 
 
-def test_release_sets_limits_and_refuses_what_is_worse(tmp_path: Path) -> None:
-    place = Worlds(scenario=loads(SMALL))
-    bad = start()
-    bad[learned.LAYOUT["row_heads"]][learned.Q + Q_ACCURACY] = -50.0  # abhors accuracy
-    path = tmp_path / "edgewise.safetensors"
-    card = weight_files.WeightsCard(
-        name="edgewise",
-        command="-",
-        seeds=(1,),
-        families=("small",),
-        commit="",
-        decisions=0,
-        heuristic={},
-    )
-    made, judged = release(bad, PRICED, place, path, card, seed=1, surveyed=8, count=6, threads=1)
-    assert not made.accepted
-    assert judged.mean.high < 0.0
-    rule = find(str(path))
-    low = np.array(rule.params)[learned.LAYOUT["low"]]
-    high = np.array(rule.params)[learned.LAYOUT["high"]]
+def trained(folder: Path, monkeypatch: pytest.MonkeyPatch, **more: object) -> TrainResult:
+    """A training run in the small scenario, with few worlds for limits and acceptance."""
+    monkeypatch.setattr(train, "guarded", lambda *args: guarded(*args, surveyed=8))
+    monkeypatch.setattr(train, "judge", partial(judge, count=6))
+    fields: dict[str, object] = {
+        "source": small(), "budget": None, "folder": folder, "worlds": 2, "threads": 1, **more,
+    }  # fmt: skip
+    return train.train(TrainOptions(**fields))  # type: ignore[arg-type]
+
+
+def test_training_sets_limits_and_refuses_what_is_worse(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = trained(tmp_path, monkeypatch)
+    assert good.card.accepted
+    assert good.card.results["small"].mean == 0.0
+    params = np.array(find(str(good.path)).params)
+    low, high = params[learned.LAYOUT["low"]], params[learned.LAYOUT["high"]]
     assert (low <= high).all()
     assert low[0] == high[0] == 1.0  # phi.one
-    good, _ = release(start(), PRICED, place, path, card, seed=1, surveyed=8, count=6, threads=1)
-    assert good.accepted
-    assert good.results["small"].mean == 0.0
+    bad = start()
+    bad[learned.LAYOUT["row_heads"]][learned.Q + Q_ACCURACY] = -50.0  # abhors accuracy
+    monkeypatch.setattr(train, "beginning", lambda init: (bad, PRICED))
+    refused = trained(tmp_path, monkeypatch)
+    assert not refused.card.accepted
+    assert refused.judgement.mean.high < 0.0
+    assert not refused.improved
+
+
+def test_a_search_that_finds_nothing_is_no_improvement(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its best parameters are those it began with: accepted, since no family is worse."""
+    monkeypatch.setattr(SearchSpace, "params", lambda self, x: self.origin.copy())
+    found = trained(tmp_path, monkeypatch, budget=Budget(steps=1))
+    assert found.search is not None
+    assert found.card.accepted
+    assert not found.improved
+    assert _verdict(found, "priced_greedy").startswith("[bold]nothing found")
 
 
 def test_a_survey_counts_what_the_guard_did() -> None:
-    place = Worlds(scenario=loads(SMALL))
-    rule = rule_of(start())
-    worlds = place.training(1, 0, 2)
-    low, high, counters = limits(place, rule, start(), worlds, 1)
+    seeds = families.training_seeds(1, 0, 2)
+    low, high, counters = survey(start(), small(), seeds, 1)
     assert counters[0] > 0
     assert counters[1:].tolist() == [0.0, 0.0, 0.0]
     narrow = weight_files.release(start(), low + 1.0, high + 1.0, 5.0)
-    _, _, tripped = limits(place, rule, narrow, worlds, 1)
+    _, _, tripped = survey(narrow, small(), seeds, 1)
     assert tripped[1] == tripped[0]
 
 
@@ -315,7 +399,7 @@ def test_the_command_trains_by_ppo_too(tmp_path: Path) -> None:
     assert "expected --free heads" in str(run.exception)
     run = CliRunner().invoke(app, ["train", "--algorithm", "dqn"])
     assert "expected es or ppo" in str(run.exception)
-    # What one algorithm keeps, the other does not take up.
+    # One algorithm does not resume from the other's checkpoint.
     run = CliRunner().invoke(app, ["train", *options, "--algorithm", "es"])
     assert "other options" in str(run.exception)
 
@@ -355,6 +439,8 @@ def test_a_policy_that_is_worse_in_a_family_is_refused() -> None:
     params = start()
     shed = learned.LAYOUT["shed_head"].start
     params[shed + W_FLEET_BACKLOG] = 60.0
-    judged = judge(params, PRICED, Worlds(), count=8, skip=0, names=("light", "overload"))
+    judged = judge(
+        params, PRICED, WorldSource(family="train"), count=8, skip=0, names=("light", "overload")
+    )
     assert judged.families["overload"].sign < 0, judged
     assert not judged.accepted

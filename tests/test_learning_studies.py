@@ -11,10 +11,12 @@ import pytest
 
 from edgewise.bench.episodes import ReplayableWorld
 from edgewise.errors import BadInput
-from edgewise.learn.trainer import Recipe, initial
-from edgewise.learn.worlds import Worlds, informed
+from edgewise.learn.es import EsSettings
+from edgewise.learn.search import Budget
+from edgewise.learn.train import beginning
 from edgewise.policy import POLICIES, weight_files
 from edgewise.scenario import Scenario, Spell
+from edgewise.sim.source import WorldSource
 from edgewise.worlds import families
 from edgewise.worlds.random_world import base, offered_load
 from studies import comparison, forms, gap, information, shift, training
@@ -34,13 +36,13 @@ def short(family: str = "medium") -> WorldCondition:
 
 
 def arm(name: str, kernel: object = None) -> Arm:
-    rule = EDGEWISE if kernel is None else msgspec.structs.replace(EDGEWISE, kernel=kernel)
-    return Arm(name=name, rule=rule)
+    policy = EDGEWISE if kernel is None else msgspec.structs.replace(EDGEWISE, kernel=kernel)
+    return Arm(name=name, policy=policy)
 
 
 def test_what_was_played_is_not_played_again(tmp_path: Path) -> None:
     path = tmp_path / "figures.jsonl"
-    arms = [arm("one"), Arm(name="two", rule=POLICIES["priced_greedy"])]
+    arms = [arm("one"), Arm(name="two", policy=POLICIES["priced_greedy"])]
     first, seeds = Experiment(ResultStore(path), SEEDS).utilities("x", [short()], arms)
     assert seeds == SEEDS
     lines = path.read_bytes()
@@ -61,7 +63,7 @@ def test_only_seeds_that_all_played_are_counted() -> None:
     values, seeds = played.complete(1, 2, lambda p, a, s: table.get((p, a, s)))
     assert seeds == SEEDS[:1]
     assert values.tolist() == [[[1.0], [2.0]]]
-    with pytest.raises(BadInput, match="more time"):
+    with pytest.raises(BadInput, match="larger budget"):
         played.complete(2, 2, lambda p, a, s: table.get((p, a, s)))
 
 
@@ -76,9 +78,9 @@ def test_a_ratio_has_the_interval_of_the_bootstrap() -> None:
 def test_masks_leave_the_forms_they_should() -> None:
     world = families.scenario("thin_links", SEEDS[0]).with_overrides(duration=3.0)
     stage = ReplayableWorld(world)
-    assert stage.measure(arm("", original_only).rule).ready == 0.0
+    assert stage.measure(arm("", original_only).policy).ready == 0.0
     free = stage.measure(EDGEWISE).ready
-    always = stage.measure(arm("", always_ready).rule).ready
+    always = stage.measure(arm("", always_ready).policy).ready
     assert 0.0 < free <= always
     assert always > 0.95  # where the smaller form's accuracy is enough
 
@@ -101,9 +103,10 @@ def test_knowing_slow_spells_helps() -> None:
 
 
 def test_informed_worlds_are_told() -> None:
-    world = Worlds(names=("volatile",), informed=True).world(0, 3)
+    change = information.fresh_reports_and_bandwidth
+    world = WorldSource(family="volatile", change=change).scenario(3)
     assert (world.report_period, world.network_state) == (0.01, "emulator")
-    assert world == informed(families.scenario("volatile", 3))
+    assert world == change(families.scenario("volatile", 3))
 
 
 def test_shifted_worlds_are_what_they_say() -> None:
@@ -122,7 +125,7 @@ def test_studies_make_their_sections(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(information, "FAMILIES", ("volatile",))
     monkeypatch.setattr(families, "STANDARD", ("thin_links",))
     experiment = Experiment(ResultStore(tmp_path / "figures.jsonl"), SEEDS)
-    priced = weight_files.rule(initial(POLICIES["priced_greedy"]), "the heuristic")
+    priced = weight_files.rule(beginning()[0], "the heuristic")
     found = information.study(experiment, priced, EDGEWISE, priced)
     assert set(found.figures) >= {"gains", "recovered", "recovered_of_retuned"}
     assert forms.study(experiment, EDGEWISE).lines[4].startswith("| thin_links |")
@@ -130,7 +133,7 @@ def test_studies_make_their_sections(tmp_path: Path, monkeypatch: pytest.MonkeyP
     closed = gap.study(experiment, rules, ("light",), duration=0.5, trials=20, steps=20)
     assert closed.lines[-1].startswith("| light | ")
     assert {"closed", "closed_with_information"} <= set(closed.figures)
-    assert any(key.startswith("gap 0.5|edgewise, all|") for key in experiment.kept.values)
+    assert any(key.startswith("gap 0.5|edgewise, all|") for key in experiment.store.values)
     assert any(line.startswith("| **mean** |") for line in closed.lines)
     monkeypatch.setattr(comparison, "ABLATION_FAMILIES", ("light",))
     monkeypatch.setattr(comparison, "PARTS", ("price", "memory of links", "guard"))
@@ -142,15 +145,13 @@ def test_studies_make_their_sections(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_runs_are_trained_once(tmp_path: Path) -> None:
-    runs = training.Trainer(folder=tmp_path, threads=1, surveyed=2, judged=2)
-    recipe = Recipe(
-        worlds=Worlds(names=("light",)), count=1, generations=1, validation=1, every=1, seed=2
-    )
-    start = initial(POLICIES["priced_greedy"])
-    first = runs.run("one", recipe, start)
+    runs = training.TrainingRuns(folder=tmp_path, threads=1, surveyed=2, judged=2, validation=1)
+    source, settings = WorldSource(family="light"), EsSettings(seed=2, worlds=1, pairs=1)
+    start, once = beginning()[0], Budget(steps=1)
+    first = runs.run("one", source, settings, start, once)
     assert first is not None
-    late = training.Trainer(folder=tmp_path, until=time.monotonic() - 1.0)
-    again = late.run("one", recipe, start)
+    late = training.TrainingRuns(folder=tmp_path, until=time.monotonic() - 1.0)
+    again = late.run("one", source, settings, start, once)
     assert again is not None
     assert again.params == first.params
-    assert late.run("two", recipe, start) is None
+    assert late.run("two", source, settings, start, once) is None

@@ -15,15 +15,17 @@ from edgewise.bench.statistics import Interval
 from edgewise.errors import BadInput
 from edgewise.learn import actor_critic, ppo
 from edgewise.learn.gae import by_time, gae
+from edgewise.learn.ppo_settings import PpoSettings
 from edgewise.learn.rollout import DECISION, Rollout, joined, rollout
-from edgewise.learn.worlds import Worlds, rule_of
-from edgewise.policy import POLICIES, learned
+from edgewise.learn.search import Budget, Progress, SearchResult, search
+from edgewise.policy import POLICIES, learned, weight_files
 from edgewise.policy.learned import LAYOUT, untrained
 from edgewise.policy.priced import PRICE, THRESHOLD_GAIN
 from edgewise.scenario import Scenario
 from edgewise.sim import engine
 from edgewise.sim.build import SimOptions, simulation
 from edgewise.sim.play import play
+from edgewise.sim.source import WorldSource
 from edgewise.worlds import families
 from edgewise.worlds.workload import generate
 
@@ -110,7 +112,7 @@ def test_rewards_are_compared_with_the_same_request_in_the_other_plays() -> None
 
 def test_the_last_decision_of_a_trace_only_lends_its_value() -> None:
     played = fake([0, 1], [0.5, 99.0], [0.0, 2.0])
-    settings = actor_critic.PpoSettings(tau=2.0)
+    settings = PpoSettings(tau=2.0)
     found = ppo.advantages(played, played.rewards, np.array([0.25, 3.0]), settings)
     assert found.tolist() == pytest.approx([0.5 + math.exp(-1.0) * 3.0 - 0.25])
 
@@ -123,7 +125,7 @@ def test_the_last_decision_of_a_trace_only_lends_its_value() -> None:
 def test_torch_and_the_kernel_say_the_same_probabilities(family: str, network: bool) -> None:
     """Of what the kernel drew with, for weights far from the heuristic."""
     params = anything(1, network)
-    settings = actor_critic.PpoSettings(network=network, temperature=0.05)
+    settings = PpoSettings(network=network, temperature=0.05)
     learner = actor_critic.Learner(params, settings)
     played = joined(
         [rollout(simulated(short(family, seed)), learner.params(), seed) for seed in (1, 2)]
@@ -139,11 +141,11 @@ def test_torch_and_the_kernel_say_the_same_probabilities(family: str, network: b
 
 def test_untrained_it_is_the_heuristic() -> None:
     """Zero steps, and the params play every world as `priced_greedy`, to the last bit."""
-    learner = actor_critic.Learner(untrained(HEURISTIC), actor_critic.PpoSettings())
+    learner = actor_critic.Learner(untrained(HEURISTIC), PpoSettings())
     params = learner.params()
     params[learned.O_TEMPERATURE] = 0.0
     assert (params == untrained(HEURISTIC)).all()
-    rule = rule_of(untrained(HEURISTIC))
+    rule = weight_files.rule(untrained(HEURISTIC), "untrained")
     scenario = short("heavy", 3)
     mine = play(simulated(scenario), rule, 0, tuple(params.tolist()))
     theirs = play(simulated(scenario), POLICIES["priced_greedy"], 0)
@@ -152,9 +154,7 @@ def test_untrained_it_is_the_heuristic() -> None:
 
 def test_a_rollout_credits_each_decision_with_its_own_request() -> None:
     sim = simulated(short("heavy", 4))
-    played = rollout(
-        sim, actor_critic.Learner(untrained(HEURISTIC), actor_critic.PpoSettings()).params(), 0
-    )
+    played = rollout(sim, actor_critic.Learner(untrained(HEURISTIC), PpoSettings()).params(), 0)
     at = played.decisions["request"]
     assert len(set(at.tolist())) == len(at)
     assert (played.rewards == sim.world.results["utility"][at]).all()
@@ -164,7 +164,7 @@ def test_a_rollout_credits_each_decision_with_its_own_request() -> None:
 
 def test_the_gradient_is_that_of_the_probabilities() -> None:
     """Against finite differences, in the coordinates that are optimised."""
-    settings = actor_critic.PpoSettings(network=True, temperature=0.1)
+    settings = PpoSettings(network=True, temperature=0.1)
     learner = actor_critic.Learner(anything(2, True), settings)
     played = rollout(simulated(short("medium", 5, 1.0)), learner.params(), 1)
     batch = actor_critic.Batch(played, np.arange(len(played.decisions)))
@@ -189,7 +189,7 @@ def test_the_gradient_is_that_of_the_probabilities() -> None:
 
 # -- training ------------------------------------------------------------------------------------
 
-FAST = actor_critic.PpoSettings(
+FAST = PpoSettings(
     worlds=4, plays=4, rate=0.3, temperature=0.05, epochs=4, batch=512, stop=0.1, seed=1
 )
 
@@ -200,14 +200,14 @@ def test_it_learns() -> None:
     poor = list(HEURISTIC)
     poor[PRICE], poor[THRESHOLD_GAIN] = 0.05, 0.0
     start = untrained(tuple(poor))
-    place = Worlds(scenario=short("overload", 4, 5.0))
-    params = ppo.train(place, start, FAST, iterations=12).params
+    source = WorldSource(scenario=short("overload", 4, 5.0))
+    params = search(ppo.Ppo(source, start, FAST), Budget(steps=12)).params
 
     def scores(given: np.ndarray) -> np.ndarray:
         found = []
-        for scenario in place.validation(10):
+        for scenario in map(source.scenario, families.validation_seeds(10)):
             sim = simulation(scenario, generate(scenario, None), SimOptions(store=False))
-            play(sim, rule_of(start), 0, tuple(given.tolist()))
+            play(sim, weight_files.rule(start, "start"), 0, tuple(given.tolist()))
             found.append(float(sim.world.clock["utility"][0]) / len(sim.world.requests))
         return np.array(found)
 
@@ -218,76 +218,71 @@ def test_it_learns() -> None:
 
 
 def test_the_same_seed_gives_the_same_weights_on_any_number_of_threads() -> None:
-    place = Worlds(scenario=short("heavy", 3, 2.0))
-    settings = actor_critic.PpoSettings(worlds=2, plays=2, batch=128, network=True)
+    source = WorldSource(scenario=short("heavy", 3, 2.0))
+    settings = PpoSettings(worlds=2, plays=2, batch=128, network=True)
     start = untrained(HEURISTIC)
-    seen: list[ppo.PpoProgress] = []
+    seen: list[Progress] = []
     found = [
-        ppo.train(
-            place, start, settings, iterations=2, threads=threads, progress=seen.append
+        search(
+            ppo.Ppo(source, start, settings, threads), Budget(steps=2), progress=seen.append
         ).params
         for threads in (1, 2)
     ]
     assert (found[0] == found[1]).all()
     assert (found[0] != start).any()
-    assert [each.iteration for each in seen] == [1, 2, 1, 2]
+    assert [each.steps for each in seen] == [1, 2, 1, 2]
     assert seen[1].decisions > seen[0].decisions > 0
 
 
 def test_plays_of_a_world_meet_the_same_requests() -> None:
     """On the same luck, other rows: what the baseline rests on."""
-    settings = actor_critic.PpoSettings(plays=3, temperature=0.05)
-    place = Worlds(scenario=short("heavy", 3, 2.0))
+    settings = PpoSettings(plays=3, temperature=0.05)
+    source = WorldSource(scenario=short("heavy", 3, 2.0))
     params = actor_critic.Learner(untrained(HEURISTIC), settings).params()
     with ThreadPoolExecutor(2) as pool:
-        (plays,) = ppo.play(place, place.training(1, 0, 1), params, settings, 0, pool)
+        (plays,) = ppo.play(source, [50_000], params, settings, 0, pool)
     requests = [set(each.decisions["request"].tolist()) for each in plays]
     assert requests[0] == requests[1] == requests[2]
     assert (plays[0].decisions["time"] == plays[1].decisions["time"]).all()
     assert (plays[0].decisions["chosen"] != plays[1].decisions["chosen"]).any()
 
 
-def test_train_wants_one_measure_of_its_length() -> None:
-    with pytest.raises(BadInput, match="iterations or a budget"):
-        ppo.train(Worlds(), untrained(HEURISTIC), actor_critic.PpoSettings())
-
-
-def test_a_run_that_was_killed_goes_on_to_the_same_weights(tmp_path: Path) -> None:
-    place = Worlds(scenario=short("heavy", 3, 1.0))
-    settings = actor_critic.PpoSettings(worlds=2, plays=2, batch=64)
+def test_a_run_that_was_killed_resumes_to_the_same_weights(tmp_path: Path) -> None:
+    source = WorldSource(scenario=short("heavy", 3, 1.0))
+    settings = PpoSettings(worlds=2, plays=2, batch=64)
     start = untrained(HEURISTIC)
 
     class Killed(Exception):
         pass
 
-    looks: list[int] = []
+    validated: list[int] = []
 
-    def look(params: np.ndarray) -> Interval:
+    def validate(params: np.ndarray) -> Interval:
         assert params[learned.O_TEMPERATURE] == 0.0
-        looks.append(1)
-        return Interval(0.01 * len(looks) * (1 if len(looks) < 3 else -1), 0.001)
+        validated.append(1)
+        return Interval(0.01 * len(validated) * (1 if len(validated) < 3 else -1), 0.001)
 
-    def kill(step: ppo.PpoProgress) -> None:
-        if step.iteration == 2:
+    def kill(step: Progress) -> None:
+        if step.steps == 2:
             raise Killed
 
-    def run(folder: Path | None, progress: object = lambda _: None) -> ppo.PpoResult:
-        return ppo.train(
-            place, start, settings, iterations=4, threads=1, out=folder, look=look, every=1,
-            progress=progress,  # type: ignore[arg-type]
+    def run(folder: Path | None, progress: object = lambda _: None) -> SearchResult:
+        return search(
+            ppo.Ppo(source, start, settings, threads=1), Budget(steps=4), folder=folder,
+            validate=validate, every=1, progress=progress,  # type: ignore[arg-type]
         )  # fmt: skip
 
     whole = run(None)
-    looks.clear()
+    validated.clear()
     with pytest.raises(Killed):
         run(tmp_path, kill)
     again = run(tmp_path)
-    assert len(looks) == 4
+    assert len(validated) == 4
     assert (again.params == whole.params).all()
     assert (again.decisions, again.gain) == (whole.decisions, Interval(0.02, 0.001))
-    assert (run(tmp_path).params == whole.params).all()  # it was through
+    assert (run(tmp_path).params == whole.params).all()  # it was finished
     with pytest.raises(BadInput, match="other options"):
-        ppo.train(place, start, settings, iterations=5, threads=1, out=tmp_path)
+        search(ppo.Ppo(source, start, settings), Budget(steps=5), folder=tmp_path)
 
 
 def test_branches_do_not_touch_what_they_came_from() -> None:
@@ -295,7 +290,7 @@ def test_branches_do_not_touch_what_they_came_from() -> None:
     before = sim.world.clock.copy()
     rollout(
         engine.branch(sim),
-        actor_critic.Learner(untrained(HEURISTIC), actor_critic.PpoSettings()).params(),
+        actor_critic.Learner(untrained(HEURISTIC), PpoSettings()).params(),
         0,
     )
     assert (sim.world.clock == before).all()

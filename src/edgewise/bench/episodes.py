@@ -1,47 +1,56 @@
-"""One policy in one world, and what came of it.
+"""Play one policy in one world and measure what happened; or many policies in many worlds.
 
-A `ReplayableWorld` is a world made once and played many times: before each play a working copy is
-set back
-to the beginning, which costs less than making it, and every policy meets the same arrivals, links
-and luck. A stage belongs to one thread at a time.
+A `ReplayableWorld` is made once and played many times. Before each play a working copy is set back
+to the beginning, which costs less than making it anew, and every policy meets the same arrivals,
+links and noise. It belongs to one thread at a time.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
+from edgewise.cores import for_each
 from edgewise.policy.base import PolicySpec
 from edgewise.scenario import Scenario
 from edgewise.sim import engine, layout
 from edgewise.sim.build import SimOptions, simulation
 from edgewise.sim.layout import Sim
 from edgewise.sim.play import play
+from edgewise.sim.source import WorldSource
 from edgewise.worlds.workload import Trace, generate
 
 Floats = NDArray[np.float64]
 
+BARE = SimOptions(store=False)
+"""Keeps sums, not a result per request: all that a mean utility needs."""
+
+Candidate = tuple[PolicySpec, Floats | None]
+"""A policy, and parameters to play it with in place of its own."""
+
 
 class EpisodeMetrics(Struct, frozen=True, kw_only=True):
-    """An episode in numbers. Shares are of all requests, refused and lost ones too."""
+    """Measurements of one episode. Shares are of all requests, shed and lost ones too."""
 
     requests: int
     utility: float
     """Mean expected utility, in [0, 1]."""
     effective: float
-    """Expected share answered right, in time, by a service that meets the demand."""
+    """Expected share answered correctly, in time, by a service that meets the demand."""
     missed: float
-    """Share not answered within the deadline; a refused request is one of them."""
+    """Share not answered within the deadline, shed requests included."""
     shed: float
     p50: float
-    """s; percentiles are of the requests served, NaN if none was."""
+    """[s] Percentile of the latency of the served requests; NaN if none was."""
     p95: float
     p99: float
     moved: float
-    """Share of the served that another server than their ingress answered."""
+    """Share of the served requests that a server other than their ingress answered."""
     ready: float
-    """Share of those that travelled model-ready; NaN if none moved."""
+    """Share of the moved requests that travelled model-ready; NaN if none moved."""
     answered: float
     """Share that got any answer."""
 
@@ -50,9 +59,9 @@ METRICS = tuple(name for name in EpisodeMetrics.__struct_fields__ if name != "re
 
 
 class ReplayableWorld:
-    """A world, ready to be played from its beginning any number of times.
+    """A world that can be played from its beginning any number of times.
 
-    Raises what `world.simulation` raises.
+    `trace` replaces a generated one. Raises what `sim.build.simulation` raises.
     """
 
     def __init__(
@@ -62,38 +71,65 @@ class ReplayableWorld:
         self._start = simulation(
             scenario, generate(scenario, None) if trace is None else trace, options
         )
-        self._work = engine.branch(self._start)
-        self._begin_again = engine.BranchCopier(self._work, self._start)
+        self._copy = engine.branch(self._start)
+        self._reset = engine.BranchCopier(self._copy, self._start)
         self._fresh = True
 
-    def play(self, rule: PolicySpec, params: Floats | None = None) -> Sim:
-        """The world after `rule` has decided all of it; overwritten by the next play.
+    def play(self, policy: PolicySpec, params: Floats | None = None) -> Sim:
+        """The simulation after `policy` has made every decision; the next play overwrites it.
 
-        `params` in place of the rule's own. Raises `Crowded` if more requests are open at a time
-        than the simulation has slots for.
+        `params` replace the policy's own. Raises TooManyOpenRequests if more requests are open at a
+        time than the simulation has slots for.
         """
         if not self._fresh:
-            self._begin_again()
+            self._reset()
         self._fresh = False
         values = None if params is None else tuple(params.tolist())
-        return play(self._work, rule, self.scenario.seed, values)
+        return play(self._copy, policy, self.scenario.seed, values)
 
-    def utility(self, rule: PolicySpec, params: Floats | None = None) -> float:
-        """Mean expected utility of a play."""
-        return utility_of(self.play(rule, params))
+    def utility(self, policy: PolicySpec, params: Floats | None = None) -> float:
+        """Play, and return the mean expected utility."""
+        return mean_utility(self.play(policy, params))
 
-    def measure(self, rule: PolicySpec, params: Floats | None = None) -> EpisodeMetrics:
-        """A play in numbers; its results must be stored (`SimOptions.store`)."""
-        return measured(self.play(rule, params))
+    def measure(self, policy: PolicySpec, params: Floats | None = None) -> EpisodeMetrics:
+        """Play, and return the metrics; results must be stored (`SimOptions.store`)."""
+        return metrics_of(self.play(policy, params))
 
 
-def utility_of(sim: Sim) -> float:
-    """Mean expected utility over all requests, in [0, 1]."""
+def play_all(
+    source: WorldSource,
+    seeds: Sequence[int],
+    candidate: Callable[[int, int], Candidate],
+    count: int,
+    threads: int,
+    options: SimOptions = BARE,
+) -> tuple[Floats, int]:
+    """Play `candidate(w, c)`, for c < `count`, in every world `seeds[w]` of `source`.
+
+    Returns mean expected utilities (count, worlds), and the number of decisions in all.
+    """
+    values = np.zeros((count, len(seeds)))
+    decisions = np.zeros(len(seeds), np.int64)
+
+    def play_world(w: int) -> None:
+        scenario = source.scenario(seeds[w])
+        world = ReplayableWorld(scenario, options, source.trace(scenario))
+        for c in range(count):
+            sim = world.play(*candidate(w, c))
+            values[c, w] = mean_utility(sim)
+            decisions[w] += int(sim.world.clock["decisions"][0])
+
+    for_each(range(len(seeds)), play_world, threads)
+    return values, int(decisions.sum())
+
+
+def mean_utility(sim: Sim) -> float:
+    """Mean expected utility over all requests of a simulation that has ended, in [0, 1]."""
     return float(sim.world.clock["utility"][0]) / max(1, len(sim.world.requests))
 
 
-def measured(sim: Sim) -> EpisodeMetrics:
-    """What came of a simulation that has ended."""
+def metrics_of(sim: Sim) -> EpisodeMetrics:
+    """The metrics of a simulation that has ended."""
     results, requests = sim.world.results, sim.world.requests
     count = max(1, len(requests))
     served = results["status"] == layout.SERVED
@@ -109,7 +145,7 @@ def measured(sim: Sim) -> EpisodeMetrics:
     )
     return EpisodeMetrics(
         requests=len(requests),
-        utility=utility_of(sim),
+        utility=mean_utility(sim),
         effective=float(accuracy[in_time & meets].sum()) / count,
         missed=1.0 - float(in_time.sum()) / count,
         shed=float((results["status"] == layout.SHED).sum()) / count,

@@ -67,20 +67,21 @@ def bench(
     from edgewise.bench import compare, document, page, report
     from edgewise.bench import suite as suites
     from edgewise.cores import usable_cores
+    from edgewise.worlds import families
 
     console = output.console_beside(json)
     if read is not None:
         result = suites.Result.from_json(_bytes(read))
     else:
-        names = suites.SUITES.get(suite) or ((suite,) if suite in _families() else ())
+        names = suites.SUITES.get(suite) or ((suite,) if suite in families.FAMILIES else ())
         if not names:
-            known = ", ".join([*suites.SUITES, *_families()])
+            known = ", ".join([*suites.SUITES, *families.FAMILIES])
             raise BadInput(f"unknown suite {suite!r}; known: {known}")
         with _Bar() as bar:
             result = suites.run(
                 names,
                 chosen(policy),
-                suites.evaluation_seeds(seeds),
+                families.evaluation_seeds(seeds),
                 suite=suite,
                 threads=threads or usable_cores(),
                 progress=bar.show,
@@ -111,12 +112,6 @@ def chosen(names: str | None) -> dict[str, PolicySpec]:
     if names is None:
         return dict(POLICIES)
     return {name: make(name).rule for name in options.split(names)}
-
-
-def _families() -> tuple[str, ...]:
-    from edgewise.worlds import families
-
-    return tuple(families.FAMILIES)
 
 
 def _bytes(path: Path) -> bytes:

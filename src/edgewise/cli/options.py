@@ -7,9 +7,14 @@ where that is not obvious.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from edgewise.errors import BadInput
+
+if TYPE_CHECKING:
+    from edgewise.learn.search import Budget as SearchBudget
 
 ScenarioName = Annotated[
     str, typer.Argument(help="A preset (`edgewise scenarios` lists them) or a scenario file.")
@@ -94,3 +99,20 @@ Json = Annotated[
 def split(names: str | None) -> list[str]:
     """The names in a comma-separated option; none if it was not given."""
     return [name for each in (names or "").split(",") if (name := each.strip())]
+
+
+def search_budget(budget: str, generations: int | None, default: str) -> SearchBudget | None:
+    """The budget that ``--budget`` or ``--generations`` gives; None for no generations.
+
+    Raises BadInput if both are given, or for a budget that is no time above 0.
+    """
+    from edgewise.learn.search import Budget as SearchBudget
+    from edgewise.learn.search import seconds
+
+    if budget and generations is not None:
+        raise BadInput("give --budget or --generations, not both")
+    if generations == 0:
+        return None
+    if generations is not None:
+        return SearchBudget(steps=generations)
+    return SearchBudget(seconds=seconds(budget or default))

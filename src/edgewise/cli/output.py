@@ -91,3 +91,15 @@ def progress_bar(console: Console, description: str, total: int) -> Iterator[Adv
             bar.update(task, advance=1, description=description, visible=visible)
 
         yield advance
+
+
+@contextmanager
+def stoppable(console: Console) -> Iterator[None]:
+    """Around a search: after Ctrl-C, say what is kept, and leave with exit code 130."""
+    from edgewise.learn.search import SearchStopped
+
+    try:
+        yield
+    except SearchStopped as stopped:
+        console.print(str(stopped), markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(130) from None

@@ -9,11 +9,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from edgewise.cli import options
+from edgewise.cli import options, output
 from edgewise.errors import BadInput
 
 if TYPE_CHECKING:
-    from edgewise.bench.tune import Generation, SearchResult
+    from edgewise.bench.tune import TuneResult
+    from edgewise.learn.search import Progress
     from edgewise.policy import PolicySpec
 
 
@@ -49,25 +50,21 @@ def tune(
     from edgewise.cores import usable_cores
     from edgewise.policy.tuned import TUNED
 
-    span = tuning.seconds(budget or "2m") if generations is None else None
-    if budget and generations is not None:
-        raise BadInput("give --budget or --generations, not both")
+    span = options.search_budget(budget, generations, "2m")
+    if span is None:
+        raise BadInput("--generations: expected at least 1")
+    settings = tuning.TuneSettings(
+        suite=suite, seed=seed, worlds=worlds, threads=threads or usable_cores()
+    )
     console = Console()
     path = tuning.default_file() if out is None else out
     kept = dict(TUNED)
     for name, rule in _rules(policy).items():
         console.print(f"[bold]{name}[/]: {len(rule.parameters)} parameters", highlight=False)
-        found = tuning.search(
-            name,
-            rule,
-            suite=suite,
-            seed=seed,
-            budget=span,
-            generations=generations,
-            worlds=worlds,
-            threads=threads or usable_cores(),
-            progress=lambda step: _show(console, step),
-        )
+        with output.stoppable(console):
+            found = tuning.tune(
+                name, rule, span, settings, progress=lambda step: _show(console, step)
+            )
         console.print(_table(rule, found))
         if dry:
             continue
@@ -88,20 +85,20 @@ def _rules(names: str) -> dict[str, PolicySpec]:
     return chosen(names)
 
 
-def _show(console: Console, step: Generation) -> None:
+def _show(console: Console, step: Progress) -> None:
     console.print(
-        f"  {step.number + 1:4d}  utility {step.utility:.4f}  best {step.best:.4f}  "
-        f"spread {step.spread:.3f}  {step.seconds:.0f} s",
+        f"  {step.steps:4d}  utility {step.figures['utility']:.4f}  "
+        f"best {step.figures['best']:.4f}  spread {step.figures['spread']:.3f}  "
+        f"{step.seconds:.0f} s",
         highlight=False,
     )
 
 
-def _table(rule: PolicySpec, found: SearchResult) -> Table:
-    over = f"{found.over_defaults.mean:+.4f} ± {found.over_defaults.half:.4f}"
-    before = f"{found.over_standing.mean:+.4f} ± {found.over_standing.half:.4f}"
+def _table(rule: PolicySpec, found: TuneResult) -> Table:
     table = Table(
         title=f"{found.policy}: utility {found.utility:.4f} on validation worlds",
-        caption=f"over the defaults {over}, over the values in use {before}\n{found.command}",
+        caption=f"over the defaults {found.over_defaults:+.4f}, over the values in use "
+        f"{found.over_current:+.4f}\n{found.command}",
     )
     for heading in ("parameter", "default", "in use", "found", "unit", "range"):
         table.add_column(heading)

@@ -8,10 +8,10 @@ it.
 from __future__ import annotations
 
 import numpy as np
-from msgspec import Struct
 from numpy.typing import NDArray
 
 from edgewise.errors import MissingExtra
+from edgewise.learn.ppo_settings import PpoSettings
 from edgewise.learn.rollout import CONSTANTS, SEEN, Rollout, greatest, pick
 from edgewise.policy import learned
 from edgewise.policy.learned import CLAMP, DEPTH, LAYOUT, SHED_SCALE, WIDTH, P, Q
@@ -40,35 +40,6 @@ SCALES = {
 VALUE_SCALE = 0.3
 """Times that, of the heads that change the worth of an answer: candidates differ little in it."""
 HEAD = ("server_heads", "row_heads", "shed_head")
-
-
-class PpoSettings(Struct, frozen=True, kw_only=True):
-    """Of a training run."""
-
-    seed: int = 1
-    worlds: int = 16
-    """Fresh ones per iteration."""
-    plays: int = 4
-    """Of each; at least 2 for a baseline. More make it better and see fewer worlds."""
-    temperature: float = 0.01
-    """Utility. What exploring with it costs the heuristic: 0.3 ± 0.3 % of the score on 64
-    validation worlds; 2 % at 0.05."""
-    tau: float = 2.0
-    """s, of the discount: what a decision does to others is over in two queues' time (trials)."""
-    tau_lambda: float = 1.0
-    """s, of the advantages: between the critic's error and the noise of what really came."""
-    epochs: int = 3
-    batch: int = 4096
-    """Decisions per step of Adam."""
-    rate: float = 0.02
-    """Of Adam, in units of `SCALES`; falls to a tenth along the run."""
-    value_rate: float = 2e-3
-    clip: float = 0.2
-    stop: float = 0.02
-    """KL divergence from the policy that played, at which an iteration's epochs end."""
-    network: bool = False
-    """Learn the small network too, not just the linear heads: three times the work of an update,
-    and not tried for long enough to say what it brings."""
 
 
 class Learner(nn.Module):

@@ -1,8 +1,7 @@
-"""A search on disk: written whole or not at all, read without executing anything."""
+"""A search on disk: written whole or not at all, and read without executing anything."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,72 +14,34 @@ from safetensors import SafetensorError
 from safetensors import numpy as safetensors_numpy
 
 from edgewise.errors import BadInput
-from edgewise.learn.es import State
-
-Floats = NDArray[np.float64]
+from edgewise.files import write_atomically
 
 FILE = "checkpoint.safetensors"
-_ARRAYS = ("x", "mean", "first", "second")
 
 
-class SearchCheckpoint(Struct, frozen=True, kw_only=True):
-    """What stands beside the arrays of a search."""
+class Checkpoint(Struct, frozen=True, kw_only=True):
+    """What is stored beside the arrays of a search."""
 
-    recipe: str
-    """The options that decide what is found, as JSON: another search must not go on from here."""
-    generation: int
+    fingerprint: str
+    """Everything that decides what the search finds, as JSON. Only a search with the same one may
+    resume from here."""
+    steps: int
     decisions: int
     seconds: float
     """Spent so far."""
-    best: float
-    """Highest gain over the heuristic on validation worlds."""
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replace `path`: who reads it, or is killed meanwhile, has the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".part")
-    with beside.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
+def save(folder: Path, arrays: Mapping[str, NDArray[Any]], figures: Checkpoint) -> None:
+    """Write a checkpoint. Raises BadInput if the folder cannot be written to."""
+    metadata = {"checkpoint": msgspec.json.encode(figures).decode()}
+    whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    write_atomically(folder / FILE, safetensors_numpy.save(whole, metadata=metadata))
 
 
-def save(folder: Path, state: State, kept: SearchCheckpoint, extra: Mapping[str, Floats]) -> None:
-    """Write the checkpoint of a search by evolution strategies."""
-    save_arrays(folder, {**{name: getattr(state, name) for name in _ARRAYS}, **extra}, kept)
-
-
-def load(folder: Path, recipe: str) -> tuple[State, SearchCheckpoint, dict[str, Floats]] | None:
-    """What `save` wrote to `folder`; None if there is nothing.
-
-    Raises BadInput if it cannot be read, or was made by a search with other options.
-    """
-    found = load_arrays(folder, recipe)
-    if found is None:
-        return None
-    arrays, kept = found
-    try:
-        state = State(**{name: arrays.pop(name) for name in _ARRAYS}, generation=kept.generation)
-    except KeyError as error:
-        raise BadInput(f"{folder / FILE}: not a checkpoint of this search: no {error}") from None
-    return state, kept, arrays
-
-
-def save_arrays(folder: Path, arrays: Mapping[str, NDArray[Any]], kept: SearchCheckpoint) -> None:
-    """Write a checkpoint."""
-    text = {"kept": msgspec.json.encode(kept).decode()}
-    whole = {name: np.ascontiguousarray(each) for name, each in arrays.items()}
-    write_atomically(folder / FILE, safetensors_numpy.save(whole, metadata=text))
-
-
-def load_arrays(
-    folder: Path, recipe: str
-) -> tuple[dict[str, NDArray[Any]], SearchCheckpoint] | None:
+def load(folder: Path, fingerprint: str) -> tuple[dict[str, NDArray[Any]], Checkpoint] | None:
     """The checkpoint in `folder`; None if there is none.
 
-    Raises BadInput if it cannot be read, or was made by a search with other options.
+    Raises BadInput if it cannot be read, or if a search with other options made it.
     """
     path = folder / FILE
     if not path.exists():
@@ -90,12 +51,12 @@ def load_arrays(
         arrays = safetensors_numpy.load(data)
         size = int.from_bytes(data[:8], "little")
         header = msgspec.json.decode(data[8 : 8 + size])
-        kept = msgspec.json.decode(header["__metadata__"]["kept"], type=SearchCheckpoint)
+        figures = msgspec.json.decode(header["__metadata__"]["checkpoint"], type=Checkpoint)
     except (SafetensorError, msgspec.MsgspecError, KeyError, TypeError) as error:
         raise BadInput(f"{path}: not a checkpoint: {error}") from None
-    if kept.recipe != recipe:
+    if figures.fingerprint != fingerprint:
         raise BadInput(
             f"{folder} holds a search with other options; give another --out, or the same options\n"
-            f"there: {kept.recipe}\nhere:  {recipe}"
+            f"there: {figures.fingerprint}\nhere:  {fingerprint}"
         )
-    return arrays, kept
+    return arrays, figures

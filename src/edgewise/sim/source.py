@@ -1,7 +1,14 @@
-"""Worlds for learners: from a scenario or a family to simulations at their beginning, by seed."""
+"""Worlds by seed, for everything that plays many of them: training, tuning, studies, environments.
+
+A world is one scenario with its seed. A source makes it from a family of random scenarios, or from
+one scenario, whose fleet, network and workload stay while everything random varies. Seeds are split
+into training, validation and evaluation (`edgewise.worlds.families`), so that no two of the three
+ever share a world.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -13,16 +20,15 @@ from edgewise.sim.layout import Sim
 from edgewise.sim.simulate import Photos
 from edgewise.tasks.services import services_of
 from edgewise.worlds import families
-from edgewise.worlds.workload import generate
+from edgewise.worlds.workload import Trace, generate
 
 SLOTS = 1 << 13
 """Requests open at a time. A learner that takes the dearest rows of an overloaded fleet has a few
-thousand: what cannot score any more leaves its queue."""
+thousand: a request that cannot score any more leaves its queue."""
 
-ROOM = (6, 24)
-"""Servers and services of the largest world of a family, but for …"""
-ROOMS = {"large_fleet": (16, 64)}
-"""… these."""
+FLEET_MAX = (6, 24)
+"""Servers and services of the largest world of a family, except for those in `FLEETS_MAX`."""
+FLEETS_MAX = {"large_fleet": (16, 64)}
 
 
 class WorldSource:
@@ -31,58 +37,94 @@ class WorldSource:
     Parameters
     ----------
     scenario:
-        Name of a preset, a file, or a `Scenario`: the fleet and its workload stay, the seed varies.
+        Name of a preset, a file, or a `Scenario`. Its fleet and workload stay, the seed varies.
     family:
-        In its place: a family of random worlds (`edgewise.worlds.families`).
+        Instead: a family of random worlds (`edgewise.worlds.families`), or several, of which each
+        seed takes the one at ``seed % len(families)``.
     duration:
         s of the trace, in place of the scenario's.
+    change:
+        A function applied to every scenario.
+    options:
+        Of the simulations that `world` makes.
 
-    Raises BadInput if not exactly one of the first two is given, and what `load` raises.
+    Raises BadInput unless exactly one of scenario and family is given, or for an unknown family,
+    and what `load` raises.
     """
 
     def __init__(
         self,
         scenario: str | Path | Scenario | None = None,
-        family: str | None = None,
+        family: str | Sequence[str] | None = None,
         duration: float | None = None,
+        *,
+        change: Callable[[Scenario], Scenario] | None = None,
+        options: SimOptions | None = None,
     ) -> None:
         if (scenario is None) == (family is None):
             raise BadInput("give a scenario or a family, not both")
-        self._family = family
-        self._duration = duration
-        self._photos: Photos | None = None
+        self.families: tuple[str, ...] = ()
+        self._scenario: Scenario | None = None
+        self._photo_sizes: tuple[int, ...] | None = None
         if scenario is not None:
-            self._base = scenario if isinstance(scenario, Scenario) else load(scenario)
-            self._photos = Photos.of(self._base)
-            self.servers = len(self._base.servers)
-            self.services = len(services_of(self._base))
+            self._scenario = scenario if isinstance(scenario, Scenario) else load(scenario)
+            named = self._scenario.name if isinstance(scenario, Scenario) else scenario
+            self.option = f"--scenario {named}"
+            photos = Photos.of(self._scenario)
+            self._photo_sizes = photos.sizes if photos else None
+            self.servers = len(self._scenario.servers)
+            self.services = len(services_of(self._scenario))
             self.seeds = range(2**31)
         else:
             assert family is not None
-            self._base = families.scenario(family, 0)
-            self.servers, self.services = ROOMS.get(family, ROOM)
+            self.families = (family,) if isinstance(family, str) else tuple(family)
+            for name in self.families:
+                families.find(name)
+            self.option = f"--families {','.join(self.families)}"
+            largest = [FLEETS_MAX.get(name, FLEET_MAX) for name in self.families]
+            self.servers, self.services = (max(sizes) for sizes in zip(*largest, strict=True))
             self.seeds = families.TRAINING
-        self._options = SimOptions(store=False, slots=SLOTS)
+        self._duration = duration
+        self._change = change
+        self._options = options or SimOptions(store=False, slots=SLOTS)
+
+    @property
+    def name(self) -> str:
+        """The scenario's name, or the families' names separated by commas."""
+        return ", ".join(self.families) if self._scenario is None else self._scenario.name
+
+    @property
+    def fingerprint(self) -> str:
+        """JSON that two sources share if, as far as can be told, they make the same worlds."""
+        change = "" if self._change is None else self._change.__qualname__
+        text = (self.families, self._scenario, self._photo_sizes, self._duration, change)
+        return msgspec.json.encode(text).decode()
 
     @property
     def rows(self) -> int:
-        """Of the largest world's table, shed included."""
+        """Rows of the largest world's candidate table, shed included."""
         return 2 * self.services + 1
 
     @property
     def slots(self) -> int:
+        """Requests that may be open at a time."""
         return self._options.slots
 
     def scenario(self, seed: int) -> Scenario:
-        """World `seed`."""
-        if self._family is not None:
-            world = families.scenario(self._family, seed)
+        """The scenario of world `seed`."""
+        if self._scenario is not None:
+            world = msgspec.structs.replace(self._scenario, seed=seed)
         else:
-            world = msgspec.structs.replace(self._base, seed=seed)
-        return world if self._duration is None else world.with_overrides(duration=self._duration)
+            world = families.scenario(self.families[seed % len(self.families)], seed)
+        if self._duration is not None:
+            world = world.with_overrides(duration=self._duration)
+        return world if self._change is None else self._change(world)
+
+    def trace(self, scenario: Scenario) -> Trace:
+        """The requests of one of this source's scenarios."""
+        return generate(scenario, self._photo_sizes)
 
     def world(self, seed: int) -> Sim:
-        """World `seed`, at its beginning."""
+        """The simulation of world `seed`, at its beginning."""
         scenario = self.scenario(seed)
-        trace = generate(scenario, self._photos.sizes if self._photos else None)
-        return simulation(scenario, trace, self._options)
+        return simulation(scenario, self.trace(scenario), self._options)

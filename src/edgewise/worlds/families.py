@@ -60,6 +60,8 @@ from edgewise.worlds.recorded import flash_crowd, recorded_arrivals
 TRAINING = range(1_000_000)
 VALIDATION = range(1_000_000, 2_000_000)
 EVALUATION = range(2_000_000, 3_000_000)
+TRAINING_WORLDS = 50_000
+"""Training worlds set aside for each training run; 20 runs use the whole range."""
 
 LINKS_MAX = 64
 """Links of a world that may have a trace of their own: the seeds of traces are numbered by it."""
@@ -74,14 +76,44 @@ class Family(Struct, frozen=True, kw_only=True):
     """From a seed ≥ 0."""
 
 
-def scenario(family: str, seed: int) -> Scenario:
-    """World `seed` of a family. Raises BadInput for an unknown family or a seed below 0."""
+def find(family: str) -> Family:
+    """The family of that name. Raises BadInput for an unknown one."""
     if family not in FAMILIES:
         raise BadInput(f"unknown family {family!r}; known: {', '.join(FAMILIES)}")
+    return FAMILIES[family]
+
+
+def scenario(family: str, seed: int) -> Scenario:
+    """World `seed` of a family. Raises BadInput for an unknown family or a seed below 0."""
+    found = find(family)
     if seed < 0:
         raise BadInput(f"expected a seed >= 0, got {seed}")
-    found = FAMILIES[family]
     return msgspec.structs.replace(found.make(seed), about=found.about)
+
+
+def training_seeds(run: int, first: int, count: int) -> list[int]:
+    """Worlds `first` … `first` + `count` − 1 of the training run with seed `run`.
+
+    Runs with different seeds share no world, up to a seed of 19.
+    """
+    start = run * TRAINING_WORLDS + first
+    return [TRAINING[i % len(TRAINING)] for i in range(start, start + count)]
+
+
+def validation_seeds(count: int, skip: int = 0) -> list[int]:
+    """The first `count` validation worlds after `skip`: for choosing among what was trained."""
+    return list(VALIDATION[skip : skip + count])
+
+
+def evaluation_seeds(count: int, skip: int = 0) -> tuple[int, ...]:
+    """The first `count` held-out worlds after `skip`: for reporting, never for choosing.
+
+    Raises BadInput for a count below 1 or beyond the range.
+    """
+    most = len(EVALUATION) - skip
+    if not 1 <= count <= most:
+        raise BadInput(f"expected 1 to {most:,} seeds, got {count}")
+    return tuple(EVALUATION[skip : skip + count])
 
 
 # -- what the families do to it ------------------------------------------------------------------

@@ -6,14 +6,13 @@ anew from its seed, the same to the last bit.
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgewise.cache import cache_folder
+from edgewise.files import write_atomically
 
 Floats = NDArray[np.float64]
 
@@ -63,17 +62,8 @@ def _kept(
         assert callable(draw)
         rng = np.random.default_rng([seed, *kind.encode()])
         times: Floats = draw(rng, rate, duration)
-        _write(path, "".join(f"{time:.6f}\n" for time in times.tolist()))
+        write_atomically(path, "".join(f"{time:.6f}\n" for time in times.tolist()).encode())
     return path
-
-
-def _write(path: Path, text: str) -> None:
-    """All or nothing: another process may be making the same file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-    with os.fdopen(handle, "w", encoding="utf-8") as out:
-        out.write(text)
-    os.replace(temporary, path)
 
 
 def _self_similar(rng: np.random.Generator, rate: float, duration: float) -> Floats:
