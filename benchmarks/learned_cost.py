@@ -71,7 +71,7 @@ def simulated(rule: PolicySpec, seen: Observation) -> float:
         np.ones(1, np.uint8),
     )
     kernel = engine.compiled(rule.kernel)
-    numbers, state = np.array(rule.params), rule.new_state(len(seen.servers))
+    numbers, state = np.array(rule.params), rule.new_memory(len(seen.servers))
     draws = new_rng(1)
 
     @numba.njit

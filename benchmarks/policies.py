@@ -76,7 +76,7 @@ def measure(name: str, table: t.CandidateTable, calls: int) -> tuple[float, floa
     """(s of the first call, ns of a call: the best of five runs)."""
     rule = POLICIES[name]
     params = np.array(rule.params, np.float64)
-    state: Array = rule.new_state(table.servers.shape[0])
+    state: Array = rule.new_memory(table.servers.shape[0])
     draws = new_rng(1)
     start = time.perf_counter()
     rule.kernel(table, params, state, draws)

@@ -18,8 +18,13 @@ from edgewise.errors import BadInput
 from edgewise.learn.search import Budget
 from edgewise.policy import POLICIES
 from edgewise.policy.base import Parameter
-from edgewise.policy.tuned import TUNED
-from edgewise.policy.tuning import Tuned, with_tuned
+from edgewise.policy.tuning import (
+    Tuned,
+    read_tuned,
+    shipped_values,
+    with_tuned,
+    write_tuned,
+)
 from edgewise.scenario import Scenario
 from edgewise.sim import layout
 from edgewise.worlds import families
@@ -300,18 +305,24 @@ def test_what_cannot_be_searched() -> None:
         tune.tune("sed", POLICIES["sed"], once, tune.TuneSettings(suite="nope"))
 
 
-def test_the_written_module_says_what_was_found(tmp_path: Path) -> None:
+def test_tuned_values_are_read_as_they_were_written(tmp_path: Path) -> None:
     tuned = {"sed": Tuned(command="edgewise tune sed", gain="+1", params={"share": 0.25})}
-    file = tmp_path / "tuned.py"
-    tune.write(file, tuned)
-    names: dict[str, object] = {}
-    exec(compile(file.read_text(), str(file), "exec"), names)
-    assert names["TUNED"] == tuned
-    assert tune.render({}).endswith("TUNED: dict[str, Tuned] = {}\n")
+    file = tmp_path / "folder" / "tuned.json"
+    write_tuned(file, tuned)
+    assert read_tuned(file) == tuned
+
+
+def test_a_file_that_is_no_tuned_values_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"nowhere\.json: cannot be read"):
+        read_tuned(tmp_path / "nowhere.json")
+    file = tmp_path / "tuned.json"
+    file.write_text('{"sed": {"command": "c", "gain": "", "params": {"share": "much"}}}')
+    with pytest.raises(BadInput, match=r"tuned\.json: .*Expected `float`, got `str`"):
+        read_tuned(file)
 
 
 def test_tuned_values_fit_their_rules() -> None:
-    for name, values in TUNED.items():
+    for name, values in shipped_values().items():
         rule = POLICIES[name]
         assert set(values.params) == set(rule.names), f"edgewise tune {name} is due"
         assert rule.params == tuple(values.params[each] for each in rule.names)

@@ -3,6 +3,7 @@ propensities against frequencies, and the rules' memories over several decisions
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import subprocess
@@ -72,18 +73,20 @@ class Run:
     """
 
     def __init__(self, name: str, servers: int = 3, seed: int = 1, **params: float) -> None:
-        self.rule = POLICIES[name]
-        defaults = tuple(each.default for each in self.rule.parameters)
-        self.params = np.array(defaults or self.rule.params, np.float64)
+        self.spec = POLICIES[name]
+        defaults = [each.default for each in self.spec.parameters]
+        self.params = self.spec.new_params(defaults or None)
+        self.named = self.spec.named_params(self.params)
         for key, value in params.items():
-            self.params[self.rule.names.index(key)] = value
-        self.state = self.rule.new_state(servers)
-        self.draws = new_rng(seed)
+            self.params[self.spec.names.index(key)] = value
+        self.array = self.spec.new_memory(servers)
+        self.memory = self.spec.named_memory(self.array)
+        self.rng = new_rng(seed)
         self.probability = math.nan
 
     def __call__(self, table: t.CandidateTable) -> int:
         """The chosen row, −1 = shed."""
-        self.probability = self.rule.kernel(table, self.params, self.state, self.draws)
+        self.probability = self.spec.kernel(table, self.params, self.array, self.rng)
         best = int(t.best_row(table))
         return SHED if best == table.mask.size - 1 else best
 
@@ -314,9 +317,9 @@ def test_load_aware_locality_smooths_once_a_period() -> None:
     run.server(table)
     set_server(table, 0, utilisation=1.0)
     run.server(table, after=0.5)
-    assert run.state[2] == 0.0
+    assert run.memory.servers[0].utilisation == 0.0
     run.server(table, after=0.5)
-    assert run.state[2] == pytest.approx(0.3)
+    assert run.memory.servers[0].utilisation == pytest.approx(0.3)
 
 
 # -- weighted round robin -------------------------------------------------------------------------
@@ -361,17 +364,17 @@ def test_weighted_round_robin_forgets_an_old_weight_and_blacks_out_again() -> No
     run = Run("weighted_round_robin", 2, blackout=2.0, expiration=5.0)
     for _ in range(4):
         run.server(table, after=1.0)
-    assert run.state[2] > 0.0
+    assert run.memory.fleet.mean_weight > 0.0
     for _ in range(6):  # no new report: the age grows with the clock
         table.servers[:, t.S_REPORT_AGE] += 1.0
         run.server(table, after=1.0)
-    assert run.state[2] == 0.0
+    assert run.memory.fleet.mean_weight == 0.0
     table.servers[:, t.S_REPORT_AGE] = 0.0
     run.server(table, after=1.0)
-    assert run.state[2] == 0.0
+    assert run.memory.fleet.mean_weight == 0.0
     for _ in range(3):
         run.server(table, after=1.0)
-    assert run.state[2] > 0.0
+    assert run.memory.fleet.mean_weight > 0.0
 
 
 # -- prequal --------------------------------------------------------------------------------------
@@ -379,16 +382,18 @@ def test_weighted_round_robin_forgets_an_old_weight_and_blacks_out_again() -> No
 
 def pool(run: Run) -> dict[int, tuple[float, float]]:
     """server → (requests in flight, latency)"""
-    entries = run.state[: prequal.POOL_MAX * prequal.ENTRY].reshape(prequal.POOL_MAX, -1)
-    return {int(e[0]) - 1: (float(e[1]), float(e[2])) for e in entries if e[0] > 0}
+    found = run.memory.fleet.pool
+    return {
+        int(e["owner"]) - 1: (float(e["rif"]), float(e["latency"])) for e in found if e["owner"] > 0
+    }
 
 
 def probed(run: Run, table: t.CandidateTable, *entries: tuple[int, float, float]) -> None:
     """Put replies into the pool by hand."""
-    run.state[:] = 0.0
+    run.array[:] = 0.0
     for server, rif, latency in entries:
         set_server(table, server, rif=rif, rif_response=latency)
-        prequal.probe(table, run.params, run.state, server, 0.0)
+        prequal.probe(table, run.named, run.memory, server, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -432,13 +437,13 @@ def test_prequal_is_random_with_fewer_than_two_usable_and_drops_old_entries() ->
 
 
 def test_prequal_pool_is_small_against_the_fleet_and_reuse_is_bounded() -> None:
-    params = Run("prequal").params
+    params = Run("prequal").named
     assert [prequal.pool_size(params, n) for n in (2, 3, 8, 24, 64)] == [2, 2, 4, 12, 16]
     # (1 + 1) / ((1 − 1/2)·3 − 1) = 4; with m = 16 of 64 (0.75·3 − 1) it is 1.6; of 3 no bound.
     assert prequal.reuse_limit(params, 8) == pytest.approx(4.0)
     assert prequal.reuse_limit(params, 64) == pytest.approx(1.6)
     assert prequal.reuse_limit(params, 3) == 4.0
-    params[prequal.REUSE] = 2.0
+    params.reuse = 2.0
     assert prequal.reuse_limit(params, 3) == 2.0
 
 
@@ -447,8 +452,8 @@ def test_prequal_counts_what_it_sends_and_stops_using_an_entry() -> None:
     run = Run("prequal", 8, probes=1.0, reuse=1.0)
     probed(run, table, (4, 0, 0.01), (5, 0, 0.5), (6, 0, 0.6), (7, 0, 0.7))
     assert run.server(table) == 4
-    entries = run.state[: prequal.POOL_MAX * prequal.ENTRY].reshape(prequal.POOL_MAX, -1)
-    old = [e for e in entries if e[0] == 5.0 and e[1] == 1.0]
+    entries = run.memory.fleet.pool
+    old = [e for e in entries if e["owner"] == 5.0 and e["rif"] == 1.0]
     assert not old  # used up, or probed afresh: never as it was
 
 
@@ -459,15 +464,15 @@ def test_prequal_removes_oldest_and_worst_in_turn() -> None:
     table.context[t.C_NOW] += 0.1
     for server, rif, latency in ((1, 1, 0.9), (2, 8, 0.2), (3, 1, 0.3)):
         set_server(table, server, rif=rif, rif_response=latency)
-        prequal.probe(table, run.params, run.state, server, 0.0)
-    prequal.remove_one(run.params, run.state)
+        prequal.probe(table, run.named, run.memory, server, 0.0)
+    prequal.remove_one(run.named, run.memory)
     assert set(pool(run)) == {1, 2, 3}  # 0 was the oldest
-    prequal.remove_one(run.params, run.state)
+    prequal.remove_one(run.named, run.memory)
     assert set(pool(run)) == {1, 3}  # 2 is hot
-    prequal.remove_one(run.params, run.state)
-    prequal.probe(table, run.params, run.state, 5, 0.0)
-    prequal.probe(table, run.params, run.state, 1, 0.0)
-    prequal.remove_one(run.params, run.state)
+    prequal.remove_one(run.named, run.memory)
+    prequal.probe(table, run.named, run.memory, 5, 0.0)
+    prequal.probe(table, run.named, run.memory, 1, 0.0)
+    prequal.remove_one(run.named, run.memory)
     assert 1 not in pool(run)  # none is hot: the slowest
 
 
@@ -576,7 +581,7 @@ def test_linucb_is_ridge_regression_with_a_bound() -> None:
     gram, target = 2.0 * np.eye(linucb.D), np.zeros(linucb.D)
     for _ in range(200):
         x, reward = luck.normal(size=linucb.D), luck.uniform()
-        linucb.learn(run.params, run.state, x, reward)
+        run.spec.learn(run.params, run.array, x, reward)
         gram += np.outer(x, x)
         target += reward * x
     run(table)
@@ -592,11 +597,11 @@ def test_linucb_learns_which_server_fails() -> None:
     """Rewards that contradict the predictions: the model-ready form earns nothing."""
     table = fleet(2, forms=2)
     run = Run("linucb", 2)
-    x = np.zeros(run.rule.features)
+    x = np.zeros(run.spec.features)
     for _ in range(300):
         row = run(table)
-        run.rule.describe(table, row, x)
-        run.rule.learn(run.params, run.state, x, 0.0 if row % 2 else 0.8)
+        run.spec.describe(table, row, x)
+        run.spec.learn(run.params, run.array, x, 0.0 if row % 2 else 0.8)
     assert all(run(table) % 2 == 0 for _ in range(10))
 
 
@@ -604,11 +609,12 @@ def test_shedding_teaches_nothing() -> None:
     table = fleet()
     run = Run("linucb")
     run(table)
-    before = run.state[: linucb.MEMORY].copy()
-    x = np.ones(run.rule.features)
-    run.rule.describe(table, table.mask.size - 1, x)
-    run.rule.learn(run.params, run.state, x, 0.0)
-    assert (run.state[: linucb.MEMORY] == before).all()
+    before = run.memory.fleet.theta.copy(), run.memory.fleet.inverse.copy()
+    x = np.ones(run.spec.features)
+    run.spec.describe(table, table.mask.size - 1, x)
+    run.spec.learn(run.params, run.array, x, 0.0)
+    assert (run.memory.fleet.theta == before[0]).all()
+    assert (run.memory.fleet.inverse == before[1]).all()
 
 
 # -- priced_greedy --------------------------------------------------------------------------------
@@ -730,13 +736,13 @@ def test_priced_greedy_prefers_an_idle_server_and_the_cheap_model_under_load() -
 
 def test_a_rule_refuses_values_that_do_not_match_its_parameters() -> None:
     parameter = Parameter(name="p", default=1.0, low=0.0, high=2.0, unit="s", about="x")
-    kernel = POLICIES["sed"].kernel
-    assert PolicySpec(kernel=kernel, parameters=(parameter,), about="").params == (1.0,)
-    assert PolicySpec(kernel=kernel, parameters=(parameter,), params=(0.5,), about="").params == (
-        0.5,
+    spec = functools.partial(
+        PolicySpec, name="own", kernel=POLICIES["sed"].kernel, parameters=(parameter,), about=""
     )
-    with pytest.raises(ValueError, match="1 parameters, 2 values"):
-        PolicySpec(kernel=kernel, parameters=(parameter,), params=(0.5, 1.0), about="")
+    assert spec().params == (1.0,)
+    assert spec(params=(0.5,)).params == (0.5,)
+    with pytest.raises(ValueError, match="own has 1 parameters, got 2 values"):
+        spec(params=(0.5, 1.0))
 
 
 def test_kernel_policy_learns_from_the_features_of_its_own_decision() -> None:

@@ -166,7 +166,7 @@ def test_live_and_simulated_scores_are_the_same() -> None:
         np.zeros(seen.mask.size),
         np.ones(1, np.uint8),
     )
-    state = SHIPPED.new_state(len(seen.servers))
+    state = SHIPPED.new_memory(len(seen.servers))
     kernel = engine.compiled(SHIPPED.kernel)
     assert _through(kernel, copied, np.array(SHIPPED.params), state, new_rng(0)) == 1.0
     assert np.array_equal(copied.scores, policy._scores)

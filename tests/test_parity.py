@@ -246,7 +246,7 @@ def test_peers_are_given_up_while_they_run() -> None:
     sim = simulation(stuck(scenario), trace)
     rule = find("round_robin")
     kernel = engine.compiled(rule.kernel)
-    memory = rule.new_state(len(scenario.servers))[None].copy()
+    memory = rule.new_memory(len(scenario.servers))[None].copy()
     numbers, draws = np.array(rule.params, float), seeds_of_draws(scenario.seed, 1)
     seen = set()
     while engine.run(sim, kernel, numbers, memory, draws, 1) == 1:

@@ -21,7 +21,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -308,50 +307,3 @@ def _backward(p: Parameter, unit: float) -> float:
     if p.log:
         return float(p.low * (p.high / p.low) ** unit)
     return p.low + unit * (p.high - p.low)
-
-
-# -- where the values are kept -------------------------------------------------------------------
-
-_HEAD = '''# ruff: noqa: E501 (a command is one line)
-"""Parameters found by ``edgewise tune``, which writes this file; values by name."""
-
-from __future__ import annotations
-
-from edgewise.policy.tuning import Tuned
-
-TUNED: dict[str, Tuned] = {
-'''
-
-
-def default_file() -> Path:
-    """The module that the rules read."""
-    from edgewise.policy import tuned
-
-    assert tuned.__file__ is not None
-    return Path(tuned.__file__)
-
-
-def write(path: Path, tuned: dict[str, Tuned]) -> None:
-    """Write the module with these values, sorted by policy."""
-    path.write_text(render(tuned), encoding="utf-8")
-
-
-def render(tuned: dict[str, Tuned]) -> str:
-    """The module's source, as ``ruff format`` leaves it."""
-    if not tuned:
-        return _HEAD.replace("{\n", "{}\n")
-    parts = [_HEAD]
-    for name in sorted(tuned):
-        found = tuned[name]
-        parts.append(f"    {_quoted(name)}: Tuned(\n")
-        parts.append(f"        command={_quoted(found.command)},\n")
-        parts.append(f"        gain={_quoted(found.gain)},\n")
-        parts.append("        params={\n")
-        parts += [f"            {_quoted(k)}: {v!r},\n" for k, v in found.params.items()]
-        parts.append("        },\n    ),\n")
-    return "".join(parts) + "}\n"
-
-
-def _quoted(text: str) -> str:
-    assert not set(text) & {'"', "\\"}
-    return f'"{text}"'

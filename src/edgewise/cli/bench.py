@@ -111,7 +111,7 @@ def chosen(names: str | None) -> dict[str, PolicySpec]:
 
     if names is None:
         return dict(POLICIES)
-    return {name: make(name).rule for name in options.split(names)}
+    return {name: make(name).spec for name in options.split(names)}
 
 
 def _bytes(path: Path) -> bytes:

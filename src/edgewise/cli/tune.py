@@ -29,16 +29,17 @@ def tune(
     seed: Annotated[int, typer.Option(help="Of the search and of which worlds it sees.")] = 1,
     threads: options.Threads = 0,
     out: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Module to write. Default: the one the rules read."),
-    ] = None,
+        Path,
+        typer.Option(metavar="FILE", help="Where to write what is found; kept values stay in it."),
+    ] = Path("tuned.json"),
     dry: Annotated[bool, typer.Option("--dry", help="Print what is found, write nothing.")] = False,
 ) -> None:
     """Find a rule's parameters by CMA-ES on training worlds.
 
-    Keeps what is found if it beats the values in use on worlds of neither
-    training nor the benchmark. The command recorded beside them gives the same
-    values again.
+    Writes what is found to a file if it beats the values in use, on worlds of
+    neither training nor the benchmark. The command recorded beside the values
+    gives them again. To use them, name the file behind the policy:
+    `--policy priced_greedy@tuned.json`.
 
     [bold]Examples:[/bold]
 
@@ -48,7 +49,7 @@ def tune(
     """
     from edgewise.bench import tune as tuning
     from edgewise.cores import usable_cores
-    from edgewise.policy.tuned import TUNED
+    from edgewise.policy.tuning import read_tuned, write_tuned
 
     span = options.search_budget(budget, generations, "2m")
     if span is None:
@@ -57,8 +58,7 @@ def tune(
         suite=suite, seed=seed, worlds=worlds, threads=threads or usable_cores()
     )
     console = Console()
-    path = tuning.default_file() if out is None else out
-    kept = dict(TUNED)
+    kept = read_tuned(out) if out.exists() else {}
     for name, rule in _rules(policy).items():
         console.print(f"[bold]{name}[/]: {len(rule.parameters)} parameters", highlight=False)
         with output.stoppable(console):
@@ -72,8 +72,10 @@ def tune(
             console.print("not better than the values in use: those stay", highlight=False)
             continue
         kept[name] = found.tuned()
-        tuning.write(path, kept)
-        console.print(f"written to {path}", highlight=False, soft_wrap=True)
+        write_tuned(out, kept)
+        console.print(
+            f"written to {out}; `--policy {name}@{out}` uses it", highlight=False, soft_wrap=True
+        )
 
 
 def _rules(names: str) -> dict[str, PolicySpec]:

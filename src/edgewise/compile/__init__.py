@@ -1,7 +1,16 @@
 """Every trick that edgewise plays on numba, in one place."""
 
-from edgewise.compile.decorators import CHECKED, copied, inlined, inner, jit, lean
+from edgewise.compile.decorators import (
+    CHECKED,
+    copied,
+    inlined,
+    inner,
+    jit,
+    jit_inlined,
+    lean,
+)
 from edgewise.compile.reference import Reference, by_reference
+from edgewise.compile.specialise import probability_of, specialised
 
 __all__ = [
     "CHECKED",
@@ -11,5 +20,8 @@ __all__ = [
     "inlined",
     "inner",
     "jit",
+    "jit_inlined",
     "lean",
+    "probability_of",
+    "specialised",
 ]

@@ -136,6 +136,14 @@ def jit(function: F) -> F:
     return _njit(function)
 
 
+def jit_inlined(function: F) -> F:
+    """As `jit`, and copied into compiled code that calls it: for a function with one caller.
+
+    A policy's kernel takes the candidate table, which is forty words on the stack in a call.
+    """
+    return _njit(function, forceinline=True)
+
+
 def lean(function: F) -> F:
     """As `jit`, for a function that allocates no array: it does without reference counts.
 

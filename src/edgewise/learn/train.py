@@ -236,7 +236,7 @@ def survey(
         sim = source.world(seeds[w])
         sim.table.wanted[0] = 1
         deciders = len(sim.beliefs.servers)  # nodes too, where the balancer falls silent
-        memory = np.repeat(policy.new_state(len(sim.world.servers))[None], deciders, axis=0)
+        memory = np.repeat(policy.new_memory(len(sim.world.servers))[None], deciders, axis=0)
         rng = np.stack([new_rng(seeds[w] * 64 + decider) for decider in range(deciders)])
         engine.run(sim, kernel, surveying, memory, rng, -1)
         memories[w] = memory

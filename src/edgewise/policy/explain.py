@@ -6,7 +6,6 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from edgewise.fleet.rng import new_rng
 from edgewise.fleet.table import R_LATENCY, CandidateTable
 from edgewise.policy import learned, priced
 from edgewise.policy.base import PolicySpec
@@ -60,7 +59,7 @@ def params_of(rule: PolicySpec) -> Floats | None:
     """The rule as params of the learned policy; None if it has no prices."""
     if rule.kernel is learned.edgewise:
         return np.array(rule.params)
-    if rule.kernel is priced.priced_greedy:
+    if rule.kernel is priced.priced_greedy.kernel:
         return learned.untrained(rule.params)
     return None
 
@@ -96,7 +95,7 @@ def explain(
     if not guard and not finite(table):
         guard = "not_finite"
     scores = table.scores.copy()
-    priced.priced_greedy(table, params[learned.LAYOUT["calibrated"]], np.zeros(0), new_rng(0))
+    priced.priced_scores(table, params[learned.LAYOUT["calibrated"]])
     plain = table.scores.copy()
     if guard:
         scores = plain

@@ -104,7 +104,7 @@ from edgewise.policy.priced import (
     expected_timeliness,
     fleet_load,
     load_of,
-    priced_greedy,
+    priced_scores,
     server_price,
 )
 
@@ -381,10 +381,10 @@ def edgewise(table: CandidateTable, params: Array, state: Array, draws: Array) -
     if params[O_GUARDED] > 0.0:
         if freshest(table) > params[O_OLDEST]:
             state[N_STALE] += 1.0
-            return priced_greedy(table, params[_CALIBRATED:_LOW], state, draws)
+            return priced_scores(table, params[_CALIBRATED:_LOW])
         if strange(table, params, omega, phis, psis):
             state[N_OUTSIDE] += 1.0
-            return priced_greedy(table, params[_CALIBRATED:_LOW], state, draws)
+            return priced_scores(table, params[_CALIBRATED:_LOW])
     added = np.zeros((table.mask.size, 2))
     if params[O_NETWORK] > 0.0:
         network(table, params, phis, psis, added)
@@ -392,7 +392,7 @@ def edgewise(table: CandidateTable, params: Array, state: Array, draws: Array) -
     score(table, params, omega, phis, psis, added, parts)
     if not finite(table):
         state[N_NOT_FINITE] += 1.0
-        return priced_greedy(table, params[_CALIBRATED:_LOW], state, draws)
+        return priced_scores(table, params[_CALIBRATED:_LOW])
     if params[O_TEMPERATURE] > 0.0:
         return drawn(table, params[O_TEMPERATURE], draws)
     return 1.0

@@ -25,6 +25,8 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from edgewise.compile import jit
 from edgewise.fleet.arrays import Array
 from edgewise.fleet.table import (
@@ -55,7 +57,7 @@ from edgewise.fleet.table import (
     S_WORKERS,
     CandidateTable,
 )
-from edgewise.policy.base import Parameter
+from edgewise.policy.base import Memory, Parameter, Record, policy
 from edgewise.score import timeliness
 
 
@@ -296,7 +298,7 @@ def expected_timeliness(mean: float, spread: float, deadline: float, grace: floa
 
 
 @jit
-def priced_greedy(table: CandidateTable, params: Array, state: Array, draws: Array) -> float:
+def priced_scores(table: CandidateTable, params: Array) -> float:
     """Greedy on the priced score above; certain, so its propensity is 1. params: `PRICED_GREEDY`.
 
     The row of highest score, the first of equals; rows scored below shed are no fallbacks.
@@ -355,3 +357,13 @@ def priced_greedy(table: CandidateTable, params: Array, state: Array, draws: Arr
         scores[r] = worth * trust * timely - cost
     scores[table.mask.size - 1] = params[THRESHOLD] + params[THRESHOLD_GAIN] * fleet
     return 1.0
+
+
+@policy(
+    about="expected utility minus the price of what the request takes from others",
+    parameters=PRICED_GREEDY,
+    params=np.dtype([("values", "f8", len(PRICED_GREEDY))]),
+)
+def priced_greedy(table: CandidateTable, params: Record, memory: Memory, rng: Array) -> float:
+    """Greedy on the priced score."""
+    return priced_scores(table, params.values)

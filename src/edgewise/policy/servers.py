@@ -57,7 +57,6 @@ ADMISSION = (
         default=1.2,
         low=0.5,
         high=3.0,
-        unit="",
         about="on the predicted latency; a fifth more, as predictions miss what arrives later",
         log=True,
     ),
@@ -70,7 +69,7 @@ ADMISSION = (
         about="under which a request is shed: a twentieth is worth less than the time it takes",
     ),
 )
-"""The last two parameters of every rule with admission."""
+"""The parameters that every rule with admission has besides its own."""
 
 
 @jit
@@ -130,7 +129,7 @@ def server_of(table: CandidateTable, row: int) -> int:
 
 
 @jit
-def power_of_two(table: CandidateTable, hosts: int, draws: Array) -> float:
+def power_of_two(table: CandidateTable, hosts: int, rng: Array) -> float:
     """Two hosts drawn without replacement, the better score wins, the first drawn of equals.
 
     Scores of the hosts must stand and be ≤ 0; the winner's becomes 1. Returns the propensity: the
@@ -141,8 +140,8 @@ def power_of_two(table: CandidateTable, hosts: int, draws: Array) -> float:
     if hosts == 1:
         table.scores[nth_offer(table, 0)] = 1.0
         return 1.0
-    i = below(draws, hosts)
-    j = below(draws, hosts - 1)
+    i = below(rng, hosts)
+    j = below(rng, hosts - 1)
     if j >= i:
         j += 1
     a, b = nth_offer(table, i), nth_offer(table, j)
@@ -195,12 +194,12 @@ def best_on(table: CandidateTable, server: float, margin: float, threshold: floa
 
 
 @jit
-def admit(table: CandidateTable, params: Array) -> bool:
+def admit(table: CandidateTable, margin: float, threshold: float) -> bool:
     """Deadline-aware service choice and admission, behind any server-only rule's scores.
 
     The (service, form) of best utility on the chosen server takes the place of the row the rule
     would run there (`best_on`); if nothing there is worth more than the threshold, the request is
-    shed and the answer False. Other servers' rows stay as fallbacks. The last two of `params` are
+    shed and the answer False. Other servers' rows stay as fallbacks. `margin` and `threshold` as in
     `ADMISSION`.
     """
     best = -1
@@ -209,7 +208,7 @@ def admit(table: CandidateTable, params: Array) -> bool:
             best = r
     if best < 0:
         return True
-    choice = best_on(table, table.rows[best, R_SERVER], params[-2], params[-1])
+    choice = best_on(table, table.rows[best, R_SERVER], margin, threshold)
     if choice < 0:
         refuse(table)
         return False
@@ -227,7 +226,7 @@ def refuse(table: CandidateTable) -> None:
 
 
 @jit
-def chance_of_refusal(table: CandidateTable, params: Array, pairs: bool) -> float:
+def chance_of_refusal(table: CandidateTable, margin: float, threshold: float, pairs: bool) -> float:
     """The propensity of shedding when a drawn server is followed by `admit`: any of several servers
     may have led there. The scores must stand as before the draw, which was of two (`pairs`, see
     `power_of_two`) or uniform."""
@@ -237,7 +236,7 @@ def chance_of_refusal(table: CandidateTable, params: Array, pairs: bool) -> floa
         if table.scores[r] == -math.inf:
             continue
         hosts += 1
-        if best_on(table, table.rows[r, R_SERVER], params[-2], params[-1]) >= 0:
+        if best_on(table, table.rows[r, R_SERVER], margin, threshold) >= 0:
             continue
         if not pairs:
             chance += 1.0

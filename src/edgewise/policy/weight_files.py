@@ -25,7 +25,7 @@ from safetensors.numpy import save as dump
 
 from edgewise.errors import BadInput
 from edgewise.policy import learned
-from edgewise.policy.base import PolicySpec
+from edgewise.policy.base import PolicySpec, record_of
 from edgewise.policy.features import OMEGA, PHI, PSI
 from edgewise.policy.guard import COUNTERS
 
@@ -159,16 +159,19 @@ def _load(path: _Path, beside: _Path) -> tuple[Floats, WeightsCard]:
     return np.array(params), card
 
 
-def rule(params: Floats, about: str, card: WeightsCard | None = None) -> PolicySpec:
+def rule(
+    params: Floats, about: str, card: WeightsCard | None = None, name: str = "edgewise"
+) -> PolicySpec:
     """The policy with these weights."""
     if params.shape != (learned.LENGTH,):
         raise ValueError(f"expected {learned.LENGTH} params, got {params.shape}")
     return PolicySpec(
+        name=name,
         kernel=learned.edgewise,
         params=tuple(params.tolist()),
         tuned="" if card is None else card.command,
-        memory=learned.MEMORY,
-        per_server=learned.PER_SERVER,
+        fleet_type=record_of(np.dtype([("values", "f8", learned.MEMORY)])),
+        server_type=record_of(np.dtype([("values", "f8", learned.PER_SERVER)])),
         counters=tuple(COUNTERS),
         about=about,
     )

@@ -79,7 +79,7 @@ def _beginning(
     """(kernel, params, state by balancer, draws by balancer) of a play that begins."""
     balancers = int(sim.world.clock["balancers"][0])
     sim.table.wanted[0] = rule.reads_servers
-    numbers = np.array(rule.params if params is None else params, np.float64)
-    state = rule.new_state(len(sim.world.servers))
+    numbers = rule.new_params(params)
+    state = rule.new_memory(len(sim.world.servers))
     memory = np.repeat(state[None], balancers, axis=0)
     return engine.compiled(rule.kernel), numbers, memory, seeds_of_draws(seed, balancers)

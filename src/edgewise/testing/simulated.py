@@ -39,8 +39,8 @@ def run_simulated(scenario: Scenario, trace: Trace, policy: str | PolicySpec) ->
         raise ValueError("expected a policy that does not learn as it goes")
     sim = simulation(scenario, trace)
     sim.table.wanted[0] = 1  # fill every column, whatever the policy reads
-    params = np.array(spec.params, np.float64)
-    memory = spec.new_state(len(sim.world.servers))[None].copy()
+    params = spec.new_params()
+    memory = spec.new_memory(len(sim.world.servers))[None].copy()
     rng = seeds_of_draws(scenario.seed, 1)
     kernel = engine.compiled(spec.kernel)
     table = sim.table

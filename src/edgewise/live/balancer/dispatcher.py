@@ -85,7 +85,7 @@ class Dispatcher:
         self.scenario = scenario
         self.policy = policy
         self.shadow = shadow
-        self._learns = policy.rule.features > 0
+        self._learns = policy.spec.features > 0
         self.tracker = Tracker(scenario)
         self.tracker.number_from(int(now * NUMBERS_PER_SECOND))
         self.ledger = Ledger()

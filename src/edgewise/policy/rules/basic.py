@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 
-from edgewise.compile import jit
 from edgewise.fleet.arrays import Array
 from edgewise.fleet.rng import below
 from edgewise.fleet.table import (
@@ -18,44 +17,45 @@ from edgewise.fleet.table import (
     S_OUTSTANDING,
     CandidateTable,
 )
-from edgewise.policy.servers import clear, nth_offer, offer, power_of_two, server_of
+from edgewise.policy.base import Memory, Record, policy
+from edgewise.policy.servers import SHARE, clear, nth_offer, offer, power_of_two, server_of
 
 
-@jit
-def random(table: CandidateTable, params: Array, state: Array, draws: Array) -> float:
-    """A server drawn uniformly from those that host an admissible service. params: share."""
-    hosts = offer(table, params[0])
+@policy(about="a server drawn uniformly", parameters=(SHARE,), reads_servers=False)
+def random(table: CandidateTable, params: Record, memory: Memory, rng: Array) -> float:
+    """A server drawn uniformly from those that host an admissible service."""
+    hosts = offer(table, params.share)
     if hosts == 0:
         return 1.0
-    table.scores[nth_offer(table, below(draws, hosts))] = 1.0
+    table.scores[nth_offer(table, below(rng, hosts))] = 1.0
     return 1.0 / hosts
 
 
-@jit
-def round_robin(table: CandidateTable, params: Array, state: Array, draws: Array) -> float:
-    """The servers in turn, skipping those that host no admissible service. params: share.
+@policy(about="the servers in turn", parameters=(SHARE,), memory=("next",), reads_servers=False)
+def round_robin(table: CandidateTable, params: Record, memory: Memory, rng: Array) -> float:
+    """The servers in turn, skipping those that host no admissible service.
 
-    state[0]: the server whose turn is next.
+    `next` is the server whose turn is next.
     """
-    offer(table, params[0])
+    offer(table, params.share)
     first = -1
     chosen = -1
     for r in range(table.mask.size - 1):
         if table.scores[r] == 0.0:
             if first < 0:
                 first = r
-            if chosen < 0 and server_of(table, r) >= state[0]:
+            if chosen < 0 and server_of(table, r) >= memory.fleet.next:
                 chosen = r
     if chosen < 0:
         chosen = first
     if chosen >= 0:
         table.scores[chosen] = 1.0
-        state[0] = (server_of(table, chosen) + 1) % table.servers.shape[0]
+        memory.fleet.next = (server_of(table, chosen) + 1) % table.servers.shape[0]
     return 1.0
 
 
-@jit
-def local(table: CandidateTable, params: Array, state: Array, draws: Array) -> float:
+@policy(about="the ingress itself, cheapest admissible service", reads_servers=False)
+def local(table: CandidateTable, params: Record, memory: Memory, rng: Array) -> float:
     """The ingress server, cheapest admissible service; shed if it hosts none."""
     offer(table, 0.0)
     ingress = int(table.context[C_INGRESS])
@@ -69,21 +69,21 @@ def local(table: CandidateTable, params: Array, state: Array, draws: Array) -> f
     return 1.0
 
 
-@jit
-def least_outstanding(table: CandidateTable, params: Array, state: Array, draws: Array) -> float:
+@policy(about="of two random servers the one with fewer of our requests (P2C)", parameters=(SHARE,))
+def least_outstanding(table: CandidateTable, params: Record, memory: Memory, rng: Array) -> float:
     """Power of two choices: two servers drawn without replacement, fewer of our outstanding wins.
 
-    A tie goes to the first drawn. Envoy's least_request with equal weights. params: share.
+    A tie goes to the first drawn. Envoy's least_request with equal weights.
     """
-    hosts = offer(table, params[0])
+    hosts = offer(table, params.share)
     for r in range(table.mask.size - 1):
         if table.scores[r] == 0.0:
             table.scores[r] = -table.servers[server_of(table, r), S_OUTSTANDING]
-    return power_of_two(table, hosts, draws)
+    return power_of_two(table, hosts, rng)
 
 
-@jit
-def earliest_completion(table: CandidateTable, params: Array, state: Array, draws: Array) -> float:
+@policy(about="least predicted latency", reads_servers=False)
+def earliest_completion(table: CandidateTable, params: Record, memory: Memory, rng: Array) -> float:
     """The admissible (server, service, form) of least predicted latency. It never sheds."""
     shed = table.mask.size - 1
     for r in range(shed):
@@ -93,9 +93,9 @@ def earliest_completion(table: CandidateTable, params: Array, state: Array, draw
     return 1.0
 
 
-@jit
+@policy(about="the most accurate service predicted to meet the deadline", reads_servers=False)
 def most_accurate_feasible(
-    table: CandidateTable, params: Array, state: Array, draws: Array
+    table: CandidateTable, params: Record, memory: Memory, rng: Array
 ) -> float:
     """The most accurate one predicted within the deadline, the earlier of equals; if none is, the
     earliest."""

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from edgewise.compile import jit
 from edgewise.fleet.arrays import Array
 from edgewise.fleet.table import (
@@ -33,29 +35,8 @@ from edgewise.fleet.table import (
     S_UTILISATION,
     CandidateTable,
 )
-from edgewise.policy.base import Parameter
+from edgewise.policy.base import Memory, Parameter, Record, policy
 from edgewise.policy.servers import utility
-
-LINUCB = (
-    Parameter(
-        name="alpha",
-        default=0.3,
-        low=0.0,
-        high=3.0,
-        unit="utility",
-        about="weight of the uncertainty: rewards lie in 0–1, so that a third of their range is "
-        "explored at first",
-    ),
-    Parameter(
-        name="ridge",
-        default=1.0,
-        low=0.01,
-        high=100.0,
-        unit="",
-        about="A starts as ridge × I: the paper's 1",
-        log=True,
-    ),
-)
 
 FEATURES = (
     "one",
@@ -75,21 +56,24 @@ FEATURES = (
 )
 """What a row is described by; all within −1 … 2, so that one ridge fits all."""
 D = len(FEATURES)
-STARTED = 0
-THETA = 1
-B = THETA + D
-INVERSE = B + D
-MEMORY = INVERSE + D * D
-"""Layout of the state: 1 once it was set up; θ (D); b (D); A⁻¹ (D × D)."""
+MEMORY = np.dtype(
+    [
+        ("started", "f8"),  # 1 once it was set up
+        ("theta", "f8", D),
+        ("b", "f8", D),
+        ("inverse", "f8", (D, D)),  # A⁻¹
+        ("scratch", "f8", D),
+    ]
+)
 
 
 @jit
-def set_up(params: Array, state: Array) -> None:
+def set_up(params: Record, known: Record) -> None:
     """A⁻¹ = I / ridge, unless that has been done."""
-    if state[STARTED] == 0.0:
-        state[STARTED] = 1.0
+    if known.started == 0.0:
+        known.started = 1.0
         for i in range(D):
-            state[INVERSE + i * D + i] = 1.0 / params[1]
+            known.inverse[i, i] = 1.0 / params.ridge
 
 
 @jit
@@ -119,14 +103,59 @@ def describe(table: CandidateTable, row: int, out: Array) -> None:
     out[13] = cells[R_FORM]
 
 
-@jit
-def linucb(table: CandidateTable, params: Array, state: Array, draws: Array) -> float:
-    """Score rows by their upper confidence bound and shed by 0. params: `LINUCB`.
+def learn(params: Record, memory: Memory, features: Array, reward: float) -> None:
+    """One rewarded choice. Allocates nothing."""
+    known = memory.fleet
+    set_up(params, known)
+    along = known.scratch
+    scale = 1.0
+    for i in range(D):
+        along[i] = 0.0
+        for j in range(D):
+            along[i] += known.inverse[i, j] * features[j]
+        scale += features[i] * along[i]
+    for i in range(D):
+        for j in range(D):
+            known.inverse[i, j] -= along[i] * along[j] / scale
+        known.b[i] += reward * features[i]
+    for i in range(D):
+        theta = 0.0
+        for j in range(D):
+            theta += known.inverse[i, j] * known.b[j]
+        known.theta[i] = theta
 
-    The last D of the state are scratch for the features of a row.
-    """
-    set_up(params, state)
-    x = state[MEMORY : MEMORY + D]
+
+@policy(
+    about="a linear bandit on the candidates' features, learning on line (LinUCB)",
+    parameters=(
+        Parameter(
+            name="alpha",
+            default=0.3,
+            low=0.0,
+            high=3.0,
+            unit="utility",
+            about="weight of the uncertainty: rewards lie in 0–1, so that a third of their range "
+            "is explored at first",
+        ),
+        Parameter(
+            name="ridge",
+            default=1.0,
+            low=0.01,
+            high=100.0,
+            about="A starts as ridge × I: the paper's 1",
+            log=True,
+        ),
+    ),
+    memory=MEMORY,
+    features=D,
+    describe=describe,
+    learn=learn,
+)
+def linucb(table: CandidateTable, params: Record, memory: Memory, rng: Array) -> float:
+    """Score rows by their upper confidence bound and shed by 0."""
+    known = memory.fleet
+    set_up(params, known)
+    x = known.scratch
     for r in range(table.mask.size - 1):
         if table.mask[r] == 0:
             table.scores[r] = -math.inf
@@ -135,33 +164,11 @@ def linucb(table: CandidateTable, params: Array, state: Array, draws: Array) -> 
         mean = 0.0
         variance = 0.0
         for i in range(D):
-            mean += state[THETA + i] * x[i]
+            mean += known.theta[i] * x[i]
             along = 0.0
             for j in range(D):
-                along += state[INVERSE + i * D + j] * x[j]
+                along += known.inverse[i, j] * x[j]
             variance += x[i] * along
-        table.scores[r] = mean + params[0] * math.sqrt(max(0.0, variance))
+        table.scores[r] = mean + params.alpha * math.sqrt(max(0.0, variance))
     table.scores[table.mask.size - 1] = 0.0
     return 1.0
-
-
-@jit
-def learn(params: Array, state: Array, features: Array, reward: float) -> None:
-    """One rewarded choice. Uses the scratch of the state; allocates nothing."""
-    set_up(params, state)
-    along = state[MEMORY : MEMORY + D]
-    scale = 1.0
-    for i in range(D):
-        along[i] = 0.0
-        for j in range(D):
-            along[i] += state[INVERSE + i * D + j] * features[j]
-        scale += features[i] * along[i]
-    for i in range(D):
-        for j in range(D):
-            state[INVERSE + i * D + j] -= along[i] * along[j] / scale
-        state[B + i] += reward * features[i]
-    for i in range(D):
-        theta = 0.0
-        for j in range(D):
-            theta += state[INVERSE + i * D + j] * state[B + j]
-        state[THETA + i] = theta

@@ -6,7 +6,6 @@ Exact rules, sources and deviations: `docs/policies.md`.
 
 from __future__ import annotations
 
-from edgewise.compile import jit
 from edgewise.fleet.arrays import Array
 from edgewise.fleet.rng import below, uniform
 from edgewise.fleet.table import (
@@ -23,62 +22,63 @@ from edgewise.fleet.table import (
     S_BACKLOG,
     CandidateTable,
 )
-from edgewise.policy.base import Parameter
+from edgewise.policy.base import Memory, Parameter, Record, policy
 from edgewise.policy.servers import clear, utility
 
 TIE = 1e-6
 """per s. Orders what is equal otherwise. Accuracies differ by over 1e-4, which 100 s outweigh."""
 
-EARLIEST_COMPLETION_MARGIN = (
-    Parameter(
-        name="margin",
-        default=1.2,
-        low=0.5,
-        high=3.0,
-        unit="",
-        about="on the predicted latency; a fifth more, as predictions miss what arrives later",
-        log=True,
+
+@policy(
+    about="most expected utility at a margined predicted latency",
+    parameters=(
+        Parameter(
+            name="margin",
+            default=1.2,
+            low=0.5,
+            high=3.0,
+            about="on the predicted latency; a fifth more, as predictions miss what arrives later",
+            log=True,
+        ),
     ),
+    reads_servers=False,
 )
-
-
-@jit
 def earliest_completion_margin(
-    table: CandidateTable, params: Array, state: Array, draws: Array
+    table: CandidateTable, params: Record, memory: Memory, rng: Array
 ) -> float:
     """Most accuracy^w × g(margin × latency / deadline); of equals the earliest. It never sheds."""
     clear(table)
     for r in range(table.mask.size - 1):
         if table.mask[r] == 1:
             latency = table.rows[r, R_LATENCY]
-            table.scores[r] = utility(table, r, params[0] * latency) - TIE * latency
+            table.scores[r] = utility(table, r, params.margin * latency) - TIE * latency
     return 1.0
 
 
-INFAAS = (
-    Parameter(
-        name="slack",
-        default=1.0,
-        low=0.05,
-        high=1.0,
-        unit="deadlines",
-        about="that a variant's profiled latency may take: the whole deadline as published, "
-        "which counts no network and no queue",
-        log=True,
+@policy(
+    about="the slowest service that is fast enough, on the least loaded server (INFaaS)",
+    parameters=(
+        Parameter(
+            name="slack",
+            default=1.0,
+            low=0.05,
+            high=1.0,
+            unit="deadlines",
+            about="that a variant's profiled latency may take: the whole deadline as published, "
+            "which counts no network and no queue",
+            log=True,
+        ),
     ),
 )
-
-
-@jit
-def infaas(table: CandidateTable, params: Array, state: Array, draws: Array) -> float:
+def infaas(table: CandidateTable, params: Record, memory: Memory, rng: Array) -> float:
     """INFaaS's query front end: of the variants that are accurate and by profile fast enough the
-    one of least slack; of the servers with that variant the least loaded. params: `INFAAS`.
+    one of least slack; of the servers with that variant the least loaded.
 
     Equal accuracy = the same model. If none is fast enough, the fastest.
     """
     clear(table)
     rows = table.rows
-    limit = params[0] * table.context[C_DEADLINE]
+    limit = params.slack * table.context[C_DEADLINE]
     variant = -1
     fastest = -1
     for r in range(table.mask.size - 1):
@@ -104,23 +104,23 @@ def infaas(table: CandidateTable, params: Array, state: Array, draws: Array) -> 
     return 1.0
 
 
-JELLYFISH = (
-    Parameter(
-        name="rounds",
-        default=2.0,
-        low=1.0,
-        high=6.0,
-        unit="service times",
-        about="that must fit into the budget: 2 as published, the batch under way and the own",
+@policy(
+    about="the most accurate service that fits twice into the budget (Jellyfish)",
+    parameters=(
+        Parameter(
+            name="rounds",
+            default=2.0,
+            low=1.0,
+            high=6.0,
+            unit="service times",
+            about="that must fit into the budget: 2 as published, the batch under way and the own",
+        ),
     ),
 )
-
-
-@jit
-def jellyfish(table: CandidateTable, params: Array, state: Array, draws: Array) -> float:
+def jellyfish(table: CandidateTable, params: Record, memory: Memory, rng: Array) -> float:
     """Jellyfish: the most accurate service with budget ≥ 2 × latency(batch 1), the budget being
     what the network leaves of the deadline; of equals the server of least backlog. If none is
-    feasible, the one that misses its budget by least. params: `JELLYFISH`.
+    feasible, the one that misses its budget by least.
     """
     clear(table)
     rows = table.rows
@@ -131,7 +131,7 @@ def jellyfish(table: CandidateTable, params: Array, state: Array, draws: Array) 
         # Streamed on as it arrives: the slower of upload and transfer; 2·wire is both ways back.
         network = max(context[C_UPLOAD], rows[r, R_TRANSFER]) + 2.0 * rows[r, R_RETURN]
         budget = context[C_DEADLINE] - context[C_ELAPSED] - network
-        spare = budget - params[0] * rows[r, R_SERVICE_TIME]
+        spare = budget - params.rounds * rows[r, R_SERVICE_TIME]
         if spare >= 0.0:
             backlog = table.servers[int(rows[r, R_SERVER]), S_BACKLOG]
             table.scores[r] = rows[r, R_ACCURACY] - TIE * backlog
@@ -140,23 +140,22 @@ def jellyfish(table: CandidateTable, params: Array, state: Array, draws: Array) 
     return 1.0
 
 
-SLO_HEADROOM = (
-    Parameter(
-        name="explore",
-        default=0.01,
-        low=0.0,
-        high=0.1,
-        unit="",
-        about="share of requests that tries one predicted to be late: llm-d's 1 %",
+@policy(
+    about="of those in time the one of least headroom (llm-d)",
+    parameters=(
+        Parameter(
+            name="explore",
+            default=0.01,
+            low=0.0,
+            high=0.1,
+            about="share of requests that tries one predicted to be late: llm-d's 1 %",
+        ),
     ),
+    reads_servers=False,
 )
-
-
-@jit
-def slo_headroom(table: CandidateTable, params: Array, state: Array, draws: Array) -> float:
+def slo_headroom(table: CandidateTable, params: Record, memory: Memory, rng: Array) -> float:
     """llm-d: of the candidates predicted in time the one of *least* headroom (bin packing); 1 % of
     the time one of the others, uniformly. None in time: the one that is least late.
-    params: `SLO_HEADROOM`.
     """
     clear(table)
     deadline = table.context[C_DEADLINE]
@@ -173,13 +172,13 @@ def slo_headroom(table: CandidateTable, params: Array, state: Array, draws: Arra
                 table.scores[r] = headroom
     if early == 0 or late == 0:
         return 1.0
-    if uniform(draws) >= params[0]:
-        return 1.0 - params[0]  # type: ignore[no-any-return]
-    n = below(draws, late)
+    if uniform(rng) >= params.explore:
+        return 1.0 - params.explore  # type: ignore[no-any-return]
+    n = below(rng, late)
     for r in range(table.mask.size - 1):
         if table.mask[r] == 1 and table.scores[r] < 0.0:
             if n == 0:
                 table.scores[r] = 2.0
                 break
             n -= 1
-    return params[0] / late  # type: ignore[no-any-return]
+    return params.explore / late  # type: ignore[no-any-return]

@@ -6,19 +6,19 @@ reply is what the observation offers at that moment: the corrected requests in f
 the mean response at that level (`rif_response`), at no cost in messages and with the age of the
 server's report. Otherwise the pool ages as published: between two probes of a server its entry
 knows only what this rule has added to it.
-
-Memory: `POOL_MAX` entries, the ring of recent requests in flight, five counters.
 """
 
 from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from edgewise.compile import jit
 from edgewise.fleet.arrays import Array
 from edgewise.fleet.rng import below, uniform
 from edgewise.fleet.table import C_NOW, S_RESPONSE, S_RIF, S_RIF_RESPONSE, S_UP, CandidateTable
-from edgewise.policy.base import Parameter
+from edgewise.policy.base import Memory, Parameter, Record, policy
 from edgewise.policy.servers import (
     ADMISSION,
     SHARE,
@@ -37,7 +37,6 @@ PREQUAL = (
         default=0.84,
         low=0.0,
         high=1.0,
-        unit="",
         about="of recent requests in flight above which a server is hot: the paper's 2^(−1/4)",
     ),
     Parameter(
@@ -71,7 +70,6 @@ PREQUAL = (
         default=1.0,
         low=0.0,
         high=4.0,
-        unit="",
         about="of the reuse rule: the paper's 1",
     ),
     Parameter(
@@ -92,108 +90,123 @@ PREQUAL = (
         log=True,
     ),
 )
-SHARE_, QUANTILE, POOL, PROBES, AGE, DELTA, REUSE, IDLE = range(len(PREQUAL))
-
 POOL_MAX = 16
-ENTRY = 5
-OWNER, RIF, LATENCY, AT, USES = range(ENTRY)
-"""Server + 1, 0 = empty; requests in flight; s; when probed; uses left."""
 RING = 64
 """Replies that the quantile is taken over: about twenty requests' worth, as the load moves."""
-HEAD = POOL_MAX * ENTRY + RING
-FILLED, NEXT, LAST, STARTED, TURN, CURSOR = range(HEAD, HEAD + 6)
-"""Replies in the ring; where the next goes; when the last decision was; 1 after the first; whose
-turn it is to be removed, 0 oldest and 1 worst; the server that an idle probe goes to next."""
-MEMORY = HEAD + 6
+ENTRY = np.dtype(
+    [
+        ("owner", "f8"),  # server + 1; 0: empty
+        ("rif", "f8"),  # requests in flight
+        ("latency", "f8"),  # s
+        ("at", "f8"),  # when it was probed
+        ("uses", "f8"),  # left
+    ]
+)
+MEMORY = np.dtype(
+    [
+        ("pool", ENTRY, POOL_MAX),
+        ("ring", "f8", RING),  # requests in flight of recent replies
+        ("filled", "f8"),  # replies in the ring
+        ("next", "f8"),  # where the next reply goes
+        ("decided_at", "f8"),  # when the last decision was made
+        ("started", "f8"),  # 1 after the first decision
+        ("turn", "f8"),  # to be removed: 0 the oldest, 1 the worst
+        ("cursor", "f8"),  # server that the next idle probe goes to
+    ]
+)
 
 
 @jit
-def pool_size(params: Array, servers: int) -> int:
+def pool_size(params: Record, servers: int) -> int:
     """m of the paper: the parameter, but at most half as many as there are servers."""
-    return max(2, min(POOL_MAX, int(params[POOL]), servers // 2))
+    return max(2, min(POOL_MAX, int(params.pool), servers // 2))
 
 
 @jit
-def reuse_limit(params: Array, servers: int) -> float:
+def reuse_limit(params: Record, servers: int) -> float:
     """How often an entry may be used: max(1, (1 + δ) / ((1 − m/n)·r_probe − r_remove))."""
-    spare = (1.0 - pool_size(params, servers) / servers) * params[PROBES] - 1.0
+    spare = (1.0 - pool_size(params, servers) / servers) * params.probes - 1.0
     if spare <= 0.0:
-        return params[REUSE]  # type: ignore[no-any-return]
-    return min(params[REUSE], max(1.0, (1.0 + params[DELTA]) / spare))  # type: ignore[no-any-return]
+        return params.reuse  # type: ignore[no-any-return]
+    return min(params.reuse, max(1.0, (1.0 + params.delta) / spare))  # type: ignore[no-any-return]
 
 
 @jit
-def probe(table: CandidateTable, params: Array, state: Array, server: int, spin: float) -> None:
+def probe(table: CandidateTable, params: Record, memory: Memory, server: int, spin: float) -> None:
     """Take a reply of `server` into the pool: in place of its last one, in an empty place, or in
     the oldest's. `spin` in [0, 1) rounds the number of its uses."""
     now = table.context[C_NOW]
     size = pool_size(params, table.servers.shape[0])
+    pool = memory.fleet.pool
     place = -1
     oldest = 0
     for i in range(size):
-        entry = state[ENTRY * i : ENTRY * (i + 1)]
-        if entry[OWNER] == server + 1.0:
+        entry = pool[i]
+        if entry.owner == server + 1.0:
             place = i
             break
-        if place < 0 and entry[OWNER] == 0.0:
+        if place < 0 and entry.owner == 0.0:
             place = i
-        if entry[AT] < state[ENTRY * oldest + AT]:
+        if entry.at < pool[oldest].at:
             oldest = i
     if place < 0:
         place = oldest
     known = table.servers[server]
-    entry = state[ENTRY * place : ENTRY * (place + 1)]
-    entry[OWNER] = server + 1.0
-    entry[RIF] = known[S_RIF]
-    entry[LATENCY] = known[S_RIF_RESPONSE] if known[S_RIF_RESPONSE] > 0.0 else known[S_RESPONSE]
-    entry[AT] = now
-    entry[USES] = math.floor(reuse_limit(params, table.servers.shape[0]) + spin)
-    ring = state[POOL_MAX * ENTRY : HEAD]
-    ring[int(state[NEXT])] = known[S_RIF]
-    state[NEXT] = (state[NEXT] + 1.0) % RING
-    state[FILLED] = min(float(RING), state[FILLED] + 1.0)
+    entry = pool[place]
+    entry.owner = server + 1.0
+    entry.rif = known[S_RIF]
+    entry.latency = known[S_RIF_RESPONSE] if known[S_RIF_RESPONSE] > 0.0 else known[S_RESPONSE]
+    entry.at = now
+    entry.uses = math.floor(reuse_limit(params, table.servers.shape[0]) + spin)
+    fleet = memory.fleet
+    fleet.ring[int(fleet.next)] = known[S_RIF]
+    fleet.next = (fleet.next + 1.0) % RING
+    fleet.filled = min(float(RING), fleet.filled + 1.0)
 
 
 @jit
-def is_hot(params: Array, state: Array, rif: float) -> bool:
+def is_hot(params: Record, memory: Memory, rif: float) -> bool:
     """Whether `rif` is above the quantile of recent replies: at least so many are below it."""
-    filled = int(state[FILLED])
+    filled = int(memory.fleet.filled)
+    ring = memory.fleet.ring
     below_it = 0
     for i in range(filled):
-        if state[POOL_MAX * ENTRY + i] < rif:
+        if ring[i] < rif:
             below_it += 1
-    return below_it > 0 and below_it >= params[QUANTILE] * filled
+    return below_it > 0 and below_it >= params.quantile * filled
 
 
 @jit
-def remove_one(params: Array, state: Array) -> None:
+def remove_one(params: Record, memory: Memory) -> None:
     """Take an entry out, in turn the oldest and the worst: the hot one of most requests in flight,
     or if none is hot the one of highest latency."""
+    pool = memory.fleet.pool
     gone = -1
     hot = False
     for i in range(POOL_MAX):
-        entry = state[ENTRY * i : ENTRY * (i + 1)]
-        if entry[OWNER] == 0.0:
+        entry = pool[i]
+        if entry.owner == 0.0:
             continue
-        best = state[ENTRY * max(gone, 0) : ENTRY * (max(gone, 0) + 1)]
-        if state[TURN] == 0.0:
-            if gone < 0 or entry[AT] < best[AT]:
+        best = pool[max(gone, 0)]
+        if memory.fleet.turn == 0.0:
+            if gone < 0 or entry.at < best.at:
                 gone = i
-        elif is_hot(params, state, entry[RIF]):
-            if not hot or entry[RIF] > best[RIF]:
+        elif is_hot(params, memory, entry.rif):
+            if not hot or entry.rif > best.rif:
                 gone = i
             hot = True
-        elif not hot and (gone < 0 or entry[LATENCY] > best[LATENCY]):
+        elif not hot and (gone < 0 or entry.latency > best.latency):
             gone = i
     if gone >= 0:
-        state[ENTRY * gone + OWNER] = 0.0
-        state[TURN] = 1.0 - state[TURN]
+        pool[gone].owner = 0.0
+        memory.fleet.turn = 1.0 - memory.fleet.turn
 
 
 @jit
-def choose(table: CandidateTable, params: Array, state: Array) -> int:
+def choose(table: CandidateTable, params: Record, memory: Memory) -> int:
     """The pool's entry to use among those of hosts (hot-cold lexicographic rule), ready in the
     scores; −1 if fewer than two are usable."""
+    pool = memory.fleet.pool
     usable = 0
     best = -1
     best_row = -1
@@ -203,15 +216,15 @@ def choose(table: CandidateTable, params: Array, state: Array) -> int:
             continue
         owner = server_of(table, r) + 1.0
         for i in range(POOL_MAX):
-            entry = state[ENTRY * i : ENTRY * (i + 1)]
-            if entry[OWNER] != owner:
+            entry = pool[i]
+            if entry.owner != owner:
                 continue
             usable += 1
-            cold = not is_hot(params, state, entry[RIF])
+            cold = not is_hot(params, memory, entry.rif)
             better = best < 0 or (cold and not best_cold)
             if best >= 0 and cold == best_cold:
-                key = LATENCY if cold else RIF
-                better = entry[key] < state[ENTRY * best + key]
+                other = pool[best]
+                better = entry.latency < other.latency if cold else entry.rif < other.rif
             if better:
                 best = i
                 best_row = r
@@ -224,69 +237,82 @@ def choose(table: CandidateTable, params: Array, state: Array) -> int:
 
 
 @jit
-def prequal(table: CandidateTable, params: Array, state: Array, draws: Array) -> float:
-    """Hot-cold lexicographic choice from the pool, then this request's probes. params: `PREQUAL`.
+def from_pool(table: CandidateTable, params: Record, memory: Memory, rng: Array) -> float:
+    """Hot-cold lexicographic choice from the pool, then this request's probes.
 
     As in the paper's asynchronous mode the probes come too late for their own request. So the
     choice is certain given the pool (propensity 1), but for the random one when the pool is short.
     """
-    hosts = offer(table, params[SHARE_])
+    hosts = offer(table, params.share)
     now = table.context[C_NOW]
     count = table.servers.shape[0]
+    fleet = memory.fleet
+    pool = fleet.pool
     for i in range(POOL_MAX):
-        entry = state[ENTRY * i : ENTRY * (i + 1)]
-        if entry[OWNER] > 0.0 and (
-            now - entry[AT] > params[AGE] or table.servers[int(entry[OWNER]) - 1, S_UP] == 0.0
+        entry = pool[i]
+        if entry.owner > 0.0 and (
+            now - entry.at > params.age or table.servers[int(entry.owner) - 1, S_UP] == 0.0
         ):
-            entry[OWNER] = 0.0
-    if state[STARTED] > 0.0 and now - state[LAST] > params[IDLE]:
+            entry.owner = 0.0
+    if fleet.started > 0.0 and now - fleet.decided_at > params.idle:
         # What idle probing has brought in meanwhile; in turn, so that nothing is drawn here.
-        for _ in range(min(count, int(params[PROBES]))):
-            s = int(state[CURSOR])
-            state[CURSOR] = (s + 1) % count
+        for _ in range(min(count, int(params.probes))):
+            s = int(fleet.cursor)
+            fleet.cursor = (s + 1) % count
             if table.servers[s, S_UP] > 0.0:
-                probe(table, params, state, s, 0.0)
-    state[STARTED] = 1.0
-    state[LAST] = now
+                probe(table, params, memory, s, 0.0)
+    fleet.started = 1.0
+    fleet.decided_at = now
     if hosts == 0:
         return 1.0
 
     chance = 1.0
-    used = choose(table, params, state)
+    used = choose(table, params, memory)
     if used >= 0:
-        entry = state[ENTRY * used : ENTRY * (used + 1)]
-        entry[RIF] += 1.0
-        entry[USES] -= 1.0
-        if entry[USES] <= 0.0:
-            entry[OWNER] = 0.0
+        entry = pool[used]
+        entry.rif += 1.0
+        entry.uses -= 1.0
+        if entry.uses <= 0.0:
+            entry.owner = 0.0
     else:
-        table.scores[nth_offer(table, below(draws, hosts))] = 1.0
+        table.scores[nth_offer(table, below(rng, hosts))] = 1.0
         chance = 1.0 / hosts
-    remove_one(params, state)
+    remove_one(params, memory)
 
     # Probes: so many hosts, uniformly without replacement (selection sampling, Knuth 3.4.2 S).
-    wanted = min(hosts, int(params[PROBES]))
+    wanted = min(hosts, int(params.probes))
     left = hosts
     for r in range(table.mask.size - 1):
         if wanted == 0:
             break
         if table.scores[r] > -math.inf:
-            if uniform(draws) * left < wanted:
-                probe(table, params, state, server_of(table, r), uniform(draws))
+            if uniform(rng) * left < wanted:
+                probe(table, params, memory, server_of(table, r), uniform(rng))
                 wanted -= 1
             left -= 1
     return chance
 
 
-PREQUAL_ADMISSION = (*PREQUAL, *ADMISSION)
+@policy(
+    about="from a pool of probes the fastest of those not hot (Prequal)",
+    parameters=PREQUAL,
+    memory=MEMORY,
+)
+def prequal(table: CandidateTable, params: Record, memory: Memory, rng: Array) -> float:
+    """The choice of `from_pool`."""
+    return from_pool(table, params, memory, rng)
 
 
-@jit
-def prequal_admission(table: CandidateTable, params: Array, state: Array, draws: Array) -> float:
+@policy(
+    about="prequal, with deadline-aware service choice and admission",
+    parameters=(*PREQUAL, *ADMISSION),
+    memory=MEMORY,
+)
+def prequal_admission(table: CandidateTable, params: Record, memory: Memory, rng: Array) -> float:
     """`prequal` with admission."""
-    chance = prequal(table, params, state, draws)
-    if not admit(table, params) and chance < 1.0:
-        offer(table, params[SHARE_])
-        chance = chance_of_refusal(table, params, False)
+    chance = from_pool(table, params, memory, rng)
+    if not admit(table, params.margin, params.threshold) and chance < 1.0:
+        offer(table, params.share)
+        chance = chance_of_refusal(table, params.margin, params.threshold, False)
         refuse(table)
     return chance

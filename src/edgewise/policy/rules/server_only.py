@@ -26,7 +26,7 @@ from edgewise.fleet.table import (
     S_WORKERS,
     CandidateTable,
 )
-from edgewise.policy.base import Parameter
+from edgewise.policy.base import Memory, Parameter, Record, policy
 from edgewise.policy.servers import (
     ADMISSION,
     SHARE,
@@ -47,10 +47,10 @@ NEW_REPORT = 1e-5
 # -- queues ---------------------------------------------------------------------------------------
 
 
-@jit
-def jsq(table: CandidateTable, params: Array, state: Array, draws: Array) -> float:
-    """Join the shortest queue: fewest requests believed to wait or run. params: share."""
-    offer(table, params[0])
+@policy(about="the shortest queue", parameters=(SHARE,))
+def jsq(table: CandidateTable, params: Record, memory: Memory, rng: Array) -> float:
+    """Join the shortest queue: fewest requests believed to wait or run."""
+    offer(table, params.share)
     for r in range(table.mask.size - 1):
         if table.scores[r] == 0.0:
             table.scores[r] = -table.servers[server_of(table, r), S_RIF]
@@ -58,59 +58,71 @@ def jsq(table: CandidateTable, params: Array, state: Array, draws: Array) -> flo
 
 
 @jit
-def sed(table: CandidateTable, params: Array, state: Array, draws: Array) -> float:
-    """Shortest expected delay: least (outstanding + 1) / (speed × workers). params: share."""
-    offer(table, params[0])
+def offer_by_delay(table: CandidateTable, share: float) -> None:
+    """Score hosts by minus their expected delay."""
+    offer(table, share)
     for r in range(table.mask.size - 1):
         if table.scores[r] == 0.0:
             server = table.servers[server_of(table, r)]
             rate = server[S_SPEED] * server[S_WORKERS]
             table.scores[r] = -(server[S_OUTSTANDING] + 1.0) / rate
+
+
+@policy(about="the shortest queue for its speed (shortest expected delay)", parameters=(SHARE,))
+def sed(table: CandidateTable, params: Record, memory: Memory, rng: Array) -> float:
+    """Shortest expected delay: least (outstanding + 1) / (speed × workers)."""
+    offer_by_delay(table, params.share)
     return 1.0
 
 
-SED_ADMISSION = (SHARE, *ADMISSION)
-
-
-@jit
-def sed_admission(table: CandidateTable, params: Array, state: Array, draws: Array) -> float:
+@policy(
+    about="sed, with deadline-aware service choice and admission",
+    parameters=(SHARE, *ADMISSION),
+)
+def sed_admission(table: CandidateTable, params: Record, memory: Memory, rng: Array) -> float:
     """`sed` with admission."""
-    sed(table, params, state, draws)
-    admit(table, params)
+    offer_by_delay(table, params.share)
+    admit(table, params.margin, params.threshold)
     return 1.0
 
 
-@jit
-def jiq(table: CandidateTable, params: Array, state: Array, draws: Array) -> float:
+@policy(
+    about="a server that reported idle, else a random one (Join-Idle-Queue)",
+    parameters=(SHARE,),
+    memory=("joins",),
+    memory_per_server=("reported_at", "place"),
+)
+def jiq(table: CandidateTable, params: Record, memory: Memory, rng: Array) -> float:
     """Join-Idle-Queue: the server that has waited longest since it reported idle, and it leaves the
-    queue; a host drawn uniformly if none waits. params: share.
+    queue; a host drawn uniformly if none waits.
 
-    state[0] counts joins; of server s: state[1 + 2s] its last report seen, state[2 + 2s] its place
-    in the queue, 0 = not in it.
+    `joins` counts the joins; of each server, `reported_at` is the time of its last report seen and
+    `place` its place in the queue, 0 = not in it.
     """
-    hosts = offer(table, params[0])
+    hosts = offer(table, params.share)
     for s in range(table.servers.shape[0]):
         at = reported_at(table, s)
-        if at > state[1 + 2 * s] + NEW_REPORT:
-            state[1 + 2 * s] = at
-            if table.servers[s, S_RIF] == 0.0 and state[2 + 2 * s] == 0.0:
-                state[0] += 1.0
-                state[2 + 2 * s] = state[0]
+        known = memory.servers[s]
+        if at > known.reported_at + NEW_REPORT:
+            known.reported_at = at
+            if table.servers[s, S_RIF] == 0.0 and known.place == 0.0:
+                memory.fleet.joins += 1.0
+                known.place = memory.fleet.joins
     if hosts == 0:
         return 1.0
     first = -1
     place = math.inf
     for r in range(table.mask.size - 1):
         if table.scores[r] == 0.0:
-            joined = state[2 + 2 * server_of(table, r)]
+            joined = memory.servers[server_of(table, r)].place
             if 0.0 < joined < place:
                 first = r
                 place = joined
     if first >= 0:
-        state[2 + 2 * server_of(table, first)] = 0.0
+        memory.servers[server_of(table, first)].place = 0.0
         table.scores[first] = 1.0
         return 1.0
-    table.scores[nth_offer(table, below(draws, hosts))] = 1.0
+    table.scores[nth_offer(table, below(rng, hosts))] = 1.0
     return 1.0 / hosts
 
 
@@ -135,119 +147,123 @@ PEAK_EWMA = (
 
 
 @jit
-def peak_loads(table: CandidateTable, params: Array) -> int:
+def offer_by_peak(table: CandidateTable, share: float, cold: float) -> int:
     """Score hosts by minus Finagle's load, cost × (pending + 1); returns how many there are."""
-    hosts = offer(table, params[0])
+    hosts = offer(table, share)
     for r in range(table.mask.size - 1):
         if table.scores[r] == 0.0:
             server = table.servers[server_of(table, r)]
             pending = server[S_OUTSTANDING]
-            cost = server[S_PEAK] if server[S_PEAK] > 0.0 else params[1]
+            cost = server[S_PEAK] if server[S_PEAK] > 0.0 else cold
             load = PENALTY + pending if cost == 0.0 and pending > 0.0 else cost * (pending + 1.0)
             table.scores[r] = -load
     return hosts
 
 
-@jit
-def peak_ewma(table: CandidateTable, params: Array, state: Array, draws: Array) -> float:
-    """Of two random hosts the one of lower load. params: `PEAK_EWMA`."""
-    return power_of_two(table, peak_loads(table, params), draws)
+@policy(
+    about="of two random servers the one of lower peak latency × pending (Finagle)",
+    parameters=PEAK_EWMA,
+)
+def peak_ewma(table: CandidateTable, params: Record, memory: Memory, rng: Array) -> float:
+    """Of two random hosts the one of lower load."""
+    return power_of_two(table, offer_by_peak(table, params.share, params.cold), rng)
 
 
-PEAK_EWMA_ADMISSION = (*PEAK_EWMA, *ADMISSION)
-
-
-@jit
-def peak_ewma_admission(table: CandidateTable, params: Array, state: Array, draws: Array) -> float:
+@policy(
+    about="peak_ewma, with deadline-aware service choice and admission",
+    parameters=(*PEAK_EWMA, *ADMISSION),
+)
+def peak_ewma_admission(table: CandidateTable, params: Record, memory: Memory, rng: Array) -> float:
     """`peak_ewma` with admission."""
-    chance = peak_ewma(table, params, state, draws)
-    if not admit(table, params):
-        peak_loads(table, params)
-        chance = chance_of_refusal(table, params, True)
+    chance = power_of_two(table, offer_by_peak(table, params.share, params.cold), rng)
+    if not admit(table, params.margin, params.threshold):
+        offer_by_peak(table, params.share, params.cold)
+        chance = chance_of_refusal(table, params.margin, params.threshold, True)
         refuse(table)
     return chance
 
 
-C3 = (
-    SHARE,
-    Parameter(
-        name="clients",
-        default=1.0,
-        low=0.0,
-        high=10.0,
-        unit="balancers",
-        about="by which our own outstanding requests are multiplied: one balancer by default",
+@policy(
+    about="least response time with a cubic queue term (C3, as in Elasticsearch)",
+    parameters=(
+        SHARE,
+        Parameter(
+            name="clients",
+            default=1.0,
+            low=0.0,
+            high=10.0,
+            unit="balancers",
+            about="by which our own outstanding requests are multiplied: one balancer by default",
+        ),
+        Parameter(
+            name="queue_memory",
+            default=0.3,
+            low=0.05,
+            high=1.0,
+            about="weight of a new report in the mean queue: Elasticsearch's 0.3",
+        ),
+        Parameter(
+            name="exponent",
+            default=3.0,
+            low=1.0,
+            high=4.0,
+            about="of the queue estimate: cubic as published",
+        ),
     ),
-    Parameter(
-        name="queue_memory",
-        default=0.3,
-        low=0.05,
-        high=1.0,
-        unit="",
-        about="weight of a new report in the mean queue: Elasticsearch's 0.3",
-    ),
-    Parameter(
-        name="exponent",
-        default=3.0,
-        low=1.0,
-        high=4.0,
-        unit="",
-        about="of the queue estimate: cubic as published",
-    ),
+    memory_per_server=("reported_at", "queue", "reported"),
 )
-
-
-@jit
-def c3(table: CandidateTable, params: Array, state: Array, draws: Array) -> float:
+def c3(table: CandidateTable, params: Record, memory: Memory, rng: Array) -> float:
     """Elasticsearch's form of C3: least R − s + q̂³·s, q̂ = 1 + outstanding × clients + q̄.
 
-    params: `C3`. Of server s: state[3s] its last report seen, state[3s + 1] the EWMA q̄ of its
-    reported queue, state[3s + 2] 1 once there was a report.
+    Of each server, `reported_at` is the time of its last report seen, `queue` the EWMA q̄ of its
+    reported queue, and `reported` 1 once there was a report.
     """
-    offer(table, params[0])
+    offer(table, params.share)
     for s in range(table.servers.shape[0]):
         at = reported_at(table, s)
-        if state[3 * s + 2] == 0.0:
-            state[3 * s + 1] = table.servers[s, S_QUEUED]
-            state[3 * s + 2] = 1.0
-            state[3 * s] = at
-        elif at > state[3 * s] + NEW_REPORT:
-            state[3 * s + 1] += params[2] * (table.servers[s, S_QUEUED] - state[3 * s + 1])
-            state[3 * s] = at
+        known = memory.servers[s]
+        if known.reported == 0.0:
+            known.queue = table.servers[s, S_QUEUED]
+            known.reported = 1.0
+            known.reported_at = at
+        elif at > known.reported_at + NEW_REPORT:
+            known.queue += params.queue_memory * (table.servers[s, S_QUEUED] - known.queue)
+            known.reported_at = at
     for r in range(table.mask.size - 1):
         if table.scores[r] == 0.0:
             s = server_of(table, r)
             service = table.rows[r, R_SERVICE_TIME]
-            queue = 1.0 + table.servers[s, S_OUTSTANDING] * params[1] + state[3 * s + 1]
-            rank = table.servers[s, S_RESPONSE] - service + queue ** params[3] * service
+            queue = 1.0 + table.servers[s, S_OUTSTANDING] * params.clients + memory.servers[s].queue
+            rank = table.servers[s, S_RESPONSE] - service + queue**params.exponent * service
             table.scores[r] = -rank
     return 1.0
 
 
 # -- the near before the far ----------------------------------------------------------------------
 
-RAY_P2C = (
-    SHARE,
-    Parameter(
-        name="max_ongoing",
-        default=5.0,
-        low=1.0,
-        high=100.0,
-        unit="requests/worker",
-        about="that a replica takes: Ray's default max_ongoing_requests; the same node is "
-        "preferred until its replicas have as many",
-        log=True,
+
+@policy(
+    about="the ingress while it has room, else the shorter of two random queues (Ray Serve)",
+    parameters=(
+        SHARE,
+        Parameter(
+            name="max_ongoing",
+            default=5.0,
+            low=1.0,
+            high=100.0,
+            unit="requests/worker",
+            about="that a replica takes: Ray's default max_ongoing_requests; the same node is "
+            "preferred until its replicas have as many",
+            log=True,
+        ),
     ),
 )
-
-
-@jit
-def ray_p2c(table: CandidateTable, params: Array, state: Array, draws: Array) -> float:
+def ray_p2c(table: CandidateTable, params: Record, memory: Memory, rng: Array) -> float:
     """The ingress while it has room, else of two random hosts the one of fewer requests.
 
-    params: `RAY_P2C`. Each worker counts as a replica.
+    Each worker counts as a replica.
     """
-    hosts = offer(table, params[0])
+    hosts = offer(table, params.share)
     ingress = int(table.context[C_INGRESS])
     here = -1
     for r in range(table.mask.size - 1):
@@ -255,68 +271,71 @@ def ray_p2c(table: CandidateTable, params: Array, state: Array, draws: Array) ->
             s = server_of(table, r)
             queue = table.servers[s, S_RIF]
             table.scores[r] = -queue
-            if s == ingress and queue < params[1] * table.servers[s, S_WORKERS]:
+            if s == ingress and queue < params.max_ongoing * table.servers[s, S_WORKERS]:
                 here = r
     if here >= 0:
         table.scores[here] = 1.0
         return 1.0
-    return power_of_two(table, hosts, draws)
+    return power_of_two(table, hosts, rng)
 
 
-LOAD_AWARE_LOCALITY = (
-    SHARE,
-    Parameter(
-        name="variance",
-        default=0.1,
-        low=0.0,
-        high=0.5,
-        unit="utilisation",
-        about="by which the ingress may exceed the others' mean and still keep all: Envoy's 0.1",
+@policy(
+    about="the ingress unless it is busier than the others, then by headroom (Envoy)",
+    parameters=(
+        SHARE,
+        Parameter(
+            name="variance",
+            default=0.1,
+            low=0.0,
+            high=0.5,
+            unit="utilisation",
+            about="by which the ingress may exceed the others' mean and still keep all: "
+            "Envoy's 0.1",
+        ),
+        Parameter(
+            name="memory",
+            default=0.3,
+            low=0.05,
+            high=1.0,
+            about="weight of a new utilisation in its mean (BASELINES 0.3; Envoy's is 0.18)",
+        ),
+        Parameter(
+            name="probe",
+            default=0.03,
+            low=0.0,
+            high=0.3,
+            about="share that goes to the others all the same: Envoy's 3 %, to keep data fresh",
+        ),
+        Parameter(
+            name="period",
+            default=1.0,
+            low=0.1,
+            high=5.0,
+            unit="s",
+            about="between two updates of the means: Envoy's 1 s",
+            log=True,
+        ),
     ),
-    Parameter(
-        name="memory",
-        default=0.3,
-        low=0.05,
-        high=1.0,
-        unit="",
-        about="weight of a new utilisation in its mean (BASELINES 0.3; Envoy's is 0.18)",
-    ),
-    Parameter(
-        name="probe",
-        default=0.03,
-        low=0.0,
-        high=0.3,
-        unit="",
-        about="share that goes to the others all the same: Envoy's 3 %, to keep data fresh",
-    ),
-    Parameter(
-        name="period",
-        default=1.0,
-        low=0.1,
-        high=5.0,
-        unit="s",
-        about="between two updates of the means: Envoy's 1 s",
-        log=True,
-    ),
+    memory=("updated_at", "updated"),
+    memory_per_server=("utilisation",),
 )
-
-
-@jit
-def load_aware_locality(table: CandidateTable, params: Array, state: Array, draws: Array) -> float:
+def load_aware_locality(table: CandidateTable, params: Record, memory: Memory, rng: Array) -> float:
     """Envoy's: stay at the ingress unless it is busier than the others, then spread by headroom.
 
-    params: `LOAD_AWARE_LOCALITY`. state[0] when the means were last updated, state[1] 1 once they
-    were; state[2 + s] the mean utilisation of server s.
+    `updated_at` is when the means were last updated, `updated` 1 once they were; `utilisation` is a
+    server's mean.
     """
-    hosts = offer(table, params[0])
+    hosts = offer(table, params.share)
     servers = table.servers
     now = table.context[C_NOW]
-    if state[1] == 0.0 or now - state[0] >= params[4]:
-        weight = params[2] if state[1] > 0.0 else 1.0
+    fleet = memory.fleet
+    if fleet.updated == 0.0 or now - fleet.updated_at >= params.period:
+        weight = params.memory if fleet.updated > 0.0 else 1.0
         for s in range(servers.shape[0]):
-            state[2 + s] += weight * (servers[s, S_UTILISATION] - state[2 + s])
-        state[0] = now
-        state[1] = 1.0
+            mean = memory.servers[s].utilisation
+            memory.servers[s].utilisation += weight * (servers[s, S_UTILISATION] - mean)
+        fleet.updated_at = now
+        fleet.updated = 1.0
     if hosts == 0:
         return 1.0
 
@@ -329,16 +348,17 @@ def load_aware_locality(table: CandidateTable, params: Array, state: Array, draw
         if table.scores[r] == 0.0:
             s = server_of(table, r)
             workers = servers[s, S_WORKERS]
-            room += workers * max(0.0, 1.0 - state[2 + s])
+            room += workers * max(0.0, 1.0 - memory.servers[s].utilisation)
             if s == ingress:
                 here = r
             else:
                 far += workers
-                far_busy += workers * state[2 + s]
-    stay = here >= 0 and (far == 0.0 or state[2 + ingress] <= far_busy / far + params[1])
+                far_busy += workers * memory.servers[s].utilisation
+    busy = memory.servers[ingress].utilisation
+    stay = here >= 0 and (far == 0.0 or busy <= far_busy / far + params.variance)
     all_workers = far + (servers[ingress, S_WORKERS] if here >= 0 else 0.0)
 
-    aim = uniform(draws)
+    aim = uniform(rng)
     chosen = -1
     chance = 0.0
     for r in range(table.mask.size - 1):
@@ -346,17 +366,17 @@ def load_aware_locality(table: CandidateTable, params: Array, state: Array, draw
             s = server_of(table, r)
             workers = servers[s, S_WORKERS]
             if stay and r == here:
-                part = 1.0 - (params[3] if far > 0.0 else 0.0)
+                part = 1.0 - (params.probe if far > 0.0 else 0.0)
             elif stay:
-                part = params[3] * workers / far
+                part = params.probe * workers / far
             elif room > 0.0:
-                part = workers * max(0.0, 1.0 - state[2 + s]) / room
+                part = workers * max(0.0, 1.0 - memory.servers[s].utilisation) / room
             else:
                 part = workers / all_workers
             if part > 0.0 and (chosen < 0 or aim >= 0.0):
                 chosen = r
                 chance = part
             aim -= part
-            table.scores[r] = -state[2 + s]
+            table.scores[r] = -memory.servers[s].utilisation
     table.scores[chosen] = 1.0
     return chance

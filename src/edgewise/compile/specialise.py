@@ -1,0 +1,52 @@
+"""One compiled function made from a template and from functions that are only known later.
+
+A wrapper around a policy's kernel differs from policy to policy in nothing but the kernel and the
+record types it uses. Written as a closure it would work, but numba would compile it anew in every
+process: the key under which it caches a closure on disk holds the functions closed over, and those
+have a random identity in each process. So `specialised` gives every copy globals of its own
+instead, and files it under the kernel's source file and line, where numba looks for changes.
+
+The plain twin is the closure. The gain is 0.3 to 1 s for each policy and process.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable
+from typing import Any
+
+from numba import types as numba_types
+from numba.extending import overload
+
+
+def specialised(
+    template: Callable[..., Any], like: Callable[..., Any], **names: object
+) -> Callable[..., Any]:
+    """A copy of `template` that sees `names` as its globals.
+
+    `like` is the Python function (not a compiled one) whose file and line the copy is filed under.
+    """
+    where = like.__code__
+    code = template.__code__.replace(
+        co_filename=where.co_filename, co_firstlineno=where.co_firstlineno
+    )
+    made = types.FunctionType(code, dict(names), template.__name__)
+    made.__qualname__ = f"{like.__qualname__}.{template.__name__}"
+    made.__module__ = like.__module__
+    made.__doc__ = like.__doc__
+    return made
+
+
+def probability_of(returned: float | None) -> float:
+    """The probability that a kernel returned; 1 if it returned nothing."""
+    return 1.0 if returned is None else returned
+
+
+@overload(probability_of)
+def _probability_of(returned):  # type: ignore[no-untyped-def]  # numba compares the signatures
+    """The same in compiled code, where the two cases have types of their own."""
+    if isinstance(returned, numba_types.NoneType):
+        return lambda returned: 1.0
+    if isinstance(returned, numba_types.Optional):
+        return lambda returned: 1.0 if returned is None else float(returned)
+    return lambda returned: float(returned)
