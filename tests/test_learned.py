@@ -104,7 +104,9 @@ def test_untrained_is_the_heuristic_bit_for_bit(network: bool) -> None:
     for seed in range(20):
         seen = table(seed)
         mine = scores(untrained, seen)
-        PRICED.kernel(seen, np.array(PRICED.params), np.zeros(0), new_rng(1))
+        PRICED.kernel(
+            seen, np.array(PRICED.params), PRICED.new_memory(len(seen.servers)), new_rng(1)
+        )
         assert np.array_equal(mine, seen.scores)
 
 
@@ -233,7 +235,7 @@ def guarded() -> np.ndarray:
 
 
 def heuristic(seen: CandidateTable) -> np.ndarray:
-    PRICED.kernel(seen, np.array(PRICED.params), np.zeros(0), new_rng(1))
+    PRICED.kernel(seen, np.array(PRICED.params), PRICED.new_memory(len(seen.servers)), new_rng(1))
     return seen.scores.copy()
 
 

@@ -11,6 +11,7 @@ knows only what this rule has added to it.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 
@@ -116,27 +117,42 @@ MEMORY = np.dtype(
 )
 
 
+class PoolSettings(NamedTuple):
+    """The parameters `PREQUAL`."""
+
+    share: float
+    quantile: float
+    pool: float
+    probes: float
+    age: float
+    delta: float
+    reuse: float
+    idle: float
+
+
 @jit
-def pool_size(params: Record, servers: int) -> int:
+def pool_size(settings: PoolSettings, servers: int) -> int:
     """m of the paper: the parameter, but at most half as many as there are servers."""
-    return max(2, min(POOL_MAX, int(params.pool), servers // 2))
+    return max(2, min(POOL_MAX, int(settings.pool), servers // 2))
 
 
 @jit
-def reuse_limit(params: Record, servers: int) -> float:
+def reuse_limit(settings: PoolSettings, servers: int) -> float:
     """How often an entry may be used: max(1, (1 + δ) / ((1 − m/n)·r_probe − r_remove))."""
-    spare = (1.0 - pool_size(params, servers) / servers) * params.probes - 1.0
+    spare = (1.0 - pool_size(settings, servers) / servers) * settings.probes - 1.0
     if spare <= 0.0:
-        return params.reuse  # type: ignore[no-any-return]
-    return min(params.reuse, max(1.0, (1.0 + params.delta) / spare))  # type: ignore[no-any-return]
+        return settings.reuse  # type: ignore[no-any-return]
+    return min(settings.reuse, max(1.0, (1.0 + settings.delta) / spare))  # type: ignore[no-any-return]
 
 
 @jit
-def probe(table: CandidateTable, params: Record, memory: Memory, server: int, spin: float) -> None:
+def probe(
+    table: CandidateTable, settings: PoolSettings, memory: Memory, server: int, spin: float
+) -> None:
     """Take a reply of `server` into the pool: in place of its last one, in an empty place, or in
     the oldest's. `spin` in [0, 1) rounds the number of its uses."""
     now = table.context[C_NOW]
-    size = pool_size(params, table.servers.shape[0])
+    size = pool_size(settings, table.servers.shape[0])
     pool = memory.fleet.pool
     place = -1
     oldest = 0
@@ -157,7 +173,7 @@ def probe(table: CandidateTable, params: Record, memory: Memory, server: int, sp
     entry.rif = known[S_RIF]
     entry.latency = known[S_RIF_RESPONSE] if known[S_RIF_RESPONSE] > 0.0 else known[S_RESPONSE]
     entry.at = now
-    entry.uses = math.floor(reuse_limit(params, table.servers.shape[0]) + spin)
+    entry.uses = math.floor(reuse_limit(settings, table.servers.shape[0]) + spin)
     fleet = memory.fleet
     fleet.ring[int(fleet.next)] = known[S_RIF]
     fleet.next = (fleet.next + 1.0) % RING
@@ -165,7 +181,7 @@ def probe(table: CandidateTable, params: Record, memory: Memory, server: int, sp
 
 
 @jit
-def is_hot(params: Record, memory: Memory, rif: float) -> bool:
+def is_hot(settings: PoolSettings, memory: Memory, rif: float) -> bool:
     """Whether `rif` is above the quantile of recent replies: at least so many are below it."""
     filled = int(memory.fleet.filled)
     ring = memory.fleet.ring
@@ -173,11 +189,11 @@ def is_hot(params: Record, memory: Memory, rif: float) -> bool:
     for i in range(filled):
         if ring[i] < rif:
             below_it += 1
-    return below_it > 0 and below_it >= params.quantile * filled
+    return below_it > 0 and below_it >= settings.quantile * filled
 
 
 @jit
-def remove_one(params: Record, memory: Memory) -> None:
+def remove_one(settings: PoolSettings, memory: Memory) -> None:
     """Take an entry out, in turn the oldest and the worst: the hot one of most requests in flight,
     or if none is hot the one of highest latency."""
     pool = memory.fleet.pool
@@ -191,7 +207,7 @@ def remove_one(params: Record, memory: Memory) -> None:
         if memory.fleet.turn == 0.0:
             if gone < 0 or entry.at < best.at:
                 gone = i
-        elif is_hot(params, memory, entry.rif):
+        elif is_hot(settings, memory, entry.rif):
             if not hot or entry.rif > best.rif:
                 gone = i
             hot = True
@@ -203,7 +219,7 @@ def remove_one(params: Record, memory: Memory) -> None:
 
 
 @jit
-def choose(table: CandidateTable, params: Record, memory: Memory) -> int:
+def choose(table: CandidateTable, settings: PoolSettings, memory: Memory) -> int:
     """The pool's entry to use among those of hosts (hot-cold lexicographic rule), ready in the
     scores; −1 if fewer than two are usable."""
     pool = memory.fleet.pool
@@ -220,7 +236,7 @@ def choose(table: CandidateTable, params: Record, memory: Memory) -> int:
             if entry.owner != owner:
                 continue
             usable += 1
-            cold = not is_hot(params, memory, entry.rif)
+            cold = not is_hot(settings, memory, entry.rif)
             better = best < 0 or (cold and not best_cold)
             if best >= 0 and cold == best_cold:
                 other = pool[best]
@@ -237,13 +253,13 @@ def choose(table: CandidateTable, params: Record, memory: Memory) -> int:
 
 
 @jit
-def from_pool(table: CandidateTable, params: Record, memory: Memory, rng: Array) -> float:
+def from_pool(table: CandidateTable, settings: PoolSettings, memory: Memory, rng: Array) -> float:
     """Hot-cold lexicographic choice from the pool, then this request's probes.
 
     As in the paper's asynchronous mode the probes come too late for their own request. So the
     choice is certain given the pool (propensity 1), but for the random one when the pool is short.
     """
-    hosts = offer(table, params.share)
+    hosts = offer(table, settings.share)
     now = table.context[C_NOW]
     count = table.servers.shape[0]
     fleet = memory.fleet
@@ -251,23 +267,23 @@ def from_pool(table: CandidateTable, params: Record, memory: Memory, rng: Array)
     for i in range(POOL_MAX):
         entry = pool[i]
         if entry.owner > 0.0 and (
-            now - entry.at > params.age or table.servers[int(entry.owner) - 1, S_UP] == 0.0
+            now - entry.at > settings.age or table.servers[int(entry.owner) - 1, S_UP] == 0.0
         ):
             entry.owner = 0.0
-    if fleet.started > 0.0 and now - fleet.decided_at > params.idle:
+    if fleet.started > 0.0 and now - fleet.decided_at > settings.idle:
         # What idle probing has brought in meanwhile; in turn, so that nothing is drawn here.
-        for _ in range(min(count, int(params.probes))):
+        for _ in range(min(count, int(settings.probes))):
             s = int(fleet.cursor)
             fleet.cursor = (s + 1) % count
             if table.servers[s, S_UP] > 0.0:
-                probe(table, params, memory, s, 0.0)
+                probe(table, settings, memory, s, 0.0)
     fleet.started = 1.0
     fleet.decided_at = now
     if hosts == 0:
         return 1.0
 
     chance = 1.0
-    used = choose(table, params, memory)
+    used = choose(table, settings, memory)
     if used >= 0:
         entry = pool[used]
         entry.rif += 1.0
@@ -277,17 +293,17 @@ def from_pool(table: CandidateTable, params: Record, memory: Memory, rng: Array)
     else:
         table.scores[nth_offer(table, below(rng, hosts))] = 1.0
         chance = 1.0 / hosts
-    remove_one(params, memory)
+    remove_one(settings, memory)
 
     # Probes: so many hosts, uniformly without replacement (selection sampling, Knuth 3.4.2 S).
-    wanted = min(hosts, int(params.probes))
+    wanted = min(hosts, int(settings.probes))
     left = hosts
     for r in range(table.mask.size - 1):
         if wanted == 0:
             break
         if table.scores[r] > -math.inf:
             if uniform(rng) * left < wanted:
-                probe(table, params, memory, server_of(table, r), uniform(rng))
+                probe(table, settings, memory, server_of(table, r), uniform(rng))
                 wanted -= 1
             left -= 1
     return chance
@@ -300,7 +316,17 @@ def from_pool(table: CandidateTable, params: Record, memory: Memory, rng: Array)
 )
 def prequal(table: CandidateTable, params: Record, memory: Memory, rng: Array) -> float:
     """The choice of `from_pool`."""
-    return from_pool(table, params, memory, rng)
+    settings = PoolSettings(
+        params.share,
+        params.quantile,
+        params.pool,
+        params.probes,
+        params.age,
+        params.delta,
+        params.reuse,
+        params.idle,
+    )
+    return from_pool(table, settings, memory, rng)
 
 
 @policy(
@@ -310,7 +336,17 @@ def prequal(table: CandidateTable, params: Record, memory: Memory, rng: Array) -
 )
 def prequal_admission(table: CandidateTable, params: Record, memory: Memory, rng: Array) -> float:
     """`prequal` with admission."""
-    chance = from_pool(table, params, memory, rng)
+    settings = PoolSettings(
+        params.share,
+        params.quantile,
+        params.pool,
+        params.probes,
+        params.age,
+        params.delta,
+        params.reuse,
+        params.idle,
+    )
+    chance = from_pool(table, settings, memory, rng)
     if not admit(table, params.margin, params.threshold) and chance < 1.0:
         offer(table, params.share)
         chance = chance_of_refusal(table, params.margin, params.threshold, False)
