@@ -141,8 +141,8 @@ def reuse_limit(settings: PoolSettings, servers: int) -> float:
     """How often an entry may be used: max(1, (1 + δ) / ((1 − m/n)·r_probe − r_remove))."""
     spare = (1.0 - pool_size(settings, servers) / servers) * settings.probes - 1.0
     if spare <= 0.0:
-        return settings.reuse  # type: ignore[no-any-return]
-    return min(settings.reuse, max(1.0, (1.0 + settings.delta) / spare))  # type: ignore[no-any-return]
+        return settings.reuse
+    return min(settings.reuse, max(1.0, (1.0 + settings.delta) / spare))
 
 
 @jit
