@@ -25,13 +25,19 @@ from aiohttp.test_utils import TestServer
 from edgewise import policy
 from edgewise.domain import Command, Outcome, Request, Stamps, Status
 from edgewise.errors import BadInput, ScenarioError, WireError
-from edgewise.live.balancer.api import application
-from edgewise.live.balancer.balancer import Balancer, prepare
-from edgewise.live.balancer.channels import CROSSING, NodeConnection, Offset, shifted
+from edgewise.live.balancer.api import BalancerApi
+from edgewise.live.balancer.balancer import Balancer
+from edgewise.live.balancer.balancer_process import make_dispatcher, serve
 from edgewise.live.balancer.dispatcher import Dispatcher
-from edgewise.live.balancer.emulator_feed import figures, follow
 from edgewise.live.balancer.experience import load_experience
-from edgewise.live.balancer.ledger import Ledger, OutcomeSource
+from edgewise.live.balancer.node_connection import (
+    CROSSING,
+    ClockOffset,
+    NodeConnection,
+    shift_report,
+)
+from edgewise.live.balancer.open_decisions import OpenDecisions, OutcomeSource
+from edgewise.live.balancer.relay_poller import link_figures, poll_relay
 from edgewise.live.clock import Clock
 from edgewise.live.process_config import BalancerConfig, Listen
 from edgewise.live.recorder import Recorder, RecordTable, read
@@ -102,7 +108,7 @@ def test_outcomes_go_to_the_decision_of_their_own_id() -> None:
         assert made.on_outcome(served(name, latency), NOW + 1) == "joined"
     rewards = {}
     for name in ("r1", "r2", "r3"):
-        entry = made.ledger.get(name)
+        entry = made.decisions.get(name)
         assert entry is not None
         assert entry.score is not None
         rewards[name] = entry.score.expected
@@ -173,9 +179,9 @@ def test_every_decision_settles_once_though_nobody_speaks(tmp_path: Path) -> Non
     made.on_answered(served("r0", None, stamps=Stamps(answered=NOW + 0.2)), NOW + 0.2, 0.0)
     made.on_outcome(served("r1", 0.1, predicted=1, label=2), NOW + 0.3)
     made.tick(NOW + 6.99)  # 2 × 1 s and 5 s more
-    assert len(made.ledger) == 4
+    assert len(made.decisions) == 4
     made.tick(NOW + 7.01)
-    assert len(made.ledger) == 0
+    assert len(made.decisions) == 0
     made.finish()
     made.recorder.close()
     rows = read(tmp_path, made.experience.name).to_pylist()
@@ -203,10 +209,10 @@ def test_experience_is_what_the_policy_saw(tmp_path: Path) -> None:
     assert kept.columns.servers == ("a", "b")
     assert kept.columns.candidates == made.tracker.candidates
     for i, entry in enumerate(entries):
-        assert (kept.rows[i] == entry.seen.rows).all()
-        assert (kept.mask[i] == entry.seen.mask).all()
-        assert (kept.servers[i] == entry.seen.servers).all()
-        assert (kept.context[i] == entry.seen.context).all()
+        assert (kept.rows[i] == entry.observation.rows).all()
+        assert (kept.mask[i] == entry.observation.mask).all()
+        assert (kept.servers[i] == entry.observation.servers).all()
+        assert (kept.context[i] == entry.observation.context).all()
         assert kept.action[i] == entry.decision.rows[0]
         assert entry.score is not None
         assert kept.reward[i] == entry.score.expected
@@ -225,14 +231,14 @@ def test_memory_stays_flat_in_a_long_run() -> None:
             made.on_outcome(served(f"r{i}", 0.1, predicted=1, label=1), now)
         if i % 100 == 0:
             made.tick(now)
-    assert len(made.ledger) < 500
-    assert len(made.ledger._recent) == 2048
-    assert len(made.ledger._due) < 2500
+    assert len(made.decisions) < 500
+    assert len(made.decisions._recent) == 2048
+    assert len(made.decisions._due) < 2500
     assert made.tracker.open < 500
 
 
 def test_too_many_open_decisions_settle_the_first_due() -> None:
-    ledger = Ledger(open_max=3, recent_max=2)
+    ledger = OpenDecisions(open_max=3, recent_max=2)
     made = dispatcher()
     for i, deadline in enumerate((5.0, 1.0, 9.0, 2.0, 7.0)):
         entry = made.decide(request(f"r{i}", deadline=deadline), NOW, "ask")
@@ -245,7 +251,7 @@ def test_a_decision_cannot_be_entered_twice() -> None:
     made = dispatcher()
     entry = made.decide(request(), NOW, "ask")
     with pytest.raises(ValueError, match="decided already"):
-        made.ledger.enter(entry)
+        made.decisions.enter(entry)
 
 
 # -- clocks ----------------------------------------------------------------------------------------
@@ -253,7 +259,7 @@ def test_a_decision_cannot_be_entered_twice() -> None:
 
 def test_the_shortest_round_trip_tells_the_time() -> None:
     """A clock 5 s ahead; the second pong was held up by 0.8 s on the way back."""
-    offset = Offset()
+    offset = ClockOffset()
     for start, there, back in ((0.0, 0.01, 0.01), (1.0, 0.01, 0.81), (2.0, 0.3, 0.01)):
         ping = offset.ping(NOW + start)
         offset.pong(messages.Pong(ping=ping.at, at=ping.at + there + 5.0), ping.at + there + back)
@@ -262,7 +268,7 @@ def test_the_shortest_round_trip_tells_the_time() -> None:
 
 
 def test_a_pong_that_answers_nothing_is_ignored() -> None:
-    offset = Offset()
+    offset = ClockOffset()
     ping = offset.ping(NOW)
     offset.pong(messages.Pong(ping=ping.at - 1, at=NOW + 99), NOW + 0.01)
     assert offset.ahead == 0.0
@@ -275,7 +281,7 @@ def test_a_pong_that_answers_nothing_is_ignored() -> None:
 
 def test_a_report_moves_whole_to_another_clock() -> None:
     told = report("a", NOW + 60, queue=queue((61.0, 0.1)))
-    ours = shifted(told, 60.0)
+    ours = shift_report(told, 60.0)
     assert ours.at == NOW
     assert ours.queue[0].deadline == NOW + 1.0
     assert ours.peers["b"].measured_at == NOW - 60
@@ -292,14 +298,14 @@ def test_the_clock_is_the_wall_clock_and_never_goes_back() -> None:
 
 def test_what_a_relay_says_becomes_bytes_and_round_trips() -> None:
     state = {"rate_bps": 8e6, "delay": 0.01, "jitter": 0.002, "backlog_bytes": 500}
-    assert figures(state) == pytest.approx((1e6, 0.022, 500.0))
-    assert figures(state | {"rate_bps": None})[0] == float("inf")
+    assert link_figures(state) == pytest.approx((1e6, 0.022, 500.0))
+    assert link_figures(state | {"rate_bps": None})[0] == float("inf")
 
 
 async def test_relays_are_followed_and_may_come_late(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first call fails; the next ones are believed, period after period."""
-    monkeypatch.setattr("edgewise.live.balancer.emulator_feed.RETRY", 0.0)
-    monkeypatch.setattr("edgewise.live.balancer.emulator_feed.PERIOD", 0.0)
+    monkeypatch.setattr("edgewise.live.balancer.relay_poller.RETRY", 0.0)
+    monkeypatch.setattr("edgewise.live.balancer.relay_poller.PERIOD", 0.0)
     calls = 0
     heard: list[tuple[str, float, float, float]] = []
     enough = asyncio.Event()
@@ -320,7 +326,7 @@ async def test_relays_are_followed_and_may_come_late(monkeypatch: pytest.MonkeyP
     app = web.Application()
     app.router.add_get("/links", links)
     async with TestServer(app) as relay:
-        task = asyncio.create_task(follow(str(relay.make_url("")).rstrip("/"), on_link))
+        task = asyncio.create_task(poll_relay(str(relay.make_url("")).rstrip("/"), on_link))
         async with asyncio.timeout(10):
             await enough.wait()
         task.cancel()
@@ -546,7 +552,7 @@ async def stack(rule: str = "earliest_completion") -> AsyncIterator[Stack]:
     made = Dispatcher(two_servers(), policy.make(rule), NOW)
     balancer = Balancer(made, clock)  # type: ignore[arg-type]
     async with (
-        TestServer(application(balancer)) as server,
+        TestServer(BalancerApi(balancer).app()) as server,
         aiohttp.ClientSession() as session,
     ):
         running = Stack(server, session, clock)
@@ -555,7 +561,7 @@ async def stack(rule: str = "earliest_completion") -> AsyncIterator[Stack]:
             yield running
         finally:
             await balancer.stop()
-            await running.until(lambda: not balancer.channels)
+            await running.until(lambda: not balancer.connections)
 
 
 def submission(what: Request, budget: float = 1.0) -> messages.Submission:
@@ -592,7 +598,7 @@ async def test_ask_first_then_metadata_gives_one_command_and_the_same_answer() -
     async with stack("round_robin") as s:
         node = await s.node("a")
         await s.node("b")
-        await s.until(lambda: len(s.balancer.channels) == 2)
+        await s.until(lambda: len(s.balancer.connections) == 2)
         await node.say(messages.Ask(request=request(), uploaded=NOW))
         command = await node.hear()
         for _ in range(2):
@@ -614,7 +620,7 @@ async def test_an_ask_for_what_did_not_arrive_gets_the_same_command(how: str) ->
             s.clock.time += CROSSING + 0.01
         else:
             await node.socket.close()
-            await s.until(lambda: not s.balancer.channels)
+            await s.until(lambda: not s.balancer.connections)
             node = await s.node("a")
         await node.say(messages.Ask(request=request()))
         assert await node.hear() == command
@@ -738,7 +744,7 @@ async def test_a_node_that_does_not_belong_is_told_why(hello: Any, reason: str) 
         code, why = await node.hear_end()
         assert code == 1008
         assert reason in why
-        assert not s.balancer.channels
+        assert not s.balancer.connections
 
 
 async def test_the_newer_of_two_connections_stays() -> None:
@@ -747,7 +753,7 @@ async def test_the_newer_of_two_connections_stays() -> None:
         new = await s.node("a")
         code, why = await old.hear_end()
         assert (code, why) == (1008, "a has connected anew")
-        await s.until(lambda: len(s.balancer._sockets) == 1)
+        await s.until(lambda: len(s.balancer._open) == 1)
         assert s.balancer.missing() == ["b"]
         await s.call("/v1/requests", submission(request()))
         assert (await new.hear()).request == "r1"
@@ -757,9 +763,9 @@ async def test_a_server_that_goes_is_no_candidate() -> None:
     async with stack() as s:
         await s.node("a")
         b = await s.node("b")
-        await s.until(lambda: len(s.balancer.channels) == 2)
+        await s.until(lambda: len(s.balancer.connections) == 2)
         await b.socket.close()
-        await s.until(lambda: len(s.balancer.channels) == 1)
+        await s.until(lambda: len(s.balancer.connections) == 1)
         assert await s.call("/readyz") == (503, {"ready": False, "missing": ["b"]})
         await s.call("/v1/requests", submission(request()))
         _, told = await s.call("/v1/decisions/r1")
@@ -783,7 +789,7 @@ async def test_a_node_that_breaks_the_protocol_is_cut_off(wrong: bytes) -> None:
         code, why = await node.hear_end()
         assert code == 1007
         assert why
-        await s.until(lambda: not s.balancer.channels)
+        await s.until(lambda: not s.balancer.connections)
 
 
 async def test_a_node_on_another_clock_is_understood() -> None:
@@ -817,7 +823,7 @@ async def test_a_silent_node_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None
         await s.node("a")
         await s.until(lambda: s.balancer.dispatcher.counts.reports == 1)
         s.clock.time += 60.0
-        await s.until(lambda: not s.balancer.channels)
+        await s.until(lambda: not s.balancer.connections)
 
 
 async def test_a_command_to_a_broken_channel_is_no_error() -> None:
@@ -843,11 +849,11 @@ def test_what_cannot_be_run_is_refused(tmp_path: Path) -> None:
     (tmp_path / "two.yaml").write_text(TEXT)
     scenario = str(tmp_path / "two.yaml")
     with pytest.raises(BadInput, match="unknown policy 'rounded'"):
-        prepare(BalancerConfig(scenario=scenario, policy="rounded"), Clock())
+        make_dispatcher(BalancerConfig(scenario=scenario, policy="rounded"), Clock())
     with pytest.raises(BadInput, match="network_state: emulator"):
-        prepare(BalancerConfig(scenario=scenario, relays=("http://127.0.0.1:1",)), Clock())
+        make_dispatcher(BalancerConfig(scenario=scenario, relays=("http://127.0.0.1:1",)), Clock())
     with pytest.raises(ScenarioError):
-        prepare(BalancerConfig(scenario=str(tmp_path / "none.yaml")), Clock())
+        make_dispatcher(BalancerConfig(scenario=str(tmp_path / "none.yaml")), Clock())
 
 
 def start(file: Path) -> subprocess.Popen[bytes]:
@@ -904,8 +910,6 @@ async def test_a_process_of_its_own_ends_with_everything_written(
 
 @pytest.mark.system
 async def test_a_port_that_is_taken_is_said_so(tmp_path: Path) -> None:
-    from edgewise.live.balancer.balancer import serve
-
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         config = BalancerConfig(

@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 from edgewise import policy
 from edgewise.cli.main import app
 from edgewise.errors import BadInput, ScenarioError
+from edgewise.live.balancer.balancer_metrics import BalancerMetrics
 from edgewise.live.balancer.dispatcher import Dispatcher
-from edgewise.live.balancer.metrics import BalancerMetrics
 from edgewise.live.balancer.shadow import SHADOW
 from edgewise.live.process_config import BalancerConfig, load_config
 from edgewise.live.recorder import Recorder, read
@@ -108,7 +108,7 @@ def test_explain_shows_a_run(tmp_path: Path) -> None:
         assert word in run.output
     run = CliRunner().invoke(app, ["explain", str(tmp_path), "r2", "--json"])
     found = msgspec.json.decode(run.stdout_bytes)
-    entry = made.ledger.get("r2")
+    entry = made.decisions.get("r2")
     assert entry is not None
     assert found["rows"][0]["row"] == entry.decision.rows[0]
     run = CliRunner().invoke(app, ["explain", str(tmp_path), "r9"])

@@ -9,7 +9,7 @@ import importlib
 import time
 
 from edgewise import policy
-from edgewise.live.balancer import balancer
+from edgewise.live.balancer.balancer_process import warm_up
 from edgewise.scenario import load
 
 for role in ("node", "relay", "client", "evaluate"):
@@ -24,5 +24,5 @@ for module in (
 scenario = load("smoke")
 for name in policy.POLICIES:
     start = time.monotonic()
-    balancer.warm_up(scenario, policy.make(name, 0), 0.0)
+    warm_up(scenario, policy.make(name, 0), 0.0)
     print(f"{name}: {time.monotonic() - start:.1f} s", flush=True)

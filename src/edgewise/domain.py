@@ -246,6 +246,12 @@ class Service(Struct, frozen=True, kw_only=True):
     """Accuracy when fed the model-ready form; None: the same."""
     task: Name = DEFAULT_TASK
 
+    def accuracy_of(self, form: PayloadForm | None) -> float:
+        """Accuracy when fed a payload of this form."""
+        if form is PayloadForm.MODEL_READY and self.ready_accuracy is not None:
+            return self.ready_accuracy
+        return self.accuracy
+
 
 class QueueItem(Struct, frozen=True, array_like=True, gc=False):
     """A request waiting on a server."""

@@ -41,7 +41,7 @@ def balancer(
     if out is not None:
         read = msgspec.structs.replace(read, out=str(out))
     try:
-        from edgewise.live.balancer.balancer import run
+        from edgewise.live.balancer.balancer_process import run
     except ModuleNotFoundError as error:
         raise MissingExtra("live", error.name or "?") from None
     run(read, lambda where: output.say_line({"ready": where}))

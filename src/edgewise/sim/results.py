@@ -64,7 +64,7 @@ def outcomes(
         service = services[result["service"]] if served else None
         accuracy = predicted = None
         if service is not None:
-            accuracy = _accuracy(service, int(result["form"]))
+            accuracy = service.accuracy_of(PayloadForm(int(result["form"])))
             right = luck(seed, i, 0, LUCK_RIGHT) < accuracy
             predicted = replayed_class(labels[i], right, task_of(service.task).classes)
         yield Outcome(
@@ -100,12 +100,6 @@ def utilisation(sim: Sim, scenario: Scenario, seconds: float) -> dict[str, float
         name: float(min(1.0, share))
         for name, share in zip(scenario.server_names, busy, strict=True)
     }
-
-
-def _accuracy(service: Service, form: int) -> float:
-    if form == PayloadForm.MODEL_READY and service.ready_accuracy is not None:
-        return service.ready_accuracy
-    return service.accuracy
 
 
 def _known(stamp: float) -> float | None:

@@ -28,12 +28,7 @@ A policy behaves the same in both worlds:
 """
 
 from edgewise.testing.live_fleet import Disturbance, LiveFleet, make_node, run_live
-from edgewise.testing.memory_transport import (
-    MemoryNetwork,
-    MemoryRoute,
-    MemoryTransport,
-    url_of,
-)
+from edgewise.testing.memory_transport import MemoryNetwork, MemoryRoute, MemoryTransport, url_of
 from edgewise.testing.oracle import OracleRequest, run_oracle
 from edgewise.testing.shared_link import SharedLink
 from edgewise.testing.simulated import run_simulated

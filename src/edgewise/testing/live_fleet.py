@@ -26,10 +26,10 @@ from edgewise import policy as policies
 from edgewise.domain import Outcome, Report, Request, request_id
 from edgewise.fleet.report_timing import GAP
 from edgewise.fleet.table import C_NOW
-from edgewise.live.balancer.api import application
+from edgewise.live.balancer.api import BalancerApi
 from edgewise.live.balancer.balancer import Balancer
 from edgewise.live.balancer.dispatcher import Dispatcher
-from edgewise.live.balancer.ledger import Entry
+from edgewise.live.balancer.open_decisions import TrackedDecision
 from edgewise.live.client.client import Client, SentRequest
 from edgewise.live.client.prepared_load import PreparedLoad
 from edgewise.live.clock import Clock
@@ -143,7 +143,7 @@ class LiveFleet:
         decider = _policy(policy, scenario.seed)
         self.dispatcher = _RecordingDispatcher(self.scenario, decider, self.clock.now())
         self.balancer = Balancer(self.dispatcher, self.clock)
-        app = application(self.balancer)
+        app = BalancerApi(self.balancer).app()
         app.freeze()
         self.network.applications[BALANCER] = app
         self.network.serve_channel = self.balancer.serve_channel
@@ -279,12 +279,12 @@ class _RecordingDispatcher(Dispatcher):
 
     def __init__(self, scenario: Scenario, policy: Policy, now: float) -> None:
         super().__init__(scenario, policy, now)
-        self.entries: list[Entry] = []
+        self.entries: list[TrackedDecision] = []
         self.link_figures: dict[tuple[str, float], LinkFigures] = {}
 
     def decide(
         self, request: Request, now: float, trigger: str, uploaded: float | None = None
-    ) -> Entry:
+    ) -> TrackedDecision:
         again = self.counts.again
         entry = super().decide(request, now, trigger, uploaded)
         if self.counts.again == again:
@@ -349,8 +349,8 @@ def _links(scenario: Scenario, disturbance: Disturbance) -> dict[str, SharedLink
     return links
 
 
-def _decision_record(entry: Entry) -> DecisionRecord:
-    seen, decision = entry.seen, entry.decision
+def _decision_record(entry: TrackedDecision) -> DecisionRecord:
+    seen, decision = entry.observation, entry.decision
     context = np.array(seen.context)
     context[C_NOW] -= START
     return DecisionRecord(

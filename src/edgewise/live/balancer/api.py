@@ -1,18 +1,18 @@
 """The balancer's HTTP interface.
 
 ====  ======================  ==================================================================
-POST  /v1/requests            a client's metadata (`control.Submission`): decides, commands the
-                              ingress, answers with an `DecisionReply`
+POST  /v1/requests            a client's metadata (`messages.Submission`): decides, sends the
+                              ingress its command, answers with a `DecisionReply`
 POST  /v1/outcomes            one `domain.Outcome` or a list: ``{"joined", "duplicates",
                               "unknown"}``
-GET   /v1/state               the fleet as it is believed to be, with ages, and counters
-GET   /v1/decisions/ID        a decision, with the numbers it rested on
-GET   /v1/control             the nodes' WebSocket (`live.wire.messages`)
+GET   /v1/state               the belief about the fleet, with ages, and counters
+GET   /v1/decisions/ID        a decision and the numbers it rested on
+GET   /v1/control             a node's WebSocket (`live.wire.messages`)
 GET   /metrics                for Prometheus
 GET   /healthz, /readyz       200 while it runs; 200 once every server is connected, else 503
 ====  ======================  ==================================================================
 
-Errors are ``{"error": …}``, of a field ``{"error", "field"}``: 400 a message that does not parse,
+Errors are ``{"error": …}``, with ``"field"`` where one is wrong: 400 a message that does not parse,
 404 an unknown ingress, request or path, 409 a request id used twice, 413 a body over the limit, 503
 an ingress that is not connected (nothing is decided then).
 """
@@ -20,7 +20,7 @@ an ingress that is not connected (nothing is decided then).
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 from aiohttp import web
@@ -28,22 +28,22 @@ from msgspec import Struct
 
 from edgewise.domain import Outcome, PayloadForm, ShedReason, decode_json
 from edgewise.errors import WireError
-from edgewise.live.balancer.dispatcher import action, explain
-from edgewise.live.balancer.ledger import Entry
-from edgewise.live.balancer.metrics import CONTENT_TYPE
+from edgewise.live.balancer.balancer import Balancer
+from edgewise.live.balancer.balancer_metrics import CONTENT_TYPE
+from edgewise.live.balancer.node_connection import CLOSE_TIMEOUT
+from edgewise.live.balancer.open_decisions import TrackedDecision
 from edgewise.live.wire.messages import Submission
-
-if TYPE_CHECKING:
-    from edgewise.live.balancer.balancer import Balancer
 
 BODY_MAX = 8 * 2**20
 """bytes. Ten thousand outcomes in one list; metadata has under 1 kB."""
+MESSAGE_MAX = 2**20
+"""bytes of a control message; a report of 256 waiting requests has about 6 kB."""
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class DecisionReply(Struct, frozen=True, kw_only=True):
-    """What ``POST /v1/requests`` answers."""
+    """The answer to ``POST /v1/requests``."""
 
     request: str
     action: str
@@ -56,20 +56,143 @@ class DecisionReply(Struct, frozen=True, kw_only=True):
     policy: str
 
 
-class HttpRefusal(Exception):
-    """An HTTP request that gets an error: status and what is wrong."""
+class HttpError(Exception):
+    """A call that is answered with an error: its status, the problem and the field, if any."""
 
     def __init__(self, status: int, problem: str, field: str = "") -> None:
         self.status, self.problem, self.field = status, problem, field
         super().__init__(problem)
 
 
-def answer(entry: Entry) -> DecisionReply:
-    """What the client is told of a decision."""
+class BalancerApi:
+    """The interface of one balancer."""
+
+    def __init__(self, balancer: Balancer) -> None:
+        self._balancer = balancer
+        self._dispatcher = balancer.dispatcher
+
+    def app(self) -> web.Application:
+        """The interface as an aiohttp application."""
+        app = web.Application(
+            middlewares=[self._answer_errors],  # type: ignore[list-item]
+            client_max_size=BODY_MAX,
+        )
+        app.add_routes(
+            [
+                web.post("/v1/requests", self._post_request),
+                web.post("/v1/outcomes", self._post_outcomes),
+                web.get("/v1/state", self._get_state),
+                web.get("/v1/decisions/{id}", self._get_decision),
+                web.get("/v1/control", self._open_channel),
+                web.get("/metrics", self._get_metrics),
+                web.get("/healthz", self._get_health),
+                web.get("/readyz", self._get_readiness),
+            ]
+        )
+        return app
+
+    async def _post_request(self, http: web.Request) -> web.Response:
+        body = await http.read()
+        balancer, dispatcher = self._balancer, self._dispatcher
+        now = balancer.clock.now()
+        request = decode_json(body, Submission).anchored(now)
+        if not dispatcher.tracker.knows(request.ingress):
+            servers = ", ".join(dispatcher.tracker.servers)
+            problem = f"no server is called {request.ingress!r}; there are: {servers}"
+            raise HttpError(404, problem, "request.ingress")
+        known = dispatcher.decisions.get(request.id)
+        connection = balancer.connections.get(request.ingress)
+        if connection is None and known is None:
+            raise HttpError(503, f"{request.ingress} is not connected")
+        try:
+            entry = dispatcher.decide(request, now, "metadata")
+        except WireError as error:
+            raise HttpError(409, error.problem, f"request.{error.field}") from None
+        if known is None:
+            balancer.metrics.decision_duration.observe(balancer.clock.now() - now)
+            await balancer.send_command(entry, connection)
+        return _json(_reply(entry))
+
+    async def _post_outcomes(self, http: web.Request) -> web.Response:
+        body = await http.read()
+        outcomes = decode_json(body, Outcome | list[Outcome])  # type: ignore[arg-type]
+        now = self._balancer.clock.now()
+        counts = {"joined": 0, "duplicate": 0, "unknown": 0}
+        first_error: WireError | None = None
+        for outcome in outcomes if isinstance(outcomes, list) else [outcomes]:
+            try:
+                counts[self._dispatcher.on_outcome(outcome, now)] += 1
+            except WireError as error:  # the rest of the list is still joined
+                first_error = first_error or error
+        if first_error is not None:
+            raise first_error
+        return _json(
+            {
+                "joined": counts["joined"],
+                "duplicates": counts["duplicate"],
+                "unknown": counts["unknown"],
+            }
+        )
+
+    async def _get_state(self, _: web.Request) -> web.Response:
+        return _json(self._balancer.state())
+
+    async def _get_decision(self, http: web.Request) -> web.Response:
+        entry = self._dispatcher.decisions.get(http.match_info["id"])
+        if entry is None:
+            raise HttpError(404, f"no decision on {http.match_info['id']!r} is known, or no longer")
+        return _json(entry.details())
+
+    async def _open_channel(self, http: web.Request) -> web.StreamResponse:
+        socket = web.WebSocketResponse(
+            compress=False, max_msg_size=MESSAGE_MAX, timeout=CLOSE_TIMEOUT
+        )
+        await socket.prepare(http)
+
+        def abort() -> None:
+            if http.transport is not None:
+                http.transport.abort()
+
+        await self._balancer.serve_channel(socket, http.remote or "", abort)
+        return socket
+
+    async def _get_metrics(self, _: web.Request) -> web.Response:
+        text = self._balancer.metrics.render()
+        return web.Response(body=text, headers={"Content-Type": CONTENT_TYPE})
+
+    async def _get_health(self, _: web.Request) -> web.Response:
+        return _json({"status": "ok"})
+
+    async def _get_readiness(self, _: web.Request) -> web.Response:
+        missing = self._balancer.missing()
+        return _json({"ready": not missing, "missing": missing}, status=503 if missing else 200)
+
+    @web.middleware
+    async def _answer_errors(self, http: web.Request, handler: Handler) -> web.StreamResponse:
+        field = ""
+        try:
+            return await handler(http)
+        except HttpError as error:
+            status, problem, field = error.status, error.problem, error.field
+        except WireError as error:
+            status, problem, field = 400, str(error), error.field
+        except web.HTTPRequestEntityTooLarge:
+            status, problem = 413, f"the body is over the limit of {BODY_MAX} bytes"
+        except web.HTTPException as error:
+            if error.status < 400:
+                raise
+            status, problem = error.status, f"{http.method} {http.path}: {error.reason}"
+        errors = self._balancer.metrics.errors
+        errors[status] = errors.get(status, 0) + 1
+        body = {"error": problem, "field": field} if field else {"error": problem}
+        return _json(body, status=status)
+
+
+def _reply(entry: TrackedDecision) -> DecisionReply:
     command = entry.command
     return DecisionReply(
         request=command.request,
-        action=action(entry),
+        action=entry.action,
         server=command.server,
         model=command.model,
         form=None if command.server is None else command.form,
@@ -77,112 +200,6 @@ def answer(entry: Entry) -> DecisionReply:
         probability=entry.decision.probability,
         policy=entry.decision.policy,
     )
-
-
-def application(balancer: Balancer) -> web.Application:
-    """The interface as an aiohttp application."""
-    dispatcher, clock = balancer.dispatcher, balancer.clock
-
-    async def requests(request: web.Request) -> web.Response:
-        body = await request.read()
-        now = clock.now()
-        submission = decode_json(body, Submission)
-        meant = submission.anchored(now)
-        if not dispatcher.tracker.knows(meant.ingress):
-            known = ", ".join(dispatcher.tracker.servers)
-            raise HttpRefusal(
-                404, f"no server is called {meant.ingress!r}; there are: {known}", "request.ingress"
-            )
-        known_entry = dispatcher.ledger.get(meant.id)
-        if known_entry is not None and known_entry.request.ingress != meant.ingress:
-            where = known_entry.request.ingress
-            raise HttpRefusal(
-                409, f"{meant.id!r} is a request that arrived at {where}", "request.id"
-            )
-        channel = balancer.channels.get(meant.ingress)
-        if channel is None and known_entry is None:
-            raise HttpRefusal(503, f"{meant.ingress} is not connected")
-        entry = dispatcher.decide(meant, now, "metadata")
-        if known_entry is None:
-            balancer.metrics.decision_duration.observe(clock.now() - now)
-            await balancer.command(entry, channel)
-        return _json(answer(entry))
-
-    async def outcomes(request: web.Request) -> web.Response:
-        body = await request.read()
-        many = decode_json(body, Outcome | list[Outcome])  # type: ignore[arg-type]
-        now = clock.now()
-        found = {"joined": 0, "duplicate": 0, "unknown": 0}
-        problem: WireError | None = None
-        for outcome in many if isinstance(many, list) else [many]:
-            try:
-                found[dispatcher.on_outcome(outcome, now)] += 1
-            except WireError as error:  # the others of a list are not to suffer
-                problem = problem or error
-        if problem is not None:
-            raise problem
-        return _json(
-            {
-                "joined": found["joined"],
-                "duplicates": found["duplicate"],
-                "unknown": found["unknown"],
-            }
-        )
-
-    async def state(_: web.Request) -> web.Response:
-        return _json(balancer.state())
-
-    async def decision(request: web.Request) -> web.Response:
-        entry = dispatcher.ledger.get(request.match_info["id"])
-        if entry is None:
-            raise HttpRefusal(
-                404, f"no decision of {request.match_info['id']!r} is known (any more)"
-            )
-        return _json(explain(entry))
-
-    async def metrics(_: web.Request) -> web.Response:
-        return web.Response(body=balancer.metrics.render(), headers={"Content-Type": CONTENT_TYPE})
-
-    async def healthz(_: web.Request) -> web.Response:
-        return _json({"status": "ok"})
-
-    async def readyz(_: web.Request) -> web.Response:
-        missing = balancer.missing()
-        return _json({"ready": not missing, "missing": missing}, status=503 if missing else 200)
-
-    @web.middleware
-    async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
-        try:
-            return await handler(request)
-        except HttpRefusal as error:
-            status, problem, field = error.status, error.problem, error.field
-        except WireError as error:
-            status, problem, field = 400, str(error), error.field
-        except web.HTTPRequestEntityTooLarge:
-            status, problem, field = 413, f"the body is over the limit of {BODY_MAX} bytes", ""
-        except web.HTTPException as error:
-            if error.status < 400:
-                raise
-            status, field = error.status, ""
-            problem = f"{request.method} {request.path}: {error.reason}"
-        balancer.metrics.errors[status] = balancer.metrics.errors.get(status, 0) + 1
-        body = {"error": problem, "field": field} if field else {"error": problem}
-        return _json(body, status=status)
-
-    app = web.Application(middlewares=[errors], client_max_size=BODY_MAX)
-    app.add_routes(
-        [
-            web.post("/v1/requests", requests),
-            web.post("/v1/outcomes", outcomes),
-            web.get("/v1/state", state),
-            web.get("/v1/decisions/{id}", decision),
-            web.get("/v1/control", balancer.open_channel),
-            web.get("/metrics", metrics),
-            web.get("/healthz", healthz),
-            web.get("/readyz", readyz),
-        ]
-    )
-    return app
 
 
 def _json(value: Any, *, status: int = 200) -> web.Response:

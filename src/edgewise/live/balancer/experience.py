@@ -1,9 +1,9 @@
-"""What a policy learns from: what it saw, what it did, how likely, and what came of it.
+"""The experience of a run, for learning: observation, action, propensity and reward by decision.
 
 One row per decision, written once its outcome is settled. The candidate table is stored flat, row
-after row, as lists of one length, which are blocks of memory to Arrow and to NumPy alike; the
-file's own metadata (key ``edgewise``, JSON) names its columns, its servers and who stands behind
-each row, so the file is understood without the scenario.
+after row, as lists of one length, which are blocks of memory to Arrow and to NumPy alike. The
+file's metadata (key ``edgewise``, JSON) names its columns, its servers and the candidate of each
+row, so the file can be read without the scenario.
 """
 
 from __future__ import annotations
@@ -19,64 +19,59 @@ from numpy.typing import NDArray
 
 from edgewise.domain import Candidate
 from edgewise.fleet.table import CONTEXT, ROW, SERVER
-from edgewise.live.balancer.ledger import Entry
+from edgewise.live.balancer.open_decisions import TrackedDecision
 from edgewise.live.recorder import RecordTable, read
 
 NAME = "experience"
 KEY = b"edgewise"
 
 
-def schema_of(rows: int, servers: int) -> pa.Schema:
-    """The columns, for a fleet of `rows` candidates (shed counted) and `servers` servers."""
-    wide = {
-        "rows": pa.list_(pa.float64(), rows * len(ROW)),  # (R, len(ROW)), flat
-        "mask": pa.list_(pa.uint8(), rows),
-        "servers": pa.list_(pa.float64(), servers * len(SERVER)),  # (S, len(SERVER)), flat
-        "context": pa.list_(pa.float64(), len(CONTEXT)),
-    }
-    return pa.schema(
-        [
-            ("request", pa.string()),
-            ("at", pa.float64()),  # s since the epoch, balancer's clock
-            ("policy", pa.string()),
-            ("version", pa.string()),
-            *wide.items(),
-            ("action", pa.int32()),  # the row chosen
-            ("probability", pa.float64()),  # with which it was
-            ("reward", pa.float64()),  # expected utility; null: nobody said how it ended
-            ("realised", pa.float64()),  # realised utility; null: nobody told the right class
-            ("status", pa.string()),  # of the outcome; "lost" also if nobody said
-            ("source", pa.string()),  # node, client or evaluator; null: nobody
-            ("latency", pa.float64()),  # s; of a node: until it began to answer
-            ("server", pa.string()),  # who really served it
-            ("model", pa.string()),
-            ("form", pa.int8()),
-        ]
-    )
-
-
 class Columns(Struct, frozen=True):
-    """What the numbers of an experience file are."""
+    """The meaning of the numbers in an experience file."""
 
     row: tuple[str, ...]
     server: tuple[str, ...]
     context: tuple[str, ...]
     servers: tuple[str, ...]
-    """By index."""
+    """Names by index."""
     candidates: tuple[Candidate | None, ...]
-    """Behind each row; None = shed."""
+    """By row; None sheds."""
 
 
-def table_of(servers: tuple[str, ...], candidates: tuple[Candidate | None, ...]) -> RecordTable:
-    """The experience table of a fleet."""
+def experience_table(
+    servers: tuple[str, ...], candidates: tuple[Candidate | None, ...]
+) -> RecordTable:
+    """The experience table of a fleet; `candidates` by row, the last one (None) sheds."""
     columns = Columns(tuple(ROW), tuple(SERVER), tuple(CONTEXT), servers, candidates)
-    schema = schema_of(len(candidates), len(servers))
-    return RecordTable(NAME, row_of, schema.with_metadata({KEY: msgspec.json.encode(columns)}))
+    schema = pa.schema(
+        [
+            ("request", pa.string()),
+            ("at", pa.float64()),  # s since the epoch, balancer's clock
+            ("policy", pa.string()),
+            ("version", pa.string()),
+            ("rows", pa.list_(pa.float64(), len(candidates) * len(ROW))),  # (R, len(ROW)), flat
+            ("mask", pa.list_(pa.uint8(), len(candidates))),
+            ("servers", pa.list_(pa.float64(), len(servers) * len(SERVER))),  # (S, len(SERVER))
+            ("context", pa.list_(pa.float64(), len(CONTEXT))),
+            ("action", pa.int32()),  # the row chosen
+            ("probability", pa.float64()),  # of choosing it (propensity)
+            ("reward", pa.float64()),  # expected utility; null: no outcome was reported
+            ("realised", pa.float64()),  # realised utility; null: the right class is not known
+            ("status", pa.string()),  # of the outcome; "lost" also if none was reported
+            ("source", pa.string()),  # node, client or evaluator; null: none
+            ("latency", pa.float64()),  # s; from a node: until it began to answer
+            ("server", pa.string()),  # that served it in the end
+            ("model", pa.string()),
+            ("form", pa.int8()),
+        ]
+    )
+    metadata = {KEY: msgspec.json.encode(columns)}
+    return RecordTable(NAME, experience_row, schema.with_metadata(metadata))
 
 
-def row_of(entry: Entry) -> tuple[Any, ...]:
-    """A settled decision as a row of `table_of`."""
-    seen, decision, outcome, score = entry.seen, entry.decision, entry.outcome, entry.score
+def experience_row(entry: TrackedDecision) -> tuple[Any, ...]:
+    """A settled decision as a row of `experience_table`."""
+    seen, decision, outcome, score = entry.observation, entry.decision, entry.outcome, entry.score
     labelled = outcome is not None and outcome.label is not None
     return (
         decision.request,
@@ -93,15 +88,16 @@ def row_of(entry: Entry) -> tuple[Any, ...]:
         score.realised if score is not None and labelled else None,
         "lost" if outcome is None else outcome.status.value,
         None if entry.source is None else entry.source.name.lower(),
-        None if outcome is None else outcome.latency,
-        None if outcome is None else outcome.server,
-        None if outcome is None else outcome.model,
-        None if outcome is None else outcome.form,
+        *(
+            (None,) * 4
+            if outcome is None
+            else (outcome.latency, outcome.server, outcome.model, outcome.form)
+        ),
     )
 
 
 class Experience(Struct, frozen=True, eq=False):
-    """An experience file in arrays, N decisions."""
+    """An experience file in arrays: N decisions, R rows, S servers."""
 
     columns: Columns
     table: Any
@@ -122,16 +118,15 @@ class Experience(Struct, frozen=True, eq=False):
     """(N,); NaN where it is not known."""
 
 
-def load_experience(out: Path) -> Experience:
-    """Read the experience of a run. Raises BadInput if there is none."""
-    table = read(out, NAME)
+def load_experience(run: Path) -> Experience:
+    """Read the experience in a run's folder. Raises BadInput if there is none."""
+    table = read(run, NAME)
     columns = msgspec.json.decode(table.schema.metadata[KEY], type=Columns)
     count, rows, servers = table.num_rows, len(columns.candidates), len(columns.servers)
 
     def flat(name: str) -> Any:
-        return np.concatenate(
-            [np.zeros(0), *(c.flatten().to_numpy(False) for c in table[name].chunks)]
-        )
+        chunks = (chunk.flatten().to_numpy(False) for chunk in table[name].chunks)
+        return np.concatenate([np.zeros(0), *chunks])
 
     return Experience(
         columns=columns,

@@ -1,7 +1,7 @@
-"""What a second policy would have decided: it is recorded beside what was.
+"""The table of a shadow policy: what it would have decided, beside what was decided.
 
-The shadow sees the same observation, which is what the policy in charge made of the world; so its
-own memory is right, but the queues it sees are not those it would have caused.
+The shadow sees the same observations as the deciding policy, so its own memory is right, but the
+queues it sees are not those that its own decisions would have caused.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from edgewise.domain import Decision
 from edgewise.live.recorder import RecordTable
 
 
-def shadow_row(other: Decision, decision: Decision) -> tuple[Any, ...]:
-    """A row of `SHADOW`: `other` is what the shadow would have decided."""
-    first = other.ranked[0] if other.ranked else None
+def shadow_row(shadow: Decision, decision: Decision) -> tuple[Any, ...]:
+    """A row of `SHADOW`."""
+    first = shadow.ranked[0] if shadow.ranked else None
     return (
-        other.request,
-        other.at,
-        other.policy,
-        other.probability,
-        other.rows[0],
+        shadow.request,
+        shadow.at,
+        shadow.policy,
+        shadow.probability,
+        shadow.rows[0],
         None if first is None else first.server,
         None if first is None else first.model,
         None if first is None else first.form,
@@ -44,7 +44,7 @@ SHADOW = RecordTable(
             ("server", pa.string()),  # null = shed
             ("model", pa.string()),
             ("form", pa.int8()),
-            ("decided", pa.string()),  # who was in charge
+            ("decided", pa.string()),  # the policy that decided
             ("decided_row", pa.int32()),  # and the row it chose
         ]
     ),

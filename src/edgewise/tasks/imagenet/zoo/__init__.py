@@ -4,13 +4,7 @@
 Converting needs the extra ``models``; running what was converted needs only ``live``.
 """
 
-from edgewise.tasks.imagenet.zoo.catalogue import (
-    Weights,
-    ZooModel,
-    find_model,
-    models,
-    reference,
-)
+from edgewise.tasks.imagenet.zoo.catalogue import Weights, ZooModel, find_model, models, reference
 from edgewise.tasks.imagenet.zoo.onnx_model import OnnxModel, load
 from edgewise.tasks.imagenet.zoo.store import converted_file, default_cache, prepare
 

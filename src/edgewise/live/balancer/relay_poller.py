@@ -1,4 +1,4 @@
-"""Perfect knowledge of the network: reads the relays' own figures into the belief.
+"""Perfect knowledge of the network: reads the links' state from the relays into the belief.
 
 Only with ``network_state: emulator``, to study policies apart from how well bandwidth is measured.
 """
@@ -17,18 +17,18 @@ from edgewise.network.control import RelayControl
 log = logging.getLogger(__name__)
 
 PERIOD = 0.05
-"""s. Traces change several times a second; a call costs the relay and us under a millisecond."""
+"""s. Traces change several times a second; a call costs relay and balancer under a millisecond."""
 RETRY = 1.0
-"""s after a relay did not answer."""
+"""s until a relay that did not answer is asked again."""
 
 OnLink = Callable[[str, float, float, float], None]
 """(name, rate bytes/s, round trip s, backlog bytes)"""
 
 
-def figures(state: dict[str, Any]) -> tuple[float, float, float]:
-    """(rate bytes/s, round trip s, backlog bytes) of what a relay says of a link.
+def link_figures(state: dict[str, Any]) -> tuple[float, float, float]:
+    """(rate bytes/s, round trip s, backlog bytes) from a relay's description of a link.
 
-    The round trip is twice the delay: links come in pairs, and the other way is not always known.
+    The round trip is twice the delay: links come in pairs, and the way back is not always known.
     """
     bits = state["rate_bps"]
     rate = math.inf if bits is None else float(bits) / 8.0
@@ -36,18 +36,18 @@ def figures(state: dict[str, Any]) -> tuple[float, float, float]:
     return rate, 2.0 * delay, float(state["backlog_bytes"])
 
 
-async def follow(url: str, on_link: OnLink) -> None:
-    """Read one relay until cancelled. One that does not answer is tried again: it may come up
-    later than the balancer."""
+async def poll_relay(url: str, on_link: OnLink) -> None:
+    """Read one relay until cancelled. A relay that does not answer is asked again: it may start
+    after the balancer."""
     answered = True
     async with RelayControl(url, timeout=2.0) as relay:
         while True:
             try:
                 for name, state in (await relay.links()).items():
-                    on_link(name, *figures(state))
+                    on_link(name, *link_figures(state))
             except (PeerError, BadInput) as error:
                 if answered:
-                    log.warning("%s; the network is believed to be as it was last seen", error)
+                    log.warning("%s; the network's last known state is used meanwhile", error)
                 answered = False
                 await asyncio.sleep(RETRY)
                 continue

@@ -1,0 +1,140 @@
+"""The balancer as a process: HTTP server, signals, files and warm-up around a `Balancer`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import uvloop
+from aiohttp import web
+
+from edgewise import policy as policies
+from edgewise.domain import Outcome, PeerReport, QueueItem, Report, Request, ServiceReport, Status
+from edgewise.errors import BadInput
+from edgewise.live.balancer.api import BalancerApi
+from edgewise.live.balancer.balancer import Balancer
+from edgewise.live.balancer.dispatcher import Dispatcher
+from edgewise.live.balancer.node_connection import CLOSE_TIMEOUT
+from edgewise.live.clock import Clock
+from edgewise.live.process_config import BalancerConfig
+from edgewise.live.recorder import Recorder
+from edgewise.live.startup import freeze_startup_objects
+from edgewise.live.wire.sockets import listen, url_of
+from edgewise.policy import Policy
+from edgewise.scenario import Scenario, load
+
+OnReady = Callable[[dict[str, Any]], None]
+"""Called with ``{"balancer": scenario, "url": URL}`` once the process listens."""
+
+
+def make_dispatcher(config: BalancerConfig, clock: Clock) -> Dispatcher:
+    """Read the scenario, make the policies, and compile (or load) all that decides.
+
+    Raises BadInput if the scenario, a policy or the output folder cannot be used.
+    """
+    scenario = load(config.scenario)
+    if config.relays and scenario.network_state != "emulator":
+        raise BadInput(
+            f"relays: they are only read with `network_state: emulator`, and {scenario.name} has "
+            f"`{scenario.network_state}`"
+        )
+    name, shadow_name = config.policy or scenario.policy, config.shadow or scenario.shadow
+    policy = policies.make(name, scenario.seed)
+    shadow = policies.make(shadow_name, scenario.seed) if shadow_name else None
+    for each in (name, shadow_name):
+        if each:
+            warm_up(scenario, policies.make(each, scenario.seed), clock.now())
+    dispatcher = Dispatcher(scenario, policy, clock.now(), shadow)
+    if config.out is not None:
+        dispatcher.recorder = Recorder(Path(config.out), dispatcher.tables)
+    return dispatcher
+
+
+def warm_up(scenario: Scenario, policy: Policy, now: float) -> None:
+    """Run everything compiled once, on a belief that is thrown away, so that the first request does
+    not wait for the compiler."""
+    scratch = Dispatcher(scenario, policy, now)
+    names = scratch.tracker.servers
+    for name in names:
+        scratch.tracker.connect(name, now)
+        spec = scenario.servers[name]
+        report = Report(
+            server=name,
+            at=now,
+            workers=spec.workers,
+            running=(0.01,),
+            queue=(QueueItem(now + 1.0, 0.01),),
+            services={service.model: ServiceReport(0.01, 1.0, 1) for service in spec.services},
+            peers={other: PeerReport(1e6, now, 0.001, 0, 0) for other in names},
+        )
+        scratch.on_report(report, now, 0.0)
+    request = Request(id="warm-up", ingress=names[0], payload_bytes=1, sent_at=now, deadline=1.0)
+    scratch.decide(request, now, "ask")
+    service = scratch.tracker.services[0]
+    served = Outcome(
+        request=request.id, status=Status.SERVED, server=service.server, model=service.model
+    )
+    scratch.on_answered(served, now, 0.0)
+    scratch.on_outcome(msgspec.structs.replace(served, latency=0.1, label=0, predicted=0), now)
+    scratch.decide(msgspec.structs.replace(request, id="warm-up-2"), now, "ask")
+    for link in scenario.link_names():
+        scratch.tracker.on_link(link, 1e6, 0.0, 0.0, now)
+    scratch.tracker.state(now)
+    scratch.tracker.forget(now + 1e6)
+    scratch.finish()
+
+
+async def serve(config: BalancerConfig, on_ready: OnReady = lambda where: None) -> None:
+    """Run a balancer until cancelled; then write everything.
+
+    Raises BadInput as `make_dispatcher`, and if the port cannot be listened on.
+    """
+    clock = Clock()
+    dispatcher = make_dispatcher(config, clock)
+    balancer = Balancer(dispatcher, clock, config.relays)
+    app = BalancerApi(balancer).app()
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=CLOSE_TIMEOUT)
+    try:
+        await runner.setup()
+        sock = listen(config.listen.host, config.listen.port)
+        await web.SockSite(runner, sock).start()
+        await balancer.start()
+        freeze_startup_objects()
+        on_ready({"balancer": dispatcher.scenario.name, "url": url_of(sock)})
+        await asyncio.Event().wait()
+    finally:
+        await balancer.stop()
+        await runner.cleanup()
+        dispatcher.finish()
+        await asyncio.to_thread(dispatcher.recorder.close)
+
+
+def run(config: BalancerConfig, on_ready: OnReady = lambda where: None) -> None:
+    """Run a balancer as this process, on uvloop, until SIGTERM or SIGINT; then return.
+
+    Raises BadInput as `serve`.
+    """
+
+    async def until_signal() -> None:
+        loop = asyncio.get_running_loop()
+        task = asyncio.ensure_future(serve(config, on_ready))
+        stopping = False
+
+        def stop() -> None:
+            nonlocal stopping
+            if not stopping:  # a second signal must not interrupt the writing
+                stopping = True
+                task.cancel()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop)
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(until_signal())
