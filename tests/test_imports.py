@@ -100,7 +100,6 @@ LIVE_ROOMS = {
 # Cycles of types, still to be cut.
 TYPE_CYCLES = {
     ("learn.log", "learn.trainer"),
-    ("live.balancer.api", "live.balancer.balancer"),
 }
 
 
