@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from edgewise.cli import main
+from edgewise.documents import read_document
 from edgewise.errors import BadInput, ScenarioError
 from edgewise.fidelity import fit, held, picture, worlds
 from edgewise.fidelity import profile as measuring
@@ -285,7 +286,7 @@ def test_measuring_counts_its_steps_and_its_file_is_read_again(tmp_path: Path) -
     assert 0.0 < each.original.p50 <= each.original.p95
     assert set(each.slowdown) == {1, 2}
     measuring.write(found, tmp_path / "p.yaml")
-    assert msgspec.yaml.decode((tmp_path / "p.yaml").read_bytes(), type=Profile) == found
+    assert read_document(tmp_path / "p.yaml", Profile) == found
 
 
 # -- a simulated run, calibrated -----------------------------------------------------------------

@@ -13,10 +13,10 @@ SOURCE = Path(__file__).parent.parent / "src" / "edgewise"
 # A module may import from its own layer and those above it in this list. A package stands for all
 # of its modules; the longest prefix decides.
 LAYERS = (
-    {"errors", "cache", "cores", "files", "compile"},
+    {"errors", "cache", "cores", "files", "compile", "decoding", "documents"},
     {"domain"},
     {
-        "score", "documents", "scenario", "worlds", "tasks", "network", "fleet", "policy",
+        "score", "scenario", "worlds", "tasks", "network", "fleet", "policy",
         "summary",
     },
     {"sim", "live", "network.relay", "network.kernel", "network.control", "network.capabilities",

@@ -188,7 +188,7 @@ def test_overrides() -> None:
     assert bursty.with_overrides(rate=10).workload.arrivals == MmppArrivals(
         rates=(0.0, 15.0), sojourns=(1.0, 2.0)
     )
-    with pytest.raises(ScenarioError, match=r"duration expected a number > 0.0.*got -1.0"):
+    with pytest.raises(ScenarioError, match=r"duration: expected a number > 0.0.*got -1.0"):
         check(scenario.with_overrides(duration=-1))
 
 
@@ -196,136 +196,136 @@ def test_overrides() -> None:
 
 REFUSED = [
     # old, new, path, problem
-    ("workers: 2", "workers: two", "$.servers.depot.workers", "a whole number, got 'two'"),
-    ("workers: 2", "workers: 0", "$.servers.depot.workers", "a whole number >= 1, got 0"),
-    ("workers: 2", "wrokers: 2", "$.servers.depot", "'wrokers' (did you mean 'workers'?)"),
-    ("speed: 0.5", "speed: .inf", "$.servers.depot.speed", "got inf"),
-    ("speed: 0.5", "speed: .nan", "$.servers.depot.speed", "got nan"),
-    ("depot: {workers", "de pot: {workers", "$.servers", "a name (letters, digits"),
-    ("[lite0-128]", "[lite0-128, lite0-128]", "$.servers.depot.services[1]", "stands twice"),
-    ("[lite0-128]", "[{accuracy: 1}]", "$.servers.depot.services[0]", "'model', which is missing"),
-    ("[lite0-128]", "[7]", "$.servers.depot.services[0]", "a mapping, got 7"),
-    ("[lite0-128]", "lite0-128", "$.servers.depot.services", "a list, got 'lite0-128'"),
-    ("accuracy: 0.9", "accuracy: 90", "$.servers.plaza.services[1].accuracy", "<= 1.0, got 90"),
-    ("[0.03, 0.05]", "[]", "$.servers.plaza.services[1].latency", "length >= 1, got a list of 0"),
-    ("rate: 20", "rate: -1", "$.workload.arrivals.rate", "a number > 0.0, got -1"),
-    ("rate: 20", "rate: 0", "$.workload.arrivals.rate", "a number > 0.0, got 0"),
-    ("kind: poisson", "kind: poison", "$.workload.arrivals.kind", "(did you mean 'poisson'?)"),
-    ("kind: poisson", "kind: 3", "$.workload.arrivals.kind", "got 3"),
-    ("kind: poisson, ", "", "$.workload.arrivals", "'kind', which is missing"),
-    ("rate: 20", "rat: 20", "$.workload.arrivals", "did you mean 'rate'?"),
-    ("{kind: poisson, rate: 20}", "30", "$.workload.arrivals", "a mapping, got 30"),
+    ("workers: 2", "workers: two", "servers.depot.workers", "a whole number, got 'two'"),
+    ("workers: 2", "workers: 0", "servers.depot.workers", "a whole number >= 1, got 0"),
+    ("workers: 2", "wrokers: 2", "servers.depot", "'wrokers' (did you mean 'workers'?)"),
+    ("speed: 0.5", "speed: .inf", "servers.depot.speed", "got inf"),
+    ("speed: 0.5", "speed: .nan", "servers.depot.speed", "got nan"),
+    ("depot: {workers", "de pot: {workers", "servers", "a name (letters, digits"),
+    ("[lite0-128]", "[lite0-128, lite0-128]", "servers.depot.services[1]", "stands twice"),
+    ("[lite0-128]", "[{accuracy: 1}]", "servers.depot.services[0]", "'model', which is missing"),
+    ("[lite0-128]", "[7]", "servers.depot.services[0]", "a mapping, got 7"),
+    ("[lite0-128]", "lite0-128", "servers.depot.services", "a list, got 'lite0-128'"),
+    ("accuracy: 0.9", "accuracy: 90", "servers.plaza.services[1].accuracy", "<= 1.0, got 90"),
+    ("[0.03, 0.05]", "[]", "servers.plaza.services[1].latency", "length >= 1, got a list of 0"),
+    ("rate: 20", "rate: -1", "workload.arrivals.rate", "a number > 0.0, got -1"),
+    ("rate: 20", "rate: 0", "workload.arrivals.rate", "a number > 0.0, got 0"),
+    ("kind: poisson", "kind: poison", "workload.arrivals.kind", "(did you mean 'poisson'?)"),
+    ("kind: poisson", "kind: 3", "workload.arrivals.kind", "got 3"),
+    ("kind: poisson, ", "", "workload.arrivals", "'kind', which is missing"),
+    ("rate: 20", "rat: 20", "workload.arrivals", "did you mean 'rate'?"),
+    ("{kind: poisson, rate: 20}", "30", "workload.arrivals", "a mapping, got 30"),
     (
         "{kind: poisson, rate: 20}",
         "{kind: mmpp, rates: [1, 2], sojourns: [1, 2, 3]}",
-        "$.workload.arrivals.sojourns",
+        "workload.arrivals.sojourns",
         "as many as rates (2), got 3",
     ),
     (
         "{kind: poisson, rate: 20}",
         "{kind: mmpp, rates: [0, 0], sojourns: [1, 2]}",
-        "$.workload.arrivals.rates",
+        "workload.arrivals.rates",
         "one above 0",
     ),
     (
         "{kind: poisson, rate: 20}",
         "{kind: trace, file: nowhere.csv}",
-        "$.workload.arrivals.file",
+        "workload.arrivals.file",
         "no such file",
     ),
     (
         "{kind: poisson, rate: 20}",
         "{kind: trace, file: nowhere.csv, rate: 3, scale: 2}",
-        "$.workload.arrivals",
+        "workload.arrivals",
         "rate or scale, got both",
     ),
-    ("plaza: 3,", "plazza: 3,", "$.workload.ingress.plazza", "(did you mean 'plaza'?)"),
-    ("plaza: 3,", "q: 3,", "$.workload.ingress.q", "(there is plaza, depot)"),
-    ("plaza: 3, depot: 1", "plaza: 0", "$.workload.ingress", "sum above 0"),
-    ("plaza: 3, depot: 1", "", "$.workload.ingress", "sum above 0"),
-    ("plaza: 3", "plaza: -3", "$.workload.ingress.plaza", ">= 0.0, got -3"),
-    ("{deadline: [0.1", "{share: 0, deadline: [0.1", "$.workload.demands", "sum above 0"),
-    ("[0.1, 0.4]", "[0.4, 0.1]", "$.workload.demands[0].deadline", "got [0.4, 0.1]"),
-    ("[0.1, 0.4]", "[0.4, 0.1, 3]", "$.workload.demands[0].deadline", "length 2, got a list of 3"),
-    ("[0.1, 0.4]", "0", "$.workload.demands[0].deadline", "> 0.0 and <= 3600.0, got 0"),
-    ("[0.1, 0.4]", "150 ms", "$.workload.demands[0].deadline", "number or a list, got '150 ms'"),
-    ("[0.1, 0.4]", ".nan", "$.workload.demands[0].deadline", "got nan"),
-    ("duration: 10", "duration: 0", "$.workload.duration", "> 0.0, got 0"),
-    ("  duration: 10\n", "", "$.workload", "'duration', which is missing"),
+    ("plaza: 3,", "plazza: 3,", "workload.ingress.plazza", "(did you mean 'plaza'?)"),
+    ("plaza: 3,", "q: 3,", "workload.ingress.q", "(known: plaza, depot)"),
+    ("plaza: 3, depot: 1", "plaza: 0", "workload.ingress", "sum above 0"),
+    ("plaza: 3, depot: 1", "", "workload.ingress", "sum above 0"),
+    ("plaza: 3", "plaza: -3", "workload.ingress.plaza", ">= 0.0, got -3"),
+    ("{deadline: [0.1", "{share: 0, deadline: [0.1", "workload.demands", "sum above 0"),
+    ("[0.1, 0.4]", "[0.4, 0.1]", "workload.demands[0].deadline", "got [0.4, 0.1]"),
+    ("[0.1, 0.4]", "[0.4, 0.1, 3]", "workload.demands[0].deadline", "length 2, got a list of 3"),
+    ("[0.1, 0.4]", "0", "workload.demands[0].deadline", "> 0.0 and <= 3600.0, got 0"),
+    ("[0.1, 0.4]", "150 ms", "workload.demands[0].deadline", "number or a list, got '150 ms'"),
+    ("[0.1, 0.4]", ".nan", "workload.demands[0].deadline", "got nan"),
+    ("duration: 10", "duration: 0", "workload.duration", "> 0.0, got 0"),
+    ("  duration: 10\n", "", "workload", "'duration', which is missing"),
     (
         "duration: 10",
         "duration: 10\n  images: nowhere",
-        "$.workload.images",
+        "workload.images",
         "'builtin' or a directory",
     ),
-    ("delay: 0.008", "delay: 0.008, loss: 1", "$.network.links.plaza.loss", "< 1.0, got 1"),
+    ("delay: 0.008", "delay: 0.008, loss: 1", "network.links.plaza.loss", "< 1.0, got 1"),
     (
         "delay: 0.008",
         "rate_mbps: 1, trace: {kind: wifi, mean_mbps: 1}",
-        "$.network.links.plaza",
+        "network.links.plaza",
         "rate_mbps or trace, got both",
     ),
     (
         "delay: 0.008",
         "trace: {kind: lte, mean_mbps: 1}",
-        "$.network.links.plaza.trace.kind",
+        "network.links.plaza.trace.kind",
         "one of file, cellular, wifi, backhaul, got 'lte'",
     ),
     (
         "delay: 0.008",
         "trace: {kind: file, path: nowhere}",
-        "$.network.links.plaza.trace.path",
+        "network.links.plaza.trace.path",
         "no such file",
     ),
-    ("    plaza: {delay", "    depott: {delay", "$.network.links.depott", "mean 'depot'?"),
+    ("    plaza: {delay", "    depott: {delay", "network.links.depott", "mean 'depot'?"),
     (
         "    plaza: {delay",
         "    plaza>depot: {delay",
-        "$.network.links.plaza>depot",
+        "network.links.plaza>depot",
         "topology: pair",
     ),
-    ("  link:", "  topology: pair\n  link:", "$.network.links.plaza", "expected 'a>b'"),
-    ("  link:", "  topology: star\n  link:", "$.network.topology", "uplink, got 'star'"),
-    ("  link:", "  access_links: {dept: {}}\n  link:", "$.network.access_links.dept", "'depot'?"),
+    ("  link:", "  topology: pair\n  link:", "network.links.plaza", "expected 'a>b'"),
+    ("  link:", "  topology: star\n  link:", "network.topology", "uplink, got 'star'"),
+    ("  link:", "  access_links: {dept: {}}\n  link:", "network.access_links.dept", "'depot'?"),
     (
         "  link:",
         "  events: [{at: 1, link: plza, set: {delay: 0}}]\n  link:",
-        "$.network.events[0].link",
+        "network.events[0].link",
         "no link is called 'plza' (did you mean 'plaza'?)",
     ),
     (
         "  link:",
         "  events: [{at: 1, link: plaza, set: {}}]\n  link:",
-        "$.network.events[0].set",
+        "network.events[0].set",
         "one of rate_mbps, delay, jitter, loss",
     ),
     (
         "name: base",
         "name: base\nnetwork_state: emulator",
-        "$.network_state",
+        "network_state",
         "needs network.emulate",
     ),
     (
         "name: base",
         "name: base\nservice_noise: {spell: {factor: [2, 1]}}",
-        "$.service_noise.spell.factor",
+        "service_noise.spell.factor",
         "got [2, 1]",
     ),
     (
         "name: base",
         "name: base\nfailures: [{kind: down, at: 1, server: dpot, duration: 1}]",
-        "$.failures[0].server",
+        "failures[0].server",
         "(did you mean 'depot'?)",
     ),
     (
         "name: base",
         "name: base\nfailures: [{kind: slow, at: 1, server: depot, duration: 1, factor: 0.5}]",
-        "$.failures[0].factor",
+        "failures[0].factor",
         "> 1.0, got 0.5",
     ),
-    ("name: base", "name: base\nscore: {lateness: mild}", "$.score.lateness", "soft, got 'mild'"),
-    ("name: base", "name: base\nsed: 1", "$", "unknown field 'sed' (did you mean 'seed'?)"),
-    ("name: base\n", "", "$", "'name', which is missing"),
+    ("name: base", "name: base\nscore: {lateness: mild}", "score.lateness", "soft, got 'mild'"),
+    ("name: base", "name: base\nsed: 1", "", "unknown field 'sed' (did you mean 'seed'?)"),
+    ("name: base\n", "", "", "'name', which is missing"),
 ]
 
 
@@ -338,7 +338,7 @@ def test_refused(old: str, new: str, path: str, problem: str) -> None:
         loads(text, "mine.yaml")
     assert (caught.value.file, caught.value.path) == ("mine.yaml", path)
     assert problem in caught.value.problem
-    assert str(caught.value).startswith(f"mine.yaml: at {path} ")
+    assert str(caught.value) == ": ".join(filter(None, ("mine.yaml", path, caught.value.problem)))
 
 
 @pytest.mark.parametrize(
@@ -346,9 +346,9 @@ def test_refused(old: str, new: str, path: str, problem: str) -> None:
     [
         ("", "expected a mapping with name, servers, …, got nothing"),
         ("- a", "got list"),
-        ("a: [", "not YAML: line 1, column 5"),
-        ("a: 1\na: 2", "line 2, column 1: the key 'a' stands twice"),
-        ("1: 2", "a key must be text, got 1"),
+        ("a: [", "not YAML: line "),
+        ("a: 1\na: 2", "line 2, column 1: the key 'a' occurs twice"),
+        ("1: 2", "expected a key that is text, got 1"),
         ("? [a]\n: 2", "a key must be text"),
         ("a: !!python/object:os.system {}", "could not determine a constructor"),
         ("a: \x07", "not YAML: "),
@@ -361,7 +361,7 @@ def test_not_a_scenario(text: str, problem: str) -> None:
 
 def test_no_service_at_all() -> None:
     text = re.sub(r"services: \[.*\]}", "services: []}", BASE)
-    with pytest.raises(ScenarioError, match=r"\$\.servers expected a service on at least one"):
+    with pytest.raises(ScenarioError, match=r"servers: expected a service on at least one"):
         loads(text)
 
 

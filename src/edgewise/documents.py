@@ -1,216 +1,157 @@
-"""From msgspec's validation error to one that names the place, the value and the remedy.
+"""Read and write the files that users edit: scenarios, configurations, profiles.
 
-msgspec says ``Expected `float`, got `str` - at `$.servers[...].speed` ``: without the key of a
-mapping, without the value, and of a misspelt field not what it should have been. All three can be
-had from the document itself, which is small; this runs only once something is wrong.
+All are YAML with the core schema of YAML 1.2. PyYAML alone reads YAML 1.1, where ``no`` is a truth
+value, ``20e6`` is text and ``12:30`` is the number 750, and where of two equal keys the last wins
+in silence. Here these are text, a number, text, and an error with its line.
+
+Every error is a ScenarioError that reads ``FILE: field: expected …, got …``.
 """
 
 from __future__ import annotations
 
-import copy
-import difflib
 import re
-from collections.abc import Iterable, Mapping
-from typing import Any, TypeAlias
+from pathlib import Path
+from typing import Any, TypeVar
 
 import msgspec
-from msgspec import inspect
+import yaml  # type: ignore[import-untyped]
 
+from edgewise.decoding import explain
 from edgewise.errors import ScenarioError
 
-Path: TypeAlias = tuple[str | int, ...]
-
-_PLAIN = {
-    "float": "a number",
-    "int": "a whole number",
-    "str": "text",
-    "bool": "true or false",
-    "object": "a mapping",
-    "array": "a list",
-    "null": "null",
-}
+T = TypeVar("T")
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """`` (did you mean X?)`` or the list of what there is; empty if there is nothing."""
-    options = list(known)
-    close = difflib.get_close_matches(word, options, n=1)
-    if close:
-        return f" (did you mean {close[0]!r}?)"
-    return f" (there is {', '.join(options[:12])})" if options else ""
+def read_document(path: Path, cls: type[T]) -> T:
+    """Read a YAML (or JSON) file into a `cls`. Raises ScenarioError."""
+    return convert_document(parse_yaml(read_text(path), str(path)), cls, str(path))
 
 
-def show(path: Iterable[str | int]) -> str:
-    """``$.servers.plaza.services[0]``."""
-    parts = (f"[{key}]" if isinstance(key, int) else f".{key}" for key in path)
-    return "$" + "".join(parts)
+def read_text(path: Path) -> str:
+    """A UTF-8 file; a byte order mark is dropped. Raises ScenarioError."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ScenarioError(str(path), "", f"expected UTF-8, got byte {error.start}") from None
+    except OSError as error:
+        raise ScenarioError(str(path), "", f"cannot be read: {error.strerror}") from None
 
 
-def explain(file: str, error: msgspec.ValidationError, raw: Any, cls: type[Any]) -> ScenarioError:
-    """The ScenarioError for `error`, which ``msgspec.convert(raw, cls)`` raised."""
-    problem, at = _split(str(error))
-    path = _locate(problem, at, raw, cls)
-    return ScenarioError(file, show(path), _say(problem, path, raw, cls))
+def parse_yaml(text: str, file: str) -> Any:
+    """The mappings, lists and scalars in `text`; `file` is what an error names.
+
+    Raises ScenarioError with line and column.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)  # _Loader is a SafeLoader
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        problem = error.problem or error.context or "cannot be parsed"
+        raise ScenarioError(file, "", f"not YAML: {where}{problem}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        problem, *_ = str(error).splitlines()
+        raise ScenarioError(file, "", f"not YAML: {problem}") from None
 
 
-def _split(text: str) -> tuple[str, str]:
-    problem, _, at = text.partition(" - at ")
-    key = re.fullmatch(r"`key` in `(.*)`", at)
-    return problem, key.group(1) if key else at.strip("`") or "$"
+def convert_document(raw: Any, cls: type[T], file: str) -> T:
+    """`raw`, as `parse_yaml` returns it, as a `cls`. Raises ScenarioError naming the field."""
+    try:
+        return msgspec.convert(raw, cls)
+    except msgspec.ValidationError as error:
+        raise ScenarioError(file, *explain(error, raw, cls)) from None
 
 
-def _segments(at: str) -> list[str | int | None]:
-    """The parts of msgspec's path; None for its ``[...]``, a key that it does not tell."""
-    found: list[str | int | None] = []
-    for match in re.finditer(r"\.([^.\[]+)|\[(\d+)\]|\[\.\.\.\]", at):
-        name, index = match.groups()
-        found.append(name if name is not None else int(index) if index is not None else None)
-    return found
+def dump_yaml(value: Any) -> str:
+    """`value` as YAML that `parse_yaml` reads to the same mappings, lists and scalars."""
+    text = yaml.dump(
+        _without_tuples(msgspec.to_builtins(value)),
+        Dumper=_Dumper,
+        sort_keys=False,
+        allow_unicode=True,
+        default_flow_style=None,
+        width=100,
+    )
+    return str(text)
 
 
-def _locate(problem: str, at: str, raw: Any, cls: type[Any]) -> Path:
-    """Fill in unknown keys: the culprit is the key alone with which the error stays the same."""
-    path: list[str | int] = []
-    trial = copy.deepcopy(raw)
-    for segment in _segments(at):
-        if segment is not None:
-            path.append(segment)
-            continue
-        entries = _get(trial, path)
-        if not isinstance(entries, dict):
-            break
-        original = dict(entries)
-        for key, value in original.items():
-            entries.clear()
-            entries[key] = value
-            try:
-                msgspec.convert(trial, cls)
-            except msgspec.ValidationError as again:
-                if _split(str(again)) == (problem, at):
-                    path.append(key)
-                    break
-        else:  # cannot happen: one entry caused it
-            entries.update(original)
-            break
-    return tuple(path)
-
-
-def _get(raw: Any, path: Iterable[str | int]) -> Any:
-    for key in path:
-        try:
-            raw = raw[key]
-        except (KeyError, IndexError, TypeError):
-            return None
-    return raw
-
-
-def _say(problem: str, path: Path, raw: Any, cls: type[Any]) -> str:
-    unknown = re.match(r"Object contains unknown field `(.*)`", problem)
-    if unknown:
-        field = unknown.group(1)
-        return f"unknown field {field!r}{nearest(field, _fields(path, raw, cls))}"
-    missing = re.match(r"Object missing required field `(.*)`", problem)
-    if missing:
-        return f"expected a field {missing.group(1)!r}, which is missing"
-    value = _get(raw, path)
-    if problem.startswith(("Invalid value", "Invalid enum value")):
-        options = [str(option) for option in _options(path, raw, cls)]
-        return f"expected one of {', '.join(options)}, got {value!r:.60}{_close(value, options)}"
-    expected = re.match(r"Expected (.*?)(, got .*)?$", problem)
-    if not expected:
-        return problem
-    if "matching regex" in problem:
-        return f"expected a name (letters, digits, . _ -; at most 64), got {value!r:.60}"
-    what = re.sub(r"`([^`]+)`", lambda match: _plain(match.group(1)), expected.group(1))
-    return f"expected {what}, got {_value(value)}"
-
-
-def _close(value: Any, options: list[str]) -> str:
-    close = difflib.get_close_matches(str(value), options, n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
-
-
-def _plain(types: str) -> str:
-    return " or ".join(_PLAIN.get(each, each) for each in types.split(" | "))
-
-
-def _value(value: Any) -> str:
-    if value is None:
-        return "nothing"
+def _without_tuples(value: Any) -> Any:
     if isinstance(value, dict):
-        return "a mapping"
-    if isinstance(value, list):
-        return f"a list of {len(value)}"
-    return f"{value!r:.60}"
+        return {key: _without_tuples(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_tuples(each) for each in value]
+    return value
 
 
-# -- looking up the schema -----------------------------------------------------------------------
+# -- YAML 1.2 on top of PyYAML -------------------------------------------------------------------
 
 
-def _fields(path: Path, raw: Any, cls: type[Any]) -> list[str]:
-    """Names of the fields that the mapping at `path` may have."""
-    kinds = _at(path, raw, cls)
-    return [
-        field.encode_name
-        for kind in kinds
-        if isinstance(kind, inspect.StructType)
-        for field in kind.fields
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """Reads YAML 1.2's core schema and refuses duplicate keys."""
+
+
+class _Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]
+    """Quotes text that `_Loader` would read as something else, and no other."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True  # equal parts are written out, not as &anchors
+
+
+def _mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen: set[Any] = set()
+    for key_node, _ in node.value:
+        if key_node.tag == "tag:yaml.org,2002:merge":
+            continue  # the keys that << brings may be overridden
+        key = loader.construct_object(key_node, deep=True)
+        problem = None
+        if not isinstance(key, str | int):
+            problem = f"a key must be text, got {key!r:.60}"
+        elif key in seen:
+            problem = f"the key {key!r} occurs twice"
+        if problem:
+            raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
+        seen.add(key)
+    loader.flatten_mapping(node)
+    pairs = [
+        (loader.construct_object(key, deep=True), loader.construct_object(value, deep=True))
+        for key, value in node.value
     ]
+    return dict(pairs)
 
 
-def _options(path: Path, raw: Any, cls: type[Any]) -> list[Any]:
-    """What the value at `path` may be, if it is one of a list."""
-    literals = [
-        value
-        for kind in _at(path, raw, cls)
-        if isinstance(kind, inspect.LiteralType)
-        for value in kind.values
-    ]
-    if literals or not path:
-        return literals
-    return [
-        kind.tag
-        for kind in _at(path[:-1], raw, cls, narrow=False)
-        if isinstance(kind, inspect.StructType) and kind.tag_field == path[-1]
-    ]
+_CORE = (
+    ("null", r"~|null|Null|NULL|", "~nN\0"),
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("int", r"[-+]?[0-9]+", "-+0123456789"),
+    (
+        "float",
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        "-+0123456789.",
+    ),
+    ("merge", r"<<", "<"),
+)
 
 
-def _at(path: Path, raw: Any, cls: type[Any], narrow: bool = True) -> list[inspect.Type]:
-    """The types that may stand at `path`; `narrow` keeps of a tagged union the one that does."""
-    kinds = _narrow([inspect.type_info(cls)], raw if narrow or path else None)
-    for depth, key in enumerate(path, start=1):
-        below: list[inspect.Type] = []
-        for kind in kinds:
-            if isinstance(kind, inspect.StructType):
-                below += [field.type for field in kind.fields if field.encode_name == key]
-            elif isinstance(kind, inspect.DictType):
-                below.append(kind.value_type)
-            elif isinstance(kind, inspect.VarTupleType):
-                below.append(kind.item_type)
-            elif isinstance(kind, inspect.TupleType) and isinstance(key, int):
-                below += kind.item_types[key : key + 1]
-        last = depth == len(path) and not narrow
-        kinds = _narrow(below, None if last else _get(raw, path[:depth]))
-    return kinds
+def _int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
+    return int(loader.construct_scalar(node))  # 010 is ten, as in 1.2
 
 
-def _narrow(kinds: list[inspect.Type], value: Any) -> list[inspect.Type]:
-    flat: list[inspect.Type] = []
-    for kind in kinds:
-        while isinstance(kind, inspect.Metadata):
-            kind = kind.type
-        members = kind.types if isinstance(kind, inspect.UnionType) else (kind,)
-        for member in members:
-            while isinstance(member, inspect.Metadata):
-                member = member.type
-            flat.append(member)
-    if isinstance(value, Mapping):
-        tagged: list[inspect.Type] = [
-            kind
-            for kind in flat
-            if isinstance(kind, inspect.StructType)
-            and kind.tag_field is not None
-            and value.get(kind.tag_field) == kind.tag
-        ]
-        return tagged or flat
-    return flat
+def _float(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> float:
+    return float(loader.construct_scalar(node).replace(".inf", "inf").replace(".nan", "nan"))
+
+
+def _set_up() -> None:
+    for cls in (_Loader, _Dumper):
+        cls.yaml_implicit_resolvers = {}
+        for tag, pattern, first in _CORE:
+            cls.add_implicit_resolver(
+                f"tag:yaml.org,2002:{tag}",
+                re.compile(f"^(?:{pattern})$"),
+                ["" if letter == "\0" else letter for letter in first],
+            )
+    _Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
+    _Loader.add_constructor("tag:yaml.org,2002:int", _int)
+    _Loader.add_constructor("tag:yaml.org,2002:float", _float)
+
+
+_set_up()

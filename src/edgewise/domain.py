@@ -14,24 +14,39 @@ import enum
 import math
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
 from msgspec import Meta, Struct
 from numpy.typing import NDArray
 
+from edgewise.decoding import convert, decode_json, pattern
 from edgewise.errors import WireError
 
-T = TypeVar("T")
+Name = Annotated[
+    str,
+    pattern(
+        r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z", "a name (letters, digits, . _ -; at most 64 of them)"
+    ),
+]
+"""Name of a server, model, policy or task."""
 
-Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-"""A server, model or policy: letters, digits, ``. _ -``; at most 64."""
+PolicyName = Annotated[
+    str,
+    pattern(
+        r"^([A-Za-z0-9][A-Za-z0-9._-]{0,63}|.+\.safetensors)\Z",
+        "the name of a policy, or a file of weights (*.safetensors)",
+    ),
+]
 
-PolicyName = Annotated[str, Meta(pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]{0,63}|.+\.safetensors)$")]
-"""A policy, or a file of learned weights."""
-
-RequestId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$")]
+RequestId = Annotated[
+    str,
+    pattern(
+        r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}\Z",
+        "an id (letters, digits, . _ : -; at most 128 of them)",
+    ),
+]
 
 Seconds = Annotated[float, Meta(ge=0.0, le=1e9)]
 Stamp = Annotated[float, Meta(ge=0.0, le=1e12)]
@@ -353,12 +368,7 @@ class Observation(Struct, frozen=True, kw_only=True, eq=False, gc=False):
     @classmethod
     def from_json(cls, data: bytes | str) -> Observation:
         """Raises WireError naming the field."""
-        try:
-            return msgspec.json.decode(data, type=cls, dec_hook=_decode_array)
-        except msgspec.ValidationError as error:
-            raise _wire_error(error, "") from None
-        except msgspec.DecodeError as error:
-            raise WireError("", f"not JSON: {error}") from None
+        return decode_json(data, cls, _decode_array)
 
 
 class Decision(Struct, frozen=True, kw_only=True, gc=False):
@@ -503,39 +513,6 @@ def _decode_array(kind: Any, value: Any) -> Any:
 
 
 # -- reading -------------------------------------------------------------------------------------
-
-_AT = re.compile(r"\$\.?([^`]*)`?$")
-
-
-def convert(data: Any, cls: type[T], prefix: str = "") -> T:
-    """`msgspec.convert` with its error turned into a WireError that names the field."""
-    try:
-        return msgspec.convert(data, cls)
-    except msgspec.ValidationError as error:
-        raise _wire_error(error, prefix) from None
-
-
-def decode_json(data: bytes | str, cls: type[T]) -> T:
-    """Decode JSON; raises WireError naming the field."""
-    try:
-        return msgspec.json.decode(data, type=cls)
-    except msgspec.ValidationError as error:
-        raise _wire_error(error, "") from None
-    except msgspec.DecodeError as error:
-        raise WireError("", f"not JSON: {error}") from None
-    except UnicodeDecodeError:
-        raise WireError("", "not JSON: not UTF-8") from None
-
-
-def _wire_error(error: msgspec.ValidationError, prefix: str) -> WireError:
-    text = str(error)
-    problem, _, at = text.partition(" - at `")
-    match = _AT.search(at.rstrip("`")) if at else None
-    field = match.group(1) if match else ""
-    missing = re.search(r"missing required field `([^`]+)`", problem)
-    if missing:
-        field = f"{field}.{missing.group(1)}" if field else missing.group(1)
-    return WireError(prefix + field if field else prefix.rstrip(".-"), problem)
 
 
 def _number(field: str, value: Any) -> float:

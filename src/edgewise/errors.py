@@ -28,13 +28,13 @@ class BadInput(EdgewiseError):
 class ScenarioError(BadInput):
     """A scenario or configuration file is wrong.
 
-    The message reads ``FILE: at PATH: expected X, got Y``.
+    The message reads ``FILE: FIELD: expected X, got Y``; FIELD is missing if it is about the whole
+    file.
     """
 
     def __init__(self, file: str, path: str, problem: str) -> None:
         self.file, self.path, self.problem = file, path, problem
-        where = f" at {path}" if path else ""
-        super().__init__(f"{file}:{where} {problem}")
+        super().__init__(": ".join(part for part in (file, path, problem) if part))
 
 
 class ImagesError(BadInput):

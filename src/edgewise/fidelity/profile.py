@@ -24,10 +24,10 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 
-import msgspec
 import numpy as np
 
 from edgewise.cores import usable_cores
+from edgewise.documents import dump_yaml
 from edgewise.errors import BadInput
 from edgewise.live.node.executor import BatchItem, OnnxExecutor, Prediction
 from edgewise.scenario.measured_profile import MeasuredForm, ModelProfile, Prepared, Profile
@@ -200,6 +200,6 @@ def write(profile: Profile, file: Path) -> None:
     """Write it as YAML. Raises BadInput if that cannot be done."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(msgspec.yaml.encode(profile))
+        file.write_text(dump_yaml(profile), encoding="utf-8")
     except OSError as error:
         raise BadInput(f"{file}: cannot be written: {error.strerror}") from None

@@ -14,11 +14,12 @@ from typing import Annotated, TypeVar
 import msgspec
 from msgspec import Meta, Struct
 
+from edgewise.decoding import pattern
+from edgewise.documents import read_document
 from edgewise.domain import Name, PolicyName
-from edgewise.errors import ScenarioError
 
 Port = Annotated[int, Meta(ge=0, le=65535)]
-Url = Annotated[str, Meta(pattern=r"^https?://[^\s/]+:\d{1,5}/?$")]
+Url = Annotated[str, pattern(r"^https?://[^\s/]+:\d{1,5}/?\Z", "a URL such as http://plaza:8101")]
 
 
 class Listen(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -82,15 +83,7 @@ def load_config(path: str | os.PathLike[str], kind: type[T]) -> T:
     Raises ScenarioError naming the file, the field and what was expected.
     """
     file = Path(path)
-    try:
-        config = msgspec.yaml.decode(file.read_bytes(), type=kind)
-    except OSError as error:
-        raise ScenarioError(str(file), "", f"cannot be read: {error.strerror}") from None
-    except msgspec.ValidationError as error:
-        problem, _, at = str(error).partition(" - at `")
-        raise ScenarioError(str(file), at.rstrip("`"), problem) from None
-    except msgspec.DecodeError as error:
-        raise ScenarioError(str(file), "", f"expected YAML: {error}") from None
+    config = read_document(file, kind)
     beside = file.parent / config.scenario
     if beside.is_file():
         config = msgspec.structs.replace(config, scenario=str(beside))

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import msgspec
 
-from edgewise.documents import explain, nearest
+from edgewise.decoding import nearest
+from edgewise.documents import convert_document
 from edgewise.domain import DEADLINE_MAX
 from edgewise.errors import ScenarioError
 from edgewise.scenario.network_schema import FileTrace, LinkEvent, LinkSpec, NetworkSpec
@@ -29,11 +30,7 @@ def check(scenario: Scenario, file: str | None = None) -> Scenario:
     Also checks types and ranges, so it serves for a scenario that was made in Python.
     """
     file = scenario.name if file is None else file
-    raw = msgspec.to_builtins(scenario)
-    try:
-        msgspec.convert(raw, Scenario)
-    except msgspec.ValidationError as error:
-        raise explain(file, error, raw, Scenario) from None
+    convert_document(msgspec.to_builtins(scenario), Scenario, file)
     for path, problem in _problems(scenario):
         raise ScenarioError(file, path, problem)
     return scenario
@@ -47,18 +44,18 @@ def link_events(scenario: Scenario) -> tuple[tuple[str, LinkEvent], ...]:
 
 def _problems(scenario: Scenario) -> Iterator[Problem]:
     if scenario.profile is not None:
-        yield "$.profile", "a profile is read with its scenario's file; in Python, give latencies"
+        yield "profile", "a profile is read with its scenario's file; in Python, give latencies"
     yield from _servers(scenario)
     yield from _network(scenario)
     yield from _workload(scenario)
     low, high = scenario.service_noise.spell.factor
     if low > high:
-        yield "$.service_noise.spell.factor", f"expected [low, high], got [{low:g}, {high:g}]"
+        yield "service_noise.spell.factor", f"expected [low, high], got [{low:g}, {high:g}]"
     for index, failure in enumerate(scenario.failures):
         if isinstance(failure, MuteFailure):
             continue
         if failure.server not in scenario.servers:
-            yield f"$.failures[{index}].server", _no_server(failure.server, scenario)
+            yield f"failures[{index}].server", _no_server(failure.server, scenario)
 
 
 def _no_server(name: str, scenario: Scenario) -> str:
@@ -70,26 +67,26 @@ def _servers(scenario: Scenario) -> Iterator[Problem]:
         seen: set[str] = set()
         for index, service in enumerate(server.services):
             if service.model in seen:
-                at = f"$.servers.{name}.services[{index}]"
+                at = f"servers.{name}.services[{index}]"
                 yield at, f"the model {service.model!r} stands twice on this server"
             seen.add(service.model)
     if not any(server.services for server in scenario.servers.values()):
-        yield "$.servers", "expected a service on at least one server, got none"
+        yield "servers", "expected a service on at least one server, got none"
 
 
 def _network(scenario: Scenario) -> Iterator[Problem]:
     network = scenario.network
     if scenario.network_state == "emulator" and not network.emulate:
-        yield "$.network_state", "'emulator' needs network.emulate: true; use 'measured'"
+        yield "network_state", "'emulator' needs network.emulate: true; use 'measured'"
     for where, link in _link_specs(network):
-        yield from _link(f"$.network.{where}", link)
+        yield from _link(f"network.{where}", link)
     for name in network.access_links:
         if name not in scenario.servers:
-            yield f"$.network.access_links.{name}", _no_server(name, scenario)
+            yield f"network.access_links.{name}", _no_server(name, scenario)
     for name in network.links:
         yield from _link_key(name, scenario)
     for index, event in enumerate(network.events):
-        at = f"$.network.events[{index}]"
+        at = f"network.events[{index}]"
         if scenario.resolve_link(event.link) is None:
             known = [name.removeprefix("uplink:") for name in scenario.link_names()]
             yield f"{at}.link", f"no link is called {event.link!r}{nearest(event.link, known)}"
@@ -114,7 +111,7 @@ def _link(at: str, link: LinkSpec) -> Iterator[Problem]:
 
 
 def _link_key(name: str, scenario: Scenario) -> Iterator[Problem]:
-    at = f"$.network.links.{name}"
+    at = f"network.links.{name}"
     if scenario.network.topology == "uplink":
         if ">" in name:
             yield at, f"a pair such as {name!r} needs topology: pair; here a key is a server"
@@ -136,14 +133,14 @@ def _workload(scenario: Scenario) -> Iterator[Problem]:
     workload = scenario.workload
     for name in workload.ingress:
         if name not in scenario.servers:
-            yield f"$.workload.ingress.{name}", _no_server(name, scenario)
+            yield f"workload.ingress.{name}", _no_server(name, scenario)
     if not math.fsum(workload.ingress.values()) > 0.0:
-        yield "$.workload.ingress", "expected shares with a sum above 0, got 0"
+        yield "workload.ingress", "expected shares with a sum above 0, got 0"
     if not math.fsum(demand.share for demand in workload.demands) > 0.0:
-        yield "$.workload.demands", "expected shares with a sum above 0, got 0"
+        yield "workload.demands", "expected shares with a sum above 0, got 0"
     for index, demand in enumerate(workload.demands):
         low, high = demand.deadline_range
-        at = f"$.workload.demands[{index}].deadline"
+        at = f"workload.demands[{index}].deadline"
         if not 0.0 < low <= DEADLINE_MAX:
             yield at, f"expected a number > 0.0 and <= {DEADLINE_MAX}, got {low}"
         if low > high:
@@ -152,17 +149,17 @@ def _workload(scenario: Scenario) -> Iterator[Problem]:
     if isinstance(arrivals, MmppArrivals):
         rates, sojourns = len(arrivals.rates), len(arrivals.sojourns)
         if rates != sojourns:
-            at = "$.workload.arrivals.sojourns"
+            at = "workload.arrivals.sojourns"
             yield at, f"expected as many as rates ({rates}), got {sojourns}"
         elif not arrivals.mean_rate > 0.0:
-            yield "$.workload.arrivals.rates", "expected one above 0, got none"
+            yield "workload.arrivals.rates", "expected one above 0, got none"
     if isinstance(arrivals, TraceArrivals):
         if arrivals.rate is not None and arrivals.scale != 1.0:
-            yield "$.workload.arrivals", "expected rate or scale, got both"
+            yield "workload.arrivals", "expected rate or scale, got both"
         if not Path(arrivals.file).is_file():
-            yield "$.workload.arrivals.file", f"no such file: {arrivals.file}"
+            yield "workload.arrivals.file", f"no such file: {arrivals.file}"
     if workload.images != "builtin" and not Path(workload.images).is_dir():
-        at = "$.workload.images"
+        at = "workload.images"
         yield at, f"expected 'builtin' or a directory, got {workload.images}"
 
 

@@ -3,22 +3,18 @@
 What comes in: YAML. What goes out: a `Scenario` in which every short form is spelt out (a service
 that was a bare string, a link that gave only what differs from the default link) and every path is
 absolute. ``load(dump(scenario)) == scenario``.
-
-The YAML is 1.2's core schema, not PyYAML's 1.1: there ``on`` is a truth value, ``1e-3`` a text and
-``12:30`` the number 750. A key that stands twice is an error, for PyYAML drops the first.
 """
 
 from __future__ import annotations
 
-import re
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import yaml  # type: ignore[import-untyped]
 
-from edgewise.documents import explain, nearest
+from edgewise.decoding import nearest
+from edgewise.documents import convert_document, dump_yaml, parse_yaml, read_text
 from edgewise.errors import ScenarioError
 from edgewise.scenario.checks import check
 from edgewise.scenario.measured_profile import fill_in
@@ -57,34 +53,23 @@ def find(name: str | Path) -> Path:
 def load(name: str | Path) -> Scenario:
     """Read and check a scenario file or a preset. Raises ScenarioError."""
     path = find(name)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ScenarioError(str(path), "", f"expected UTF-8, got byte {error.start}") from None
-    except OSError as error:
-        raise ScenarioError(str(path), "", f"cannot be read: {error.strerror}") from None
-    return loads(text, str(path), path.parent)
+    return loads(read_text(path), str(path), path.parent)
 
 
 def loads(text: str, file: str = "<scenario>", folder: str | Path = ".") -> Scenario:
     """Parse and check a scenario; `folder` is what relative paths start from."""
-    raw = _parse(text, file)
+    raw = parse_yaml(text, file)
     if not isinstance(raw, dict):
         what = "nothing" if raw is None else type(raw).__name__
-        raise ScenarioError(file, "$", f"expected a mapping with name, servers, …, got {what}")
+        raise ScenarioError(file, "", f"expected a mapping with name, servers, …, got {what}")
     _spell_out(raw)
     _absolute(raw, Path(folder).resolve())
     profile = raw.pop("profile", None)
     if isinstance(profile, str) and profile:
         fill_in(raw, Path(folder).resolve() / Path(profile).expanduser())
     elif profile is not None:
-        raise ScenarioError(file, "$.profile", f"expected a file, got {profile!r:.60}")
-    try:
-        scenario = msgspec.convert(raw, Scenario)
-    except msgspec.ValidationError as error:
-        raise explain(file, error, raw, Scenario) from None
-    check(scenario, file)
-    return scenario
+        raise ScenarioError(file, "profile", f"expected a file, got {profile!r:.60}")
+    return check(convert_document(raw, Scenario, file), file)
 
 
 def dump(scenario: Scenario) -> str:
@@ -97,15 +82,7 @@ def dump(scenario: Scenario) -> str:
         network[overrides] = {
             name: _difference(link, network[base]) for name, link in network[overrides].items()
         }
-    text = yaml.dump(
-        _plain(raw),
-        Dumper=_Dumper,
-        sort_keys=False,
-        allow_unicode=True,
-        default_flow_style=None,
-        width=100,
-    )
-    return str(text)
+    return dump_yaml(raw)
 
 
 # -- short forms ---------------------------------------------------------------------------------
@@ -116,9 +93,7 @@ def _spell_out(raw: dict[str, Any]) -> None:
     servers = raw.get("servers")
     for server in servers.values() if isinstance(servers, dict) else ():
         if isinstance(server, dict) and isinstance(server.get("services"), list):
-            server["services"] = [
-                {"model": each} if isinstance(each, str) else each for each in server["services"]
-            ]
+            server["services"] = [_spelt_out(each) for each in server["services"]]
     network = raw.get("network")
     if not isinstance(network, dict):
         return
@@ -130,6 +105,15 @@ def _spell_out(raw: dict[str, Any]) -> None:
         for name, link in given.items():
             if isinstance(link, dict):
                 given[name] = _merge(start, link)
+
+
+def _spelt_out(service: Any) -> Any:
+    """A service that is a bare name, or has a single number as its latency, in full."""
+    if isinstance(service, str):
+        return {"model": service}
+    if isinstance(service, dict) and isinstance(service.get("latency"), int | float):
+        return {**service, "latency": [service["latency"]]}
+    return service
 
 
 def _merge(base: dict[str, Any], link: dict[str, Any]) -> dict[str, Any]:
@@ -178,97 +162,3 @@ def _absolute(raw: dict[str, Any], folder: Path) -> None:
             links = network.get(overrides)
             for link in links.values() if isinstance(links, dict) else ():
                 fix_link(link)
-
-
-def _plain(value: Any) -> Any:
-    """Tuples to lists, for YAML has no tuples."""
-    if isinstance(value, dict):
-        return {key: _plain(each) for key, each in value.items()}
-    return [_plain(each) for each in value] if isinstance(value, list | tuple) else value
-
-
-# -- YAML 1.2 ------------------------------------------------------------------------------------
-
-
-def _parse(text: str, file: str) -> Any:
-    try:
-        return yaml.load(text, Loader=_Loader)  # _Loader is a SafeLoader
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        what = error.problem or error.context or "cannot be parsed"
-        raise ScenarioError(file, "", f"not YAML: {where}{what}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ScenarioError(file, "", f"not YAML: {error}") from None
-
-
-class _Loader(yaml.SafeLoader):  # type: ignore[misc]
-    """YAML 1.2 core schema; refuses duplicate keys."""
-
-
-class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
-    """Quotes what `_Loader` would read as something else, and nothing more."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        return True  # equal parts are written out, not as &anchors
-
-
-def _mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
-    seen: set[Any] = set()
-    for key_node, _ in node.value:
-        if key_node.tag == "tag:yaml.org,2002:merge":
-            continue  # <<: what it brings may be overridden
-        key = loader.construct_object(key_node, deep=True)
-        if not isinstance(key, str):
-            raise yaml.constructor.ConstructorError(
-                None, None, f"a key must be text, got {key!r:.60}", key_node.start_mark
-            )
-        if key in seen:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"the key {key!r} stands twice", key_node.start_mark
-            )
-        seen.add(key)
-    loader.flatten_mapping(node)
-    pairs = [
-        (loader.construct_object(key, deep=True), loader.construct_object(value, deep=True))
-        for key, value in node.value
-    ]
-    return dict(pairs)
-
-
-_CORE = (
-    ("null", r"~|null|Null|NULL|", "~nN\0"),
-    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
-    ("int", r"[-+]?[0-9]+", "-+0123456789"),
-    (
-        "float",
-        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
-        "-+0123456789.",
-    ),
-    ("merge", r"<<", "<"),
-)
-
-
-def _number(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
-    return int(loader.construct_scalar(node))  # 010 is ten, as in 1.2
-
-
-def _float(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> float:
-    return float(loader.construct_scalar(node).replace(".inf", "inf").replace(".nan", "nan"))
-
-
-def _set_up() -> None:
-    for cls in (_Loader, _Dumper):
-        cls.yaml_implicit_resolvers = {}
-        for tag, pattern, first in _CORE:
-            cls.add_implicit_resolver(
-                f"tag:yaml.org,2002:{tag}",
-                re.compile(f"^(?:{pattern})$"),
-                ["" if letter == "\0" else letter for letter in first],
-            )
-    _Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
-    _Loader.add_constructor("tag:yaml.org,2002:int", _number)
-    _Loader.add_constructor("tag:yaml.org,2002:float", _float)
-
-
-_set_up()

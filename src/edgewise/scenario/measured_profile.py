@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from edgewise.errors import ScenarioError
+from edgewise.documents import read_document
 from edgewise.scenario.ranges import Strict
 
 _Seconds = Annotated[float, Meta(gt=0.0, le=600.0)]
@@ -131,16 +131,6 @@ class Profile(Strict, frozen=True, kw_only=True):
         return math.fsum(each) / len(each) if each else 0.0
 
 
-def read_profile(file: Path) -> Profile:
-    """Read a profile. Raises ScenarioError naming the field."""
-    try:
-        return msgspec.yaml.decode(file.read_bytes(), type=Profile)
-    except OSError as error:
-        raise ScenarioError(str(file), "", f"cannot be read: {error.strerror}") from None
-    except msgspec.DecodeError as error:  # a ValidationError is one, and says where
-        raise ScenarioError(str(file), "", f"not a profile: {error}") from None
-
-
 def fill_in(raw: dict[str, Any], file: Path) -> None:
     """Give the scenario `raw`, its services spelt out, what it leaves open and the profile knows.
 
@@ -148,7 +138,7 @@ def fill_in(raw: dict[str, Any], file: Path) -> None:
     services without a latency of their own; `service_noise.cv`; `prepare.seconds`. Raises
     ScenarioError.
     """
-    known = read_profile(file)
+    known = read_document(file, Profile)
     servers = raw.get("servers")
     for server in servers.values() if isinstance(servers, dict) else ():
         services = server.get("services") if isinstance(server, dict) else None

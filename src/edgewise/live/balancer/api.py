@@ -26,7 +26,8 @@ import msgspec
 from aiohttp import web
 from msgspec import Struct
 
-from edgewise.domain import Outcome, PayloadForm, ShedReason, decode_json
+from edgewise.decoding import decode_json
+from edgewise.domain import Outcome, PayloadForm, ShedReason
 from edgewise.errors import WireError
 from edgewise.live.balancer.balancer import Balancer
 from edgewise.live.balancer.balancer_metrics import CONTENT_TYPE

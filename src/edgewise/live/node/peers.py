@@ -10,7 +10,8 @@ from typing import Protocol
 import aiohttp
 from msgspec import Struct
 
-from edgewise.domain import Report, Request, decode_json
+from edgewise.decoding import decode_json
+from edgewise.domain import Report, Request
 from edgewise.errors import PeerError, WireError
 from edgewise.fleet.estimates import starved
 from edgewise.live.clock import Clock

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import msgspec
 
+from edgewise.documents import dump_yaml
 from edgewise.errors import BadInput
 from edgewise.live.process_config import BalancerConfig, ClientConfig, Listen, NodeConfig
 from edgewise.live.run.addresses import Addresses
@@ -117,7 +118,7 @@ def write(folder: Path, made: dict[str, Config]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for name, config in made.items():
             file = folder / f"{name}.yaml"
-            file.write_bytes(msgspec.yaml.encode(config))
+            file.write_text(dump_yaml(config), encoding="utf-8")
             os.chmod(file, 0o644)
     except OSError as error:
         raise BadInput(f"{folder}: cannot be written: {error.strerror}") from None

@@ -18,7 +18,8 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from edgewise.domain import Outcome, PayloadForm, Stamps, Status, convert, decode_json
+from edgewise.decoding import convert, decode_json
+from edgewise.domain import Outcome, PayloadForm, Stamps, Status
 from edgewise.errors import PeerError, WireError
 
 INPUT = "image"
