@@ -19,7 +19,7 @@ from edgewise import scenario
 from edgewise.compile.reference import by_reference
 from edgewise.domain import Observation, PeerReport, QueueItem, Report, Request
 from edgewise.fleet.rng import new_rng
-from edgewise.fleet.table import CandidateTable
+from edgewise.fleet.table import observed
 from edgewise.fleet.tracker import Tracker
 from edgewise.policy import POLICIES, Policy, PolicySpec, learned, weight_files
 from edgewise.sim import engine
@@ -62,14 +62,7 @@ def observation() -> Observation:
 
 def simulated(rule: PolicySpec, seen: Observation) -> float:
     """µs a call."""
-    table = CandidateTable(
-        seen.rows,
-        seen.mask,
-        seen.servers,
-        seen.context,
-        np.zeros(seen.mask.size),
-        np.ones(1, np.uint8),
-    )
+    table = observed(seen)
     kernel = engine.compiled(rule.kernel)
     numbers, state = np.array(rule.params), rule.new_memory(len(seen.servers))
     draws = new_rng(1)

@@ -28,37 +28,38 @@ def filled(servers: int, services: int) -> t.CandidateTable:
     table = t.blank_table(servers, servers * services)
     luck = np.random.default_rng(0)
     table.mask[:] = 1
+    rows = table.rows
     for s in range(servers):
         known = table.servers[s]
-        known[t.S_UP] = 1.0
-        known[t.S_WORKERS] = 1 + s % 2
-        known[t.S_SPEED] = luck.uniform(0.5, 2.0)
-        known[t.S_BACKLOG] = luck.exponential(0.1)
-        known[t.S_UTILISATION] = luck.uniform(0.2, 0.9)
-        known[t.S_REPORT_AGE] = luck.uniform(0.0, 0.5)
-        for column in (t.S_RIF, t.S_OUTSTANDING, t.S_QUEUED):
+        known.up = 1.0
+        known.workers = 1 + s % 2
+        known.speed = luck.uniform(0.5, 2.0)
+        known.backlog = luck.exponential(0.1)
+        known.utilisation = luck.uniform(0.2, 0.9)
+        known.report_age = luck.uniform(0.0, 0.5)
+        for column in ("rif", "outstanding", "queued"):
             known[column] = luck.integers(0, 6)
-        for column in (t.S_RESPONSE, t.S_PEAK, t.S_RIF_RESPONSE):
+        for column in ("response", "peak", "rif_response"):
             known[column] = luck.uniform(0.05, 0.5)
-        known[t.S_ANSWERS_1S] = luck.uniform(1.0, 50.0)
-        known[t.S_OFFERED_5S] = luck.uniform(0.2, 0.9)
+        known.answers_1s = luck.uniform(1.0, 50.0)
+        known.offered_5s = luck.uniform(0.2, 0.9)
         for k in range(services):
             for form in range(2):
                 r = 2 * (s * services + k) + form
-                row = table.rows[r]
-                row[t.R_SERVER], row[t.R_SERVICE], row[t.R_FORM] = s, s * services + k, form
-                row[t.R_LOCAL] = s == 0
-                row[t.R_ACCURACY] = 0.55 + 0.3 * (k + 1) / services
-                row[t.R_READY] = luck.uniform(0.01, 0.1)
-                row[t.R_WAIT] = known[t.S_BACKLOG]
-                row[t.R_SERVICE_TIME] = 0.01 * 2.0**k / known[t.S_SPEED]
-                row[t.R_RETURN] = 0.01
-                row[t.R_LATENCY] = 0.01 + row[t.R_READY : t.R_RETURN + 1].sum()
-                row[t.R_TRANSFER] = 0.02
+                rows.server[r], rows.service[r], rows.form[r] = s, s * services + k, form
+                rows.local[r] = s == 0
+                rows.accuracy[r] = 0.55 + 0.3 * (k + 1) / services
+                rows.ready[r] = luck.uniform(0.01, 0.1)
+                rows.wait[r] = known.backlog
+                rows.service_time[r] = 0.01 * 2.0**k / known.speed
+                rows.return_time[r] = 0.01
+                rows.latency[r] = 0.01 + rows.ready[r] + rows.wait[r]
+                rows.latency[r] += rows.service_time[r] + rows.return_time[r]
+                rows.transfer[r] = 0.02
     context = table.context
-    context[t.C_ELAPSED], context[t.C_DEADLINE] = 0.01, 0.25
-    context[t.C_GRACE], context[t.C_ACCURACY_WEIGHT] = 1.0, 1.0
-    context[t.C_NOW] = 1000.0
+    context.elapsed, context.deadline = 0.01, 0.25
+    context.grace, context.accuracy_weight = 1.0, 1.0
+    context.now = 1000.0
     return table
 
 
@@ -67,7 +68,7 @@ def run(kernel, table, params, state, draws, calls):  # type: ignore[no-untyped-
     """Call the kernel as the simulator does."""
     total = 0.0
     for _ in range(calls):
-        table.context[t.C_NOW] += 0.001
+        table.context.now += 0.001
         total += kernel(table, params, state, draws)
     return total
 

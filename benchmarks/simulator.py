@@ -88,7 +88,7 @@ def speed(
     rule = POLICIES[policy]
     start = simulation(scenario, generate(scenario, None), SimOptions(store=False))
     if not sampled:
-        start.table.wanted[1] = 0
+        start.table.settings.sampled = 0
     play(engine.branch(start), rule, 1)  # compiles, and warms the caches
     last: list[Sim] = []
 

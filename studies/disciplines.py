@@ -25,7 +25,7 @@ from edgewise.bench.report import table
 from edgewise.bench.statistics import Floats, Interval, over_families
 from edgewise.compile import jit
 from edgewise.fleet.arrays import Array
-from edgewise.fleet.table import R_LOCAL, CandidateTable
+from edgewise.fleet.table import CandidateTable
 from edgewise.learn.search import Budget
 from edgewise.policy import POLICIES
 from edgewise.policy.base import PolicySpec
@@ -196,7 +196,7 @@ def _priced_forced(table: CandidateTable, params: Array, state: Array, draws: Ar
     """`priced_greedy` whose transfers are all model-ready where that form may be chosen."""
     probability = priced_scores(table, params)
     for r in range(0, table.mask.size - 1, 2):
-        if table.rows[r, R_LOCAL] == 0.0 and table.mask[r + 1] == 1:
+        if table.rows.local[r] == 0.0 and table.mask[r + 1] == 1:
             table.scores[r] = -np.inf
     return probability
 

@@ -15,16 +15,6 @@ from edgewise.compile import jit
 from edgewise.fleet.arrays import Array
 from edgewise.fleet.estimates import ready_time
 from edgewise.fleet.table import (
-    C_NOW,
-    R_FORM,
-    R_LATENCY,
-    R_LOCAL,
-    R_SERVER,
-    R_SERVICE,
-    R_SERVICE_TIME,
-    R_WAIT,
-    S_AHEAD,
-    S_BACKLOG,
     CandidateTable,
 )
 from edgewise.policy.learned import edgewise
@@ -48,7 +38,7 @@ def original_only(table: CandidateTable, params: Array, state: Array, draws: Arr
 def always_ready(table: CandidateTable, params: Array, state: Array, draws: Array) -> float:
     """The policy, with every transfer re-encoded for which that form may be chosen."""
     for r in range(0, table.mask.size - 1, 2):
-        if table.mask[r + 1] != 0 and table.rows[r + 1, R_LOCAL] == 0.0:
+        if table.mask[r + 1] != 0 and table.rows.local[r + 1] == 0.0:
             table.mask[r] = 0
     return edgewise(table, params, state, draws)
 
@@ -61,17 +51,17 @@ def slow_spells_known(table: CandidateTable, params: Array, state: Array, draws:
     by as much as those move.
     """
     size = int(params[0])
+    rows = table.rows
     services = (table.mask.size - 1) // 2
     count = table.servers.shape[0]
-    now = table.context[C_NOW]
+    now = table.context.now
     offsets = 1 + 2 * services
     last = -1
     factor = 1.0
     for r in range(table.mask.size - 1):
         if table.mask[r] == 0:
             continue
-        row = table.rows[r]
-        s = int(row[R_SERVER])
+        s = int(table.rows.server[r])
         fresh = s != last
         if fresh:
             last = s
@@ -81,17 +71,17 @@ def slow_spells_known(table: CandidateTable, params: Array, state: Array, draws:
                 if params[place] > now:
                     break
                 factor = params[place + 1]
-        k = int(row[R_SERVICE])
+        k = int(table.rows.service[r])
         true = params[1 + k] * factor
-        if row[R_FORM] != 0.0:
+        if table.rows.form[r] != 0.0:
             true = ready_time(true, params[1 + services + k])
-        by = true / row[R_SERVICE_TIME]
-        row[R_LATENCY] += (true - row[R_SERVICE_TIME]) + (by - 1.0) * row[R_WAIT]
-        row[R_SERVICE_TIME] = true
-        row[R_WAIT] *= by
+        by = true / rows.service_time[r]
+        rows.latency[r] += (true - rows.service_time[r]) + (by - 1.0) * rows.wait[r]
+        rows.service_time[r] = true
+        rows.wait[r] *= by
         if fresh:
-            table.servers[s, S_BACKLOG] *= by
-            table.servers[s, S_AHEAD] *= by
+            table.servers[s].backlog *= by
+            table.servers[s].ahead *= by
     return edgewise(table, params[size:], state, draws)
 
 

@@ -16,10 +16,6 @@ from edgewise.compile import jit
 from edgewise.errors import BadInput
 from edgewise.fleet import table as columns
 from edgewise.fleet.table import (
-    R_LATENCY,
-    R_SERVER,
-    R_SIZE,
-    S_RATE,
     CandidateTable,
     blank_table,
     flatten,
@@ -82,7 +78,7 @@ def test_each_score_is_credited_to_its_own_decision() -> None:
     }
     scenario = WorldSource(**SHORT).scenario(7)
     sim = simulation(scenario, generate(scenario, None), SimOptions(store=True))
-    sim.table.wanted[0] = 1
+    sim.table.settings.fill_servers = 1
     requests = []
     for row in rows:
         requests.append(engine.advance(sim))
@@ -166,9 +162,12 @@ def test_the_observation_is_the_candidate_table(observation: str) -> None:
             row, server = seen[r, : len(ROW)], seen[r, len(ROW) : len(ROW) + len(SERVER)]
         else:
             row, server = seen["rows"][r], seen["servers"][seen["server"][r]]
-        assert row[ROW.index("latency")] == np.float32(wide[r, R_LATENCY])
-        assert row[ROW.index("size")] == pytest.approx(wide[r, R_SIZE] * 1e-6)
-        rate = wide[r, len(ROW) + 2 + S_RATE]
+        figures = dict(
+            zip((*columns.ROW, *("its " + name for name in columns.SERVER)), wide[r], strict=False)
+        )
+        assert row[ROW.index("latency")] == np.float32(figures["latency"])
+        assert row[ROW.index("size")] == pytest.approx(figures["size"] * 1e-6)
+        rate = figures["its rate"]
         assert server[SERVER.index("rate")] == pytest.approx(rate * 1e-6)
     if observation == "flat":
         assert seen.shape == (env.action_space.n, WIDTH)
@@ -188,17 +187,16 @@ def write_wide(rows: Any, of: Any, servers: Any, context: Any, out: Any) -> None
 @pytest.mark.parametrize("fleet", [(1, 1), (2, 2), (1, 9), (3, 3), (5, 4)])
 @pytest.mark.parametrize("room", [0, 3])
 def test_what_is_shown_is_the_table_scaled_and_clipped(fleet: tuple[int, int], room: int) -> None:
-    """Eight rows at a time; where there are fewer, and where the next world has more."""
     servers, count = fleet[0], fleet[0] * fleet[1]
     table = blank_table(servers, count)
     rng = np.random.default_rng(count)
     awkward = np.array([0.0, -1.0, np.nan, np.inf, 1e4, 1e9, 0.25])
-    for array in (table.rows, table.servers, table.context):
+    for array in (table.arrays.rows, table.arrays.servers, table.arrays.context):
         array[...] = np.where(
             rng.random(array.shape) < 0.4, rng.choice(awkward, array.shape), rng.random(array.shape)
         )
     shed = 2 * count
-    table.rows[:shed, R_SERVER] = np.arange(shed) // (2 * fleet[1])
+    table.rows.server[:shed] = np.arange(shed) // (2 * fleet[1])
     table.mask[:shed] = rng.random(shed) < 0.6
     rows = np.full((len(ROW), shed + 1 + room), 7.0, np.float32)
     of = np.full(shed + 1 + room, 7, np.int32)
@@ -207,20 +205,20 @@ def test_what_is_shown_is_the_table_scaled_and_clipped(fleet: tuple[int, int], r
     context = np.zeros(len(CONTEXT), np.float32)
     write(table, mask, rows, of, seen, context)
 
-    def shown(figures: Any, names: tuple[str, ...]) -> Any:
+    def shown(figures: Any, names: tuple[str, ...], all_names: dict[str, str]) -> Any:
+        figures = figures[..., [list(all_names).index(name) for name in names]]
         factors = [1e-6 if name in ("size", "rate", "payload") else 1.0 for name in names]
         scaled = figures.astype(np.float32) * np.array(factors, np.float32)
         return np.where(scaled > 0.0, np.minimum(scaled, np.float32(TOP)), np.float32(0.0))
 
     good = table.mask[:shed] != 0
-    first = list(columns.ROW).index(ROW[0])
-    expected = shown(table.rows[:shed, first : first + len(ROW)], ROW) * good[:, None]
+    expected = shown(table.arrays.rows[:shed], ROW, columns.ROW) * good[:, None]
     np.testing.assert_array_equal(rows[:, :shed].T, expected)
-    np.testing.assert_array_equal(of[:shed], np.where(good, table.rows[:shed, R_SERVER], -1))
+    np.testing.assert_array_equal(of[:shed], np.where(good, table.rows.server[:shed], -1))
     np.testing.assert_array_equal(mask[:shed], table.mask[:shed])
-    np.testing.assert_array_equal(seen[:servers], shown(table.servers, SERVER))
-    begin = list(columns.CONTEXT).index(CONTEXT[0])
-    shared = shown(table.context[begin : begin + len(CONTEXT)], CONTEXT)
+    by_server = shown(table.arrays.servers, SERVER, columns.SERVER)
+    np.testing.assert_array_equal(seen[:servers], by_server)
+    shared = shown(table.arrays.context, CONTEXT, columns.CONTEXT)
     np.testing.assert_array_equal(context, shared)
     # Nothing else was written to, but that shed is always admissible.
     assert (rows[:, shed:] == 7.0).all()
@@ -233,11 +231,17 @@ def test_what_is_shown_is_the_table_scaled_and_clipped(fleet: tuple[int, int], r
     rows, of = np.ascontiguousarray(rows[:, : shed + 1]), of[: shed + 1].copy()
     of[shed] = -1
     write_wide(rows, of, seen, context, flat)
-    of_row = shown(table.servers, SERVER)[np.arange(shed) // (2 * fleet[1])]
+    of_row = by_server[np.arange(shed) // (2 * fleet[1])]
     wide = np.hstack([expected, of_row, np.broadcast_to(shared, (shed, len(CONTEXT)))])
     np.testing.assert_array_equal(flat[:shed], wide * good[:, None])
     np.testing.assert_array_equal(flat[shed, -len(CONTEXT) :], shared)
     assert not flat[shed, : -len(CONTEXT)].any()
+
+
+def test_every_column_is_shown_but_indices_and_the_clock() -> None:
+    hidden = {"server", "service", "ingress", "now"}
+    for shown, names in ((ROW, columns.ROW), (SERVER, columns.SERVER), (CONTEXT, columns.CONTEXT)):
+        assert set(names) - set(shown) == set(names) & hidden
 
 
 def test_without_copies_the_same_is_returned() -> None:

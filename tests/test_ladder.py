@@ -21,18 +21,13 @@ from edgewise.policy.rules import linucb, prequal
 
 pytestmark = pytest.mark.study
 
-COLUMN = {
-    "row": {name: i for i, name in enumerate(t.ROW)},
-    "server": {name: i for i, name in enumerate(t.SERVER)},
-    "context": {name: i for i, name in enumerate(t.CONTEXT)},
-}
 FAST, SLOW, SHED = 0, 1, -1
 """Services of each server of `fleet`: rows 4s + 2·service + form."""
 
 
-def fill(kind: str, cells: Any, **values: float) -> None:
+def fill(record: Any, **values: float) -> None:
     for name, value in values.items():
-        cells[COLUMN[kind][name]] = value
+        record[name] = value
 
 
 def fleet(servers: int = 3, forms: int = 1, **context: float) -> t.CandidateTable:
@@ -40,16 +35,16 @@ def fleet(servers: int = 3, forms: int = 1, **context: float) -> t.CandidateTabl
     queued, 10 ms of network. Server 0 is the ingress."""
     table = t.blank_table(servers, 2 * servers)
     given = {"deadline": 0.4, "grace": 1.0, "accuracy_weight": 1.0, "now": 1000.0}
-    fill("context", table.context, **{**given, **context})
+    fill(table.context, **{**given, **context})
     for s in range(servers):
-        fill("server", table.servers[s], up=1, workers=1, speed=1, report_age=0.05)
+        fill(table.servers[s], up=1, workers=1, speed=1, report_age=0.05)
         for service, (accuracy, seconds) in enumerate(((0.6, 0.02), (0.8, 0.08))):
             for form in range(forms):
                 r = row_of(s, service, form)
                 table.mask[r] = 1
-                fill("row", table.rows[r], server=s, service=2 * s + service, form=form)
-                fill("row", table.rows[r], local=s == 0, accuracy=accuracy, ready=0.01)
-                fill("row", table.rows[r], service_time=seconds, latency=seconds + 0.01)
+                set_row(table, r, server=s, service=2 * s + service, form=form)
+                set_row(table, r, local=s == 0, accuracy=accuracy, ready=0.01)
+                set_row(table, r, service_time=seconds, latency=seconds + 0.01)
     table.mask[SHED] = 1
     return table
 
@@ -59,11 +54,12 @@ def row_of(server: int, service: int, form: int = 0) -> int:
 
 
 def set_server(table: t.CandidateTable, server: int, **values: float) -> None:
-    fill("server", table.servers[server], **values)
+    fill(table.servers[server], **values)
 
 
 def set_row(table: t.CandidateTable, row: int, **values: float) -> None:
-    fill("row", table.rows[row], **values)
+    for name, value in values.items():
+        getattr(table.rows, name)[row] = value
 
 
 class Run:
@@ -92,9 +88,9 @@ class Run:
 
     def server(self, table: t.CandidateTable, after: float = 0.0) -> int:
         """The chosen server, −1 = shed; the clock goes on by `after` s first."""
-        table.context[t.C_NOW] += after
+        table.context.now += after
         row = self(table)
-        return int(table.rows[row, t.R_SERVER]) if row >= 0 else SHED
+        return int(table.rows.server[row]) if row >= 0 else SHED
 
 
 # -- all of them ----------------------------------------------------------------------------------
@@ -182,9 +178,9 @@ def test_service_on_the_chosen_server() -> None:
     table = fleet(forms=2)
     run = Run("sed")
     assert run(table) == row_of(0, SLOW)
-    table.context[t.C_DEADLINE] = 0.19  # 80 ms is not under 0.4 × 190 ms
+    table.context.deadline = 0.19  # 80 ms is not under 0.4 × 190 ms
     assert run(table) == row_of(0, FAST)
-    table.context[t.C_DEADLINE] = 0.02
+    table.context.deadline = 0.02
     assert run(table) == row_of(0, FAST)
 
 
@@ -273,7 +269,7 @@ def test_jiq_serves_idle_servers_in_the_order_of_their_reports() -> None:
     assert run.server(table) in (0, 1, 2)
     assert run.probability == pytest.approx(1 / 3)
 
-    table.context[t.C_NOW] += 1.0
+    table.context.now += 1.0
     for s in range(3):
         set_server(table, s, report_age=1.0)
     set_server(table, 2, rif=0, report_age=0.0)
@@ -282,11 +278,11 @@ def test_jiq_serves_idle_servers_in_the_order_of_their_reports() -> None:
     run.server(table)  # it has left the queue, and no new report has come
     assert run.probability == pytest.approx(1 / 3)
 
-    table.context[t.C_NOW] += 1.0
+    table.context.now += 1.0
     set_server(table, 2, report_age=0.0)
     run.server(table)
     set_server(table, 2, report_age=1.0)
-    table.context[t.C_NOW] += 1.0
+    table.context.now += 1.0
     set_server(table, 1, rif=0, report_age=0.0)
     assert run.server(table) == 1
 
@@ -337,7 +333,7 @@ def test_weighted_round_robin_is_round_robin_in_the_blackout_and_weighted_after(
     run = Run("weighted_round_robin")
     assert [run.server(table, after=0.01) for _ in range(6)] == [0, 1, 2, 0, 1, 2]
     run.server(table, after=9.0)
-    table.context[t.C_NOW] += 2.0
+    table.context.now += 2.0
     picks = [run.server(table, after=0.001) for _ in range(60)]
     assert [picks.count(s) for s in range(3)] == [40, 10, 10]
     assert max(len(list(g)) for k, g in itertools.groupby(picks) if k == 0) <= 3  # smooth
@@ -366,10 +362,10 @@ def test_weighted_round_robin_forgets_an_old_weight_and_blacks_out_again() -> No
         run.server(table, after=1.0)
     assert run.memory.fleet.mean_weight > 0.0
     for _ in range(6):  # no new report: the age grows with the clock
-        table.servers[:, t.S_REPORT_AGE] += 1.0
+        table.servers.report_age += 1.0
         run.server(table, after=1.0)
     assert run.memory.fleet.mean_weight == 0.0
-    table.servers[:, t.S_REPORT_AGE] = 0.0
+    table.servers.report_age = 0.0
     run.server(table, after=1.0)
     assert run.memory.fleet.mean_weight == 0.0
     for _ in range(3):
@@ -465,7 +461,7 @@ def test_prequal_removes_oldest_and_worst_in_turn() -> None:
     table = fleet(8)
     run = Run("prequal", 8, quantile=0.7)
     probed(run, table, (0, 1, 0.1))
-    table.context[t.C_NOW] += 0.1
+    table.context.now += 0.1
     for server, rif, latency in ((1, 1, 0.9), (2, 8, 0.2), (3, 1, 0.3)):
         set_server(table, server, rif=rif, rif_response=latency)
         prequal.probe(table, settings(run), run.memory, server, 0.0)
@@ -515,7 +511,7 @@ def test_earliest_completion_margin() -> None:
     set_row(table, row_of(0, SLOW), latency=0.43)  # 0.8 × (2 − 1.29) = 0.568 < 0.6
     set_row(table, row_of(1, SLOW), latency=0.43)
     assert run(table) == row_of(1, FAST)
-    table.rows[:, t.R_LATENCY] = (9.0, 9.0, 8.0, 9.0, 7.0, 9.0, 7.5, 9.0, 0.0)
+    table.rows.latency[:] = (9.0, 9.0, 8.0, 9.0, 7.0, 9.0, 7.5, 9.0, 0.0)
     assert run(table) == row_of(1, FAST)  # worthless: the earliest
 
 
@@ -527,9 +523,9 @@ def test_infaas() -> None:
     assert run(table) == row_of(1, SLOW)  # the slowest that fits, the least loaded
     set_row(table, row_of(1, SLOW), service_time=0.5)  # this server's is too slow
     assert run(table) == row_of(2, SLOW)
-    table.context[t.C_DEADLINE] = 0.05
+    table.context.deadline = 0.05
     assert run(table) == row_of(1, FAST)
-    table.context[t.C_DEADLINE] = 0.01
+    table.context.deadline = 0.01
     set_row(table, row_of(2, FAST), service_time=0.015)
     assert run(table) == row_of(2, FAST)  # none fits: the fastest
 
@@ -541,15 +537,15 @@ def test_jellyfish() -> None:
     assert run(table) == row_of(1, SLOW)
     set_row(table, row_of(1, SLOW), transfer=0.25)  # 0.4 − 0.25 < 2 × 0.08
     assert run(table) == row_of(0, SLOW)
-    table.context[t.C_ELAPSED] = 0.25
+    table.context.elapsed = 0.25
     assert run(table) == row_of(1, FAST)
-    table.context[t.C_UPLOAD] = 0.5
+    table.context.upload = 0.5
     set_row(table, row_of(0, FAST), service_time=0.01)
     assert run(table) == row_of(0, FAST)  # late by least
-    table.context[t.C_UPLOAD] = 0.0
-    table.context[t.C_ELAPSED] = 0.0
+    table.context.upload = 0.0
+    table.context.elapsed = 0.0
     for r in (row_of(0, SLOW), row_of(1, SLOW)):
-        set_row(table, r, **{"return": 0.13})  # 0.4 − 2 × 0.13 < 2 × 0.08
+        set_row(table, r, return_time=0.13)  # 0.4 − 2 × 0.13 < 2 × 0.08
     assert run(table) == row_of(1, FAST)
 
 
@@ -568,7 +564,7 @@ def test_slo_headroom() -> None:
         row_of(0, SLOW): pytest.approx(0.1),
         row_of(1, SLOW): pytest.approx(0.1),
     }
-    table.rows[:-1, t.R_LATENCY] += 1.0
+    table.rows.latency[:-1] += 1.0
     run = Run("slo_headroom")
     assert run(table) == row_of(0, FAST)  # least late, the first of equals
     assert run.probability == 1.0
@@ -652,7 +648,7 @@ def test_priced_greedy_without_price_is_expected_utility() -> None:
 def test_priced_greedy_margins_each_part_on_its_own() -> None:
     table = fleet()
     row = row_of(0, SLOW)
-    set_row(table, row, ready=0.2, wait=0.2, service_time=0.2, **{"return": 0.1})
+    set_row(table, row, ready=0.2, wait=0.2, service_time=0.2, return_time=0.1)
     base = 0.8 * (2.0 - 0.7 / 0.4)
     assert score_of(table, row) == pytest.approx(base)
     for name, part in (("network", 0.3), ("wait", 0.2), ("service", 0.2)):
@@ -761,17 +757,17 @@ def test_kernel_policy_learns_from_the_features_of_its_own_decision() -> None:
     observation = Observation(
         request=request,
         at=0.0,
-        rows=table.rows,
+        rows=table.arrays.rows,
         mask=table.mask,
-        servers=table.servers,
-        context=table.context,
+        servers=table.arrays.servers,
+        context=table.arrays.context,
         candidates=(*candidates, None),
     )
     policy = Policy("linucb", POLICIES["linucb"])
     decision = policy.decide(observation)
     kept = policy.features(observation, decision.rows[0])
     assert kept.size == linucb.D
-    assert kept[1] == table.rows[decision.rows[0], t.R_ACCURACY]
+    assert kept[1] == table.rows.accuracy[decision.rows[0]]
     before = table.scores.copy()
     for _ in range(50):
         policy.learn(kept, 0.0)

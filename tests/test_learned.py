@@ -14,19 +14,7 @@ from edgewise.bench.episodes import ReplayableWorld
 from edgewise.domain import Observation
 from edgewise.errors import BadInput
 from edgewise.fleet.rng import new_rng
-from edgewise.fleet.table import (
-    C_INGRESS,
-    C_NOW,
-    R_SERVER,
-    R_SERVICE,
-    R_WAIT,
-    S_BACKLOG,
-    S_RATE,
-    S_RATE_AGE,
-    S_REPORT_AGE,
-    CandidateTable,
-    best_row,
-)
+from edgewise.fleet.table import CandidateTable, best_row, blank_table, observed, table_of
 from edgewise.policy import POLICIES, Policy, features, find, learned, make, weight_files
 from edgewise.policy.explain import explain, params_of
 from edgewise.policy.guard import N_NOT_FINITE, N_OUTSIDE, N_STALE
@@ -56,26 +44,30 @@ def table(seed: int = 0, servers: int = 4, each: int = 3) -> CandidateTable:
     seen = observation()
     rng = np.random.default_rng(seed)
     row, server = seen.rows[0], seen.servers[1]
-    count = 2 * servers * each + 1
-    rows = np.tile(row, (count, 1)) * rng.uniform(0.5, 2.0, (count, row.size))
+    made = blank_table(servers, servers * each)
+    count = made.mask.size
+    rows, known = made.rows, made.servers
+    made.arrays.rows[:] = np.tile(row, (count, 1)) * rng.uniform(0.5, 2.0, (count, row.size))
     of = np.arange(count - 1) // (2 * each)
-    rows[:-1, R_SERVER], rows[:-1, R_SERVICE] = of, np.arange(count - 1) // 2
-    rows[:, 2] = np.arange(count) % 2
-    rows[:-1, 3] = of == 0
-    rows[:, 4] = rng.uniform(0.5, 0.9, count)
-    rows[:, R_WAIT] = rng.exponential(0.1, count)
-    rows[:-1, 9] = rows[:-1, 5:9].sum(axis=1)
-    rows[-1, R_SERVER] = rows[-1, R_SERVICE] = -1.0
-    mask = (rng.random(count) < 0.8).astype(np.uint8)
-    mask[-1] = 1
-    places = np.tile(server, (servers, 1)) * rng.uniform(0.5, 2.0, (servers, server.size))
-    places[:, 0], places[:, 1] = 1.0, rng.choice([1.0, 2.0, 4.0], servers)
-    places[:, S_BACKLOG] = rng.exponential(0.2, servers)
-    places[:, S_RATE], places[:, S_RATE_AGE] = rng.uniform(5e5, 5e6, servers), 0.3
-    places[:, 10:13] = rng.uniform(0.0, 1.0, (servers, 3))
-    context = seen.context.copy()
-    context[C_INGRESS] = 0.0
-    return CandidateTable(rows, mask, places, context, np.zeros(count), np.ones(1, np.uint8))
+    rows.server[:-1], rows.service[:-1] = of, np.arange(count - 1) // 2
+    rows.form[:] = np.arange(count) % 2
+    rows.local[:-1] = of == 0
+    rows.accuracy[:] = rng.uniform(0.5, 0.9, count)
+    rows.wait[:] = rng.exponential(0.1, count)
+    rows.latency[:] = rows.ready + rows.wait + rows.service_time + rows.return_time
+    rows.server[-1] = rows.service[-1] = -1.0
+    made.mask[:] = rng.random(count) < 0.8
+    made.mask[-1] = 1
+    factors = rng.uniform(0.5, 2.0, (servers, server.size))
+    made.arrays.servers[:] = np.tile(server, (servers, 1)) * factors
+    known.up, known.workers = 1.0, rng.choice([1.0, 2.0, 4.0], servers)
+    known.backlog = rng.exponential(0.2, servers)
+    known.rate, known.rate_age = rng.uniform(5e5, 5e6, servers), 0.3
+    shares = rng.uniform(0.0, 1.0, (servers, 3)).T
+    known.offered_1s, known.offered_5s, known.demand_1s = shares
+    made.arrays.context[:] = seen.context
+    made.context.ingress = 0.0
+    return made
 
 
 def observation() -> Observation:
@@ -124,18 +116,14 @@ def test_the_order_of_servers_changes_nothing() -> None:
         mine = scores(numbers, seen)
         order = np.random.default_rng(seed).permutation(len(seen.servers))
         where = np.argsort(order)  # old index → new index
-        rows = [r for s in order for r in range(len(seen.mask) - 1) if seen.rows[r, R_SERVER] == s]
+        rows = [r for s in order for r in range(len(seen.mask) - 1) if seen.rows.server[r] == s]
         rows.append(len(seen.mask) - 1)
-        moved = CandidateTable(
-            seen.rows[rows].copy(),
-            seen.mask[rows],
-            seen.servers[order],
-            seen.context.copy(),
-            np.zeros(len(rows)),
-            seen.wanted,
+        arrays = seen.arrays
+        moved = table_of(
+            arrays.rows[rows], arrays.mask[rows], arrays.servers[order], arrays.context.copy()
         )
-        moved.rows[:-1, R_SERVER] = where[moved.rows[:-1, R_SERVER].astype(int)]
-        moved.context[C_INGRESS] = where[int(seen.context[C_INGRESS])]
+        moved.rows.server[:-1] = where[moved.rows.server[:-1].astype(int)]
+        moved.context.ingress = where[int(seen.context.ingress)]
         # Sums over servers are taken in another order: equal to the last bits only.
         assert np.allclose(scores(numbers, moved), mine[rows], rtol=1e-12, atol=1e-12)
 
@@ -144,11 +132,12 @@ def test_rows_that_are_not_admissible_change_nothing() -> None:
     numbers = params()
     seen = table(3)
     mine = scores(numbers, seen)
-    seen.rows[seen.mask == 0] = 1e9
-    down = np.vstack([seen.servers, np.zeros(seen.servers.shape[1])])  # a server that is not up
-    wide = np.vstack([seen.rows[:-1], np.full((2, seen.rows.shape[1]), -7.0), seen.rows[-1:]])
+    rows, servers = seen.arrays.rows, seen.arrays.servers
+    rows[seen.mask == 0] = 1e9
+    down = np.vstack([servers, np.zeros(servers.shape[1])])  # a server that is not up
+    wide = np.vstack([rows[:-1], np.full((2, rows.shape[1]), -7.0), rows[-1:]])
     mask = np.concatenate([seen.mask[:-1], [0, 0], seen.mask[-1:]]).astype(np.uint8)
-    padded = CandidateTable(wide, mask, down, seen.context, np.zeros(len(mask)), seen.wanted)
+    padded = table_of(wide, mask, down, seen.arrays.context)
     found = scores(numbers, padded)
     assert np.array_equal(np.delete(found, [len(mask) - 3, len(mask) - 2]), mine)
 
@@ -160,18 +149,11 @@ def test_live_and_simulated_scores_are_the_same() -> None:
     seen = observation()
     policy = Policy("edgewise", SHIPPED)
     decided = policy.decide(seen)
-    copied = CandidateTable(
-        seen.rows,
-        seen.mask,
-        seen.servers,
-        seen.context,
-        np.zeros(seen.mask.size),
-        np.ones(1, np.uint8),
-    )
+    copied = observed(seen)
     state = SHIPPED.new_memory(len(seen.servers))
     kernel = engine.compiled(SHIPPED.kernel)
     assert _through(kernel, copied, np.array(SHIPPED.params), state, new_rng(0)) == 1.0
-    assert np.array_equal(copied.scores, policy._scores)
+    assert np.array_equal(copied.scores, policy._table.scores)
     assert decided.rows[0] == best_row(copied)
 
 
@@ -209,19 +191,19 @@ def test_it_remembers_how_a_link_moves() -> None:
     memory = np.zeros(features.REMEMBERED * 4)
     seen = table(0)
     for second, rate in enumerate((1e6, 1e6, 4e6, 1e6, 4e6)):
-        seen.context[C_NOW] = 100.0 + second
-        seen.servers[:, S_RATE], seen.servers[:, S_RATE_AGE] = rate, 0.2
+        seen.context.now = 100.0 + second
+        seen.servers.rate, seen.servers.rate_age = rate, 0.2
         features.remember(seen, memory)
-        seen.context[C_NOW] += 0.5  # the same measurement, faded: no step
-        seen.servers[:, S_RATE], seen.servers[:, S_RATE_AGE] = 1.1 * rate, 0.7
+        seen.context.now += 0.5  # the same measurement, faded: no step
+        seen.servers.rate, seen.servers.rate_age = 1.1 * rate, 0.7
         features.remember(seen, memory)
     log, slow, moves, at = memory[: features.REMEMBERED]
     assert log == pytest.approx(math.log(4e6))
     assert math.log(1e6) < slow < math.log(4e6)
     assert moves == pytest.approx(math.log(4.0) * (1.0 - 0.8**3))
     assert at == pytest.approx(103.8)
-    seen.servers[:, S_RATE_AGE] = 60.0  # never measured: the prior says nothing
-    seen.servers[:, S_RATE] = 9e9
+    seen.servers.rate_age = 60.0  # never measured: the prior says nothing
+    seen.servers.rate = 9e9
     features.remember(seen, memory)
     assert memory[0] == log
 
@@ -260,12 +242,12 @@ def test_any_feature_outside_its_range_trips_the_guard(feature: int) -> None:
 
 def test_a_belief_too_old_trips_the_guard() -> None:
     seen = table(0)
-    seen.servers[:, S_REPORT_AGE] = 6.0
+    seen.servers.report_age = 6.0
     state = np.zeros(learned.MEMORY + learned.PER_SERVER * len(seen.servers))
     mine = scores(guarded(), seen, state)
     assert state[N_STALE] == 1.0
     assert np.array_equal(mine, heuristic(seen))
-    seen.servers[0, S_REPORT_AGE] = 1.0  # one that was heard is enough
+    seen.servers[0].report_age = 1.0  # one that was heard is enough
     scores(guarded(), seen, state)
     assert state[N_STALE] == 1.0
 
@@ -416,7 +398,7 @@ def test_the_heuristic_explains_itself_without_correction() -> None:
 
 def test_an_explanation_says_that_the_guard_decided() -> None:
     seen = table(0)
-    seen.servers[:, S_REPORT_AGE] = 6.0
+    seen.servers.report_age = 6.0
     found = explain([seen], guarded())
     assert found.guard == "stale"
     assert all(why.score == why.heuristic for why in found.rows)

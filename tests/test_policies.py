@@ -155,20 +155,20 @@ def outstanding(*counts: float) -> Observation:
     table = t.blank_table(n, n)
     table.mask[::2] = 1
     for k, count in enumerate(counts):
-        table.rows[2 * k, t.R_SERVER] = table.rows[2 * k, t.R_SERVICE] = k
-        table.rows[2 * k, t.R_SERVICE_TIME] = 0.01
-        table.servers[k, t.S_OUTSTANDING] = count
-    table.context[t.C_DEADLINE] = 1.0
+        table.rows.server[2 * k] = table.rows.service[2 * k] = k
+        table.rows.service_time[2 * k] = 0.01
+        table.servers[k].outstanding = count
+    table.context.deadline = 1.0
     candidates: list[Candidate | None] = [
         Candidate(f"s{k}", "m", form) for k in range(n) for form in PayloadForm
     ]
     return Observation(
         request=request(),
         at=NOW,
-        rows=table.rows,
+        rows=table.arrays.rows,
         mask=table.mask,
-        servers=table.servers,
-        context=table.context,
+        servers=table.arrays.servers,
+        context=table.arrays.context,
         candidates=(*candidates, None),
     )
 
@@ -236,15 +236,7 @@ def test_the_first_row_named_is_the_best_row_of_the_compiled_loop(rule: str) -> 
         live = policy.make(rule, 5).decide(observation)
         twin = policy.make(rule, 5)
         twin.decide(observation)
-        table = t.CandidateTable(
-            observation.rows,
-            observation.mask,
-            observation.servers,
-            observation.context,
-            twin._scores,
-            np.ones(1, np.uint8),
-        )
-        assert live.rows[0] == t.best_row(table)
+        assert live.rows[0] == t.best_row(twin._table)
 
 
 def test_an_unknown_policy_is_refused_with_a_hint() -> None:

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgewise.domain import Observation, PeerReport, ServiceReport
+from edgewise.domain import PeerReport, ServiceReport
 from edgewise.fleet import table as t
 from edgewise.fleet.arrays import LOW_RATE_MEMORY, RTT_PRIOR
 from edgewise.fleet.estimates import RATE_PRIOR
+from edgewise.fleet.observe import link_rate, sampled
 from edgewise.fleet.tracker import Tracker
 from fleet_case import (
     A_LARGE,
@@ -34,9 +35,9 @@ READY = 0.44 * 224**2 + 1800
 """bytes of the model-ready form, rounded to a whole one."""
 
 
-def seen(fleet: Tracker, uploaded: float | None = NOW, **more: object) -> Observation:
+def seen(fleet: Tracker, uploaded: float | None = NOW, **more: object) -> t.CandidateTable:
     """What is believed of a photo that is at `a` already."""
-    return fleet.observe(request(**more), NOW, uploaded)  # type: ignore[arg-type]
+    return t.observed(fleet.observe(request(**more), NOW, uploaded))  # type: ignore[arg-type]
 
 
 def idle() -> Tracker:
@@ -46,18 +47,33 @@ def idle() -> Tracker:
     return fleet
 
 
-def column(table: Observation, row: int, *columns: int) -> list[float]:
-    return [float(table.rows[row, c]) for c in columns]
+def figures(table: t.CandidateTable, row: int, *names: str) -> list[float]:
+    return [float(getattr(table.rows, name)[row]) for name in names]
 
 
 # -- names -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("names", "prefix"), [(t.ROW, "R_"), (t.SERVER, "S_"), (t.CONTEXT, "C_")])
-def test_every_column_has_a_name_a_number_and_a_meaning(names: dict[str, str], prefix: str) -> None:
-    for number, (name, meaning) in enumerate(names.items()):
-        assert getattr(t, prefix + name.upper()) == number
-        assert len(meaning) >= 5
+@pytest.mark.parametrize("names", [t.ROW, t.SERVER, t.CONTEXT])
+def test_every_column_has_a_meaning(names: dict[str, str]) -> None:
+    assert all(len(meaning) >= 5 for meaning in names.values())
+
+
+def test_columns_are_views_of_the_arrays_in_their_order() -> None:
+    table = t.blank_table(3, 4)
+    for array in (table.arrays.rows, table.arrays.servers, table.arrays.context):
+        array[...] = np.arange(array.size).reshape(array.shape)
+    for c, name in enumerate(t.ROW):
+        assert getattr(table.rows, name).tolist() == table.arrays.rows[:, c].tolist()
+        assert getattr(table.rows, name).flags.c_contiguous
+    for c, name in enumerate(t.SERVER):
+        assert table.servers[1][name] == table.arrays.servers[1, c]
+    for c, name in enumerate(t.CONTEXT):
+        assert table.context[name] == table.arrays.context[c]
+    table.servers[2].failure = 0.5
+    table.context.deadline = 7.0
+    assert 0.5 in table.arrays.servers[2]
+    assert 7.0 in table.arrays.context
 
 
 def test_every_field_of_the_belief_says_what_it_is() -> None:
@@ -77,29 +93,29 @@ def test_every_field_of_the_belief_says_what_it_is() -> None:
 def test_running_it_here() -> None:
     """No wait, no transfer: the model and half the client's round trip."""
     table = seen(idle())
-    assert column(table, A_SMALL, t.R_READY, t.R_WAIT, t.R_SERVICE_TIME, t.R_RETURN) == (
+    assert figures(table, A_SMALL, "ready", "wait", "service_time", "return_time") == (
         pytest.approx([0.0, 0.0, 0.02, 0.5 * RTT])
     )
-    assert table.rows[A_SMALL, t.R_LATENCY] == pytest.approx(0.025)
-    assert column(table, A_SMALL, t.R_LOCAL, t.R_SIZE, t.R_TRANSFER) == [1.0, 0.0, 0.0]
+    assert table.rows.latency[A_SMALL] == pytest.approx(0.025)
+    assert figures(table, A_SMALL, "local", "size", "transfer") == [1.0, 0.0, 0.0]
 
 
 def test_sending_the_original() -> None:
     """100 kB at 1 MB/s and half a round trip; back over both halves."""
     table = seen(idle())
-    assert table.rows[B_LARGE, t.R_READY] == pytest.approx(0.1 + 0.005)
-    assert table.rows[B_LARGE, t.R_RETURN] == pytest.approx(0.010)
-    assert table.rows[B_LARGE, t.R_LATENCY] == pytest.approx(0.105 + 0.04 + 0.010)
-    assert column(table, B_LARGE, t.R_SIZE, t.R_TRANSFER) == pytest.approx([SIZE, 0.1])
+    assert table.rows.ready[B_LARGE] == pytest.approx(0.1 + 0.005)
+    assert table.rows.return_time[B_LARGE] == pytest.approx(0.010)
+    assert table.rows.latency[B_LARGE] == pytest.approx(0.105 + 0.04 + 0.010)
+    assert figures(table, B_LARGE, "size", "transfer") == pytest.approx([SIZE, 0.1])
 
 
 def test_sending_it_model_ready() -> None:
     """3 ms to make it, then a quarter of the bytes."""
     table = seen(idle())
     size = round(READY)
-    assert table.rows[B_LARGE_READY, t.R_SIZE] == size
-    assert table.rows[B_LARGE_READY, t.R_PREPARE] == pytest.approx(0.003)
-    assert table.rows[B_LARGE_READY, t.R_READY] == pytest.approx(0.003 + size / RATE + 0.005)
+    assert table.rows.size[B_LARGE_READY] == size
+    assert table.rows.prepare[B_LARGE_READY] == pytest.approx(0.003)
+    assert table.rows.ready[B_LARGE_READY] == pytest.approx(0.003 + size / RATE + 0.005)
 
 
 def test_a_photo_that_is_still_coming_is_waited_for() -> None:
@@ -107,24 +123,24 @@ def test_a_photo_that_is_still_coming_is_waited_for() -> None:
     goes on as it comes; the model-ready form has to wait for all of it."""
     table = seen(idle(), uploaded=None)
     upload = 0.5 * RTT + SIZE / RATE
-    assert table.context[t.C_UPLOAD] == pytest.approx(upload)
-    assert table.rows[A_SMALL, t.R_READY] == pytest.approx(upload)
-    assert table.rows[B_LARGE, t.R_READY] == pytest.approx(upload + 0.005)
-    assert table.rows[B_LARGE_READY, t.R_READY] == pytest.approx(
+    assert table.context.upload == pytest.approx(upload)
+    assert table.rows.ready[A_SMALL] == pytest.approx(upload)
+    assert table.rows.ready[B_LARGE] == pytest.approx(upload + 0.005)
+    assert table.rows.ready[B_LARGE_READY] == pytest.approx(
         upload + 0.003 + round(READY) / RATE + 0.005
     )
 
 
 def test_what_has_passed_counts() -> None:
-    table = idle().observe(request(sent_at=NOW - 0.3), NOW, NOW)
-    assert table.context[t.C_ELAPSED] == pytest.approx(0.3)
-    assert table.rows[A_SMALL, t.R_LATENCY] == pytest.approx(0.3 + 0.025)
+    table = seen(idle(), sent_at=NOW - 0.3)
+    assert table.context.elapsed == pytest.approx(0.3)
+    assert table.rows.latency[A_SMALL] == pytest.approx(0.3 + 0.025)
 
 
 def test_a_measured_service_time_replaces_the_profile() -> None:
     fleet = idle()
     fleet.on_report(report("a", NOW, services={"small": ServiceReport(0.03, 1.0, 5)}), NOW)
-    assert seen(fleet).rows[A_SMALL, t.R_SERVICE_TIME] == pytest.approx(0.03)
+    assert seen(fleet).rows.service_time[A_SMALL] == pytest.approx(0.03)
 
 
 # -- waiting ---------------------------------------------------------------------------------------
@@ -141,9 +157,9 @@ def test_who_is_ahead_depends_on_the_discipline(discipline: str, ahead: float, w
     fleet = tracker(f"discipline: {discipline}\n")
     fleet.on_report(report("a", running=(0.1,), queue=queue((0.5, 0.2), (2.0, 0.4))), NOW)
     table = seen(fleet)
-    assert table.servers[0, t.S_AHEAD] == pytest.approx(ahead)
-    assert table.servers[0, t.S_BACKLOG] == pytest.approx(0.7)
-    assert table.rows[A_LARGE, t.R_WAIT] == pytest.approx(wait)
+    assert table.servers[0].ahead == pytest.approx(ahead)
+    assert table.servers[0].backlog == pytest.approx(0.7)
+    assert table.rows.wait[A_LARGE] == pytest.approx(wait)
 
 
 def test_a_less_urgent_job_that_runs_is_not_interrupted() -> None:
@@ -155,9 +171,9 @@ def test_a_less_urgent_job_that_runs_is_not_interrupted() -> None:
     fleet.on_report(report("b", running=(0.1, 0.1), queue=later), NOW)
     table = seen(fleet)
     arrival = 0.105
-    assert table.rows[B_LARGE, t.R_WAIT] == pytest.approx(0.6 / 3.0)
-    assert table.servers[1, t.S_AHEAD] == pytest.approx(0.1)
-    assert table.rows[B_LARGE, t.R_READY] == pytest.approx(arrival)
+    assert table.rows.wait[B_LARGE] == pytest.approx(0.6 / 3.0)
+    assert table.servers[1].ahead == pytest.approx(0.1)
+    assert table.rows.ready[B_LARGE] == pytest.approx(arrival)
 
 
 def test_a_photo_under_way_hides_the_wait() -> None:
@@ -165,7 +181,7 @@ def test_a_photo_under_way_hides_the_wait() -> None:
     fleet = tracker()
     fleet.on_report(report("a"), NOW)
     fleet.on_report(report("b", running=(0.06, 0.06)), NOW)
-    assert seen(fleet).rows[B_LARGE, t.R_WAIT] == 0.0
+    assert seen(fleet).rows.wait[B_LARGE] == 0.0
 
 
 def test_conversions_wait_behind_the_models_they_share_workers_with() -> None:
@@ -175,9 +191,9 @@ def test_conversions_wait_behind_the_models_they_share_workers_with() -> None:
     fleet.on_report(report("b"), NOW)
     table = seen(fleet)
     expected = 0.08 + 0.01 + 0.003 + round(READY) / RATE + 0.005
-    assert table.rows[B_LARGE_READY, t.R_READY] == pytest.approx(expected)
-    assert table.context[t.C_PREPARE_BACKLOG] == pytest.approx(0.01)
-    assert table.rows[A_SMALL, t.R_WAIT] == pytest.approx(0.09)  # conversions are most urgent
+    assert table.rows.ready[B_LARGE_READY] == pytest.approx(expected)
+    assert table.context.prepare_backlog == pytest.approx(0.01)
+    assert table.rows.wait[A_SMALL] == pytest.approx(0.09)  # conversions are most urgent
 
 
 def test_a_stage_of_its_own_does_not_touch_the_workers() -> None:
@@ -185,10 +201,10 @@ def test_a_stage_of_its_own_does_not_touch_the_workers() -> None:
     fleet.on_report(report("a", running=(0.08,), prepare_backlog=0.01), NOW)
     fleet.on_report(report("b"), NOW)
     table = seen(fleet)
-    assert table.rows[B_LARGE_READY, t.R_READY] == pytest.approx(
+    assert table.rows.ready[B_LARGE_READY] == pytest.approx(
         0.01 + 0.003 + round(READY) / RATE + 0.005
     )
-    assert table.rows[A_SMALL, t.R_WAIT] == pytest.approx(0.08)
+    assert table.rows.wait[A_SMALL] == pytest.approx(0.08)
 
 
 # -- links -----------------------------------------------------------------------------------------
@@ -211,9 +227,9 @@ def test_a_low_rate_fades_towards_the_prior(rate: float, age: float, believed: f
     link = int(fleet.belief.path[0, 1])
     fleet.belief.links[link]["rate"] = rate
     fleet.belief.links[link]["rate_at"] = math.nan if math.isnan(rate) else NOW - age
-    assert t.link_rate(fleet.belief, link, NOW) == pytest.approx(believed)
+    assert link_rate(fleet.belief, link, NOW) == pytest.approx(believed)
     fleet.on_report(report("b", peers={}), NOW)
-    assert seen(fleet).servers[1, t.S_RATE] == pytest.approx(believed)
+    assert seen(fleet).servers[1].rate == pytest.approx(believed)
 
 
 def test_a_link_that_one_bad_sample_made_slow_is_tried_again() -> None:
@@ -225,7 +241,7 @@ def test_a_link_that_one_bad_sample_made_slow_is_tried_again() -> None:
             slow = {"b": PeerReport(1e4, NOW, RTT, 0, 0)} if server == "a" else {}
             fleet.on_report(report(server, at=now, peers=slow), now)
         photo = request(sent_at=now, accuracy=0.85)
-        return float(fleet.observe(photo, now, now).rows[B_LARGE, t.R_LATENCY])
+        return float(t.observed(fleet.observe(photo, now, now)).rows.latency[B_LARGE])
 
     assert latency(NOW) > 10.0
     assert latency(NOW + LOW_RATE_MEMORY) < 2.0
@@ -249,8 +265,8 @@ def test_transfers_share_a_link_equally(backlog: int, flows: int, seconds: float
     fleet.on_report(report("a", peers=peers), NOW)
     fleet.on_report(report("b"), NOW)
     table = seen(fleet)
-    assert table.rows[B_LARGE, t.R_READY] == pytest.approx(seconds + 0.005)
-    assert table.servers[1, t.S_LINK_BACKLOG] == pytest.approx(backlog / RATE)
+    assert table.rows.ready[B_LARGE] == pytest.approx(seconds + 0.005)
+    assert table.servers[1].link_backlog == pytest.approx(backlog / RATE)
 
 
 def test_while_it_is_converted_the_link_drains() -> None:
@@ -262,17 +278,17 @@ def test_while_it_is_converted_the_link_drains() -> None:
     made, size = 0.303, round(READY)
     left = 400_000 - made * RATE
     shared = min(left, 4 * left / 400_000 * size)
-    assert seen(fleet).rows[B_LARGE_READY, t.R_READY] == pytest.approx(
+    assert seen(fleet).rows.ready[B_LARGE_READY] == pytest.approx(
         made + (shared + size) / RATE + 0.005
     )
 
 
 def test_before_a_measurement_the_prior_is_used_and_its_age_says_so() -> None:
     table = seen(tracker())
-    assert table.servers[1, t.S_RATE] == RATE_PRIOR
-    assert table.servers[1, t.S_RTT] == RTT_PRIOR
-    assert table.servers[1, t.S_RATE_AGE] == t.RATE_AGE_MAX
-    assert table.rows[B_LARGE, t.R_READY] == pytest.approx(SIZE / RATE_PRIOR + 0.5 * RTT_PRIOR)
+    assert table.servers[1].rate == RATE_PRIOR
+    assert table.servers[1].rtt == RTT_PRIOR
+    assert table.servers[1].rate_age == t.RATE_AGE_MAX
+    assert table.rows.ready[B_LARGE] == pytest.approx(SIZE / RATE_PRIOR + 0.5 * RTT_PRIOR)
 
 
 # -- ages and masks --------------------------------------------------------------------------------
@@ -283,10 +299,10 @@ def test_ages_are_those_of_what_was_heard() -> None:
     peers = {"a": measured(), "b": measured(at=NOW - 7.0)}
     fleet.on_report(report("a", NOW - 0.25, peers=peers), NOW)
     table = seen(fleet)
-    assert table.servers[0, t.S_REPORT_AGE] == pytest.approx(0.25)
-    assert table.servers[1, t.S_REPORT_AGE] == 1.0, "never heard: its silence limit"
-    assert table.servers[1, t.S_RATE_AGE] == pytest.approx(7.0)
-    assert table.servers[0, t.S_RATE] == 0.0, "no link leads to itself"
+    assert table.servers[0].report_age == pytest.approx(0.25)
+    assert table.servers[1].report_age == 1.0, "never heard: its silence limit"
+    assert table.servers[1].rate_age == pytest.approx(7.0)
+    assert table.servers[0].rate == 0.0, "no link leads to itself"
 
 
 def test_what_is_admissible() -> None:
@@ -310,22 +326,22 @@ def test_a_server_that_is_not_up_has_no_rows(why: str) -> None:
     else:
         fleet.on_report(report("a", NOW + 1.01), NOW + 1.01)
     now = NOW + 1.01 if why == "silent" else NOW
-    table = fleet.observe(request(), now)
+    table = t.observed(fleet.observe(request(), now))
     assert table.mask.tolist() == [1, 0, 1, 0, 0, 0, 1]
-    assert table.servers[1, t.S_UP] == 0.0
+    assert table.servers[1].up == 0.0
 
 
 def test_the_row_of_shed_stands_for_no_server() -> None:
+    assert idle().candidates[SHED] is None
     table = seen(idle())
-    assert table.candidates[SHED] is None
-    assert column(table, SHED, t.R_SERVER, t.R_SERVICE) == [-1.0, -1.0]
+    assert figures(table, SHED, "server", "service") == [-1.0, -1.0]
 
 
 def test_no_number_is_ever_nan_or_infinite() -> None:
     fleet = tracker()
     fleet.on_link("uplink:a", 0.0, 0.0, 0.0, NOW)
     for table in (seen(tracker()), seen(idle()), seen(fleet), seen(fleet, uploaded=None)):
-        for array in (table.rows, table.servers, table.context):
+        for array in (table.arrays.rows, table.arrays.servers, table.arrays.context):
             assert np.isfinite(array).all()
 
 
@@ -334,10 +350,8 @@ def test_no_number_is_ever_nan_or_infinite() -> None:
 
 def test_flatten_gathers_what_belongs_to_a_row() -> None:
     fleet = idle()
-    source = seen(fleet, accuracy=0.8)
-    table = t.blank_table(2, 3)
-    for name in ("rows", "mask", "servers", "context"):
-        getattr(table, name)[:] = getattr(source, name)
+    source = fleet.observe(request(accuracy=0.8), NOW, NOW)
+    table = t.observed(source)
     wide = len(t.ROW), len(t.ROW) + len(t.SERVER)
     out = np.full((7, wide[1] + len(t.CONTEXT)), np.nan)
     t.flatten(table, out)
@@ -367,11 +381,11 @@ def test_the_sample_of_a_large_fleet_has_every_server_once_and_all_alike(count: 
     ingress, commands = count - 2, 4000
     times = np.zeros(count)
     for command in range(commands):
-        drawn = [t.sampled(ingress, command, j, t.SAMPLED, count) for j in range(t.SAMPLED)]
+        drawn = [sampled(ingress, command, j, t.SAMPLED, count) for j in range(t.SAMPLED)]
         assert len(set(drawn)) == t.SAMPLED
         times[drawn] += 1
     assert times[ingress] == 0
-    assert drawn == [t.sampled(ingress, command, j, t.SAMPLED, count) for j in range(t.SAMPLED)]
+    assert drawn == [sampled(ingress, command, j, t.SAMPLED, count) for j in range(t.SAMPLED)]
     expected = commands * t.SAMPLED / (count - 1)
     others = np.delete(times, ingress)
     # Parts differ by one server in size; five standard deviations for the draws.
@@ -385,4 +399,4 @@ def test_the_sample_of_a_large_fleet_has_every_server_once_and_all_alike(count: 
 )
 def test_only_fleets_above_the_limit_are_sampled(count: int, known: bool) -> None:
     table = t.blank_table(count, count)
-    assert bool(table.wanted[1]) is known
+    assert bool(table.settings.sampled) is known

@@ -20,8 +20,8 @@ from edgewise.domain import (
     ShedReason,
     Status,
 )
-from edgewise.fleet import table as t
 from edgewise.fleet.belief import acknowledge
+from edgewise.fleet.table import observed
 from edgewise.fleet.tracker import FORGET_AFTER, RATE_MIN, Tracker
 from fleet_case import (
     B_LARGE,
@@ -131,8 +131,8 @@ def test_a_dispatch_counts_exactly_once_from_decision_to_outcome() -> None:
         fleet.on_report(report(server), NOW)
 
     def count(now: float) -> int:
-        table = fleet.observe(request("probe"), now, now)
-        return int(table.servers[1, t.S_RIF])
+        table = observed(fleet.observe(request("probe"), now, now))
+        return int(table.servers[1].rif)
 
     decide(fleet, request())
     assert count(NOW) == 1
@@ -165,9 +165,9 @@ def test_a_local_failure_that_answers_fast_does_not_look_fast() -> None:
     fleet = tracker()
     decide(fleet, request("r1"))
     fleet.on_outcome(outcome("r1", Status.FAILED), NOW + 0.001)
-    table = fleet.observe(request("probe"), NOW + 0.001, NOW)
-    assert table.servers[1, t.S_RESPONSE] == pytest.approx(2.0), "until it is worth nothing"
-    assert table.servers[1, t.S_FAILURE] == pytest.approx(0.1)
+    table = observed(fleet.observe(request("probe"), NOW + 0.001, NOW))
+    assert table.servers[1].response == pytest.approx(2.0), "until it is worth nothing"
+    assert table.servers[1].failure == pytest.approx(0.1)
 
 
 def test_a_fallback_that_served_it_is_a_failure_of_the_one_picked() -> None:
@@ -225,10 +225,10 @@ def test_a_clock_that_is_wrong_changes_nothing(ahead: float) -> None:
         peers={"b": measured(at=NOW + ahead - 5.0), "a": measured(at=NOW + ahead)},
     )
     fleet.on_report(told, NOW, ahead)
-    table = fleet.observe(request(), NOW, NOW)
-    assert table.servers[0, t.S_REPORT_AGE] == pytest.approx(0.1)
-    assert table.servers[0, t.S_AHEAD] == pytest.approx(0.4)
-    assert table.servers[1, t.S_RATE_AGE] == pytest.approx(5.0)
+    table = observed(fleet.observe(request(), NOW, NOW))
+    assert table.servers[0].report_age == pytest.approx(0.1)
+    assert table.servers[0].ahead == pytest.approx(0.4)
+    assert table.servers[1].rate_age == pytest.approx(5.0)
 
 
 def test_a_report_from_the_future_is_of_now() -> None:
@@ -318,8 +318,8 @@ def test_what_has_not_reached_the_emulator_yet_is_not_forgotten() -> None:
 def test_a_link_that_is_out_is_slow_beyond_any_deadline() -> None:
     fleet = tracker(EMULATOR)
     fleet.on_link("uplink:a", 0.0, 0.01, 0.0, NOW)
-    table = fleet.observe(request(), NOW, NOW)
-    assert table.rows[B_LARGE, t.R_TRANSFER] == SIZE / RATE_MIN
+    table = observed(fleet.observe(request(), NOW, NOW))
+    assert table.rows.transfer[B_LARGE] == SIZE / RATE_MIN
 
 
 # -- prior use -------------------------------------------------------------------------------------
@@ -328,9 +328,9 @@ def test_a_link_that_is_out_is_slow_beyond_any_deadline() -> None:
 @pytest.mark.parametrize(
     ("read", "expected"),
     [
-        (lambda table: table.servers[1, t.S_OFFERED_1S], 0.04 / 2),  # per worker
-        (lambda table: table.servers[1, t.S_OFFERED_5S], 0.04 / 2 / 5),
-        (lambda table: table.servers[0, t.S_DEMAND_1S], 1.0),
+        (lambda table: table.servers[1].offered_1s, 0.04 / 2),  # per worker
+        (lambda table: table.servers[1].offered_5s, 0.04 / 2 / 5),
+        (lambda table: table.servers[0].demand_1s, 1.0),
     ],
 )
 def test_what_was_sent_lately_is_remembered(
@@ -338,8 +338,8 @@ def test_what_was_sent_lately_is_remembered(
 ) -> None:
     fleet = tracker()
     decide(fleet, request("r1"))
-    assert read(fleet.observe(request("probe"), NOW, NOW)) == pytest.approx(expected)
-    later = read(fleet.observe(request("probe"), NOW + 60.0, NOW))
+    assert read(observed(fleet.observe(request("probe"), NOW, NOW))) == pytest.approx(expected)
+    later = read(observed(fleet.observe(request("probe"), NOW + 60.0, NOW)))
     assert later == pytest.approx(0.0, abs=1e-6)
 
 

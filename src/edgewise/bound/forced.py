@@ -6,7 +6,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgewise.compile import jit
-from edgewise.fleet.table import R_ACCURACY, R_SERVER
 from edgewise.sim import engine
 from edgewise.sim.layout import Sim, belief_of
 
@@ -45,9 +44,10 @@ def blind(sim: Sim, results: bool) -> Sim:
     if not results:
         world = world._replace(results=world.results[:0].copy())
         world.clock["store"] = 0
-    copy.table.wanted[:] = 0  # rows of all servers: a forced one must be admissible
+    copy.table.settings.fill_servers = 0
+    copy.table.settings.sampled = 0  # rows of all servers: a forced one must be admissible
     copy.table.mask[:] = 1
-    copy.table.rows[:, R_ACCURACY] = np.inf
-    copy.table.rows[:, R_SERVER] = -1.0  # the belief counts every decision as a refusal
+    copy.table.rows.accuracy[:] = np.inf
+    copy.table.rows.server[:] = -1.0  # the belief counts every decision as a refusal
     beliefs = copy.beliefs._replace(first=np.zeros_like(copy.beliefs.first))
     return copy._replace(world=world, beliefs=beliefs, belief=belief_of(beliefs, 0))

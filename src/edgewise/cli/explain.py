@@ -118,7 +118,6 @@ def _simulated(run: Path, request: str) -> _Seen:
     """By playing the episode again up to there."""
     import re
 
-    from edgewise.fleet.table import C_ACCURACY, C_DEADLINE, C_INGRESS
     from edgewise.live.recorder import read
     from edgewise.policy import learned
     from edgewise.scenario import load
@@ -157,9 +156,9 @@ def _simulated(run: Path, request: str) -> _Seen:
         # Only the learned policy's state is one that explanations know.
         memory=found.state[learned.MEMORY :] if len(found.state) > learned.MEMORY else None,
         chosen=found.row,
-        ingress=world.server_names[int(found.table.context[C_INGRESS])],
-        deadline=float(found.table.context[C_DEADLINE]),
-        accuracy=float(found.table.context[C_ACCURACY]),
+        ingress=world.server_names[int(found.table.context.ingress)],
+        deadline=float(found.table.context.deadline),
+        accuracy=float(found.table.context.accuracy),
         candidates=tuple(candidates(found.services)),
     )
 
@@ -176,18 +175,13 @@ def _before(experience: Experience, at: int) -> list[Candidates]:
     """The tables of all decisions up to this one, in order of time."""
     import numpy as np
 
-    from edgewise.fleet.table import CandidateTable as Candidates
+    from edgewise.fleet.table import table_of
 
     times = experience.table["at"].to_numpy()
     order = [i for i in np.argsort(times, kind="stable").tolist() if times[i] < times[at]]
     return [
-        Candidates(
-            np.asfortranarray(experience.rows[i]),
-            np.ascontiguousarray(experience.mask[i]),
-            np.ascontiguousarray(experience.servers[i]),
-            np.ascontiguousarray(experience.context[i]),
-            np.zeros(experience.mask.shape[1]),
-            np.ones(1, np.uint8),
+        table_of(
+            experience.rows[i], experience.mask[i], experience.servers[i], experience.context[i]
         )
         for i in [*order, at]
     ]

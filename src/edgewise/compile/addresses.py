@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
@@ -32,6 +33,8 @@ def words_of(part: Any) -> list[int]:
         if PLAIN_PYTHON:
             _laid_out[words[_ADDRESS]] = part
         return words
+    if isinstance(part, np.void):  # a record is passed by its address
+        return [np.frombuffer(part, np.uint8).ctypes.data]
     return [0, 0, part.size, part.itemsize, part.ctypes.data, *part.shape, *part.strides]
 
 

@@ -66,7 +66,7 @@ class Reference(types.Type):
 @model_of(Reference)
 class _Model(PrimitiveModel):
     def __init__(self, manager: Any, kind: Any) -> None:
-        pointee = manager.lookup(kind.tuple_type).get_data_type()
+        pointee = manager.lookup(kind.tuple_type).get_value_type()
         super().__init__(manager, kind, pointee.as_pointer())  # type: ignore[no-untyped-call]
 
 

@@ -14,7 +14,7 @@ servers, S uplinks (a sender's transfers share one) or S×S pairs, as `path` tel
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,8 @@ from edgewise.domain import Service
 from edgewise.fleet.estimates import ready_time
 
 Array = NDArray[Any]
+Record: TypeAlias = Any
+"""An element of a structured array."""
 
 QUEUE_MAX = 256
 """Believed jobs per server. A longer report is folded: the rest's work is added to the last item,

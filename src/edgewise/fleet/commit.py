@@ -5,16 +5,8 @@ from __future__ import annotations
 from edgewise.compile import copied
 from edgewise.fleet.arrays import Belief
 from edgewise.fleet.belief import on_decision, requests_in_flight
-from edgewise.fleet.table import (
-    C_INGRESS,
-    R_PREPARE,
-    R_READY,
-    R_SERVER,
-    R_SERVICE_TIME,
-    R_SIZE,
-    CandidateTable,
-    link_rate,
-)
+from edgewise.fleet.observe import link_rate
+from edgewise.fleet.table import CandidateTable
 
 
 @copied
@@ -26,9 +18,8 @@ def commit(
     Returns the command's number, the dispatch's (0 for shed), and how many requests were in flight
     at the destination (`fleet.belief.on_answer` wants it back).
     """
-    ingress = int(table.context[C_INGRESS])
-    chosen = table.rows[row]
-    destination = int(chosen[R_SERVER])
+    ingress = int(table.context.ingress)
+    destination = int(table.rows.server[row])
     if destination < 0:
         command, _ = on_decision(belief, now, ingress, -1, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0)
         return command, 0, 0
@@ -40,10 +31,10 @@ def commit(
         ingress,
         destination,
         deadline,
-        chosen[R_SERVICE_TIME],
-        now + chosen[R_READY],
-        chosen[R_SIZE],
-        chosen[R_PREPARE],
+        table.rows.service_time[row],
+        now + table.rows.ready[row],
+        table.rows.size[row],
+        table.rows.prepare[row],
         link_rate(belief, link, now) if link >= 0 else 1.0,
     )
     return command, dispatch, rif

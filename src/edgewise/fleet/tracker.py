@@ -26,9 +26,10 @@ from edgewise.domain import (
     Status,
 )
 from edgewise.fleet import belief as core
-from edgewise.fleet import table as query
 from edgewise.fleet.arrays import Belief, new_belief
 from edgewise.fleet.commit import commit
+from edgewise.fleet.observe import backlog_at, link_rate, observe
+from edgewise.fleet.table import load, new_table
 from edgewise.scenario import Scenario
 from edgewise.score import ScoreShape, worthless_after
 from edgewise.tasks.services import services_of
@@ -89,7 +90,7 @@ class Tracker:
         self.shape = ScoreShape.of(scenario.score)
         self.belief = belief_of(scenario, self.services)
         self.belief.servers["connected"] = 0.0
-        self._table = query.new_table(self.belief)
+        self._table = new_table(self.belief)
         self._index = {name: i for i, name in enumerate(self.servers)}
         self._service = {(s.server, s.model): k for k, s in enumerate(self.services)}
         candidates: list[Candidate | None] = [
@@ -201,7 +202,7 @@ class Tracker:
         if link is None:
             return
         # What we have just sent is not in the emulator yet: until it is, our own reckoning holds.
-        core.drain_link(self.belief, link, now, query.link_rate(self.belief, link, now))
+        core.drain_link(self.belief, link, now, link_rate(self.belief, link, now))
         state = self.belief.links[link]
         backlog = max(backlog, float(state["backlog"]))
         flows = max(1.0, float(state["flows"]))
@@ -212,14 +213,12 @@ class Tracker:
     def commit(self, request: Request, decision: Decision, seen: Observation) -> Command:
         """Count a decision as made and turn it into the command for the ingress."""
         now = decision.at
-        table = query.CandidateTable(
-            seen.rows, seen.mask, seen.servers, seen.context, self._table.scores, self._table.wanted
-        )
+        load(self._table, seen)
         command, dispatch, rif = commit(
-            self.belief, table, decision.rows[0], now, request.sent_at + request.deadline
+            self.belief, self._table, decision.rows[0], now, request.sent_at + request.deadline
         )
         if not decision.ranked:
-            return Command(request=request.id, sequence=command, reason=decision.reason)
+            return Command(request=request.id, sequence=int(command), reason=decision.reason)
         first = decision.ranked[0]
         destination = self._index[first.server]
         worthless = request.sent_at + worthless_after(request.deadline, self.shape.grace)
@@ -228,8 +227,8 @@ class Tracker:
         )
         return Command(
             request=request.id,
-            sequence=command,
-            dispatch=dispatch,
+            sequence=int(command),
+            dispatch=int(dispatch),
             server=first.server,
             model=first.model,
             form=first.form,
@@ -265,10 +264,10 @@ class Tracker:
 
     def observe(self, request: Request, now: float, uploaded: float | None = None) -> Observation:
         """The request's candidate table at `now`, in arrays of its own."""
-        table = self._table
-        query.observe(
+        table = self._table.arrays
+        observe(
             self.belief,
-            table,
+            self._table,
             now,
             self._index[request.ingress],
             request.sent_at,
@@ -335,8 +334,8 @@ class Tracker:
         links = {}
         for name, link in self._links.items():
             state = self.belief.links[link]
-            rate = query.link_rate(self.belief, link, now)
-            backlog, flows = query.backlog_at(self.belief, link, rate, now)
+            rate = link_rate(self.belief, link, now)
+            backlog, flows = backlog_at(self.belief, link, rate, now)
             links[name] = {
                 "rate_bps": _known(8.0 * state["rate"]),
                 "believed_bps": float(8.0 * rate),

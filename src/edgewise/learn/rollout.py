@@ -18,26 +18,6 @@ from numpy.typing import NDArray
 from edgewise.compile import inlined, inner, jit, lean
 from edgewise.fleet.arrays import Array, records
 from edgewise.fleet.table import (
-    C_ACCURACY_WEIGHT,
-    C_DEADLINE,
-    C_ELAPSED,
-    C_GRACE,
-    C_INGRESS,
-    R_ACCURACY,
-    R_LOCAL,
-    R_PREPARE,
-    R_READY,
-    R_RETURN,
-    R_SERVER,
-    R_SERVICE_TIME,
-    R_TRANSFER,
-    R_WAIT,
-    S_DEMAND_1S,
-    S_FAILURE,
-    S_LINK_BACKLOG,
-    S_RATE_AGE,
-    S_REPORT_AGE,
-    S_WORKERS,
     CandidateTable,
     best_row,
 )
@@ -136,32 +116,31 @@ def copy(source: Array, out: Array) -> None:
 @inner
 def constants(table: CandidateTable, base: Array, r: int, fleet: float, out: Array) -> None:
     """`CONSTANTS` of an admissible row; `fleet` its load above the knee."""
-    row = table.rows[r]
-    server = table.servers[int(row[R_SERVER])]
+    server = table.servers[int(table.rows.server[r])]
     context = table.context
     network_spread = 0.5
     link_price = 0.0
-    cost = server_price(server, base, fleet) * row[R_SERVICE_TIME]
-    if row[R_LOCAL] == 0.0:
-        full = np.tanh(server[S_LINK_BACKLOG] / base[BACKLOG_SCALE])
+    cost = server_price(server, base, fleet) * table.rows.service_time[r]
+    if table.rows.local[r] == 0.0:
+        full = np.tanh(server.link_backlog / base[BACKLOG_SCALE])
         link_price = base[LINK_PRICE] * (1.0 + base[LINK_GAIN] * full)
-        network_spread += 0.5 * server[S_RATE_AGE] / (1.0 + server[S_RATE_AGE])
-        captive = min(1.0, server[S_DEMAND_1S] * row[R_SERVICE_TIME] / server[S_WORKERS])
+        network_spread += 0.5 * server.rate_age / (1.0 + server.rate_age)
+        captive = min(1.0, server.demand_1s * table.rows.service_time[r] / server.workers)
         cost *= 1.0 + base[CAPTIVE_GAIN] * captive
     busy = min(1.0, load_of(server))
-    home = table.servers[int(context[C_INGRESS])]
-    out[0] = base[NETWORK_MARGIN] * (row[R_READY] + row[R_RETURN])
-    out[1] = base[WAIT_MARGIN] * row[R_WAIT]
-    out[2] = base[SERVICE_MARGIN] * row[R_SERVICE_TIME]
+    home = table.servers[int(context.ingress)]
+    out[0] = base[NETWORK_MARGIN] * (table.rows.ready[r] + table.rows.return_time[r])
+    out[1] = base[WAIT_MARGIN] * table.rows.wait[r]
+    out[2] = base[SERVICE_MARGIN] * table.rows.service_time[r]
     out[3] = base[NETWORK_SPREAD] * network_spread
-    out[4] = base[STALE_SPREAD] * busy * min(STALE_MAX, server[S_REPORT_AGE])
-    out[5] = row[R_ACCURACY] ** context[C_ACCURACY_WEIGHT]
-    out[5] *= 1.0 - base[FAILURE_WEIGHT] * server[S_FAILURE]
+    out[4] = base[STALE_SPREAD] * busy * min(STALE_MAX, server.report_age)
+    out[5] = table.rows.accuracy[r] ** context.accuracy_weight
+    out[5] *= 1.0 - base[FAILURE_WEIGHT] * server.failure
     out[6] = cost
-    out[7] = link_price * row[R_TRANSFER]
+    out[7] = link_price * table.rows.transfer[r]
     out[8] = 0.0
-    if row[R_PREPARE] > 0.0:
-        out[8] = base[PREPARE_SHARE] * server_price(home, base, fleet) * row[R_PREPARE]
+    if table.rows.prepare[r] > 0.0:
+        out[8] = base[PREPARE_SHARE] * server_price(home, base, fleet) * table.rows.prepare[r]
 
 
 @inner
@@ -203,7 +182,7 @@ def record(
         row = best_row(table)
 
         fleet = max(0.0, fleet_load(table) - base[KNEE])
-        home = int(table.context[C_INGRESS])
+        home = int(table.context.ingress)
         one = out.decisions[n]
         one.request = sim.world.slots[sim.world.clock[0].current].request
         one.time = sim.world.clock[0].now
@@ -216,7 +195,7 @@ def record(
         for r in range(shed):
             if table.mask[r] == 0:
                 continue
-            s = int(table.rows[r, R_SERVER])
+            s = int(table.rows.server[r])
             if s != last:
                 last = s
                 place = 0
@@ -236,9 +215,9 @@ def record(
         if row == shed:
             one.chosen = one.rows
         one.log_probability = np.log(probability)
-        one.deadline = table.context[C_DEADLINE]
-        one.grace = table.context[C_GRACE]
-        one.elapsed = table.context[C_ELAPSED]
+        one.deadline = table.context.deadline
+        one.grace = table.context.grace
+        one.elapsed = table.context.elapsed
         one.threshold = base[THRESHOLD] + base[THRESHOLD_GAIN] * fleet
         copy(omega, out.omega[n])
         pool(out.phi[one.first_phi : n_phi], out.omega[n], out.seen[n])
@@ -264,7 +243,7 @@ def rollout(sim: Sim, params: NDArray[np.float64], seed: int) -> Rollout:
         rows=np.empty((requests * widest, ROW_WIDTH), np.float32),
         server=np.empty(requests * widest, np.int64),
     )
-    sim.table.wanted[0] = 1
+    sim.table.settings.fill_servers = 1
     memory = np.zeros((balancers, MEMORY + learned.PER_SERVER * servers))
     draws = np.random.SeedSequence([seed, 6]).generate_state(balancers, np.uint64)[:, None]
     space = RolloutBuffers(

@@ -234,7 +234,7 @@ def survey(
 
     def play(w: int) -> None:
         sim = source.world(seeds[w])
-        sim.table.wanted[0] = 1
+        sim.table.settings.fill_servers = 1
         deciders = len(sim.beliefs.servers)  # nodes too, where the balancer falls silent
         memory = np.repeat(policy.new_memory(len(sim.world.servers))[None], deciders, axis=0)
         rng = np.stack([new_rng(seeds[w] * 64 + decider) for decider in range(deciders)])

@@ -19,12 +19,9 @@ from msgspec import Struct
 from edgewise.compile import jit, jit_inlined, probability_of, specialised
 from edgewise.domain import Candidate, Decision, Observation, ShedReason
 from edgewise.errors import EdgewiseError
-from edgewise.fleet.arrays import Array
+from edgewise.fleet.arrays import Array, Record
 from edgewise.fleet.rng import new_rng, uniform
-from edgewise.fleet.table import C_ACCURACY, R_ACCURACY, CandidateTable
-
-Record = Any
-"""A NumPy record: numbers with names, read and written as attributes."""
+from edgewise.fleet.table import CandidateTable, blank_table, load, observed
 
 Kernel = Callable[[CandidateTable, Array, Array, Array], float]
 """(table, params, memory, rng) → the probability with which the highest-scored row was chosen.
@@ -267,8 +264,8 @@ def policy(
     ... def careful(table, params, memory, rng):
     ...     '''Least predicted latency, shed if that is late by its margin.'''
     ...     for r in range(len(table.mask) - 1):
-    ...         table.scores[r] = -params.margin * table.rows[r, 9]
-    ...     table.scores[-1] = -table.context[2]
+    ...         table.scores[r] = -params.margin * table.rows.latency[r]
+    ...     table.scores[-1] = -table.context.deadline
     >>> careful.name, careful.params
     ('careful', (1.2,))
     """
@@ -389,23 +386,15 @@ class Policy:
         self._params = spec.new_params(params)
         self._memory = np.zeros(0)
         self._rng = new_rng(seed)
-        self._scores = np.zeros(0)
-        self._wanted = np.ones(1, np.uint8)
-        self._fleet = (-1, -1)
+        self._table: CandidateTable | None = None
 
     def decide(self, observation: Observation) -> Decision:
         """Choose among the observation's rows. Raises PolicyFailed if the kernel raises, which the
         kernels of this package never do on a valid observation."""
-        fleet = (observation.mask.size, observation.servers.shape[0])
-        if fleet != self._fleet:
-            # The first decision says how large the fleet is; another fleet starts it afresh.
-            self._fleet = fleet
-            self._scores = np.zeros(fleet[0])
-            self._memory = self.spec.new_memory(fleet[1])
-        table = self._table(observation)
-        self._scores[-1] = -math.inf
+        table = self._load(observation)
+        table.scores[-1] = -math.inf
         probability = call(self.spec, table, self._params, self._memory, self._rng)
-        return decision(observation, self._scores, probability, self.name)
+        return decision(observation, table.scores, probability, self.name)
 
     @property
     def counters(self) -> dict[str, int]:
@@ -417,7 +406,7 @@ class Policy:
         """What to keep of having chosen `row`, for `learn`; empty if the policy does not learn."""
         out = np.zeros(self.spec.features)
         if out.size:
-            self.spec.describe(self._table(observation), row, out)
+            self.spec.describe(self._load(observation), row, out)
         return out
 
     def learn(self, features: Array, reward: float) -> None:
@@ -425,15 +414,18 @@ class Policy:
         if features.size:
             self.spec.learn(self._params, self._memory, features, reward)
 
-    def _table(self, observation: Observation) -> CandidateTable:
-        return CandidateTable(
-            observation.rows,
-            observation.mask,
-            observation.servers,
-            observation.context,
-            self._scores,
-            self._wanted,
-        )
+    def _load(self, observation: Observation) -> CandidateTable:
+        """The observation as a table. A fleet of another size starts the policy afresh."""
+        table = self._table
+        if table is None or (
+            table.arrays.rows.shape != observation.rows.shape
+            or table.arrays.servers.shape != observation.servers.shape
+        ):
+            servers = observation.servers.shape[0]
+            self._table = table = blank_table(servers, observation.mask.size // 2)
+            self._memory = self.spec.new_memory(servers)
+        load(table, observation)
+        return table
 
 
 def call(
@@ -499,6 +491,7 @@ def decision(
 def _why_shed(observation: Observation) -> ShedReason:
     if observation.mask[:-1].any():
         return ShedReason.PRICE
-    if (observation.rows[:-1, R_ACCURACY] >= observation.context[C_ACCURACY]).any():
+    table = observed(observation)
+    if (table.rows.accuracy[:-1] >= table.context.accuracy).any():
         return ShedReason.NONE_UP
     return ShedReason.NO_SERVICE

@@ -6,7 +6,7 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from edgewise.fleet.table import R_LATENCY, CandidateTable
+from edgewise.fleet.table import CandidateTable
 from edgewise.policy import learned, priced
 from edgewise.policy.base import PolicySpec
 from edgewise.policy.features import remember
@@ -106,7 +106,7 @@ def explain(
         rows=tuple(
             Why(
                 row=r,
-                latency=float(table.rows[r, R_LATENCY]),
+                latency=float(table.rows.latency[r]),
                 margined=float(parts[r, 0]),
                 utility=float(parts[r, 1] * (1.0 + parts[r, 5])),
                 server_price=float(parts[r, 2]),

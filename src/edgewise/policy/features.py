@@ -19,31 +19,7 @@ import math
 from edgewise.compile import jit
 from edgewise.fleet.arrays import Array
 from edgewise.fleet.table import (
-    C_ACCURACY,
-    C_DEADLINE,
-    C_ELAPSED,
-    C_INGRESS,
-    C_NOW,
-    R_ACCURACY,
-    R_FORM,
-    R_LATENCY,
-    R_SERVER,
-    R_SERVICE_TIME,
     RATE_AGE_MAX,
-    S_BACKLOG,
-    S_DEMAND_1S,
-    S_FAILURE,
-    S_LINK_BACKLOG,
-    S_OFFERED_1S,
-    S_OFFERED_5S,
-    S_RATE,
-    S_RATE_AGE,
-    S_REPORT_AGE,
-    S_RIF,
-    S_SPEED,
-    S_UP,
-    S_UTILISATION,
-    S_WORKERS,
     CandidateTable,
 )
 from edgewise.policy.priced import fleet_load, load_of
@@ -162,20 +138,20 @@ def remember(table: CandidateTable, memory: Array) -> None:
     A rate that was never measured is a prior, and says nothing. The mean is over the links, of
     which there is one where they share an uplink.
     """
-    ingress = int(table.context[C_INGRESS])
+    ingress = int(table.context.ingress)
     total = 0.0
     count = 0
     youngest = RATE_AGE_MAX
     for s in range(table.servers.shape[0]):
         server = table.servers[s]
-        if s != ingress and server[S_RATE] > 0.0 and server[S_RATE_AGE] < RATE_AGE_MAX:
-            total += math.log(server[S_RATE])
+        if s != ingress and server.rate > 0.0 and server.rate_age < RATE_AGE_MAX:
+            total += math.log(server.rate)
             count += 1
-            youngest = min(youngest, server[S_RATE_AGE])
+            youngest = min(youngest, server.rate_age)
     if count == 0:
         return
     at = REMEMBERED * ingress
-    measured_at = table.context[C_NOW] - youngest
+    measured_at = table.context.now - youngest
     last = memory[at]
     # The rate the table has fades with its age; only a new measurement is a step.
     if last != 0.0 and measured_at <= memory[at + 3] + SAME:
@@ -199,22 +175,22 @@ def describe_request(table: CandidateTable, memory: Array, omega: Array) -> None
     trend = 0.0
     for s in range(table.servers.shape[0]):
         server = table.servers[s]
-        if server[S_UP] > 0.0:
-            weight = server[S_WORKERS] * server[S_SPEED]
+        if server.up > 0.0:
+            weight = server.workers * server.speed
             capacity += weight
-            backlog += weight * server[S_BACKLOG]
-            trend += weight * (server[S_OFFERED_1S] - server[S_OFFERED_5S])
+            backlog += weight * server.backlog
+            trend += weight * (server.offered_1s - server.offered_5s)
     if capacity > 0.0:
         backlog /= capacity
         trend /= capacity
     omega[W_ONE] = 1.0
     omega[W_FLEET] = squash(fleet_load(table), 1.0)
     omega[W_FLEET_BACKLOG] = squash(backlog, 0.3)
-    omega[W_DEADLINE] = signed(math.log(context[C_DEADLINE] / 0.5))
-    omega[W_DEMANDED] = context[C_ACCURACY] - 0.5
+    omega[W_DEADLINE] = signed(math.log(context.deadline / 0.5))
+    omega[W_DEMANDED] = context.accuracy - 0.5
     omega[W_TREND] = signed(trend)
-    omega[W_ELAPSED] = squash(max(0.0, context[C_ELAPSED] / context[C_DEADLINE]), 1.0)
-    omega[W_RATE_MOVES] = squash(memory[REMEMBERED * int(context[C_INGRESS]) + 2], 1.0)
+    omega[W_ELAPSED] = squash(max(0.0, context.elapsed / context.deadline), 1.0)
+    omega[W_RATE_MOVES] = squash(memory[REMEMBERED * int(context.ingress) + 2], 1.0)
 
 
 @jit
@@ -223,8 +199,8 @@ def mean_speed(table: CandidateTable) -> float:
     total = 0.0
     count = 0
     for s in range(table.servers.shape[0]):
-        if table.servers[s, S_UP] > 0.0:
-            total += table.servers[s, S_SPEED]
+        if table.servers[s].up > 0.0:
+            total += table.servers[s].speed
             count += 1
     return total / count if count > 0 else 1.0
 
@@ -245,25 +221,25 @@ def describe_server(
     `mean_speed` has it.
     """
     server = table.servers[s]
-    ingress = int(table.context[C_INGRESS])
+    ingress = int(table.context.ingress)
     local = s == ingress
     phi[P_ONE] = 1.0
-    phi[P_UTILISATION] = server[S_UTILISATION]
-    phi[P_OFFERED_1S] = squash(server[S_OFFERED_1S], 1.0)
-    phi[P_OFFERED_5S] = squash(server[S_OFFERED_5S], 1.0)
-    phi[P_BACKLOG] = squash(max(0.0, server[S_BACKLOG]), 0.3)
-    phi[P_CAPTIVE] = squash(server[S_DEMAND_1S] * cheapest / server[S_WORKERS], 1.0)
+    phi[P_UTILISATION] = server.utilisation
+    phi[P_OFFERED_1S] = squash(server.offered_1s, 1.0)
+    phi[P_OFFERED_5S] = squash(server.offered_5s, 1.0)
+    phi[P_BACKLOG] = squash(max(0.0, server.backlog), 0.3)
+    phi[P_CAPTIVE] = squash(server.demand_1s * cheapest / server.workers, 1.0)
     phi[P_FLEET] = omega[W_FLEET]
     phi[P_FLEET_BACKLOG] = omega[W_FLEET_BACKLOG]
-    phi[P_WORKERS] = 0.5 * math.log2(server[S_WORKERS]) - 0.5
-    phi[P_SPEED] = signed(math.log(server[S_SPEED] / mean))
+    phi[P_WORKERS] = 0.5 * math.log2(server.workers) - 0.5
+    phi[P_SPEED] = signed(math.log(server.speed / mean))
     phi[P_DEADLINE] = omega[W_DEADLINE]
     phi[P_DEMANDED] = omega[W_DEMANDED]
     phi[P_LOCAL] = 1.0 if local else 0.0
-    phi[P_REPORT_AGE] = squash(max(0.0, server[S_REPORT_AGE]), 0.3)
-    phi[P_FAILURE] = server[S_FAILURE]
-    phi[P_TREND] = signed(server[S_OFFERED_1S] - server[S_OFFERED_5S])
-    phi[P_IN_FLIGHT] = squash(max(0.0, server[S_RIF]) / server[S_WORKERS], 4.0)
+    phi[P_REPORT_AGE] = squash(max(0.0, server.report_age), 0.3)
+    phi[P_FAILURE] = server.failure
+    phi[P_TREND] = signed(server.offered_1s - server.offered_5s)
+    phi[P_IN_FLIGHT] = squash(max(0.0, server.rif) / server.workers, 4.0)
     phi[P_LINK_BACKLOG] = 0.0
     phi[P_RATE_AGE] = 0.0
     phi[P_RATE] = 0.0
@@ -272,9 +248,9 @@ def describe_server(
     phi[P_AGED_MOVES] = 0.0
     if not local:
         at = REMEMBERED * ingress
-        phi[P_LINK_BACKLOG] = squash(server[S_LINK_BACKLOG], 0.3)
-        phi[P_RATE_AGE] = squash(max(0.0, server[S_RATE_AGE]), 1.0)
-        phi[P_RATE] = signed(math.log(max(1.0, server[S_RATE]) / 1e6))
+        phi[P_LINK_BACKLOG] = squash(server.link_backlog, 0.3)
+        phi[P_RATE_AGE] = squash(max(0.0, server.rate_age), 1.0)
+        phi[P_RATE] = signed(math.log(max(1.0, server.rate) / 1e6))
         phi[P_RATE_MOVES] = omega[W_RATE_MOVES]
         if memory[at] != 0.0:
             phi[P_RATE_OFF] = signed(memory[at] - memory[at + 1])
@@ -288,35 +264,35 @@ def cheapest_work(table: CandidateTable) -> float:
     least = math.inf
     for r in range(table.mask.size - 1):
         if table.mask[r] != 0:
-            row = table.rows[r]
-            least = min(least, row[R_SERVICE_TIME] * table.servers[int(row[R_SERVER]), S_SPEED])
+            least = min(
+                least, table.rows.service_time[r] * table.servers[int(table.rows.server[r])].speed
+            )
     return least if least < math.inf else 0.0
 
 
 @jit
 def describe_row(table: CandidateTable, r: int, least: float, psi: Array) -> None:
     """Fill `psi` of an admissible row, in the order of `PSI`; `least` as `cheapest_work` has it."""
-    row = table.rows[r]
     context = table.context
-    deadline = context[C_DEADLINE]
-    work = row[R_SERVICE_TIME] * table.servers[int(row[R_SERVER]), S_SPEED]
-    psi[Q_SERVICE] = squash(row[R_SERVICE_TIME] / deadline, 1.0)
+    deadline = context.deadline
+    work = table.rows.service_time[r] * table.servers[int(table.rows.server[r])].speed
+    psi[Q_SERVICE] = squash(table.rows.service_time[r] / deadline, 1.0)
     psi[Q_DEARER] = squash(math.log(max(1.0, work / least)), 2.0)
-    psi[Q_ACCURACY] = row[R_ACCURACY] - 0.5
-    psi[Q_SURPLUS] = row[R_ACCURACY] - context[C_ACCURACY]
-    psi[Q_FORM] = row[R_FORM]
-    psi[Q_LATE] = signed(math.log(max(1e-6, row[R_LATENCY]) / deadline))
+    psi[Q_ACCURACY] = table.rows.accuracy[r] - 0.5
+    psi[Q_SURPLUS] = table.rows.accuracy[r] - context.accuracy
+    psi[Q_FORM] = table.rows.form[r]
+    psi[Q_LATE] = signed(math.log(max(1e-6, table.rows.latency[r]) / deadline))
 
 
 @jit
 def cheapest_service(table: CandidateTable, first: int) -> float:
     """Shortest service time among the admissible rows of a server; `first` is its first one."""
-    s = table.rows[first, R_SERVER]
-    least = table.rows[first, R_SERVICE_TIME]
+    s = table.rows.server[first]
+    least = table.rows.service_time[first]
     for r in range(first + 1, table.mask.size - 1):
         if table.mask[r] == 0:
             continue
-        if table.rows[r, R_SERVER] != s:
+        if table.rows.server[r] != s:
             break
-        least = min(least, table.rows[r, R_SERVICE_TIME])
+        least = min(least, table.rows.service_time[r])
     return least  # type: ignore[no-any-return]

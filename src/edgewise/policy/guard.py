@@ -12,7 +12,7 @@ import math
 
 from edgewise.compile import jit
 from edgewise.fleet.arrays import Array
-from edgewise.fleet.table import S_REPORT_AGE, S_UP, CandidateTable
+from edgewise.fleet.table import CandidateTable
 
 COUNTERS = {
     "decisions": "all that were made",
@@ -45,8 +45,8 @@ def freshest(table: CandidateTable) -> float:
     is nothing to be decided."""
     age = math.inf
     for s in range(table.servers.shape[0]):
-        if table.servers[s, S_UP] > 0.0:
-            age = min(age, table.servers[s, S_REPORT_AGE])
+        if table.servers[s].up > 0.0:
+            age = min(age, table.servers[s].report_age)
     return age if age < math.inf else 0.0
 
 

@@ -37,26 +37,6 @@ from edgewise.compile import jit
 from edgewise.fleet.arrays import Array
 from edgewise.fleet.rng import uniform
 from edgewise.fleet.table import (
-    C_ACCURACY_WEIGHT,
-    C_DEADLINE,
-    C_ELAPSED,
-    C_GRACE,
-    C_INGRESS,
-    R_ACCURACY,
-    R_LOCAL,
-    R_PREPARE,
-    R_READY,
-    R_RETURN,
-    R_SERVER,
-    R_SERVICE_TIME,
-    R_TRANSFER,
-    R_WAIT,
-    S_DEMAND_1S,
-    S_FAILURE,
-    S_LINK_BACKLOG,
-    S_RATE_AGE,
-    S_REPORT_AGE,
-    S_WORKERS,
     CandidateTable,
 )
 from edgewise.policy.features import (
@@ -215,13 +195,13 @@ def describe_all(
     describe_request(table, memory, omega)
     mean = mean_speed(table)
     least = cheapest_work(table)
-    home = int(table.context[C_INGRESS])
+    home = int(table.context.ingress)
     describe_server(table, memory, omega, home, 0.0, mean, phis[home])  # it has a price anyway
     last = -1
     for r in range(table.mask.size - 1):
         if table.mask[r] == 0:
             continue
-        s = int(table.rows[r, R_SERVER])
+        s = int(table.rows.server[r])
         if s != last:
             last = s
             describe_server(table, memory, omega, s, cheapest_service(table, r), mean, phis[s])
@@ -241,7 +221,7 @@ def network(table: CandidateTable, params: Array, phis: Array, psis: Array, out:
     for r in range(table.mask.size - 1):
         if table.mask[r] == 0:
             continue
-        s = int(table.rows[r, R_SERVER])
+        s = int(table.rows.server[r])
         if s != last:
             last = s
             for h in range(WIDTH):
@@ -288,12 +268,12 @@ def score(
     """
     base = params[_BASE:_CALIBRATED]
     rows, scores, context = table.rows, table.scores, table.context
-    deadline = context[C_DEADLINE]
-    grace = context[C_GRACE]
-    elapsed = context[C_ELAPSED]
-    weight = context[C_ACCURACY_WEIGHT]
+    deadline = context.deadline
+    grace = context.grace
+    elapsed = context.elapsed
+    weight = context.accuracy_weight
     fleet = max(0.0, fleet_load(table) - base[KNEE])
-    home = int(context[C_INGRESS])
+    home = int(context.ingress)
     prepare_price = 0.0
     if base[PREPARE_SHARE] > 0.0:
         prepare_price = base[PREPARE_SHARE] * server_price(table.servers[home], base, fleet)
@@ -313,8 +293,7 @@ def score(
         if table.mask[r] == 0:
             scores[r] = -math.inf
             continue
-        row = rows[r]
-        s = int(row[R_SERVER])
+        s = int(rows.server[r])
         server = table.servers[s]
         if s != last:
             last = s
@@ -326,38 +305,38 @@ def score(
             )
             wait_margin = base[WAIT_MARGIN] * factor(dot(params, _SERVER + H_WAIT * P, phi))
             wider = factor(dot(params, _SERVER + H_SPREAD * P, phi))
-            trust = 1.0 - base[FAILURE_WEIGHT] * server[S_FAILURE]
+            trust = 1.0 - base[FAILURE_WEIGHT] * server.failure
             busy = min(1.0, load_of(server))
-            stale = base[STALE_SPREAD] * busy * min(STALE_MAX, server[S_REPORT_AGE])
+            stale = base[STALE_SPREAD] * busy * min(STALE_MAX, server.report_age)
             link_price = 0.0
             unsure = 0.5
-            if row[R_LOCAL] == 0.0:
-                full = math.tanh(server[S_LINK_BACKLOG] / base[BACKLOG_SCALE])
+            if rows.local[r] == 0.0:
+                full = math.tanh(server.link_backlog / base[BACKLOG_SCALE])
                 link_price = base[LINK_PRICE] * (1.0 + base[LINK_GAIN] * full)
                 link_price *= factor(dot(params, _SERVER + H_LINK * P, phi))
-                unsure += 0.5 * server[S_RATE_AGE] / (1.0 + server[S_RATE_AGE])
+                unsure += 0.5 * server.rate_age / (1.0 + server.rate_age)
             network_spread = base[NETWORK_SPREAD] * unsure
         psi = psis[r]
         dear = dearer + dot(params, _ROW, psi) + added[r, 0]
         better = soft(dot(params, _ROW + Q, psi) + added[r, 1])
-        over = network_margin * (row[R_READY] + row[R_RETURN])
-        wait = wait_margin * row[R_WAIT]
-        service = base[SERVICE_MARGIN] * row[R_SERVICE_TIME]
+        over = network_margin * (rows.ready[r] + rows.return_time[r])
+        wait = wait_margin * rows.wait[r]
+        service = base[SERVICE_MARGIN] * rows.service_time[r]
         spread = base[SPREAD] * (wait + service) + network_spread * over + stale
         latency = elapsed + over + wait + service
         timely = expected_timeliness(latency, spread * wider, deadline, grace)
-        accuracy = row[R_ACCURACY]
+        accuracy = rows.accuracy[r]
         worth = accuracy**weight if weight != 1.0 else accuracy
-        cost = price * factor(dear) * row[R_SERVICE_TIME]
-        if row[R_LOCAL] == 0.0:
-            captive = min(1.0, server[S_DEMAND_1S] * row[R_SERVICE_TIME] / server[S_WORKERS])
+        cost = price * factor(dear) * rows.service_time[r]
+        if rows.local[r] == 0.0:
+            captive = min(1.0, server.demand_1s * rows.service_time[r] / server.workers)
             cost *= 1.0 + base[CAPTIVE_GAIN] * captive
         part = parts[r]
         part[0] = latency
         part[1] = worth * trust * timely
         part[2] = cost
-        part[3] = link_price * row[R_TRANSFER]
-        part[4] = prepare_price * row[R_PREPARE]
+        part[3] = link_price * rows.transfer[r]
+        part[4] = prepare_price * rows.prepare[r]
         part[5] = better
         cost += part[3] + part[4]
         scores[r] = part[1] * (1.0 + better) - cost
@@ -409,7 +388,7 @@ def strange(table: CandidateTable, params: Array, omega: Array, phis: Array, psi
     for r in range(table.mask.size - 1):
         if table.mask[r] == 0:
             continue
-        s = int(table.rows[r, R_SERVER])
+        s = int(table.rows.server[r])
         if s != last:
             last = s
             if outside(phis[s], low[:P], high[:P]):
@@ -434,7 +413,7 @@ def survey(table: CandidateTable, state: Array, omega: Array, phis: Array, psis:
     for r in range(table.mask.size - 1):
         if table.mask[r] == 0:
             continue
-        s = int(table.rows[r, R_SERVER])
+        s = int(table.rows.server[r])
         if s != last:
             last = s
             widen(phis[s], low[:P], high[:P], first)

@@ -28,36 +28,11 @@ import math
 import numpy as np
 
 from edgewise.compile import jit
-from edgewise.fleet.arrays import Array
+from edgewise.fleet.arrays import Array, Record
 from edgewise.fleet.table import (
-    C_ACCURACY_WEIGHT,
-    C_DEADLINE,
-    C_ELAPSED,
-    C_GRACE,
-    C_INGRESS,
-    R_ACCURACY,
-    R_LOCAL,
-    R_PREPARE,
-    R_READY,
-    R_RETURN,
-    R_SERVER,
-    R_SERVICE_TIME,
-    R_TRANSFER,
-    R_WAIT,
-    S_BACKLOG,
-    S_DEMAND_1S,
-    S_FAILURE,
-    S_LINK_BACKLOG,
-    S_OFFERED_5S,
-    S_RATE_AGE,
-    S_REPORT_AGE,
-    S_SPEED,
-    S_UP,
-    S_UTILISATION,
-    S_WORKERS,
     CandidateTable,
 )
-from edgewise.policy.base import Memory, Parameter, Record, policy
+from edgewise.policy.base import Memory, Parameter, policy
 from edgewise.score import timeliness
 
 
@@ -253,10 +228,10 @@ STALE_MAX = 2.0
 
 
 @jit
-def load_of(server: Array) -> float:
+def load_of(server: Record) -> float:
     """A server's utilisation: reported, or what we have sent there of late if that is more (the
     report is late, and it does not know what is on the way)."""
-    return max(server[S_UTILISATION], server[S_OFFERED_5S])  # type: ignore[no-any-return]
+    return max(server.utilisation, server.offered_5s)  # type: ignore[no-any-return]
 
 
 @jit
@@ -266,23 +241,23 @@ def fleet_load(table: CandidateTable) -> float:
     capacity = 0.0
     for s in range(table.servers.shape[0]):
         server = table.servers[s]
-        if server[S_UP] > 0.0:
-            weight = server[S_WORKERS] * server[S_SPEED]
+        if server.up > 0.0:
+            weight = server.workers * server.speed
             load += weight * load_of(server)
             capacity += weight
     return load / capacity if capacity > 0.0 else 0.0
 
 
 @jit
-def server_price(server: Array, params: Array, fleet: float) -> float:
+def server_price(server: Record, params: Array, fleet: float) -> float:
     """Utility per second of the server, all workers; `fleet` the load of all above the knee."""
     contended = (
         1.0
         + params[UTILISATION_GAIN] * max(0.0, load_of(server) - params[KNEE])
-        + params[BACKLOG_GAIN] * math.tanh(server[S_BACKLOG] / params[BACKLOG_SCALE])
+        + params[BACKLOG_GAIN] * math.tanh(server.backlog / params[BACKLOG_SCALE])
         + params[FLEET_GAIN] * fleet
     )
-    worth = server[S_SPEED] ** params[SPEED_EXPONENT] / server[S_WORKERS]
+    worth = server.speed ** params[SPEED_EXPONENT] / server.workers
     return params[PRICE] * worth * contended  # type: ignore[no-any-return]
 
 
@@ -305,13 +280,13 @@ def priced_scores(table: CandidateTable, params: Array) -> float:
     """
     rows, scores = table.rows, table.scores
     context = table.context
-    deadline = context[C_DEADLINE]
-    grace = context[C_GRACE]
-    elapsed = context[C_ELAPSED]
-    weight = context[C_ACCURACY_WEIGHT]
+    deadline = context.deadline
+    grace = context.grace
+    elapsed = context.elapsed
+    weight = context.accuracy_weight
     fleet = max(0.0, fleet_load(table) - params[KNEE])
     prepare_price = 0.0
-    ingress = table.servers[int(context[C_INGRESS])]
+    ingress = table.servers[int(context.ingress)]
     if params[PREPARE_SHARE] > 0.0:
         prepare_price = params[PREPARE_SHARE] * server_price(ingress, params, fleet)
 
@@ -325,35 +300,34 @@ def priced_scores(table: CandidateTable, params: Array) -> float:
         if table.mask[r] == 0:
             scores[r] = -math.inf
             continue
-        row = rows[r]
-        if row[R_SERVER] != last:
+        if rows.server[r] != last:
             # Rows of a server stand together: what they share is computed once.
-            last = row[R_SERVER]
+            last = rows.server[r]
             server = table.servers[int(last)]
             price = server_price(server, params, fleet)
-            trust = 1.0 - params[FAILURE_WEIGHT] * server[S_FAILURE]
+            trust = 1.0 - params[FAILURE_WEIGHT] * server.failure
             busy = min(1.0, load_of(server))
-            stale = params[STALE_SPREAD] * busy * min(STALE_MAX, server[S_REPORT_AGE])
+            stale = params[STALE_SPREAD] * busy * min(STALE_MAX, server.report_age)
             link_price = 0.0
             unsure = 0.5
-            if row[R_LOCAL] == 0.0:
-                full = math.tanh(server[S_LINK_BACKLOG] / params[BACKLOG_SCALE])
+            if rows.local[r] == 0.0:
+                full = math.tanh(server.link_backlog / params[BACKLOG_SCALE])
                 link_price = params[LINK_PRICE] * (1.0 + params[LINK_GAIN] * full)
-                unsure += 0.5 * server[S_RATE_AGE] / (1.0 + server[S_RATE_AGE])
+                unsure += 0.5 * server.rate_age / (1.0 + server.rate_age)
             network_spread = params[NETWORK_SPREAD] * unsure
-        network = params[NETWORK_MARGIN] * (row[R_READY] + row[R_RETURN])
-        wait = params[WAIT_MARGIN] * row[R_WAIT]
-        service = params[SERVICE_MARGIN] * row[R_SERVICE_TIME]
+        network = params[NETWORK_MARGIN] * (rows.ready[r] + rows.return_time[r])
+        wait = params[WAIT_MARGIN] * rows.wait[r]
+        service = params[SERVICE_MARGIN] * rows.service_time[r]
         spread = params[SPREAD] * (wait + service) + network_spread * network + stale
         timely = expected_timeliness(elapsed + network + wait + service, spread, deadline, grace)
-        accuracy = row[R_ACCURACY]
+        accuracy = rows.accuracy[r]
         worth = accuracy**weight if weight != 1.0 else accuracy
-        cost = price * row[R_SERVICE_TIME]
-        if row[R_LOCAL] == 0.0:
+        cost = price * rows.service_time[r]
+        if rows.local[r] == 0.0:
             server = table.servers[int(last)]
-            captive = min(1.0, server[S_DEMAND_1S] * row[R_SERVICE_TIME] / server[S_WORKERS])
+            captive = min(1.0, server.demand_1s * rows.service_time[r] / server.workers)
             cost *= 1.0 + params[CAPTIVE_GAIN] * captive
-        cost += link_price * row[R_TRANSFER] + prepare_price * row[R_PREPARE]
+        cost += link_price * rows.transfer[r] + prepare_price * rows.prepare[r]
         scores[r] = worth * trust * timely - cost
     scores[table.mask.size - 1] = params[THRESHOLD] + params[THRESHOLD_GAIN] * fleet
     return 1.0

@@ -22,16 +22,6 @@ from edgewise.compile import jit
 from edgewise.fleet.arrays import Array
 from edgewise.fleet.rng import below
 from edgewise.fleet.table import (
-    C_ACCURACY_WEIGHT,
-    C_DEADLINE,
-    C_GRACE,
-    C_NOW,
-    R_ACCURACY,
-    R_FORM,
-    R_LATENCY,
-    R_SERVER,
-    R_SERVICE_TIME,
-    S_REPORT_AGE,
     CandidateTable,
 )
 from edgewise.policy.base import Parameter
@@ -84,26 +74,26 @@ def offer(table: CandidateTable, share: float) -> int:
     """Score the row that a server-only rule would run on each host 0 and all others −inf; returns
     how many hosts there are."""
     rows, scores = table.rows, table.scores
-    limit = share * table.context[C_DEADLINE]
+    limit = share * table.context.deadline
     hosts = 0
     server = -1.0
     accurate = -1
     cheapest = -1
     for r in range(table.mask.size - 1):
         scores[r] = -math.inf
-        if table.mask[r] == 0 or rows[r, R_FORM] != 0.0:
+        if table.mask[r] == 0 or rows.form[r] != 0.0:
             continue
-        if rows[r, R_SERVER] != server:
+        if rows.server[r] != server:
             if cheapest >= 0:
                 scores[accurate if accurate >= 0 else cheapest] = 0.0
-            server = rows[r, R_SERVER]
+            server = rows.server[r]
             accurate = -1
             cheapest = -1
             hosts += 1
-        time = rows[r, R_SERVICE_TIME]
-        if cheapest < 0 or time < rows[cheapest, R_SERVICE_TIME]:
+        time = rows.service_time[r]
+        if cheapest < 0 or time < rows.service_time[cheapest]:
             cheapest = r
-        if time < limit and (accurate < 0 or rows[r, R_ACCURACY] > rows[accurate, R_ACCURACY]):
+        if time < limit and (accurate < 0 or rows.accuracy[r] > rows.accuracy[accurate]):
             accurate = r
     if cheapest >= 0:
         scores[accurate if accurate >= 0 else cheapest] = 0.0
@@ -125,7 +115,7 @@ def nth_offer(table: CandidateTable, n: int) -> int:
 @jit
 def server_of(table: CandidateTable, row: int) -> int:
     """The server of a row that was offered."""
-    return int(table.rows[row, R_SERVER])
+    return int(table.rows.server[row])
 
 
 @jit
@@ -161,17 +151,17 @@ def power_of_two(table: CandidateTable, hosts: int, rng: Array) -> float:
 @jit
 def reported_at(table: CandidateTable, server: int) -> float:
     """When the last report of a server was true, s on the balancer's clock; to tell a new one."""
-    return table.context[C_NOW] - table.servers[server, S_REPORT_AGE]  # type: ignore[no-any-return]
+    return table.context.now - table.servers[server].report_age  # type: ignore[no-any-return]
 
 
 @jit
 def utility(table: CandidateTable, row: int, latency: float) -> float:
     """What an answer of this row after `latency` s from sent_at is worth: accuracy^w × g."""
     context = table.context
-    accuracy = table.rows[row, R_ACCURACY]
-    weight = context[C_ACCURACY_WEIGHT]
+    accuracy = table.rows.accuracy[row]
+    weight = context.accuracy_weight
     worth = accuracy**weight if weight != 1.0 else accuracy
-    return worth * timeliness(latency / context[C_DEADLINE], context[C_GRACE])  # type: ignore[no-any-return]
+    return worth * timeliness(latency / context.deadline, context.grace)  # type: ignore[no-any-return]
 
 
 @jit
@@ -181,12 +171,12 @@ def best_on(table: CandidateTable, server: float, margin: float, threshold: floa
     choice = -1
     worth = threshold
     for r in range(table.mask.size - 1):
-        if table.mask[r] == 0 or table.rows[r, R_SERVER] != server:
+        if table.mask[r] == 0 or table.rows.server[r] != server:
             continue
-        latency = table.rows[r, R_LATENCY]
+        latency = table.rows.latency[r]
         value = utility(table, r, margin * latency)
         if value > worth or (
-            choice >= 0 and value == worth and latency < table.rows[choice, R_LATENCY]
+            choice >= 0 and value == worth and latency < table.rows.latency[choice]
         ):
             choice = r
             worth = value
@@ -208,7 +198,7 @@ def admit(table: CandidateTable, margin: float, threshold: float) -> bool:
             best = r
     if best < 0:
         return True
-    choice = best_on(table, table.rows[best, R_SERVER], margin, threshold)
+    choice = best_on(table, table.rows.server[best], margin, threshold)
     if choice < 0:
         refuse(table)
         return False
@@ -236,7 +226,7 @@ def chance_of_refusal(table: CandidateTable, margin: float, threshold: float, pa
         if table.scores[r] == -math.inf:
             continue
         hosts += 1
-        if best_on(table, table.rows[r, R_SERVER], margin, threshold) >= 0:
+        if best_on(table, table.rows.server[r], margin, threshold) >= 0:
             continue
         if not pairs:
             chance += 1.0

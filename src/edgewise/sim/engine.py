@@ -22,15 +22,8 @@ from edgewise.compile.reference import Reference, as_pointer, by_reference
 from edgewise.fleet.arrays import Array, Belief
 from edgewise.fleet.belief import on_request
 from edgewise.fleet.commit import commit
-from edgewise.fleet.table import (
-    C_ACCURACY,
-    R_ACCURACY,
-    R_LATENCY,
-    CandidateTable,
-    best_row,
-    blank_table,
-    observe,
-)
+from edgewise.fleet.observe import observe
+from edgewise.fleet.table import TableArrays, best_row, blank_table, named
 from edgewise.policy.base import Describe, Kernel, Learn
 from edgewise.sim.events import index_of, kind_of, next_time, pop
 from edgewise.sim.layout import (
@@ -262,7 +255,7 @@ def take(sim: Sim, row: int, probability: float) -> None:
     if row == sim.table.mask.size - 1:
         slot.reason = why_shed(sim)
     else:
-        slot.predicted = sim.table.rows[row, R_LATENCY]
+        slot.predicted = sim.table.rows.latency[row]
         slot.service = row // 2
         slot.form = row % 2
         slot.server = sim.world.services[row // 2].server
@@ -280,7 +273,7 @@ def why_shed(sim: Sim) -> int:
     for r in range(table.mask.size - 1):
         if table.mask[r] != 0:
             return REASON_PRICE
-        if table.rows[r, R_ACCURACY] >= table.context[C_ACCURACY]:
+        if table.rows.accuracy[r] >= table.context.accuracy:
             good = True
     return REASON_NONE_UP if good else REASON_NO_SERVICE
 
@@ -458,7 +451,7 @@ def branch(sim: Sim, memory: Array | None = None) -> Sim:
         np.copyto(plain(out), plain(array))
         return out
 
-    def copies(arrays: World | Reports | Belief | CandidateTable) -> dict[str, Array]:
+    def copies(arrays: World | Reports | Belief | TableArrays) -> dict[str, Array]:
         return {
             name: array if name in CONSTANTS else copy(array)
             for name, array in arrays._asdict().items()
@@ -471,7 +464,7 @@ def branch(sim: Sim, memory: Array | None = None) -> Sim:
         reports=Reports(**copies(sim.reports)),
         beliefs=beliefs,
         belief=belief_of(beliefs, 0),
-        table=CandidateTable(**copies(sim.table)),
+        table=named(TableArrays(**copies(sim.table.arrays))),
     )
 
 
@@ -486,7 +479,7 @@ def in_lines(array: Array) -> int:
 
 def bytes_of(sim: Sim) -> int:
     """What a branch of `sim` takes."""
-    parts = (sim.world, sim.reports, sim.beliefs, sim.table)
+    parts = (sim.world, sim.reports, sim.beliefs, sim.table.arrays)
     arrays = [each for part in parts for each in part._asdict().items()]
     return sum(in_lines(array) for name, array in arrays if name not in CONSTANTS)
 
@@ -503,9 +496,14 @@ class BranchCopier:
         self._whole: list[tuple[Array, Array]] = []
         self._begun: list[tuple[str, int, Array, Array]] = []  # counted how, bytes of each, to, of
         slots = len(source.world.slots)
-        for part in ("world", "reports", "beliefs", "table"):
-            to = getattr(target, part)
-            for name, array in getattr(source, part)._asdict().items():
+        parts: dict[str, tuple[Any, Any]] = {
+            "world": (target.world, source.world),
+            "reports": (target.reports, source.reports),
+            "beliefs": (target.beliefs, source.beliefs),
+            "table": (target.table.arrays, source.table.arrays),
+        }
+        for part, (to, of) in parts.items():
+            for name, array in zip(of._fields, of, strict=True):
                 if name in CONSTANTS:
                     continue
                 pair = plain(getattr(to, name)), plain(array)

@@ -9,16 +9,13 @@ the processor's cache however long the trace is; what is to be kept goes to `res
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import numpy as np
 
 from edgewise.domain import PayloadForm
 from edgewise.fleet.arrays import Array, Belief
 from edgewise.fleet.table import CandidateTable
-
-Record: TypeAlias = Any
-"""An element of a structured array."""
 
 # -- how a request ends: RESULT.status ----------------------------------------------------------
 PENDING, SERVED, SHED, EXPIRED, FAILED, LOST = range(6)

@@ -25,12 +25,12 @@ from __future__ import annotations
 import math
 
 from edgewise.compile import inlined, inner
-from edgewise.fleet.arrays import Array
+from edgewise.fleet.arrays import Array, Record
 from edgewise.fleet.request_noise import luck
 from edgewise.network.capacity import bytes_between, time_to_send
 from edgewise.network.link import CHUNK_BYTES, PACKET_BYTES, STALL_S
 from edgewise.sim.heaps import insert, remove, remove_root
-from edgewise.sim.layout import CONSTANT, CURVE, UNLIMITED, Record, World
+from edgewise.sim.layout import CONSTANT, CURVE, UNLIMITED, World
 from edgewise.sim.next_times import link_at
 
 SAME_BYTES = 1e-6

@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 from edgewise.errors import EdgewiseError
 from edgewise.fleet.rng import new_rng
-from edgewise.fleet.table import C_ELAPSED
 from edgewise.policy.base import PolicySpec
 from edgewise.sim import engine
 from edgewise.sim.layout import Sim
@@ -64,7 +63,7 @@ def play_until(sim: Sim, rule: PolicySpec, seed: int, request: int) -> tuple[Flo
     sent = float(sim.world.requests["time"][request])
     while engine.run(sim, kernel, numbers, memory, draws, 1) == 1:
         now = float(clock["now"][0])
-        if abs(now - float(context[C_ELAPSED]) - sent) > SAME:
+        if abs(now - float(context.elapsed) - sent) > SAME:
             continue
         mine = (slots["request"] == request) & (slots["row"] >= 0) & (slots["decided"] == now)
         for slot in slots[mine]:
@@ -78,7 +77,7 @@ def _beginning(
 ) -> tuple[Any, Floats, Floats, NDArray[np.uint64]]:
     """(kernel, params, state by balancer, draws by balancer) of a play that begins."""
     balancers = int(sim.world.clock["balancers"][0])
-    sim.table.wanted[0] = rule.reads_servers
+    sim.table.settings.fill_servers = rule.reads_servers
     numbers = rule.new_params(params)
     state = rule.new_memory(len(sim.world.servers))
     memory = np.repeat(state[None], balancers, axis=0)

@@ -21,7 +21,7 @@ from edgewise.fleet.belief import (
     reset_server,
     restore_sends,
 )
-from edgewise.fleet.table import link_rate
+from edgewise.fleet.observe import link_rate
 from edgewise.fleet.timeouts import FLEET_PERIOD, HEARTBEAT
 from edgewise.fleet.tracker import FORGET_AFTER, RATE_MAX, RATE_MIN
 from edgewise.score import worthless_after

@@ -25,7 +25,7 @@ from msgspec import Struct
 from edgewise import policy as policies
 from edgewise.domain import Outcome, Report, Request, request_id
 from edgewise.fleet.report_timing import GAP
-from edgewise.fleet.table import C_NOW
+from edgewise.fleet.table import CONTEXT_COLUMNS
 from edgewise.live.balancer.api import BalancerApi
 from edgewise.live.balancer.balancer import Balancer
 from edgewise.live.balancer.dispatcher import Dispatcher
@@ -352,7 +352,7 @@ def _links(scenario: Scenario, disturbance: Disturbance) -> dict[str, SharedLink
 def _decision_record(entry: TrackedDecision) -> DecisionRecord:
     seen, decision = entry.observation, entry.decision
     context = np.array(seen.context)
-    context[C_NOW] -= START
+    context.view(CONTEXT_COLUMNS)["now"] -= START
     return DecisionRecord(
         request=decision.request,
         at=seen.at - START,

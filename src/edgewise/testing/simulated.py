@@ -38,7 +38,7 @@ def run_simulated(scenario: Scenario, trace: Trace, policy: str | PolicySpec) ->
     if spec.features:
         raise ValueError("expected a policy that does not learn as it goes")
     sim = simulation(scenario, trace)
-    sim.table.wanted[0] = 1  # fill every column, whatever the policy reads
+    sim.table.settings.fill_servers = 1  # fill every column, whatever the policy reads
     params = spec.new_params()
     memory = spec.new_memory(len(sim.world.servers))[None].copy()
     rng = seeds_of_draws(scenario.seed, 1)
@@ -50,9 +50,9 @@ def run_simulated(scenario: Scenario, trace: Trace, policy: str | PolicySpec) ->
             {
                 "at": float(sim.world.clock["now"][0]),
                 "mask": table.mask.copy(),
-                "rows": table.rows.copy(),
-                "servers": table.servers.copy(),
-                "context": table.context.copy(),
+                "rows": table.arrays.rows.copy(),
+                "servers": table.arrays.servers.copy(),
+                "context": table.arrays.context.copy(),
             }
         )
     # With one balancer, decisions are made in the order of their times.

@@ -7,17 +7,12 @@ from __future__ import annotations
 
 import math
 
-from edgewise.fleet.arrays import Array
+from edgewise.fleet.arrays import Array, Record
 from edgewise.fleet.rng import below
 from edgewise.fleet.table import (
-    C_DEADLINE,
-    C_INGRESS,
-    R_ACCURACY,
-    R_LATENCY,
-    S_OUTSTANDING,
     CandidateTable,
 )
-from edgewise.policy.base import Memory, Record, policy
+from edgewise.policy.base import Memory, policy
 from edgewise.policy.servers import SHARE, clear, nth_offer, offer, power_of_two, server_of
 
 
@@ -58,7 +53,7 @@ def round_robin(table: CandidateTable, params: Record, memory: Memory, rng: Arra
 def local(table: CandidateTable, params: Record, memory: Memory, rng: Array) -> float:
     """The ingress server, cheapest admissible service; shed if it hosts none."""
     offer(table, 0.0)
-    ingress = int(table.context[C_INGRESS])
+    ingress = int(table.context.ingress)
     here = -1
     for r in range(table.mask.size - 1):
         if table.scores[r] == 0.0 and server_of(table, r) == ingress:
@@ -78,7 +73,7 @@ def least_outstanding(table: CandidateTable, params: Record, memory: Memory, rng
     hosts = offer(table, params.share)
     for r in range(table.mask.size - 1):
         if table.scores[r] == 0.0:
-            table.scores[r] = -table.servers[server_of(table, r), S_OUTSTANDING]
+            table.scores[r] = -table.servers[server_of(table, r)].outstanding
     return power_of_two(table, hosts, rng)
 
 
@@ -87,7 +82,7 @@ def earliest_completion(table: CandidateTable, params: Record, memory: Memory, r
     """The admissible (server, service, form) of least predicted latency. It never sheds."""
     shed = table.mask.size - 1
     for r in range(shed):
-        latency = table.rows[r, R_LATENCY]  # read in any case: then the loop is vectorised
+        latency = table.rows.latency[r]  # read in any case: then the loop is vectorised
         table.scores[r] = -latency if table.mask[r] != 0 else -math.inf
     table.scores[shed] = -math.inf
     return 1.0
@@ -100,11 +95,11 @@ def most_accurate_feasible(
     """The most accurate one predicted within the deadline, the earlier of equals; if none is, the
     earliest."""
     clear(table)
-    deadline = table.context[C_DEADLINE]
+    deadline = table.context.deadline
     for r in range(table.mask.size - 1):
         if table.mask[r] == 1:
-            latency = table.rows[r, R_LATENCY]
+            latency = table.rows.latency[r]
             # Accuracies differ by over 1e-4; a feasible latency is under an hour.
-            bonus = 1e9 * (1.0 + table.rows[r, R_ACCURACY]) if latency <= deadline else 0.0
+            bonus = 1e9 * (1.0 + table.rows.accuracy[r]) if latency <= deadline else 0.0
             table.scores[r] = bonus - latency
     return 1.0

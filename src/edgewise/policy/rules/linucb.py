@@ -17,25 +17,11 @@ import math
 import numpy as np
 
 from edgewise.compile import jit
-from edgewise.fleet.arrays import Array
+from edgewise.fleet.arrays import Array, Record
 from edgewise.fleet.table import (
-    C_DEADLINE,
-    R_ACCURACY,
-    R_FORM,
-    R_LATENCY,
-    R_LOCAL,
-    R_PREPARE,
-    R_SERVER,
-    R_SERVICE_TIME,
-    R_TRANSFER,
-    R_WAIT,
-    S_BACKLOG,
-    S_FAILURE,
-    S_REPORT_AGE,
-    S_UTILISATION,
     CandidateTable,
 )
-from edgewise.policy.base import Memory, Parameter, Record, policy
+from edgewise.policy.base import Memory, Parameter, policy
 from edgewise.policy.servers import utility
 
 FEATURES = (
@@ -79,28 +65,27 @@ def set_up(params: Record, known: Record) -> None:
 @jit
 def describe(table: CandidateTable, row: int, out: Array) -> None:
     """Write the `FEATURES` of a row; of the shed row zeros, which teach nothing."""
-    s = int(table.rows[row, R_SERVER])
+    s = int(table.rows.server[row])
     if s < 0:
         for i in range(D):
             out[i] = 0.0
         return
-    cells = table.rows[row]
     server = table.servers[s]
-    deadline = table.context[C_DEADLINE]
+    deadline = table.context.deadline
     out[0] = 1.0
-    out[1] = cells[R_ACCURACY]
-    out[2] = utility(table, row, cells[R_LATENCY])
-    out[3] = max(-1.0, 1.0 - cells[R_LATENCY] / deadline)
-    out[4] = min(2.0, cells[R_SERVICE_TIME] / deadline)
-    out[5] = min(2.0, cells[R_WAIT] / deadline)
-    out[6] = min(2.0, cells[R_TRANSFER] / deadline)
-    out[7] = min(2.0, cells[R_PREPARE] / deadline)
-    out[8] = min(2.0, server[S_BACKLOG] / deadline)
-    out[9] = server[S_UTILISATION]
-    out[10] = min(2.0, server[S_REPORT_AGE])
-    out[11] = server[S_FAILURE]
-    out[12] = cells[R_LOCAL]
-    out[13] = cells[R_FORM]
+    out[1] = table.rows.accuracy[row]
+    out[2] = utility(table, row, table.rows.latency[row])
+    out[3] = max(-1.0, 1.0 - table.rows.latency[row] / deadline)
+    out[4] = min(2.0, table.rows.service_time[row] / deadline)
+    out[5] = min(2.0, table.rows.wait[row] / deadline)
+    out[6] = min(2.0, table.rows.transfer[row] / deadline)
+    out[7] = min(2.0, table.rows.prepare[row] / deadline)
+    out[8] = min(2.0, server.backlog / deadline)
+    out[9] = server.utilisation
+    out[10] = min(2.0, server.report_age)
+    out[11] = server.failure
+    out[12] = table.rows.local[row]
+    out[13] = table.rows.form[row]
 
 
 def learn(params: Record, memory: Memory, features: Array, reward: float) -> None:

@@ -6,23 +6,12 @@ Exact rules, sources and deviations: `docs/policies.md`.
 
 from __future__ import annotations
 
-from edgewise.fleet.arrays import Array
+from edgewise.fleet.arrays import Array, Record
 from edgewise.fleet.rng import below, uniform
 from edgewise.fleet.table import (
-    C_DEADLINE,
-    C_ELAPSED,
-    C_UPLOAD,
-    R_ACCURACY,
-    R_FORM,
-    R_LATENCY,
-    R_RETURN,
-    R_SERVER,
-    R_SERVICE_TIME,
-    R_TRANSFER,
-    S_BACKLOG,
     CandidateTable,
 )
-from edgewise.policy.base import Memory, Parameter, Record, policy
+from edgewise.policy.base import Memory, Parameter, policy
 from edgewise.policy.servers import clear, utility
 
 TIE = 1e-6
@@ -50,7 +39,7 @@ def earliest_completion_margin(
     clear(table)
     for r in range(table.mask.size - 1):
         if table.mask[r] == 1:
-            latency = table.rows[r, R_LATENCY]
+            latency = table.rows.latency[r]
             table.scores[r] = utility(table, r, params.margin * latency) - TIE * latency
     return 1.0
 
@@ -78,16 +67,16 @@ def infaas(table: CandidateTable, params: Record, memory: Memory, rng: Array) ->
     """
     clear(table)
     rows = table.rows
-    limit = params.slack * table.context[C_DEADLINE]
+    limit = params.slack * table.context.deadline
     variant = -1
     fastest = -1
     for r in range(table.mask.size - 1):
-        if table.mask[r] == 0 or rows[r, R_FORM] != 0.0:
+        if table.mask[r] == 0 or rows.form[r] != 0.0:
             continue
-        time = rows[r, R_SERVICE_TIME]
-        if fastest < 0 or time < rows[fastest, R_SERVICE_TIME]:
+        time = rows.service_time[r]
+        if fastest < 0 or time < rows.service_time[fastest]:
             fastest = r
-        if time <= limit and (variant < 0 or time > rows[variant, R_SERVICE_TIME]):
+        if time <= limit and (variant < 0 or time > rows.service_time[variant]):
             variant = r
     if variant < 0:
         if fastest >= 0:
@@ -96,11 +85,11 @@ def infaas(table: CandidateTable, params: Record, memory: Memory, rng: Array) ->
     for r in range(table.mask.size - 1):
         if (
             table.mask[r] == 1
-            and rows[r, R_FORM] == 0.0
-            and rows[r, R_ACCURACY] == rows[variant, R_ACCURACY]
-            and rows[r, R_SERVICE_TIME] <= limit
+            and rows.form[r] == 0.0
+            and rows.accuracy[r] == rows.accuracy[variant]
+            and rows.service_time[r] <= limit
         ):
-            table.scores[r] = -table.servers[int(rows[r, R_SERVER]), S_BACKLOG]
+            table.scores[r] = -table.servers[int(rows.server[r])].backlog
     return 1.0
 
 
@@ -126,15 +115,15 @@ def jellyfish(table: CandidateTable, params: Record, memory: Memory, rng: Array)
     rows = table.rows
     context = table.context
     for r in range(table.mask.size - 1):
-        if table.mask[r] == 0 or rows[r, R_FORM] != 0.0:
+        if table.mask[r] == 0 or rows.form[r] != 0.0:
             continue
         # Streamed on as it arrives: the slower of upload and transfer; 2·wire is both ways back.
-        network = max(context[C_UPLOAD], rows[r, R_TRANSFER]) + 2.0 * rows[r, R_RETURN]
-        budget = context[C_DEADLINE] - context[C_ELAPSED] - network
-        spare = budget - params.rounds * rows[r, R_SERVICE_TIME]
+        network = max(context.upload, rows.transfer[r]) + 2.0 * rows.return_time[r]
+        budget = context.deadline - context.elapsed - network
+        spare = budget - params.rounds * rows.service_time[r]
         if spare >= 0.0:
-            backlog = table.servers[int(rows[r, R_SERVER]), S_BACKLOG]
-            table.scores[r] = rows[r, R_ACCURACY] - TIE * backlog
+            backlog = table.servers[int(rows.server[r])].backlog
+            table.scores[r] = rows.accuracy[r] - TIE * backlog
         else:
             table.scores[r] = spare - 1.0
     return 1.0
@@ -158,12 +147,12 @@ def slo_headroom(table: CandidateTable, params: Record, memory: Memory, rng: Arr
     the time one of the others, uniformly. None in time: the one that is least late.
     """
     clear(table)
-    deadline = table.context[C_DEADLINE]
+    deadline = table.context.deadline
     early = 0
     late = 0
     for r in range(table.mask.size - 1):
         if table.mask[r] == 1:
-            headroom = deadline - table.rows[r, R_LATENCY]
+            headroom = deadline - table.rows.latency[r]
             if headroom >= 0.0:
                 early += 1
                 table.scores[r] = 1.0 / (1.0 + headroom)

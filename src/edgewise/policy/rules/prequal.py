@@ -16,10 +16,10 @@ from typing import NamedTuple
 import numpy as np
 
 from edgewise.compile import jit
-from edgewise.fleet.arrays import Array
+from edgewise.fleet.arrays import Array, Record
 from edgewise.fleet.rng import below, uniform
-from edgewise.fleet.table import C_NOW, S_RESPONSE, S_RIF, S_RIF_RESPONSE, S_UP, CandidateTable
-from edgewise.policy.base import Memory, Parameter, Record, policy
+from edgewise.fleet.table import CandidateTable
+from edgewise.policy.base import Memory, Parameter, policy
 from edgewise.policy.servers import (
     ADMISSION,
     SHARE,
@@ -151,7 +151,7 @@ def probe(
 ) -> None:
     """Take a reply of `server` into the pool: in place of its last one, in an empty place, or in
     the oldest's. `spin` in [0, 1) rounds the number of its uses."""
-    now = table.context[C_NOW]
+    now = table.context.now
     size = pool_size(settings, table.servers.shape[0])
     pool = memory.fleet.pool
     place = -1
@@ -170,12 +170,12 @@ def probe(
     known = table.servers[server]
     entry = pool[place]
     entry.owner = server + 1.0
-    entry.rif = known[S_RIF]
-    entry.latency = known[S_RIF_RESPONSE] if known[S_RIF_RESPONSE] > 0.0 else known[S_RESPONSE]
+    entry.rif = known.rif
+    entry.latency = known.rif_response if known.rif_response > 0.0 else known.response
     entry.at = now
     entry.uses = math.floor(reuse_limit(settings, table.servers.shape[0]) + spin)
     fleet = memory.fleet
-    fleet.ring[int(fleet.next)] = known[S_RIF]
+    fleet.ring[int(fleet.next)] = known.rif
     fleet.next = (fleet.next + 1.0) % RING
     fleet.filled = min(float(RING), fleet.filled + 1.0)
 
@@ -260,14 +260,14 @@ def from_pool(table: CandidateTable, settings: PoolSettings, memory: Memory, rng
     choice is certain given the pool (propensity 1), but for the random one when the pool is short.
     """
     hosts = offer(table, settings.share)
-    now = table.context[C_NOW]
+    now = table.context.now
     count = table.servers.shape[0]
     fleet = memory.fleet
     pool = fleet.pool
     for i in range(POOL_MAX):
         entry = pool[i]
         if entry.owner > 0.0 and (
-            now - entry.at > settings.age or table.servers[int(entry.owner) - 1, S_UP] == 0.0
+            now - entry.at > settings.age or table.servers[int(entry.owner) - 1].up == 0.0
         ):
             entry.owner = 0.0
     if fleet.started > 0.0 and now - fleet.decided_at > settings.idle:
@@ -275,7 +275,7 @@ def from_pool(table: CandidateTable, settings: PoolSettings, memory: Memory, rng
         for _ in range(min(count, int(settings.probes))):
             s = int(fleet.cursor)
             fleet.cursor = (s + 1) % count
-            if table.servers[s, S_UP] > 0.0:
+            if table.servers[s].up > 0.0:
                 probe(table, settings, memory, s, 0.0)
     fleet.started = 1.0
     fleet.decided_at = now

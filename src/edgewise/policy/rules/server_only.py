@@ -10,23 +10,12 @@ from __future__ import annotations
 import math
 
 from edgewise.compile import jit
-from edgewise.fleet.arrays import Array
+from edgewise.fleet.arrays import Array, Record
 from edgewise.fleet.rng import below, uniform
 from edgewise.fleet.table import (
-    C_INGRESS,
-    C_NOW,
-    R_SERVICE_TIME,
-    S_OUTSTANDING,
-    S_PEAK,
-    S_QUEUED,
-    S_RESPONSE,
-    S_RIF,
-    S_SPEED,
-    S_UTILISATION,
-    S_WORKERS,
     CandidateTable,
 )
-from edgewise.policy.base import Memory, Parameter, Record, policy
+from edgewise.policy.base import Memory, Parameter, policy
 from edgewise.policy.servers import (
     ADMISSION,
     SHARE,
@@ -53,7 +42,7 @@ def jsq(table: CandidateTable, params: Record, memory: Memory, rng: Array) -> fl
     offer(table, params.share)
     for r in range(table.mask.size - 1):
         if table.scores[r] == 0.0:
-            table.scores[r] = -table.servers[server_of(table, r), S_RIF]
+            table.scores[r] = -table.servers[server_of(table, r)].rif
     return 1.0
 
 
@@ -64,8 +53,8 @@ def offer_by_delay(table: CandidateTable, share: float) -> None:
     for r in range(table.mask.size - 1):
         if table.scores[r] == 0.0:
             server = table.servers[server_of(table, r)]
-            rate = server[S_SPEED] * server[S_WORKERS]
-            table.scores[r] = -(server[S_OUTSTANDING] + 1.0) / rate
+            rate = server.speed * server.workers
+            table.scores[r] = -(server.outstanding + 1.0) / rate
 
 
 @policy(about="the shortest queue for its speed (shortest expected delay)", parameters=(SHARE,))
@@ -105,7 +94,7 @@ def jiq(table: CandidateTable, params: Record, memory: Memory, rng: Array) -> fl
         known = memory.servers[s]
         if at > known.reported_at + NEW_REPORT:
             known.reported_at = at
-            if table.servers[s, S_RIF] == 0.0 and known.place == 0.0:
+            if table.servers[s].rif == 0.0 and known.place == 0.0:
                 memory.fleet.joins += 1.0
                 known.place = memory.fleet.joins
     if hosts == 0:
@@ -153,8 +142,8 @@ def offer_by_peak(table: CandidateTable, share: float, cold: float) -> int:
     for r in range(table.mask.size - 1):
         if table.scores[r] == 0.0:
             server = table.servers[server_of(table, r)]
-            pending = server[S_OUTSTANDING]
-            cost = server[S_PEAK] if server[S_PEAK] > 0.0 else cold
+            pending = server.outstanding
+            cost = server.peak if server.peak > 0.0 else cold
             load = PENALTY + pending if cost == 0.0 and pending > 0.0 else cost * (pending + 1.0)
             table.scores[r] = -load
     return hosts
@@ -223,18 +212,18 @@ def c3(table: CandidateTable, params: Record, memory: Memory, rng: Array) -> flo
         at = reported_at(table, s)
         known = memory.servers[s]
         if known.reported == 0.0:
-            known.queue = table.servers[s, S_QUEUED]
+            known.queue = table.servers[s].queued
             known.reported = 1.0
             known.reported_at = at
         elif at > known.reported_at + NEW_REPORT:
-            known.queue += params.queue_memory * (table.servers[s, S_QUEUED] - known.queue)
+            known.queue += params.queue_memory * (table.servers[s].queued - known.queue)
             known.reported_at = at
     for r in range(table.mask.size - 1):
         if table.scores[r] == 0.0:
             s = server_of(table, r)
-            service = table.rows[r, R_SERVICE_TIME]
-            queue = 1.0 + table.servers[s, S_OUTSTANDING] * params.clients + memory.servers[s].queue
-            rank = table.servers[s, S_RESPONSE] - service + queue**params.exponent * service
+            service = table.rows.service_time[r]
+            queue = 1.0 + table.servers[s].outstanding * params.clients + memory.servers[s].queue
+            rank = table.servers[s].response - service + queue**params.exponent * service
             table.scores[r] = -rank
     return 1.0
 
@@ -264,14 +253,14 @@ def ray_p2c(table: CandidateTable, params: Record, memory: Memory, rng: Array) -
     Each worker counts as a replica.
     """
     hosts = offer(table, params.share)
-    ingress = int(table.context[C_INGRESS])
+    ingress = int(table.context.ingress)
     here = -1
     for r in range(table.mask.size - 1):
         if table.scores[r] == 0.0:
             s = server_of(table, r)
-            queue = table.servers[s, S_RIF]
+            queue = table.servers[s].rif
             table.scores[r] = -queue
-            if s == ingress and queue < params.max_ongoing * table.servers[s, S_WORKERS]:
+            if s == ingress and queue < params.max_ongoing * table.servers[s].workers:
                 here = r
     if here >= 0:
         table.scores[here] = 1.0
@@ -327,19 +316,19 @@ def load_aware_locality(table: CandidateTable, params: Record, memory: Memory, r
     """
     hosts = offer(table, params.share)
     servers = table.servers
-    now = table.context[C_NOW]
+    now = table.context.now
     fleet = memory.fleet
     if fleet.updated == 0.0 or now - fleet.updated_at >= params.period:
         weight = params.memory if fleet.updated > 0.0 else 1.0
         for s in range(servers.shape[0]):
             mean = memory.servers[s].utilisation
-            memory.servers[s].utilisation += weight * (servers[s, S_UTILISATION] - mean)
+            memory.servers[s].utilisation += weight * (servers[s].utilisation - mean)
         fleet.updated_at = now
         fleet.updated = 1.0
     if hosts == 0:
         return 1.0
 
-    ingress = int(table.context[C_INGRESS])
+    ingress = int(table.context.ingress)
     here = -1
     far = 0.0  # workers elsewhere, …
     far_busy = 0.0  # … of them busy, …
@@ -347,7 +336,7 @@ def load_aware_locality(table: CandidateTable, params: Record, memory: Memory, r
     for r in range(table.mask.size - 1):
         if table.scores[r] == 0.0:
             s = server_of(table, r)
-            workers = servers[s, S_WORKERS]
+            workers = servers[s].workers
             room += workers * max(0.0, 1.0 - memory.servers[s].utilisation)
             if s == ingress:
                 here = r
@@ -356,7 +345,7 @@ def load_aware_locality(table: CandidateTable, params: Record, memory: Memory, r
                 far_busy += workers * memory.servers[s].utilisation
     busy = memory.servers[ingress].utilisation
     stay = here >= 0 and (far == 0.0 or busy <= far_busy / far + params.variance)
-    all_workers = far + (servers[ingress, S_WORKERS] if here >= 0 else 0.0)
+    all_workers = far + (servers[ingress].workers if here >= 0 else 0.0)
 
     aim = uniform(rng)
     chosen = -1
@@ -364,7 +353,7 @@ def load_aware_locality(table: CandidateTable, params: Record, memory: Memory, r
     for r in range(table.mask.size - 1):
         if table.scores[r] == 0.0:
             s = server_of(table, r)
-            workers = servers[s, S_WORKERS]
+            workers = servers[s].workers
             if stay and r == here:
                 part = 1.0 - (params.probe if far > 0.0 else 0.0)
             elif stay:

@@ -9,16 +9,11 @@ period after its last report; it is looked up once in an update period.
 from __future__ import annotations
 
 from edgewise.compile import jit
-from edgewise.fleet.arrays import Array
+from edgewise.fleet.arrays import Array, Record
 from edgewise.fleet.table import (
-    C_NOW,
-    S_ANSWERS_1S,
-    S_ERRORS_1S,
-    S_UP,
-    S_UTILISATION,
     CandidateTable,
 )
-from edgewise.policy.base import Memory, Parameter, Record, policy
+from edgewise.policy.base import Memory, Parameter, policy
 from edgewise.policy.rules.server_only import NEW_REPORT
 from edgewise.policy.servers import SHARE, offer, reported_at, server_of
 
@@ -26,21 +21,21 @@ from edgewise.policy.servers import SHARE, offer, reported_at, server_of
 @jit
 def update_weights(table: CandidateTable, params: Record, memory: Memory) -> None:
     """Take in new reports, and look the weights up when it is time."""
-    now = table.context[C_NOW]
+    now = table.context.now
     count = table.servers.shape[0]
     for s in range(count):
         mine = memory.servers[s]
         server = table.servers[s]
-        if server[S_UP] == 0.0:
+        if server.up == 0.0:
             mine.ready = 0.0  # when it comes back the blackout starts again
         at = reported_at(table, s)
         if at <= mine.seen + NEW_REPORT:
             continue
         mine.seen = at
-        rate = server[S_ANSWERS_1S]
-        used = server[S_UTILISATION]
+        rate = server.answers_1s
+        used = server.utilisation
         if used > 0.0 and rate > 0.0:
-            used += server[S_ERRORS_1S] / rate * params.penalty
+            used += server.errors_1s / rate * params.penalty
         if used <= 0.0 or rate <= 0.0:
             continue
         if mine.ready == 0.0:

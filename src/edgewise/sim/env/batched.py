@@ -290,7 +290,7 @@ class BatchedSims:
             sim = engine.branch(sim, self._memory_for(lane, sim))
             self._hold(lane, sim)
         sim.world.clock["learning"] = 1
-        sim.table.wanted[0] = 1
+        sim.table.settings.fill_servers = 1
         self.lanes[lane]["ended"] = 1  # nothing happens there but `RESET`
         self.mask[lane] = 0
         self._buffers.flat[lane] = 0.0

@@ -16,36 +16,41 @@ and zero; masked rows are zero in *flat*.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from edgewise.compile import inlined
 from edgewise.fleet import table as columns
 from edgewise.fleet.arrays import Array
-from edgewise.fleet.table import R_SERVER, CandidateTable
+from edgewise.fleet.table import CandidateTable
 
 TOP = 1e4
 """s, MB or requests: nothing that matters is larger."""
 
+_HIDDEN = {"server", "service", "ingress", "now"}
 _BYTES = {"size", "rate", "payload"}
 
-_FIRST_ROW = columns.R_FORM
-_FIRST_CONTEXT = columns.C_ELAPSED
-ROW = tuple(columns.ROW)[_FIRST_ROW:]
-SERVER = tuple(columns.SERVER)
-CONTEXT = tuple(columns.CONTEXT)[_FIRST_CONTEXT : columns.C_NOW]
+ROW = tuple(name for name in columns.ROW if name not in _HIDDEN)
+SERVER = tuple(name for name in columns.SERVER if name not in _HIDDEN)
+CONTEXT = tuple(name for name in columns.CONTEXT if name not in _HIDDEN)
 WIDTH = len(ROW) + len(SERVER) + len(CONTEXT)
+
+
+def _places(shown: tuple[str, ...], names: Iterable[str]) -> Array:
+    """Where the columns shown stand among those of the table."""
+    places = {name: c for c, name in enumerate(names)}
+    return np.array([places[name] for name in shown])
 
 
 def _factors(names: tuple[str, ...]) -> Array:
     return np.array([1e-6 if name in _BYTES else 1.0 for name in names], np.float32)
 
 
-_ROW = _factors(ROW)
+_ROW_PLACES, _ROW_FACTORS = _places(ROW, columns.ROW), _factors(ROW)
+_SERVER_PLACES, _SERVER_FACTORS = _places(SERVER, columns.SERVER), _factors(SERVER)
+_CONTEXT_PLACES, _CONTEXT_FACTORS = _places(CONTEXT, columns.CONTEXT), _factors(CONTEXT)
 _NONE, _TOP = np.float32(0.0), np.float32(TOP)
-
-
-_SERVER = _factors(SERVER)
-_CONTEXT = _factors(CONTEXT)
 
 
 @inlined
@@ -62,19 +67,21 @@ def write_parts(
 ) -> None:
     """The mask and *parts*, with `rows` a column at a time (columns, rows) as the table has them;
     `of` are the rows' servers. Masked rows are zero, and of server −1."""
+    arrays = table.arrays
     for c in range(len(CONTEXT)):
-        context[c] = scaled(table.context[_FIRST_CONTEXT + c], _CONTEXT[c])
-    for s in range(table.servers.shape[0]):
+        context[c] = scaled(arrays.context[_CONTEXT_PLACES[c]], _CONTEXT_FACTORS[c])
+    for s in range(arrays.servers.shape[0]):
         for c in range(len(SERVER)):
-            servers[s, c] = scaled(table.servers[s, c], _SERVER[c])
+            servers[s, c] = scaled(arrays.servers[s, _SERVER_PLACES[c]], _SERVER_FACTORS[c])
     count = table.mask.size - 1
     for r in range(count):
         mask[r] = table.mask[r]
-        of[r] = np.int32(table.rows[r, R_SERVER]) if table.mask[r] != 0 else -1
+        of[r] = np.int32(table.rows.server[r]) if table.mask[r] != 0 else -1
     for c in range(len(ROW)):
+        column, factor = _ROW_PLACES[c], _ROW_FACTORS[c]
         for r in range(count):
-            value = table.rows[r, _FIRST_ROW + c] if table.mask[r] != 0 else 0.0
-            rows[c, r] = scaled(value, _ROW[c])
+            value = arrays.rows[r, column] if table.mask[r] != 0 else 0.0
+            rows[c, r] = scaled(value, factor)
     mask[mask.size - 1] = 1
 
 
