@@ -121,7 +121,7 @@ def begin(world: Scenario, fifo_links: bool = False) -> Sim:
 def _flat(sim: Sim) -> list[np.ndarray]:
     """Its arrays as bytes, but for those that branches share: ready to be copied many times."""
     parts = [*sim.world._asdict().items(), *sim.reports._asdict().items()]
-    parts += [*sim.beliefs._asdict().items(), *sim.table._asdict().items()]
+    parts += [*sim.beliefs._asdict().items(), *sim.table.arrays._asdict().items()]
     return [
         engine.plain(array).reshape(-1) for name, array in parts if name not in layout.CONSTANTS
     ]

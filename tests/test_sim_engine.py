@@ -469,7 +469,7 @@ def rows_chosen(rule: PolicySpec, world: int) -> list[int]:
     """What it decides where servers' columns that are not filled are NaN."""
     scenario = families.scenario("combined", world).with_overrides(duration=2.0)
     sim = simulation(scenario, generate(scenario, None))
-    sim.table.servers[:] = np.nan
+    sim.table.arrays.servers[:] = np.nan
     return play(sim, rule, 1).world.results["row"].tolist()
 
 
