@@ -28,9 +28,9 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from edgewise.live.run.evaluate import evaluate
-from edgewise.live.run.launch import Deployment
-from edgewise.live.run.up import prepare
+from edgewise.live.run.deployment import Deployment
+from edgewise.live.run.evaluation import evaluate
+from edgewise.live.run.launcher import prepare_models
 from edgewise.scenario import Scenario, check, load
 from edgewise.summary import PolicySummary, Summary, comparison
 from edgewise.tasks.services import services_of
@@ -143,7 +143,7 @@ def main() -> None:
         )
     )
     if scenario.executor == "onnx":
-        prepare(sorted({service.model for service in services_of(scenario)}), console)
+        prepare_models(sorted({service.model for service in services_of(scenario)}), console)
     with tempfile.TemporaryDirectory(prefix="edgewise-soak-") as folder:
         memory = asyncio.run(soak(scenario, Path(folder), console))
         summary = evaluate(Path(folder))

@@ -26,7 +26,7 @@ from edgewise.live.clock import Clock
 from edgewise.live.process_config import ClientConfig
 from edgewise.live.recorder import Recorder
 from edgewise.live.records import REQUESTS
-from edgewise.live.run.evaluate import evaluate
+from edgewise.live.run.evaluation import evaluate
 from edgewise.live.wire.messages import Submission
 from edgewise.live.wire.open_inference import (
     InferAnswer,

@@ -208,8 +208,8 @@ def test_it_can_fail() -> None:
     """The checks see what they look for."""
     tree = ast.parse("import time\nfrom edgewise.live.run import launch")
     assert "time" in imports(tree)
-    assert ours(tree) & {"live.run.launch"}
-    assert layer("live.run.launch") > layer("fleet.belief")
+    assert ours(tree) & {"live.run.deployment"}
+    assert layer("live.run.deployment") > layer("fleet.belief")
     assert room("live.node.node") == "node"
     assert room("live.clock") is None is room("fleet.belief")
 

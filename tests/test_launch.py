@@ -15,9 +15,9 @@ from rich.console import Console
 
 from edgewise.errors import BadInput, ScenarioError
 from edgewise.live.process_config import BalancerConfig, ClientConfig, NodeConfig, load_config
-from edgewise.live.run import up, view
-from edgewise.live.run.addresses import Addresses, lay_out, relay_links
-from edgewise.live.run.launch import Deployment, unplayed
+from edgewise.live.run import launcher, progress_view
+from edgewise.live.run.addresses import Addresses, assign_addresses, relay_links
+from edgewise.live.run.deployment import Deployment, ignored_settings
 from edgewise.live.run.processes import FreePorts
 from edgewise.network.relay.config import LinkPatch, RelayConfig
 from edgewise.network.relay.config import load_config as load_relay
@@ -55,7 +55,7 @@ def fleet() -> Scenario:
 
 
 def addresses(scenario: Scenario) -> Addresses:
-    return lay_out(scenario, itertools.count(9000).__next__)
+    return assign_addresses(scenario, itertools.count(9000).__next__)
 
 
 def ways(relay: RelayConfig) -> dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]]:
@@ -199,9 +199,11 @@ def test_free_ports_are_free_and_never_given_twice() -> None:
 
 
 def test_what_is_not_played_is_said() -> None:
-    assert not unplayed(fleet())
-    assert any("outages" in each for each in unplayed(fleet().with_overrides(emulate=False)))
-    assert not unplayed(load("smoke"))
+    assert not ignored_settings(fleet())
+    assert any(
+        "outages" in each for each in ignored_settings(fleet().with_overrides(emulate=False))
+    )
+    assert not ignored_settings(load("smoke"))
 
 
 # -- up's own arguments --------------------------------------------------------------------------
@@ -214,11 +216,11 @@ class Halted:
         self.said: list[str] = []
         self.halted = asyncio.Event()
 
-    async def halt(self) -> None:
+    async def pause(self) -> None:
         self.said.append("halt")
         self.halted.set()
 
-    async def go_on(self) -> None:
+    async def resume(self) -> None:
         self.said.append("go on")
 
 
@@ -238,8 +240,8 @@ async def test_a_mute_balancer_goes_on_even_if_the_run_ends_before(tmp_path: Pat
 
 
 def test_wishes_change_the_scenario(tmp_path: Path) -> None:
-    wishes = up.RunOptions(scenario="smoke", duration=1.5, rate=40.0, seed=9, emulate=False)
-    scenario = up.scenario_of(wishes)
+    wishes = launcher.RunOptions(scenario="smoke", duration=1.5, rate=40.0, seed=9, emulate=False)
+    scenario = launcher.scenario_of(wishes)
     assert (scenario.workload.duration, scenario.workload.arrivals.mean_rate) == (1.5, 40.0)
     assert (scenario.seed, scenario.network.emulate) == (9, False)
 
@@ -248,39 +250,42 @@ def test_wishes_change_the_scenario(tmp_path: Path) -> None:
     ("wishes", "problem"),
     [
         (
-            up.RunOptions(scenario="smoke", policies=("local", "bestest")),
+            launcher.RunOptions(scenario="smoke", policies=("local", "bestest")),
             "unknown policy 'bestest'",
         ),
-        (up.RunOptions(scenario="smoke", policies=("local", "local")), "stands twice"),
-        (up.RunOptions(scenario="smoke", rate=-1.0), "rate"),
-        (up.RunOptions(scenario="smoke", duration=0.0), "duration"),
-        (up.RunOptions(scenario="nosuch"), "expected a file or a preset"),
-        (up.RunOptions(scenario="smoke", images="/nosuch"), "expected 'builtin' or a directory"),
+        (launcher.RunOptions(scenario="smoke", policies=("local", "local")), "stands twice"),
+        (launcher.RunOptions(scenario="smoke", rate=-1.0), "rate"),
+        (launcher.RunOptions(scenario="smoke", duration=0.0), "duration"),
+        (launcher.RunOptions(scenario="nosuch"), "expected a file or a preset"),
+        (
+            launcher.RunOptions(scenario="smoke", images="/nosuch"),
+            "expected 'builtin' or a directory",
+        ),
     ],
 )
-def test_wishes_that_make_no_sense_are_refused(wishes: up.RunOptions, problem: str) -> None:
+def test_wishes_that_make_no_sense_are_refused(wishes: launcher.RunOptions, problem: str) -> None:
     with pytest.raises(BadInput, match=problem):
-        up.scenario_of(wishes)
+        launcher.scenario_of(wishes)
 
 
 def test_two_runs_never_share_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    first = up.run_folder(load("smoke"), None)
-    second = up.run_folder(load("smoke"), None)
+    first = launcher.run_folder(load("smoke"), None)
+    second = launcher.run_folder(load("smoke"), None)
     assert first != second
     assert first.is_dir()
     (first / "something").touch()
     with pytest.raises(BadInput, match="expected an empty or a new folder"):
-        up.run_folder(load("smoke"), first)
+        launcher.run_folder(load("smoke"), first)
     (tmp_path / "file").touch()
     with pytest.raises(BadInput, match="cannot be made"):
-        up.run_folder(load("smoke"), tmp_path / "file" / "below")
+        launcher.run_folder(load("smoke"), tmp_path / "file" / "below")
 
 
 # -- what is seen --------------------------------------------------------------------------------
 
 
-def glance(**changes: object) -> view.Glance:
+def glance(**changes: object) -> progress_view.RunState:
     base: dict[str, object] = {
         "title": "local (1/3)",
         "elapsed": 4.0,
@@ -310,12 +315,12 @@ def glance(**changes: object) -> view.Glance:
             "return:a": {"rate_bps": None},
         },
     }  # fmt: skip
-    return view.Glance(**(base | changes))  # type: ignore[arg-type]
+    return progress_view.RunState(**(base | changes))  # type: ignore[arg-type]
 
 
-def drawn(seen: view.Glance) -> str:
+def drawn(seen: progress_view.RunState) -> str:
     shown = io.StringIO()
-    Console(width=100, file=shown).print(view.draw(seen))
+    Console(width=100, file=shown).print(progress_view.status_tables(seen))
     return shown.getvalue()
 
 
@@ -336,7 +341,7 @@ def test_the_view_lives_with_what_is_not_there_yet() -> None:
 
 
 def test_where_there_is_no_terminal_a_line_says_it() -> None:
-    said = view.line(glance())
+    said = progress_view.status_line(glance())
     assert "\n" not in said
     assert "4/20 s" in said
     assert "sent 12" in said

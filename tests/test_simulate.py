@@ -29,7 +29,7 @@ def run(*words: str) -> str:
 
 def test_the_summary_and_the_files_of_up(tmp_path: Path) -> None:
     pytest.importorskip("pyarrow")
-    from edgewise.live.run.evaluate import evaluate
+    from edgewise.live.run.evaluation import evaluate
 
     out, summary = tmp_path / "run", tmp_path / "summary.json"
     shown = run(

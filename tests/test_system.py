@@ -30,8 +30,8 @@ from edgewise.errors import PeerError
 from edgewise.live.client.client import Client, SentRequest
 from edgewise.live.client.prepared_load import read_load
 from edgewise.live.process_config import ClientConfig
-from edgewise.live.run.evaluate import evaluate, read_requests
-from edgewise.live.run.launch import Deployment
+from edgewise.live.run.deployment import Deployment
+from edgewise.live.run.evaluation import evaluate, read_requests
 from edgewise.scenario import Scenario, loads
 from edgewise.score import ScoreShape
 

@@ -27,8 +27,8 @@ pytest.importorskip("pyroute2", reason="extra netns")
 from edgewise.errors import BadInput, ScenarioError
 from edgewise.live.run import netns
 from edgewise.live.run.addresses import relay_links
-from edgewise.live.run.launch import Deployment
-from edgewise.live.run.view import _links
+from edgewise.live.run.deployment import Deployment
+from edgewise.live.run.progress_view import _links
 from edgewise.network import capabilities
 from edgewise.network.capacity import constant, stepwise
 from edgewise.network.kernel.devices import Device, DeviceRoute, DevicesConfig, load
@@ -69,7 +69,9 @@ def fleet(topology: str = "uplink") -> Scenario:
 
 
 def laid(topology: str, backend: netns.Backend) -> tuple[Any, DevicesConfig]:
-    where = netns.lay_out(fleet(topology), itertools.count(9000).__next__, backend, BLOCK, 4711)
+    where = netns.assign_addresses(
+        fleet(topology), itertools.count(9000).__next__, backend, BLOCK, 4711
+    )
     assert isinstance(where.relay, DevicesConfig)
     where.relay.check()
     return where, where.relay
@@ -405,7 +407,7 @@ async def test_a_rate_that_falls_leaves_nothing_stuck(backend: str, tmp_path: Pa
 @pytest.mark.parametrize("backend", BACKENDS)
 async def test_a_fleet_runs_over_it_and_leaves_nothing(backend: str, tmp_path: Path) -> None:
     assert backend in ("tc", "tun")
-    hosting = netns.Namespaces(fleet(), backend)  # type: ignore[arg-type]
+    hosting = netns.NamespacePlatform(fleet(), backend)  # type: ignore[arg-type]
     async with Deployment(fleet(), tmp_path, hosting=hosting) as deployment:
         assert ours(os.getpid())
         await deployment.run()

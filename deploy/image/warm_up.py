@@ -17,7 +17,7 @@ for role in ("node", "relay", "client", "evaluate"):
 for module in (
     "live.node.node",
     "live.client.client",
-    "live.run.evaluate",
+    "live.run.evaluation",
     "network.relay.relay",
 ):
     importlib.import_module(f"edgewise.{module}")

@@ -44,9 +44,9 @@ def configs(
       edgewise configs mine.yaml config --hosts "edgewise-{}" --no-emulate
     """
     try:
-        from edgewise.live.run.addresses import lay_out
-        from edgewise.live.run.configs import configs as made_of
-        from edgewise.live.run.configs import ports, write
+        from edgewise.live.run.addresses import assign_addresses
+        from edgewise.live.run.fleet_configs import fleet_configs as made_of
+        from edgewise.live.run.fleet_configs import ports, write_configs
         from edgewise.scenario import check, dump, load
         from edgewise.tasks.services import services_of
     except ModuleNotFoundError as error:
@@ -55,9 +55,9 @@ def configs(
         raise BadInput(f"--hosts: expected a pattern with {{}} in it, got {hosts!r}")
     fleet = check(load(scenario).with_overrides(emulate=emulate), scenario)
     services_of(fleet)  # says now which model is unknown
-    where = lay_out(fleet, itertools.count(port).__next__)
+    where = assign_addresses(fleet, itertools.count(port).__next__)
     named = None if hosts is None else lambda process: hosts.replace("{}", process)
-    write(folder, made_of(fleet, where, file="scenario.yaml", out=out, hosts=named))
+    write_configs(folder, made_of(fleet, where, file="scenario.yaml", out=out, hosts=named))
     file = folder / "scenario.yaml"
     file.write_text(dump(fleet), encoding="utf-8")
     os.chmod(file, 0o644)

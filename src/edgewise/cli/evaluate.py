@@ -18,8 +18,8 @@ def evaluate(
 
     [bold]Example:[/bold] edgewise evaluate runs/20260101-120000-three-sites
     """
-    from edgewise.live.run.evaluate import evaluate
-    from edgewise.live.run.up import show
+    from edgewise.live.run.evaluation import evaluate
+    from edgewise.live.run.launcher import show
 
     summary = evaluate(run)
     show(summary, output.console_beside(json))

@@ -75,8 +75,8 @@ def up(
       sudo edgewise up three-sites --network tun
     """
     from edgewise.errors import BadInput
-    from edgewise.live.run.containers import IMAGE
-    from edgewise.live.run.up import RunOptions, show, up
+    from edgewise.live.run.containers import DEFAULT_IMAGE
+    from edgewise.live.run.launcher import RunOptions, launch, show
 
     if image is not None and not containers:
         raise BadInput("--image: only with --containers")
@@ -93,9 +93,9 @@ def up(
         images=images,
         seed=seed,
         out=out,
-        image=(image or IMAGE) if containers else None,
+        image=(image or DEFAULT_IMAGE) if containers else None,
     )
-    summary, folder = up(wishes, console)
+    summary, folder = launch(wishes, console)
     show(summary, console)
     output.note(console, f"results: {folder}")
     output.write_json(summary.to_json(), json)

@@ -20,7 +20,7 @@ from rich.console import Console
 from edgewise.errors import BadInput
 from edgewise.fidelity.compare import WorldsComparison, compare, read_run
 from edgewise.fidelity.files import record
-from edgewise.live.run.up import RunOptions, up
+from edgewise.live.run.launcher import RunOptions, launch
 from edgewise.policy import label
 from edgewise.scenario import Scenario, dump
 from edgewise.sim.build import SimOptions
@@ -101,7 +101,7 @@ def compare_worlds(
             if not _whole(folder):
                 _clear(folder)
                 say(f"{policy}, seed {seed}: run {done} of {total}")
-                up(
+                launch(
                     RunOptions(scenario=str(file), policies=(policy,), seed=seed, out=folder),
                     console,
                 )

@@ -25,12 +25,7 @@ from edgewise.domain import Report
 from edgewise.errors import PeerError, WireError
 from edgewise.live.balancer.balancer_metrics import BalancerMetrics
 from edgewise.live.balancer.dispatcher import Dispatcher
-from edgewise.live.balancer.node_connection import (
-    CROSSING,
-    SILENCE,
-    NodeConnection,
-    shift_request,
-)
+from edgewise.live.balancer.node_connection import CROSSING, SILENCE, NodeConnection, shift_request
 from edgewise.live.balancer.open_decisions import TrackedDecision
 from edgewise.live.balancer.relay_poller import poll_relay
 from edgewise.live.clock import Clock

@@ -65,7 +65,7 @@ class Addresses(Struct, frozen=True, kw_only=True):
         return url_of(self.balancer.host, self.balancer.port)
 
 
-def lay_out(scenario: Scenario, free_port: Callable[[], int]) -> Addresses:
+def assign_addresses(scenario: Scenario, free_port: Callable[[], int]) -> Addresses:
     """Hand out the addresses of a run; `free_port` gives a port that nobody has yet."""
     names = scenario.server_names
     balancer = Listen(host=HOST, port=free_port())

@@ -26,13 +26,13 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from edgewise.errors import BadInput, PeerError
-from edgewise.live.run.addresses import Addresses, lay_out
-from edgewise.live.run.configs import Hosts
-from edgewise.live.run.hosting import called
-from edgewise.live.run.processes import Process
+from edgewise.live.run.addresses import Addresses, assign_addresses
+from edgewise.live.run.fleet_configs import Hosts
+from edgewise.live.run.platforms import display_name
+from edgewise.live.run.processes import ChildProcess
 from edgewise.scenario import FileTrace, Scenario
 
-IMAGE = "localhost/edgewise:latest"
+DEFAULT_IMAGE = "localhost/edgewise:latest"
 """As `deploy/image.sh` calls it."""
 ASK_TIMEOUT = 20.0
 """s for an engine to say whether it is there; a docker without its daemon answers at once."""
@@ -48,13 +48,13 @@ runtime = "runc"
 """
 
 
-class Engine:
+class ContainerEngine:
     """docker or podman.
 
     Raises BadInput if there is none, or it has no such image.
     """
 
-    def __init__(self, folder: Path, image: str = IMAGE) -> None:
+    def __init__(self, folder: Path, image: str = DEFAULT_IMAGE) -> None:
         self.image = image
         self.environment = dict(os.environ)
         self.command = _find(self.environment.get("EDGEWISE_ENGINE", ""))
@@ -100,11 +100,11 @@ class Engine:
         return said.decode("utf-8", "replace")
 
 
-class ContainerProcess(Process):
+class ContainerProcess(ChildProcess):
     """A child in a container. `options` are those of ``run``, `container` is its name.
 
     SIGTERM reaches it through the engine's process, which hands it on. Should that have to be
-    killed, `Containers.close` removes the container.
+    killed, `ContainerPlatform.close` removes the container.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class ContainerProcess(Process):
         name: str,
         arguments: Iterable[str],
         log: Path,
-        engine: Engine,
+        engine: ContainerEngine,
         container: str,
         options: Sequence[str],
     ) -> None:
@@ -134,29 +134,29 @@ class ContainerProcess(Process):
 
     async def kill(self) -> None:
         """SIGKILL to what is in the container: the engine's own process would survive it."""
-        self.expected_to_end = True
+        self.stopping = True
         await self._engine.run("kill", "--signal", "KILL", self._container)
         await self.wait()
         # Its name is to be free again before it is started anew.
         await self._engine.run("rm", "--force", "--volumes", self._container)
 
-    async def halt(self) -> None:
+    async def pause(self) -> None:
         await self._engine.run("kill", "--signal", "STOP", self._container)
 
-    async def go_on(self) -> None:
+    async def resume(self) -> None:
         await self._engine.run("kill", "--signal", "CONT", self._container)
 
 
-class Containers:
+class ContainerPlatform:
     """How the parts of one run are hosted, as `launch.Deployment` asks for it.
 
     `open` before anything is started; after `close` nothing of the run is left.
     """
 
-    def __init__(self, scenario: Scenario, folder: Path, image: str = IMAGE) -> None:
+    def __init__(self, scenario: Scenario, folder: Path, image: str = DEFAULT_IMAGE) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder.absolute()
-        self._engine = Engine(self._folder, image)
+        self._engine = ContainerEngine(self._folder, image)
         self._run = secrets.token_hex(4)
         self._network = f"edgewise-{self._run}"
         self._traces = sorted(
@@ -172,12 +172,12 @@ class Containers:
     def hosts(self) -> Hosts | None:
         return lambda process: f"edgewise-{self._run}-{process}"
 
-    def lay_out(self, scenario: Scenario, free_port: Callable[[], int]) -> Addresses:
-        return lay_out(scenario, free_port)
+    def assign_addresses(self, scenario: Scenario, free_port: Callable[[], int]) -> Addresses:
+        return assign_addresses(scenario, free_port)
 
     def process(
         self, role: str, server: str, arguments: Sequence[str], log: Path, ports: Sequence[int]
-    ) -> Process:
+    ) -> ChildProcess:
         """The container of a process, named as the others call it."""
         writes = role == "balancer"  # it records
         options = [
@@ -196,7 +196,7 @@ class Containers:
             if self._engine.podman and os.getuid() != 0:
                 options += ["--userns", "keep-id"]
         return ContainerProcess(
-            called(role, server),
+            display_name(role, server),
             arguments,
             log,
             self._engine,

@@ -31,9 +31,9 @@ from typing import Literal
 from edgewise.errors import BadInput
 from edgewise.live.process_config import Listen
 from edgewise.live.run.addresses import Addresses, relay_links, return_of, url_of
-from edgewise.live.run.configs import Hosts
-from edgewise.live.run.hosting import called
-from edgewise.live.run.processes import Process
+from edgewise.live.run.fleet_configs import Hosts
+from edgewise.live.run.platforms import display_name
+from edgewise.live.run.processes import ChildProcess
 from edgewise.network import capabilities
 from edgewise.network.kernel.devices import Device, DeviceRoute, DevicesConfig
 from edgewise.network.kernel.namespaces import HOST, PREFIX, Spaces, sweep
@@ -59,7 +59,7 @@ def check(backend: Backend) -> None:
             )
 
 
-def chosen(wish: Literal["relay", "tc", "tun", "auto"]) -> Backend | None:
+def choose_backend(wish: Literal["relay", "tc", "tun", "auto"]) -> Backend | None:
     """The backend of namespaces that is wished for; None: relays.
 
     *auto* is tc only where the kernel plays all of a link, rate and delay.
@@ -73,7 +73,7 @@ def chosen(wish: Literal["relay", "tc", "tun", "auto"]) -> Backend | None:
     return "tc" if able else None
 
 
-def unplayed(scenario: Scenario, backend: Backend) -> tuple[str, ...]:
+def ignored_settings(scenario: Scenario, backend: Backend) -> tuple[str, ...]:
     """What of a scenario's network a backend does not play here, one sentence each."""
     if backend == "tun":
         return ()
@@ -87,7 +87,7 @@ def unplayed(scenario: Scenario, backend: Backend) -> tuple[str, ...]:
     return (f"the network has no {', '.join(fields)}: {netem.found}; {netem.needs}",)
 
 
-class InNamespace(Process):
+class InNamespace(ChildProcess):
     """A child in a network namespace; everything else of the machine it shares."""
 
     def __init__(self, name: str, arguments: Iterable[str], log: Path, space: str) -> None:
@@ -99,7 +99,7 @@ class InNamespace(Process):
         return [_nsenter(), f"--net=/run/netns/{self._space}", *super().command()]
 
 
-class Namespaces:
+class NamespacePlatform:
     """How the parts of one run are hosted, as `launch.Deployment` asks for it.
 
     Raises BadInput if this machine cannot do it.
@@ -119,16 +119,16 @@ class Namespaces:
         self._spaces = Spaces()
         self._block = self._spaces.free_block()
 
-    def lay_out(self, scenario: Scenario, free_port: Callable[[], int]) -> Addresses:
-        return lay_out(scenario, free_port, self._backend, self._block, os.getpid())
+    def assign_addresses(self, scenario: Scenario, free_port: Callable[[], int]) -> Addresses:
+        return assign_addresses(scenario, free_port, self._backend, self._block, os.getpid())
 
     def process(
         self, role: str, server: str, arguments: Sequence[str], log: Path, ports: Sequence[int]
-    ) -> Process:
+    ) -> ChildProcess:
         if role != "node":
-            return Process(called(role, server), arguments, log)
+            return ChildProcess(display_name(role, server), arguments, log)
         space = space_of(os.getpid(), self._names.index(server))
-        return InNamespace(called(role, server), arguments, log, space)
+        return InNamespace(display_name(role, server), arguments, log, space)
 
     async def open(self) -> None:
         """Make the devices. Raises BadInput."""
@@ -220,14 +220,14 @@ class Plan:
         return str(self._inside + 2 * (low * self._servers + high) + (here == high))
 
 
-def lay_out(
+def assign_addresses(
     scenario: Scenario,
     free_port: Callable[[], int],
     backend: Backend,
     block: IPv4Network,
     pid: int,
 ) -> Addresses:
-    """Hand out the addresses of a run over devices; `addresses.lay_out` is the other way."""
+    """Assign the addresses of a run over devices, as `addresses.assign_addresses` does for relays."""
     names = scenario.server_names
     plan = Plan(block, pid, len(names))
     ports = [free_port() for _ in names]

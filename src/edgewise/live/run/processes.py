@@ -40,7 +40,7 @@ Message = Callable[[str, Any], None]
 """Called with the one key and the value of a JSON line other than ``ready``."""
 
 
-class Process:
+class ChildProcess:
     """One child. `start` it, await `ready`, and `stop` it (or several with `stop_all`)."""
 
     def __init__(self, name: str, arguments: Iterable[str], log: Path) -> None:
@@ -49,7 +49,7 @@ class Process:
         self.greeting: dict[str, Any] = {}
         """What it said when it was ready: ``{"node": name, "url": …}``."""
         self.messages: Message = lambda key, value: None
-        self.expected_to_end = False
+        self.stopping = False
         """Set before it is stopped on purpose: then its end is no failure."""
         self._arguments = tuple(arguments)
         self._process: asyncio.subprocess.Process | None = None
@@ -123,7 +123,7 @@ class Process:
         await asyncio.shield(self._reader)
         return code
 
-    async def tell(self, line: str) -> None:
+    async def send_line(self, line: str) -> None:
         """Write a line to its stdin. A child that is gone is told nothing."""
         assert self._process is not None
         assert self._process.stdin is not None
@@ -139,21 +139,21 @@ class Process:
 
     async def kill(self) -> None:
         """SIGKILL, as a power cut would, and wait for the end."""
-        self.expected_to_end = True
+        self.stopping = True
         self.signal(signal.SIGKILL)
         await self.wait()
 
-    async def halt(self) -> None:
+    async def pause(self) -> None:
         """SIGSTOP: it stands still, its connections stay."""
         self.signal(signal.SIGSTOP)
 
-    async def go_on(self) -> None:
+    async def resume(self) -> None:
         """SIGCONT, after `halt`."""
         self.signal(signal.SIGCONT)
 
     async def stop(self, grace: float = STOP_GRACE) -> None:
         """SIGTERM, after `grace` s SIGKILL. Does nothing to a child that never started."""
-        self.expected_to_end = True
+        self.stopping = True
         if self._process is None:
             return
         self.signal(signal.SIGTERM)
@@ -207,7 +207,7 @@ class Process:
                     self.messages(key, value)
 
 
-async def stop_all(processes: Iterable[Process], grace: float = STOP_GRACE) -> None:
+async def stop_all(processes: Iterable[ChildProcess], grace: float = STOP_GRACE) -> None:
     """Stop several at the same time; returns when all have ended."""
     await asyncio.gather(*(process.stop(grace) for process in processes))
 

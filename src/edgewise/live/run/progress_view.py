@@ -1,6 +1,6 @@
-"""What a person sees of a run while it goes on: tables on a terminal, else a line now and then.
+"""A run's progress on the console: tables on a terminal, else a line now and then.
 
-`View` gathers, `draw` and `line` only format: they take a `Glance` and nothing else.
+`ProgressView` gathers a `RunState`; `status_tables` and `status_line` only format one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from edgewise.live.run.launch import Deployment
+from edgewise.live.run.deployment import Deployment
 
 LINE_PERIOD = 5.0
 """s between lines where there is no terminal: a log that can still be read."""
@@ -24,7 +24,7 @@ BAR = 10
 """Characters of a bar."""
 
 
-class Glance(Struct, frozen=True, kw_only=True):
+class RunState(Struct, frozen=True, kw_only=True):
     """A run at one moment."""
 
     title: str
@@ -42,7 +42,7 @@ class Glance(Struct, frozen=True, kw_only=True):
     """What happened last."""
 
 
-def line(seen: Glance) -> str:
+def status_line(seen: RunState) -> str:
     """One line for a log."""
     progress = seen.progress
     return (
@@ -51,7 +51,7 @@ def line(seen: Glance) -> str:
     )
 
 
-def draw(seen: Glance) -> RenderableType:
+def status_tables(seen: RunState) -> RenderableType:
     """Head line, servers, links."""
     progress = seen.progress
     done = min(1.0, seen.elapsed / seen.duration)
@@ -72,7 +72,7 @@ def draw(seen: Glance) -> RenderableType:
     return Group(*parts)
 
 
-def _servers(seen: Glance) -> Table:
+def _servers(seen: RunState) -> Table:
     table = Table(box=None, pad_edge=False)
     table.add_column("server", no_wrap=True)
     table.add_column("busy", no_wrap=True)
@@ -150,7 +150,7 @@ def _score(progress: dict[str, Any]) -> str:
     return f"utility {expected:.3f}, effective {100 * effective:.0f} %"
 
 
-class View:
+class ProgressView:
     """Shows a deployment; its `look` is for `Deployment.run`, its `say` for what happens."""
 
     def __init__(self, console: Console, title: str) -> None:
@@ -161,7 +161,7 @@ class View:
         self._shown = 0.0
         self._note = ""
 
-    def __enter__(self) -> View:
+    def __enter__(self) -> ProgressView:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -187,15 +187,15 @@ class View:
         async def look() -> None:
             seen = await self._glance(deployment)
             if self._live is not None:
-                self._live.update(draw(seen), refresh=True)
+                self._live.update(status_tables(seen), refresh=True)
             elif seen.elapsed - self._shown >= LINE_PERIOD:
                 self._shown = seen.elapsed
-                self._console.print(escape(line(seen)), highlight=False)
+                self._console.print(escape(status_line(seen)), highlight=False)
 
         return look
 
-    async def _glance(self, deployment: Deployment) -> Glance:
-        return Glance(
+    async def _glance(self, deployment: Deployment) -> RunState:
+        return RunState(
             title=self._title,
             elapsed=time.monotonic() - self._begun,
             duration=deployment.scenario.workload.duration,

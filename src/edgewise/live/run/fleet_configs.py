@@ -32,7 +32,7 @@ ANYWHERE = "0.0.0.0"
 """All addresses of a container: its network is private, and what is published is on loopback."""
 
 
-def configs(
+def fleet_configs(
     scenario: Scenario,
     where: Addresses,
     *,
@@ -109,7 +109,7 @@ def ports(where: Addresses) -> dict[str, tuple[int, ...]]:
     return {owner: tuple(each) for owner, each in found.items()}
 
 
-def write(folder: Path, made: dict[str, Config]) -> None:
+def write_configs(folder: Path, made: dict[str, Config]) -> None:
     """Write each as ``NAME.yaml``, readable by all: a container's user is another one.
 
     Raises BadInput if that cannot be done.

@@ -25,9 +25,9 @@ from edgewise.domain import run_name
 from edgewise.errors import MissingExtra, PeerError
 from edgewise.live.records import RUN_SCENARIO
 from edgewise.live.run.addresses import Addresses
-from edgewise.live.run.configs import configs, ports, write
-from edgewise.live.run.hosting import Hosting, ThisMachine
-from edgewise.live.run.processes import READY_TIMEOUT, FreePorts, Process, stop_all
+from edgewise.live.run.fleet_configs import fleet_configs, ports, write_configs
+from edgewise.live.run.platforms import LocalPlatform, Platform
+from edgewise.live.run.processes import READY_TIMEOUT, ChildProcess, FreePorts, stop_all
 from edgewise.network.control import RelayControl
 from edgewise.scenario import DownFailure, MuteFailure, Scenario, dump, slowness
 from edgewise.score import ScoreShape, worthless_after
@@ -76,19 +76,19 @@ class Deployment:
         say: Say = lambda line: None,
         *,
         with_client: bool = True,
-        hosting: Hosting | None = None,
+        hosting: Platform | None = None,
     ) -> None:
         self.scenario = scenario
         self.folder = folder.absolute()
         self._say = say
         self._with_client = with_client
-        self._hosting: Hosting = ThisMachine() if hosting is None else hosting
-        self.addresses: Addresses = self._hosting.lay_out(scenario, FreePorts())
+        self._hosting: Platform = LocalPlatform() if hosting is None else hosting
+        self.addresses: Addresses = self._hosting.assign_addresses(scenario, FreePorts())
         self._ports = ports(self.addresses)
         self.balancer = self._process("balancer", "balancer")
         self.nodes = {name: self._process("node", name) for name in scenario.server_names}
         self.relay = self._process("relay", "relay") if self.addresses.relay else None
-        self.client = Process(
+        self.client = ChildProcess(
             "client",
             # The same ids under every policy: what replay draws by them is then the same too.
             ["client", "--hold", "--name", run_name(scenario.seed), self._config("client")],
@@ -103,7 +103,7 @@ class Deployment:
         self._control: RelayControl | None = None
 
     @property
-    def processes(self) -> list[Process]:
+    def processes(self) -> list[ChildProcess]:
         """All of them, in the order in which they start."""
         relay = [] if self.relay is None else [self.relay]
         return [self.balancer, *relay, *self.nodes.values(), self.client]
@@ -180,7 +180,7 @@ class Deployment:
         process ends that should not.
         """
         await self.begin()
-        await self.client.tell("go")
+        await self.client.send_line("go")
         patience = self.scenario.workload.duration + LATEST
         longest = max(d.deadline_range[1] for d in self.scenario.workload.demands)
         patience += worthless_after(longest, ScoreShape.of(self.scenario.score).grace)
@@ -216,7 +216,7 @@ class Deployment:
         for process in self.processes:
             if process is self.client and process.returncode == 0:
                 continue
-            if process.returncode is not None and not process.expected_to_end:
+            if process.returncode is not None and not process.stopping:
                 raise PeerError(f"{process.describe_end()}{process.tail()}")
 
     async def _fail(self, failure: Any) -> None:
@@ -225,10 +225,10 @@ class Deployment:
             await asyncio.sleep(failure.at)
             self._say(f"the balancer falls silent for {failure.duration:g} s")
             try:
-                await self.balancer.halt()
+                await self.balancer.pause()
                 await asyncio.sleep(failure.duration)
             finally:  # also when the run ends before: it is to be stopped in order
-                await self.balancer.go_on()
+                await self.balancer.resume()
             return
         if not isinstance(failure, DownFailure):
             return  # `_slow_down` plays it
@@ -238,7 +238,7 @@ class Deployment:
         await node.kill()
         await asyncio.sleep(failure.duration)
         await node.start()
-        node.expected_to_end = False
+        node.stopping = False
         await node.ready()
         await self._tell_slow(failure.server)
         self._say(f"{node.name} is back")
@@ -254,7 +254,7 @@ class Deployment:
 
     async def _tell_slow(self, name: str) -> None:
         factor = self._slow.get(name, 1.0)
-        await self.nodes[name].tell(msgspec.json.encode({"slow": factor}).decode())
+        await self.nodes[name].send_line(msgspec.json.encode({"slow": factor}).decode())
 
     async def begin(self) -> None:
         """Make now the time 0 of the emulated network, if there is one."""
@@ -287,7 +287,7 @@ class Deployment:
         finally:
             await self._hosting.close()
 
-    def _process(self, role: str, server: str) -> Process:
+    def _process(self, role: str, server: str) -> ChildProcess:
         file = role if role == server else f"{role}-{server}"
         return self._hosting.process(
             role, server, [role, self._config(file)], self._log(file), self._ports[server]
@@ -309,17 +309,17 @@ class Deployment:
             (self.folder / folder).mkdir(parents=True, exist_ok=True)
         file = self.folder / RUN_SCENARIO
         file.write_text(dump(self.scenario), encoding="utf-8")
-        made = configs(
+        made = fleet_configs(
             self.scenario,
             self.addresses,
             file=str(file),
             out=str(self.folder),
             hosts=self._hosting.hosts,
         )
-        write(self.folder / "config", made)
+        write_configs(self.folder / "config", made)
 
 
-async def _all_ready(processes: list[Process]) -> None:
+async def _all_ready(processes: list[ChildProcess]) -> None:
     """Wait for all; the first that fails ends the wait for the others."""
     try:
         async with asyncio.TaskGroup() as group:
@@ -329,7 +329,7 @@ async def _all_ready(processes: list[Process]) -> None:
         raise errors.exceptions[0] from None
 
 
-def unplayed(scenario: Scenario) -> tuple[str, ...]:
+def ignored_settings(scenario: Scenario) -> tuple[str, ...]:
     """What of a scenario a live run does not play, one sentence each."""
     said = []
     if not scenario.network.emulate and (scenario.network.events or _outages(scenario)):

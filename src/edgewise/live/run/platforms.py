@@ -10,25 +10,25 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from edgewise.live.run.addresses import Addresses, lay_out
-from edgewise.live.run.configs import Hosts
-from edgewise.live.run.processes import Process
+from edgewise.live.run.addresses import Addresses, assign_addresses
+from edgewise.live.run.fleet_configs import Hosts
+from edgewise.live.run.processes import ChildProcess
 from edgewise.scenario import Scenario
 
 
-class Hosting(Protocol):
+class Platform(Protocol):
     """A place for balancer, relay and nodes. The client is always a process of this machine."""
 
     @property
     def hosts(self) -> Hosts | None:
         """What each process is called by the others; None: all are on the loopback."""
 
-    def lay_out(self, scenario: Scenario, free_port: Callable[[], int]) -> Addresses:
+    def assign_addresses(self, scenario: Scenario, free_port: Callable[[], int]) -> Addresses:
         """Hand out the addresses. Called once, before anything else."""
 
     def process(
         self, role: str, server: str, arguments: Sequence[str], log: Path, ports: Sequence[int]
-    ) -> Process:
+    ) -> ChildProcess:
         """A process, not yet started.
 
         Parameters
@@ -50,18 +50,18 @@ class Hosting(Protocol):
         """Called when everything has ended, also after a failed `open`. Raises PeerError."""
 
 
-class ThisMachine:
+class LocalPlatform:
     """Plain processes."""
 
     hosts: Hosts | None = None
 
-    def lay_out(self, scenario: Scenario, free_port: Callable[[], int]) -> Addresses:
-        return lay_out(scenario, free_port)
+    def assign_addresses(self, scenario: Scenario, free_port: Callable[[], int]) -> Addresses:
+        return assign_addresses(scenario, free_port)
 
     def process(
         self, role: str, server: str, arguments: Sequence[str], log: Path, ports: Sequence[int]
-    ) -> Process:
-        return Process(called(role, server), arguments, log)
+    ) -> ChildProcess:
+        return ChildProcess(display_name(role, server), arguments, log)
 
     async def open(self) -> None:
         """Nothing to do."""
@@ -70,6 +70,6 @@ class ThisMachine:
         """Nothing to do: processes die with the launcher."""
 
 
-def called(role: str, server: str) -> str:
+def display_name(role: str, server: str) -> str:
     """What a person is told a process is called: ``balancer``, ``node plaza``."""
     return role if role == server else f"{role} {server}"

@@ -21,11 +21,11 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from edgewise.errors import BadInput
 from edgewise.live.records import RUN_SCENARIO
-from edgewise.live.run.containers import Containers
-from edgewise.live.run.evaluate import evaluate
-from edgewise.live.run.hosting import Hosting, ThisMachine
-from edgewise.live.run.launch import Deployment, unplayed
-from edgewise.live.run.view import View
+from edgewise.live.run.containers import ContainerPlatform
+from edgewise.live.run.deployment import Deployment, ignored_settings
+from edgewise.live.run.evaluation import evaluate
+from edgewise.live.run.platforms import LocalPlatform, Platform
+from edgewise.live.run.progress_view import ProgressView
 from edgewise.policy import label, make
 from edgewise.scenario import ImagesPayload, Scenario, check, dump, load
 from edgewise.summary import Summary, comparison, per_server
@@ -97,7 +97,7 @@ def run_folder(scenario: Scenario, out: Path | None) -> Path:
     return out
 
 
-def up(wishes: RunOptions, console: Console) -> tuple[Summary, Path]:
+def launch(wishes: RunOptions, console: Console) -> tuple[Summary, Path]:
     """Do it all; returns the summary and the run's folder. What is seen goes to `console`.
 
     Raises BadInput for what cannot be used, PeerError with the end of its log for a process that
@@ -109,14 +109,14 @@ def up(wishes: RunOptions, console: Console) -> tuple[Summary, Path]:
     if isinstance(scenario.workload.payload, ImagesPayload):
         task_of(scenario.task).samples(scenario.workload.images)  # and which photo is missing
     if scenario.executor == "onnx" and wishes.image is None:  # the image has its own
-        prepare(scenario.task, dict.fromkeys(service.model for service in services), console)
+        prepare_models(scenario.task, dict.fromkeys(service.model for service in services), console)
     backend = backend_of(scenario, in_containers=wishes.image is not None)
     folder = run_folder(scenario, wishes.out)
-    notes = unplayed(scenario)
+    notes = ignored_settings(scenario)
     if backend is not None:
         from edgewise.live.run import netns
 
-        notes += netns.unplayed(scenario, backend)
+        notes += netns.ignored_settings(scenario, backend)
     for sentence in notes:
         console.print(f"[yellow]note:[/] {escape(sentence)}", highlight=False)
     (folder / RUN_SCENARIO).write_text(dump(scenario), encoding="utf-8")
@@ -144,7 +144,7 @@ def backend_of(scenario: Scenario, *, in_containers: bool) -> Literal["tc", "tun
         return None
     from edgewise.live.run import netns
 
-    backend = netns.chosen(wish)
+    backend = netns.choose_backend(wish)
     if backend is not None:
         netns.check(backend)
     return backend
@@ -166,20 +166,20 @@ async def _all(
     for number, policy in enumerate(policies, 1):
         where = folder if len(policies) == 1 else folder / label(policy)
         title = policy if len(policies) == 1 else f"{policy} ({number}/{len(policies)})"
-        with View(console, title) as view:
+        with ProgressView(console, title) as view:
             one = scenario.with_overrides(policy=policy)
-            hosting: Hosting = ThisMachine()
+            hosting: Platform = LocalPlatform()
             if image is not None:
-                hosting = Containers(one, where, image)
+                hosting = ContainerPlatform(one, where, image)
             elif backend is not None:
                 from edgewise.live.run import netns
 
-                hosting = netns.Namespaces(one, backend)
+                hosting = netns.NamespacePlatform(one, backend)
             async with Deployment(one, where, view.say, hosting=hosting) as deployment:
                 await deployment.run(view.watch(deployment))
 
 
-def prepare(task: str, models: Iterable[str], console: Console) -> None:
+def prepare_models(task: str, models: Iterable[str], console: Console) -> None:
     """Convert the models of `task` that a run needs, with a bar; quick if they are in the cache.
 
     Raises ModelError and MissingExtra.
