@@ -227,7 +227,7 @@ def assign_addresses(
     block: IPv4Network,
     pid: int,
 ) -> Addresses:
-    """Assign the addresses of a run over devices, as `addresses.assign_addresses` does for relays."""
+    """Assign the addresses of a run over devices; see `addresses.assign_addresses` for relays."""
     names = scenario.server_names
     plan = Plan(block, pid, len(names))
     ports = [free_port() for _ in names]
