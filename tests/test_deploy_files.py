@@ -319,7 +319,7 @@ def test_the_dashboard_asks_for_metrics_that_exist() -> None:
     asked = set(re.findall(r"([a-z_]{5,})\{job", text))
     sources = "".join(
         (ROOT / "src/edgewise/live" / file).read_text("utf-8")
-        for file in ("balancer/balancer_metrics.py", "node/node_metrics.py")
+        for file in ("balancer/balancer_metrics.py", "node/node_metrics.py", "node/node.py")
     )
     for metric in asked:
         plain = re.sub(r"_(total|bucket)$", "", metric)

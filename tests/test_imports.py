@@ -206,7 +206,7 @@ def test_no_cycles() -> None:
 
 def test_it_can_fail() -> None:
     """The checks see what they look for."""
-    tree = ast.parse("import time\nfrom edgewise.live.run import launch")
+    tree = ast.parse("import time\nfrom edgewise.live.run import deployment")
     assert "time" in imports(tree)
     assert ours(tree) & {"live.run.deployment"}
     assert layer("live.run.deployment") > layer("fleet.belief")
