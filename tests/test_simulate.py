@@ -104,5 +104,5 @@ def test_bad_input_is_named(tmp_path: Path) -> None:
         run(str(tmp_path / "none.yaml"))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").touch()
-    with pytest.raises(BadInput, match="holds something already"):
+    with pytest.raises(BadInput, match="not empty"):
         run("three-sites", "--out", str(tmp_path / "full"))

@@ -330,8 +330,10 @@ class Report(Struct, frozen=True, kw_only=True, gc=False):
     selective acknowledgement (RFC 2018): it tells dispatches that are in `queue` from those still
     on the way, exactly, though transfers overtake each other."""
 
-    def free_workers(self) -> int:
-        return self.workers - len(self.running)
+    def figures(self) -> dict[str, float | int | bool]:
+        """The fields that are single numbers, by name."""
+        values = {name: getattr(self, name) for name in self.__struct_fields__}
+        return {name: each for name, each in values.items() if isinstance(each, int | float)}
 
 
 class Candidate(Struct, frozen=True, array_like=True, gc=False):

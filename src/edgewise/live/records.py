@@ -1,13 +1,19 @@
-"""The tables of a run: their columns, and the rows that requests, decisions and reports become.
+"""The tables of a run: requests, outcomes, decisions and reports, one Parquet file each.
 
-Columns are SI units (seconds, bytes, bytes/s); stamps are s since the epoch, on the clock said.
+Their columns are the fields of the vocabulary's structs (`edgewise.domain`), with the units and
+meanings that stand there: a field that is added to a struct is recorded without a change here. A
+field that holds structs, alone or by name, becomes a list of them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection, Mapping
+from operator import attrgetter
 from typing import Any
 
 import pyarrow as pa
+from msgspec import Struct, inspect
+from msgspec.structs import astuple
 
 from edgewise.domain import Command, Decision, Outcome, Report, Request, Score, Stamps
 from edgewise.live.recorder import RecordTable
@@ -17,48 +23,109 @@ RUN_SCENARIO = "scenario.yaml"
 CLIENT_NOTES = "client.json"
 """The client's figures that no table has: how late it sent, what the balancer did not take."""
 
-_CANDIDATE = pa.struct([("server", pa.string()), ("model", pa.string()), ("form", pa.int8())])
-_SECONDS = pa.float64()
+_KEYS = {"services": "model", "peers": "server"}
+"""The column of the name, for fields that hold structs by name."""
+
+
+class _Columns:
+    """The fields of a struct as columns.
+
+    Parameters
+    ----------
+    without:
+        Fields that are left out.
+    names:
+        Names of columns that are not their field's.
+    """
+
+    def __init__(
+        self,
+        kind: type[Struct],
+        without: Collection[str] = (),
+        names: Mapping[str, str] | None = None,
+        prefix: str = "",
+    ) -> None:
+        names = names or {}
+        fields = [field for field in _fields(kind) if field.name not in without]
+        columns = [_column(field.type, field.name) for field in fields]
+        self.schema = [
+            (prefix + names.get(field.name, field.name), arrow_type)
+            for field, (arrow_type, _) in zip(fields, columns, strict=True)
+        ]
+        self._get = attrgetter(*(field.name for field in fields))
+        self._convert = [(i, convert) for i, (_, convert) in enumerate(columns) if convert]
+
+    def cells(self, value: Struct) -> list[Any]:
+        """The value of each column."""
+        cells = [*self._get(value)]
+        for i, convert in self._convert:
+            cells[i] = convert(cells[i])
+        return cells
+
+
+def _fields(kind: type[Struct]) -> tuple[inspect.Field, ...]:
+    info = inspect.type_info(kind)
+    assert isinstance(info, inspect.StructType)
+    return info.fields
+
+
+def _column(kind: inspect.Type, name: str) -> tuple[pa.DataType, Callable[[Any], Any] | None]:
+    """The Arrow type of a field, and what makes its values fit; None: they do."""
+    match kind:
+        case inspect.FloatType():
+            return pa.float64(), None
+        case inspect.IntType():
+            return pa.int64(), None
+        case inspect.BoolType():
+            return pa.bool_(), None
+        case inspect.StrType():
+            return pa.string(), None
+        case inspect.EnumType():
+            return pa.string() if issubclass(kind.cls, str) else pa.int8(), None
+        case inspect.UnionType():  # of a plain type and None
+            (one,) = (each for each in kind.types if not isinstance(each, inspect.NoneType))
+            return _column(one, name)[0], None
+        case inspect.StructType():  # of plain fields
+            fields = [(each.name, _column(each.type, each.name)[0]) for each in kind.fields]
+            return pa.struct(fields), astuple
+        case inspect.VarTupleType():
+            arrow_type, convert = _column(kind.item_type, name)
+            if convert is None:
+                return pa.list_(arrow_type), None
+            return pa.list_(arrow_type), lambda values: [convert(each) for each in values]
+        case inspect.DictType():  # of structs by name
+            key = pa.field(_KEYS.get(name, "name"), pa.string())
+            arrow_type, _ = _column(kind.value_type, name)
+            return (
+                pa.list_(pa.struct([key, *arrow_type])),
+                lambda values: [(name, *astuple(each)) for name, each in values.items()],
+            )
+    raise TypeError(f"{name}: no column for {kind}")
+
+
+_request = _Columns(Request, names={"id": "request"})
+_outcome = _Columns(Outcome, without={"stamps"})
+_stamps = _Columns(Stamps, prefix="stamp_")
+_score = _Columns(Score)
+_decision = _Columns(Decision, without={"request"})
+_command = _Columns(Command, without={"request", "form", "reason", "alternatives"})
+_report = _Columns(Report)
 
 
 def request_row(
     request: Request, image: str | None = None, label: int | None = None
 ) -> tuple[Any, ...]:
     """A row of `REQUESTS`."""
-    return (
-        request.id,
-        request.ingress,
-        request.payload_bytes,
-        request.sent_at,
-        request.deadline,
-        request.accuracy,
-        request.task,
-        image,
-        label,
-    )
+    return (*_request.cells(request), image, label)
 
 
 def outcome_row(outcome: Outcome, score: Score) -> tuple[Any, ...]:
     """A row of `OUTCOMES`."""
-    stamps = outcome.stamps
     return (
-        outcome.request,
-        outcome.status.value,
-        outcome.latency,
-        outcome.server,
-        outcome.model,
-        outcome.form,
-        outcome.predicted,
-        outcome.label,
-        outcome.accuracy,
-        outcome.reason,
-        *(getattr(stamps, name) for name in Stamps.__struct_fields__),
-        *stamps.stages().values(),
-        score.expected,
-        score.realised,
-        score.effective,
-        score.timeliness,
-        score.meets_demand,
+        *_outcome.cells(outcome),
+        *_stamps.cells(outcome.stamps),
+        *outcome.stamps.stages().values(),
+        *_score.cells(score),
     )
 
 
@@ -71,55 +138,18 @@ def decision_row(
 ) -> tuple[Any, ...]:
     """A row of `DECISIONS`."""
     return (
-        request.id,
-        request.ingress,
-        decision.at,
-        request.sent_at,
-        request.deadline,
-        request.accuracy,
-        request.payload_bytes,
-        trigger,
-        decision.policy,
-        decision.version,
-        decision.probability,
-        command.server,
-        command.model,
+        *_request.cells(request),
+        *_decision.cells(decision),
+        *_command.cells(command),
         command.form if command.server is not None else None,
-        decision.reason.value if decision.reason is not None else None,
+        trigger,
         predicted_latency,
-        decision.rows,
-        [(each.server, each.model, each.form) for each in decision.ranked],
-        command.sequence,
-        command.dispatch,
     )
 
 
 def report_row(report: Report, received: float, clock_ahead: float) -> tuple[Any, ...]:
     """A row of `REPORTS`."""
-    return (
-        report.server,
-        report.at,
-        received,
-        clock_ahead,
-        report.workers,
-        report.running,
-        [item.deadline for item in report.queue],
-        [item.work for item in report.queue],
-        report.prepare_backlog,
-        report.utilisation,
-        report.draining,
-        report.commands_seen,
-        report.arrivals_low,
-        report.arrivals_bits,
-        [
-            (model, each.service_time, each.batch, each.served)
-            for model, each in report.services.items()
-        ],
-        [
-            (peer, each.throughput, each.measured_at, each.rtt, each.backlog, each.flows)
-            for peer, each in report.peers.items()
-        ],
-    )
+    return (*_report.cells(report), received, clock_ahead)
 
 
 REQUESTS = RecordTable(
@@ -127,125 +157,53 @@ REQUESTS = RecordTable(
     request_row,
     pa.schema(
         [
-            ("request", pa.string()),
-            ("ingress", pa.string()),
-            ("payload_bytes", pa.int64()),
-            ("sent_at", _SECONDS),  # client's clock
-            ("deadline", _SECONDS),
-            ("accuracy", pa.float64()),
-            ("task", pa.string()),
-            ("image", pa.string()),  # file name; null: generated
-            ("label", pa.int32()),
+            *_request.schema,
+            ("image", pa.string()),  # file name; null: a generated payload
+            ("label", pa.int64()),
         ]
     ),
 )
-"""What the client sent."""
+"""The requests that the client sent; times are the client's."""
 
 OUTCOMES = RecordTable(
     "outcomes",
     outcome_row,
     pa.schema(
         [
-            ("request", pa.string()),
-            ("status", pa.string()),
-            ("latency", _SECONDS),
-            ("server", pa.string()),
-            ("model", pa.string()),
-            ("form", pa.int8()),
-            ("predicted", pa.int32()),
-            ("label", pa.int32()),
-            ("accuracy", pa.float64()),
-            ("reason", pa.string()),
-            *((f"stamp_{name}", _SECONDS) for name in Stamps.__struct_fields__),
-            *((f"stage_{name}", _SECONDS) for name in Stamps().stages()),
-            ("expected", pa.float64()),
-            ("realised", pa.float64()),
-            ("effective", pa.bool_()),
-            ("timeliness", pa.float64()),
-            ("meets_demand", pa.bool_()),
+            *_outcome.schema,
+            *_stamps.schema,
+            *((f"stage_{name}", pa.float64()) for name in Stamps().stages()),
+            *_score.schema,
         ]
     ),
 )
-"""How it ended, with its score: one row per request."""
+"""How the requests ended, with the score: one row per request."""
 
 DECISIONS = RecordTable(
     "decisions",
     decision_row,
     pa.schema(
         [
-            ("request", pa.string()),
-            ("ingress", pa.string()),
-            ("at", _SECONDS),  # this and sent_at: balancer's clock
-            ("sent_at", _SECONDS),
-            ("deadline", _SECONDS),
-            ("accuracy", pa.float64()),
-            ("payload_bytes", pa.int64()),
-            ("trigger", pa.string()),  # who came first: metadata or ask
-            ("policy", pa.string()),
-            ("version", pa.string()),
-            ("probability", pa.float64()),
-            ("server", pa.string()),  # null = shed
-            ("model", pa.string()),
+            *_request.schema,
+            *_decision.schema,
+            *_command.schema,  # server: null = shed
             ("form", pa.int8()),
-            ("reason", pa.string()),
-            ("predicted_latency", _SECONDS),
-            ("rows", pa.list_(pa.int32())),
-            ("ranked", pa.list_(_CANDIDATE)),
-            ("sequence", pa.int64()),
-            ("dispatch", pa.int64()),
+            ("trigger", pa.string()),  # which came first: the client's "metadata" or an "ask"
+            ("predicted_latency", pa.float64()),
         ]
     ),
 )
-"""What the balancer decided."""
+"""The balancer's decisions; times are the balancer's."""
 
 REPORTS = RecordTable(
     "reports",
     report_row,
     pa.schema(
         [
-            ("server", pa.string()),
-            ("at", _SECONDS),  # the reporter's clock, as all stamps in it
-            ("received", _SECONDS),  # balancer's clock
-            ("clock_ahead", _SECONDS),  # of the reporter's clock against the balancer's
-            ("workers", pa.int32()),
-            ("running", pa.list_(_SECONDS)),
-            ("queue_deadlines", pa.list_(_SECONDS)),
-            ("queue_works", pa.list_(_SECONDS)),
-            ("prepare_backlog", _SECONDS),
-            ("utilisation", pa.float64()),
-            ("draining", pa.bool_()),
-            ("commands_seen", pa.int64()),
-            ("arrivals_low", pa.int64()),
-            ("arrivals_bits", pa.int64()),
-            (
-                "services",
-                pa.list_(
-                    pa.struct(
-                        [
-                            ("model", pa.string()),
-                            ("service_time", _SECONDS),
-                            ("batch", pa.float64()),
-                            ("served", pa.int64()),
-                        ]
-                    )
-                ),
-            ),
-            (
-                "peers",
-                pa.list_(
-                    pa.struct(
-                        [
-                            ("server", pa.string()),
-                            ("throughput", pa.float64()),
-                            ("measured_at", _SECONDS),
-                            ("rtt", _SECONDS),
-                            ("backlog", pa.float64()),
-                            ("flows", pa.int64()),
-                        ]
-                    )
-                ),
-            ),
+            *_report.schema,
+            ("received", pa.float64()),  # balancer's clock
+            ("clock_ahead", pa.float64()),  # of the reporter's clock against the balancer's
         ]
     ),
 )
-"""What the nodes said of themselves."""
+"""The nodes' reports on themselves; times are the reporter's."""
