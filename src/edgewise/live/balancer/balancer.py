@@ -105,7 +105,7 @@ class Balancer:
             connection = self.connections.get(name)
             server["clock_ahead"] = None if connection is None else connection.clock.ahead
             server["control_rtt"] = None if connection is None else connection.clock.rtt
-            report = None if connection is None else connection.report
+            report = None if connection is None else connection.report_on_our_clock()
             server["report"] = None if report is None else report.figures()
         return {
             "policy": self.dispatcher.policy.name,
