@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +12,10 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from edgewise import __version__
+from edgewise import __version__, extras
 from edgewise.cli import main
 from edgewise.errors import PeerError
+from edgewise.extras import extra_of, install_command
 
 COMMANDS = (
     "up",
@@ -143,11 +146,84 @@ def test_the_installed_command_works(tmp_path: Path) -> None:
     ("module", "extra"),
     [("pyarrow", "live"), ("prometheus_client.core", "live"), ("onnx", "models"), ("cma", "bench")],
 )
-def test_a_missing_library_is_said_with_its_extra(module: str, extra: str) -> None:
-    missing = main.missing_extra(ModuleNotFoundError(name=module))
-    assert missing is not None
-    assert f"edgewise[{extra}]" in str(missing)
+def test_a_missing_library_is_named_with_its_extra(
+    module: str, extra: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(main, "app", failing(ModuleNotFoundError(name=module)))
+    assert run(monkeypatch) == 2
+    assert f"install the extra {extra!r}: {install_command(extra)}" in capsys.readouterr().err
 
 
-def test_a_module_that_no_extra_brings_is_a_bug() -> None:
-    assert main.missing_extra(ModuleNotFoundError(name="edgewise.nosuch")) is None
+def test_a_module_that_no_extra_brings_is_a_bug(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert extra_of("nosuch") is None
+    monkeypatch.setattr(main, "app", failing(ModuleNotFoundError(name="edgewise.nosuch")))
+    monkeypatch.setattr(sys, "argv", ["edgewise"])
+    with pytest.raises(ModuleNotFoundError):
+        main.main()
+
+
+@pytest.mark.parametrize(
+    ("record", "command"),
+    [
+        (
+            {"url": "file:///home/me/edge%20wise", "dir_info": {"editable": True}},
+            "pip install -e '/home/me/edge wise[live]'",
+        ),
+        ({"url": "file:///src", "dir_info": {}}, "pip install '/src[live]'"),
+        (
+            {"url": "file:///tmp/edgewise-0.1.0-py3-none-any.whl", "archive_info": {}},
+            "pip install 'edgewise[live] @ file:///tmp/edgewise-0.1.0-py3-none-any.whl'",
+        ),
+        (
+            {"url": "https://host/edgewise.git", "vcs_info": {"vcs": "git"}},
+            "pip install 'edgewise[live] @ git+https://host/edgewise.git'",
+        ),
+        (None, "pip install 'a>=1' 'b-c'"),
+    ],
+)
+def test_the_advice_fits_how_edgewise_was_installed(
+    record: dict[str, object] | None, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Installed:
+        def read_text(self, name: str) -> str | None:
+            return None if record is None else json.dumps(record)
+
+    monkeypatch.setattr(extras.metadata, "distribution", lambda name: Installed())
+    needs = ["n>=1", "b-c; extra == 'live'", 'a>=1; extra == "live"', "x; extra == 'models'"]
+    monkeypatch.setattr(extras.metadata, "requires", lambda name: needs)
+    assert install_command("live") == command
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "/d/x"), "/d/x: No space left on device"),
+        (OSError(errno.EROFS, "Read-only file system", "/d/x"), "/d/x: Read-only file system"),
+        (OSError(errno.ENOSPC, "No space left on device"), "standard output: No space left"),
+    ],
+)
+def test_a_full_or_read_only_disk_is_one_line(
+    error: OSError,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(main, "app", failing(error))
+    assert run(monkeypatch) == 2
+    assert capsys.readouterr().err.startswith(f"error: {message}")
+
+
+@pytest.mark.system
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("command", [["scenarios"], ["--help"], ["scenario", "show", "smoke"]])
+def test_a_full_standard_output_is_one_line(command: list[str]) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "edgewise", *command],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+        )
+    assert done.returncode == 2
+    assert done.stderr == "error: standard output: No space left on device\n"

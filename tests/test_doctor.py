@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from edgewise.cli import doctor as command
 from edgewise.cli import main
 from edgewise.errors import BadInput
+from edgewise.extras import install_command
 from edgewise.network import capabilities
 from edgewise.network.capabilities import Capability
 
@@ -69,9 +70,9 @@ def test_without_the_relay_it_fails_and_says_what_to_install(
     assert result.exit_code == 1
     lines = result.stdout.splitlines()
     assert lines[0].startswith("no   relay")
-    assert lines[0].endswith("no aiohttp; needs pip install 'edgewise[live]'")
+    assert lines[0].endswith(f"no aiohttp; needs {install_command('live')}")
     for line in lines[1:5]:
-        assert "edgewise[netns]" in line or "root" in line
+        assert install_command("netns") in line or "root" in line
 
 
 def test_what_the_kernel_refuses_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

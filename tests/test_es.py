@@ -259,7 +259,7 @@ def test_a_missing_package_shows_before_the_search(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "scipy.special", None)
-    with pytest.raises(BadInput, match=r"edgewise\[bench\]"):
+    with pytest.raises(BadInput, match="extra 'bench'"):
         run(tmp_path)
     assert not list(tmp_path.iterdir())
 

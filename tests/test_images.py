@@ -65,7 +65,7 @@ def test_missing_label_package(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     images = load_images("builtin")
     assert len(images) == 20  # the simulator needs labels and sizes only
-    with pytest.raises(MissingExtra, match=r"'foolbox'.*edgewise\[models\]"):
+    with pytest.raises(MissingExtra, match=r"'foolbox'.*extra 'models'"):
         images[0].read()
 
 

@@ -355,7 +355,7 @@ def test_weights_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     ready = zoo.prepare(cache=tmp_path, progress=lambda name, what, _: told.append((name, what)))
     assert list(ready) == [name for name in NAMES if name != "squeezenet"]
     assert any(name == "squeezenet" and what.startswith("left out") for name, what in told)
-    with pytest.raises(MissingExtra, match=r"'ndf'.*edgewise\[models\]"):
+    with pytest.raises(MissingExtra, match=r"'ndf'.*extra 'models'"):
         zoo.prepare(["squeezenet"], cache=tmp_path)
 
 
@@ -418,8 +418,8 @@ def test_load_says_how_to_prepare(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("module", "message", "use"),
     [
-        ("onnx", r"'onnx'.*edgewise\[models\]", lambda empty: zoo.prepare(["lite1"], cache=empty)),
-        ("PIL", r"'pillow'.*edgewise\[live\]", lambda _: make_ready(b"any", 96)),
+        ("onnx", r"'onnx'.*extra 'models'", lambda empty: zoo.prepare(["lite1"], cache=empty)),
+        ("PIL", r"'pillow'.*extra 'live'", lambda _: make_ready(b"any", 96)),
     ],
 )
 def test_a_missing_library_names_its_extra(
@@ -436,7 +436,7 @@ def test_a_missing_library_names_its_extra(
 
 def test_missing_onnxruntime_names_its_extra(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(MissingExtra, match=r"'onnxruntime'.*edgewise\[live\]"):
+    with pytest.raises(MissingExtra, match=r"'onnxruntime'.*extra 'live'"):
         zoo.load("lite0-96", cache=cache)
 
 

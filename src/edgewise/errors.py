@@ -16,6 +16,8 @@ Refusal and loss of a request are data (``domain.Status``), never exceptions.
 
 from __future__ import annotations
 
+from edgewise.extras import install_command
+
 
 class EdgewiseError(Exception):
     """Root of the tree; never raised itself."""
@@ -59,8 +61,8 @@ class MissingExtra(BadInput):
     def __init__(self, extra: str, module: str) -> None:
         self.extra = extra
         super().__init__(
-            f"this needs the package {module!r}, which is not installed; "
-            f"install it with: pip install 'edgewise[{extra}]'"
+            f"the package {module!r} is not installed; install the extra {extra!r}: "
+            f"{install_command(extra)}"
         )
 
 

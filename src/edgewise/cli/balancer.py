@@ -11,7 +11,6 @@ import msgspec
 import typer
 
 from edgewise.cli import options, output
-from edgewise.errors import MissingExtra
 from edgewise.live.process_config import BalancerConfig, load_config
 
 
@@ -40,8 +39,6 @@ def balancer(
         read = msgspec.structs.replace(read, policy=policy)
     if out is not None:
         read = msgspec.structs.replace(read, out=str(out))
-    try:
-        from edgewise.live.balancer.balancer_process import run
-    except ModuleNotFoundError as error:
-        raise MissingExtra("live", error.name or "?") from None
+    from edgewise.live.balancer.balancer_process import run
+
     run(read, lambda where: output.say_line({"ready": where}))

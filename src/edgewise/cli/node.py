@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from edgewise.cli import options
-from edgewise.errors import MissingExtra
 from edgewise.live.process_config import NodeConfig, load_config
 
 
@@ -16,9 +15,6 @@ def node(
 
     [bold]Example:[/bold] edgewise node plaza.yaml
     """
-    read = load_config(config, NodeConfig)
-    try:
-        from edgewise.live.node.node_process import run
-    except ImportError as error:
-        raise MissingExtra("live", error.name or "aiohttp") from None
-    run(read)
+    from edgewise.live.node.node_process import run
+
+    run(load_config(config, NodeConfig))

@@ -22,6 +22,8 @@ from typing import Any
 
 import msgspec
 
+from edgewise.extras import install_command
+
 TUN = "/dev/net/tun"
 TUNSETIFF = 0x400454CA  # <linux/if_tun.h>
 IFF_TUN, IFF_NO_PI = 0x0001, 0x1000
@@ -67,7 +69,7 @@ def relay_runs() -> Capability:
             name="relay",
             ok=False,
             found=f"no {', '.join(missing)}",
-            needs="pip install 'edgewise[live]'",
+            needs=install_command("live"),
         )
     if not sys.platform.startswith("linux"):
         return Capability(
@@ -220,7 +222,7 @@ def _pyroute2() -> Capability | None:
     if importlib.util.find_spec("pyroute2") is not None:
         return None
     return Capability(
-        name="", ok=False, found="no pyroute2", needs="pip install 'edgewise[netns]', and root"
+        name="", ok=False, found="no pyroute2", needs=f"{install_command('netns')}, and root"
     )
 
 
