@@ -3,13 +3,13 @@
     python benchmarks/soak.py
     python benchmarks/soak.py --duration 60 --rate 10 --json soak.json
 
-Runs a scenario through the launcher's own processes, looks at the memory of each every few seconds,
+Runs a scenario through the launcher's own processes, samples the memory of each every few seconds,
 and prints requests, outcomes and a table of resident memory. Exits with 1 if a request was lost or
 failed, if outcomes and requests differ in number, or if a process grew.
 
-What counts as growth: memory in the last quarter against the second quarter (medians), by more than
-5 % or 5 MB, whichever is larger. The first quarter is left out, for caches and pools fill in it.
-What leaks less than a kilobyte a request is not found in ten minutes.
+Growth is the memory in the last quarter against the second quarter (medians), by more than
+5 % or 5 MB, whichever is larger. Caches and pools fill in the first quarter, so it is left out.
+Ten minutes do not find a leak of less than a kilobyte a request.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ from edgewise.summary import PolicySummary, Summary, comparison
 from edgewise.tasks.services import services_of
 
 RATE = 15.0
-"""requests/s. Two shared cores carry three-sites at its 35/s while nothing else runs; this is for
-ten minutes beside other work."""
+"""requests/s. Two shared cores carry three-sites at its 35/s while nothing else runs; this rate is
+for ten minutes beside other work."""
 PERIOD = 2.0
-"""s between looks at the memory."""
+"""s between samples of memory."""
 GROWTH_SHARE, GROWTH_BYTES = 0.05, 5e6
 
 
@@ -49,13 +49,13 @@ class Memory:
     def __init__(self, deployment: Deployment, duration: float) -> None:
         self._deployment = deployment
         self._duration = duration
-        self._begun = time.monotonic()
+        self._began = time.monotonic()
         self._next = 0.0
         self.samples: dict[str, list[tuple[float, int]]] = {}
 
-    def look(self) -> None:
-        """Note every process' memory, if it is time again and the client still sends."""
-        at = time.monotonic() - self._begun
+    async def sample(self) -> None:
+        """Note the memory of each process, if it is time and the client still sends."""
+        at = time.monotonic() - self._began
         if not self._next <= at <= self._duration:
             return
         self._next = at + PERIOD
@@ -84,17 +84,17 @@ class Memory:
 
 
 async def soak(scenario: Scenario, folder: Path, console: Console) -> dict[str, dict[str, Any]]:
-    """Run it; returns the memory by process."""
+    """Run the scenario; returns the growth of memory by process."""
     async with Deployment(
         scenario, folder, lambda line: console.print(line, markup=False, style="dim")
     ) as deployment:
         memory = Memory(deployment, scenario.workload.duration)
-        await deployment.run(memory.look, period=1.0)
+        await deployment.run(memory.sample, period=1.0)
         return memory.growth()
 
 
 def report(summary: Summary, memory: dict[str, dict[str, Any]], console: Console) -> list[str]:
-    """Print it; returns what is wrong."""
+    """Print the summary and the memory; returns what is wrong."""
     policy = summary.policies[0]
     console.print(comparison(summary))
     table = Table(title="Resident memory, MB, medians by quarter of the run")

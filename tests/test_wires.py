@@ -407,8 +407,8 @@ async def test_a_rate_that_falls_leaves_nothing_stuck(backend: str, tmp_path: Pa
 @pytest.mark.parametrize("backend", BACKENDS)
 async def test_a_fleet_runs_over_it_and_leaves_nothing(backend: str, tmp_path: Path) -> None:
     assert backend in ("tc", "tun")
-    hosting = netns.NamespacePlatform(fleet(), backend)  # type: ignore[arg-type]
-    async with Deployment(fleet(), tmp_path, hosting=hosting) as deployment:
+    platform = netns.NamespacePlatform(fleet(), backend)  # type: ignore[arg-type]
+    async with Deployment(fleet(), tmp_path, platform=platform) as deployment:
         assert ours(os.getpid())
         await deployment.run()
         links = await deployment.links()

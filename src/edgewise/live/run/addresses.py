@@ -1,17 +1,17 @@
-"""Who finds whom where: the one place that knows whether the network is emulated.
+"""Addresses of all processes: the one place that knows whether the network is emulated.
 
-What comes in: a scenario and free ports. What goes out: where every process listens, what each is
-told as the address of the others, and what the relay does. With the emulator, the addresses handed
-out are the relay's; without it, the real ones, and there is no relay. Nothing else differs.
+From a scenario and free ports follow where every process listens, under which addresses each knows
+the others, and what the relay does. With the emulator those addresses are the relay's; without it,
+they are the real ones, and there is no relay. Nothing else differs.
 
-The ways through the relay::
+Routes through the relay::
 
     client → ingress a      forward access:a (the upload),   backward return:a (its delay only)
     node a → node b         forward link_between(a, b),      backward link_between(b, a)
 
-The answer to a client is a few hundred bytes, so its way back is a delay. What a peer answers goes
-over that peer's own link, where it shares with the photos that leave there. The control channel
-between node and balancer is not relayed: it would be another network's.
+The answer to a client is a few hundred bytes, so its way back is only a delay. A peer's answer
+takes that peer's own link and shares it with the photos that leave there. The control channel
+between node and balancer is not relayed: it belongs to another network.
 """
 
 from __future__ import annotations
@@ -45,28 +45,28 @@ from edgewise.scenario import (
 )
 
 HOST = "127.0.0.1"
-"""All processes of a launcher are on one machine, and nothing of it is for others to reach."""
+"""All processes of a launcher are on one machine, and cannot be reached from outside."""
 
 
 class Addresses(Struct, frozen=True, kw_only=True):
-    """Where everything is."""
+    """Where every process listens, and how it reaches the others."""
 
     balancer: Listen
     nodes: dict[str, Listen]
-    """Where each server listens, really."""
+    """Where each server listens."""
     peers: dict[str, dict[str, str]]
-    """Of each server: as what it knows the others."""
+    """By server: the URL of each of its peers."""
     ingress: dict[str, str]
-    """As what the client knows the servers."""
+    """The client's URL of each server."""
     relay: RelayConfig | DevicesConfig | None
-    """What plays the network, by relays or over devices; None: it is as it is."""
+    """The emulator's configuration, by relays or over devices; None: no emulator."""
 
     def balancer_url(self) -> str:
         return url_of(self.balancer.host, self.balancer.port)
 
 
 def assign_addresses(scenario: Scenario, free_port: Callable[[], int]) -> Addresses:
-    """Hand out the addresses of a run; `free_port` gives a port that nobody has yet."""
+    """Assign the addresses of a run; `free_port` returns another port each time."""
     names = scenario.server_names
     balancer = Listen(host=HOST, port=free_port())
     nodes = {name: Listen(host=HOST, port=free_port()) for name in names}
@@ -82,7 +82,7 @@ def assign_addresses(scenario: Scenario, free_port: Callable[[], int]) -> Addres
     routes: list[Route] = []
 
     def through(to: str, forward: str, backward: str) -> str:
-        """Open a way to server `to`; returns the address at which it begins."""
+        """Add a route to server `to`; returns the address at which it begins."""
         port = free_port()
         routes.append(
             Route(
@@ -118,7 +118,7 @@ def assign_addresses(scenario: Scenario, free_port: Callable[[], int]) -> Addres
 
 
 def relay_links(scenario: Scenario) -> dict[str, LinkConfig]:
-    """Every link of a scenario as the relay takes it, by its full name, and the ways back."""
+    """Every link of a scenario by its full name, and the ways back, as the relay takes them."""
     events: dict[str, list[LinkEvent]] = {}
     for name, event in link_events(scenario):
         events.setdefault(name, []).append(event)
@@ -135,12 +135,12 @@ def relay_links(scenario: Scenario) -> dict[str, LinkConfig]:
 
 
 def return_of(server: str) -> str:
-    """The name of the link from a server back to the clients."""
+    """Name of the link from a server back to the clients."""
     return f"return:{server}"
 
 
 def url_of(host: str, port: int) -> str:
-    """Of a process that listens there."""
+    """Address of a process that listens there."""
     return f"http://{host}:{port}"
 
 

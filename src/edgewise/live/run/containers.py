@@ -2,15 +2,15 @@
 
 Theory of operation
 -------------------
-What differs from processes is how one is started, stopped and called (`Hosting`), nothing else: the
-same configuration files, but for host names (`configs`), the same greeting on stdout, the same log.
-`docker run` or `podman run` stays in the foreground as the launcher's child, so that a container's
-end is seen as a process's is. Every port is published on 127.0.0.1 under its own number, so the
-client, which sends photos from outside, and the launcher find everything where it always is.
+Containers differ from processes in how they are started, stopped and named (`Platform`), and in
+nothing else: the configuration files are the same but for host names (`fleet_configs`), and so are
+the ready line on stdout and the log. ``docker run`` or ``podman run`` stays in the foreground as
+the launcher's child, so a container's end is noticed as a process's is. Every port is published on
+127.0.0.1 under its own number, where client and launcher, which are outside, find it.
 
-What may never happen: a container or network outlives the launcher. An engine's containers are
-nobody's children, so a small shell process waits at the end of a pipe that only the launcher holds:
-when that closes, however the launcher ended, it removes whatever carries the run's label.
+Never: a container or network that outlives the launcher. An engine's containers are nobody's
+children, so a small shell process waits at the end of a pipe that only the launcher holds: when
+that closes, however the launcher ended, it removes everything with the run's label.
 """
 
 from __future__ import annotations
@@ -22,20 +22,19 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from edgewise.errors import BadInput, PeerError
-from edgewise.live.run.addresses import Addresses, assign_addresses
 from edgewise.live.run.fleet_configs import Hosts
-from edgewise.live.run.platforms import display_name
+from edgewise.live.run.platforms import LocalPlatform, display_name
 from edgewise.live.run.processes import ChildProcess
 from edgewise.scenario import FileTrace, Scenario
 
 DEFAULT_IMAGE = "localhost/edgewise:latest"
-"""As `deploy/image.sh` calls it."""
+"""The name that `deploy/image.sh` gives it."""
 ASK_TIMEOUT = 20.0
-"""s for an engine to say whether it is there; a docker without its daemon answers at once."""
+"""s for an engine to answer at all; a docker without its daemon answers at once."""
 ENGINE_TIMEOUT = 60.0
 """s for an engine to remove a run's containers and network: ten take a few seconds."""
 LABEL = "edgewise.run"
@@ -49,33 +48,30 @@ runtime = "runc"
 
 
 class ContainerEngine:
-    """docker or podman.
+    """docker or podman, with the image to run.
 
-    Raises BadInput if there is none, or it has no such image.
+    Raises BadInput if there is neither, or it has no such image.
     """
 
     def __init__(self, folder: Path, image: str = DEFAULT_IMAGE) -> None:
         self.image = image
         self.environment = dict(os.environ)
-        self.command = _find(self.environment.get("EDGEWISE_ENGINE", ""))
+        self.command = _find_engine(self.environment.get("EDGEWISE_ENGINE", ""))
         self.podman = Path(self.command).name == "podman"
         hybrid = not Path("/sys/fs/cgroup/cgroup.controllers").exists()
-        told = "CONTAINERS_CONF" in self.environment
-        if self.podman and hybrid and not told and shutil.which("runc"):
+        configured = "CONTAINERS_CONF" in self.environment
+        if self.podman and hybrid and not configured and shutil.which("runc"):
             file = folder / "containers.conf"
             file.write_text(PODMAN_CONF, encoding="utf-8")
             self.environment["CONTAINERS_CONF"] = str(file)
-        if self._ask("image", "inspect", image) != 0:
+        if _exit_code([self.command, "image", "inspect", image], self.environment) != 0:
             raise BadInput(
                 f"there is no image {image} in {Path(self.command).name}; build it with "
                 "deploy/image.sh"
             )
 
-    def _ask(self, *arguments: str) -> int:
-        return _quiet([self.command, *arguments], self.environment)
-
     async def run(self, *arguments: str) -> str:
-        """Run a command of the engine; returns what it says. Raises PeerError if it fails."""
+        """Run a command of the engine; returns its output. Raises PeerError if it fails."""
         process = await asyncio.create_subprocess_exec(
             self.command,
             *arguments,
@@ -87,7 +83,7 @@ class ContainerEngine:
         )
         try:
             async with asyncio.timeout(ENGINE_TIMEOUT):
-                said, complaint = await process.communicate()
+                output, errors = await process.communicate()
         except TimeoutError:
             process.kill()
             await process.wait()
@@ -95,16 +91,16 @@ class ContainerEngine:
                 f"{shlex.join(arguments)[:80]}: not done after {ENGINE_TIMEOUT:g} s"
             ) from None
         if process.returncode != 0:
-            lines = complaint.decode("utf-8", "replace").strip().splitlines() or ["no reason given"]
+            lines = errors.decode("utf-8", "replace").strip().splitlines() or ["no reason given"]
             raise PeerError(f"{Path(self.command).name} {arguments[0]}: {lines[-1]}")
-        return said.decode("utf-8", "replace")
+        return output.decode("utf-8", "replace")
 
 
 class ContainerProcess(ChildProcess):
     """A child in a container. `options` are those of ``run``, `container` is its name.
 
-    SIGTERM reaches it through the engine's process, which hands it on. Should that have to be
-    killed, `ContainerPlatform.close` removes the container.
+    The engine's process passes SIGTERM on to it. If that process has to be killed,
+    `ContainerPlatform.close` removes the container.
     """
 
     def __init__(
@@ -133,11 +129,11 @@ class ContainerProcess(ChildProcess):
         return self._engine.environment
 
     async def kill(self) -> None:
-        """SIGKILL to what is in the container: the engine's own process would survive it."""
+        """End the process in the container; the engine's own process alone would not."""
         self.stopping = True
         await self._engine.run("kill", "--signal", "KILL", self._container)
         await self.wait()
-        # Its name is to be free again before it is started anew.
+        # Its name must be free before it is started again.
         await self._engine.run("rm", "--force", "--volumes", self._container)
 
     async def pause(self) -> None:
@@ -147,11 +143,8 @@ class ContainerProcess(ChildProcess):
         await self._engine.run("kill", "--signal", "CONT", self._container)
 
 
-class ContainerPlatform:
-    """How the parts of one run are hosted, as `launch.Deployment` asks for it.
-
-    `open` before anything is started; after `close` nothing of the run is left.
-    """
+class ContainerPlatform(LocalPlatform):
+    """Containers for the processes of one run; after `close` nothing of them is left."""
 
     def __init__(self, scenario: Scenario, folder: Path, image: str = DEFAULT_IMAGE) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -172,13 +165,10 @@ class ContainerPlatform:
     def hosts(self) -> Hosts | None:
         return lambda process: f"edgewise-{self._run}-{process}"
 
-    def assign_addresses(self, scenario: Scenario, free_port: Callable[[], int]) -> Addresses:
-        return assign_addresses(scenario, free_port)
-
     def process(
         self, role: str, server: str, arguments: Sequence[str], log: Path, ports: Sequence[int]
     ) -> ChildProcess:
-        """The container of a process, named as the others call it."""
+        """A process in a container, which has the host name that the others use."""
         writes = role == "balancer"  # it records
         options = [
             *("--network", self._network, "--label", f"{LABEL}={self._run}"),
@@ -191,7 +181,7 @@ class ContainerPlatform:
         for port in ports:
             options += ["--publish", f"127.0.0.1:{port}:{port}"]
         if writes:
-            # What it writes is to be the user's, not the image's user's.
+            # Its files should belong to the user, not to the image's user.
             options += ["--user", f"{os.getuid()}:{os.getgid()}"]
             if self._engine.podman and os.getuid() != 0:
                 options += ["--userns", "keep-id"]
@@ -243,24 +233,25 @@ class ContainerPlatform:
             ) from None
 
 
-def _find(wish: str) -> str:
-    if wish not in ("", "docker", "podman"):
-        raise BadInput(f"EDGEWISE_ENGINE: expected docker or podman, got {wish!r}")
-    for name in (wish,) if wish else ("docker", "podman"):
-        found = shutil.which(name)
-        if found is None:
+def _find_engine(wanted: str) -> str:
+    """Path of the engine `wanted` by EDGEWISE_ENGINE, or of any if it is empty."""
+    if wanted not in ("", "docker", "podman"):
+        raise BadInput(f"EDGEWISE_ENGINE: expected docker or podman, got {wanted!r}")
+    for name in (wanted,) if wanted else ("docker", "podman"):
+        path = shutil.which(name)
+        if path is None:
             continue
-        # A docker without its daemon is not there.
-        if name == "podman" or wish or _quiet([found, "info"], dict(os.environ)) == 0:
-            return found
+        # A docker without its daemon does not count.
+        if name == "podman" or wanted or _exit_code([path, "info"], dict(os.environ)) == 0:
+            return path
     raise BadInput(
-        f"EDGEWISE_ENGINE: {wish} is not here"
-        if wish
-        else "neither docker (with its daemon) nor podman is here; deploy/install-podman.sh"
+        f"EDGEWISE_ENGINE: {wanted} is not installed"
+        if wanted
+        else "neither docker (with its daemon) nor podman is installed: deploy/install-podman.sh"
     )
 
 
-def _quiet(command: list[str], environment: dict[str, str]) -> int:
+def _exit_code(command: list[str], environment: dict[str, str]) -> int:
     try:
         return subprocess.run(
             command,

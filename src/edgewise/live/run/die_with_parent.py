@@ -1,11 +1,11 @@
-"""Run a command that dies with its parent: ``python -I -S bound.py PARENT COMMAND …``.
+"""Run a command that dies with its parent: ``python -I -S die_with_parent.py PARENT COMMAND …``.
 
-A launcher that is killed with SIGKILL runs no clean-up, so the kernel has to do it: prctl's
-PR_SET_PDEATHSIG sends a signal when the parent ends, and survives exec. Setting it here and not
-between fork and exec of the launcher keeps Python code out of a forked copy of a process that has
+A launcher that is killed with SIGKILL cannot clean up, so the kernel has to: prctl's
+PR_SET_PDEATHSIG sends a signal when the parent ends, and survives exec. Setting it here, and not
+between fork and exec of the launcher, keeps Python code out of a forked copy of a process that has
 threads. The signal is SIGKILL: nobody would be left to insist if SIGTERM did not help.
 
-Run as a file, not as a module, so that it starts in 10 ms and imports nothing of ours.
+It is run as a file, not as a module, so that it starts in 10 ms and imports nothing else.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""From the files of a run to its summary: what ``edgewise evaluate RUN`` prints.
+"""The summary of a run, made from its files: what ``edgewise evaluate RUN`` prints.
 
 The launcher ends with the same function, so a summary can always be made again from the Parquet
 files, and no number in it comes from anywhere else.
@@ -19,14 +19,13 @@ from edgewise.domain import Outcome, PayloadForm, Request, Stamps, Status
 from edgewise.errors import BadInput
 from edgewise.live import records
 from edgewise.live.recorder import RecordTable, read
-from edgewise.live.records import CLIENT_NOTES, RUN_SCENARIO
 from edgewise.scenario import Scenario, load
 from edgewise.score import ScoreShape
 from edgewise.summary import LatencyMs, PolicySummary, Summary, summarise
 
 
 def evaluate(run: Path) -> Summary:
-    """The summary of a run's folder, or of one with a folder per policy.
+    """The summary of a run's folder, or of a folder with one per policy.
 
     Raises BadInput naming the file that is missing or does not fit.
     """
@@ -35,23 +34,21 @@ def evaluate(run: Path) -> Summary:
     folders = [run] if _is_run(run) else sorted(path for path in run.iterdir() if _is_run(path))
     if not folders:
         raise BadInput(f"{run}: expected requests.parquet in it or in folders below, found none")
-    scenario = load(folders[0] / RUN_SCENARIO)
-    found = [(_begun(folder), summary_of(folder)) for folder in folders]
-    found.sort(key=lambda each: each[0])  # as they ran
+    scenario = load(folders[0] / records.RUN_SCENARIO)
     return Summary(
         scenario=scenario.name,
         seed=scenario.seed,
-        policies=tuple(summary for _, summary in found),
+        policies=tuple(map(summary_of, sorted(folders, key=_began))),
     )
 
 
 def summary_of(folder: Path) -> PolicySummary:
     """The summary of one policy's folder. Raises BadInput."""
-    scenario = load(folder / RUN_SCENARIO)
+    scenario = load(folder / records.RUN_SCENARIO)
     requests = read_requests(folder)
     outcomes = read_outcomes(folder)
     shape = ScoreShape.of(scenario.score)
-    begun = min((request.sent_at for request in requests), default=0.0)
+    began = min((request.sent_at for request in requests), default=0.0)
     ended = max((outcome.stamps.received or 0.0 for outcome in outcomes), default=0.0)
     try:
         return summarise(
@@ -60,23 +57,26 @@ def summary_of(folder: Path) -> PolicySummary:
             outcomes,
             shape,
             servers=scenario.server_names,
-            utilisation=_utilisation(folder, begun, max(begun, ended)),
-            late=_late(folder),
-            seconds=max(0.0, ended - begun),
+            utilisation=_utilisation(folder, began, max(began, ended)),
+            late=_late_send(folder),
+            seconds=max(0.0, ended - began),
         )
     except ValueError as error:
         raise BadInput(f"{folder}: requests and outcomes do not fit: {error}") from None
 
 
 def read_requests(folder: Path) -> list[Request]:
-    """What the client sent, in that order (the file has them as they ended). Raises BadInput."""
+    """A run's requests in the order they were sent; the file has them as they ended.
+
+    Raises BadInput.
+    """
     names = [name for name in Request.__struct_fields__ if name != "id"]
     rows = read(folder, records.REQUESTS.name).sort_by("sent_at").to_pylist()
     return [Request(id=row["request"], **{name: row[name] for name in names}) for row in rows]
 
 
 def read_outcomes(folder: Path) -> list[Outcome]:
-    """How it ended. Raises BadInput."""
+    """A run's outcomes, in the order of the file. Raises BadInput."""
     return [_outcome(row) for row in read(folder, records.OUTCOMES.name).to_pylist()]
 
 
@@ -97,33 +97,33 @@ def _is_run(path: Path) -> bool:
     return (path / "requests.parquet").is_file() or (path / "requests.parts").is_dir()
 
 
-def _begun(folder: Path) -> float:
-    least = pc.min(read(folder, records.REQUESTS.name).column("sent_at")).as_py()
-    return math.inf if least is None else float(least)
+def _began(folder: Path) -> float:
+    first = pc.min(read(folder, records.REQUESTS.name).column("sent_at")).as_py()
+    return math.inf if first is None else float(first)
 
 
 def _policy(folder: Path, scenario: Scenario) -> str:
-    """Who decided most of it; the scenario's if no decision was kept."""
-    table = _optional(folder, records.DECISIONS)
+    """The policy that made most decisions; the scenario's if none was kept."""
+    table = _read_if_there(folder, records.DECISIONS)
     if table is None or not table.num_rows:
         return scenario.policy
     names = collections.Counter(table.column("policy").to_pylist())
     return str(names.most_common(1)[0][0])
 
 
-def _utilisation(folder: Path, begun: float, ended: float) -> dict[str, float]:
-    """Mean of what each server reported while requests were under way, weighted by time.
+def _utilisation(folder: Path, began: float, ended: float) -> dict[str, float]:
+    """Mean utilisation that each server reported while requests were under way, over time.
 
     A report stands until the next one: some are sent early because something jumped, and a plain
     mean would count those moments twice.
     """
-    table = _optional(folder, records.REPORTS)
+    table = _read_if_there(folder, records.REPORTS)
     if table is None:
         return {}
     by_server: dict[str, list[tuple[float, float]]] = {}
     columns = (table.column(name).to_pylist() for name in ("server", "received", "utilisation"))
     for server, at, busy in zip(*columns, strict=True):
-        if begun <= at <= ended:
+        if began <= at <= ended:
             by_server.setdefault(server, []).append((at, busy))
     means = {}
     for server, rows in by_server.items():
@@ -137,15 +137,15 @@ def _utilisation(folder: Path, begun: float, ended: float) -> dict[str, float]:
     return means
 
 
-def _late(folder: Path) -> LatencyMs | None:
+def _late_send(folder: Path) -> LatencyMs | None:
     try:
-        notes = msgspec.json.decode((folder / CLIENT_NOTES).read_bytes())
+        notes = msgspec.json.decode((folder / records.CLIENT_NOTES).read_bytes())
         return msgspec.convert(notes["late_send_ms"], LatencyMs)
     except (OSError, KeyError, msgspec.DecodeError):
         return None
 
 
-def _optional(folder: Path, table: RecordTable) -> pa.Table | None:
+def _read_if_there(folder: Path, table: RecordTable) -> pa.Table | None:
     try:
         return read(folder, table.name)
     except BadInput:

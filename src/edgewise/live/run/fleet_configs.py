@@ -1,10 +1,10 @@
-"""The configuration files of a fleet, from its scenario and its addresses (`addresses.lay_out`).
+"""The configuration files of a fleet, from its scenario and its addresses.
 
-The launcher writes them for processes on one machine; `edgewise configs` for containers, where
-every process has a network of its own. There each *keeps its port*: it listens on all addresses of
-its container at the port that it would have had on the loopback, and a port published under the
-same number leads to it from outside. So the two views differ in host names only: `hosts` says what
-each process is called inside, and from outside everything is on 127.0.0.1.
+The launcher writes them for processes on one machine, ``edgewise configs`` also for containers,
+where every process has a network of its own. A process in a container *keeps its port*: it listens
+on all its addresses at the port that it would have on the loopback, and that port is published
+under the same number. So inside and outside differ in host names only: `hosts` names each process
+inside, and from outside everything is on 127.0.0.1.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from edgewise.scenario import Scenario
 
 Config = BalancerConfig | NodeConfig | ClientConfig | RelayConfig | DevicesConfig
 Hosts = Callable[[str], str]
-"""From a process (``balancer``, ``relay``, else a server's name) to its host name."""
+"""Host name of a process: ``balancer``, ``relay``, or a server's name."""
 
 BALANCER, RELAY = "balancer", "relay"
 ANYWHERE = "0.0.0.0"
-"""All addresses of a container: its network is private, and what is published is on loopback."""
+"""All addresses of a container: its network is private, and ports are published on loopback."""
 
 
 def fleet_configs(
@@ -40,21 +40,21 @@ def fleet_configs(
     out: str | None = None,
     hosts: Hosts | None = None,
 ) -> dict[str, Config]:
-    """By file name without ``.yaml``: balancer, node-NAME, relay if there is one, client.
+    """Configurations by file name without ``.yaml``: balancer, node-NAME, relay, client.
 
     Parameters
     ----------
     file:
-        The scenario's, as the configurations name it.
+        The scenario's file, as the configurations name it.
     out:
-        Folder of balancer and client for what they record; None: nothing is kept.
+        Folder in which balancer and client record; None: they record nothing.
     hosts:
-        None: all is on this machine. Else there is also ``client-inside``, for a client that is in
-        the same network as the others; ``client`` is for one outside.
+        None: everything is on this machine. Otherwise there is also ``client-inside``, for a client
+        in the same network as the others; ``client`` is for one outside.
     """
     clash = {BALANCER, RELAY} & set(scenario.server_names)
     if hosts is not None and clash:
-        raise BadInput(f"servers.{min(clash)}: in containers that name is taken by another process")
+        raise BadInput(f"servers.{min(clash)}: in containers another process has that name")
     owners = _owners(where)
 
     def reach(url: str) -> str:
@@ -102,17 +102,17 @@ def fleet_configs(
 
 
 def ports(where: Addresses) -> dict[str, tuple[int, ...]]:
-    """The ports that each process listens on."""
-    found: dict[str, list[int]] = {}
+    """The ports on which each process listens."""
+    by_owner: dict[str, tuple[int, ...]] = {}
     for port, owner in _owners(where).items():
-        found.setdefault(owner, []).append(port)
-    return {owner: tuple(each) for owner, each in found.items()}
+        by_owner[owner] = (*by_owner.get(owner, ()), port)
+    return by_owner
 
 
 def write_configs(folder: Path, made: dict[str, Config]) -> None:
-    """Write each as ``NAME.yaml``, readable by all: a container's user is another one.
+    """Write each as ``NAME.yaml``, readable by all, since a container has another user.
 
-    Raises BadInput if that cannot be done.
+    Raises BadInput if a file cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The main job: a scenario, one policy after another on the same trace, to one comparison.
+"""``edgewise up``: run a scenario under one policy after another, and compare them.
 
 Each policy gets processes of its own, so that none inherits what another has measured, warmed up or
 left in a queue; the seed makes the requests the same.
@@ -33,11 +33,11 @@ from edgewise.tasks import task_of
 from edgewise.tasks.services import services_of
 
 RUNS = Path("runs")
-"""Where results go, relative to the working directory; every run has a folder of its own there."""
+"""Parent of the runs' folders, relative to the working directory."""
 
 
 class RunOptions(Struct, frozen=True, kw_only=True):
-    """What the command line may change of a scenario; None = as the scenario has it."""
+    """The options of ``edgewise up``; None leaves a setting as the scenario has it."""
 
     scenario: str = "three-sites"
     policies: tuple[str, ...] = ()
@@ -51,35 +51,69 @@ class RunOptions(Struct, frozen=True, kw_only=True):
     seed: int | None = None
     out: Path | None = None
     network: Literal["relay", "tc", "tun", "auto"] | None = None
-    """What plays the network; None = as the scenario has it."""
+    """The network's backend."""
     image: str | None = None
-    """Of containers to run balancer, relay and servers in; None: processes of this machine."""
+    """Container image for balancer, relay and servers; None: processes of this machine."""
 
 
-def scenario_of(wishes: RunOptions) -> Scenario:
+def launch(options: RunOptions, console: Console) -> tuple[Summary, Path]:
+    """Run a scenario under each policy; returns the summary and the run's folder.
+
+    Progress goes to `console`. Raises BadInput for options that cannot be used, PeerError with the
+    end of its log for a process that fails, KeyboardInterrupt for Ctrl-C and SIGTERM; whatever
+    happens, no process is left.
+    """
+    scenario = scenario_of(options)
+    services = services_of(scenario)  # an unknown model is named now
+    if isinstance(scenario.workload.payload, ImagesPayload):
+        task_of(scenario.task).samples(scenario.workload.images)  # and a missing photo
+    if scenario.executor == "onnx" and options.image is None:  # the image has its own
+        prepare_models(scenario.task, dict.fromkeys(service.model for service in services), console)
+    backend = backend_of(scenario, in_containers=options.image is not None)
+    folder = run_folder(scenario, options.out)
+    notes = ignored_settings(scenario)
+    if backend is not None:
+        from edgewise.live.run import netns
+
+        notes += netns.ignored_settings(scenario, backend)
+    for sentence in notes:
+        console.print(f"[yellow]note:[/] {escape(sentence)}", highlight=False)
+    (folder / RUN_SCENARIO).write_text(dump(scenario), encoding="utf-8")
+    policies = options.policies or (scenario.policy,)
+    try:
+        with asyncio.Runner() as runner:
+            runner.run(_run_policies(scenario, policies, folder, console, options.image, backend))
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None  # SIGTERM
+    summary = evaluate(folder)
+    (folder / "summary.json").write_bytes(summary.to_json())
+    return summary, folder
+
+
+def scenario_of(options: RunOptions) -> Scenario:
     """The scenario to run, checked. Raises ScenarioError, and BadInput for an unknown policy."""
-    for policy in wishes.policies:
+    for policy in options.policies:
         make(policy)
-    if len(set(wishes.policies)) != len(wishes.policies):
-        raise BadInput(f"--policy: a policy stands twice in {','.join(wishes.policies)}")
-    images = wishes.images
+    if len(set(options.policies)) != len(options.policies):
+        raise BadInput(f"--policy: a policy stands twice in {','.join(options.policies)}")
+    images = options.images
     if images is not None and images != "builtin":
         images = str(Path(images).expanduser().absolute())
-    scenario = load(wishes.scenario).with_overrides(
-        duration=wishes.duration,
-        rate=wishes.rate,
-        emulate=wishes.emulate,
+    scenario = load(options.scenario).with_overrides(
+        duration=options.duration,
+        rate=options.rate,
+        emulate=options.emulate,
         images=images,
-        seed=wishes.seed,
-        backend=wishes.network,
+        seed=options.seed,
+        backend=options.network,
     )
-    return check(scenario, wishes.scenario)
+    return check(scenario, options.scenario)
 
 
 def run_folder(scenario: Scenario, out: Path | None) -> Path:
-    """The folder of a new run: `out`, or ``runs/DATE-TIME-SCENARIO``.
+    """Make the folder of a new run: `out`, or ``runs/DATE-TIME-SCENARIO``.
 
-    Raises BadInput if it holds a run already: two runs in one folder would be added up.
+    Raises BadInput if it is not empty: two runs in one folder would be added up.
     """
     if out is None:
         stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{scenario.name}"
@@ -97,60 +131,27 @@ def run_folder(scenario: Scenario, out: Path | None) -> Path:
     return out
 
 
-def launch(wishes: RunOptions, console: Console) -> tuple[Summary, Path]:
-    """Do it all; returns the summary and the run's folder. What is seen goes to `console`.
-
-    Raises BadInput for what cannot be used, PeerError with the end of its log for a process that
-    fails, KeyboardInterrupt for Ctrl-C and SIGTERM; whatever happens, no process is left.
-    """
-    scenario = scenario_of(wishes)
-    policies = wishes.policies or (scenario.policy,)
-    services = services_of(scenario)  # says now which model is unknown
-    if isinstance(scenario.workload.payload, ImagesPayload):
-        task_of(scenario.task).samples(scenario.workload.images)  # and which photo is missing
-    if scenario.executor == "onnx" and wishes.image is None:  # the image has its own
-        prepare_models(scenario.task, dict.fromkeys(service.model for service in services), console)
-    backend = backend_of(scenario, in_containers=wishes.image is not None)
-    folder = run_folder(scenario, wishes.out)
-    notes = ignored_settings(scenario)
-    if backend is not None:
-        from edgewise.live.run import netns
-
-        notes += netns.ignored_settings(scenario, backend)
-    for sentence in notes:
-        console.print(f"[yellow]note:[/] {escape(sentence)}", highlight=False)
-    (folder / RUN_SCENARIO).write_text(dump(scenario), encoding="utf-8")
-    try:
-        with asyncio.Runner() as runner:
-            runner.run(_all(scenario, policies, folder, console, wishes.image, backend))
-    except asyncio.CancelledError:
-        raise KeyboardInterrupt from None  # SIGTERM
-    summary = evaluate(folder)
-    (folder / "summary.json").write_bytes(summary.to_json())
-    return summary, folder
-
-
 def backend_of(scenario: Scenario, *, in_containers: bool) -> Literal["tc", "tun"] | None:
-    """What plays the network over devices of namespaces; None: relays, or nothing does.
+    """The backend that emulates the network over devices of namespaces; None: relays, or nothing.
 
     Raises BadInput if this machine cannot do it, MissingExtra if a package is missing.
     """
-    wish = scenario.network.backend
-    if not scenario.network.emulate or wish == "relay" or (in_containers and wish == "auto"):
+    wanted = scenario.network.backend
+    if not scenario.network.emulate or wanted == "relay" or (in_containers and wanted == "auto"):
         return None
     if in_containers:
-        raise BadInput(f"network.backend: {wish!r} is not for --containers; use 'relay'")
-    if wish == "auto" and importlib.util.find_spec("pyroute2") is None:
+        raise BadInput(f"network.backend: {wanted!r} is not for --containers; use 'relay'")
+    if wanted == "auto" and importlib.util.find_spec("pyroute2") is None:
         return None
     from edgewise.live.run import netns
 
-    backend = netns.choose_backend(wish)
+    backend = netns.choose_backend(wanted)
     if backend is not None:
         netns.check(backend)
     return backend
 
 
-async def _all(
+async def _run_policies(
     scenario: Scenario,
     policies: Sequence[str],
     folder: Path,
@@ -158,29 +159,35 @@ async def _all(
     image: str | None,
     backend: Literal["tc", "tun"] | None,
 ) -> None:
-    loop = asyncio.get_running_loop()
     task = asyncio.current_task()
     assert task is not None
-    # SIGTERM as SIGINT: tidy up, then end.
-    loop.add_signal_handler(signal.SIGTERM, task.cancel)
+    # SIGTERM as SIGINT: clean up, then end.
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    several = len(policies) > 1
     for number, policy in enumerate(policies, 1):
-        where = folder if len(policies) == 1 else folder / label(policy)
-        title = policy if len(policies) == 1 else f"{policy} ({number}/{len(policies)})"
+        out = folder / label(policy) if several else folder
+        title = f"{policy} ({number}/{len(policies)})" if several else policy
         with ProgressView(console, title) as view:
-            one = scenario.with_overrides(policy=policy)
-            hosting: Platform = LocalPlatform()
-            if image is not None:
-                hosting = ContainerPlatform(one, where, image)
-            elif backend is not None:
-                from edgewise.live.run import netns
-
-                hosting = netns.NamespacePlatform(one, backend)
-            async with Deployment(one, where, view.say, hosting=hosting) as deployment:
+            under_policy = scenario.with_overrides(policy=policy)
+            platform = _platform(under_policy, out, image, backend)
+            async with Deployment(under_policy, out, view.say, platform=platform) as deployment:
                 await deployment.run(view.watch(deployment))
 
 
+def _platform(
+    scenario: Scenario, folder: Path, image: str | None, backend: Literal["tc", "tun"] | None
+) -> Platform:
+    if image is not None:
+        return ContainerPlatform(scenario, folder, image)
+    if backend is not None:
+        from edgewise.live.run import netns
+
+        return netns.NamespacePlatform(scenario, backend)
+    return LocalPlatform()
+
+
 def prepare_models(task: str, models: Iterable[str], console: Console) -> None:
-    """Convert the models of `task` that a run needs, with a bar; quick if they are in the cache.
+    """Convert models of `task`, with a progress bar; quick if they are in the cache.
 
     Raises ModelError and MissingExtra.
     """
@@ -200,6 +207,6 @@ def prepare_models(task: str, models: Iterable[str], console: Console) -> None:
 
 
 def show(summary: Summary, console: Console) -> None:
-    """The tables at the end of a run."""
+    """Print the tables at the end of a run."""
     console.print(comparison(summary))
     console.print(per_server(summary))

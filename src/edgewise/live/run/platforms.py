@@ -1,7 +1,7 @@
-"""Where the processes of a run live: the seam between launching them here and in containers.
+"""Where the processes of a run live: on this machine, in containers, or in network namespaces.
 
-How a process is started, and what it is called by the others, is all that differs
-(`edgewise.live.run.containers` and `edgewise.live.run.netns` have other ways).
+A platform decides how a process is started and what the others call it; nothing else of a run
+depends on it. The other two are in `edgewise.live.run.containers` and `edgewise.live.run.netns`.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ class Platform(Protocol):
 
     @property
     def hosts(self) -> Hosts | None:
-        """What each process is called by the others; None: all are on the loopback."""
+        """Host names by which the processes reach each other; None: all are on the loopback."""
 
     def assign_addresses(self, scenario: Scenario, free_port: Callable[[], int]) -> Addresses:
-        """Hand out the addresses. Called once, before anything else."""
+        """Assign all addresses. Called once, before anything else."""
 
     def process(
         self, role: str, server: str, arguments: Sequence[str], log: Path, ports: Sequence[int]
     ) -> ChildProcess:
-        """A process, not yet started.
+        """Make a process, without starting it.
 
         Parameters
         ----------
         role:
             ``node``, ``balancer`` or ``relay``.
         server:
-            The node's; else the role.
+            The node's server; else the role.
         arguments:
             Of ``edgewise``.
         ports:
-            That it is going to listen on.
+            It will listen on these.
         """
 
     async def open(self) -> None:
@@ -51,9 +51,11 @@ class Platform(Protocol):
 
 
 class LocalPlatform:
-    """Plain processes."""
+    """Plain processes of this machine."""
 
-    hosts: Hosts | None = None
+    @property
+    def hosts(self) -> Hosts | None:
+        return None
 
     def assign_addresses(self, scenario: Scenario, free_port: Callable[[], int]) -> Addresses:
         return assign_addresses(scenario, free_port)
@@ -71,5 +73,5 @@ class LocalPlatform:
 
 
 def display_name(role: str, server: str) -> str:
-    """What a person is told a process is called: ``balancer``, ``node plaza``."""
+    """A process's name in messages: ``balancer``, ``node plaza``."""
     return role if role == server else f"{role} {server}"

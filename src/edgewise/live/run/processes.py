@@ -1,12 +1,12 @@
-"""Child processes of a launcher: started, waited for until ready, watched, and stopped for certain.
+"""Child processes of a launcher: started, awaited until ready, watched, and stopped for certain.
 
-Each child leads a process group of its own, so that a Ctrl-C of the terminal reaches only the
-launcher, which then stops everything in order, and so that a child's own children go with it. Each
-dies with the launcher however that ends (`edgewise.live.run.die_with_parent`).
+Each child leads a process group of its own: a Ctrl-C on the terminal reaches only the launcher,
+which then stops everything in order, and a child's own children are stopped with it. Each child
+dies with the launcher, however that ends (`edgewise.live.run.die_with_parent`).
 
-A child speaks to its launcher in JSON lines on stdout; the first says that it listens:
-``{"ready": {"node": "plaza", "url": "http://127.0.0.1:8001"}}``. Everything it prints is kept in
-its log, the end of which is part of any error about it.
+A child reports to its launcher in JSON lines on stdout; the first one says that it listens:
+``{"ready": {"node": "plaza", "url": "http://127.0.0.1:8001"}}``. Everything else it prints goes
+into its log, the end of which is part of any error about it.
 """
 
 from __future__ import annotations
@@ -32,25 +32,35 @@ READY_TIMEOUT = 120.0
 STOP_GRACE = 8.0
 """s between SIGTERM and SIGKILL: writing a long run's Parquet files takes a second or two."""
 LINE_MAX = 1 << 20
-"""bytes of a line on a child's stdout."""
+"""bytes of a line on a child's stdout, at most."""
 TAIL_LINES = 12
-"""Of a log, in an error: a traceback's end, without its beginning."""
+"""Lines of a log in an error: the end of a traceback, without its beginning."""
 
-Message = Callable[[str, Any], None]
+OnMessage = Callable[[str, Any], None]
 """Called with the one key and the value of a JSON line other than ``ready``."""
 
 
 class ChildProcess:
-    """One child. `start` it, await `ready`, and `stop` it (or several with `stop_all`)."""
+    """One child. `start` it, await `ready`, and `stop` it (or several with `stop_all`).
+
+    Parameters
+    ----------
+    name:
+        In messages.
+    arguments:
+        Of ``edgewise``.
+    log:
+        File that its output is appended to.
+    """
 
     def __init__(self, name: str, arguments: Iterable[str], log: Path) -> None:
         self.name = name
         self.log = log
         self.greeting: dict[str, Any] = {}
-        """What it said when it was ready: ``{"node": name, "url": …}``."""
-        self.messages: Message = lambda key, value: None
+        """Its ``ready`` line: ``{"node": name, "url": …}``."""
+        self.on_message: OnMessage = lambda key, value: None
         self.stopping = False
-        """Set before it is stopped on purpose: then its end is no failure."""
+        """True when it is ended on purpose: its end is no failure then."""
         self._arguments = tuple(arguments)
         self._process: asyncio.subprocess.Process | None = None
         self._listening: asyncio.Event = asyncio.Event()
@@ -69,11 +79,11 @@ class ChildProcess:
         return None if self._process is None else self._process.returncode
 
     def command(self) -> list[str]:
-        """What `start` runs."""
+        """The command line of `start`."""
         return [sys.executable, "-m", "edgewise", *self._arguments]
 
     def environment(self) -> dict[str, str]:
-        """What it is run with."""
+        """The environment of `start`."""
         return dict(os.environ)
 
     async def start(self) -> None:
@@ -116,7 +126,7 @@ class ChildProcess:
         return self.greeting
 
     async def wait(self) -> int:
-        """Wait until it has ended and all that it printed has been read."""
+        """Wait until it has ended and all its output has been read; returns its exit code."""
         assert self._process is not None
         assert self._reader is not None
         code = await self._process.wait()
@@ -124,7 +134,7 @@ class ChildProcess:
         return code
 
     async def send_line(self, line: str) -> None:
-        """Write a line to its stdin. A child that is gone is told nothing."""
+        """Write a line to its stdin; nothing happens if the child is gone."""
         assert self._process is not None
         assert self._process.stdin is not None
         with contextlib.suppress(ConnectionError):
@@ -138,21 +148,21 @@ class ChildProcess:
                 os.killpg(self._process.pid, number)
 
     async def kill(self) -> None:
-        """SIGKILL, as a power cut would, and wait for the end."""
+        """End it with SIGKILL, as a power cut would, and wait for the end."""
         self.stopping = True
         self.signal(signal.SIGKILL)
         await self.wait()
 
     async def pause(self) -> None:
-        """SIGSTOP: it stands still, its connections stay."""
+        """Stop its execution (SIGSTOP); its connections stay open."""
         self.signal(signal.SIGSTOP)
 
     async def resume(self) -> None:
-        """SIGCONT, after `halt`."""
+        """Continue after `pause` (SIGCONT)."""
         self.signal(signal.SIGCONT)
 
     async def stop(self, grace: float = STOP_GRACE) -> None:
-        """SIGTERM, after `grace` s SIGKILL. Does nothing to a child that never started."""
+        """End it with SIGTERM, after `grace` s with SIGKILL; nothing if it never started."""
         self.stopping = True
         if self._process is None:
             return
@@ -163,7 +173,7 @@ class ChildProcess:
         except TimeoutError:
             pass
         finally:
-            # Also when it ended: what it may have left behind in its group goes too.
+            # Also when it has ended: there may be others left in its group.
             self.signal(signal.SIGKILL)
         await self.wait()
 
@@ -177,7 +187,7 @@ class ChildProcess:
         return f"{self.name} ended with exit code {code}"
 
     def tail(self) -> str:
-        """The end of its log, for an error; empty if it said nothing."""
+        """The end of its log, for an error."""
         try:
             lines = self.log.read_text("utf-8", "replace").splitlines()
         except OSError:
@@ -204,7 +214,7 @@ class ChildProcess:
                     self.greeting = value if isinstance(value, dict) else {}
                     self._listening.set()
                 else:
-                    self.messages(key, value)
+                    self.on_message(key, value)
 
 
 async def stop_all(processes: Iterable[ChildProcess], grace: float = STOP_GRACE) -> None:
@@ -213,11 +223,11 @@ async def stop_all(processes: Iterable[ChildProcess], grace: float = STOP_GRACE)
 
 
 class FreePorts:
-    """Ports that nobody listens on now, each given once.
+    """Gives ports on which nobody listens now, each once.
 
-    They are taken from below the kernel's range for outgoing connections (32768 on), else one of
-    those might take a port between its being handed out and its process listening on it. Where a
-    run begins is random, so that two launchers on one machine rarely meet.
+    They are below the kernel's range for outgoing connections (32768 on), or one of those might
+    take a port before its process listens on it. The first port is random, so that two launchers on
+    one machine rarely collide.
     """
 
     LOW, HIGH = 20_000, 32_000

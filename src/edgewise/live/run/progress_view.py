@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from msgspec import Struct
@@ -19,7 +19,7 @@ from rich.text import Text
 from edgewise.live.run.deployment import Deployment
 
 LINE_PERIOD = 5.0
-"""s between lines where there is no terminal: a log that can still be read."""
+"""s between lines without a terminal, so that a log stays readable."""
 BAR = 10
 """Characters of a bar."""
 
@@ -31,57 +31,50 @@ class RunState(Struct, frozen=True, kw_only=True):
     elapsed: float
     """s since the client began."""
     duration: float
-    """s over which it sends."""
+    """s during which it sends."""
     progress: dict[str, Any]
     """`edgewise.live.client.client.Client.progress`."""
     state: dict[str, Any] | None
-    """`GET /v1/state` of the balancer; None: it is silent."""
+    """The balancer's ``GET /v1/state``; None: it does not answer."""
     links: dict[str, dict[str, Any]]
-    """`GET /links` of the relay; empty without the emulator."""
+    """The relay's ``GET /links``; empty without the emulator."""
     note: str = ""
-    """What happened last."""
+    """The latest event."""
 
 
-def status_line(seen: RunState) -> str:
-    """One line for a log."""
-    progress = seen.progress
+def status_line(run: RunState) -> str:
+    """One line, for a log."""
+    progress = run.progress
     return (
-        f"{seen.title}  {min(seen.elapsed, seen.duration):.0f}/{seen.duration:.0f} s  "
+        f"{run.title}  {min(run.elapsed, run.duration):.0f}/{run.duration:.0f} s  "
         f"sent {progress.get('sent', 0)}  {_outcomes(progress)}  {_score(progress)}"
     )
 
 
-def status_tables(seen: RunState) -> RenderableType:
-    """Head line, servers, links."""
-    progress = seen.progress
-    done = min(1.0, seen.elapsed / seen.duration)
+def status_tables(run: RunState) -> RenderableType:
+    """Head line, table of servers, table of links."""
+    progress = run.progress
     head = Text.assemble(
-        (seen.title, "bold"),
-        f"  {min(seen.elapsed, seen.duration):.0f}/{seen.duration:.0f} s ",
-        (_bar(done, 20), "cyan"),
+        (run.title, "bold"),
+        f"  {min(run.elapsed, run.duration):.0f}/{run.duration:.0f} s ",
+        (_bar(run.elapsed / run.duration, 20), "cyan"),
         f"  sent {progress.get('sent', 0)}/{progress.get('total', 0)}",
     )
     score = Text.assemble(
         _outcomes(progress), "  ", (_score(progress), "bold green"), no_wrap=True, overflow="crop"
     )
-    parts: list[RenderableType] = [head, score, _servers(seen)]
-    if seen.links:
-        parts.append(_links(seen.links))
-    if seen.note:
-        parts.append(Text(seen.note, style="dim"))
+    parts: list[RenderableType] = [head, score, _servers(run)]
+    if run.links:
+        parts.append(_links(run.links))
+    if run.note:
+        parts.append(Text(run.note, style="dim"))
     return Group(*parts)
 
 
-def _servers(seen: RunState) -> Table:
-    table = Table(box=None, pad_edge=False)
-    table.add_column("server", no_wrap=True)
-    table.add_column("busy", no_wrap=True)
-    table.add_column("queue", justify="right")
-    table.add_column("work ms", justify="right")
-    table.add_column("served", justify="right")
-    table.add_column("heard", justify="right")
-    served = seen.progress.get("per_server", {})
-    servers = {} if seen.state is None else seen.state.get("servers", {})
+def _servers(run: RunState) -> Table:
+    table = _table(("server", "busy"), ("queue", "work ms", "served", "reported"))
+    served = run.progress.get("per_server", {})
+    servers = {} if run.state is None else run.state.get("servers", {})
     for name in dict.fromkeys([*servers, *served]):
         row = servers.get(name)
         count = str(served.get(name, 0))
@@ -91,11 +84,10 @@ def _servers(seen: RunState) -> Table:
         if not row.get("connected", True):
             table.add_row(escape(name), "[red]not connected", "", "", count, "")
             continue
-        busy = row["utilisation"]
         age = row["report_age"]
         table.add_row(
             escape(name),
-            f"[{_colour(busy)}]{_bar(busy)}[/] {100 * busy:3.0f} %",
+            _busy(row["utilisation"]),
             f"{row['believed_queue']}",
             f"{1e3 * max(0.0, row['backlog']):.0f}",
             count,
@@ -105,21 +97,14 @@ def _servers(seen: RunState) -> Table:
 
 
 def _links(links: dict[str, dict[str, Any]]) -> Table:
-    table = Table(box=None, pad_edge=False)
-    table.add_column("link", no_wrap=True)
-    table.add_column("in use", no_wrap=True)
-    table.add_column("rate Mbit/s", justify="right")
-    table.add_column("now", justify="right")
-    table.add_column("waiting kB", justify="right")
-    table.add_column("flows", justify="right")
+    table = _table(("link", "in use"), ("rate Mbit/s", "now", "waiting kB", "flows"))
     for name, link in links.items():
-        rate = link["rate_bps"]
         if name.startswith("return:"):
-            continue  # a delay, with nothing to see
-        used = link["utilisation"]
+            continue  # only a delay
+        rate = link["rate_bps"]
         table.add_row(
             escape(name),
-            f"[{_colour(used)}]{_bar(used)}[/] {100 * used:3.0f} %",
+            _busy(link["utilisation"]),
             "unlimited" if rate is None else f"{rate / 1e6:.1f}",
             f"{link['throughput_bps'] / 1e6:.1f}",
             f"{link['backlog_bytes'] / 1e3:.0f}",
@@ -128,13 +113,24 @@ def _links(links: dict[str, dict[str, Any]]) -> Table:
     return table
 
 
+def _table(texts: tuple[str, ...], numbers: tuple[str, ...]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for heading in texts:
+        table.add_column(heading, no_wrap=True)
+    for heading in numbers:
+        table.add_column(heading, justify="right")
+    return table
+
+
+def _busy(share: float) -> str:
+    """A bar and a percentage, coloured by how close to 1 it is."""
+    colour = "red" if share > 0.9 else "yellow" if share > 0.7 else "green"
+    return f"[{colour}]{_bar(share)}[/] {100 * share:3.0f} %"
+
+
 def _bar(share: float, width: int = BAR) -> str:
     full = round(max(0.0, min(1.0, share)) * width)
     return "█" * full + "░" * (width - full)
-
-
-def _colour(share: float) -> str:
-    return "red" if share > 0.9 else "yellow" if share > 0.7 else "green"
 
 
 def _outcomes(progress: dict[str, Any]) -> str:
@@ -151,13 +147,16 @@ def _score(progress: dict[str, Any]) -> str:
 
 
 class ProgressView:
-    """Shows a deployment; its `look` is for `Deployment.run`, its `say` for what happens."""
+    """Shows one deployment while it runs. Use it as a context manager.
+
+    Pass `say` to `Deployment`, and the result of `watch` to `Deployment.run`.
+    """
 
     def __init__(self, console: Console, title: str) -> None:
         self._console = console
         self._title = title
         self._live: Live | None = None
-        self._begun = time.monotonic()
+        self._began = time.monotonic()
         self._shown = 0.0
         self._note = ""
 
@@ -170,34 +169,34 @@ class ProgressView:
             self._live = None
 
     def say(self, sentence: str) -> None:
-        """Something happened."""
+        """Show an event."""
         self._note = sentence
         if self._live is None:
             self._console.print(f"[dim]{escape(self._title)}: {escape(sentence)}", highlight=False)
 
-    def watch(self, deployment: Deployment) -> Callable[[], Any]:
-        """Time begins now; returns what to call every half second."""
-        self._begun = time.monotonic()
+    def watch(self, deployment: Deployment) -> Callable[[], Awaitable[None]]:
+        """Start counting time; returns a function that shows the state, to be called often."""
+        self._began = time.monotonic()
         self._note = ""
         if self._console.is_terminal:
-            # No thread of its own: it redraws when there is something new.
+            # Redrawn when there is something new, without a thread of its own.
             self._live = Live(console=self._console, auto_refresh=False, transient=True)
             self._live.start()
 
-        async def look() -> None:
-            seen = await self._glance(deployment)
+        async def show() -> None:
+            run = await self._run_state(deployment)
             if self._live is not None:
-                self._live.update(status_tables(seen), refresh=True)
-            elif seen.elapsed - self._shown >= LINE_PERIOD:
-                self._shown = seen.elapsed
-                self._console.print(escape(status_line(seen)), highlight=False)
+                self._live.update(status_tables(run), refresh=True)
+            elif run.elapsed - self._shown >= LINE_PERIOD:
+                self._shown = run.elapsed
+                self._console.print(escape(status_line(run)), highlight=False)
 
-        return look
+        return show
 
-    async def _glance(self, deployment: Deployment) -> RunState:
+    async def _run_state(self, deployment: Deployment) -> RunState:
         return RunState(
             title=self._title,
-            elapsed=time.monotonic() - self._begun,
+            elapsed=time.monotonic() - self._began,
             duration=deployment.scenario.workload.duration,
             progress=deployment.progress,
             state=await deployment.state(),
