@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgewise.bench.statistics import interval
-from edgewise.bound.standing import DURATION, standing
+from edgewise.bound.gap import DURATION, Effort, measure_gap
 from edgewise.policy.base import PolicySpec
 from edgewise.scenario import Scenario
 from edgewise.worlds import families
@@ -131,7 +131,7 @@ def play(
         if experiment.over or all(key(c, seed, column) in known for column in columns):
             return
         scenario = conditions[c].world(seed)
-        found = standing(scenario, dict(policies), trials=trials, steps=steps)
+        found = measure_gap(scenario, policies, effort=Effort(trials=trials, steps=steps))
         limits = {"clairvoyant": found.clairvoyant, "bound": found.bound}
         for column, value in {**found.policies, **limits}.items():
             experiment.store.put(key(c, seed, column), value)

@@ -1,4 +1,4 @@
-"""The bound is above everything that can be had, and what is called clairvoyant can be had."""
+"""The bound exceeds everything that can be attained, and the clairvoyant plan can be attained."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from typer.testing import CliRunner
 
 from edgewise import scenario as sc
 from edgewise.bound import clairvoyant, dual, plans
-from edgewise.bound.forced import follow
-from edgewise.bound.known import Known, known
-from edgewise.bound.standing import standing, way
+from edgewise.bound.gap import Effort, closed_share, measure_gap
+from edgewise.bound.plan_replay import replay
+from edgewise.bound.relaxation import Relaxation, relax
 from edgewise.cli import bound as command
 from edgewise.policy import POLICIES
 from edgewise.scenario import Scenario
@@ -135,19 +135,19 @@ def best_of_all(sim: Sim, rows: list[list[int]]) -> float:
     for plan in itertools.product(*rows):
         for to, of in zip(*arrays, strict=True):
             to[:] = of
-        follow(work, np.array(plan, np.int64), -1, order)
+        replay(work, np.array(plan, np.int64), -1, order)
         best = max(best, float(work.world.clock["utility"][0]))
     return best
 
 
 class Tiny:
-    """A tiny world, its best plan by enumeration, and what the bound knows of it."""
+    """A tiny world, its best plan by enumeration, and its relaxation."""
 
     def __init__(self, seed: int) -> None:
         self.sim = begin(tiny(seed), fifo_links=seed % 4 == 0)
-        self.known = known(self.sim)
+        self.relaxation = relax(self.sim)
         self.requests = len(self.sim.world.requests)
-        # What the candidate table admits, as a policy would see it: not what `known` says.
+        # What the candidate table admits, as a policy would see it: not what `relax` says.
         shed = self.sim.table.mask.size - 1
         self.rows = [[shed] for _ in range(self.requests)]
         play = engine.branch(self.sim)
@@ -157,9 +157,9 @@ class Tiny:
         self.plans = int(np.prod([float(len(rows)) for rows in self.rows]))
         self.best = best_of_all(self.sim, self.rows) if self.plans <= PLANS_MAX else -1.0
 
-    def bound(self, episode: Known | None = None) -> float:
+    def bound(self, episode: Relaxation | None = None) -> float:
         """Of all requests together."""
-        return dual.upper_bound(episode or self.known, STEPS).utility * self.requests
+        return dual.upper_bound(episode or self.relaxation, STEPS).utility * self.requests
 
 
 @pytest.fixture(scope="module")
@@ -180,33 +180,33 @@ def test_no_plan_exceeds_the_bound(tinies: list[Tiny]) -> None:
     assert np.median(loose) < 0.05
 
 
-def _cheaper(episode: Known, field: str, factor: float, plus: float = 0.0) -> Known:
+def _cheaper(episode: Relaxation, field: str, factor: float, plus: float = 0.0) -> Relaxation:
     candidates = episode.candidates.copy()
     candidates[field] = candidates[field] * factor + plus
-    if field == "worth":
-        candidates["top"] *= factor
+    if field == "utility":
+        candidates["best_utility"] *= factor
     return episode._replace(candidates=candidates)
 
 
-def _slower_links(episode: Known) -> Known:
-    ways = episode.ways.copy()
-    ways["crossed_bin"] += 1
-    return episode._replace(ways=ways)
+def _slower_links(episode: Relaxation) -> Relaxation:
+    transfers = episode.transfers.copy()
+    transfers["arrival_bin"] += 1
+    return episode._replace(transfers=transfers)
 
 
-UNSOUND: dict[str, Callable[[Known], Known]] = {
-    "work 10 % too long": lambda known: _cheaper(known, "work", 1.1),
-    "starts 5 ms late": lambda known: _cheaper(known, "start", 1.0, 0.005),
-    "answers 5 ms late": lambda known: _cheaper(known, "back", 1.0, 0.005),
-    "worth 2 % too little": lambda known: _cheaper(known, "worth", 0.98),
-    "half the capacity": lambda known: known._replace(capacity=known.capacity * 0.5),
+UNSOUND: dict[str, Callable[[Relaxation], Relaxation]] = {
+    "work 10 % too long": lambda episode: _cheaper(episode, "work", 1.1),
+    "starts 5 ms late": lambda episode: _cheaper(episode, "start", 1.0, 0.005),
+    "answers 5 ms late": lambda episode: _cheaper(episode, "return_delay", 1.0, 0.005),
+    "utility 2 % too low": lambda episode: _cheaper(episode, "utility", 0.98),
+    "half the capacity": lambda episode: episode._replace(capacity=episode.capacity * 0.5),
     "links a bin late": _slower_links,
 }
 
 
 @pytest.mark.parametrize("mistake", UNSOUND)
 def test_an_unsound_bound_would_be_caught(mistake: str, tinies: list[Tiny]) -> None:
-    caught = [each for each in tinies if each.bound(UNSOUND[mistake](each.known)) < each.best]
+    caught = [each for each in tinies if each.bound(UNSOUND[mistake](each.relaxation)) < each.best]
     assert caught
 
 
@@ -231,7 +231,7 @@ def test_one_request_alone_is_bounded_by_what_it_gets() -> None:
     sim = begin(world)
     assert len(sim.world.requests) == 1
     # 1 ms to send, 4 ms there, 60 ms of work, 4 ms back: 69 ms, 15 % over the deadline.
-    bound = dual.upper_bound(known(sim), 200).utility
+    bound = dual.upper_bound(relax(sim), 200).utility
     assert bound == pytest.approx(0.9 * (1.0 - 9.0 / 60.0), abs=1e-4)
     assert best_of_all(sim, [[0, 2]]) == pytest.approx(0.9 * 0.85)
 
@@ -254,7 +254,7 @@ def test_no_policy_exceeds_the_bound(family: str) -> None:
     world = families.scenario(family, families.TRAINING.start + 11)
     duration = 6.0 if family in ("server_failure", "link_failure", "slow_server") else 1.5
     sim = begin(world.with_overrides(duration=duration))
-    bound = dual.upper_bound(known(sim), STEPS).utility
+    bound = dual.upper_bound(relax(sim), STEPS).utility
     for name in SOME:
         over = play(engine.branch(sim), POLICIES[name], 1)
         assert over.world.clock["utility"][0] / len(sim.world.requests) <= bound
@@ -265,7 +265,7 @@ def test_uploads_do_not_depend_on_decisions() -> None:
     """What step 3a of the proof says of the engine."""
     sim = begin(families.scenario("volatile", 3).with_overrides(duration=2.0))
     plays = [play(engine.branch(sim), POLICIES[name], 1).world.results for name in SOME]
-    episode = known(sim)
+    episode = relax(sim)
     for results in plays:
         seen = ~np.isnan(results["uploaded"])
         assert seen.sum() > 20
@@ -280,7 +280,7 @@ def test_the_slope_is_a_subgradient(seed: int) -> None:
         sim = begin(tiny(seed))
     else:
         sim = begin(families.scenario("combined", seed).with_overrides(duration=1.0))
-    episode = known(sim)
+    episode = relax(sim)
     rng = np.random.default_rng(seed)
     slope = np.empty_like(episode.capacity)
     for scale in (0.3, 3.0, 30.0):
@@ -294,7 +294,7 @@ def test_the_slope_is_a_subgradient(seed: int) -> None:
 
 
 def test_descent_helps() -> None:
-    episode = known(begin(families.scenario("heavy", 5).with_overrides(duration=1.5)))
+    episode = relax(begin(families.scenario("heavy", 5).with_overrides(duration=1.5)))
     seen: list[float] = []
     bound = dual.upper_bound(episode, STEPS, lambda step, value: seen.append(value))
     assert len(seen) == STEPS
@@ -303,17 +303,17 @@ def test_descent_helps() -> None:
     assert (bound.prices >= 0.0).all()
 
 
-def test_known_refuses_a_world_that_has_begun() -> None:
+def test_relaxation_refuses_a_world_that_has_begun() -> None:
     sim = begin(tiny(1))
     engine.advance(sim)
     with pytest.raises(ValueError, match="at its beginning"):
-        known(sim)
+        relax(sim)
 
 
-def test_known_leaves_the_world_as_it_is() -> None:
+def test_relaxation_leaves_the_world_as_it_is() -> None:
     sim = begin(tiny(1))
     before = engine.branch(sim)
-    known(sim)
+    relax(sim)
     for name, array in sim.world._asdict().items():
         assert array.tobytes() == getattr(before.world, name).tobytes(), name
 
@@ -321,8 +321,8 @@ def test_known_leaves_the_world_as_it_is() -> None:
 # -- the clairvoyant -----------------------------------------------------------------------------
 
 
-def _search(sim: Sim, trials: int, seed: int = 0) -> clairvoyant.Plan:
-    episode = known(sim)
+def _search(sim: Sim, trials: int, seed: int = 0) -> clairvoyant.SearchedPlan:
+    episode = relax(sim)
     values = plans.row_values(episode, dual.upper_bound(episode, STEPS).prices, sim.table.mask.size)
     rule = POLICIES["earliest_completion"]
     plan = play(engine.branch(sim), rule, 1).world.results["row"].astype(np.int64)
@@ -338,14 +338,14 @@ def test_the_search_finds_the_best_plan_of_tiny_worlds(tinies: list[Tiny]) -> No
     assert sum(right) >= 8
 
 
-def test_the_search_is_deterministic_and_can_be_had() -> None:
+def test_the_search_is_deterministic_and_its_plan_can_be_played() -> None:
     sim = begin(families.scenario("heavy", 4).with_overrides(duration=1.0))
     one, other = _search(sim, 400), _search(sim, 400)
     assert one.utility == other.utility
     np.testing.assert_array_equal(one.rows, other.rows)
     assert not np.array_equal(one.rows, _search(sim, 400, seed=1).rows)
-    assert one.utility > one.begun
-    assert clairvoyant.worth(sim, one.rows) == one.utility
+    assert one.utility > one.start_utility
+    assert clairvoyant.plan_utility(sim, one.rows) == one.utility
     # Decision by decision, through the step interface.
     play = engine.branch(sim)
     while (r := engine.advance(play)) >= 0:
@@ -357,25 +357,28 @@ def test_the_search_is_deterministic_and_can_be_had() -> None:
 def test_a_search_without_time_gives_the_best_plan_it_was_given() -> None:
     sim = begin(families.scenario("light", 4).with_overrides(duration=1.0))
     found = _search(sim, 0)
-    assert found.utility == found.begun == clairvoyant.worth(sim, found.rows)
+    assert found.utility == found.start_utility == clairvoyant.plan_utility(sim, found.rows)
 
 
-# -- where policies stand ------------------------------------------------------------------------
+# -- the gap -----------------------------------------------------------------------------------
 
 
-def test_standing_is_in_order() -> None:
+def test_a_gap_is_in_order() -> None:
     world = families.scenario("heavy", 2).with_overrides(duration=1.0)
     rules = {name: POLICIES[name] for name in SOME}
-    heard: list[float] = []
-    found = standing(
-        world, rules, steps=STEPS, trials=300, progress=lambda share, what: heard.append(share)
+    shares: list[float] = []
+    found = measure_gap(
+        world,
+        rules,
+        effort=Effort(steps=STEPS, trials=300),
+        progress=lambda share, what: shares.append(share),
     )
     assert tuple(found.policies) == SOME
     assert found.policies[found.best] < found.clairvoyant <= found.bound
-    assert heard == sorted(heard)
-    assert heard[-1] == pytest.approx(1.0)
-    assert way(found.clairvoyant, found.policies[found.best], found.clairvoyant) == 1.0
-    assert np.isnan(way(0.5, 0.5, 0.5))
+    assert shares == sorted(shares)
+    assert shares[-1] == pytest.approx(1.0)
+    assert closed_share(found.clairvoyant, found.policies[found.best], found.clairvoyant) == 1.0
+    assert np.isnan(closed_share(0.5, 0.5, 0.5))
 
 
 def test_the_command_prints_and_writes(tmp_path: Path) -> None:

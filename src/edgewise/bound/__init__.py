@@ -1,5 +1,6 @@
-"""How far there is to go: what an episode could have yielded, known in advance.
+"""How far there is to go: what an episode could have yielded, had all been known in advance.
 
-``known`` (from ``truth``) is what a clairvoyant knows, ``dual`` an upper bound with its proof (over
-``plans``), ``clairvoyant`` a plan that can be had, ``standing`` puts policies between the two.
+`relaxation` (from `timeline`) describes how each request could be served, `dual` proves an upper
+bound (over `plans`), `clairvoyant` searches for a plan that can be carried out, and `gap` places
+policies between the two.
 """

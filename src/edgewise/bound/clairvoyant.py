@@ -1,20 +1,20 @@
-"""What someone who knows the episode in advance can really get: local search in the simulator.
+"""A plan that somebody who knows the episode in advance can carry out: local search in the engine.
 
-A *plan* is a row of the candidate table for every request. `forced` plays a plan in the engine,
-with the episode's own luck, so what it scores can be had, by a policy that happened to decide so.
-The search changes a plan where that makes the whole episode score more:
+A *plan* is a row of the candidate table for every request. `plan_replay` plays a plan in the
+engine, with the episode's own noise, so its score can be attained, by a policy that happened to
+decide so. The search changes a plan where that raises the score of the whole episode:
 
-- It goes over the episode in order of time, a stretch of decisions after the other, again and
-  again. Of a stretch it keeps the state at its beginning; every trial sets a working copy back to
-  that state and plays on to the end. So a trial costs half an episode on average and one state is
+- It sweeps over the episode in order of time, one stretch of decisions after the other, several
+  times. It keeps the state at the beginning of the stretch; every trial sets a working copy back to
+  that state and plays on to the end. So a trial costs half an episode on average, and one state is
   kept, whatever the episode's length.
-- A trial gives one request of the stretch another row, now and then also one of the requests that
-  are decided soon after it. Rows are drawn by what they are worth at the prices of the upper bound
-  (`plans.row_values`): those prices know which servers and links will be short, and when.
+- A trial gives one request of the stretch another row, and sometimes also one of the requests that
+  are decided soon after it. Rows are drawn by their value at the prices of the upper bound
+  (`plans.row_values`), since those prices know which servers and links will be short, and when.
 - Simulated annealing: a trial that loses a little is accepted now and then, less and less often.
 
-Decisions do not depend on what the balancer believes, so in the search it is told nothing. The plan
-found is played once more in the untouched world, and that play's figure is the one that counts.
+Decisions do not depend on what the balancer believes, so in the search it gets no reports. The plan
+found is played once more in the unchanged world, and that play's score is the one that counts.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from edgewise.bound.forced import blind, follow
+from edgewise.bound.plan_replay import blind_copy, replay
 from edgewise.sim import engine
 from edgewise.sim.layout import Sim
 
@@ -37,40 +37,40 @@ Floats = NDArray[np.float64]
 TRIALS = 6000
 """Per episode."""
 SWEEPS = 6
-"""Times over the episode: few enough for several trials per request and sweep, enough for what a
-change makes possible earlier to be found in the next one."""
+"""Sweeps over the episode: few enough for several trials per request in each, enough for one sweep
+to use what a change early in the episode made possible in the sweep before."""
 STRETCH = 8
-"""Decisions from one kept state to the next."""
+"""Decisions in a stretch."""
 NEAR = 12
 """Decisions within which a second request changes with the first: about those in one queue."""
 PAIRS = 0.35
-"""Share of trials that change two."""
+"""Share of trials that change two requests."""
 HEAT = 0.02
-"""Utility (of all requests together) whose loss is accepted with probability 1/e at first …"""
+"""Loss of utility (of all requests together) that is accepted with probability 1/e at first."""
 HEAT_END = 0.0005
-"""… and at last: far below what a request is worth."""
+"""The same at the end: far below the utility of one request."""
 SPREAD = 0.1
 """Utility per request by which a row may look worse than the best and be drawn 1/e times as often:
 about what prices do not know of an episode (queues are not fluid)."""
 
 
-class Plan(Struct, frozen=True, kw_only=True):
-    """A plan and what it scores."""
+class SearchedPlan(Struct, frozen=True, kw_only=True):
+    """A plan and its score."""
 
     utility: float
     """Mean expected utility per request, as the engine pays it."""
     rows: Ints
-    """By request; the row of a request that never came to a decision means nothing."""
-    begun: float
-    """The same utility of the best plan that the search was given."""
+    """By request; meaningless for a request that never came to a decision."""
+    start_utility: float
+    """The utility of the best plan that the search began with."""
     trials: int
 
 
-def worth(sim: Sim, rows: Ints) -> float:
+def plan_utility(sim: Sim, rows: Ints) -> float:
     """Mean expected utility per request of a plan, played in a copy of `sim`."""
-    play = engine.branch(sim)
-    follow(play, rows, -1, np.empty_like(rows))
-    return float(play.world.clock["utility"][0]) / max(1, len(play.world.requests))
+    copy = engine.branch(sim)
+    replay(copy, rows, -1, np.empty_like(rows))
+    return float(copy.world.clock["utility"][0]) / max(1, len(copy.world.requests))
 
 
 def search(
@@ -81,47 +81,50 @@ def search(
     seed: int = 0,
     trials: int = TRIALS,
     seconds: float = math.inf,
-    progress: Callable[[int, float], None] | None = None,
-) -> Plan:
+    progress: Callable[[int, float], None] = lambda _trials, _utility: None,
+) -> SearchedPlan:
     """The best plan found, beginning with the best of `plans`.
 
-    `sim` stands at its beginning and is left as it is. `values` (R, rows): what each row of each
-    request looks like, −inf for rows that cannot score; see `plans.row_values`. The plan at these
-    values' maxima is tried first, besides `plans`. Deterministic for given `trials`; stopping after
-    `seconds` on the wall clock is not. `progress` is told after each stretch how many trials are
-    done and the mean utility so far.
+    `sim` is at its beginning and is not changed. `values` (R, rows) is an estimate of what each row
+    of each request is worth, −inf for rows that cannot score; see `plans.row_values`. The plan of
+    the highest estimates is tried first, besides `plans`. The result is deterministic for given
+    `trials`, but not if the search stops after `seconds` on the wall clock. `progress` is called
+    after each stretch with the number of trials and the mean utility so far.
     """
-    count, shed = len(sim.world.requests), values.shape[1] - 1
-    given = [*plans, values.argmax(axis=1)]
-    scores = [worth(sim, rows) for rows in given]
-    begun, rows = max(scores), given[int(np.argmax(scores))].astype(np.int64)
+    count = len(sim.world.requests)
+    starts = [*plans, values.argmax(axis=1)]
+    scores = [plan_utility(sim, rows) for rows in starts]
+    start_utility, start = max(scores), starts[int(np.argmax(scores))].astype(np.int64)
     if not count or trials < 1:
-        return Plan(utility=begun, rows=rows, begun=begun, trials=0)
+        return SearchedPlan(
+            utility=start_utility, rows=start, start_utility=start_utility, trials=0
+        )
 
     until = time.monotonic() + seconds
     rng = np.random.default_rng([seed, 5])
-    start = blind(sim, results=False)
-    at, work = engine.branch(start), engine.branch(start)
-    begin, back = engine.BranchCopier(at, start), engine.BranchCopier(work, at)
-    choices, weights = _choices(values, shed)
-    clock, order = work.world.clock, np.empty_like(rows)
-    order = order[: follow(work, rows, -1, order)]
+    beginning = blind_copy(sim, results=False)
+    kept, work = engine.branch(beginning), engine.branch(beginning)
+    to_beginning, to_kept = engine.BranchCopier(kept, beginning), engine.BranchCopier(work, kept)
+    changes = _Changes(values)
+    rows, order, unused = start.copy(), np.empty_like(start), np.empty_like(start)
+    clock = work.world.clock
+    order = order[: replay(work, rows, -1, order)]
     total = float(clock["utility"][0])
-    best, best_rows, unused = total, rows.copy(), np.empty_like(rows)
+    best, best_rows = total, rows.copy()
     done = 0
     stretches = math.ceil(len(order) / STRETCH)
     for sweep in range(SWEEPS):
-        begin()
+        to_beginning()
         for n in range(stretches):
             target = trials * (sweep * stretches + n + 1) // (SWEEPS * stretches)
             heat = HEAT * (HEAT_END / HEAT) ** (done / trials)
             while done < target:
                 done += 1
-                changed = _change(rows, order, n, choices, weights, rng)
+                changed = changes.make(rows, order, n, rng)
                 if not changed:
                     continue
-                back()
-                follow(work, rows, -1, unused)
+                to_kept()
+                replay(work, rows, -1, unused)
                 new = float(clock["utility"][0])
                 if new >= total or rng.random() < math.exp((new - total) / heat):
                     total = new
@@ -130,50 +133,45 @@ def search(
                 else:
                     for r, row in changed:
                         rows[r] = row
-            if progress is not None:
-                progress(done, best / count)
+            progress(done, best / count)
             if time.monotonic() > until:
                 break
-            follow(at, rows, min(STRETCH, len(order) - n * STRETCH), unused)
+            replay(kept, rows, min(STRETCH, len(order) - n * STRETCH), unused)
         if time.monotonic() > until:
             break
-    utility = worth(sim, best_rows)
-    if utility < begun:  # what a blind world leaves out mattered after all
-        utility, best_rows = begun, given[int(np.argmax(scores))].astype(np.int64)
-    return Plan(utility=utility, rows=best_rows, begun=begun, trials=done)
+    utility = plan_utility(sim, best_rows)
+    if utility < start_utility:  # what the blind copy leaves out mattered after all
+        utility, best_rows = start_utility, start
+    return SearchedPlan(utility=utility, rows=best_rows, start_utility=start_utility, trials=done)
 
 
-def _choices(values: Floats, shed: int) -> tuple[list[Ints], list[Floats]]:
-    """Of each request the rows worth a trial, and the cumulative chances of drawing them."""
-    choices, weights = [], []
-    for mine in values:
-        rows = np.flatnonzero(np.isfinite(mine) | (np.arange(len(mine)) == shed))
-        chance = np.exp((mine[rows] - mine[rows].max()) / SPREAD) + 0.01
-        choices.append(rows)
-        weights.append(np.cumsum(chance / chance.sum()))
-    return choices, weights
+class _Changes:
+    """Draws changes of a plan, by the estimated values of rows."""
 
+    def __init__(self, values: Floats) -> None:
+        shed = values.shape[1] - 1
+        self._rows: list[Ints] = []
+        self._cumulative: list[Floats] = []
+        for mine in values:
+            rows = np.flatnonzero(np.isfinite(mine) | (np.arange(len(mine)) == shed))
+            chance = np.exp((mine[rows] - mine[rows].max()) / SPREAD) + 0.01
+            self._rows.append(rows)
+            self._cumulative.append(np.cumsum(chance / chance.sum()))
 
-def _change(
-    rows: Ints,
-    order: Ints,
-    stretch: int,
-    choices: list[Ints],
-    weights: list[Floats],
-    rng: np.random.Generator,
-) -> list[tuple[int, int]]:
-    """Change `rows`; returns what was there, to put it back."""
-    first = stretch * STRETCH
-    position = first + int(rng.integers(min(STRETCH, len(order) - first)))
-    positions = [position]
-    if rng.random() < PAIRS and position + 1 < len(order):
-        positions.append(position + 1 + int(rng.integers(min(NEAR, len(order) - position - 1))))
-    changed = []
-    for each in positions:
-        r = int(order[each])
-        drawn = int(np.searchsorted(weights[r], rng.random()))
-        row = int(choices[r][min(drawn, len(choices[r]) - 1)])
-        if row != rows[r]:
-            changed.append((r, int(rows[r])))
-            rows[r] = row
-    return changed
+    def make(
+        self, rows: Ints, order: Ints, stretch: int, rng: np.random.Generator
+    ) -> list[tuple[int, int]]:
+        """Change `rows` within a stretch; returns (request, former row) of what was changed."""
+        first = stretch * STRETCH
+        position = first + int(rng.integers(min(STRETCH, len(order) - first)))
+        positions = [position]
+        if rng.random() < PAIRS and position + 1 < len(order):
+            positions.append(position + 1 + int(rng.integers(min(NEAR, len(order) - position - 1))))
+        changed = []
+        for r in order[positions].tolist():
+            drawn = int(np.searchsorted(self._cumulative[r], rng.random()))
+            row = int(self._rows[r][min(drawn, len(self._rows[r]) - 1)])
+            if row != rows[r]:
+                changed.append((r, int(rows[r])))
+                rows[r] = row
+        return changed

@@ -1,4 +1,4 @@
-"""``edgewise bound``: where policies stand between the best heuristic and what is possible."""
+"""``edgewise bound``: how far policies are from what was possible with full foresight."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from edgewise.cli import options, output
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from edgewise.bound.standing import Standing
+    from edgewise.bound.gap import Effort, Gap
     from edgewise.policy.base import PolicySpec
     from edgewise.scenario import Scenario
 
@@ -53,11 +53,11 @@ def bound(
     threads: options.Threads = 0,
     json: options.Json = None,
 ) -> None:
-    """What would have been possible, had everything been known in advance.
+    """Show how far policies are from what was possible with full foresight.
 
-    Per world: the expected utility of each policy; of a plan found by local
-    search in the simulator (clairvoyant: it can be had, by luck); and an upper
-    bound that no policy exceeds, by Lagrangian duality.
+    For each world: the expected utility of each policy; of a clairvoyant plan,
+    found by local search in the simulator with the whole episode known; and an
+    upper bound that no policy exceeds, by Lagrangian duality.
 
     [bold]Examples:[/bold]
 
@@ -67,7 +67,10 @@ def bound(
 
       edgewise bound volatile --seeds 10 --seconds 20 --json bound.json
     """
-    from edgewise.bound.standing import mean
+    import math
+
+    from edgewise.bound import dual
+    from edgewise.bound.gap import Effort, mean_gap
     from edgewise.cli.simulate import compile_engine
     from edgewise.policy import POLICIES, find, label
 
@@ -75,19 +78,24 @@ def bound(
     names = options.split(policy) or [*POLICIES]
     if policy is None:
         names.remove("random")
-    rules = {label(name): find(name) for name in names}
+    policies = {label(name): find(name) for name in names}
     learned = {label(name) for name in names if name == SHIPPED or name not in POLICIES}
     worlds = _worlds(scenario, seeds, seed, duration, rate)
     compile_engine(names, console)
-    standings = _stand(worlds, rules, trials, seconds, steps, threads, console)
-    over = mean(standings)
-    console.print(_table(worlds[0], standings, over, learned))
+    effort = Effort(
+        steps=dual.STEPS if steps is None else steps,
+        trials=trials,
+        seconds=math.inf if seconds is None else seconds,
+    )
+    gaps = _measure(worlds, policies, effort, threads, console)
+    mean = mean_gap(gaps)
+    console.print(_table(worlds[0], gaps, mean, learned))
     if json is not None:
         data = {
             "scenario": worlds[0].name,
             "duration": worlds[0].workload.duration,
-            "worlds": standings,
-            "mean": over,
+            "worlds": gaps,
+            "mean": mean,
         }
         output.write_json(output.pretty_json(data), json)
 
@@ -95,7 +103,7 @@ def bound(
 def _worlds(
     name: str, count: int, seed: int | None, duration: float | None, rate: float | None
 ) -> list[Scenario]:
-    from edgewise.bound.standing import DURATION
+    from edgewise.bound.gap import DURATION
     from edgewise.scenario import check, load
 
     if name.startswith(FAMILY):
@@ -120,22 +128,18 @@ def _worlds(
     ]
 
 
-def _stand(
+def _measure(
     worlds: Sequence[Scenario],
-    rules: dict[str, PolicySpec],
-    trials: int | None,
-    seconds: float | None,
-    steps: int | None,
+    policies: dict[str, PolicySpec],
+    effort: Effort,
     threads: int,
     console: Console,
-) -> list[Standing]:
-    import math
+) -> list[Gap]:
     from concurrent.futures import ThreadPoolExecutor
 
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from edgewise.bound import dual
-    from edgewise.bound.standing import standing
+    from edgewise.bound.gap import measure_gap
     from edgewise.cores import usable_cores
     from edgewise.sim.simulate import Photos
     from edgewise.worlds.workload import generate
@@ -152,57 +156,48 @@ def _stand(
         task = bar.add_task("", total=len(worlds), what="loading")
         shares = [0.0] * len(worlds)
 
-        def one(n: int) -> Standing:
-            def tell(share: float, what: str) -> None:
+        def measure(n: int) -> Gap:
+            def progress(share: float, what: str) -> None:
                 shares[n] = share
                 bar.update(task, completed=sum(shares), what=what)
 
-            return standing(
-                worlds[n],
-                rules,
-                trace=generate(worlds[n], photos.sizes if photos else None),
-                steps=dual.STEPS if steps is None else steps,
-                trials=trials,
-                seconds=math.inf if seconds is None else seconds,
-                progress=tell,
-            )
+            trace = generate(worlds[n], photos.sizes if photos else None)
+            return measure_gap(worlds[n], policies, trace=trace, effort=effort, progress=progress)
 
         with ThreadPoolExecutor(threads or usable_cores()) as pool:
-            return list(pool.map(one, range(len(worlds))))
+            return list(pool.map(measure, range(len(worlds))))
 
 
-def _table(
-    world: Scenario, standings: Sequence[Standing], over: Standing, learned: set[str]
-) -> Table:
-    from edgewise.bound.standing import way
+def _table(world: Scenario, gaps: Sequence[Gap], mean: Gap, learned: set[str]) -> Table:
+    from edgewise.bound.gap import closed_share
 
-    heuristics = {name: u for name, u in over.policies.items() if name not in learned}
-    best = max((heuristics or over.policies).values())
+    heuristics = {name: u for name, u in mean.policies.items() if name not in learned}
+    best = max((heuristics or mean.policies).values())
     table = Table(
-        title=f"{world.name}: {len(standings)} worlds of {world.workload.duration:g} s, "
-        f"{over.requests} requests, seeds from {over.seed}",
-        caption="Means over worlds. The clairvoyant can be had, by luck; the bound by nobody. "
-        "way: from the best heuristic (0 %) to the clairvoyant (100 %)",
+        title=f"{world.name}: {len(gaps)} worlds of {world.workload.duration:g} s, "
+        f"{mean.requests} requests, seeds from {mean.seed}",
+        caption="Means over worlds. The clairvoyant plan can be attained, by luck; nothing "
+        "exceeds the bound. closed: share of the gap from the best heuristic to the clairvoyant",
     )
     table.add_column("")
-    for column in ("utility", "of the bound", "short of clairvoyant", "way"):
+    for column in ("utility", "of the bound", "short of clairvoyant", "closed"):
         table.add_column(column, justify="right")
 
     def row(name: str, utility: float, style: str = "") -> None:
-        share = way(utility, best, over.clairvoyant)
-        short = over.clairvoyant - utility
+        share = closed_share(utility, best, mean.clairvoyant)
+        short = mean.clairvoyant - utility
         table.add_row(
             name,
             f"{utility:.4f}",
-            f"{utility / over.bound:.1%}" if over.bound > 0.0 else "",
+            f"{utility / mean.bound:.1%}" if mean.bound > 0.0 else "",
             f"{short:.4f}" if short > 0.0 else "",
             f"{share:.0%}" if share >= 0.0 else "",
             style=style,
         )
 
-    for name, utility in sorted(over.policies.items(), key=lambda item: item[1]):
+    for name, utility in sorted(mean.policies.items(), key=lambda item: item[1]):
         row(name, utility, "bold" if utility == best else "")
     table.add_section()
-    row("clairvoyant", over.clairvoyant)
-    row("upper bound", over.bound)
+    row("clairvoyant", mean.clairvoyant)
+    row("upper bound", mean.bound)
     return table

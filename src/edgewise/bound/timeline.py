@@ -1,7 +1,6 @@
-"""The world as it truly is over time: links that change, servers that stop or slow down.
+"""How links and servers change over an episode, read from a simulation at its beginning.
 
-Read off a simulation at its beginning. Where something changes within the span asked for, the
-answer is the most favourable.
+Where something changes within the span asked for, the most favourable value is returned.
 """
 
 from __future__ import annotations
@@ -18,15 +17,16 @@ from edgewise.sim.layout import CONSTANT, CURVE, UNLIMITED, World
 from edgewise.sim.links import across, capacity, lag
 
 
-class Links(NamedTuple):
-    """Each link's successive states: a change by the scenario begins a new one."""
+class LinkStates(NamedTuple):
+    """The successive states of L links: an event of the scenario begins a new one."""
 
-    states: Array  # sim.layout.LINK
-    since: Array  # float64
-    first: Array  # int64 (L + 1,)
+    states: Array  # sim.layout.LINK, one link after the other
+    since: Array  # float64: s at which each state begins
+    first: Array  # int64 (L + 1,): where each link's states begin
 
 
-def link_states(world: World, script: Array) -> Links:
+def link_states(world: World, script: Array) -> LinkStates:
+    """The states of every link of `world`, whose events are in `script`."""
     states: list[list[tuple[float, np.void]]] = [[(-np.inf, link.copy())] for link in world.links]
     for line in script:
         if line["kind"] != layout.S_LINK_CHANGE:
@@ -39,7 +39,7 @@ def link_states(world: World, script: Array) -> Links:
                 now[key] = line[key]
         states[int(line["index"])].append((float(line["time"]), now))
     flat = [entry for one in states for entry in one]
-    return Links(
+    return LinkStates(
         states=np.array([state for _, state in flat], layout.LINK),
         since=np.array([since for since, _ in flat]),
         first=np.cumsum([0, *(len(one) for one in states)]).astype(np.int64),
@@ -47,7 +47,7 @@ def link_states(world: World, script: Array) -> Links:
 
 
 def up_seconds(world: World, script: Array, edges: Array) -> Array:
-    """Seconds of each bin in which each server is up (S, N)."""
+    """Seconds in each bin during which each server is up: (S, N)."""
     up = np.repeat(np.diff(edges)[None], len(world.servers), axis=0)
     for s in range(len(world.servers)):
         down = math.inf
@@ -66,10 +66,10 @@ def up_seconds(world: World, script: Array, edges: Array) -> Array:
     return up
 
 
-def gone(world: World, script: Array) -> Array:
-    """When the ingress of each request (R,) stops for the first time after it was sent; inf never.
+def ingress_stops(world: World, script: Array) -> Array:
+    """When the ingress of each request (R,) first stops after it was sent; inf = never.
 
-    Whoever has no answer by then gets none.
+    A request without an answer by then gets none.
     """
     out = np.full(len(world.requests), math.inf)
     for line in script[::-1]:
@@ -80,7 +80,7 @@ def gone(world: World, script: Array) -> Array:
 
 
 def least_slowness(world: World, edges: Array) -> Array:
-    """The least factor in force anywhere in each (closed) bin (S, N)."""
+    """The least slowness in force anywhere in each (closed) bin: (S, N)."""
     out = np.ones((len(world.servers), len(edges) - 1))
     for s, server in enumerate(world.servers):
         count, at = int(server["slow_count"]), int(server["slow_at"])
@@ -96,7 +96,8 @@ def least_slowness(world: World, edges: Array) -> Array:
 
 
 @jit
-def carried_by_bin(links: Links, numbers: Array, link: int, edges: Array) -> Array:
+def carried_by_bin(links: LinkStates, numbers: Array, link: int, edges: Array) -> Array:
+    """Bytes that link `link` can carry in each bin; inf where it is ever unlimited."""
     out = np.empty(edges.size - 1)
     for j in range(out.size):
         out[j] = carried(links, numbers, link, edges[j], edges[j + 1])
@@ -104,8 +105,8 @@ def carried_by_bin(links: Links, numbers: Array, link: int, edges: Array) -> Arr
 
 
 @inner
-def carried(links: Links, numbers: Array, link: int, since: float, until: float) -> float:
-    """Bytes that link `link` can carry between two moments; inf where it is ever unlimited."""
+def carried(links: LinkStates, numbers: Array, link: int, since: float, until: float) -> float:
+    """Bytes that link `link` can carry between two times; inf where it is ever unlimited."""
     total = 0.0
     for n in range(links.first[link], links.first[link + 1]):
         begin = max(since, links.since[n])
@@ -121,8 +122,8 @@ def carried(links: Links, numbers: Array, link: int, since: float, until: float)
 
 
 @inner
-def alone_across(links: Links, numbers: Array, link: int, now: float, size: float) -> float:
-    """When `size` bytes with a link to themselves from `now` on are across; inf = never."""
+def crossing_time(links: LinkStates, numbers: Array, link: int, now: float, size: float) -> float:
+    """When `size` bytes that have a link to themselves from `now` on are across; inf = never."""
     time = now
     for n in range(links.first[link], links.first[link + 1]):
         end = math.inf
@@ -141,7 +142,8 @@ def alone_across(links: Links, numbers: Array, link: int, now: float, size: floa
 
 
 @inner
-def least_lag(links: Links, seed: int, r: int, link: int, size: float) -> float:
+def least_lag(links: LinkStates, seed: int, r: int, link: int, size: float) -> float:
+    """The least lag (delay, jitter, stall) of request `r`'s `size` bytes in any state."""
     best = math.inf
     for n in range(links.first[link], links.first[link + 1]):
         best = min(best, lag(links.states[n], seed, r, link, size))
@@ -149,15 +151,16 @@ def least_lag(links: Links, seed: int, r: int, link: int, size: float) -> float:
 
 
 @inner
-def least_delay(links: Links, link: int) -> float:
+def least_delay(links: LinkStates, link: int) -> float:
+    """The least delay of a link in any state."""
     best = math.inf
     for n in range(links.first[link], links.first[link + 1]):
         best = min(best, links.states[n].delay)
     return best
 
 
-def peak(world: World, links: Links, link: int) -> float:
-    """The highest rate that link `link` ever has, bytes/s."""
+def peak_rate(world: World, links: LinkStates, link: int) -> float:
+    """The highest rate in bytes/s that link `link` ever has."""
     peak = 0.0
     for state in links.states[links.first[link] : links.first[link + 1]]:
         if state["mode"] == CONSTANT:

@@ -1,4 +1,4 @@
-"""Decisions made beforehand, played in the engine."""
+"""Play decisions that were made beforehand in the simulator."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ Ints = NDArray[np.int64]
 
 
 @jit
-def follow(sim: Sim, rows: Ints, decisions: int, order: Ints) -> int:
-    """Decide by `rows`, one per request, until the end or for so many decisions (−1: all).
+def replay(sim: Sim, rows: Ints, decisions: int, order: Ints) -> int:
+    """Decide by `rows`, one per request, for so many decisions (−1: until the end).
 
-    Returns how many, and the requests in the order of their decisions in `order`. A row that is not
-    admissible sheds.
+    Returns the number of decisions made, and writes the requests to `order` as they are decided. A
+    row that is not admissible sheds.
     """
     shed = sim.table.mask.size - 1
     done = 0
@@ -32,11 +32,11 @@ def follow(sim: Sim, rows: Ints, decisions: int, order: Ints) -> int:
     return done
 
 
-def blind(sim: Sim, results: bool) -> Sim:
+def blind_copy(sim: Sim, results: bool) -> Sim:
     """A copy of `sim` whose balancer knows nothing, with or without results.
 
-    What is played there beforehand happens as in `sim`, but faster: the belief has no services and
-    hears no reports, so looking at it costs next to nothing. Every row counts as admissible.
+    A replay there has the same effects as in `sim`, but is faster: the belief has no services and
+    gets no reports, so that a candidate table costs next to nothing. Every row is admissible.
     """
     copy = engine.branch(sim)
     world = copy.world
@@ -45,7 +45,7 @@ def blind(sim: Sim, results: bool) -> Sim:
         world = world._replace(results=world.results[:0].copy())
         world.clock["store"] = 0
     copy.table.settings.fill_servers = 0
-    copy.table.settings.sampled = 0  # rows of all servers: a forced one must be admissible
+    copy.table.settings.sampled = 0  # rows of all servers: that of a plan must be admissible
     copy.table.mask[:] = 1
     copy.table.rows.accuracy[:] = np.inf
     copy.table.rows.server[:] = -1.0  # the belief counts every decision as a refusal
