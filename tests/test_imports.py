@@ -15,7 +15,10 @@ SOURCE = Path(__file__).parent.parent / "src" / "edgewise"
 # A module may import from its own layer and those above it in this list. A package stands for all
 # of its modules; the longest prefix decides.
 LAYERS = (
-    {"errors", "extras", "cache", "cores", "files", "compile", "decoding", "documents"},
+    {
+        "errors", "policy_names", "extras", "cache", "cores", "files", "compile", "decoding",
+        "documents",
+    },
     {"domain"},
     {
         "score", "scenario", "worlds", "tasks", "network", "fleet", "policy",

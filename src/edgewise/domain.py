@@ -35,8 +35,9 @@ Name = Annotated[
 PolicyName = Annotated[
     str,
     pattern(
-        r"^([A-Za-z0-9][A-Za-z0-9._-]{0,63}|.+\.safetensors)\Z",
-        "the name of a policy, or a file of weights (*.safetensors)",
+        r"^([A-Za-z0-9][A-Za-z0-9._-]{0,63}|.+\.safetensors|.+\.py:[A-Za-z_]\w*)(@.+\.json)?\Z",
+        "the name of a policy, a file of weights (*.safetensors) or a policy in a Python file "
+        "(FILE.py:NAME)",
     ),
 ]
 

@@ -12,6 +12,7 @@ import typer
 
 from edgewise.cli import options, output
 from edgewise.live.process_config import BalancerConfig, load_config
+from edgewise.policy_names import absolute
 
 
 def balancer(
@@ -22,6 +23,7 @@ def balancer(
     out: Annotated[
         Path | None, typer.Option(help="Folder for decisions, reports and experience.")
     ] = None,
+    allow_code: options.AllowCode = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Log who comes and goes.")] = False,
 ) -> None:
     """Run a balancer until SIGTERM or Ctrl-C.
@@ -34,11 +36,11 @@ def balancer(
         level=logging.INFO if verbose else logging.WARNING,
         format="%(asctime)s %(levelname)s %(message)s",
     )
-    read = load_config(config, BalancerConfig)
+    read = load_config(config, BalancerConfig, allow_code=allow_code)
     if policy is not None:
-        read = msgspec.structs.replace(read, policy=policy)
+        read = msgspec.structs.replace(read, policy=absolute(policy, Path.cwd()))
     if out is not None:
         read = msgspec.structs.replace(read, out=str(out))
     from edgewise.live.balancer.balancer_process import run
 
-    run(read, lambda where: output.say_line({"ready": where}))
+    run(read, lambda where: output.say_line({"ready": where}), allow_code=allow_code)

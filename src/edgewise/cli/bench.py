@@ -107,11 +107,14 @@ def bench(
 
 def chosen(names: str | None) -> dict[str, PolicySpec]:
     """The rules named, comma-separated; all if None. Raises BadInput for an unknown one."""
-    from edgewise.policy import POLICIES, make
+    from edgewise.policy import POLICIES, find
+    from edgewise.policy_names import labels
 
     if names is None:
         return dict(POLICIES)
-    return {name: make(name).spec for name in options.split(names)}
+    wanted = options.policies(names)
+    label = labels(wanted)
+    return {label[name]: find(name) for name in wanted}
 
 
 def _bytes(path: Path) -> bytes:

@@ -72,14 +72,16 @@ def bound(
     from edgewise.bound import dual
     from edgewise.bound.gap import Effort, mean_gap
     from edgewise.cli.simulate import compile_engine
-    from edgewise.policy import POLICIES, find, label
+    from edgewise.policy import POLICIES, find
+    from edgewise.policy_names import WEIGHTS, labels
 
     console = output.console_beside(json)
-    names = options.split(policy) or [*POLICIES]
+    names = options.policies(policy) or [*POLICIES]
     if policy is None:
         names.remove("random")
-    policies = {label(name): find(name) for name in names}
-    learned = {label(name) for name in names if name == SHIPPED or name not in POLICIES}
+    label = labels(names)
+    policies = {label[name]: find(name) for name in names}
+    learned = {label[name] for name in names if name == SHIPPED or WEIGHTS in name}
     worlds = _worlds(scenario, seeds, seed, duration, rate)
     compile_engine(names, console)
     effort = Effort(
@@ -113,7 +115,7 @@ def _worlds(
         family = name.removeprefix(FAMILY)
         found = [families.scenario(family, first + n) for n in range(count)]
     else:
-        one = load(name)
+        one = load(name, allow_code=True)  # its own policy is not run
         first = one.seed if seed is None else seed
         found = [one.with_overrides(seed=first + n) for n in range(count)]
     return [

@@ -32,6 +32,7 @@ def compare_worlds(
             "Default: the files are thrown away.",
         ),
     ] = None,
+    allow_code: options.AllowCode = False,
     json: options.Json = None,
 ) -> None:
     """Run a scenario in the simulator and on real processes; compare them stage by stage.
@@ -48,20 +49,19 @@ def compare_worlds(
       edgewise compare-worlds smoke --seeds 3 --json -
     """
     from edgewise.cli.simulate import compile_engine
-    from edgewise.errors import BadInput
     from edgewise.fidelity import compare, picture, worlds
-    from edgewise.policy import label
+    from edgewise.policy_names import labels
     from edgewise.scenario import check, load
     from edgewise.sim.simulate import rule_of
 
     console = output.console_beside(json)
-    world = check(load(scenario).with_overrides(duration=duration, rate=rate, seed=seed), scenario)
-    policies = options.split(policy) or [world.policy]
+    read = load(scenario, allow_code=allow_code)
+    world = check(read.with_overrides(duration=duration, rate=rate, seed=seed), scenario)
+    policies = options.policies(policy) or [world.policy]
     for name in policies:
         rule_of(name)
-    if len(set(policies)) != len(policies):
-        raise BadInput(f"--policy: a policy stands twice in {policy}")
     compile_engine(policies, console)
+    label = labels(policies)
 
     def say(line: str) -> None:
         output.note(console, line)
@@ -71,7 +71,7 @@ def compare_worlds(
         found = worlds.compare_worlds(world, policies, seeds, folder, console, real=real, say=say)
         runs = {
             name: tuple(
-                compare.read_run([folder / where / label(name) / f"seed-{n}" for n in found.seeds])
+                compare.read_run([folder / where / label[name] / f"seed-{n}" for n in found.seeds])
                 for where in (worlds.SIMULATED, worlds.EMULATED)
             )
             for name in policies

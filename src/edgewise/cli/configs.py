@@ -53,7 +53,7 @@ def configs(
         raise MissingExtra("live", error.name or "?") from None
     if hosts is not None and "{}" not in hosts:
         raise BadInput(f"--hosts: expected a pattern with {{}} in it, got {hosts!r}")
-    fleet = check(load(scenario).with_overrides(emulate=emulate), scenario)
+    fleet = check(load(scenario, allow_code=True).with_overrides(emulate=emulate), scenario)
     services_of(fleet)  # says now which model is unknown
     where = assign_addresses(fleet, itertools.count(port).__next__)
     named = None if hosts is None else lambda process: hosts.replace("{}", process)

@@ -8,6 +8,7 @@ from edgewise.live.process_config import NodeConfig, load_config
 
 def node(
     config: options.ConfigFile,
+    allow_code: options.AllowCode = False,
 ) -> None:
     """Run an edge server until it is told to stop (SIGTERM, Ctrl-C), which it does when drained.
 
@@ -17,4 +18,4 @@ def node(
     """
     from edgewise.live.node.node_process import run
 
-    run(load_config(config, NodeConfig))
+    run(load_config(config, NodeConfig), allow_code=allow_code)

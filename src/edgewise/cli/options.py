@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgewise.errors import BadInput
+from edgewise.policy_names import absolute
 
 if TYPE_CHECKING:
     from edgewise.learn.search import Budget as SearchBudget
@@ -36,6 +37,13 @@ AllPolicies = Annotated[
     str | None,
     typer.Option(
         "--policy", metavar="P[,P...]", help="Policies, separated by commas. Default: all."
+    ),
+]
+
+AllowCode = Annotated[
+    bool,
+    typer.Option(
+        "--allow-code", help="Run a policy that is Python code though only a file names it."
     ),
 ]
 
@@ -99,6 +107,17 @@ Json = Annotated[
 def split(names: str | None) -> list[str]:
     """The names in a comma-separated option; none if it was not given."""
     return [name for each in (names or "").split(",") if (name := each.strip())]
+
+
+def policies(names: str | None) -> list[str]:
+    """The policies in a comma-separated option, their paths made absolute from here.
+
+    Raises BadInput if one stands twice.
+    """
+    found = [absolute(name, Path.cwd()) for name in split(names)]
+    if len(set(found)) != len(found):
+        raise BadInput(f"--policy: a policy stands twice in {names}")
+    return found
 
 
 def search_budget(budget: str, generations: int | None, default: str) -> SearchBudget | None:

@@ -29,6 +29,7 @@ def simulate(
     rate: options.Rate = None,
     seed: options.Seed = None,
     threads: options.Threads = 0,
+    allow_code: options.AllowCode = False,
     json: options.Json = None,
     out: Annotated[
         Path | None,
@@ -45,20 +46,26 @@ def simulate(
       edgewise simulate three-sites --policy earliest_completion,local --seeds 20
 
       edgewise simulate mine.yaml --duration 600 --json -
+
+      edgewise simulate three-sites --policy my_rules.py:careful,sed
     """
+    from edgewise.policy_names import labels
     from edgewise.scenario import check, load
     from edgewise.sim import simulate as sims
     from edgewise.summary import Summary, comparison, per_server
 
     console = output.console_beside(json)
-    world = check(load(scenario).with_overrides(duration=duration, rate=rate, seed=seed), scenario)
-    policies = options.split(policy) or [world.policy]
+    read = load(scenario, allow_code=allow_code)
+    world = check(read.with_overrides(duration=duration, rate=rate, seed=seed), scenario)
+    policies = options.policies(policy) or [world.policy]
     for name in policies:
         sims.rule_of(name)
     if out is not None:
         output.new_folder(out)
     compile_engine(policies, console)
     ended = _play(world, policies, seeds, threads or None, console, out is not None)
+    label = labels(policies)
+    ended = {label[name]: each for name, each in ended.items()}
     summary = Summary(
         scenario=world.name,
         seed=world.seed,
@@ -159,7 +166,6 @@ def over_seeds(ended: dict[str, list[Episode]]) -> Table:
 def _write(out: Path, world: Scenario, ended: dict[str, list[Episode]], summary: bytes) -> None:
     """The files of `up`; one folder per policy and seed if there are several."""
     from edgewise.fidelity.files import record
-    from edgewise.policy import label
     from edgewise.scenario import dump
 
     (out / "scenario.yaml").write_text(dump(world), encoding="utf-8")
@@ -168,7 +174,7 @@ def _write(out: Path, world: Scenario, ended: dict[str, list[Episode]], summary:
         for episode in each:
             where = out
             if len(ended) > 1:
-                where = where / label(policy)
+                where = where / policy
             if len(each) > 1:
                 where = where / f"seed-{episode.scenario.seed}"
             record(where, episode)

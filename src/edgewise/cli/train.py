@@ -98,7 +98,7 @@ def train(
     """
     from edgewise.learn.train import TrainOptions
     from edgewise.learn.train import train as run
-    from edgewise.policy import label
+    from edgewise.policy_names import label
     from edgewise.sim.source import WorldSource
 
     if algorithm not in ("es", "ppo"):

@@ -71,7 +71,7 @@ def tune(
         if not found.better:
             console.print("not better than the values in use: those stay", highlight=False)
             continue
-        kept[name] = found.tuned()
+        kept[rule.name] = found.tuned()
         write_tuned(out, kept)
         console.print(
             f"written to {out}; `--policy {name}@{out}` uses it", highlight=False, soft_wrap=True

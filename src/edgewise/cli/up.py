@@ -27,6 +27,7 @@ class Network(StrEnum):
 def up(
     scenario: options.ScenarioName = "three-sites",
     policy: options.Policies = None,
+    allow_code: options.AllowCode = False,
     emulate: options.Emulate = None,
     network: Annotated[
         Network | None,
@@ -85,7 +86,8 @@ def up(
     console = output.console_beside(json)
     wishes = RunOptions(
         scenario=scenario,
-        policies=tuple(options.split(policy)),
+        policies=tuple(options.policies(policy)),
+        allow_code=allow_code,
         emulate=emulate,
         network=None if network is None else network.value,
         duration=duration,

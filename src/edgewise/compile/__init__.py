@@ -10,12 +10,13 @@ from edgewise.compile.decorators import (
     lean,
 )
 from edgewise.compile.reference import Reference, by_reference
-from edgewise.compile.specialise import probability_of, specialised
+from edgewise.compile.specialise import compile_error, probability_of, specialised
 
 __all__ = [
     "CHECKED",
     "Reference",
     "by_reference",
+    "compile_error",
     "copied",
     "inlined",
     "inner",

@@ -11,11 +11,13 @@ The plain twin is the closure. The gain is 0.3 to 1 s for each policy and proces
 
 from __future__ import annotations
 
+import builtins
 import types
 from collections.abc import Callable
 from typing import Any
 
 from numba import types as numba_types
+from numba.core.errors import NumbaError
 from numba.extending import overload
 
 
@@ -30,7 +32,7 @@ def specialised(
     code = template.__code__.replace(
         co_filename=where.co_filename, co_firstlineno=where.co_firstlineno
     )
-    made = types.FunctionType(code, dict(names), template.__name__)
+    made = types.FunctionType(code, {"__builtins__": builtins, **names}, template.__name__)
     made.__qualname__ = f"{like.__qualname__}.{template.__name__}"
     made.__module__ = like.__module__
     made.__doc__ = like.__doc__
@@ -50,3 +52,17 @@ def _probability_of(returned):  # type: ignore[no-untyped-def]  # numba compares
     if isinstance(returned, numba_types.Optional):
         return lambda returned: 1.0 if returned is None else float(returned)
     return lambda returned: float(returned)
+
+
+def compile_error(error: Exception) -> str | None:
+    """What numba could not compile, in a line; None if that is not what went wrong.
+
+    Its messages are pages long: the first line names a stage of the compiler, the second says what
+    is wrong, and the last place mentioned is the innermost.
+    """
+    if not isinstance(error, NumbaError):
+        return None
+    text = [line.strip() for line in str(error).splitlines() if line.strip()]
+    places = [line.rstrip(":") for line in text if line.startswith("File ")]
+    what = text[1] if len(text) > 1 else text[0]
+    return f"{what} ({places[-1]})" if places else what

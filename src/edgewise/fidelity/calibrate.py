@@ -93,7 +93,7 @@ class _Record:
         if not file.is_file():  # simulate has it above the folders of policies and seeds
             above = [each / RUN_SCENARIO for each in folder.absolute().parents[:3]]
             file = next((each for each in above if each.is_file()), file)
-        self.scenario: Scenario = load(file)
+        self.scenario: Scenario = load(file, allow_code=True)  # nothing is run
         self.table: pa.Table = joined(folder)
         self.services: tuple[Service, ...] = services_of(self.scenario)
         self.server = np.array(self.table.column("server").to_pylist(), dtype=object)

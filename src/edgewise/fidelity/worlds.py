@@ -21,7 +21,7 @@ from edgewise.errors import BadInput
 from edgewise.fidelity.compare import WorldsComparison, compare, read_run
 from edgewise.fidelity.files import record
 from edgewise.live.run.launcher import RunOptions, launch
-from edgewise.policy import label
+from edgewise.policy_names import labels
 from edgewise.scenario import Scenario, dump
 from edgewise.sim.build import SimOptions
 from edgewise.sim.simulate import Photos, episode
@@ -88,26 +88,33 @@ def compare_worlds(
         raise BadInput(f"{out}: cannot be written: {error.strerror}") from None
     photos = Photos.of(scenario)
     numbers = [scenario.seed + n for n in range(seeds)]
+    label = labels(policies)
     total, done = len(policies) * seeds, 0
     runs = {}
     for policy in policies:
         for seed in numbers:
             one = scenario.with_overrides(seed=seed, policy=policy)
-            folder = out / SIMULATED / label(policy) / f"seed-{seed}"
+            folder = out / SIMULATED / label[policy] / f"seed-{seed}"
             if not _whole(folder):
                 record(folder, episode(one, policy, photos, SimOptions(keep_reports=True)))
             done += 1
-            folder = out / EMULATED / label(policy) / f"seed-{seed}"
+            folder = out / EMULATED / label[policy] / f"seed-{seed}"
             if not _whole(folder):
                 _clear(folder)
                 say(f"{policy}, seed {seed}: run {done} of {total}")
                 launch(
-                    RunOptions(scenario=str(file), policies=(policy,), seed=seed, out=folder),
+                    RunOptions(
+                        scenario=str(file),
+                        policies=(policy,),
+                        allow_code=True,  # only `policy` is run
+                        seed=seed,
+                        out=folder,
+                    ),
                     console,
                 )
         runs[policy] = (
-            read_run([out / SIMULATED / label(policy) / f"seed-{seed}" for seed in numbers]),
-            read_run([out / EMULATED / label(policy) / f"seed-{seed}" for seed in numbers]),
+            read_run([out / SIMULATED / label[policy] / f"seed-{seed}" for seed in numbers]),
+            read_run([out / EMULATED / label[policy] / f"seed-{seed}" for seed in numbers]),
         )
     return compare(
         runs,

@@ -17,6 +17,8 @@ from msgspec import Meta, Struct
 from edgewise.decoding import pattern
 from edgewise.documents import read_document
 from edgewise.domain import Name, PolicyName
+from edgewise.policy_names import absolute
+from edgewise.scenario.files import refuse_code
 
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Url = Annotated[str, pattern(r"^https?://[^\s/]+:\d{1,5}/?\Z", "a URL such as http://plaza:8101")]
@@ -77,10 +79,11 @@ class ClientConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 T = TypeVar("T", NodeConfig, BalancerConfig, ClientConfig)
 
 
-def load_config(path: str | os.PathLike[str], kind: type[T]) -> T:
+def load_config(path: str | os.PathLike[str], kind: type[T], *, allow_code: bool = False) -> T:
     """Read one of the above. A relative scenario file is resolved against the config's folder.
 
-    Raises ScenarioError naming the file, the field and what was expected.
+    Raises ScenarioError naming the file, the field and what was expected; a policy that is Python
+    code is refused unless `allow_code`.
     """
     file = Path(path)
     config = read_document(file, kind)
@@ -90,7 +93,10 @@ def load_config(path: str | os.PathLike[str], kind: type[T]) -> T:
     if isinstance(config, BalancerConfig):
         for key in ("policy", "shadow"):
             name = getattr(config, key)
-            if name is not None and name.endswith(".safetensors"):
-                weights = str(file.parent / name)  # an absolute one stays what it is
-                config = msgspec.structs.replace(config, **{key: weights})
+            if name is not None:
+                if not allow_code:
+                    refuse_code(str(file), key, name)
+                config = msgspec.structs.replace(
+                    config, **{key: absolute(name, file.parent.absolute())}
+                )
     return config

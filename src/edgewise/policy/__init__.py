@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from edgewise.errors import BadInput
-from edgewise.policy import priced, weight_files
+from edgewise.policy import own, priced, weight_files
 from edgewise.policy.base import Kernel, Parameter, Policy, PolicySpec, decision, draw, policy
 from edgewise.policy.rules import (
     basic,
@@ -17,7 +17,9 @@ from edgewise.policy.rules import (
     server_only,
     weighted_round_robin,
 )
-from edgewise.policy.tuning import shipped_values, with_tuned
+from edgewise.policy.tuning import read_tuned, shipped_values, tuned_as, with_tuned
+from edgewise.policy_names import WEIGHTS, labels, split_code, split_tuned
+from edgewise.policy_names import label as label_of
 
 __all__ = [
     "POLICIES",
@@ -28,7 +30,8 @@ __all__ = [
     "decision",
     "draw",
     "find",
-    "label",
+    "label_of",
+    "labels",
     "make",
     "policy",
 ]
@@ -52,26 +55,50 @@ POLICIES: dict[str, PolicySpec] = {
 
 
 def find(name: str) -> PolicySpec:
-    """The policy called `name`, or the learned policy in the weights file of that path
-    (….safetensors). Raises BadInput naming the known ones, or saying why a file is refused."""
-    if name.endswith(weight_files.SUFFIX):
-        return weight_files.from_file(name)
-    spec = POLICIES.get(name)
-    if spec is None:
-        near = difflib.get_close_matches(name, POLICIES, 1)
-        hint = f" (did you mean {near[0]}?)" if near else ""
-        raise BadInput(
-            f"unknown policy {name!r}{hint}; known: {', '.join(POLICIES)}, or a file of weights "
-            f"(*{weight_files.SUFFIX})"
-        )
-    return spec
+    """The policy of this name: of this package, of an installed one, learned weights, or Python
+    code, with tuned values or without (`edgewise.policy_names`).
+
+    Imports the code that it names. Raises BadInput: nothing is called that (the known ones are
+    named), or the file that is named cannot be used, and why.
+    """
+    source, tuned = split_tuned(name)
+    code = split_code(source)
+    if code is not None:
+        spec = own.from_file(*code)
+    elif source.endswith(WEIGHTS):
+        spec = weight_files.from_file(source)
+    elif source in POLICIES:
+        spec = POLICIES[source]
+    else:
+        spec = _installed(source)
+    if tuned is None:
+        return spec
+    values = read_tuned(Path(tuned))
+    if spec.name not in values:
+        found = ", ".join(values) or "none"
+        raise BadInput(f"{tuned}: no values for the policy {spec.name!r}; it has: {found}")
+    return tuned_as(spec, values[spec.name])
 
 
-def make(name: str, seed: int = 0) -> Policy:
-    """The policy called `name`, ready to decide. Raises BadInput as `find` does."""
-    return Policy(label(name), find(name), seed)
+def _installed(name: str) -> PolicySpec:
+    """Of an installed package."""
+    points = own.installed()
+    if name in points:
+        return own.from_entry_point(points[name])
+    known = [*POLICIES, *points]
+    if name.endswith(".py"):
+        raise BadInput(f"{name}: expected a policy in that file, as {name}:NAME")
+    near = difflib.get_close_matches(name, known, 1)
+    hint = f" (did you mean {near[0]}?)" if near else ""
+    raise BadInput(
+        f"unknown policy {name!r}{hint}; known: {', '.join(known)}, a file of weights "
+        f"(*{WEIGHTS}), or a policy in a Python file (FILE.py:NAME)"
+    )
 
 
-def label(name: str) -> str:
-    """A policy's name as it can stand in records and in the name of a folder."""
-    return Path(name).stem if name.endswith(weight_files.SUFFIX) else name
+def make(name: str, seed: int = 0, label: str | None = None) -> Policy:
+    """The policy of this name, ready to decide; `label` is written into its decisions.
+
+    Raises BadInput as `find` does.
+    """
+    return Policy(label_of(name) if label is None else label, find(name), seed)

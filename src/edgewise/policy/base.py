@@ -7,6 +7,7 @@ kernel for the live balancer. A new policy costs one kernel with its decorator, 
 
 from __future__ import annotations
 
+import logging
 import math
 import traceback
 from collections.abc import Callable, Sequence
@@ -16,12 +17,14 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
-from edgewise.compile import jit, jit_inlined, probability_of, specialised
+from edgewise.compile import compile_error, jit, jit_inlined, probability_of, specialised
 from edgewise.domain import Candidate, Decision, Observation, ShedReason
 from edgewise.errors import EdgewiseError
 from edgewise.fleet.arrays import Array, Record
 from edgewise.fleet.rng import new_rng, uniform
 from edgewise.fleet.table import CandidateTable, blank_table, load, observed
+
+logger = logging.getLogger(__name__)
 
 Kernel = Callable[[CandidateTable, Array, Array, Array], float]
 """(table, params, memory, rng) → the probability with which the highest-scored row was chosen.
@@ -126,6 +129,8 @@ class PolicySpec(Struct, frozen=True, kw_only=True):
     kernel: Kernel
     about: str
     """One line."""
+    source: str = ""
+    """Where it comes from, FILE:NAME; "" = this package."""
     parameters: tuple[Parameter, ...] = ()
     params: tuple[float, ...] = ()
     """The values it runs with, one for each of `parameters`; () = their defaults."""
@@ -389,12 +394,21 @@ class Policy:
         self._table: CandidateTable | None = None
 
     def decide(self, observation: Observation) -> Decision:
-        """Choose among the observation's rows. Raises PolicyFailed if the kernel raises, which the
-        kernels of this package never do on a valid observation."""
+        """Choose among the observation's rows.
+
+        A kernel that raises, which those of this package never do, is logged, and the row of least
+        predicted latency takes its place: requests have to be answered all the same.
+        """
         table = self._load(observation)
         table.scores[-1] = -math.inf
-        probability = call(self.spec, table, self._params, self._memory, self._rng)
-        return decision(observation, table.scores, probability, self.name)
+        name = self.name
+        try:
+            probability = call(self.spec, table, self._params, self._memory, self._rng)
+        except PolicyFailed as error:
+            logger.error("%s", error)
+            table.scores[:-1] = -table.rows.latency[:-1]
+            probability, name = 1.0, f"{name}-failed"
+        return decision(observation, table.scores, probability, name)
 
     @property
     def counters(self) -> dict[str, int]:
@@ -436,22 +450,23 @@ def call(
     try:
         probability = float(spec.kernel(table, params, memory, rng))
     except Exception as error:
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        raise PolicyFailed(
-            f"policy {spec.name}: {type(error).__name__}: {first_line(error)} "
-            f"({where.filename}, line {where.lineno})"
-        ) from error
+        raise PolicyFailed(f"policy {spec.source or spec.name}: {_explained(error)}") from error
     if not 0.0 < probability <= 1.0:
         raise PolicyFailed(
-            f"policy {spec.name}: expected a probability in (0, 1], or nothing, got {probability}"
+            f"policy {spec.source or spec.name}: expected a probability in (0, 1], or nothing, "
+            f"got {probability:g}"
         )
     return probability
 
 
-def first_line(error: BaseException) -> str:
-    """What an exception says, without the pages that numba adds."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else ""
+def _explained(error: Exception) -> str:
+    """What a kernel's exception says, in a line."""
+    not_compiled = compile_error(error)
+    if not_compiled is not None:
+        return f"cannot be compiled: {not_compiled}; with compiled=False it runs as plain Python"
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    what = str(error).partition("\n")[0]
+    return f"{type(error).__name__}: {what} (line {where.lineno} of {where.filename})"
 
 
 def decision(

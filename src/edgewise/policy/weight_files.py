@@ -28,12 +28,12 @@ from edgewise.policy import learned
 from edgewise.policy.base import PolicySpec, record_of
 from edgewise.policy.features import OMEGA, PHI, PSI
 from edgewise.policy.guard import COUNTERS
+from edgewise.policy_names import WEIGHTS
 
 Floats = NDArray[np.float64]
 
 VERSION = 1
 """Of the features and the layout. Another meaning of any of them is another version."""
-SUFFIX = ".safetensors"
 _SIZE_MAX = 1 << 20
 """Bytes; the vector has a thousand numbers. What is larger is something else."""
 
@@ -122,7 +122,7 @@ def load(path: Path) -> tuple[Floats, WeightsCard]:
 def shipped() -> tuple[Floats, WeightsCard]:
     """The weights of the policy `edgewise` that come with the package."""
     folder = files("edgewise.policy") / "weights"
-    return _load(folder / f"edgewise{SUFFIX}", folder / "edgewise.json")
+    return _load(folder / f"edgewise{WEIGHTS}", folder / "edgewise.json")
 
 
 def _load(path: _Path, beside: _Path) -> tuple[Floats, WeightsCard]:

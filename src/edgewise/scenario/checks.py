@@ -16,6 +16,7 @@ from edgewise.decoding import nearest
 from edgewise.documents import convert_document
 from edgewise.domain import DEADLINE_MAX
 from edgewise.errors import ScenarioError
+from edgewise.policy_names import is_code
 from edgewise.scenario.network_schema import FileTrace, LinkEvent, LinkSpec, NetworkSpec
 from edgewise.scenario.schema import MuteFailure, Scenario
 from edgewise.scenario.workload_schema import Demand, LognormalPayload, MmppArrivals, TraceArrivals
@@ -188,6 +189,9 @@ def _doubts(scenario: Scenario, accuracy_of: Callable[[str], float | None]) -> I
     for name, server in scenario.servers.items():
         if not server.services and not scenario.workload.ingress.get(name):
             yield f"server {name} has no service and gets no request"
+    for key, policy in (("policy", scenario.policy), ("shadow", scenario.shadow)):
+        if policy is not None and is_code(policy):
+            yield f"{key} {policy} is Python code: commands refuse the file without --allow-code"
     duration = scenario.workload.duration
     for index, failure in enumerate(scenario.failures):
         if failure.at >= duration:

@@ -16,6 +16,7 @@ import msgspec
 from edgewise.decoding import nearest
 from edgewise.documents import convert_document, dump_yaml, parse_yaml, read_text
 from edgewise.errors import ScenarioError
+from edgewise.policy_names import absolute, is_code
 from edgewise.scenario.checks import check
 from edgewise.scenario.measured_profile import fill_in
 from edgewise.scenario.network_schema import NetworkSpec
@@ -50,13 +51,34 @@ def find(name: str | Path) -> Path:
     )
 
 
-def load(name: str | Path) -> Scenario:
-    """Read and check a scenario file or a preset. Raises ScenarioError."""
+def load(name: str | Path, *, allow_code: bool = False) -> Scenario:
+    """Read and check a scenario file or a preset. Raises ScenarioError.
+
+    A file whose policy or shadow is Python code is refused unless `allow_code`: whoever runs the
+    policy imports that code, and a scenario may come from anywhere. Reading it imports nothing.
+    """
     path = find(name)
-    return loads(read_text(path), str(path), path.parent)
+    return loads(read_text(path), str(path), path.parent, allow_code=allow_code)
 
 
-def loads(text: str, file: str = "<scenario>", folder: str | Path = ".") -> Scenario:
+def refuse_code(file: str, key: str, policy: object) -> None:
+    """Raises ScenarioError if a file names a policy that is Python code."""
+    if isinstance(policy, str) and is_code(policy):
+        raise ScenarioError(
+            file,
+            f"$.{key}",
+            f"{policy} is Python code, which a file may not have run; allow it with --allow-code, "
+            "or name it on the command line",
+        )
+
+
+def loads(
+    text: str,
+    file: str = "<scenario>",
+    folder: str | Path = ".",
+    *,
+    allow_code: bool = False,
+) -> Scenario:
     """Parse and check a scenario; `folder` is what relative paths start from."""
     raw = parse_yaml(text, file)
     if not isinstance(raw, dict):
@@ -64,6 +86,9 @@ def loads(text: str, file: str = "<scenario>", folder: str | Path = ".") -> Scen
         raise ScenarioError(file, "", f"expected a mapping with name, servers, …, got {what}")
     _spell_out(raw)
     _absolute(raw, Path(folder).resolve())
+    if not allow_code:
+        for key in ("policy", "shadow"):
+            refuse_code(file, key, raw.get(key))
     profile = raw.pop("profile", None)
     if isinstance(profile, str) and profile:
         fill_in(raw, Path(folder).resolve() / Path(profile).expanduser())
@@ -148,8 +173,8 @@ def _absolute(raw: dict[str, Any], folder: Path) -> None:
             fix(link.get("trace"), "path")
 
     for key in ("policy", "shadow"):
-        if isinstance(raw.get(key), str) and raw[key].endswith(".safetensors"):
-            fix(raw, key)
+        if isinstance(raw.get(key), str):
+            raw[key] = absolute(raw[key], folder)
     workload, network = raw.get("workload"), raw.get("network")
     if isinstance(workload, dict):
         if workload.get("images") != "builtin":

@@ -17,6 +17,7 @@ import msgspec
 from msgspec import Meta
 
 from edgewise.domain import DEFAULT_TASK, Name, PolicyName, Share
+from edgewise.policy_names import is_code
 from edgewise.scenario.network_schema import LinkSpec, NetworkSpec
 from edgewise.scenario.ranges import Factor, Latency, Seed, Span, Strict, Time
 from edgewise.scenario.workload_schema import WorkloadSpec, with_mean_rate
@@ -233,6 +234,11 @@ class Scenario(Strict, frozen=True, kw_only=True):
         for name in names:
             if name not in self.servers:
                 raise KeyError(name)
+
+    @property
+    def runs_code(self) -> bool:
+        """Whether its policy or shadow is Python code."""
+        return any(is_code(name) for name in (self.policy, self.shadow) if name is not None)
 
     def with_overrides(
         self,

@@ -412,6 +412,25 @@ def run_learning(
     return done
 
 
+@lean
+def decide(sim: Sim, row: int, probability: float) -> None:
+    """As `act`, for a policy that is not compiled: the table's scores say which rows are next."""
+    sim = by_reference(sim)
+    if sim.world.clock[0].can_fail != 0:
+        rank(sim, row)
+    take(sim, row, probability)
+
+
+@lean
+def forget_lessons(sim: Sim) -> None:
+    """Release the slots of requests that the policy has learned from."""
+    clock = sim.world.clock[0]
+    for n in range(clock.lessons):
+        j: int = sim.world.slots[n].lesson
+        release(sim.world, j)
+    clock.lessons = 0
+
+
 def compiled(kernel: Kernel) -> Any:
     """A policy's kernel as `run` takes it.
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgewise.errors import EdgewiseError
 from edgewise.fleet.rng import new_rng
-from edgewise.policy.base import PolicySpec
+from edgewise.fleet.table import best_row
+from edgewise.policy.base import PolicySpec, call
 from edgewise.sim import engine
 from edgewise.sim.layout import Sim
 
@@ -30,21 +32,15 @@ def seeds_of_draws(seed: int, balancers: int) -> np.ndarray:
     return np.stack([new_rng(int(c.generate_state(1, np.uint64)[0])) for c in children])
 
 
-def play(sim: Sim, rule: PolicySpec, seed: int, params: tuple[float, ...] | None = None) -> Sim:
-    """Let `rule` decide in `sim` until the end; returns `sim`, changed.
+def play(sim: Sim, spec: PolicySpec, seed: int, params: Sequence[float] | None = None) -> Sim:
+    """Let a policy decide in `sim` until the end; returns `sim`, changed.
 
-    `seed` is that of the rule's random draws; the world's luck is another. `params` in place of the
-    rule's own. It can be called in several threads, each with a simulation of its own. Raises
-    Crowded.
+    `seed` is that of the policy's random numbers; the world's noise has its own. `params` in place
+    of the policy's own. It can be called in several threads, each with a simulation of its own.
+    Raises TooManyOpenRequests, and PolicyFailed if a policy in plain Python raises.
     """
     clock = sim.world.clock
-    kernel, numbers, memory, draws = _beginning(sim, rule, seed, params)
-    if rule.features > 0:
-        describe, learn = engine.compiled_learner(rule.describe, rule.learn)
-        features = np.zeros((len(sim.world.slots), rule.features))
-        engine.run_learning(sim, kernel, describe, learn, numbers, memory, draws, features, -1)
-    else:
-        engine.run(sim, kernel, numbers, memory, draws, -1)
+    Player(sim, spec, seed, params).run()
     if clock["overflow"][0]:
         raise TooManyOpenRequests(
             f"over {len(sim.world.slots)} requests were open at {clock['now'][0]:.3g} s"
@@ -52,33 +48,81 @@ def play(sim: Sim, rule: PolicySpec, seed: int, params: tuple[float, ...] | None
     return sim
 
 
-def play_until(sim: Sim, rule: PolicySpec, seed: int, request: int) -> tuple[Floats, int] | None:
+def play_until(sim: Sim, spec: PolicySpec, seed: int, request: int) -> tuple[Floats, int] | None:
     """Play as `play` does, and stop right after the first decision on `request`.
 
-    The table is then as the rule saw it. Returns the rule's state, which may have taken in that
-    decision, and the row; None if nobody decided about the request. For rules without `features`.
+    The table is then as the policy saw it. Returns the policy's memory, which may have taken in
+    that decision, and the row; None if nobody decided about the request. For policies that do not
+    learn.
     """
-    kernel, numbers, memory, draws = _beginning(sim, rule, seed, None)
+    player = Player(sim, spec, seed)
     context, slots, clock = sim.table.context, sim.world.slots, sim.world.clock
     sent = float(sim.world.requests["time"][request])
-    while engine.run(sim, kernel, numbers, memory, draws, 1) == 1:
+    while player.run(1) == 1:
         now = float(clock["now"][0])
         if abs(now - float(context.elapsed) - sent) > SAME:
             continue
         mine = (slots["request"] == request) & (slots["row"] >= 0) & (slots["decided"] == now)
         for slot in slots[mine]:
-            state: Floats = memory[int(slot["balancer"])]
-            return state, int(slot["row"])
+            memory: Floats = player.memory[int(slot["balancer"])]
+            return memory, int(slot["row"])
     return None
 
 
-def _beginning(
-    sim: Sim, rule: PolicySpec, seed: int, params: tuple[float, ...] | None
-) -> tuple[Any, Floats, Floats, NDArray[np.uint64]]:
-    """(kernel, params, state by balancer, draws by balancer) of a play that begins."""
-    balancers = int(sim.world.clock["balancers"][0])
-    sim.table.settings.fill_servers = rule.reads_servers
-    numbers = rule.new_params(params)
-    state = rule.new_memory(len(sim.world.servers))
-    memory = np.repeat(state[None], balancers, axis=0)
-    return engine.compiled(rule.kernel), numbers, memory, seeds_of_draws(seed, balancers)
+class Player:
+    """A policy in a simulation, with what it needs to decide."""
+
+    def __init__(
+        self, sim: Sim, spec: PolicySpec, seed: int, params: Sequence[float] | None = None
+    ) -> None:
+        balancers = int(sim.world.clock["balancers"][0])
+        sim.table.settings.fill_servers = spec.reads_servers
+        self.sim, self.spec = sim, spec
+        self.params = spec.new_params(params)
+        one = spec.new_memory(len(sim.world.servers))
+        self.memory = np.repeat(one[None], balancers, axis=0)
+        """(B, n): each balancer's own."""
+        self.rng = seeds_of_draws(seed, balancers)
+        self.features = np.zeros((len(sim.world.slots), spec.features))
+
+    def run(self, decisions: int = -1) -> int:
+        """Play to the end, or for so many decisions; returns how many were made."""
+        sim, spec = self.sim, self.spec
+        if not spec.compiled:
+            return self._run_plainly(decisions)
+        kernel = engine.compiled(spec.kernel)
+        own = self.params, self.memory, self.rng
+        if spec.features == 0:
+            return engine.run(sim, kernel, *own, decisions)
+        describe, learn = engine.compiled_learner(spec.describe, spec.learn)
+        return engine.run_learning(sim, kernel, describe, learn, *own, self.features, decisions)
+
+    def _run_plainly(self, decisions: int) -> int:
+        """`engine.run` and `engine.run_learning` for a kernel that is plain Python."""
+        sim, spec, table = self.sim, self.spec, self.sim.table
+        clock, slots = sim.world.clock[0], sim.world.slots
+        clock["learning"] = spec.features > 0
+        done = 0
+        while done != decisions:
+            going = engine.advance(sim)
+            for n in range(int(clock["lessons"])):
+                j = int(slots[n]["lesson"])
+                spec.learn(
+                    self.params,
+                    self.memory[slots[j]["balancer"]],
+                    self.features[j],
+                    float(slots[j]["utility"]),
+                )
+            engine.forget_lessons(sim)
+            if going < 0:
+                return done
+            i = int(clock["current"])
+            b = int(slots[i]["balancer"])
+            table.scores[-1] = -math.inf
+            probability = call(spec, table, self.params, self.memory[b], self.rng[b])
+            row = int(best_row(table))
+            if spec.features > 0:
+                spec.describe(table, row, self.features[i])
+            engine.decide(sim, row, probability)
+            done += 1
+        return done

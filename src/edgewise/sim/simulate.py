@@ -16,6 +16,7 @@ from edgewise.errors import BadInput
 from edgewise.fleet.table import CandidateTable
 from edgewise.policy import find
 from edgewise.policy.base import PolicySpec
+from edgewise.policy_names import label
 from edgewise.scenario import ImagesPayload, Scenario
 from edgewise.score import ScoreShape
 from edgewise.sim import kept_reports, results
@@ -85,8 +86,8 @@ def episode(
 ) -> Episode:
     """Play `policy` on the scenario's own seed.
 
-    The policy's draws depend on the seed and its name, on nothing else. Raises Crowded if over
-    `SLOTS_MAX` requests were open at a time.
+    The policy's random numbers depend on the seed and its label, on nothing else. Raises
+    TooManyOpenRequests if over `SLOTS_MAX` requests were open at a time.
     """
     options = options or SimOptions()
     services = services_of(scenario)
@@ -119,7 +120,7 @@ def episode(
 
 
 def _draws(scenario: Scenario, policy: str) -> int:
-    return scenario.seed * 2**32 + zlib.crc32(policy.encode())
+    return scenario.seed * 2**32 + zlib.crc32(label(policy).encode())
 
 
 class ObservedDecision(Struct, frozen=True, kw_only=True):

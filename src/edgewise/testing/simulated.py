@@ -10,11 +10,11 @@ from edgewise.domain import request_id
 from edgewise.policy import find
 from edgewise.policy.base import PolicySpec
 from edgewise.scenario import Scenario
-from edgewise.sim import engine, results
+from edgewise.sim import results
 from edgewise.sim.build import simulation
 from edgewise.sim.layout import Sim
 from edgewise.sim.next_times import reports_due
-from edgewise.sim.play import seeds_of_draws
+from edgewise.sim.play import Player
 from edgewise.tasks.services import services_of
 from edgewise.testing.transcript import DecisionRecord, Transcript
 from edgewise.worlds.workload import Trace
@@ -38,14 +38,11 @@ def run_simulated(scenario: Scenario, trace: Trace, policy: str | PolicySpec) ->
     if spec.features:
         raise ValueError("expected a policy that does not learn as it goes")
     sim = simulation(scenario, trace)
+    player = Player(sim, spec, scenario.seed)
     sim.table.settings.fill_servers = 1  # fill every column, whatever the policy reads
-    params = spec.new_params()
-    memory = spec.new_memory(len(sim.world.servers))[None].copy()
-    rng = seeds_of_draws(scenario.seed, 1)
-    kernel = engine.compiled(spec.kernel)
     table = sim.table
     tables: list[dict[str, Any]] = []
-    while engine.run(sim, kernel, params, memory, rng, 1) == 1:
+    while player.run(1) == 1:
         tables.append(
             {
                 "at": float(sim.world.clock["now"][0]),

@@ -26,26 +26,32 @@ from edgewise.live.recorder import Recorder
 from edgewise.live.startup import freeze_startup_objects
 from edgewise.live.wire.sockets import listen, url_of
 from edgewise.policy import Policy
+from edgewise.policy_names import labels
 from edgewise.scenario import Scenario, load
 
 OnReady = Callable[[dict[str, Any]], None]
 """Called with ``{"balancer": scenario, "url": URL}`` once the process listens."""
 
 
-def make_dispatcher(config: BalancerConfig, clock: Clock) -> Dispatcher:
+def make_dispatcher(
+    config: BalancerConfig, clock: Clock, *, allow_code: bool = False
+) -> Dispatcher:
     """Read the scenario, make the policies, and compile (or load) all that decides.
 
     Raises BadInput if the scenario, a policy or the output folder cannot be used.
     """
-    scenario = load(config.scenario)
+    scenario = load(config.scenario, allow_code=allow_code)
     if config.relays and scenario.network_state != "emulator":
         raise BadInput(
             f"relays: they are only read with `network_state: emulator`, and {scenario.name} has "
             f"`{scenario.network_state}`"
         )
     name, shadow_name = config.policy or scenario.policy, config.shadow or scenario.shadow
-    policy = policies.make(name, scenario.seed)
-    shadow = policies.make(shadow_name, scenario.seed) if shadow_name else None
+    label = labels([name, *([shadow_name] if shadow_name else [])])
+    policy = policies.make(name, scenario.seed, label[name])
+    shadow = None
+    if shadow_name:
+        shadow = policies.make(shadow_name, scenario.seed, label[shadow_name])
     for each in (name, shadow_name):
         if each:
             warm_up(scenario, policies.make(each, scenario.seed), clock.now())
@@ -89,13 +95,18 @@ def warm_up(scenario: Scenario, policy: Policy, now: float) -> None:
     scratch.finish()
 
 
-async def serve(config: BalancerConfig, on_ready: OnReady = lambda where: None) -> None:
+async def serve(
+    config: BalancerConfig,
+    on_ready: OnReady = lambda where: None,
+    *,
+    allow_code: bool = False,
+) -> None:
     """Run a balancer until cancelled; then write everything.
 
     Raises BadInput as `make_dispatcher`, and if the port cannot be listened on.
     """
     clock = Clock()
-    dispatcher = make_dispatcher(config, clock)
+    dispatcher = make_dispatcher(config, clock, allow_code=allow_code)
     balancer = Balancer(dispatcher, clock, config.relays)
     app = BalancerApi(balancer).app()
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=CLOSE_TIMEOUT)
@@ -114,7 +125,12 @@ async def serve(config: BalancerConfig, on_ready: OnReady = lambda where: None) 
         await asyncio.to_thread(dispatcher.recorder.close)
 
 
-def run(config: BalancerConfig, on_ready: OnReady = lambda where: None) -> None:
+def run(
+    config: BalancerConfig,
+    on_ready: OnReady = lambda where: None,
+    *,
+    allow_code: bool = False,
+) -> None:
     """Run a balancer as this process, on uvloop, until SIGTERM or SIGINT; then return.
 
     Raises BadInput as `serve`.
@@ -122,7 +138,7 @@ def run(config: BalancerConfig, on_ready: OnReady = lambda where: None) -> None:
 
     async def until_signal() -> None:
         loop = asyncio.get_running_loop()
-        task = asyncio.ensure_future(serve(config, on_ready))
+        task = asyncio.ensure_future(serve(config, on_ready, allow_code=allow_code))
         stopping = False
 
         def stop() -> None:

@@ -19,6 +19,7 @@ from msgspec import Meta, Struct
 from edgewise.live.node.node import DRAIN_LIMIT, Node, log_failure
 from edgewise.live.process_config import NodeConfig
 from edgewise.live.startup import freeze_startup_objects
+from edgewise.scenario import Scenario, load
 
 log = logging.getLogger("edgewise.node")
 
@@ -30,7 +31,7 @@ class LauncherMessage(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """The factor by which everything that starts from now on takes longer: a slow spell."""
 
 
-def run(config: NodeConfig) -> None:
+def run(config: NodeConfig, *, allow_code: bool = False) -> None:
     """Serve until SIGTERM or SIGINT, then drain.
 
     One line of JSON on standard output says that the node is ready, and where. The log goes to
@@ -41,15 +42,15 @@ def run(config: NodeConfig) -> None:
         level=logging.INFO,
         format=f"%(asctime)s {config.server} %(levelname)s %(message)s",
     )
-    uvloop.run(_serve(config))
+    uvloop.run(_serve(config, load(config.scenario, allow_code=allow_code)))
 
 
-async def _serve(config: NodeConfig) -> None:
+async def _serve(config: NodeConfig, scenario: Scenario) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    node = Node(config)
+    node = Node(config, scenario)
     async with node, _obeying_launcher(node):
         freeze_startup_objects()
         ready = {"ready": {"node": config.server, "url": node.url}}

@@ -286,9 +286,11 @@ class Deployment:
 
     def _process(self, role: str, server: str) -> ChildProcess:
         file = role if role == server else f"{role}-{server}"
-        return self._platform.process(
-            role, server, [role, self._config(file)], self._log(file), self._ports[server]
-        )
+        arguments = [role, self._config(file)]
+        # The launcher may run this policy, so its children may: a file alone could not allow it.
+        if role in ("balancer", "node") and self.scenario.runs_code:
+            arguments.append("--allow-code")
+        return self._platform.process(role, server, arguments, self._log(file), self._ports[server])
 
     def _config(self, file: str) -> str:
         return str(self.folder / "config" / f"{file}.yaml")

@@ -26,7 +26,8 @@ from edgewise.live.run.deployment import Deployment, ignored_settings
 from edgewise.live.run.evaluation import evaluate
 from edgewise.live.run.platforms import LocalPlatform, Platform
 from edgewise.live.run.progress_view import ProgressView
-from edgewise.policy import label, make
+from edgewise.policy import find
+from edgewise.policy_names import is_code, labels
 from edgewise.scenario import ImagesPayload, Scenario, check, dump, load
 from edgewise.summary import Summary, comparison, per_server
 from edgewise.tasks import task_of
@@ -41,7 +42,9 @@ class RunOptions(Struct, frozen=True, kw_only=True):
 
     scenario: str = "three-sites"
     policies: tuple[str, ...] = ()
-    """Empty: the scenario's own."""
+    """Empty: the scenario's own. Paths are absolute (`policy_names.absolute`)."""
+    allow_code: bool = False
+    """Whether the scenario file may name a policy that is Python code."""
     emulate: bool | None = None
     duration: float | None = None
     """s"""
@@ -93,13 +96,13 @@ def launch(options: RunOptions, console: Console) -> tuple[Summary, Path]:
 def scenario_of(options: RunOptions) -> Scenario:
     """The scenario to run, checked. Raises ScenarioError, and BadInput for an unknown policy."""
     for policy in options.policies:
-        make(policy)
-    if len(set(options.policies)) != len(options.policies):
-        raise BadInput(f"--policy: a policy stands twice in {','.join(options.policies)}")
+        find(policy)
+    if options.image is not None and any(is_code(policy) for policy in options.policies):
+        raise BadInput("--policy: a policy from a Python file is not in the containers' image")
     images = options.images
     if images is not None and images != "builtin":
         images = str(Path(images).expanduser().absolute())
-    scenario = load(options.scenario).with_overrides(
+    scenario = load(options.scenario, allow_code=options.allow_code).with_overrides(
         duration=options.duration,
         rate=options.rate,
         emulate=options.emulate,
@@ -163,10 +166,11 @@ async def _run_policies(
     assert task is not None
     # SIGTERM as SIGINT: clean up, then end.
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    label = labels(policies)
     several = len(policies) > 1
     for number, policy in enumerate(policies, 1):
-        out = folder / label(policy) if several else folder
-        title = f"{policy} ({number}/{len(policies)})" if several else policy
+        out = folder / label[policy] if several else folder
+        title = f"{label[policy]} ({number}/{len(policies)})" if several else label[policy]
         with ProgressView(console, title) as view:
             under_policy = scenario.with_overrides(policy=policy)
             platform = _platform(under_policy, out, image, backend)
