@@ -66,7 +66,7 @@ def refuse_code(file: str, key: str, policy: object) -> None:
     if isinstance(policy, str) and is_code(policy):
         raise ScenarioError(
             file,
-            f"$.{key}",
+            key,
             f"{policy} is Python code, which a file may not have run; allow it with --allow-code, "
             "or name it on the command line",
         )
