@@ -26,8 +26,8 @@ LAYERS = (
     },
     {"sim", "live", "network.relay", "network.kernel", "network.control", "network.capabilities",
      "network.link_controller"},
-    # fidelity and testing hold the simulator against the live system, so they import both.
-    {"bound", "learn", "bench", "testing", "fidelity"},
+    # They import both the simulator and the live system.
+    {"bound", "learn", "bench", "testing", "fidelity", "recorded_decision"},
     {"cli"},
     {"__main__"},
 )  # fmt: skip
