@@ -32,7 +32,7 @@ from edgewise.fleet.rng import new_rng, uniform
 from edgewise.policy import POLICIES
 from edgewise.scenario import (
     Demand,
-    LinkSpec,
+    LinkSettings,
     LognormalPayload,
     NetworkSpec,
     PoissonArrivals,
@@ -73,8 +73,8 @@ def fleet(servers: int, services: int) -> Scenario:
             for s, name in enumerate(names)
         },
         network=NetworkSpec(
-            links={name: LinkSpec(rate_mbps=100.0, delay=0.005) for name in names},
-            access_links={name: LinkSpec(rate_mbps=1000.0, delay=0.005) for name in names},
+            links={name: LinkSettings(rate_mbps=100.0, delay=0.005) for name in names},
+            access_links={name: LinkSettings(rate_mbps=1000.0, delay=0.005) for name in names},
         ),
         workload=WorkloadSpec(
             duration=SECONDS,

@@ -52,10 +52,11 @@ from rich.table import Table
 from edgewise.network import capabilities
 from edgewise.network.capacity import bytes_between
 from edgewise.network.control import RelayControl
-from edgewise.network.link import Link, LinkSettings
-from edgewise.network.relay.config import Address, LinkConfig, RelayConfig, Route
+from edgewise.network.link import Link
+from edgewise.network.relay.config import Address, RelayConfig, Route
 from edgewise.network.relay.relay import run as run_relay
-from edgewise.network.trace import TraceSpec, synthetic
+from edgewise.network.settings import LinkSettings
+from edgewise.network.trace import BackhaulTrace, CellularTrace, WifiTrace
 
 SIZES = (10_000, 150_000, 2_000_000)
 RATES = (5e6, 20e6, 100e6, 500e6)
@@ -70,6 +71,7 @@ TOGETHER_S = 7.0  # 64 flows of 2 MB at 500 Mbit/s take 2 s, at 100 Mbit/s 10 s
 UNLIMITED_BYTES = 500_000_000
 TRACED_S = 30.0
 TRACED_BPS = 20e6
+TRACES = {"cellular": CellularTrace, "wifi": WifiTrace, "backhaul": BackhaulTrace}
 FAIR_FROM = 100_000  # bytes; see above
 PAYLOAD = {"relay": 1.0, "tc": 1448 / 1514, "tun": 1448 / 1500}
 LINK = "bench"
@@ -78,17 +80,17 @@ LINK = "bench"
 # -- the receiver ----------------------------------------------------------------------------------
 
 
-def receiver_process(results: Connection, space: str, host: str) -> None:
+def receiver_process(results: Connection, namespace: str, host: str) -> None:
     """Accept connections and time what comes; answer each transfer with one byte.
 
     Sends its port, then the seconds of each transfer whenever all connections of a round, (flows,
     bytes of each), have been served. Bytes of None: a stream without end, of which it sends
     (monotonic time, bytes) for every 100 ms until the sender ends it.
     """
-    if space:
+    if namespace:
         from pyroute2 import netns
 
-        netns.setns(space, flags=0, fork=False)
+        netns.setns(namespace, flags=0, fork=False)
     with socket.create_server((host, 0), backlog=128) as server:
         results.send(server.getsockname()[1])
         while (wanted := results.recv()) is not None:
@@ -246,7 +248,7 @@ def network_process(config: Any, ports: Connection) -> None:
     if isinstance(config, RelayConfig):
         run_relay(config, ports.send)
     else:
-        from edgewise.network.kernel.shaper import run
+        from edgewise.network.kernel.device_network import run
 
         run(config, ports.send)
 
@@ -285,19 +287,19 @@ class Network:
 
 
 @contextlib.contextmanager
-def network(backend: str, realtime: bool, link: LinkConfig) -> Iterator[Network]:
+def network(backend: str, realtime: bool, link: LinkSettings) -> Iterator[Network]:
     """A link at work, with a receiver behind it."""
     context = multiprocessing.get_context("spawn")
     with contextlib.ExitStack() as stack:
-        space, near, far = "", "127.0.0.1", "127.0.0.1"
+        namespace, near, far = "", "127.0.0.1", "127.0.0.1"
         config: Any = None
         if backend != "relay":
-            space, far, config = stack.enter_context(devices(backend, realtime, link))
+            namespace, far, config = stack.enter_context(devices(backend, realtime, link))
         results, receiver_end = context.Pipe()
         # A TUN device has its address only when its process runs.
         bound = far if backend == "relay" else "0.0.0.0"
         receiver = context.Process(
-            target=receiver_process, args=(receiver_end, space, bound), daemon=True
+            target=receiver_process, args=(receiver_end, namespace, bound), daemon=True
         )
         receiver.start()
         port = results.recv()
@@ -329,46 +331,46 @@ def ended(process: Any, receiver: Any) -> None:
 
 
 @contextlib.contextmanager
-def devices(backend: str, realtime: bool, link: LinkConfig) -> Iterator[tuple[str, str, Any]]:
+def devices(backend: str, realtime: bool, link: LinkSettings) -> Iterator[tuple[str, str, Any]]:
     """A namespace behind the link: (its name, the address in it, the process's configuration)."""
     from edgewise.network.kernel.devices import Device, DeviceRoute, DevicesConfig
-    from edgewise.network.kernel.namespaces import HOST, Spaces, sweep
+    from edgewise.network.kernel.namespaces import HOST, Namespaces, remove_leftovers
 
-    sweep()
-    with Spaces() as spaces:
-        block = spaces.free_block()
+    remove_leftovers()
+    with Namespaces() as namespaces:
+        block = namespaces.free_block()
         near, far = str(block[2]), str(block[3])
-        space = spaces.add("far")
+        namespace = namespaces.add("far")
         here = f"ew{os.getpid()}b"
-        links = {LINK: link, "back": LinkConfig()}
+        links = {LINK: link, "back": LinkSettings()}
         if backend == "tc":
-            spaces.veth((HOST, here), (space, "far"))
-            spaces.address(HOST, here, near, 31)
-            spaces.address(space, "far", far, 31)
+            namespaces.veth((HOST, here), (namespace, "far"))
+            namespaces.address(HOST, here, near, 31)
+            namespaces.address(namespace, "far", far, 31)
             tc = (
-                Device(space=HOST, device=here, link=LINK, peer=far),
-                Device(space=space, device="far", link="back", peer=near),
+                Device(namespace=HOST, device=here, link=LINK, peer=far),
+                Device(namespace=namespace, device="far", link="back", peer=near),
             )
             config = DevicesConfig(backend="tc", devices=tc, links=links, realtime=realtime)
         else:
             tun = (
-                Device(space=HOST, device=here, address=near, prefix=31),
-                Device(space=space, device="far", address=far, prefix=31),
+                Device(namespace=HOST, device=here, address=near, prefix=31),
+                Device(namespace=namespace, device="far", address=far, prefix=31),
             )
-            ways = (DeviceRoute(near, far, LINK), DeviceRoute(far, near, "back"))
+            routes = (DeviceRoute(near, far, LINK), DeviceRoute(far, near, "back"))
             config = DevicesConfig(
-                backend="tun", devices=tun, ways=ways, links=links, realtime=realtime
+                backend="tun", devices=tun, routes=routes, links=links, realtime=realtime
             )
-        yield space, far, config
+        yield namespace, far, config
 
 
 def runnable(wanted: list[str]) -> tuple[list[str], list[str]]:
     """The backends that can be measured here, and a sentence for each that cannot."""
-    spaces = capabilities.namespaces()
+    namespaces = capabilities.network_namespaces()
     needs = {
-        "relay": capabilities.relay_runs(),
-        "tc": capabilities.qdisc("tbf", spaces),
-        "tun": capabilities.tun(spaces),
+        "relay": capabilities.relay(),
+        "tc": capabilities.qdisc("tbf", namespaces),
+        "tun": capabilities.tun(namespaces),
     }
     can = [each for each in wanted if needs[each].ok]
     cannot = [f"{e}: {needs[e].found}; {needs[e].needs}" for e in wanted if not needs[e].ok]
@@ -408,7 +410,7 @@ def measure(
 ) -> dict[str, Any]:
     """Run everything for one backend; sizes in bytes, times in ms, ratios to the ideal."""
     delays: tuple[float, ...] = DELAYS[:1] if quick else DELAYS
-    if backend == "tc" and not capabilities.qdisc("netem", capabilities.namespaces()).ok:
+    if backend == "tc" and not capabilities.qdisc("netem", capabilities.network_namespaces()).ok:
         delays = (0.0,)
     sizes = SIZES
     rates = RATES[1:3] if quick else RATES
@@ -417,10 +419,10 @@ def measure(
     alone: list[dict[str, Any]] = []
     many: list[dict[str, Any]] = []
     left_out = 0
-    with network(backend, realtime, LinkConfig()) as net:
+    with network(backend, realtime, LinkSettings()) as net:
         for delay in delays:
             for rate in rates:
-                net.set(rate_bps=rate, **({"delay": delay} if delay else {}))
+                net.set(rate_mbps=rate / 1e6, **({"delay": delay} if delay else {}))
                 for size in sizes:
                     for flows in FLOWS:
                         ideal = 8 * size * flows / (rate * payload) + delay
@@ -466,7 +468,7 @@ def measure(
         for flows in ((1, 8) if kind == "cellular" and not quick else (8,))
     ]
     progress(f"{backend}: unlimited")
-    with network(backend, realtime, LinkConfig()) as net:
+    with network(backend, realtime, LinkSettings()) as net:
         size = UNLIMITED_BYTES // (10 if quick else 1)
         net.results.send((1, size))
         send_row(net.to, size, 1)
@@ -485,10 +487,8 @@ def traced_bytes(
 ) -> dict[str, Any]:
     """Bytes in ``seconds`` of a trace, once it is full, over what it carries."""
     progress(f"{backend}: {flows} flows over a {kind} trace for {seconds:g} s")
-    trace = synthetic(kind, 11, TRACED_BPS, 60.0)
-    arrays = Link(LinkSettings(capacity=trace)).arrays()
-    spec = TraceSpec(kind=kind, seed=11, mean_bps=TRACED_BPS, duration=60.0)
-    link = LinkConfig(trace=spec)
+    link = LinkSettings(trace=TRACES[kind](seed=11, mean_mbps=TRACED_BPS / 1e6, duration=60.0))
+    arrays = Link(link).arrays()
     with network(backend, realtime, link) as net:
         net.results.send((flows, None))
         origin = net.start()

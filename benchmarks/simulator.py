@@ -55,7 +55,7 @@ def fleet(servers: int, services: int = 4, seconds: float = 60.0) -> sc.Scenario
             )
             for i, name in enumerate(names)
         },
-        network=sc.NetworkSpec(link=sc.LinkSpec(rate_mbps=50.0, delay=0.005)),
+        network=sc.NetworkSpec(link=sc.LinkSettings(rate_mbps=50.0, delay=0.005)),
         workload=sc.WorkloadSpec(
             duration=seconds,
             arrivals=sc.PoissonArrivals(rate=55.0 * servers),
@@ -150,7 +150,7 @@ def ours(rate: float, mean: float, servers: int, seconds: float, joint: bool) ->
         },
         service_noise=sc.ServiceNoise(cv=1.0),
         prepare=sc.Prepare(enabled=False),
-        network=sc.NetworkSpec(access=sc.LinkSpec(), link=sc.LinkSpec()),
+        network=sc.NetworkSpec(access=sc.LinkSettings(), link=sc.LinkSettings()),
         workload=sc.WorkloadSpec(
             duration=seconds,
             arrivals=sc.PoissonArrivals(rate=rate),

@@ -19,6 +19,9 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from edgewise.network import settings, trace
+from edgewise.network.impairments import IMPAIRMENTS
+from edgewise.network.settings import LinkBase, LinkSettings
 from edgewise.scenario import network_schema, schema, workload_schema
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "scenario.md"
@@ -33,14 +36,13 @@ SECTIONS: tuple[tuple[str, type[Any]], ...] = (
     ("service_noise", schema.ServiceNoise),
     ("service_noise.spell", schema.Spell),
     ("network", network_schema.NetworkSpec),
-    ("network.access, .link, .access_links.NAME, .links.NAME", network_schema.LinkSpec),
-    ("network.….outages[]", network_schema.Outage),
-    ("network.….trace, kind: file", network_schema.FileTrace),
-    ("network.….trace, kind: cellular", network_schema.CellularTrace),
-    ("network.….trace, kind: wifi", network_schema.WifiTrace),
-    ("network.….trace, kind: backhaul", network_schema.BackhaulTrace),
-    ("network.events[]", network_schema.LinkEvent),
-    ("network.events[].set", network_schema.LinkSet),
+    ("network.access, .link, .access_links.NAME, .links.NAME", LinkSettings),
+    ("network.….outages[]", settings.Outage),
+    ("network.….trace, kind: file", trace.FileTrace),
+    ("network.….trace, kind: cellular", trace.CellularTrace),
+    ("network.….trace, kind: wifi", trace.WifiTrace),
+    ("network.….trace, kind: backhaul", trace.BackhaulTrace),
+    ("network.events[]", settings.LinkEvent),
     ("workload", workload_schema.WorkloadSpec),
     ("workload.arrivals, kind: constant", workload_schema.ConstantArrivals),
     ("workload.arrivals, kind: poisson", workload_schema.PoissonArrivals),
@@ -88,7 +90,11 @@ def docstrings(module: ModuleType) -> dict[str, dict[str, str]]:
 
 def rows(cls: type[Any]) -> Iterator[Row]:
     """The fields of a struct. Raises KeyError for a field without a docstring."""
-    texts = docstrings(sys.modules[cls.__module__])[cls.__name__]
+    texts: dict[str, str] = {}
+    impairments = (each.settings for each in IMPAIRMENTS) if cls is LinkSettings else ()
+    for each in (*cls.__mro__, *impairments):
+        if each.__module__.startswith("edgewise."):
+            texts |= docstrings(sys.modules[each.__module__]).get(each.__name__, {})
     for field in msgspec.structs.fields(cls):
         text = texts[field.name]
         match = re.fullmatch(r"(?:\[(?P<unit>[^\]]+)\] ?)?(?P<meaning>.*)", text)
@@ -137,7 +143,8 @@ def reference() -> str:
     """The tables as Markdown."""
     parts = [BEGIN, ""]
     for place, cls in SECTIONS:
-        doc = " ".join((cls.__doc__ or "").split())
+        about = LinkBase if cls is LinkSettings else cls
+        doc = " ".join((about.__doc__ or "").split())
         parts += [f"### {place}", "", _code(doc), ""]
         table = list(rows(cls))
         if table:

@@ -21,7 +21,7 @@ from edgewise.policy import POLICIES
 from edgewise.policy.base import PolicySpec
 from edgewise.scenario import (
     Demand,
-    LinkSpec,
+    LinkSettings,
     LognormalPayload,
     NetworkSpec,
     PoissonArrivals,
@@ -39,7 +39,7 @@ from edgewise.sim import layout
 from edgewise.sim.build import SimOptions
 
 _TINY = LognormalPayload(median_bytes=200.0, sigma=0.0)
-_LAN = LinkSpec(delay=0.00025)
+_LAN = LinkSettings(delay=0.00025)
 """One data centre: a quarter of a millisecond each way, no limit that a request would feel."""
 _WIRE = NetworkSpec(access=_LAN, link=_LAN)
 

@@ -14,7 +14,7 @@ from edgewise.sim.layout import Sim
 from edgewise.sim.play import play
 from edgewise.worlds.workload import Trace, generate
 
-IDEAL = sc.LinkSpec()
+IDEAL = sc.LinkSettings()
 AT_ONCE = SimOptions(control_delay=0.0)
 
 
@@ -31,7 +31,7 @@ def one_server(
     *,
     workers: int = 1,
     seconds: Sequence[float] = (0.01,),
-    access: sc.LinkSpec = IDEAL,
+    access: sc.LinkSettings = IDEAL,
     payload: sc.LognormalPayload | None = None,
     seed: int = 1,
 ) -> sc.Scenario:

@@ -297,7 +297,8 @@ def test_the_clock_is_the_wall_clock_and_never_goes_back() -> None:
 
 
 def test_what_a_relay_says_becomes_bytes_and_round_trips() -> None:
-    state = {"rate_bps": 8e6, "delay": 0.01, "jitter": 0.002, "backlog_bytes": 500}
+    settings = {"delay": 0.01, "jitter": 0.002}
+    state = {"rate_bps": 8e6, "settings": settings, "backlog_bytes": 500}
     assert link_figures(state) == pytest.approx((1e6, 0.022, 500.0))
     assert link_figures(state | {"rate_bps": None})[0] == float("inf")
 
@@ -315,7 +316,8 @@ async def test_relays_are_followed_and_may_come_late(monkeypatch: pytest.MonkeyP
         calls += 1
         if calls == 1:
             return web.Response(status=503, text="{}")
-        link = {"rate_bps": 8e6 * calls, "delay": 0.01, "jitter": 0.0, "backlog_bytes": 9}
+        settings = {"delay": 0.01, "jitter": 0.0}
+        link = {"rate_bps": 8e6 * calls, "settings": settings, "backlog_bytes": 9}
         return web.json_response({"uplink:a": link})
 
     def on_link(*told: Any) -> None:

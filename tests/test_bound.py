@@ -43,9 +43,9 @@ def tiny(seed: int) -> Scenario:
     def chance(p: float) -> bool:
         return bool(rng.random() < p)
 
-    def link() -> sc.LinkSpec:
+    def link() -> sc.LinkSettings:
         outage = sc.Outage(at=float(rng.uniform(0.0, 0.2)), duration=float(rng.uniform(0.02, 0.2)))
-        return sc.LinkSpec(
+        return sc.LinkSettings(
             rate_mbps=None if chance(0.1) else float(rng.choice([2.0, 10.0, 40.0])),
             delay=float(rng.choice([0.0, 0.002, 0.01])),
             jitter=0.004 if chance(0.3) else 0.0,
@@ -75,7 +75,7 @@ def tiny(seed: int) -> Scenario:
         failures.append(sc.DownFailure(at=at, server="b", duration=duration))
     if chance(0.3):
         failures.append(sc.SlowFailure(at=0.05, server="a", duration=0.1, factor=3.0))
-    event = sc.LinkEvent(at=0.1, link=ends[0], set=sc.LinkSet(rate_mbps=5.0, delay=0.001))
+    event = sc.LinkEvent(at=0.1, link=ends[0], set=sc.LinkChange(rate_mbps=5.0, delay=0.001))
     world = Scenario(
         name="tiny",
         seed=seed,
@@ -218,7 +218,7 @@ def test_one_request_alone_is_bounded_by_what_it_gets() -> None:
                 services=(sc.ServiceSpec(model="lite2", accuracy=0.9, latency=(0.06,)),)
             )
         },
-        network=sc.NetworkSpec(access=sc.LinkSpec(rate_mbps=80.0, delay=0.004)),
+        network=sc.NetworkSpec(access=sc.LinkSettings(rate_mbps=80.0, delay=0.004)),
         workload=sc.WorkloadSpec(
             duration=1.0,
             arrivals=sc.ConstantArrivals(rate=1.0),

@@ -297,7 +297,7 @@ async def test_emulation_is_one_more_container(tmp_path: Path) -> None:
         }
         assert any(name.startswith("access:") for name in passed)
         run("curl", "--silent", "--fail", "-X", "PATCH", f"{control}/links/access:{SMALL}",
-            "-d", '{"rate_bps": 400000}')  # fmt: skip
+            "-d", '{"rate_mbps": 0.4}')  # fmt: skip
         start = time.monotonic()
         (one,) = await photos.send(fleet, [(SMALL, 0.5)], PATIENT)
         assert one.answer is not None

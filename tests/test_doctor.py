@@ -46,6 +46,7 @@ def without(monkeypatch: pytest.MonkeyPatch, *modules: str) -> None:
 def test_it_says_everything_in_a_line_each_and_as_json() -> None:
     result = CliRunner().invoke(main.app, ["doctor", "--json"])
     assert result.exit_code == 0
+    assert all("ok" in each for each in msgspec.json.decode(result.stdout))
     found = msgspec.json.decode(result.stdout, type=list[Capability])
     assert tuple(each.name for each in found) == NAMES
     for each in found:
@@ -63,9 +64,7 @@ def test_without_the_relay_it_fails_and_says_what_to_install(
 ) -> None:
     without(monkeypatch, "aiohttp", "pyroute2")
     for name in ("engine", "models", "wheels"):
-        monkeypatch.setattr(
-            command, name, lambda *_: Capability(name="other", ok=False, found="-", needs="-")
-        )
+        monkeypatch.setattr(command, name, lambda *_: Capability("other", "-", "-"))
     result = CliRunner().invoke(main.app, ["doctor"])
     assert result.exit_code == 1
     lines = result.stdout.splitlines()
@@ -78,17 +77,17 @@ def test_without_the_relay_it_fails_and_says_what_to_install(
 def test_what_the_kernel_refuses_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     netns = pytest.importorskip("edgewise.live.run.netns", reason="extra netns")
 
-    def none(kind: str, spaces: Capability) -> Capability:
-        return Capability(name=f"tc {kind}", ok=False, found="refused", needs=f"modprobe {kind}")
+    def none(kind: str, namespaces: Capability) -> Capability:
+        return Capability(f"tc {kind}", "refused", f"modprobe {kind}")
 
-    yes = Capability(name="network namespaces", ok=True, found="made one")
-    monkeypatch.setattr(capabilities, "namespaces", lambda: yes)
+    yes = Capability("network namespaces", "made one")
+    monkeypatch.setattr(capabilities, "network_namespaces", lambda: yes)
     monkeypatch.setattr(capabilities, "qdisc", none)
-    assert netns.chosen("auto") is None
-    assert netns.chosen("relay") is None
-    assert netns.chosen("tc") == "tc"
+    assert netns.choose_backend("auto") is None
+    assert netns.choose_backend("relay") is None
+    assert netns.choose_backend("tc") == "tc"
     with pytest.raises(BadInput, match=r"'tc' needs tc tbf \(refused\); modprobe tbf"):
-        netns.check("tc")
+        netns.require_backend("tc")
 
 
 def test_a_limit_on_open_files_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from edgewise.scenario import (
     CellularTrace,
     Demand,
     DownFailure,
-    LinkSpec,
+    LinkSettings,
     PoissonArrivals,
     Scenario,
     ServerSpec,
@@ -212,7 +212,7 @@ def test_training_sees_the_rest() -> None:
     assert not all(traced)
 
 
-def links_of(world: Scenario) -> list[LinkSpec]:
+def links_of(world: Scenario) -> list[LinkSettings]:
     return list(world.network.links.values())
 
 

@@ -25,7 +25,7 @@ LAYERS = (
         "summary",
     },
     {"sim", "live", "network.relay", "network.kernel", "network.control", "network.capabilities",
-     "network.link_controller"},
+     "network.link_controller", "network.link_backend"},
     # They import both the simulator and the live system.
     {"bound", "learn", "bench", "testing", "fidelity", "recorded_decision"},
     {"cli"},

@@ -16,11 +16,13 @@ from rich.console import Console
 from edgewise.errors import BadInput, ScenarioError
 from edgewise.live.process_config import BalancerConfig, ClientConfig, NodeConfig, load_config
 from edgewise.live.run import launcher, progress_view
-from edgewise.live.run.addresses import Addresses, assign_addresses, relay_links
+from edgewise.live.run.addresses import Addresses, assign_addresses, relay_events, relay_links
 from edgewise.live.run.deployment import Deployment, ignored_settings
 from edgewise.live.run.processes import FreePorts
-from edgewise.network.relay.config import LinkPatch, RelayConfig
+from edgewise.network.relay.config import RelayConfig
 from edgewise.network.relay.config import load_config as load_relay
+from edgewise.network.settings import LinkChange
+from edgewise.network.trace import CellularTrace
 from edgewise.scenario import MuteFailure, Scenario, load, loads
 
 FLEET = """
@@ -104,8 +106,8 @@ def test_a_pair_topology_has_a_link_each_way() -> None:
     assert where.relay is not None
     _, forward, backward = ways(where.relay)[where.peers["a"]["b"]]
     assert (forward, backward) == (("a>b",), ("b>a",))
-    assert where.relay.links["a>b"].rate_bps == 3e6
-    assert where.relay.links["b>a"].rate_bps == 20e6
+    assert where.relay.links["a>b"].rate_mbps == 3.0
+    assert where.relay.links["b>a"].rate_mbps == 20.0
 
 
 def test_without_the_emulator_the_addresses_are_the_real_ones() -> None:
@@ -116,19 +118,21 @@ def test_without_the_emulator_the_addresses_are_the_real_ones() -> None:
     assert where.peers["a"] == {"b": real["b"], "c": real["c"]}
 
 
-def test_links_are_told_in_the_relays_units() -> None:
+def test_the_relay_has_the_links_and_events_of_the_scenario() -> None:
     links = relay_links(fleet())
     access, back, a, b = (links[n] for n in ("access:a", "return:a", "uplink:a", "uplink:b"))
-    assert (access.rate_bps, access.delay, access.jitter) == (50e6, 0.004, 0.001)
-    assert (back.rate_bps, back.delay, back.jitter) == (None, 0.004, 0.0)
-    assert (a.rate_bps, [(o.at, o.duration) for o in a.outages]) == (20e6, [(3.0, 1.0)])
-    assert (b.rate_bps, b.loss, b.queue_bytes) == (None, 0.01, 70000)
-    (event,) = a.events
-    assert (event.at, event.set) == (5.0, LinkPatch(rate_bps=2e6, delay=0.04))
-    assert event.set.loss is UNSET  # what an event leaves out stays as it was
-    assert b.events[0].set.rate_bps is None  # unlimited is not the same as unchanged
+    assert (access.rate_mbps, access.delay, access.jitter) == (50.0, 0.004, 0.001)
+    assert (back.rate_mbps, back.delay, back.jitter) == (None, 0.004, 0.0)
+    assert (a.rate_mbps, [(o.at, o.duration) for o in a.outages]) == (20.0, [(3.0, 1.0)])
+    assert (b.rate_mbps, b.loss, b.queue_bytes) == (None, 0.01, 70000)
+    events = {(event.link, event.at): event.set for event in relay_events(fleet())}
+    assert events["uplink:a", 5.0] == LinkChange(rate_mbps=2.0, delay=0.04)
+    assert events["uplink:a", 5.0].loss is UNSET  # what an event leaves out stays as it was
+    assert [change.rate_mbps for (link, _), change in events.items() if link == "uplink:b"] == [
+        None  # unlimited is not the same as unchanged
+    ]
     # The way back is as long as the way there, also after it has changed.
-    assert [(e.at, e.set.delay) for e in back.events] == [(6.0, 0.02)]
+    assert events["return:a", 6.0] == LinkChange(delay=0.02)
 
 
 def test_traces_go_into_the_relay(tmp_path: Path) -> None:
@@ -138,8 +142,8 @@ def test_traces_go_into_the_relay(tmp_path: Path) -> None:
     links = relay_links(scenario)
     trace = links["uplink:plaza"].trace
     assert trace is not None
-    assert (trace.kind, trace.mean_bps, trace.seed) == ("cellular", 9e6, 3)
-    assert links["uplink:plaza"].rate_bps is None
+    assert trace == CellularTrace(mean_mbps=9.0, seed=3)
+    assert links["uplink:plaza"].rate_mbps is None
     text = FLEET.replace(
         "b: {rate_mbps: null,", f"b: {{trace: {{kind: file, path: {file}, scale: 3}},"
     )

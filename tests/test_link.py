@@ -10,17 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgewise.errors import BadInput
-from edgewise.network.link import (
+from edgewise.network.capacity import (
     Capacity,
-    Link,
     LinkArrays,
-    LinkSettings,
     bytes_between,
     capacity_time,
     constant,
     stepwise,
     time_to_send,
 )
+from edgewise.network.link import Link
+from edgewise.network.settings import LinkSettings, Outage
 
 NO_OUTAGE = np.empty((0, 2))
 # 1,000 B/s for 1 s, nothing for 1 s, 3,000 B/s for 1 s; 4,000 bytes in a period of 3 s.
@@ -34,7 +34,7 @@ STAIRS = Capacity(
 
 
 def kb_per_s(rate: float) -> LinkSettings:
-    return LinkSettings(capacity=constant(rate * 8e3))
+    return LinkSettings(rate_mbps=rate * 0.008)
 
 
 @pytest.mark.parametrize(
@@ -136,13 +136,13 @@ def test_chunks_in_a_row_do_not_pay_for_a_late_timer() -> None:
 
 
 def test_delay_is_added_after_the_departure() -> None:
-    link = Link(LinkSettings(capacity=constant(8e3), delay=0.25))
+    link = Link(LinkSettings(rate_mbps=0.008, delay=0.25))
     passage = link.depart(100, 1.0)
     assert (passage.departure, passage.delivery) == pytest.approx((1.1, 1.35))
 
 
 def test_opportunities_are_shared_by_waiting_chunks_and_lost_otherwise() -> None:
-    link = Link(LinkSettings(capacity=STAIRS))
+    link = Link(LinkSettings(), STAIRS)
     assert link.depart(1000, 0.0).departure == pytest.approx(0.01)
     assert link.depart(2000, 0.0101, since=0.0).departure == pytest.approx(0.01)  # 3,000 of 3,008
     assert link.depart(9, 0.0101, since=0.0).departure == pytest.approx(0.03)
@@ -172,23 +172,25 @@ def test_a_stopped_link_goes_on_when_it_is_changed() -> None:
 
 
 def test_outage_in_mid_transfer() -> None:
-    link = Link(kb_per_s(1), origin=100.0, outages=[(7.0, 8.0)])
+    planned = LinkSettings(rate_mbps=0.008, outages=(Outage(at=7.0, duration=1.0),))
+    link = Link(planned, origin=100.0)
     link.depart(1000, 103.0)
     revised = link.outage(103.2, 2.0)
     assert revised is not None
     assert revised.departure == pytest.approx(106.0)
     assert link.rate_bps(104.0) == 0.0
     assert link.rate_bps(106.0) == pytest.approx(8e3)
-    revised = link.replace_outages(104.0, [])  # over early: 200 bytes sent, 800 to go
+    revised = link.restore(104.0, kb_per_s(1))  # over early: 200 bytes sent, 800 to go
     assert revised is not None
     assert revised.departure == pytest.approx(104.8)
     assert link.depart(2500, 104.9).departure == pytest.approx(107.4)
 
 
 def test_restart_moves_time_zero() -> None:
-    link = Link(LinkSettings(capacity=TRACE), origin=50.0)
+    link = Link(LinkSettings(), TRACE, origin=50.0)
     assert link.depart(1000, 51.0).departure == pytest.approx(52 + 1 / 3)
-    revised = link.restart(51.5, LinkSettings(capacity=TRACE), [(0.5, 0.7)])
+    again = LinkSettings(outages=(Outage(at=0.5, duration=0.2),))
+    revised = link.restore(51.5, again, TRACE, restart=True)
     assert revised is not None
     assert revised.departure == pytest.approx(51.5 + 2 + 0.2 / 3)
 
@@ -201,10 +203,10 @@ def test_idle_capacity_is_not_saved_up_over_a_change() -> None:
 
 def test_jitter_and_a_shorter_delay_keep_the_order() -> None:
     rng = np.random.default_rng(3)
-    jittery = LinkSettings(capacity=constant(8e6), delay=0.1, jitter=0.05)
+    jittery = LinkSettings(rate_mbps=8, delay=0.1, jitter=0.05)
     link = Link(jittery, rng=rng)
     passages = [link.depart(1000, i / 1000, since=0.0) for i in range(200)]
-    link.change(0.2, LinkSettings(capacity=constant(8e6)))
+    link.change(0.2, LinkSettings(rate_mbps=8))
     passages.append(link.depart(1000, 0.2))
     deliveries = [p.delivery for p in passages]
     assert deliveries == sorted(deliveries)
@@ -215,8 +217,10 @@ def test_jitter_and_a_shorter_delay_keep_the_order() -> None:
 def test_loss_stalls_one_chunk_and_not_the_next() -> None:
     link = Link(LinkSettings(loss=0.3, stall=0.2), rng=np.random.default_rng(1))
     passages = [link.depart(1500, 1.0) for _ in range(4000)]
-    assert all(p.delivery == 1.0 + 0.2 * p.stalls and not p.reset for p in passages)
-    share = [np.mean([p.stalls >= k for p in passages]) for k in (1, 2)]
+    stalls = [(p.delivery - 1.0) / 0.2 for p in passages]
+    assert stalls == pytest.approx([round(n) for n in stalls])
+    assert not any(p.reset for p in passages)
+    share = [np.mean([n > k - 0.5 for n in stalls]) for k in (1, 2)]
     assert share == pytest.approx([0.3, 0.09], abs=0.03)  # 4 standard deviations
 
 
@@ -244,7 +248,7 @@ def test_room() -> None:
 
 
 def test_rate_of_stairs_is_a_mean() -> None:
-    link = Link(LinkSettings(capacity=STAIRS))
+    link = Link(LinkSettings(), STAIRS)
     assert link.rate_bps(20.0) == pytest.approx(8 * 6016 / 0.04, rel=0.01)
     assert STAIRS.mean_bps == pytest.approx(8 * 6016 / 0.04)
 
@@ -258,12 +262,15 @@ def test_rate_of_stairs_is_a_mean() -> None:
         (lambda: stepwise([0, 1, 1], [1.0, 2.0], repeat=True), "increasing"),
         (lambda: stepwise([0, 1], [-1.0], repeat=True), "rates >= 0"),
         (lambda: stepwise([0, 1], [0.0], repeat=True), "above 0"),
-        (lambda: LinkSettings(delay=-1.0), "delay"),
-        (lambda: LinkSettings(loss=1.0), "loss"),
-        (lambda: LinkSettings(queue_bytes=0), "queue_bytes"),
-        (lambda: LinkSettings(loss_mode="drop"), "loss_mode"),  # type: ignore[arg-type]
+        (lambda: Link(LinkSettings(delay=-1.0)), "delay: expected a number >= 0.0, got -1.0"),
+        (lambda: Link(LinkSettings(loss=1.0)), "loss: expected a number < 1.0"),
+        (lambda: Link(LinkSettings(queue_bytes=0)), "queue_bytes"),
+        (lambda: Link(LinkSettings(loss_mode="drop")), "loss_mode: expected one of reset, stall"),
         (lambda: Link(LinkSettings(loss=0.1)), "rng"),
-        (lambda: Link(LinkSettings(), outages=[(2.0, 1.0)]), "outage"),
+        (
+            lambda: Link(LinkSettings(outages=(Outage(at=2.0, duration=-1.0),))),
+            "outages.0..duration",
+        ),
         (lambda: Link(LinkSettings()).outage(0.0, 0.0), "duration"),
     ],
 )

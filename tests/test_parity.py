@@ -15,7 +15,7 @@ from edgewise import scenario as sc
 from edgewise.domain import PayloadForm, Report, Status
 from edgewise.live.wire.round_trips import LeastRtt
 from edgewise.network.capacity import constant
-from edgewise.network.link import LinkSettings
+from edgewise.network.settings import LinkSettings, Outage
 from edgewise.policy import find
 from edgewise.scenario import Scenario, loads
 from edgewise.sim import engine
@@ -132,8 +132,8 @@ def over(scenario: Scenario, **changes: object) -> Scenario:
 
 
 def traces(scenario: Scenario) -> Scenario:
-    plaza = sc.LinkSpec(trace=sc.CellularTrace(mean_mbps=12.0), delay=0.008)
-    campus = sc.LinkSpec(trace=sc.WifiTrace(mean_mbps=8.0), delay=0.010)
+    plaza = sc.LinkSettings(trace=sc.CellularTrace(mean_mbps=12.0), delay=0.008)
+    campus = sc.LinkSettings(trace=sc.WifiTrace(mean_mbps=8.0), delay=0.010)
     return over(scenario, links={**scenario.network.links, "plaza": plaza, "campus": campus})
 
 
@@ -149,10 +149,10 @@ def outages(scenario: Scenario) -> Scenario:
 def rates(scenario: Scenario) -> Scenario:
     """Of rates alone: the live least round trip is slow to notice another delay."""
     events = (
-        sc.LinkEvent(at=2.0, link="plaza", set=sc.LinkSet(rate_mbps=3.0)),
-        sc.LinkEvent(at=2.6, link="access:plaza", set=sc.LinkSet(rate_mbps=20.0)),
+        sc.LinkEvent(at=2.0, link="plaza", set=sc.LinkChange(rate_mbps=3.0)),
+        sc.LinkEvent(at=2.6, link="access:plaza", set=sc.LinkChange(rate_mbps=20.0)),
         # Here 27 kB are across before their first byte is in.
-        sc.LinkEvent(at=3.2, link="plaza", set=sc.LinkSet(rate_mbps=30.0)),
+        sc.LinkEvent(at=3.2, link="plaza", set=sc.LinkChange(rate_mbps=30.0)),
     )
     return over(scenario, events=events)
 
@@ -257,7 +257,7 @@ def test_peers_are_given_up_while_they_run() -> None:
 
 def test_what_is_not_supported_is_refused() -> None:
     scenario, trace = world(0.2)
-    later = sc.LinkEvent(at=2.0, link="plaza", set=sc.LinkSet(delay=0.02))
+    later = sc.LinkEvent(at=2.0, link="plaza", set=sc.LinkChange(delay=0.02))
     with pytest.raises(ValueError, match="rate alone"):
         run_live(over(scenario, events=(later,)), trace, CONTROLLED)
     down = sc.DownFailure(at=2.0, server="depot", duration=1.0)
@@ -366,7 +366,9 @@ def test_flows_share_equally_and_a_cancelled_one_frees_its_share() -> None:
 
     async def work() -> None:
         loop = asyncio.get_running_loop()
-        link = SharedLink(LinkSettings(capacity=constant(8e6)), [(3.0, 4.0)], origin=0.0)
+        link = SharedLink(
+            LinkSettings(rate_mbps=8, outages=(Outage(at=3.0, duration=1.0),)), origin=0.0
+        )
 
         async def send(name: str, size: float, at: float) -> None:
             await sleep_until(at)
@@ -391,7 +393,7 @@ def test_a_change_of_rate_concerns_what_is_left() -> None:
     done: dict[str, float] = {}
 
     async def work() -> None:
-        link = SharedLink(LinkSettings(capacity=constant(8e6)), [], origin=0.0)
+        link = SharedLink(LinkSettings(rate_mbps=8), origin=0.0)
 
         async def send(name: str, size: float) -> None:
             done[name] = await link.transmit(size)

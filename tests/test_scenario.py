@@ -21,7 +21,7 @@ from edgewise.scenario import (
     CellularTrace,
     DownFailure,
     FileTrace,
-    LinkSpec,
+    LinkSettings,
     MmppArrivals,
     Scenario,
     ServiceSpec,
@@ -77,21 +77,21 @@ def test_a_link_gives_what_differs_from_the_default_link() -> None:
     scenario = loads(BASE)
     assert scenario.link_between("plaza", "depot") == (
         "uplink:plaza",
-        LinkSpec(rate_mbps=10.0, delay=0.008),
+        LinkSettings(rate_mbps=10.0, delay=0.008),
     )
     assert scenario.link_between("depot", "plaza") == (
         "uplink:depot",
-        LinkSpec(rate_mbps=10.0, delay=0.002),
+        LinkSettings(rate_mbps=10.0, delay=0.002),
     )
     trace = "plaza: {trace: {kind: cellular, mean_mbps: 5}}"
     scenario = loads(changed("plaza: {delay: 0.008}", trace))
-    assert scenario.link_between("plaza", "depot")[1] == LinkSpec(
+    assert scenario.link_between("plaza", "depot")[1] == LinkSettings(
         trace=CellularTrace(mean_mbps=5.0), delay=0.002
     )
     back = changed("link: {rate_mbps: 10,", "link: {trace: {kind: wifi, mean_mbps: 5},").replace(
         "plaza: {delay: 0.008}", "plaza: {rate_mbps: null}"
     )
-    assert loads(back).link_between("plaza", "depot")[1] == LinkSpec(delay=0.002)
+    assert loads(back).link_between("plaza", "depot")[1] == LinkSettings(delay=0.002)
 
 
 def test_links_by_pair() -> None:
@@ -297,7 +297,7 @@ REFUSED = [
         "  link:",
         "  events: [{at: 1, link: plaza, set: {}}]\n  link:",
         "network.events[0].set",
-        "one of rate_mbps, delay, jitter, loss",
+        "one of rate_mbps, trace, delay",
     ),
     (
         "name: base",

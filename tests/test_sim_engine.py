@@ -25,7 +25,9 @@ pytestmark = pytest.mark.study
 KB = 8e-3  # Mbit/s of 1,000 bytes/s
 
 
-def uploads(access: sc.LinkSpec, times: list[float], sizes: list[int], **options: object) -> list:
+def uploads(
+    access: sc.LinkSettings, times: list[float], sizes: list[int], **options: object
+) -> list:
     scenario = one_server(1.0, 10.0, access=access, seconds=(1e-4,), workers=8)
     scenario = msgspec.structs.replace(
         scenario, network=sc.NetworkSpec(access=access, events=options.pop("events", ()))
@@ -40,54 +42,54 @@ def uploads(access: sc.LinkSpec, times: list[float], sizes: list[int], **options
 
 def test_two_transfers_share_a_link() -> None:
     # Alone 0–0.5 (500 B), then at half speed: 500 B in 1 s. The other then has 500 B left, alone.
-    link = sc.LinkSpec(rate_mbps=KB, delay=0.25)
+    link = sc.LinkSettings(rate_mbps=KB, delay=0.25)
     assert uploads(link, [0.0, 0.5], [1000, 1000]) == pytest.approx([1.75, 2.25], abs=1e-12)
 
 
 def test_a_short_transfer_overtakes_a_long_one() -> None:
     # At 0.2 the long one has 800 B left. Both at 500 B/s: the short one's 100 B take 0.2 s, the
     # long one has 700 left then.
-    link = sc.LinkSpec(rate_mbps=KB)
+    link = sc.LinkSettings(rate_mbps=KB)
     assert uploads(link, [0.0, 0.2], [1000, 100]) == pytest.approx([1.1, 0.4], abs=1e-12)
 
 
 def test_fifo_serves_one_after_the_other() -> None:
-    link = sc.LinkSpec(rate_mbps=KB)
+    link = sc.LinkSettings(rate_mbps=KB)
     ends = uploads(link, [0.0, 0.2, 5.0], [1000, 100, 300], fifo_links=True)
     assert ends == pytest.approx([1.0, 1.1, 5.3], abs=1e-12)
 
 
 def test_an_outage_in_mid_transfer_only_waits() -> None:
-    link = sc.LinkSpec(rate_mbps=KB, outages=(sc.Outage(at=0.6, duration=2.0),))
+    link = sc.LinkSettings(rate_mbps=KB, outages=(sc.Outage(at=0.6, duration=2.0),))
     # Shared from 0.5 on: at 0.6 there are 450 and 950 B left, at 2.6 it goes on.
     ends = uploads(link, [0.0, 0.5], [1000, 1000])
     assert ends == pytest.approx([2.6 + 0.9, 2.6 + 0.9 + 0.5], abs=1e-9)
 
 
 def test_a_change_of_rate_in_mid_transfer() -> None:
-    events = (sc.LinkEvent(at=0.5, link="access:a", set=sc.LinkSet(rate_mbps=4 * KB)),)
-    ends = uploads(sc.LinkSpec(rate_mbps=KB), [0.0], [2500], events=events)
+    events = (sc.LinkEvent(at=0.5, link="access:a", set=sc.LinkChange(rate_mbps=4 * KB)),)
+    ends = uploads(sc.LinkSettings(rate_mbps=KB), [0.0], [2500], events=events)
     assert ends == pytest.approx([1.0], abs=1e-12)
 
 
 def test_a_stopped_link_goes_on_when_it_is_given_a_rate() -> None:
     events = (
-        sc.LinkEvent(at=0.5, link="access:a", set=sc.LinkSet(rate_mbps=0.0)),
-        sc.LinkEvent(at=3.0, link="access:a", set=sc.LinkSet(rate_mbps=KB)),
+        sc.LinkEvent(at=0.5, link="access:a", set=sc.LinkChange(rate_mbps=0.0)),
+        sc.LinkEvent(at=3.0, link="access:a", set=sc.LinkChange(rate_mbps=KB)),
     )
-    ends = uploads(sc.LinkSpec(rate_mbps=KB), [0.0], [1000], events=events)
+    ends = uploads(sc.LinkSettings(rate_mbps=KB), [0.0], [1000], events=events)
     assert ends == pytest.approx([3.5], abs=1e-12)
 
 
 def test_an_unlimited_link_takes_its_delay_and_its_outages() -> None:
-    link = sc.LinkSpec(delay=0.1, outages=(sc.Outage(at=1.0, duration=1.0),))
+    link = sc.LinkSettings(delay=0.1, outages=(sc.Outage(at=1.0, duration=1.0),))
     assert uploads(link, [0.0, 1.5], [10**9, 10]) == pytest.approx([0.1, 2.1], abs=1e-12)
 
 
 def test_a_trace_of_rates_repeats(tmp_path: Path) -> None:
     file = tmp_path / "rates.tsv"
     file.write_text("0\t0.008\n1\t0.016\n")
-    link = sc.LinkSpec(trace=sc.FileTrace(path=str(file)))
+    link = sc.LinkSettings(trace=sc.FileTrace(path=str(file)))
     # 1,000 B/s in even seconds, 2,000 in odd ones.
     assert uploads(link, [0.0], [2500]) == pytest.approx([1.75], abs=1e-9)
     assert uploads(link, [0.5], [3000]) == pytest.approx([2.5], abs=1e-9)
@@ -98,11 +100,11 @@ def test_a_trace_of_rates_repeats(tmp_path: Path) -> None:
 def test_loss_stalls_or_resets() -> None:
     many = [float(i) for i in range(400)]
     sizes = [15_000] * 400  # ten packets: 1 − 0.95¹⁰ = 40 % are hit
-    link = sc.LinkSpec(loss=0.05)
+    link = sc.LinkSettings(loss=0.05)
     late = np.array(uploads(link, many, sizes)) - many
     assert 0.3 < (late > 0.1).mean() < 0.5
     assert set(np.round(late / 0.2).astype(int)) <= {0, 1, 2, 3}
-    scenario = one_server(1.0, 10.0, access=sc.LinkSpec(loss=0.05, loss_mode="reset"))
+    scenario = one_server(1.0, 10.0, access=sc.LinkSettings(loss=0.05, loss_mode="reset"))
     sim = run_local(scenario, AT_ONCE, trace_of(many, sizes))
     assert 0.3 < (sim.world.results["status"] == layout.FAILED).mean() < 0.5
 
@@ -200,7 +202,7 @@ def fleet(**changes: object) -> sc.Scenario:
     scenario = sc.Scenario(
         name="fleet",
         servers={name: sc.ServerSpec(services=(service,)) for name in "abc"},
-        network=sc.NetworkSpec(link=sc.LinkSpec(rate_mbps=20.0, delay=0.005)),
+        network=sc.NetworkSpec(link=sc.LinkSettings(rate_mbps=20.0, delay=0.005)),
         workload=sc.WorkloadSpec(
             duration=8.0,
             arrivals=sc.PoissonArrivals(rate=90.0),
@@ -253,8 +255,8 @@ def test_a_server_that_is_down_makes_no_report() -> None:
 
 
 def test_a_link_that_stays_out_ends_in_an_outcome_for_everyone() -> None:
-    out = sc.LinkSpec(rate_mbps=20.0, outages=(sc.Outage(at=2.0, duration=1e6),))
-    scenario = fleet(network=sc.NetworkSpec(link=sc.LinkSpec(rate_mbps=20.0), links={"a": out}))
+    out = sc.LinkSettings(rate_mbps=20.0, outages=(sc.Outage(at=2.0, duration=1e6),))
+    scenario = fleet(network=sc.NetworkSpec(link=sc.LinkSettings(rate_mbps=20.0), links={"a": out}))
     sim = run_fleet(scenario, "round_robin")
     results, requests = sim.world.results, sim.world.requests
     assert (results["status"] != layout.LOST).all()
@@ -335,7 +337,7 @@ def test_nodes_decide_themselves_while_the_balancer_is_mute() -> None:
 
 
 def test_a_model_ready_payload_pays_where_links_are_thin() -> None:
-    thin = fleet(network=sc.NetworkSpec(link=sc.LinkSpec(rate_mbps=4.0, delay=0.005)))
+    thin = fleet(network=sc.NetworkSpec(link=sc.LinkSettings(rate_mbps=4.0, delay=0.005)))
     large = sc.LognormalPayload(median_bytes=110_000)
     workload = msgspec.structs.replace(thin.workload, payload=large)
     sim = run_fleet(msgspec.structs.replace(thin, workload=workload))

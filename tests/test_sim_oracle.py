@@ -20,9 +20,11 @@ RATES = {"a": 8.0, "b": 12.0, "c": 6.0}
 
 
 def fleet(topology: str, discipline: str, own: bool) -> sc.Scenario:
-    links = {name: sc.LinkSpec(rate_mbps=rate, delay=0.008) for name, rate in RATES.items()}
-    links["c"] = sc.LinkSpec(rate_mbps=6.0, delay=0.01, outages=(sc.Outage(at=2.0, duration=0.4),))
-    event = sc.LinkEvent(at=4.0, link="a", set=sc.LinkSet(rate_mbps=3.0))
+    links = {name: sc.LinkSettings(rate_mbps=rate, delay=0.008) for name, rate in RATES.items()}
+    links["c"] = sc.LinkSettings(
+        rate_mbps=6.0, delay=0.01, outages=(sc.Outage(at=2.0, duration=0.4),)
+    )
+    event = sc.LinkEvent(at=4.0, link="a", set=sc.LinkChange(rate_mbps=3.0))
     if topology == "pair":
         links = {f"{a}>{b}": link for a, link in links.items() for b in links if a != b}
         event = msgspec.structs.replace(event, link="a>b")
@@ -44,7 +46,7 @@ def fleet(topology: str, discipline: str, own: bool) -> sc.Scenario:
         failures=(sc.SlowFailure(at=3.0, server="b", duration=1.0, factor=2.5),),
         network=sc.NetworkSpec(
             topology=topology,
-            access=sc.LinkSpec(rate_mbps=30.0, delay=0.004),
+            access=sc.LinkSettings(rate_mbps=30.0, delay=0.004),
             links=links,
             events=(event,),
         ),
@@ -123,7 +125,7 @@ def test_every_request_has_the_oracles_stamps(
     [
         ({"service_noise": sc.ServiceNoise(cv=0.2)}, "noise"),
         ({"failures": (sc.DownFailure(at=1.0, server="a", duration=1.0),)}, "slow ones only"),
-        ({"network": sc.NetworkSpec(link=sc.LinkSpec(rate_mbps=None))}, "limited rates only"),
+        ({"network": sc.NetworkSpec(link=sc.LinkSettings(rate_mbps=None))}, "limited rates only"),
     ],
 )
 def test_the_oracle_refuses_what_it_does_not_know(change: dict[str, object], problem: str) -> None:

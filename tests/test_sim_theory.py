@@ -60,7 +60,7 @@ def test_a_shared_link_is_processor_sharing(sigma: float) -> None:
             15_000 / rate,
             workers=64,
             seconds=(1e-6,),
-            access=sc.LinkSpec(rate_mbps=8.0, delay=0.002),
+            access=sc.LinkSettings(rate_mbps=8.0, delay=0.002),
             payload=sc.LognormalPayload(median_bytes=median, sigma=sigma),
             seed=seed,
         )
@@ -77,7 +77,7 @@ def busy() -> Sim:
         350.0,
         60.0,
         workers=4,
-        access=sc.LinkSpec(rate_mbps=80.0),
+        access=sc.LinkSettings(rate_mbps=80.0),
         payload=sc.LognormalPayload(median_bytes=18_000.0),
         seed=3,
     )

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from edgewise.errors import BadInput, ScenarioError
-from edgewise.network.link import Link, LinkSettings, bytes_between, capacity_time
-from edgewise.network.trace import Kind, TraceSpec, read_trace, synthetic, with_mean
+from edgewise.network.capacity import bytes_between, capacity_time
+from edgewise.network.link import Link
+from edgewise.network.settings import LinkSettings, checked
+from edgewise.network.trace import FileTrace, Kind, LinkTrace, WifiTrace, read_trace, synthetic
 
 
 def write(folder: Path, text: str) -> Path:
@@ -30,7 +32,7 @@ def test_mahimahi_semantics(tmp_path: Path) -> None:
 
 def test_mahimahi_packets_as_mm_link_sends_them(tmp_path: Path) -> None:
     """1,500-byte packets that wait take turns; what a late one finds is its next opportunity."""
-    link = Link(LinkSettings(capacity=read_trace(write(tmp_path, "2\n4\n6\n10\n"))))
+    link = Link(LinkSettings(), read_trace(write(tmp_path, "2\n4\n6\n10\n")))
     departures = [link.depart(1504, i / 1000, since=0.0).departure for i in range(6)]
     assert departures == pytest.approx([0.002, 0.004, 0.006, 0.010, 0.012, 0.014])
     assert link.depart(1504, 0.0155).departure == pytest.approx(0.016)
@@ -119,27 +121,25 @@ def test_kinds_differ_as_they_are_meant_to() -> None:
     assert any(gaps)
 
 
-def test_spec(tmp_path: Path) -> None:
+def test_a_trace_of_the_settings_is_loaded(tmp_path: Path) -> None:
     write(tmp_path, "0\t8\n1\t24\n")
-    assert TraceSpec(file="trace").load(tmp_path).mean_bps == pytest.approx(16e6)
-    assert TraceSpec(file="trace", mean_bps=5e6).load(tmp_path).mean_bps == pytest.approx(5e6)
-    made = TraceSpec(kind="wifi", seed=3, mean_bps=1e6, duration=10.0).load(tmp_path)
+    assert FileTrace(path="trace").load(tmp_path).mean_bps == pytest.approx(16e6)
+    scaled = FileTrace(path="trace", mean_mbps=5.0, scale=2.0).load(tmp_path)
+    assert scaled.mean_bps == pytest.approx(10e6)
+    made = WifiTrace(seed=3, mean_mbps=1.0, duration=10.0).load(tmp_path)
     assert np.array_equal(made.cumulative, synthetic("wifi", 3, 1e6, 10.0).cumulative)
-    assert with_mean(made, 3e6).mean_bps == pytest.approx(3e6)
 
 
 @pytest.mark.parametrize(
-    ("spec", "problem"),
+    ("trace", "problem"),
     [
-        (TraceSpec(), "either 'file' or 'kind'"),
-        (TraceSpec(file="trace", kind="wifi"), "either 'file' or 'kind'"),
-        (TraceSpec(kind="wifi"), "mean_bps"),
-        (TraceSpec(kind="wifi", mean_bps=-1.0), "mean_bps"),
-        (TraceSpec(kind="wifi", mean_bps=1e6, duration=0.0), "duration"),
-        (TraceSpec(kind="wifi", mean_bps=1e6, seed=-1), "seed"),
-        (TraceSpec(kind="lan", mean_bps=1e6), "cellular, wifi, backhaul"),  # type: ignore[arg-type]
+        (WifiTrace(mean_mbps=-1.0), "trace.mean_mbps: expected a number > 0.0"),
+        (WifiTrace(mean_mbps=1.0, duration=0.0), "trace.duration: expected a number >= 1.0"),
+        (WifiTrace(mean_mbps=1.0, duration=1e9), "trace.duration: expected a number <= 86400.0"),
+        (WifiTrace(mean_mbps=1.0, seed=-1), "trace.seed: expected a whole number >= 0"),
+        (FileTrace(path=""), "trace.path"),
     ],
 )
-def test_bad_specs(spec: TraceSpec, problem: str, tmp_path: Path) -> None:
+def test_a_bad_trace_is_named(trace: LinkTrace, problem: str) -> None:
     with pytest.raises(BadInput, match=problem):
-        spec.load(tmp_path)
+        checked(LinkSettings(trace=trace))

@@ -11,9 +11,10 @@ from typer.testing import CliRunner
 from edgewise.cli import main
 from edgewise.errors import BadInput
 from edgewise.network.capacity import bytes_between, constant, stepwise
-from edgewise.network.link import Link, LinkSettings
+from edgewise.network.link import Link
+from edgewise.network.settings import LinkSettings
 from edgewise.network.trace import OPPORTUNITY_BYTES, Kind, read_trace, synthetic
-from edgewise.network.trace_files import written
+from edgewise.network.trace_files import trace_text
 
 KINDS: tuple[Kind, ...] = ("cellular", "wifi", "backhaul")
 
@@ -22,7 +23,7 @@ KINDS: tuple[Kind, ...] = ("cellular", "wifi", "backhaul")
 def test_rates_are_read_back_as_they_were(kind: Kind, tmp_path: Path) -> None:
     made = synthetic(kind, 3, 20e6, 30.0)
     file = tmp_path / "trace"
-    file.write_text(written(made, "rates", "a comment"))
+    file.write_text(trace_text(made, "rates", "a comment"))
     again = read_trace(file)
     assert again.period == pytest.approx(made.period)
     assert np.allclose(again.cumulative, made.cumulative, rtol=1e-4)
@@ -32,10 +33,10 @@ def test_rates_are_read_back_as_they_were(kind: Kind, tmp_path: Path) -> None:
 def test_mahimahi_s_opportunities_come_when_the_bytes_do(kind: Kind, tmp_path: Path) -> None:
     made = synthetic(kind, 3, 20e6, 30.0)
     file = tmp_path / "trace"
-    file.write_text(written(made, "mahimahi"))
+    file.write_text(trace_text(made, "mahimahi"))
     again = read_trace(file)
     assert again.period == pytest.approx(made.period)
-    arrays = [Link(LinkSettings(capacity=c)).arrays() for c in (made, again)]
+    arrays = [Link(LinkSettings(), c).arrays() for c in (made, again)]
     # Never more than one opportunity behind, and never ahead.
     for t in np.arange(0.0005, 30.0, 0.0917):
         a, b = (bytes_between(*each, 0.0, float(t)) for each in arrays)
@@ -45,7 +46,7 @@ def test_mahimahi_s_opportunities_come_when_the_bytes_do(kind: Kind, tmp_path: P
 
 def test_a_trace_that_ends_in_silence_keeps_its_period(tmp_path: Path) -> None:
     file = tmp_path / "trace"
-    file.write_text(written(stepwise([0, 1, 2], [1e6, 0.0], repeat=True), "mahimahi"))
+    file.write_text(trace_text(stepwise([0, 1, 2], [1e6, 0.0], repeat=True), "mahimahi"))
     again = read_trace(file)
     assert again.period == 2.0
     assert again.cumulative[-1] == (125_000 // OPPORTUNITY_BYTES + 1) * OPPORTUNITY_BYTES
@@ -53,11 +54,11 @@ def test_a_trace_that_ends_in_silence_keeps_its_period(tmp_path: Path) -> None:
 
 def test_what_cannot_be_written_says_so(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="repeats"):
-        written(constant(1e6), "rates")
+        trace_text(constant(1e6), "rates")
     file = tmp_path / "trace"
     file.write_text("1\n2\n")
     with pytest.raises(BadInput, match="staircase"):
-        written(read_trace(file), "rates")
+        trace_text(read_trace(file), "rates")
 
 
 def rates(kind: Kind, seed: int, duration: float) -> np.ndarray:
@@ -119,5 +120,5 @@ def test_the_commands(tmp_path: Path) -> None:
     assert shown.startswith("# edgewise traces generate cellular --seconds 20 --mean 20 --seed 7\n")
     told = CliRunner().invoke(main.app, ["traces", "show", str(file)]).output
     assert "period\t20 s\nmean\t20 Mbit/s\n" in told
-    nowhere = CliRunner().invoke(main.app, [*arguments, "--out", str(tmp_path / "no" / "file")])
+    nowhere = CliRunner().invoke(main.app, [*arguments, "--out", str(file / "no")])
     assert isinstance(nowhere.exception, BadInput)

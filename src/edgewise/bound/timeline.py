@@ -13,8 +13,9 @@ import numpy as np
 from edgewise.compile import inner, jit
 from edgewise.fleet.arrays import Array
 from edgewise.sim import layout
+from edgewise.sim.impairments import impaired_at_best
 from edgewise.sim.layout import CONSTANT, CURVE, UNLIMITED, World
-from edgewise.sim.links import across, capacity, lag
+from edgewise.sim.links import across, capacity
 
 
 class LinkStates(NamedTuple):
@@ -32,11 +33,8 @@ def link_states(world: World, script: Array) -> LinkStates:
         if line["kind"] != layout.S_LINK_CHANGE:
             continue
         now = states[int(line["index"])][-1][1].copy()
-        if line["rated"]:
-            now["mode"], now["rate"] = line["mode"], line["rate"]
-        for key in ("delay", "jitter", "loss"):
-            if not np.isnan(line[key]):
-                now[key] = line[key]
+        for name, *_ in layout.LINK_SETTINGS:
+            now[name] = line[name]
         states[int(line["index"])].append((float(line["time"]), now))
     flat = [entry for one in states for entry in one]
     return LinkStates(
@@ -146,7 +144,9 @@ def least_lag(links: LinkStates, seed: int, r: int, link: int, size: float) -> f
     """The least lag (delay, jitter, stall) of request `r`'s `size` bytes in any state."""
     best = math.inf
     for n in range(links.first[link], links.first[link + 1]):
-        best = min(best, lag(links.states[n], seed, r, link, size))
+        state = links.states[n]
+        lag = impaired_at_best(state.delay, state.impairments, seed, r, link, size, 0.0)
+        best = min(best, lag)
     return best
 
 

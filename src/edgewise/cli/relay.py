@@ -15,7 +15,7 @@ def relay(
     Prints one line of JSON when it listens, with the address of its control
     interface and of every route; then runs until SIGTERM or Ctrl-C. On the
     control address GET /links shows all links, and PATCH /links/NAME with
-    {"rate_bps": 5e6} changes one while traffic flows.
+    {"rate_mbps": 5} changes one while traffic flows.
     """
     from edgewise.network.kernel.devices import load
     from edgewise.network.relay.config import RelayConfig
@@ -35,6 +35,6 @@ def relay(
 
         run_relay(read, ready)
     else:  # needs an extra that the relay does not
-        from edgewise.network.kernel.shaper import run as run_wires
+        from edgewise.network.kernel.device_network import run as run_devices
 
-        run_wires(read, ready)
+        run_devices(read, ready)

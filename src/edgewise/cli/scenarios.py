@@ -11,7 +11,7 @@ from rich.table import Table
 
 from edgewise.domain import Service
 from edgewise.errors import ModelError
-from edgewise.scenario import LinkSpec, Scenario, ServerSpec, dump, load, presets, warnings_of
+from edgewise.scenario import LinkSettings, Scenario, ServerSpec, dump, load, presets, warnings_of
 from edgewise.scenario.files import find
 from edgewise.tasks.services import services_of
 from edgewise.worlds import workload
@@ -140,7 +140,7 @@ def _load(read: Scenario, rate: float, server: ServerSpec, own: tuple[Service, .
     return f"{100 * load:.0f} %{' +' if unmet and rate else ''}"
 
 
-def _link(link: LinkSpec) -> str:
+def _link(link: LinkSettings) -> str:
     if link.trace is not None:
         what = str(link.trace.__struct_config__.tag)
         mean = getattr(link.trace, "mean_mbps", None)

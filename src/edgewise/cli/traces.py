@@ -56,11 +56,11 @@ def generate(
       edgewise traces generate wifi --mean 40 --format mahimahi --out wifi.up
     """
     from edgewise.network.trace import synthetic
-    from edgewise.network.trace_files import written
+    from edgewise.network.trace_files import trace_text
 
     capacity = synthetic(kind.value, seed, 1e6 * mean, seconds)
     comment = f"edgewise traces generate {kind.value} --seconds {seconds:g} --mean {mean:g}"
-    text = written(capacity, format.value, f"{comment} --seed {seed}")
+    text = trace_text(capacity, format.value, f"{comment} --seed {seed}")
     if out == "-":
         typer.echo(text, nl=False)
         return
@@ -75,13 +75,12 @@ def show(
     import numpy as np
 
     from edgewise.network.capacity import bytes_between
-    from edgewise.network.link import Link, LinkSettings
     from edgewise.network.trace import read_trace
 
     capacity = read_trace(file)
-    arrays = Link(LinkSettings(capacity=capacity)).arrays()
+    no_outages = np.empty((0, 2))
     whole = max(int(capacity.period), 1)
-    rates = [8e-6 * bytes_between(*arrays, float(t), t + 1.0) for t in range(whole)]
+    rates = [8e-6 * bytes_between(*capacity, no_outages, float(t), t + 1.0) for t in range(whole)]
     quantiles = np.percentile(rates, [0, 5, 50, 95, 100])
     typer.echo(f"period\t{capacity.period:g} s\nmean\t{1e-6 * capacity.mean_bps:.4g} Mbit/s")
     for name, value in zip(("least", "5 %", "median", "95 %", "most"), quantiles, strict=True):

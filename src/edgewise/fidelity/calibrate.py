@@ -34,7 +34,7 @@ from edgewise.scenario import (
     Arrivals,
     ConstantArrivals,
     Demand,
-    LinkSpec,
+    LinkSettings,
     LognormalPayload,
     MmppArrivals,
     PoissonArrivals,
@@ -230,7 +230,7 @@ def _service_time(service: Service, original: Floats, ready: Floats) -> tuple[fl
 # -- links ---------------------------------------------------------------------------------------
 
 
-def _links(record: _Record) -> tuple[dict[str, LinkSpec], dict[str, LinkSpec]]:
+def _links(record: _Record) -> tuple[dict[str, LinkSettings], dict[str, LinkSettings]]:
     network = record.scenario.network
     links, access = dict(network.links), dict(network.access_links)
     size = record.column("payload_bytes")
@@ -263,7 +263,7 @@ def _links(record: _Record) -> tuple[dict[str, LinkSpec], dict[str, LinkSpec]]:
     return links, access
 
 
-def _between(record: _Record) -> Iterator[tuple[str, str, LinkSpec, NDArray[np.bool_]]]:
+def _between(record: _Record) -> Iterator[tuple[str, str, LinkSettings, NDArray[np.bool_]]]:
     """Key in ``network.links``, full name, figures and whose requests, of links between servers."""
     names = record.scenario.server_names
     uplink = record.scenario.network.topology == "uplink"
@@ -311,13 +311,13 @@ def _transfers(
 def _link(
     record: _Record,
     name: str,
-    spec: LinkSpec,
+    spec: LinkSettings,
     starts: Floats,
     sizes: Floats,
     ends: Floats,
     least: Floats | None = None,
     original: NDArray[np.bool_] | None = None,
-) -> LinkSpec | None:
+) -> LinkSettings | None:
     """`spec` with what was measured; None if it is kept.
 
     Judged by transfers of originals if there are enough: when those began is known.

@@ -1,8 +1,7 @@
 """What this machine can do for an emulated network: tried, not guessed from versions.
 
-Each probe makes what it asks for and removes it again. A kernel's configuration says less: a module
-may be missing, and a container may lack the capability. Every probe returns what was found and, if
-it is not usable, what is missing and how to get it.
+Each probe makes the thing that it is about and removes it again. A kernel's configuration says
+less: a module may be missing, and a container may lack the capability.
 """
 
 from __future__ import annotations
@@ -34,143 +33,113 @@ LATE_MS = 1.0
 """A machine whose timer fires later than this, in the median, cannot keep the relay's promise."""
 
 
-class Capability(msgspec.Struct, frozen=True, kw_only=True):
+class Capability(msgspec.Struct, frozen=True):
     """One line of ``edgewise doctor``."""
 
     name: str
-    ok: bool
     found: str
     """What was tried and seen."""
     needs: str = ""
-    """What is missing and how to get it; empty if it is there."""
+    """What is missing and how to get it; empty if nothing is."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is missing."""
+        return not self.needs
 
 
-def network() -> list[Capability]:
-    """The emulator's own: relay, namespaces, qdiscs, TUN, timers, descriptors, CPU pinning."""
-    relay = relay_runs()
-    spaces = namespaces()
+def network_capabilities() -> list[Capability]:
+    """All that an emulated network may need; the relay, which needs least, comes first."""
+    namespaces = network_namespaces()
     return [
-        relay,
-        spaces,
-        qdisc("tbf", spaces),
-        qdisc("netem", spaces),
-        tun(spaces),
+        relay(),
+        namespaces,
+        qdisc("tbf", namespaces),
+        qdisc("netem", namespaces),
+        tun(namespaces),
         timers(),
         descriptors(),
         pinning(),
     ]
 
 
-def relay_runs() -> Capability:
-    """Whether ``edgewise.network.relay.relay`` can be imported and has its timerfd."""
+def relay() -> Capability:
+    """Whether the relay can be imported and has its timerfd."""
     missing = [m for m in ("aiohttp", "uvloop") if importlib.util.find_spec(m) is None]
     if missing:
-        return Capability(
-            name="relay",
-            ok=False,
-            found=f"no {', '.join(missing)}",
-            needs=install_command("live"),
-        )
+        return Capability("relay", f"no {', '.join(missing)}", install_command("live"))
     if not sys.platform.startswith("linux"):
-        return Capability(
-            name="relay", ok=False, found=sys.platform, needs="Linux: the relay's timers are its"
-        )
-    return Capability(name="relay", ok=True, found="the default backend, without privileges")
+        return Capability("relay", sys.platform, "Linux: it has the relay's timers")
+    return Capability("relay", "the default backend, without privileges")
 
 
-def namespaces() -> Capability:
+def network_namespaces() -> Capability:
     """Whether a network namespace with a veth pair can be made."""
     name = "network namespaces"
-    lacks = _pyroute2()
-    if lacks is not None:
-        return msgspec.structs.replace(lacks, name=name)
+    if importlib.util.find_spec("pyroute2") is None:
+        return Capability(name, "no pyroute2", f"{install_command('netns')}, and root")
     if shutil.which("nsenter") is None:
-        return Capability(
-            name=name, ok=False, found="no nsenter", needs="apt-get install util-linux"
-        )
-    with _attempt() as tried:
-        with _space():
+        return Capability(name, "no nsenter", "apt-get install util-linux")
+    with _errors_as_text() as errors:
+        with _namespace():
             pass
-        return Capability(name=name, ok=True, found="made one with a veth pair")
+        return Capability(name, "made one with a veth pair")
     needs = "root (CAP_SYS_ADMIN and CAP_NET_ADMIN)" if os.geteuid() else "a kernel with net_ns"
-    return Capability(name=name, ok=False, found=tried[0], needs=needs)
+    return Capability(name, errors[0], needs)
 
 
-def qdisc(kind: str, spaces: Capability) -> Capability:
+def qdisc(kind: str, namespaces: Capability) -> Capability:
     """Whether the kernel has a queueing discipline, tried on a veth device."""
     name = f"tc {kind}"
-    if not spaces.ok:
-        return Capability(
-            name=name, ok=False, found="not tried", needs=f"{spaces.name}: {spaces.needs}"
-        )
+    if not namespaces.ok:
+        return Capability(name, "not tried", f"{namespaces.name}: {namespaces.needs}")
     parameters: dict[str, Any] = {"delay": 1000}
     if kind == "tbf":
         parameters = {"rate": 1_000_000, "burst": 16384, "latency": "50ms"}
-    with _attempt() as tried:
-        with _space() as (made, space, device):
-            made.tc("add", kind, space, device, 0x10000, parent=ROOT, **parameters)
-        return Capability(name=name, ok=True, found="added to a veth device")
-    what = "delay, jitter and loss" if kind == "netem" else "rates"
+    with _errors_as_text() as errors:
+        with _namespace() as (made, namespace, device):
+            made.tc("add", kind, namespace, device, 0x10000, parent=ROOT, **parameters)
+        return Capability(name, "added to a veth device")
+    lost = "delay, jitter and loss" if kind == "netem" else "rates"
     return Capability(
-        name=name,
-        ok=False,
-        found=f"this kernel refuses it: {tried[0]}",
-        needs=f"modprobe sch_{kind}, or a kernel built with it; without it the tc backend "
-        f"plays no {what} (relay and tun do)",
+        name,
+        f"this kernel refuses it: {errors[0]}",
+        f"modprobe sch_{kind}, or a kernel built with it; without it the tc backend has no {lost} "
+        "(relay and tun do)",
     )
 
 
-def tun(spaces: Capability) -> Capability:
+def tun(namespaces: Capability) -> Capability:
     """Whether a TUN device can be made."""
+    name = "tun device"
     try:
         handle = os.open(TUN, os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
-        return Capability(
-            name="tun device",
-            ok=False,
-            found=f"{TUN}: {error.strerror}",
-            needs="modprobe tun, and root; in a container --device /dev/net/tun",
-        )
+        needs = "modprobe tun, and root; in a container --device /dev/net/tun"
+        return Capability(name, f"{TUN}: {error.strerror}", needs)
     try:
         fcntl.ioctl(handle, TUNSETIFF, struct.pack("16sH22x", b"ewprobe%d", IFF_TUN | IFF_NO_PI))
     except OSError as error:
-        return Capability(
-            name="tun device",
-            ok=False,
-            found=f"cannot be made: {error.strerror}",
-            needs="root (CAP_NET_ADMIN)",
-        )
+        return Capability(name, f"cannot be made: {error.strerror}", "root (CAP_NET_ADMIN)")
     finally:
         os.close(handle)
-    if not spaces.ok:
-        return Capability(
-            name="tun device",
-            ok=False,
-            found="can be made",
-            needs=f"{spaces.name}: {spaces.needs}",
-        )
-    return Capability(name="tun device", ok=True, found="made one")
+    if not namespaces.ok:
+        return Capability(name, "can be made", f"{namespaces.name}: {namespaces.needs}")
+    return Capability(name, "made one")
 
 
 def timers() -> Capability:
-    """How late a timerfd and an event loop's own timer fire, medians of a hundred millisecond."""
-    try:
-        from edgewise.network.relay.timers import Timers
-    except ImportError as error:  # pragma: no cover - numba and numpy are the core's own
-        return Capability(name="timers", ok=False, found=str(error), needs="pip install edgewise")
+    """How late a timerfd and an event loop's own timer fire, medians of forty, ms."""
+    from edgewise.network.relay.timers import Timers
+
     fine, coarse = asyncio.run(_lateness(Timers))
     way = "os.timerfd_create" if sys.version_info >= (3, 13) else "timerfd through the C library"
     found = (
         f"{way}: {fine:.2f} ms late in the median, the loop's own {coarse:.2f} ms, "
         f"clock {time.get_clock_info('monotonic').resolution * 1e9:.0f} ns"
     )
-    late = fine > LATE_MS
-    return Capability(
-        name="timers",
-        ok=not late,
-        found=found,
-        needs="a less busy machine, or realtime: true in the relay's configuration" if late else "",
-    )
+    needs = "a less busy machine, or realtime: true in the relay's configuration"
+    return Capability("timers", found, needs if fine > LATE_MS else "")
 
 
 async def _lateness(make: Callable[[asyncio.AbstractEventLoop], Any]) -> tuple[float, float]:
@@ -196,54 +165,42 @@ async def _lateness(make: Callable[[asyncio.AbstractEventLoop], Any]) -> tuple[f
 def descriptors() -> Capability:
     """The limit on open files."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    ok = soft == resource.RLIM_INFINITY or soft >= FILES_WANTED
-    needs = "" if ok else f"ulimit -n {FILES_WANTED}; each relayed connection takes two"
-    return Capability(name="file descriptors", ok=ok, found=f"{soft} of {hard}", needs=needs)
+    enough = soft == resource.RLIM_INFINITY or soft >= FILES_WANTED
+    needs = f"ulimit -n {FILES_WANTED}; each relayed connection takes two"
+    return Capability("file descriptors", f"{soft} of {hard}", "" if enough else needs)
 
 
 def pinning() -> Capability:
-    """Cores, and whether a process may choose its own."""
-    mine = os.sched_getaffinity(0)
-    found = f"{len(mine)} of {os.cpu_count()} cores are ours"
+    """The number of cores, and whether a process may choose its own."""
+    usable = os.sched_getaffinity(0)
+    found = f"{len(usable)} of {os.cpu_count()} cores are ours"
     try:
-        os.sched_setaffinity(0, mine)
+        os.sched_setaffinity(0, usable)
     except OSError as error:
-        return Capability(
-            name="CPU pinning",
-            ok=False,
-            found=f"{found}; {error.strerror}",
-            needs="a container that allows sched_setaffinity",
-        )
-    needs = "" if len(mine) > 1 else "a second core: servers and network share one"
-    return Capability(name="CPU pinning", ok=len(mine) > 1, found=found, needs=needs)
-
-
-def _pyroute2() -> Capability | None:
-    if importlib.util.find_spec("pyroute2") is not None:
-        return None
-    return Capability(
-        name="", ok=False, found="no pyroute2", needs=f"{install_command('netns')}, and root"
-    )
+        needs = "a container that allows sched_setaffinity"
+        return Capability("CPU pinning", f"{found}; {error.strerror}", needs)
+    needs = "" if len(usable) > 1 else "a second core: servers and network share one"
+    return Capability("CPU pinning", found, needs)
 
 
 @contextlib.contextmanager
-def _attempt() -> Iterator[list[str]]:
-    """Turns an error of the kernel into its text, in the list that it gives; ends the block."""
-    said: list[str] = []
+def _errors_as_text() -> Iterator[list[str]]:
+    """Turn an error in the block into its text, in the list that is yielded."""
+    errors: list[str] = []
     try:
-        yield said
+        yield errors
     except Exception as error:  # NetlinkError is no OSError, and its text is "(2, 'No such …')"
         reason = error.args[-1] if error.args else repr(error)
-        said.append(str(reason).partition(";")[0])
+        errors.append(str(reason).partition(";")[0])
 
 
 @contextlib.contextmanager
-def _space() -> Iterator[tuple[Any, str, int]]:
+def _namespace() -> Iterator[tuple[Any, str, int]]:
     """A network namespace with a veth device in it, for as long as the block lasts."""
-    from edgewise.network.kernel.namespaces import Spaces
+    from edgewise.network.kernel.namespaces import Namespaces
 
-    with Spaces() as spaces:
-        a = spaces.add("probe")
-        b = spaces.add("other")
-        spaces.veth((a, "probe0"), (b, "probe1"))
-        yield spaces, a, spaces.index(a, "probe0")
+    with Namespaces() as namespaces:
+        a = namespaces.add("probe")
+        b = namespaces.add("other")
+        namespaces.veth((a, "probe0"), (b, "probe1"))
+        yield namespaces, a, namespaces.index(a, "probe0")

@@ -2,22 +2,23 @@
 
 =======  ==========================  ============================================================
 GET      /healthz                    ``{"status": "ok", ...}``
-GET      /links, /links/NAME         what a link does now (``flows.Shaper.state``)
-PATCH    /links/NAME                 change it: any fields of ``config.LinkPatch``
-POST     /links/NAME/outage          ``{"duration": s}``: nothing is sent from now on for so long
-POST     /links/NAME/reset           configured settings again, live outages ended
+GET      /links, /links/NAME         settings and state of a link
+PATCH    /links/NAME                 change it: any fields of `LinkChange`
+POST     /links/NAME/outage          ``{"duration": s}``: nothing is sent for so long, from now on
+POST     /links/NAME/reset           back to the configured settings; ends live outages
 POST     /start                      time 0 is now: traces, outages and events begin
 =======  ==========================  ============================================================
 
-Answers are JSON. Errors are ``{"error": "FIELD: expected X, got Y"}`` with 400 or 404. There is no
-authentication: keep it on the loopback.
+Answers are JSON. Errors are ``{"error": "FIELD: expected X, got Y"}`` with 400 or 404. Trace files
+are read below the configuration's folder only. There is no authentication: keep the API on the
+loopback.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Annotated, Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 from urllib.parse import quote
 
 import aiohttp
@@ -25,43 +26,37 @@ import msgspec
 from aiohttp import web
 
 from edgewise.errors import BadInput, PeerError
-from edgewise.network.relay.config import LinkPatch, split_error
+from edgewise.network.link_backend import LinkBackend
+from edgewise.network.settings import LinkChange, Span, bad_field
 
 T = TypeVar("T")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-class Stateful(Protocol):
-    """A link, seen from here."""
-
-    def state(self, now: float) -> dict[str, Any]:
-        """What `GET /links/NAME` answers."""
-
-
 class Controlled(Protocol):
-    """What the API acts on: a backend, seen from here."""
+    """What the API acts on: a `link_controller.LinkController`."""
 
-    def at_work(self) -> Mapping[str, Stateful]:
+    def backends(self) -> Mapping[str, LinkBackend]:
         """The links, by name."""
 
     def health(self) -> dict[str, Any]:
-        """What is added to the status."""
+        """Further fields of the status."""
 
     def start(self) -> None:
         """Make now the time 0."""
 
-    async def patch(self, name: str, patch: LinkPatch) -> None:
+    async def patch(self, name: str, change: LinkChange) -> None:
         """Change a link; BadInput if the change does not make sense."""
 
     def outage(self, name: str, duration: float) -> None:
-        """Stop a link for so many seconds."""
+        """Stop a link for `duration` seconds; BadInput unless that is above 0."""
 
     def restore(self, name: str) -> None:
-        """Configured settings again."""
+        """Give a link its configured settings again."""
 
 
 class _OutageRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    duration: Annotated[float, msgspec.Meta(gt=0)]
+    duration: Span
 
 
 def control_app(relay: Controlled) -> web.Application:
@@ -69,36 +64,37 @@ def control_app(relay: Controlled) -> web.Application:
 
     def name_of(request: web.Request) -> str:
         name = request.match_info["name"]
-        if name not in relay.at_work():
-            known = ", ".join(sorted(relay.at_work())) or "none"
+        if name not in relay.backends():
+            known = ", ".join(sorted(relay.backends())) or "none"
             raise _Unknown(f"name: no link is called {name!r}; there are: {known}")
         return name
 
     def state_of(name: str) -> web.Response:
-        return _json(relay.at_work()[name].state(time.monotonic()))
+        return _json(relay.backends()[name].state(time.monotonic()))
 
     async def body(request: web.Request, kind: type[T]) -> T:
         try:
-            return msgspec.json.decode(await request.read(), type=kind)
-        except msgspec.ValidationError as e:
-            where, problem = split_error(e)
-            raise BadInput(f"{where or 'body'}: {problem}") from e
-        except msgspec.DecodeError as e:
+            raw = msgspec.json.decode(await request.read())
+        except (msgspec.DecodeError, RecursionError) as e:
             raise BadInput(f"body: expected JSON: {e}") from e
+        try:
+            return msgspec.convert(raw, kind)
+        except msgspec.ValidationError as e:
+            raise bad_field(e, raw, kind) from None
 
     async def healthz(_: web.Request) -> web.Response:
         return _json({"status": "ok", **relay.health()})
 
     async def list_links(_: web.Request) -> web.Response:
         now = time.monotonic()
-        return _json({name: link.state(now) for name, link in relay.at_work().items()})
+        return _json({name: link.state(now) for name, link in relay.backends().items()})
 
     async def show(request: web.Request) -> web.Response:
         return state_of(name_of(request))
 
     async def patch(request: web.Request) -> web.Response:
         name = name_of(request)
-        await relay.patch(name, await body(request, LinkPatch))
+        await relay.patch(name, await body(request, LinkChange))
         return state_of(name)
 
     async def outage(request: web.Request) -> web.Response:
@@ -145,10 +141,10 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     except web.HTTPException as e:
         if e.status < 400:
             raise
-        # `Allow` of a 405 and the like go on; aiohttp sets the type and length anew.
-        kept = {k: v for k, v in e.headers.items() if k == "Allow"}
+        # A 405 keeps its `Allow`; aiohttp sets the type and length anew.
+        headers = {k: v for k, v in e.headers.items() if k == "Allow"}
         problem = f"{request.method} {request.path}: {e.reason}"
-        return _json({"error": problem}, status=e.status, headers=kept)
+        return _json({"error": problem}, status=e.status, headers=headers)
 
 
 def _json(
@@ -167,12 +163,11 @@ class RelayControl:
 
     Args:
         url: ``http://host:port`` of the relay's control address.
-        timeout: s for one call; far above what a busy relay needs (milliseconds), far below what a
-            person waits for.
+        timeout: s for one call. A busy relay needs milliseconds.
 
     Raises:
         BadInput: from every method, when the relay says that the call is wrong.
-        PeerError: from every method, when the relay does not answer, or not in its own language.
+        PeerError: from every method, when the relay does not answer, or not with JSON.
     """
 
     def __init__(self, url: str, *, timeout: float = 10.0) -> None:
@@ -187,7 +182,7 @@ class RelayControl:
         await self.close()
 
     async def close(self) -> None:
-        """Close the connection; a later call opens another."""
+        """Close the connection; a later call opens a new one."""
         if self._session is not None:
             await self._session.close()
             self._session = None
@@ -197,7 +192,7 @@ class RelayControl:
         return await self._call("GET", "/healthz")
 
     async def links(self) -> dict[str, dict[str, Any]]:
-        """The state of every link, by name; see ``flows.Shaper.state``."""
+        """The state of every link, by name; see ``GET /links`` above."""
         return await self._call("GET", "/links")
 
     async def link(self, name: str) -> dict[str, Any]:
@@ -205,8 +200,7 @@ class RelayControl:
         return await self._call("GET", _path(name))
 
     async def set(self, name: str, **changes: object) -> dict[str, Any]:
-        """Change a link now: ``rate_bps``, ``trace``, ``delay``, ``jitter``, ``loss``,
-        ``loss_mode``, ``stall``, ``queue_bytes``, as in ``config.LinkPatch``."""
+        """Change a link now: any fields of `settings.LinkChange`."""
         return await self._call("PATCH", _path(name), changes)
 
     async def outage(self, name: str, duration: float) -> dict[str, Any]:
@@ -214,7 +208,7 @@ class RelayControl:
         return await self._call("POST", _path(name) + "/outage", {"duration": duration})
 
     async def reset(self, name: str) -> dict[str, Any]:
-        """Give a link its configured settings again, and end live outages."""
+        """Give a link its configured settings again and end live outages."""
         return await self._call("POST", _path(name) + "/reset")
 
     async def start(self) -> None:

@@ -1,8 +1,7 @@
-"""Named links at work: time 0, planned and live changes, the control API. Every backend is one.
+"""The links of a running backend: time 0, planned and live changes, the control API.
 
-What differs between the backends is what a :class:`LinkBackend` does with bytes; what a link is
-told, by
-whom and when, is the same for all and stands here.
+The backends differ in what a `LinkBackend` does with bytes. Who changes a link, when and how is the
+same for all and stands here.
 """
 
 from __future__ import annotations
@@ -16,15 +15,18 @@ import socket
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import msgspec
 import numpy as np
 
 from edgewise.errors import BadInput, MissingExtra
-from edgewise.network.link import Link, LinkSettings
-from edgewise.network.relay.config import Address, LinkConfig, LinkPatch
+from edgewise.network.capacity import Capacity
+from edgewise.network.link import Link
+from edgewise.network.link_backend import LinkBackend
+from edgewise.network.relay.config import Address, NetworkConfig
 from edgewise.network.relay.timers import Timer, Timers
+from edgewise.network.settings import LinkChange, LinkEvent, LinkSettings, new_capacity
+from edgewise.network.trace import FileTrace
 
 try:
     import uvloop
@@ -34,114 +36,93 @@ try:
 except ImportError as e:
     raise MissingExtra("live", e.name or "uvloop") from e
 
-Intervals = list[tuple[float, float]]
-
-
-class LinkBackend(Protocol):
-    """A link at work. ``now`` is monotonic time, s."""
-
-    name: str
-    link: Link
-
-    def change(self, now: float, settings: LinkSettings) -> None:
-        """Apply other settings; nothing is dropped. BadInput if the backend cannot play them."""
-
-    def outage(self, now: float, duration: float) -> None:
-        """Send nothing for ``duration`` seconds; BadInput unless it is above 0."""
-
-    def restart(self, now: float, settings: LinkSettings, outages: Intervals) -> None:
-        """Make ``now`` the link's time 0."""
-
-    def restore(self, now: float, settings: LinkSettings, outages: Intervals) -> None:
-        """Undo live changes and outages, and keep time 0."""
-
-    def state(self, now: float) -> dict[str, Any]:
-        """As the control API shows it."""
-
 
 class LinkController:
-    """The links of a configuration and what they are told.
+    """The links of a configuration, and how they change.
 
     Args:
-        links: by name.
-        folder: where relative trace files start.
-        seed: of jitter and loss; each link draws from its own stream.
+        config: checked here.
 
     Raises:
-        BadInput: a link is wrong; the message names it.
+        BadInput: the configuration is wrong; the message names the link or the event.
     """
 
-    def __init__(self, links: Mapping[str, LinkConfig], folder: Path, seed: int) -> None:
-        self._configured = dict(links)
-        self._folder = folder
-        self._initial: dict[str, LinkSettings] = {}
+    def __init__(self, config: NetworkConfig) -> None:
+        config.check()
+        self._folder = Path(config.folder)
+        self._configured: dict[str, tuple[LinkSettings, Capacity]] = {}
         self._links: dict[str, Link] = {}
-        self._events: list[tuple[float, str, dict[str, Any]]] = []
-        for i, (name, link) in enumerate(links.items()):
-            rng = np.random.default_rng([seed, i])
+        # Traces are read now: a wrong one must not wait for its moment, nor a file hold up traffic.
+        for i, (name, settings) in enumerate(config.links.items()):
+            rng = np.random.default_rng([config.seed, i])
             try:
-                self._initial[name] = settings = link.settings(folder)
-                self._links[name] = Link(settings, outages=link.intervals(), rng=rng)
-                # Read now: a wrong trace must not wait for its moment, nor a file hold up traffic.
-                self._events += [(e.at, name, e.set.changes(folder)) for e in link.events]
+                capacity = settings.capacity(self._folder)
+                self._links[name] = Link(settings, capacity, rng=rng)
             except BadInput as e:
                 raise BadInput(f"links.{name}: {e}") from e
-        self._events.sort(key=lambda event: event[0])
+            self._configured[name] = settings, capacity
+        self._events: list[tuple[LinkEvent, Capacity | None]] = []
+        for i, event in enumerate(config.events):
+            try:
+                self._events.append((event, new_capacity(event.set, self._folder)))
+            except BadInput as e:
+                raise BadInput(f"events[{i}].set: {e}") from e
+        self._events.sort(key=lambda planned: planned[0].at)
         self._timers: Timers
         self._pending: list[Timer] = []
         self._runner: web.AppRunner | None = None
 
-    def at_work(self) -> Mapping[str, LinkBackend]:
-        """The links, by name."""
+    def backends(self) -> Mapping[str, LinkBackend]:
+        """The links at work, by name."""
         raise NotImplementedError
 
     def health(self) -> dict[str, Any]:
         """What ``GET /healthz`` says beyond its status."""
         return {"realtime": os.sched_getscheduler(0) == os.SCHED_RR}
 
-    # -- what the control API does
+    # -- called by the control API
 
     def start(self) -> None:
         """Make now the time 0 of every link: configured settings, outages and events anew."""
         now = time.monotonic()
-        for name, shaper in self.at_work().items():
-            shaper.restart(now, self._initial[name], self._configured[name].intervals())
+        for name, backend in self.backends().items():
+            backend.restore(now, *self._configured[name], restart=True)
         self.forget_events()
-        self._pending = [self._event(name, what, now + at) for at, name, what in self._events]
+        self._pending = [
+            self._plan(event, capacity, now + event.at) for event, capacity in self._events
+        ]
 
-    async def patch(self, name: str, patch: LinkPatch) -> None:
-        """Change a link now, or when its trace has been read.
+    async def patch(self, name: str, change: LinkChange) -> None:
+        """Change a link now, or as soon as its trace has been read.
 
         Raises:
             BadInput: the change does not make sense; then nothing is changed.
         """
-        changes = await asyncio.to_thread(patch.changes, self._folder)
-        self._change(name, changes, time.monotonic())
+        capacity = await asyncio.to_thread(self._load, change)
+        self._change(name, change, capacity, time.monotonic())
 
     def restore(self, name: str) -> None:
-        """Give a link its configured settings again and end outages that were asked for live."""
-        self.at_work()[name].restore(
-            time.monotonic(), self._initial[name], self._configured[name].intervals()
-        )
+        """Give a link its configured settings again and end outages that were added live."""
+        self.backends()[name].restore(time.monotonic(), *self._configured[name])
 
     def outage(self, name: str, duration: float) -> None:
-        """Stop a link for ``duration`` seconds from now.
+        """Stop a link for `duration` seconds from now.
 
         Raises:
             BadInput: the duration is not above 0.
         """
-        self.at_work()[name].outage(time.monotonic(), duration)
+        self.backends()[name].outage(time.monotonic(), duration)
 
     # -- for the backends
 
     def forget_events(self) -> None:
-        """Cancel what was planned."""
+        """Cancel the planned events."""
         for timer in self._pending:
             timer.cancel()
         self._pending = []
 
     async def serve_control(self, address: Address) -> tuple[str, int]:
-        """Listen for the control API; returns where. BadInput if the port cannot be bound."""
+        """Serve the control API; returns its host and port. BadInput if it cannot be bound."""
         self._runner = web.AppRunner(control_app(self), access_log=None)
         await self._runner.setup()
         try:
@@ -153,22 +134,32 @@ class LinkController:
         return host, port
 
     async def end_control(self) -> None:
-        """Stop listening."""
+        """Stop the control API."""
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None
 
-    def _change(self, name: str, changes: dict[str, Any], at: float) -> None:
-        shaper = self.at_work()[name]
-        shaper.change(at, msgspec.structs.replace(shaper.link.settings, **changes))
+    def _load(self, change: LinkChange) -> Capacity | None:
+        """The bandwidth that a live change brings; its trace file must be below our folder."""
+        if isinstance(change.trace, FileTrace):
+            root = self._folder.resolve()
+            file = (root / change.trace.path).resolve()
+            if not (file.is_relative_to(root) and file.is_file()):
+                raise BadInput(f"trace.path: expected a file below {root}")
+        return new_capacity(change, self._folder)
 
-    def _event(self, name: str, changes: dict[str, Any], at: float) -> Timer:
+    def _change(self, name: str, change: LinkChange, capacity: Capacity | None, at: float) -> None:
+        backend = self.backends()[name]
+        link = backend.link
+        backend.change(at, link.settings.changed(change), capacity or link.capacity)
+
+    def _plan(self, event: LinkEvent, capacity: Capacity | None, at: float) -> Timer:
         # The change counts from when it was planned, not from when the timer fired.
-        return self._timers.at(at, lambda _now: self._change(name, changes, at))
+        return self._timers.at(at, lambda _now: self._change(event.link, event.set, capacity, at))
 
 
 def reason(error: Exception) -> str:
-    """Why a socket could not be had, as a person would say it."""
+    """Why a socket could not be opened, in words."""
     if isinstance(error, socket.gaierror) or not isinstance(error, OSError) or not error.errno:
         return str(error)
     return os.strerror(error.errno)
@@ -180,19 +171,19 @@ def run_until_signal(
     *,
     realtime: bool,
 ) -> None:
-    """Be a backend's process, on uvloop, until SIGTERM or SIGINT.
+    """Run a backend as this process, on uvloop, until SIGTERM or SIGINT.
 
     Args:
-        serve: runs until cancelled, and calls what it is given once everything listens.
-        ready: called then.
-        realtime: ask for SCHED_RR, which needs CAP_SYS_NICE; without it nothing changes.
+        serve: runs until cancelled; calls its argument with the ports once everything listens.
+        ready: called with the ports.
+        realtime: ask for SCHED_RR. Without CAP_SYS_NICE this has no effect.
     """
     if realtime:
         with contextlib.suppress(PermissionError):
             os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
 
     def started(ports: dict[str, Any]) -> None:
-        # What start-up made lives until the end: collections need not visit it again.
+        # Objects made during start-up live until the end: the collector need not visit them again.
         gc.collect()
         gc.freeze()
         if ready is not None:

@@ -17,10 +17,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
-import msgspec
 import numpy as np
+from msgspec import Meta, Struct
 
 from edgewise.errors import BadInput, ScenarioError
 from edgewise.network.capacity import Capacity, FloatArray, stepwise
@@ -30,51 +30,59 @@ OPPORTUNITY_BYTES = 1504
 
 Format = Literal["auto", "mahimahi", "rates"]
 Kind = Literal["cellular", "wifi", "backhaul"]
+Mbps = Annotated[float, Meta(gt=0.0, le=1e6)]
 
 
-class TraceSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A trace as a scenario names it: either ``file`` or ``kind``.
+class FileTrace(
+    Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="file"
+):
+    """Bandwidth from a file: Mahimahi's format, or lines ``seconds<TAB>Mbit/s``."""
 
-    Attributes:
-        file: path; a relative one starts at the folder of the scenario.
-        format: ``auto`` takes one column for Mahimahi's and two for rates.
-        kind: ``cellular``, ``wifi`` or ``backhaul``, made by :func:`synthetic`.
-        seed: of the synthetic trace.
-        mean_bps: mean rate, bits/s; needed with ``kind``. With ``file`` it rescales what is read.
-        duration: period of the synthetic trace, s.
-    """
-
-    file: str | None = None
+    path: Annotated[str, Meta(min_length=1)]
+    """Relative to the scenario or configuration file."""
     format: Format = "auto"
-    kind: Kind | None = None
-    seed: int = 0
-    mean_bps: float | None = None
-    # Five minutes: long against every fade of the three kinds, short against an experiment.
-    duration: float = 300.0
+    """*mahimahi* or *rates*. Default: one column is Mahimahi's, two are rates."""
+    scale: Annotated[float, Meta(gt=0.0, le=1000.0)] = 1.0
+    """[times] Multiplies the bandwidth. Default: as recorded."""
+    mean_mbps: Mbps | None = None
+    """[Mbit/s] Scales the recording to this mean, before `scale`. Default: as recorded."""
 
     def load(self, folder: Path) -> Capacity:
-        """The capacity it describes.
-
-        Raises:
-            BadInput: the fields do not fit together.
-            ScenarioError: the file cannot be read or parsed.
-        """
-        if self.mean_bps is not None and not (math.isfinite(self.mean_bps) and self.mean_bps > 0):
-            raise BadInput(f"trace.mean_bps: expected bits/s above 0, got {self.mean_bps!r}")
-        if (self.file is None) == (self.kind is None):
-            raise BadInput("trace: expected either 'file' or 'kind'")
-        if self.file is not None:
-            capacity = read_trace(folder / self.file, self.format)
-            return capacity if self.mean_bps is None else with_mean(capacity, self.mean_bps)
-        assert self.kind is not None
-        if self.mean_bps is None:
-            raise BadInput("trace.mean_bps: expected bits/s above 0 with 'kind', got nothing")
-        return synthetic(self.kind, self.seed, self.mean_bps, self.duration)
+        """Read it; a relative path starts at `folder`. Raises ScenarioError."""
+        capacity = read_trace(folder / self.path, self.format)
+        if self.mean_mbps is not None:
+            capacity = capacity.scaled(self.mean_mbps * 1e6 / capacity.mean_bps)
+        return capacity.scaled(self.scale)
 
 
-def with_mean(capacity: Capacity, mean_bps: float) -> Capacity:
-    """The same shape, scaled to a mean rate in bits/s."""
-    return capacity.scaled(mean_bps / capacity.mean_bps)
+class _SyntheticTrace(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    mean_mbps: Mbps
+    """[Mbit/s] Mean bandwidth."""
+    seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 1
+    """Of this trace alone. Default: any; the scenario's seed does not change the network."""
+    duration: Annotated[float, Meta(ge=1.0, le=86_400.0)] = 300.0
+    """[s] Period after which it repeats. Default: long against every fade of the three kinds, short
+    against an experiment."""
+
+    def load(self, folder: Path) -> Capacity:
+        """Generate it."""
+        kind: Any = self.__struct_config__.tag
+        return synthetic(kind, self.seed, self.mean_mbps * 1e6, self.duration)
+
+
+class CellularTrace(_SyntheticTrace, frozen=True, tag_field="kind", tag="cellular"):
+    """Generated: deep, slow swings, as in a moving phone's uplink."""
+
+
+class WifiTrace(_SyntheticTrace, frozen=True, tag_field="kind", tag="wifi"):
+    """Generated: fast, shallow variation with short drops, as on a shared channel."""
+
+
+class BackhaulTrace(_SyntheticTrace, frozen=True, tag_field="kind", tag="backhaul"):
+    """Generated: steady with spells of cross traffic, as on a wired backhaul."""
+
+
+LinkTrace: TypeAlias = FileTrace | CellularTrace | WifiTrace | BackhaulTrace
 
 
 def read_trace(path: Path, format: Format = "auto") -> Capacity:
@@ -84,6 +92,8 @@ def read_trace(path: Path, format: Format = "auto") -> Capacity:
         ScenarioError: it is missing, unreadable, or wrong at a line, which is named.
     """
     try:
+        if path.exists() and not path.is_file():  # a pipe would never end
+            raise OSError(f"{path} is no file")
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as e:
         raise ScenarioError(str(path), "", f"expected a readable trace file: {e}") from e

@@ -18,7 +18,7 @@ from edgewise.network.trace import OPPORTUNITY_BYTES
 FileFormat = Literal["rates", "mahimahi"]
 
 
-def written(capacity: Capacity, format: FileFormat, comment: str = "") -> str:
+def trace_text(capacity: Capacity, format: FileFormat, comment: str = "") -> str:
     """A repeating capacity as the text of a trace file; ``trace.read_trace`` reads it back.
 
     Args:

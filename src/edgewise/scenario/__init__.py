@@ -5,20 +5,11 @@ and ``requests`` hold the types, ``checks`` what a type cannot say, ``files`` re
 ``problems`` the wording of errors.
 """
 
+from edgewise.network.settings import LinkChange, LinkEvent, LinkSettings, Outage
+from edgewise.network.trace import BackhaulTrace, CellularTrace, FileTrace, LinkTrace, WifiTrace
 from edgewise.scenario.checks import check, link_events, warnings_of
 from edgewise.scenario.files import dump, load, loads, presets
-from edgewise.scenario.network_schema import (
-    BackhaulTrace,
-    CellularTrace,
-    FileTrace,
-    LinkEvent,
-    LinkSet,
-    LinkSpec,
-    LinkTrace,
-    NetworkSpec,
-    Outage,
-    WifiTrace,
-)
+from edgewise.scenario.network_schema import NetworkSpec
 from edgewise.scenario.schema import (
     DownFailure,
     Failure,
@@ -58,9 +49,9 @@ __all__ = [
     "Failure",
     "FileTrace",
     "ImagesPayload",
+    "LinkChange",
     "LinkEvent",
-    "LinkSet",
-    "LinkSpec",
+    "LinkSettings",
     "LinkTrace",
     "LognormalPayload",
     "MmppArrivals",

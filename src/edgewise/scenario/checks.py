@@ -11,13 +11,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
+from msgspec import UNSET
 
 from edgewise.decoding import nearest
 from edgewise.documents import convert_document
 from edgewise.domain import DEADLINE_MAX
 from edgewise.errors import ScenarioError
+from edgewise.network.settings import CHANGEABLE, LinkEvent, LinkSettings
+from edgewise.network.trace import FileTrace
 from edgewise.policy_names import is_code
-from edgewise.scenario.network_schema import FileTrace, LinkEvent, LinkSpec, NetworkSpec
+from edgewise.scenario.network_schema import NetworkSpec
 from edgewise.scenario.schema import MuteFailure, Scenario
 from edgewise.scenario.workload_schema import Demand, LognormalPayload, MmppArrivals, TraceArrivals
 
@@ -92,10 +95,12 @@ def _network(scenario: Scenario) -> Iterator[Problem]:
             known = [name.removeprefix("uplink:") for name in scenario.link_names()]
             yield f"{at}.link", f"no link is called {event.link!r}{nearest(event.link, known)}"
         if not msgspec.to_builtins(event.set):
-            yield f"{at}.set", "expected one of rate_mbps, delay, jitter, loss, got none"
+            yield f"{at}.set", f"expected one of {', '.join(CHANGEABLE)}, got none"
+        elif event.set.trace is not UNSET and event.set.trace is not None:
+            yield from _link(f"{at}.set", LinkSettings().changed(event.set))
 
 
-def _link_specs(network: NetworkSpec) -> Iterator[tuple[str, LinkSpec]]:
+def _link_specs(network: NetworkSpec) -> Iterator[tuple[str, LinkSettings]]:
     yield "access", network.access
     yield "link", network.link
     for name, link in network.access_links.items():
@@ -104,7 +109,7 @@ def _link_specs(network: NetworkSpec) -> Iterator[tuple[str, LinkSpec]]:
         yield f"links.{name}", link
 
 
-def _link(at: str, link: LinkSpec) -> Iterator[Problem]:
+def _link(at: str, link: LinkSettings) -> Iterator[Problem]:
     if link.trace is not None and link.rate_mbps is not None:
         yield at, "expected rate_mbps or trace, got both"
     if isinstance(link.trace, FileTrace) and not Path(link.trace.path).is_file():

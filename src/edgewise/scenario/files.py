@@ -187,3 +187,7 @@ def _absolute(raw: dict[str, Any], folder: Path) -> None:
             links = network.get(overrides)
             for link in links.values() if isinstance(links, dict) else ():
                 fix_link(link)
+        events = network.get("events")
+        for event in events if isinstance(events, list) else ():
+            if isinstance(event, dict):
+                fix_link(event.get("set"))

@@ -17,8 +17,9 @@ import msgspec
 from msgspec import Meta
 
 from edgewise.domain import DEFAULT_TASK, Name, PolicyName, Share
+from edgewise.network.settings import LinkSettings
 from edgewise.policy_names import is_code
-from edgewise.scenario.network_schema import LinkSpec, NetworkSpec
+from edgewise.scenario.network_schema import NetworkSpec
 from edgewise.scenario.ranges import Factor, Latency, Seed, Span, Strict, Time
 from edgewise.scenario.workload_schema import WorkloadSpec, with_mean_rate
 
@@ -195,7 +196,7 @@ class Scenario(Strict, frozen=True, kw_only=True):
     def server_names(self) -> tuple[str, ...]:
         return tuple(self.servers)
 
-    def link_between(self, a: str, b: str) -> tuple[str, LinkSpec]:
+    def link_between(self, a: str, b: str) -> tuple[str, LinkSettings]:
         """Name and figures of the link that carries a transfer from `a` to `b`."""
         self._known(a, b)
         if a == b:
@@ -204,12 +205,12 @@ class Scenario(Strict, frozen=True, kw_only=True):
             return f"uplink:{a}", self.network.links.get(a, self.network.link)
         return f"{a}>{b}", self.network.links.get(f"{a}>{b}", self.network.link)
 
-    def access_of(self, server: str) -> tuple[str, LinkSpec]:
+    def access_of(self, server: str) -> tuple[str, LinkSettings]:
         """Name and figures of the link from the clients to `server`."""
         self._known(server)
         return f"access:{server}", self.network.access_links.get(server, self.network.access)
 
-    def all_links(self) -> dict[str, LinkSpec]:
+    def all_links(self) -> dict[str, LinkSettings]:
         """Every link by name: between servers first, then the clients' to each server."""
         names = self.server_names
         pairs = [self.link_between(a, b) for a in names for b in names if a != b]

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
-import msgspec
 import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
@@ -18,17 +16,10 @@ from edgewise.fleet.request_noise import luck_seed, noise_factors
 from edgewise.fleet.table import new_table
 from edgewise.fleet.timeouts import RETRY_MAX
 from edgewise.fleet.tracker import belief_of as new_belief_of
-from edgewise.network.capacity import Capacity, constant
-from edgewise.network.trace import TraceSpec
-from edgewise.scenario import (
-    DownFailure,
-    FileTrace,
-    LinkSpec,
-    MuteFailure,
-    Scenario,
-    link_events,
-    slowness,
-)
+from edgewise.network.impairments import may_break, parameters_of
+from edgewise.network.settings import LinkSettings, Outage
+from edgewise.network.trace import LinkTrace
+from edgewise.scenario import DownFailure, MuteFailure, Scenario, link_events, slowness
 from edgewise.score import ScoreShape
 from edgewise.sim import layout
 from edgewise.sim.events import new_events, new_soon
@@ -113,7 +104,7 @@ def simulation(
     noise = noise_factors(scenario.service_noise.cv) if given.noise is None else given.noise
 
     servers, workers = _servers(scenario, belief.first, horizon, number)
-    links = _links(scenario, belief.path, number)
+    links, link_changes = _links(scenario, belief.path, number)
     report_delay = given.control_delay if given.report_delay is None else given.report_delay
     under_way = count * (2 + math.ceil(report_delay / (GAP * scenario.report_period)))
     if given.keep_reports:  # nobody reports oftener than a gap allows
@@ -137,9 +128,7 @@ def simulation(
     clock["links_given"] = scenario.network_state == "emulator"
     clock["can_fail"] = (
         any(isinstance(f, DownFailure) for f in scenario.failures)
-        or any(
-            link.loss_mode == "reset" and link.loss > 0.0 for link in scenario.all_links().values()
-        )
+        or any(map(may_break, [*links["impairments"], *link_changes["impairments"]]))
         or any(server.queue_limit < NEVER_FULL for server in scenario.servers.values())
     )
     clock["noise_bits"] = (len(noise) - 1).bit_length()
@@ -204,7 +193,7 @@ def simulation(
     )
     return Sim(
         world=world,
-        script=_script(scenario),
+        script=_script(scenario, link_changes),
         reports=under_way_reports,
         beliefs=beliefs,
         belief=layout.belief_of(beliefs, 0),
@@ -261,97 +250,96 @@ def _services(
     return out
 
 
-def _links(scenario: Scenario, path: NDArray[np.int64], number: _Numbers) -> NDArray[np.void]:
-    """In the belief's numbering: each server's clients, then the links between servers."""
+def _links(
+    scenario: Scenario, path: NDArray[np.int64], number: _Numbers
+) -> tuple[NDArray[np.void], NDArray[np.void]]:
+    """The links, numbered as in the belief (each server's clients, then the links between servers),
+    and the script's lines that change them."""
     names = scenario.server_names
+    settings: dict[str, LinkSettings] = {}
+    places: dict[str, tuple[int, int]] = {}  # number of the link, and of the server that sends
+    for s, name in enumerate(names):
+        full, settings[full] = scenario.access_of(name)
+        places[full] = s, s
+    for a, one in enumerate(names):
+        for b, other in enumerate(names):
+            if a != b:
+                full, settings[full] = scenario.link_between(one, other)
+                places[full] = int(path[a, b]), a
     links = records(int(path.max(initial=len(names) - 1)) + 1, layout.LINK)
     links["root"] = -1
     links["measured"] = links["measured_at"] = np.nan
     links["ledger_first"], links["ledger_word"] = -1, np.inf
     links["mode"] = layout.UNLIMITED
-    for s, name in enumerate(names):
-        _link(links[s : s + 1], scenario.access_of(name)[1], s, number)
-    for a, one in enumerate(names):
-        for b, other in enumerate(names):
-            if a != b and (scenario.network.topology == "pair" or b == (1 if a == 0 else 0)):
-                e = int(path[a, b])
-                _link(links[e : e + 1], scenario.link_between(one, other)[1], a, number)
-    return links
+    curves: dict[LinkTrace, tuple[int, int, float]] = {}
+    for full, (e, source) in places.items():
+        out = links[e]
+        out["source"] = source
+        _settings(out, settings[full], number, curves)
+        spans = _merged(settings[full].outages)
+        out["outage_at"], out["outage_count"] = number.add(np.array(spans)), len(spans)
+    events = link_events(scenario)
+    script = records(len(events), layout.SCRIPT)
+    for line, (full, event) in zip(script, events, strict=True):
+        settings[full] = settings[full].changed(event.set)
+        line["time"], line["kind"], line["index"] = event.at, layout.S_LINK_CHANGE, places[full][0]
+        _settings(line, settings[full], number, curves)
+    return links, script
 
 
-def _link(out: NDArray[np.void], spec: LinkSpec, source: int, number: _Numbers) -> None:
-    out["source"] = source
-    out["delay"], out["jitter"], out["loss"] = spec.delay, spec.jitter, spec.loss
-    out["resets"] = spec.loss_mode == "reset"
-    capacity = _capacity(spec)
-    if capacity.unlimited:
-        out["mode"] = layout.UNLIMITED
-    elif spec.trace is None:
-        out["mode"], out["rate"] = layout.CONSTANT, capacity.cumulative[1]
-    else:
-        out["mode"] = layout.CURVE
-        out["curve_at"] = number.add(capacity.times)
+def _settings(
+    out: np.void,
+    settings: LinkSettings,
+    number: _Numbers,
+    curves: dict[LinkTrace, tuple[int, int, float]],
+) -> None:
+    """Fill in `layout.LINK_SETTINGS`; `curves` are the traces that `number` has already."""
+    out["delay"], out["impairments"] = settings.delay, parameters_of(settings)
+    if settings.trace is None:
+        capacity = settings.capacity()
+        out["mode"] = layout.UNLIMITED if capacity.unlimited else layout.CONSTANT
+        out["rate"] = 0.0 if capacity.unlimited else capacity.cumulative[1]
+        return
+    if settings.trace not in curves:
+        capacity = settings.capacity()
+        at = number.add(capacity.times)
         number.add(capacity.cumulative)
-        out["curve_count"], out["curve_period"] = len(capacity.times), capacity.period
+        curves[settings.trace] = at, len(capacity.times), capacity.period
+    out["mode"] = layout.CURVE
+    out["curve_at"], out["curve_count"], out["curve_period"] = curves[settings.trace]
+
+
+def _merged(outages: Sequence[Outage]) -> list[list[float]]:
+    """Sorted, disjoint (from, to)."""
     spans: list[list[float]] = []
-    for outage in sorted(spec.outages, key=lambda each: each.at):
+    for outage in sorted(outages, key=lambda each: each.at):
         if spans and outage.at <= spans[-1][1]:
             spans[-1][1] = max(spans[-1][1], outage.at + outage.duration)
         else:
             spans.append([outage.at, outage.at + outage.duration])
-    out["outage_at"], out["outage_count"] = number.add(np.array(spans)), len(spans)
+    return spans
 
 
-def _capacity(spec: LinkSpec) -> Capacity:
-    if spec.trace is None:
-        return constant(None if spec.rate_mbps is None else spec.rate_mbps * 1e6)
-    if isinstance(spec.trace, FileTrace):
-        return TraceSpec(file=spec.trace.path).load(Path()).scaled(spec.trace.scale)
-    kind = spec.trace.__struct_config__.tag
-    return TraceSpec(
-        kind=kind,  # type: ignore[arg-type]
-        seed=spec.trace.seed,
-        mean_bps=spec.trace.mean_mbps * 1e6,
-    ).load(Path())
-
-
-def _script(scenario: Scenario) -> NDArray[np.void]:
-    """Failures and link events, in order of time."""
+def _script(scenario: Scenario, link_changes: NDArray[np.void]) -> NDArray[np.void]:
+    """Failures and changes of links, in order of time."""
     names = scenario.server_names
-    index = {scenario.access_of(name)[0]: s for s, name in enumerate(names)}
-    n = len(names)
-    for a, one in enumerate(names):
-        for b, other in enumerate(names):
-            if a != b:
-                e = n + (a if scenario.network.topology == "uplink" else a * n + b)
-                index[scenario.link_between(one, other)[0]] = e
-    lines: list[tuple[float | int, ...]] = []
-    nan = math.nan
+    lines: list[tuple[float, int, int]] = []
     for failure in scenario.failures:
         if isinstance(failure, DownFailure):
             s = names.index(failure.server)
             until = failure.at + failure.duration
-            lines.append((failure.at, layout.S_SERVER_DOWN, s, 0, 0, 0.0, nan, nan, nan))
-            lines.append((until, layout.S_SERVER_UP, s, 0, 0, 0.0, nan, nan, nan))
+            lines.append((failure.at, layout.S_SERVER_DOWN, s))
+            lines.append((until, layout.S_SERVER_UP, s))
         if isinstance(failure, MuteFailure):
             until = failure.at + failure.duration
             if failure.duration > MUTE_KNOWN:  # a new connection first
                 until += RETRY_MAX
-            lines.append((failure.at, layout.S_MUTE, 0, 0, 0, 0.0, nan, nan, nan))
-            lines.append((until, layout.S_HEARD, 0, 0, 0, 0.0, nan, nan, nan))
-    for name, event in link_events(scenario):
-        change = event.set
-        rated, mode, rate = 0, 0, 0.0
-        if change.rate_mbps is not msgspec.UNSET:
-            rated = 1
-            mode = layout.UNLIMITED if change.rate_mbps is None else layout.CONSTANT
-            rate = 0.0 if change.rate_mbps is None else change.rate_mbps * 1e6 / 8.0
-        rest = [
-            nan if value is msgspec.UNSET else value
-            for value in (change.delay, change.jitter, change.loss)
-        ]
-        lines.append((event.at, layout.S_LINK_CHANGE, index[name], rated, mode, rate, *rest))
-    lines.sort(key=lambda line: line[0])
-    script = records(len(lines), layout.SCRIPT)
-    script[:] = lines
+            lines.append((failure.at, layout.S_MUTE, 0))
+            lines.append((until, layout.S_HEARD, 0))
+    failures = records(len(lines), layout.SCRIPT)
+    for out, line in zip(failures, lines, strict=True):
+        out["time"], out["kind"], out["index"] = line
+    script = records(len(failures) + len(link_changes), layout.SCRIPT)
+    script[:] = np.concatenate([failures, link_changes])
+    script[:] = script[np.argsort(script["time"], kind="stable")]
     return script

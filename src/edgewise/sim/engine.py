@@ -24,6 +24,7 @@ from edgewise.fleet.belief import on_request
 from edgewise.fleet.commit import commit
 from edgewise.fleet.observe import observe
 from edgewise.fleet.table import TableArrays, best_row, blank_table, named
+from edgewise.network.impairments import PARAMETERS
 from edgewise.policy.base import Describe, Kernel, Learn
 from edgewise.sim.events import index_of, kind_of, next_time, pop
 from edgewise.sim.layout import (
@@ -325,15 +326,14 @@ def change_world(sim: Sim, now: float) -> None:
     if line.kind == S_LINK_CHANGE:
         link = sim.world.links[line.index]
         bring_up(sim.world, line.index, now)
-        if line.rated != 0:
-            link.mode = line.mode
-            link.rate = line.rate
-        if line.delay == line.delay:
-            link.delay = line.delay
-        if line.jitter == line.jitter:
-            link.jitter = line.jitter
-        if line.loss == line.loss:
-            link.loss = line.loss
+        link.mode = line.mode
+        link.rate = line.rate
+        link.curve_at = line.curve_at
+        link.curve_count = line.curve_count
+        link.curve_period = line.curve_period
+        link.delay = line.delay
+        for n in range(PARAMETERS):
+            link.impairments[n] = line.impairments[n]
         schedule(sim.world, line.index)
     elif line.kind == S_SERVER_DOWN:
         stop(sim.world, line.index, now)

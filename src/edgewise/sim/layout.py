@@ -9,13 +9,14 @@ the processor's cache however long the trace is; what is to be kept goes to `res
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from edgewise.domain import PayloadForm
 from edgewise.fleet.arrays import Array, Belief
 from edgewise.fleet.table import CandidateTable
+from edgewise.network.impairments import PARAMETERS
 
 # -- how a request ends: RESULT.status ----------------------------------------------------------
 PENDING, SERVED, SHED, EXPIRED, FAILED, LOST = range(6)
@@ -251,20 +252,23 @@ WORKER = np.dtype(
 )
 """Each server's workers, then a pre-processing core for each."""
 
+LINK_SETTINGS: list[Any] = [
+    ("mode", "i8"),
+    ("rate", "f8"),  # of mode CONSTANT
+    ("curve_at", "i8"),  # of mode CURVE: offset of times, then cumulative bytes, in `numbers`
+    ("curve_count", "i8"),
+    ("curve_period", "f8"),
+    ("delay", "f8"),
+    ("impairments", "f8", (PARAMETERS,)),  # `network.impairments.parameters_of`
+]
+"""What an event may change."""
+
 LINK = np.dtype(
     [
         ("source", "i8"),  # server whose transfers it carries; the ingress of an access link
-        ("mode", "i8"),
-        ("rate", "f8"),  # of mode CONSTANT
-        ("curve_at", "i8"),  # of mode CURVE: offset of times, then cumulative bytes, in `numbers`
-        ("curve_count", "i8"),
-        ("curve_period", "f8"),
+        *LINK_SETTINGS,
         ("outage_at", "i8"),  # offset of (from, to) pairs in `numbers`
         ("outage_count", "i8"),
-        ("delay", "f8"),
-        ("jitter", "f8"),
-        ("loss", "f8"),
-        ("resets", "i8"),  # 1: a loss breaks the connection
         # state
         ("root", "i8"),  # of the heap of finish tags; −1 nothing under way
         ("flows", "i8"),
@@ -311,12 +315,7 @@ SCRIPT = np.dtype(
         ("time", "f8"),
         ("kind", "i8"),
         ("index", "i8"),  # link or server
-        ("rated", "i8"),  # 1: the capacity below replaces the old one
-        ("mode", "i8"),
-        ("rate", "f8"),
-        ("delay", "f8"),  # NaN: unchanged, here and below
-        ("jitter", "f8"),
-        ("loss", "f8"),
+        *LINK_SETTINGS,  # of S_LINK_CHANGE: the link's from then on
     ]
 )
 

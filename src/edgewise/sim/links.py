@@ -15,9 +15,8 @@ one's.
 
 Whoever joins or leaves moves the moment at which the first flow is across (`sim.next_times`).
 
-What comes on top of crossing: propagation delay; jitter, of which a transfer sees the largest of
-its 16 KiB chunks' draws; loss, which holds a transfer up by the worst of its packets' repetitions
-(`network.link`). Their luck is hashed from the request and the link, not drawn in order.
+What comes on top of crossing is propagation delay and what the link's impairments add
+(`sim.impairments`).
 """
 
 from __future__ import annotations
@@ -26,16 +25,14 @@ import math
 
 from edgewise.compile import inlined, inner
 from edgewise.fleet.arrays import Array, Record
-from edgewise.fleet.request_noise import luck
 from edgewise.network.capacity import bytes_between, time_to_send
-from edgewise.network.link import CHUNK_BYTES, PACKET_BYTES, STALL_S
 from edgewise.sim.heaps import insert, remove, remove_root
+from edgewise.sim.impairments import impaired
 from edgewise.sim.layout import CONSTANT, CURVE, UNLIMITED, World
 from edgewise.sim.next_times import link_at
 
 SAME_BYTES = 1e-6
 """What is left of a transfer and less than this is rounding."""
-LUCK_JITTER, LUCK_LOSS = 101, 102
 
 
 @inlined
@@ -187,17 +184,7 @@ def backlog(link: Record, fifo: bool) -> float:
 
 
 @inlined
-def lag(link: Record, seed: int, request: int, e: int, size: float) -> float:
-    """s after a transfer is across until it is in: delay, jitter and stalls; inf = reset."""
-    extra: float = link.delay
-    if link.jitter > 0.0:
-        chunks = math.ceil(max(1.0, size / CHUNK_BYTES))
-        extra += link.jitter * luck(seed, request, e, LUCK_JITTER) ** (1.0 / chunks)
-    if link.loss > 0.0 and size > 0.0:
-        packets = math.ceil(size / PACKET_BYTES)
-        worst = 1.0 - luck(seed, request, e, LUCK_LOSS) ** (1.0 / packets)
-        if worst < link.loss:
-            if link.resets != 0:
-                return math.inf
-            extra += STALL_S * (math.ceil(math.log(max(worst, 1e-16)) / math.log(link.loss)) - 1)
-    return extra
+def lag(link: Record, seed: int, request: int, e: int, size: float, now: float) -> float:
+    """s from the moment `now` at which a transfer has left until it is in; inf = it is reset."""
+    seconds: float = impaired(link.delay, link.impairments, seed, request, e, size, now)
+    return seconds

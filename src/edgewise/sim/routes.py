@@ -182,7 +182,7 @@ def deliver(world: World, i: int, now: float) -> None:
     """The last byte of slot `i`'s transfer has left the link, and the source had it all."""
     slot = world.slots[i]
     e = world.path[slot.ingress, slot.server]
-    extra = lag(world.links[e], world.clock[0].seed, slot.request, e, slot.bytes)
+    extra = lag(world.links[e], world.clock[0].seed, slot.request, e, slot.bytes, now)
     if extra < math.inf:
         expect_news(world, i, now + extra, E_DELIVERED)
     else:
@@ -228,7 +228,7 @@ def on_up(world: World, i: int, e: int, now: float) -> None:
     link = world.links[e]
     if link.mode == UNLIMITED:
         link.bytes += slot.payload
-    extra = lag(link, world.clock[0].seed, slot.request, e, slot.payload)
+    extra = lag(link, world.clock[0].seed, slot.request, e, slot.payload, now)
     if extra < math.inf:
         later(world, i, now + extra, E_UPLOADED)
     elif slot.stage != DONE:

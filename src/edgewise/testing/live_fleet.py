@@ -35,10 +35,11 @@ from edgewise.live.client.prepared_load import PreparedLoad
 from edgewise.live.clock import Clock
 from edgewise.live.node.node import Node
 from edgewise.live.process_config import ClientConfig, NodeConfig
-from edgewise.live.run.addresses import relay_links
+from edgewise.live.run.addresses import relay_events, relay_links
 from edgewise.live.wire.messages import ReportMessage, decode_from_node, encode
 from edgewise.live.wire.open_inference import encode_request
 from edgewise.live.wire.transport import Transport
+from edgewise.network.settings import new_capacity
 from edgewise.policy import Policy
 from edgewise.policy.base import PolicySpec
 from edgewise.scenario import Scenario, SlowFailure, slowness
@@ -336,16 +337,15 @@ def _links(scenario: Scenario, disturbance: Disturbance) -> dict[str, SharedLink
         raise ValueError(f"no link is called {unknown.pop()!r}; there are: {', '.join(configs)}")
     links = {}
     loop = asyncio.get_running_loop()
-    for name, config in configs.items():
-        settings = config.settings(Path())
+    for name, settings in configs.items():
         delay = settings.delay + disturbance.extra_delay.get(name, 0.0)
-        settings = msgspec.structs.replace(settings, delay=delay)
-        links[name] = SharedLink(settings, config.intervals(), START)
-        for event in config.events:
-            changes = event.set.changes(Path())
-            if changes.keys() != {"capacity"}:
-                raise ValueError(f"link {name}: expected changes of its rate alone")
-            loop.call_at(START + event.at, links[name].change, changes["capacity"])
+        links[name] = SharedLink(msgspec.structs.replace(settings, delay=delay), START)
+    for event in relay_events(scenario):
+        if msgspec.to_builtins(event.set).keys() - {"rate_mbps", "trace"}:
+            raise ValueError(f"link {event.link}: expected changes of its rate alone")
+        capacity = new_capacity(event.set, Path())
+        assert capacity is not None
+        loop.call_at(START + event.at, links[event.link].change, capacity)
     return links
 
 

@@ -24,7 +24,8 @@ import msgspec
 from msgspec import UNSET, Struct
 
 from edgewise.domain import Service
-from edgewise.scenario import LinkSpec, Scenario, SlowFailure, link_events
+from edgewise.network.impairments import active
+from edgewise.scenario import LinkSettings, Scenario, SlowFailure, link_events
 from edgewise.score import ScoreShape
 from edgewise.sim.build import SimOptions
 from edgewise.tasks.services import services_of
@@ -454,7 +455,7 @@ def run_oracle(
         )
     links: dict[str, _Link] = {}
 
-    def link(name: str, spec: LinkSpec) -> _Link:
+    def link(name: str, spec: LinkSettings) -> _Link:
         if name not in links:
             links[name] = _link(scenario, name, spec, options.fifo_links)
         return links[name]
@@ -476,13 +477,13 @@ def run_oracle(
 
 def _check(scenario: Scenario) -> None:
     links = scenario.all_links()
-    if scenario.service_noise.cv > 0.0 or any(each.jitter or each.loss for each in links.values()):
-        raise ValueError("the oracle has no noise, jitter or loss")
+    if scenario.service_noise.cv > 0.0 or any(map(active, links.values())):
+        raise ValueError("the oracle has no noise and no impairments")
     if not all(isinstance(failure, SlowFailure) for failure in scenario.failures):
         raise ValueError("failures: the oracle knows slow ones only")
 
 
-def _link(scenario: Scenario, name: str, spec: LinkSpec, fifo: bool) -> _Link:
+def _link(scenario: Scenario, name: str, spec: LinkSettings, fifo: bool) -> _Link:
     rates = {0.0: spec.rate_mbps}
     for full_name, event in link_events(scenario):
         if full_name == name:

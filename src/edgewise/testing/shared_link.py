@@ -12,10 +12,10 @@ import asyncio
 import heapq
 import itertools
 
-import msgspec
-
 from edgewise.network.capacity import Capacity, bytes_between, time_to_send
-from edgewise.network.link import Link, LinkSettings
+from edgewise.network.impairments import active
+from edgewise.network.link import Link
+from edgewise.network.settings import LinkSettings
 
 ROUNDING_BYTES = 1e-6
 """A flow with less than this left is done: the rest is rounding."""
@@ -27,21 +27,17 @@ class SharedLink:
     Parameters
     ----------
     settings:
-        Capacity and delay. Raises ValueError for jitter or loss: the two worlds would draw them
-        differently.
-    outages:
-        (start, end) of each, s from `origin`.
+        Bandwidth, delay and outages. Raises ValueError for impairments: the two worlds would draw
+        them differently.
     origin:
         The loop's time at which the link's own time begins, s.
     """
 
-    def __init__(
-        self, settings: LinkSettings, outages: list[tuple[float, float]], origin: float
-    ) -> None:
-        if settings.jitter > 0.0 or settings.loss > 0.0:
-            raise ValueError("a shared link has no jitter and no loss")
+    def __init__(self, settings: LinkSettings, origin: float) -> None:
+        if active(settings):
+            raise ValueError("a shared link has no impairments")
         self.delay = settings.delay
-        self._link = Link(settings, outages=outages, origin=origin)
+        self._link = Link(settings, origin=origin)
         self._arrays = self._link.arrays()
         self._origin = origin
         self._served = 0.0  # bytes that each flow has sent since the busy period began
@@ -80,7 +76,7 @@ class SharedLink:
         loop = asyncio.get_running_loop()
         now = loop.time()
         self._advance(now)
-        self._link.change(now, msgspec.structs.replace(self._link.settings, capacity=capacity))
+        self._link.change(now, self._link.settings, capacity)
         self._arrays = self._link.arrays()
         self._schedule(loop)
 
@@ -95,7 +91,7 @@ class SharedLink:
 
     @property
     def _unlimited(self) -> bool:
-        return self._link.settings.capacity.unlimited
+        return self._link.capacity.unlimited
 
     def _advance(self, now: float) -> None:
         # On an unlimited link, flows wait for the end of an outage and then leave at once.

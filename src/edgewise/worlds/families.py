@@ -36,8 +36,8 @@ from edgewise.scenario import (
     CellularTrace,
     DownFailure,
     Failure,
+    LinkChange,
     LinkEvent,
-    LinkSet,
     MuteFailure,
     Outage,
     Scenario,
@@ -137,7 +137,7 @@ def volatile(world: Scenario) -> Scenario:
             drop = 0.1 if rng.random() < 0.12 else 1.0
             rate = round(max(0.1, link.rate_mbps * math.exp(level) * drop), 3)
             events.append(
-                LinkEvent(at=round(time, 3), link=f"uplink:{name}", set=LinkSet(rate_mbps=rate))
+                LinkEvent(at=round(time, 3), link=f"uplink:{name}", set=LinkChange(rate_mbps=rate))
             )
     return with_network(world, links=links, events=tuple(events))
 

@@ -30,7 +30,7 @@ import numpy as np
 
 from edgewise.scenario import (
     Demand,
-    LinkSpec,
+    LinkSettings,
     LognormalPayload,
     MmppArrivals,
     NetworkSpec,
@@ -186,11 +186,11 @@ def _ingress(seed: int, names: Sequence[str], hot: float | None) -> dict[str, fl
     return {name: round(float(share), 4) for name, share in zip(names, shares, strict=True)}
 
 
-def _links(seed: int, names: Sequence[str], width: float) -> dict[str, LinkSpec]:
+def _links(seed: int, names: Sequence[str], width: float) -> dict[str, LinkSettings]:
     """The uplinks: 4 to 40 Mbit/s times `width`."""
     rng = stream(seed, NETWORK, 1)
     return {
-        name: LinkSpec(
+        name: LinkSettings(
             rate_mbps=round(width * between(rng, 4.0, 40.0), 3),
             delay=round(between(rng, 0.002, 0.02), 4),
         )
@@ -200,13 +200,13 @@ def _links(seed: int, names: Sequence[str], width: float) -> dict[str, LinkSpec]
 
 def _access(
     seed: int, names: Sequence[str], shares: dict[str, float], rate: float
-) -> dict[str, LinkSpec]:
+) -> dict[str, LinkSettings]:
     """The clients' links: at least 100 Mbit/s, and four times what comes in on average, for who
     builds a site does so for its clients."""
     rng = stream(seed, NETWORK, 2)
     mbit = MEDIAN_BYTES * math.exp(SIGMA**2 / 2) * 8e-6
     return {
-        name: LinkSpec(
+        name: LinkSettings(
             rate_mbps=round(max(100.0, 4.0 * rate * shares[name] * mbit), 1),
             delay=round(between(rng, 0.002, 0.01), 4),
         )

@@ -32,7 +32,8 @@ def link_figures(state: dict[str, Any]) -> tuple[float, float, float]:
     """
     bits = state["rate_bps"]
     rate = math.inf if bits is None else float(bits) / 8.0
-    delay = float(state["delay"]) + 0.5 * float(state["jitter"])
+    settings = state["settings"]
+    delay = float(settings["delay"]) + 0.5 * float(settings["jitter"])
     return rate, 2.0 * delay, float(state["backlog_bytes"])
 
 

@@ -17,32 +17,15 @@ between node and balancer is not relayed: it belongs to another network.
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import msgspec
 from msgspec import UNSET, Struct
 
 from edgewise.live.process_config import Listen
 from edgewise.network.kernel.devices import DevicesConfig
-from edgewise.network.relay.config import (
-    Address,
-    Event,
-    LinkConfig,
-    LinkPatch,
-    OutageConfig,
-    RelayConfig,
-    Route,
-)
-from edgewise.network.trace import TraceSpec, read_trace
-from edgewise.scenario import (
-    FileTrace,
-    LinkEvent,
-    LinkSet,
-    LinkSpec,
-    LinkTrace,
-    Scenario,
-    link_events,
-)
+from edgewise.network.relay.config import Address, RelayConfig, Route
+from edgewise.network.settings import LinkChange, LinkEvent, LinkSettings
+from edgewise.scenario import Scenario, link_events
 
 HOST = "127.0.0.1"
 """All processes of a launcher are on one machine, and cannot be reached from outside."""
@@ -111,27 +94,32 @@ def assign_addresses(scenario: Scenario, free_port: Callable[[], int]) -> Addres
         relay=RelayConfig(
             routes=tuple(routes),
             links=relay_links(scenario),
+            events=relay_events(scenario),
             control=Address(HOST, free_port()),
             seed=scenario.seed % 2**32,
         ),
     )
 
 
-def relay_links(scenario: Scenario) -> dict[str, LinkConfig]:
-    """Every link of a scenario by its full name, and the ways back, as the relay takes them."""
-    events: dict[str, list[LinkEvent]] = {}
-    for name, event in link_events(scenario):
-        events.setdefault(name, []).append(event)
-    links = {name: _link(spec, events.get(name, ())) for name, spec in scenario.all_links().items()}
+def relay_links(scenario: Scenario) -> dict[str, LinkSettings]:
+    """Every link of a scenario by its full name, and each server's way back to the clients."""
+    links = scenario.all_links()
     for server in scenario.server_names:
-        name, spec = scenario.access_of(server)
-        delays = [
-            Event(at=event.at, set=LinkPatch(delay=event.set.delay))
-            for event in events.get(name, ())
-            if event.set.delay is not UNSET
-        ]
-        links[return_of(server)] = LinkConfig(delay=spec.delay, events=tuple(delays))
+        delay = scenario.access_of(server)[1].delay
+        links[return_of(server)] = LinkSettings(delay=delay)
     return links
+
+
+def relay_events(scenario: Scenario) -> tuple[LinkEvent, ...]:
+    """The planned changes of those links. A way back has the delay of its way there."""
+    returns = {scenario.access_of(name)[0]: return_of(name) for name in scenario.server_names}
+    events = []
+    for name, event in link_events(scenario):
+        events.append(msgspec.structs.replace(event, link=name))
+        if name in returns and event.set.delay is not UNSET:
+            change = LinkChange(delay=event.set.delay)
+            events.append(LinkEvent(at=event.at, link=returns[name], set=change))
+    return tuple(events)
 
 
 def return_of(server: str) -> str:
@@ -140,47 +128,5 @@ def return_of(server: str) -> str:
 
 
 def url_of(host: str, port: int) -> str:
-    """Address of a process that listens there."""
+    """The URL of a process that listens there."""
     return f"http://{host}:{port}"
-
-
-def _link(spec: LinkSpec, events: list[LinkEvent] | tuple[()]) -> LinkConfig:
-    return LinkConfig(
-        rate_bps=_bps(spec.rate_mbps),
-        trace=None if spec.trace is None else _trace(spec.trace),
-        delay=spec.delay,
-        jitter=spec.jitter,
-        loss=spec.loss,
-        loss_mode=spec.loss_mode,
-        queue_bytes=spec.queue_bytes,
-        outages=tuple(OutageConfig(at=each.at, duration=each.duration) for each in spec.outages),
-        events=tuple(Event(at=each.at, set=_patch(each.set)) for each in events),
-    )
-
-
-def _patch(change: LinkSet) -> LinkPatch:
-    """The same change in the relay's units; what is left out stays left out."""
-    given = {
-        name: value
-        for name in ("delay", "jitter", "loss")
-        if (value := getattr(change, name)) is not UNSET
-    }
-    if change.rate_mbps is not UNSET:
-        given["rate_bps"] = _bps(change.rate_mbps)
-    return msgspec.convert(given, LinkPatch)
-
-
-def _trace(trace: LinkTrace) -> TraceSpec:
-    if isinstance(trace, FileTrace):
-        # The relay scales to a mean, the scenario by a factor.
-        mean = None
-        if trace.scale != 1.0:
-            mean = read_trace(Path(trace.path)).mean_bps * trace.scale
-        return TraceSpec(file=trace.path, mean_bps=mean)
-    kind = trace.__struct_config__.tag
-    assert kind in ("cellular", "wifi", "backhaul")
-    return TraceSpec(kind=kind, seed=trace.seed, mean_bps=1e6 * trace.mean_mbps)  # type: ignore[arg-type]
-
-
-def _bps(mbps: float | None) -> float | None:
-    return None if mbps is None else 1e6 * mbps

@@ -150,7 +150,7 @@ def backend_of(scenario: Scenario, *, in_containers: bool) -> Literal["tc", "tun
 
     backend = netns.choose_backend(wanted)
     if backend is not None:
-        netns.check(backend)
+        netns.require_backend(backend)
     return backend
 
 

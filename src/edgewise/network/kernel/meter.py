@@ -1,4 +1,4 @@
-"""Throughput from a counter that somebody else keeps: the kernel, or the packets' queue."""
+"""Throughput computed from a byte counter: the kernel's, or a packet queue's."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import math
 from typing import Any
 
 WINDOW_S = 1.0
-"""s between two readings that are compared: as the relay's own figure."""
+"""s between two readings that are compared; the relay's own figure has the same window."""
 
 
-class Meter:
-    """Bits per second between readings at least a window apart; before the second one, 0."""
+class ThroughputMeter:
+    """Bits per second between readings that are at least a window apart; 0 before the second."""
 
     def __init__(self) -> None:
         self._at = -math.inf
@@ -26,8 +26,8 @@ class Meter:
         return self._bps
 
     def state(self, count: int, now: float, rate_bps: float | None) -> dict[str, Any]:
-        """``throughput_bps``, ``utilisation`` (its share of the rate) and ``flows``: None, for a
-        queue of packets does not know."""
+        """``throughput_bps``, ``utilisation`` (its share of the rate) and ``flows``, which is None:
+        a queue of packets does not know its flows."""
         bps = self.read(count, now)
         share = min(bps / rate_bps, 1.0) if rate_bps else 0.0
         return {"utilisation": share, "throughput_bps": bps, "flows": None}

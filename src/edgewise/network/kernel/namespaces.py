@@ -1,8 +1,8 @@
-"""Network namespaces and what is in them, made and removed again (extra ``netns``: pyroute2).
+"""Network namespaces and the devices in them (extra ``netns``: pyroute2).
 
-Every namespace is called ``ew-PID-NAME``, PID being the process that made it. So whatever is left
-by a process that was killed can be told from what is in use, and :func:`sweep` removes it: devices
-go with their namespace, and so does the other end of a veth pair.
+A namespace is called ``ew-PID-NAME`` after the process that made it. If that process is killed, the
+next one recognises what it left, and `remove_leftovers` removes it. Devices disappear with their
+namespace, and so does the other end of a veth pair.
 """
 
 from __future__ import annotations
@@ -30,27 +30,27 @@ except ImportError as e:
 NETLINK_ERRORS = (NetlinkError, OSError)
 CLONE_NEWNET = 0x40000000  # <linux/sched.h>
 HOST = ""
-"""In place of a namespace: the one that we are in."""
+"""Stands for the namespace that this process is in."""
 PREFIX = "ew"
 _OURS = re.compile(rf"^{PREFIX}-(\d+)-.+$")
 _OUR_DEVICE = re.compile(rf"^{PREFIX}(\d+)[a-z]\d*$")
 
 
-def sweep() -> list[str]:
+def remove_leftovers() -> list[str]:
     """Remove the namespaces and devices of processes that are gone; returns their names."""
     gone = []
     for name in netns.listnetns():
-        found = _OURS.match(name)
-        if found is None or _alive(int(found[1])):
+        match = _OURS.match(name)
+        if match is None or _alive(int(match[1])):
             continue
         with contextlib.suppress(OSError):  # another launcher was quicker
             netns.remove(name)
             gone.append(name)
-    with Spaces() as spaces:
-        for device in spaces.devices():
-            found = _OUR_DEVICE.match(device)
-            if found is not None and not _alive(int(found[1])):
-                spaces.delete(device)
+    with Namespaces() as namespaces:
+        for device in namespaces.devices():
+            match = _OUR_DEVICE.match(device)
+            if match is not None and not _alive(int(match[1])):
+                namespaces.delete(device)
                 gone.append(device)
     return gone
 
@@ -70,10 +70,10 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 def _on_worker(method: Method) -> Method:
-    """Run a method on the thread of its Spaces."""
+    """Run a method on the thread of its `Namespaces`."""
 
     @functools.wraps(method)
-    def wrapped(self: Spaces, *args: Any, **kwargs: Any) -> Any:
+    def wrapped(self: Namespaces, *args: Any, **kwargs: Any) -> Any:
         if threading.current_thread() in self._threads:
             return method(self, *args, **kwargs)
         return self._worker.submit(method, self, *args, **kwargs).result()
@@ -81,16 +81,17 @@ def _on_worker(method: Method) -> Method:
     return cast(Method, wrapped)
 
 
-class Spaces:
-    """Namespaces of this process, to be used as ``with Spaces() as spaces``; all gone on leaving.
+class Namespaces:
+    """The namespaces of this process. Use as ``with Namespaces() as namespaces``: leaving the block
+    removes them.
 
-    pyroute2's sockets run an event loop of their own, which cannot be where another one runs. So
-    they live on a thread, and every method waits for it: a call takes about a millisecond. That
-    thread also enters the namespaces. (pyroute2's own ``NetNS`` and ``create`` fork and then kill
-    the child with SIGTERM, and what that writes to the shared wake-up pipe of an event loop looks
-    to it like a SIGTERM of its own.)
+    pyroute2's sockets run an event loop of their own, which cannot share a thread with another one.
+    So they live on a thread of their own, and every method waits for it: a call takes about a
+    millisecond. That thread also enters the namespaces. (pyroute2's ``NetNS`` and ``create`` fork
+    and then kill the child with SIGTERM. What that writes to the shared wake-up pipe of an event
+    loop looks to the loop like a SIGTERM for itself.)
 
-    Raises BadInput, from every method, for what the kernel refuses.
+    Every method raises BadInput if the kernel refuses.
     """
 
     def __init__(self) -> None:
@@ -105,7 +106,7 @@ class Spaces:
         self._veths: list[str] = []
         self._open_host()
 
-    def __enter__(self) -> Spaces:
+    def __enter__(self) -> Namespaces:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -116,15 +117,15 @@ class Spaces:
         self._handles[HOST] = IPRoute()
 
     def close(self) -> None:
-        """Remove everything; again does nothing."""
+        """Remove everything. Calling it again does nothing."""
         if self._handles:
             self._remove()
         self._worker.shutdown()
 
     @_on_worker
     def _remove(self) -> None:
-        # A namespace that is removed lives on while a connection in it has not timed out, and with
-        # it the host's end of its veth pairs. So those go first.
+        # A removed namespace stays alive until the connections in it have timed out, and so does
+        # the host's end of its veth pairs. So those are removed first.
         for device in self._veths:
             self.delete(device)
         for name, handle in self._handles.items():
@@ -136,12 +137,12 @@ class Spaces:
 
     @_on_worker
     def add(self, name: str) -> str:
-        """A namespace with its loopback up; returns what it is called in full."""
+        """Make a namespace and set its loopback up. Returns its full name."""
         full = f"{PREFIX}-{os.getpid()}-{name}"
         with _refused(f"network namespace {full}"), self._elsewhere():
             if _libc.unshare(CLONE_NEWNET) != 0:
                 raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-            # /proc/self would be the process's first thread, which has stayed where it was.
+            # /proc/self would be the process's first thread, which is still in its old namespace.
             netns.attach(full, f"{os.getpid()}/task/{threading.get_native_id()}")
             self._own.add(full)
             self._handles[full] = IPRoute()
@@ -149,27 +150,27 @@ class Spaces:
         return full
 
     @_on_worker
-    def open(self, space: str) -> None:
-        """Have a handle of a namespace, which stays its maker's."""
-        if space in self._handles:
+    def open(self, namespace: str) -> None:
+        """Open a namespace that another process made, and that this one does not remove."""
+        if namespace in self._handles:
             return
-        with _refused(f"network namespace {space!r}"), self._elsewhere():
-            netns.setns(space, flags=0, fork=False)
-            self._handles[space] = IPRoute()
+        with _refused(f"network namespace {namespace!r}"), self._elsewhere():
+            netns.setns(namespace, flags=0, fork=False)
+            self._handles[namespace] = IPRoute()
 
     @_on_worker
-    def socket(self, space: str) -> socket.socket:
-        """A UDP socket that stays in a namespace, whoever uses it."""
-        with _refused(f"network namespace {space!r}"), self._elsewhere():
-            if space != HOST:
-                netns.setns(space, flags=0, fork=False)
+    def socket(self, namespace: str) -> socket.socket:
+        """A UDP socket in a namespace; it stays there whichever thread uses it."""
+        with _refused(f"network namespace {namespace!r}"), self._elsewhere():
+            if namespace != HOST:
+                netns.setns(namespace, flags=0, fork=False)
             made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
             made.setblocking(False)
             return made
 
     @contextlib.contextmanager
     def _elsewhere(self) -> Iterator[None]:
-        """For a block that takes the worker's thread into another namespace: back again after."""
+        """Return the worker's thread to its namespace after a block that enters another one."""
         home = os.open(f"/proc/self/task/{threading.get_native_id()}/ns/net", os.O_RDONLY)
         try:
             yield
@@ -178,46 +179,49 @@ class Spaces:
             os.close(home)
 
     @_on_worker
-    def move(self, device: str, space: str, name: str) -> None:
-        """Put a device of the host into a namespace, under another name."""
+    def move(self, device: str, namespace: str, name: str) -> None:
+        """Move a device of the host into a namespace, under another name."""
         with _refused(f"device {device}"):
             index = self.index(HOST, device)
-            self._handles[HOST].link("set", index=index, ifname=device, net_ns_fd=space)
-            inside = self._handles[space]
-            inside.link("set", index=self.index(space, device), ifname=name)
+            self._handles[HOST].link("set", index=index, ifname=device, net_ns_fd=namespace)
+            inside = self._handles[namespace]
+            inside.link("set", index=self.index(namespace, device), ifname=name)
 
     @_on_worker
-    def single_packets(self, space: str, index: int) -> None:
-        """Have what leaves a device come in packets of its own size, not in bundles of up to 64
-        KiB that the card would have split."""
+    def single_packets(self, namespace: str, index: int) -> None:
+        """Make a device send packets of its own size, not bundles of up to 64 KiB that a network
+        card would split."""
         with _refused("gso_max_segs"):
-            self._handles[space].link("set", index=index, gso_max_segs=1)
+            self._handles[namespace].link("set", index=index, gso_max_segs=1)
 
     @_on_worker
-    def tc(self, verb: str, kind: str, space: str, index: int, handle: int, **more: Any) -> None:
-        """``tc qdisc VERB`` for a device; parameters as pyroute2 has them. Rates in bytes/s."""
+    def tc(
+        self, verb: str, kind: str, namespace: str, index: int, handle: int, **more: Any
+    ) -> None:
+        """``tc qdisc VERB`` for a device. The parameters are pyroute2's, rates in bytes/s."""
         with _refused(f"tc {kind}"):
-            self._handles[space].tc(verb, kind, index, handle, **more)
+            self._handles[namespace].tc(verb, kind, index, handle, **more)
 
     @_on_worker
-    def statistics(self, space: str, index: int, handle: int) -> dict[str, int]:
-        """What a qdisc has counted: ``bytes``, ``backlog``, ``drops``; empty if it is not there."""
-        for message in self._handles[space].get_qdiscs(index=index):
+    def statistics(self, namespace: str, index: int, handle: int) -> dict[str, int]:
+        """The ``bytes``, ``backlog`` and ``drops`` of a qdisc; empty if there is no such qdisc."""
+        for message in self._handles[namespace].get_qdiscs(index=index):
             if message["handle"] != handle:
                 continue
             nested = message.get_attr("TCA_STATS2")
-            found: dict[str, int] = {}
+            counters: dict[str, int] = {}
             for each in ("TCA_STATS_BASIC", "TCA_STATS_QUEUE") if nested else ():
                 values = nested.get_attr(each) or {}
-                found |= {k: int(values[k]) for k in ("bytes", "backlog", "drops") if k in values}
-            return found
+                names = ("bytes", "backlog", "drops")
+                counters |= {name: int(values[name]) for name in names if name in values}
+            return counters
         return {}
 
     @_on_worker
     def free_block(self) -> ipaddress.IPv4Network:
-        """A /24 of 198.18.0.0/16 that no device of this machine is in.
+        """A /24 of 198.18.0.0/16 that no device of this machine uses.
 
-        198.18.0.0/15 is set aside for benchmarks (RFC 2544), so it is no network of anybody's.
+        198.18.0.0/15 is reserved for benchmarks (RFC 2544), so no real network has it.
         """
         taken = []
         for each in self._handles[HOST].get_addr(family=socket.AF_INET):
@@ -225,7 +229,7 @@ class Spaces:
             if address is not None:
                 taken.append(ipaddress.IPv4Interface(f"{address}/{each['prefixlen']}").network)
         blocks = list(ipaddress.IPv4Network("198.18.0.0/16").subnets(new_prefix=24))
-        # Two launchers that start together rarely choose the same.
+        # Two launchers that start at the same time rarely choose the same block.
         first = os.getpid() % len(blocks)
         for block in blocks[first:] + blocks[:first]:
             if not any(block.overlaps(each) for each in taken):
@@ -233,77 +237,78 @@ class Spaces:
         raise BadInput("198.18.0.0/16: no part of it is free for an emulated network")
 
     @_on_worker
-    def index(self, space: str, device: str) -> int:
-        """A device's number."""
-        found = self._handles[space].link_lookup(ifname=device)
+    def index(self, namespace: str, device: str) -> int:
+        """The number of a device."""
+        found = self._handles[namespace].link_lookup(ifname=device)
         if not found:
-            raise BadInput(f"there is no device {device} in {space or 'the host'}")
+            raise BadInput(f"there is no device {device} in {namespace or 'the host'}")
         return int(found[0])
 
     @_on_worker
     def veth(self, a: tuple[str, str], b: tuple[str, str]) -> None:
-        """A pair of devices, each as (namespace, name), both up."""
+        """Make a pair of connected devices, each given as (namespace, name), and set both up."""
         with _refused(f"veth {a[1]} - {b[1]}"):
-            if b[0] == HOST:  # which has no name to give to the kernel
+            if b[0] == HOST:  # the kernel has no name for it
                 a, b = b, a
             if a[0] == HOST:
                 self._veths.append(a[1])
             peer: dict[str, str] = {"ifname": b[1]}
             if b[0] != HOST:
                 peer["net_ns_fd"] = b[0]
-            # Made where `a` is to be: the kernel moves only the peer.
+            # The first device stays in the namespace where it is made; the kernel moves the peer.
             self._handles[a[0]].link("add", ifname=a[1], kind="veth", peer=peer)
-        for space, device in (a, b):
-            self.up(space, device)
+        for namespace, device in (a, b):
+            self.up(namespace, device)
 
     @_on_worker
     def devices(self) -> list[str]:
-        """The host's, by name."""
+        """The names of the host's devices."""
         return [str(each.get_attr("IFLA_IFNAME")) for each in self._handles[HOST].get_links()]
 
     @_on_worker
     def delete(self, device: str) -> None:
-        """Remove a device of the host, and the other end of it; one that is gone is fine."""
+        """Remove a device of the host with its other end; it need not exist."""
         with contextlib.suppress(*NETLINK_ERRORS, BadInput):
             self._handles[HOST].link("del", index=self.index(HOST, device))
 
     @_on_worker
-    def bridge(self, space: str, name: str, ports: list[str]) -> None:
-        """A switch of devices that are in the same namespace."""
+    def bridge(self, namespace: str, name: str, ports: list[str]) -> None:
+        """Connect devices of one namespace by a bridge."""
         with _refused(f"bridge {name}"):
-            handle = self._handles[space]
+            handle = self._handles[namespace]
             handle.link("add", ifname=name, kind="bridge")
-            master = self.index(space, name)
+            master = self.index(namespace, name)
             for port in ports:
-                handle.link("set", index=self.index(space, port), master=master)
-        self.up(space, name)
+                handle.link("set", index=self.index(namespace, port), master=master)
+        self.up(namespace, name)
 
     @_on_worker
-    def up(self, space: str, device: str) -> None:
+    def up(self, namespace: str, device: str) -> None:
         """Set a device up."""
         with _refused(f"device {device}"):
-            self._handles[space].link("set", index=self.index(space, device), state="up")
+            self._handles[namespace].link("set", index=self.index(namespace, device), state="up")
 
     @_on_worker
-    def address(self, space: str, device: str, address: str, prefix: int) -> None:
+    def address(self, namespace: str, device: str, address: str, prefix: int) -> None:
         """Give a device an address."""
         with _refused(f"address {address}"):
-            self._handles[space].addr(
-                "add", index=self.index(space, device), address=address, prefixlen=prefix
+            self._handles[namespace].addr(
+                "add", index=self.index(namespace, device), address=address, prefixlen=prefix
             )
 
     @_on_worker
-    def route(self, space: str, target: str, *, device: str, via: str | None = None) -> None:
-        """Reach ``target`` (``a.b.c.d/n``) over a device, through ``via`` if it is further off."""
+    def route(self, namespace: str, target: str, *, device: str, via: str | None = None) -> None:
+        """Route packets for `target` (``a.b.c.d/n``) over a device, by the gateway `via` if any."""
         with _refused(f"route to {target}"):
-            more = {} if via is None else {"gateway": via}
-            self._handles[space].route("add", dst=target, oif=self.index(space, device), **more)
+            gateway = {} if via is None else {"gateway": via}
+            index = self.index(namespace, device)
+            self._handles[namespace].route("add", dst=target, oif=index, **gateway)
 
 
 @contextlib.contextmanager
-def _refused(what: str) -> Iterator[None]:
+def _refused(action: str) -> Iterator[None]:
     try:
         yield
     except NETLINK_ERRORS as error:
         reason = error.args[-1] if error.args else repr(error)
-        raise BadInput(f"{what}: {reason}; `edgewise doctor`") from None
+        raise BadInput(f"{action}: {reason}; `edgewise doctor`") from None

@@ -1,16 +1,16 @@
-"""The ``tun`` backend: packets queue in this process, by the same pure ``Link`` as the relay's.
+"""The ``tun`` backend: packets queue in this process, timed by the same `Link` as the relay's.
 
 Theory of operation
 -------------------
-A TUN device is a network card whose wire is a file: what the kernel sends over it is read here, a
-packet at a time, and what is written here arrives. So the TCP of both ends is the kernel's own, and
+A TUN device is a network card whose wire is a file: this process reads the packets that the kernel
+sends over it, and packets that it writes arrive. So the TCP of both ends is the kernel's own, and
 sees the emulated round trip, queue and losses: slow start, congestion windows and retransmissions
 are real, where the relay ends TCP on both sides.
 
-One FIFO queue per link. The head packet has been given to the Link; when it has left, the next one
-is. A delivered packet is written into the device of its target. A packet that finds no room is
-dropped (drop-tail), and so is one that is lost: TCP sees to the rest. ``loss_mode`` and ``stall``
-belong to streams and mean nothing here.
+Each link has one FIFO queue. Its head packet has been given to the `Link`; once it has left, the
+next one is. A delivered packet is written into the device of its target. A packet that finds the
+queue full is dropped (drop-tail), and so is one that is lost: TCP retransmits both. ``loss_mode``
+and ``stall`` are for streams and have no effect here.
 
 A rate is of IP packets: of 1,500 bytes 1,448 are TCP's payload, 96.5 %.
 """
@@ -32,29 +32,33 @@ import msgspec
 
 from edgewise.errors import BadInput
 from edgewise.network.capabilities import IFF_NO_PI, IFF_TUN, TUN, TUNSETIFF
-from edgewise.network.kernel.meter import Meter
-from edgewise.network.kernel.namespaces import HOST, Spaces
-from edgewise.network.link import Link, LinkSettings, Passage
+from edgewise.network.kernel.devices import Device
+from edgewise.network.kernel.meter import ThroughputMeter
+from edgewise.network.kernel.namespaces import HOST, Namespaces
+from edgewise.network.link import Link, Passage
+from edgewise.network.link_backend import LinkBackend
 from edgewise.network.relay.timers import Timer, Timers
+from edgewise.network.settings import LinkSettings
 
 MTU = 1500
 READ_BATCH = 64
-"""Packets read in a row: enough to keep up, few enough that no timer waits a millisecond."""
+"""Packets read in one go: enough to keep up, few enough that no timer waits a millisecond."""
 QUEUE_S, QUEUE_BYTES = 0.1, 131_072
-"""s, and at least so many bytes, may wait where a link has no ``queue_bytes``: about twice the
-round trips of interest, as home routers have; unbounded, TCP would fill it."""
+"""Length of the queue, in s and at least in bytes, where a link has no ``queue_bytes``: about twice
+the round trips of interest, as home routers have. TCP would fill an unbounded queue."""
 
 
-class PacketShaper:
+class PacketShaper(LinkBackend):
     """A link and the packets that wait for it, first come, first served.
 
     Attributes:
         backlog: bytes that wait or are being sent.
-        delivered, dropped: bytes that arrived, packets that did not.
+        delivered: bytes that arrived.
+        dropped: packets that did not.
     """
 
     def __init__(self, name: str, link: Link, timers: Timers) -> None:
-        self.name, self.link, self.timers = name, link, timers
+        super().__init__(name, link, timers)
         self.backlog = 0
         self.delivered = 0
         self.dropped = 0
@@ -62,11 +66,11 @@ class PacketShaper:
         self._queue: deque[tuple[bytes, float, Tun]] = deque()
         self._transit: deque[tuple[float, bytes, Tun]] = deque()
         self._head: tuple[bytes, Tun, Passage] | None = None
-        self._meter = Meter()
+        self._meter = ThroughputMeter()
         self._timer: Timer | None = None
 
     def put(self, packet: bytes, now: float, target: Tun) -> None:
-        """A packet came that is to cross the link."""
+        """Queue a packet that is to cross the link."""
         if self.backlog and self.backlog + len(packet) > self._room():
             self.dropped += 1
             return
@@ -75,30 +79,9 @@ class PacketShaper:
         if self._head is None:
             self._serve(now)
 
-    def change(self, now: float, settings: LinkSettings) -> None:
-        # The Link's own losses are a stream's: a reset tells which packet is gone.
-        settings = msgspec.structs.replace(settings, loss_mode="reset")
-        self._revise(self.link.change(now, settings), now)
-
-    def outage(self, now: float, duration: float) -> None:
-        self._revise(self.link.outage(now, duration), now)
-
-    def restart(
-        self, now: float, settings: LinkSettings, outages: list[tuple[float, float]]
-    ) -> None:
-        settings = msgspec.structs.replace(settings, loss_mode="reset")
-        self._revise(self.link.restart(now, settings, outages), now)
-
-    def restore(
-        self, now: float, settings: LinkSettings, outages: list[tuple[float, float]]
-    ) -> None:
-        self.change(now, settings)
-        self._revise(self.link.replace_outages(now, outages), now)
-
     def state(self, now: float) -> dict[str, Any]:
-        link = self.link.state(now)
+        link = super().state(now)
         return {
-            "name": self.name,
             **link,
             "backlog_bytes": self.backlog,
             "in_flight_bytes": self._in_flight,
@@ -108,21 +91,31 @@ class PacketShaper:
         }
 
     def close(self) -> None:
-        """Drop what is under way."""
+        """Drop all packets that are under way."""
         self._queue.clear()
         self._transit.clear()
 
-    # -- inside
+    def adapted(self, settings: LinkSettings) -> LinkSettings:
+        # Losses of a `Link` are those of a stream: a reset tells which packet is lost.
+        return msgspec.structs.replace(settings, loss_mode="reset")
+
+    def revise(self, passage: Passage | None, now: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._head is not None and passage is not None:
+            self._head = (*self._head[:2], passage)
+        self._serve(now)
 
     def _room(self) -> float:
         cap = self.link.settings.queue_bytes
         if cap is not None:
             return cap
-        mean = self.link.settings.capacity.mean_bps
+        mean = self.link.capacity.mean_bps
         return math.inf if math.isinf(mean) else max(mean / 8.0 * QUEUE_S, QUEUE_BYTES)
 
     def _serve(self, now: float) -> None:
-        """Let go what has left by ``now``; wait for the packet that has not."""
+        """Pass on the packets that have left by `now`, and wait for the next one to leave."""
         while True:
             if self._head is None:
                 if not self._queue:
@@ -164,74 +157,66 @@ class PacketShaper:
         self.delivered += len(packet)
         target.write(packet)
 
-    def _revise(self, passage: Passage | None, now: float) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if self._head is not None and passage is not None:
-            self._head = (*self._head[:2], passage)
-        self._serve(now)
-
 
 class Tun:
-    """A TUN device in a namespace, and where the packets that come out of it go.
+    """A TUN device in a namespace, and the routes of the packets that come out of it.
 
     Raises BadInput if it cannot be made.
     """
 
-    def __init__(self, spaces: Spaces, space: str, device: str, address: str, prefix: int) -> None:
-        self.address = address
-        self._ways: dict[bytes, tuple[PacketShaper, Tun]] = {}
+    def __init__(self, namespaces: Namespaces, device: Device) -> None:
+        self._routes: dict[bytes, tuple[PacketShaper, Tun]] = {}
         try:
             self._file = os.open(TUN, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
             raise BadInput(f"{TUN}: {error.strerror}; `edgewise doctor`") from None
-        # Made here under a name of its own; a namespace's `net` may be another's too.
-        made = device if space == HOST else f"ew{os.getpid()}n{self._file}"
+        # Made here under a unique name: each namespace may have a device of the same name.
+        namespace, name = device.namespace, device.device
+        made = name if namespace == HOST else f"ew{os.getpid()}n{self._file}"
         try:
             request = struct.pack("16sH22x", made.encode(), IFF_TUN | IFF_NO_PI)
             fcntl.ioctl(self._file, TUNSETIFF, request)
-            if space != HOST:
-                spaces.move(made, space, device)
-            spaces.address(space, device, address, prefix)
-            spaces.up(space, device)
+            if namespace != HOST:
+                namespaces.move(made, namespace, name)
+            namespaces.address(namespace, name, device.address, device.prefix)
+            namespaces.up(namespace, name)
         except OSError as error:
             os.close(self._file)
-            raise BadInput(f"tun {device}: {error.strerror}; `edgewise doctor`") from None
+            raise BadInput(f"tun {name}: {error.strerror}; `edgewise doctor`") from None
         except BaseException:
             os.close(self._file)
             raise
 
-    def lead(self, to: str, shaper: PacketShaper, target: Tun) -> None:
-        """Packets for the address ``to`` cross this link into that device."""
-        self._ways[socket.inet_aton(to)] = shaper, target
+    def add_route(self, to: str, shaper: PacketShaper, target: Tun) -> None:
+        """Send packets for the address `to` over this link into that device."""
+        self._routes[socket.inet_aton(to)] = shaper, target
 
     def start(self) -> None:
-        """Read from now on, on the running loop."""
+        """Start reading, on the running loop."""
         asyncio.get_running_loop().add_reader(self._file, self._readable)
 
     def write(self, packet: bytes) -> None:
-        """A packet arrives. One that the kernel does not take is lost, as on a wire."""
+        """Deliver a packet. If the kernel does not take it, it is lost, as on a wire."""
         with contextlib.suppress(OSError):
             os.write(self._file, packet)
 
     def close(self) -> None:
-        """The device disappears."""
+        """Remove the device."""
         if self._file >= 0:
             asyncio.get_running_loop().remove_reader(self._file)
             os.close(self._file)
             self._file = -1
 
     def _readable(self) -> None:
-        read, file, ways = os.read, self._file, self._ways
+        read, file, routes = os.read, self._file, self._routes
         try:
             for _ in range(READ_BATCH):
                 packet = read(file, MTU)
-                # IPv4 has its target in bytes 16 to 20. IPv6 (the kernel's own discovery) and
-                # targets that are nobody's lead nowhere.
-                way = ways.get(packet[16:20])
-                if way is not None and packet[0] >> 4 == 4:
-                    way[0].put(packet, time.monotonic(), way[1])
+                # IPv4 has its target in bytes 16 to 20. Packets for other targets are dropped, and
+                # so is IPv6 (the kernel's neighbour discovery).
+                route = routes.get(packet[16:20])
+                if route is not None and packet[0] >> 4 == 4:
+                    route[0].put(packet, time.monotonic(), route[1])
         except BlockingIOError:
             return
         except OSError:  # the device is gone, with its namespace

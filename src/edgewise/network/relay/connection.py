@@ -9,24 +9,24 @@ import time
 from typing import Protocol, cast
 
 from edgewise.network.relay.config import Address
-from edgewise.network.relay.flows import Data, Path, Shaper
+from edgewise.network.relay.flows import Data, Path, StreamShaper
 
 SOCKET_BUFFER_BYTES = 256 * 1024
-"""Kernel buffer of each relayed socket: bounds what a sender can push past the queues (Linux grew
-it to 4.5 MB by itself). 2 ms at 1 Gbit/s: ample on a loopback, and on a LAN."""
+"""Kernel buffer of each relayed socket: bounds how much a sender can push past the queues (Linux
+grew it to 4.5 MB by itself). 2 ms at 1 Gbit/s: ample on a loopback and on a LAN."""
 
 PENDING_BYTES = 64 * 1024
-"""How much may wait for a target that has not accepted yet."""
+"""Bytes that may wait for a target that has not accepted yet."""
 
 CONNECT_TIMEOUT_S = 10.0
-"""A target that does not answer in this time is as good as one that refuses."""
+"""A target that does not answer within this time counts as one that refuses."""
 
 READ_BYTES = 64 * 1024
-"""The most that one read takes: four turns, as much as a flow may queue for its first link."""
+"""The most that one read takes: four turns, which a flow may queue for its first link."""
 
 
 class Owner(Protocol):
-    """Who accepts connections."""
+    """The relay, which accepts connections."""
 
     connections: set[Connection]
     refused: int
@@ -50,7 +50,7 @@ class Endpoint(asyncio.BufferedProtocol):
         self.outgoing: Path
         self.incoming: Path
 
-    # -- asyncio's side
+    # -- called by asyncio
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transport has the methods but not the base class.
@@ -67,7 +67,7 @@ class Endpoint(asyncio.BufferedProtocol):
 
     def get_buffer(self, sizehint: int) -> bytearray:
         # Shared by all sockets: the loop reads into it and calls buffer_updated before it reads
-        # from another one.
+        # from another socket.
         return self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
@@ -88,7 +88,7 @@ class Endpoint(asyncio.BufferedProtocol):
         self.lost = True
         self._connection.lost()
 
-    # -- flows' side
+    # -- called by flows
 
     def writable(self) -> bool:
         if self.transport is None:
@@ -126,14 +126,14 @@ class Connection:
     """A client's socket, the target's, and the two paths between them.
 
     Args:
-        owner: keeps the open ones and counts refusals.
-        to: the target; connected to as soon as the client is there.
+        owner: has the set of open connections and counts refusals.
+        to: the target; the relay connects to it as soon as the client has connected.
         forward, backward: links to cross, in order.
-        buffer: what sockets are read into; may be shared by all connections of a loop.
+        buffer: sockets are read into it; all connections of a loop may share it.
 
     Attributes:
         client: the protocol for the accepted socket.
-        connecting: the task that reaches for the target, once the client is there.
+        connecting: the task that connects to the target, once there is a client.
         closed: set when both sockets are gone.
     """
 
@@ -141,8 +141,8 @@ class Connection:
         self,
         owner: Owner,
         to: Address,
-        forward: list[Shaper],
-        backward: list[Shaper],
+        forward: list[StreamShaper],
+        backward: list[StreamShaper],
         buffer: bytearray,
     ) -> None:
         self._owner, self._to = owner, to
@@ -177,7 +177,7 @@ class Connection:
             self.reset()
 
     def ended(self) -> None:
-        """Both directions may be over: then nothing more can come."""
+        """Close the connection if both directions have ended."""
         if self.client.sent_eof and self.target.sent_eof and not self._done:
             self._finish()
             for endpoint in (self.client, self.target):
@@ -185,7 +185,7 @@ class Connection:
                     endpoint.transport.close()
 
     def lost(self) -> None:
-        """A socket is gone; if it did not end in order, the other one must not wait for it."""
+        """Note that a socket is gone. If it did not end in order, reset the other one too."""
         if not self._done:
             self.reset()
         if all(e.lost or e.transport is None for e in (self.client, self.target)):
@@ -193,7 +193,7 @@ class Connection:
             self.closed.set()
 
     def reset(self) -> None:
-        """Break both connections now, whatever is under way: their peers see ECONNRESET."""
+        """Break both connections at once: their peers see ECONNRESET."""
         self._finish()
         if self.connecting is not None and not self.connecting.done():
             self.connecting.cancel()

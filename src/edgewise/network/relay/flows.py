@@ -2,23 +2,22 @@
 
 Theory of operation
 -------------------
-A :class:`Path` is one direction of one connection: a source, a row of :class:`LinkStage` (one per
-link
-that its bytes cross), a sink. A stage holds what waits for the link and what is on its way over it.
-A :class:`Shaper` is a link at work: the stages that have something to send take turns, up to 16 KiB
-each, so flows share the link equally. Turns go by *start tags* (start-time fair queueing; Goyal,
-Vin and Cheng, SIGCOMM 1996): who has sent least since the others began is next. A short answer then
-waits for about one turn; taking turns in a row it waited for one of each flow, and 20 transfers on
-an 8 Mbit/s uplink held it up by a third of a second. Only the chunk whose turn it is has been given
-to the :class:`~edgewise.network.link.Link`. When it has left, the next turn begins; when it is
-delivered, it joins the next stage, or the sink.
+A `Path` is one direction of one connection: a source, a `LinkStage` for each link that its bytes
+cross, a sink. A stage holds the bytes that wait for the link and those that are on their way over
+it. A `StreamShaper` is a link at work: the stages that have something to send take turns, up to
+16 KiB each, so flows share the link equally. Turns go by *start tags* (start-time fair queueing;
+Goyal, Vin and Cheng, SIGCOMM 1996): the stage that has sent least since the others began is next. A
+short answer then waits for about one turn. With turns in a row it waited for one turn of each flow,
+and 20 transfers on an 8 Mbit/s uplink held it up by a third of a second. Only the chunk whose turn
+it is has been given to the `Link`. When it has left, the next turn begins; when it is delivered, it
+joins the next stage, or the sink.
 
 Times handed on are the *ideal* ones (a chunk joins the next queue when it was due, not when the
-timer fired), so lateness of timers neither adds up over links nor lowers a rate.
+timer fired), so late timers neither add up over links nor lower a rate.
 
-Nothing grows without bound. A stage does not send while what is on its way and what waits behind
-it for the next link reach ``WINDOW_BYTES``, nor while the next link's queue is full, nor while the
-sink cannot take more; a source stops reading while the first stage holds ``READ_AHEAD_BYTES``.
+Nothing grows without bound. A stage does not send while the bytes on their way and those that wait
+behind it for the next link reach `WINDOW_BYTES`, nor while the next link's queue is full, nor while
+the sink cannot take more. A source stops reading while the first stage holds `READ_AHEAD_BYTES`.
 
 An end of stream is a chunk of 0 bytes, so that it keeps its place behind the data. A reset is not
 part of a stream: it overtakes everything and ends both directions.
@@ -32,18 +31,20 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from edgewise.network.link import CHUNK_BYTES, Link, LinkSettings, Passage
+from edgewise.network.link import Link, Passage
+from edgewise.network.link_backend import LinkBackend
 from edgewise.network.relay.timers import Timer, Timers
+from edgewise.network.units import CHUNK_BYTES
 
 BULK_BYTES = 64 * 1024
-"""A turn on an unlimited link, where nobody waits for anybody."""
+"""A turn on an unlimited link, where no flow waits for another."""
 
 READ_AHEAD_BYTES = 64 * 1024
 """Four turns: the socket is read again long before the queue is empty, at any rate of interest."""
 
 WINDOW_BYTES = 4 * 1024 * 1024
-"""What one flow may have under way on one link: 500 Mbit/s times 50 ms is 3.1 MB. A flow that needs
-more is held to WINDOW_BYTES / delay, as TCP would hold it to its window."""
+"""How much one flow may have under way on one link: 500 Mbit/s times 50 ms is 3.1 MB. A flow that
+needs more is limited to WINDOW_BYTES / delay, as TCP would limit it to its window."""
 
 Data = bytes | memoryview
 
@@ -52,7 +53,7 @@ class PathSink(Protocol):
     """Where a path ends."""
 
     def writable(self) -> bool:
-        """False while it cannot take more; then call ``Path.unblock`` when it can."""
+        """False while it cannot take more; it calls `Path.unblock` when it can again."""
 
     def write(self, data: Data) -> None:
         """Take bytes, in order."""
@@ -62,13 +63,13 @@ class PathSink(Protocol):
 
 
 class PathSource(Protocol):
-    """Where a path begins; it calls ``Path.send`` and ``Path.send_eof``."""
+    """Where a path begins; it calls `Path.send` and `Path.send_eof`."""
 
     def pause(self) -> None:
         """Stop sending."""
 
     def resume(self) -> None:
-        """Send on."""
+        """Continue to send."""
 
 
 class Path:
@@ -81,7 +82,7 @@ class Path:
 
     def __init__(
         self,
-        shapers: list[Shaper],
+        shapers: list[StreamShaper],
         source: PathSource,
         sink: PathSink,
         on_reset: Callable[[], None],
@@ -100,7 +101,7 @@ class Path:
             stage.previous = before
 
     def send(self, data: Data, now: float) -> None:
-        """Bytes came from the source."""
+        """Take bytes from the source."""
         self.received += len(data)
         if self.stages:
             self.stages[0].put(memoryview(data), now, now)
@@ -109,14 +110,14 @@ class Path:
         self.check_source()
 
     def send_eof(self, now: float) -> None:
-        """The source has ended; what it sent before still arrives."""
+        """End the stream; everything sent before still arrives."""
         if self.stages:
             self.stages[0].put(b"", now, now)
         else:
             self.deliver(b"")
 
     def deliver(self, data: Data) -> None:
-        """Bytes (or the end: none) reached the far end."""
+        """Hand bytes to the sink, or its end if there are none."""
         if self.closed:
             return
         if data:
@@ -126,15 +127,15 @@ class Path:
             self.sink.write_eof()
 
     def unblock(self, now: float) -> None:
-        """The sink can take more again."""
+        """Continue: the sink can take more again."""
         if self.stages:
             self.stages[-1].unblock(now)
         self.check_source()
 
     def check_source(self) -> None:
-        """Pause or resume the source as the first queue demands.
+        """Pause the source if the first queue is full, or let it continue.
 
-        Called after each turn of the first stage: a full queue is never empty, so a turn will come.
+        Called after each turn of the first stage; a full queue always has a turn to come.
         """
         if self.closed:
             return
@@ -147,7 +148,7 @@ class Path:
                 self.source.resume()
 
     def close(self) -> None:
-        """Drop whatever is under way."""
+        """Drop everything that is under way."""
         if not self.closed:
             self.closed = True
             for stage in self.stages:
@@ -155,7 +156,7 @@ class Path:
 
 
 class LinkStage:
-    """A path's place at one link: what waits for it, and what is on its way over it."""
+    """One path at one link: the bytes that wait for it, and those on their way over it."""
 
     __slots__ = (
         "blocked",
@@ -173,14 +174,14 @@ class LinkStage:
         "waiting",
     )
 
-    def __init__(self, shaper: Shaper, path: Path, following: LinkStage | None) -> None:
+    def __init__(self, shaper: StreamShaper, path: Path, following: LinkStage | None) -> None:
         self.shaper, self.path, self.following = shaper, path, following
         self.previous: LinkStage | None = None
-        self.queue: deque[tuple[Data, float]] = deque()  # bytes, waiting since
+        self.queue: deque[tuple[Data, float]] = deque()  # bytes, time since when they wait
         self.queued = 0
-        self.waiting = False  # in the shaper's row of turns
-        self.tag = 0.0  # what its next turn starts at, bytes
-        self.blocked = False  # had its turn, but could not send
+        self.waiting = False  # has a turn to come
+        self.tag = 0.0  # start tag of its next turn, bytes
+        self.blocked = False  # could not send at its turn
         self.ready_since = -math.inf
         self.transit: deque[tuple[float, Data]] = deque()  # due, bytes
         self.in_flight = 0
@@ -198,15 +199,18 @@ class LinkStage:
         self.shaper.serve(now)
 
     def take(self, limit: int) -> tuple[list[Data], int, float]:
-        """Up to ``limit`` bytes from the front that waited together, or an end alone."""
+        """Take up to `limit` bytes that waited together from the front of the queue, or an end.
+
+        Returns the parts, their size, and since when the first one waits.
+        """
         data, since = self.queue[0]
         if not data:
             self.queue.popleft()
             return [], 0, since
         parts: list[Data] = []
         size = 0
-        # What came after the link fell free belongs to the next turn, or it would be sent before
-        # it was there.
+        # Bytes that came after the link became free belong to the next turn, or they would be sent
+        # before they were there.
         latest = max(since, self.ready_since, self.shaper.link.free)
         while self.queue:
             data, arrived = self.queue[0]
@@ -224,13 +228,13 @@ class LinkStage:
         return parts, size, since
 
     def accepts(self) -> bool:
-        """May more be put in?"""
+        """Whether more may be queued."""
         return self.queued == 0 or (
             self.queued < READ_AHEAD_BYTES and self.shaper.link.room(self.shaper.backlog) > 0
         )
 
     def may_send(self) -> bool:
-        """Is there room behind this link?"""
+        """Whether there is room behind this link."""
         nxt = self.following
         if nxt is None:
             return self.in_flight < WINDOW_BYTES and self.path.sink.writable()
@@ -239,7 +243,7 @@ class LinkStage:
         )
 
     def unblock(self, now: float) -> None:
-        """Something behind the link changed: take a turn again if that was what it waited for."""
+        """Take turns again if the stage was blocked by what comes after the link."""
         if self.blocked and self.may_send():
             self.blocked = False
             self.ready_since = now
@@ -248,7 +252,7 @@ class LinkStage:
                 self.shaper.serve(now)
 
     def leave(self, data: Data, delivery: float, now: float) -> None:
-        """A chunk has left; it is due at ``delivery``, or with the one before if that is later."""
+        """Note that a chunk has left. It is due at `delivery`, but not before its predecessor."""
         self.last_delivery = max(self.last_delivery, delivery)
         self.transit.append((self.last_delivery, data))
         if len(self.transit) == 1:
@@ -258,7 +262,7 @@ class LinkStage:
                 self.shaper.timers.at(self.last_delivery, self.arrive)
 
     def arrive(self, now: float) -> None:
-        """Hand on what is due."""
+        """Hand on the chunks that are due."""
         transit, shaper = self.transit, self.shaper
         while transit and transit[0][0] <= now:
             due, data = transit.popleft()
@@ -276,13 +280,13 @@ class LinkStage:
         self.unblock(now)
 
     def drop(self) -> None:
-        """Forget what waits; what is on its way is dropped when due."""
+        """Drop the queue; chunks on their way are dropped when they are due."""
         self.shaper.backlog -= self.queued
         self.queued = 0
         self.queue.clear()
 
 
-class Shaper:
+class StreamShaper(LinkBackend):
     """A named link and the flows that take turns on it.
 
     Attributes:
@@ -293,7 +297,7 @@ class Shaper:
     """
 
     def __init__(self, name: str, link: Link, timers: Timers) -> None:
-        self.name, self.link, self.timers = name, link, timers
+        super().__init__(name, link, timers)
         self.backlog = 0
         self.in_flight = 0
         self.delivered = 0
@@ -307,13 +311,13 @@ class Shaper:
         self._busy: deque[tuple[float, float, int]] = deque()  # from, to, bytes sent
 
     def join(self, stage: LinkStage) -> None:
-        """Give a stage its place in the row."""
+        """Give a stage a turn."""
         stage.waiting = True
         self._joined += 1
         heapq.heappush(self._turns, (max(self._virtual, stage.tag), self._joined, stage))
 
     def serve(self, now: float) -> None:
-        """Start the next turn if the link is free; whatever has left by ``now`` goes on."""
+        """Start the next turn if the link is free, and pass on chunks that have left by `now`."""
         if self._serving:
             return
         self._serving = True
@@ -327,31 +331,6 @@ class Shaper:
             self._serving = False
         if self._head is not None and self._timer is None:
             self._timer = self.timers.at(self._head[4].departure, self._due)
-
-    def change(self, now: float, settings: LinkSettings) -> None:
-        """Apply other settings from ``now`` on; nothing is dropped."""
-        self._settle(now)
-        self._revise(self.link.change(now, settings), now)
-
-    def outage(self, now: float, duration: float) -> None:
-        """Send nothing for ``duration`` seconds."""
-        self._settle(now)
-        self._revise(self.link.outage(now, duration), now)
-
-    def restart(
-        self, now: float, settings: LinkSettings, outages: list[tuple[float, float]]
-    ) -> None:
-        """Make ``now`` the link's time 0."""
-        self._settle(now)
-        self._revise(self.link.restart(now, settings, outages), now)
-
-    def restore(
-        self, now: float, settings: LinkSettings, outages: list[tuple[float, float]]
-    ) -> None:
-        """Undo live changes and outages, and keep time 0."""
-        self._settle(now)
-        self.link.change(now, settings)
-        self._revise(self.link.replace_outages(now, outages), now)
 
     def last_second(self, now: float) -> tuple[float, float]:
         """Share of the last second in which a chunk was on the wire, and bits/s sent in it."""
@@ -374,8 +353,7 @@ class Shaper:
         """
         utilisation, throughput = self.last_second(now)
         return {
-            "name": self.name,
-            **self.link.state(now),
+            **super().state(now),
             "backlog_bytes": self.backlog,
             "in_flight_bytes": self.in_flight,
             "delivered_bytes": self.delivered,
@@ -385,7 +363,7 @@ class Shaper:
         }
 
     def flows(self) -> int:
-        """How many streams have bytes waiting here now."""
+        """How many streams have bytes waiting."""
         head = self._head
         return sum(1 for *_, s in self._turns if s.queued) + (
             1 if head is not None and not head[0].waiting else 0
@@ -398,7 +376,7 @@ class Shaper:
         if not stage.may_send():
             stage.blocked = True
             return
-        unlimited = self.link.settings.capacity.unlimited
+        unlimited = self.link.capacity.unlimited
         parts, size, since = stage.take(BULK_BYTES if unlimited else CHUNK_BYTES)
         data = parts[0] if len(parts) == 1 else b"".join(parts)
         stage.in_flight += size
@@ -409,7 +387,7 @@ class Shaper:
         self._head = (stage, data, size, start, passage)
         if stage.queue:
             self.join(stage)
-        # The queue is shorter now.
+        # The queue is shorter now, so the stage before may continue.
         if stage.previous is not None:
             stage.previous.unblock(now)
         else:
@@ -436,13 +414,12 @@ class Shaper:
             self._finish(now)
         self.serve(now)
 
-    def _settle(self, now: float) -> None:
-        """Let go what had left by ``now``, before the link changes."""
+    def settle(self, now: float) -> None:
         if self._head is not None and self._head[4].departure <= now:
             self._finish(now)
         self.serve(now)
 
-    def _revise(self, passage: Passage | None, now: float) -> None:
+    def revise(self, passage: Passage | None, now: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

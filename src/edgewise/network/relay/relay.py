@@ -3,13 +3,13 @@
 Clients connect to a route's port, the relay connects to the route's target, and the bytes of each
 direction cross the route's links (``flows``). Everything is one thread on one event loop.
 
-What is emulated and what is not: bytes and the end of a stream take the links' time. Setting up a
-connection does not: the client's handshake ends at the relay, and the relay connects to the target
-at once, so a new connection saves the round trip that the emulated network would cost. A reset is
-not delayed either; when the target refuses, it can be so quick that the client's own ``connect``
-reports it. Loss is what a TCP stream sees of it (a stall or a reset), since a relay of
-streams has no packets. Kernel buffers at both ends hold up to some hundred KB on top of the queues,
-so a sender's "written" means nothing: measure at the receiver.
+Bytes and the end of a stream take the links' time. Setting up a connection does not: the client's
+handshake ends at the relay, and the relay connects to the target at once, so a new connection saves
+the round trip that the emulated network would cost. A reset is not delayed either; when the target
+refuses, it can be so quick that the client's own ``connect`` reports it. A lost packet is a stall
+or a reset, which is how a TCP stream sees it, since a relay of streams has no packets. Kernel
+buffers at both ends hold up to some hundred KB on top of the queues, so measure throughput at the
+receiver, not by the bytes that a sender has written.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from edgewise.errors import BadInput
@@ -26,17 +25,17 @@ from edgewise.network.link import warm_up
 from edgewise.network.link_controller import LinkController, reason, run_until_signal
 from edgewise.network.relay.config import RelayConfig, Route, load_config
 from edgewise.network.relay.connection import READ_BYTES, Connection
-from edgewise.network.relay.flows import Shaper
+from edgewise.network.relay.flows import StreamShaper
 from edgewise.network.relay.timers import Timers
 
 __all__ = ["Relay", "RelayConfig", "RelayControl", "load_config", "run", "serve"]
 
 BACKLOG = 1024
-"""Connections that may wait for ``accept``: a burst of a whole fleet's."""
+"""Connections that may wait for ``accept``: a burst from a whole fleet."""
 
 
 class Relay(LinkController):
-    """A running relay, to be used as ``async with Relay(config) as relay``.
+    """A running relay, used as ``async with Relay(config) as relay``.
 
     Args:
         config: checked here.
@@ -53,16 +52,15 @@ class Relay(LinkController):
     """
 
     def __init__(self, config: RelayConfig) -> None:
-        config.check()
-        super().__init__(config.links, Path(config.folder), config.seed)
-        self.config = config
-        self.shapers: dict[str, Shaper] = {}
+        super().__init__(config)
+        self._config = config
+        self.shapers: dict[str, StreamShaper] = {}
         self.connections: set[Connection] = set()
         self.refused = 0
         self.ports: dict[str, Any] = {}
         self._servers: list[asyncio.Server] = []
 
-    def at_work(self) -> dict[str, Shaper]:
+    def backends(self) -> dict[str, StreamShaper]:
         return self.shapers
 
     def health(self) -> dict[str, Any]:
@@ -77,12 +75,12 @@ class Relay(LinkController):
         loop = asyncio.get_running_loop()
         self._timers = Timers(loop)
         self.shapers = {
-            name: Shaper(name, link, self._timers) for name, link in self._links.items()
+            name: StreamShaper(name, link, self._timers) for name, link in self._links.items()
         }
         self.start()
         try:
-            routes = [await self._listen(route) for route in self.config.routes]
-            host, port = await self.serve_control(self.config.control)
+            routes = [await self._listen(route) for route in self._config.routes]
+            host, port = await self.serve_control(self._config.control)
         except BaseException:
             await self.close()
             raise
@@ -93,7 +91,7 @@ class Relay(LinkController):
         await self.close()
 
     async def close(self) -> None:
-        """Stop listening and break what is open."""
+        """Stop listening and reset the open connections."""
         for server in self._servers:
             server.close()
         connections = list(self.connections)
@@ -137,8 +135,8 @@ async def serve(config: RelayConfig, ready: Callable[[dict[str, Any]], None] | N
     """Run a relay until cancelled.
 
     Args:
-        config: what to emulate.
-        ready: called with :attr:`Relay.ports` once everything listens.
+        config: links and routes to emulate.
+        ready: called with `Relay.ports` once everything listens.
 
     Raises:
         BadInput: the configuration is wrong or a port cannot be bound.
@@ -153,6 +151,6 @@ def run(config: RelayConfig, ready: Callable[[dict[str, Any]], None] | None = No
     """Run a relay as this process, on uvloop, until SIGTERM or SIGINT; then return.
 
     Raises:
-        BadInput: as :func:`serve`.
+        BadInput: as `serve`.
     """
     run_until_signal(partial(serve, config), ready, realtime=config.realtime)

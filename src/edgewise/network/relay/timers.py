@@ -1,11 +1,11 @@
-"""Timers finer than asyncio's: one timerfd and one heap.
+"""Timers more precise than asyncio's: one timerfd and one heap.
 
 epoll and libuv wait in whole milliseconds, rounded up, so ``loop.call_later`` fires up to a
 millisecond late, and uvloop's ``loop.time()`` is itself cached in milliseconds. A timerfd is a file
 descriptor that becomes readable at an absolute nanosecond; ``add_reader`` turns it into a callback.
 One is enough: it is set to the earliest entry of the heap.
 
-Time is :func:`time.monotonic`, which is the CLOCK_MONOTONIC that the timerfd counts.
+Times are those of `time.monotonic`, the CLOCK_MONOTONIC of the timerfd.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class _Itimerspec(ctypes.Structure):
 
 
 class _CTimer:
-    """timerfd through the C library; Python has it from 3.13 on only."""
+    """timerfd through the C library; Python itself has it from 3.13 on."""
 
     def __init__(self) -> None:
         libc = ctypes.CDLL(None, use_errno=True)
@@ -75,7 +75,7 @@ else:
 
 
 class Timer:
-    """One entry; ``cancel`` it as often as you like."""
+    """One entry. Cancelling it more than once does no harm."""
 
     __slots__ = ("callback", "sequence", "when")
 
@@ -85,7 +85,7 @@ class Timer:
         self.callback: Callable[[float], None] | None = callback
 
     def cancel(self) -> None:
-        """It will not fire; what it refers to is released at once."""
+        """Never fire, and release the callback at once."""
         self.callback = None
 
     def __lt__(self, other: Timer) -> bool:
@@ -96,7 +96,7 @@ class Timers:
     """Callbacks at absolute monotonic times, in order of time (then of creation).
 
     Args:
-        loop: a running loop that has ``add_reader``. Call :meth:`close` before it ends.
+        loop: a running loop that has ``add_reader``. Call `close` before it ends.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -108,9 +108,9 @@ class Timers:
         loop.add_reader(self._timer.fd, self._fire)
 
     def at(self, when: float, callback: Callable[[float], None]) -> Timer:
-        """Call ``callback(now)`` at ``when`` (s, monotonic); a past time means as soon as can be.
+        """Call ``callback(now)`` at `when` (s, monotonic), or as soon as possible if that is past.
 
-        A ``when`` of inf never fires.
+        A `when` of inf never fires.
         """
         timer = Timer(when, self._sequence, callback)
         self._sequence += 1
@@ -121,7 +121,7 @@ class Timers:
         return timer
 
     def close(self) -> None:
-        """Forget every entry and close the descriptor."""
+        """Drop every entry and close the descriptor."""
         if self._timer.fd >= 0:
             self._loop.remove_reader(self._timer.fd)
             os.close(self._timer.fd)
@@ -130,15 +130,15 @@ class Timers:
 
     def _arm(self, when: float) -> None:
         self._armed = when
-        # 0 would disarm it, and a past time is as good as any other past time.
-        # Rounded up, or it would fire a nanosecond early and be set again.
+        # 0 would disarm it; any past time fires at once. Rounded up, or it would fire a nanosecond
+        # early and be set again.
         self._timer.set(max(math.ceil(when * 1e9), 1))
 
     def _fire(self) -> None:
         with contextlib.suppress(BlockingIOError):  # re-armed since it became readable
             os.read(self._timer.fd, 8)
-        # `_armed` stays in the past while callbacks run, so that what they add does not set the
-        # timer again and again; it is set once at the end.
+        # `_armed` stays in the past while callbacks run, so that the entries they add do not set
+        # the timer each time; it is set once at the end.
         self._armed = -math.inf
         heap = self._heap
         try:

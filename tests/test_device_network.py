@@ -26,21 +26,22 @@ pytest.importorskip("pyroute2", reason="extra netns")
 
 from edgewise.errors import BadInput, ScenarioError
 from edgewise.live.run import netns
-from edgewise.live.run.addresses import relay_links
+from edgewise.live.run.addresses import relay_events, relay_links
 from edgewise.live.run.deployment import Deployment
 from edgewise.live.run.progress_view import _links
 from edgewise.network import capabilities
-from edgewise.network.capacity import constant, stepwise
+from edgewise.network.capacity import stepwise
+from edgewise.network.kernel.device_network import DeviceNetwork
 from edgewise.network.kernel.devices import Device, DeviceRoute, DevicesConfig, load
-from edgewise.network.kernel.meter import Meter
-from edgewise.network.kernel.namespaces import HOST, Spaces, sweep
-from edgewise.network.kernel.shaper import DeviceNetwork
+from edgewise.network.kernel.meter import ThroughputMeter
+from edgewise.network.kernel.namespaces import HOST, Namespaces, remove_leftovers
 from edgewise.network.kernel.tc import TcShaper
 from edgewise.network.kernel.tun import PacketShaper
-from edgewise.network.link import Link, LinkSettings
-from edgewise.network.relay.config import LinkConfig, LinkPatch, RelayConfig
+from edgewise.network.link import Link
+from edgewise.network.relay.config import RelayConfig
 from edgewise.network.relay.timers import Timer
-from edgewise.network.trace import TraceSpec
+from edgewise.network.settings import LinkChange, LinkSettings, Outage
+from edgewise.network.trace import FileTrace
 from edgewise.scenario import Scenario, loads
 
 FLEET = """
@@ -85,35 +86,36 @@ def test_tc_has_one_device_for_each_link(topology: str) -> None:
     where, config = laid(topology, "tc")
     assert sorted(device.link for device in config.devices) == sorted(config.links)
     assert config.links == relay_links(fleet(topology))
+    assert config.events == relay_events(fleet(topology))
     # What a calls b is where b's end of their pair is; a client's view is another device.
     assert where.peers["a"]["b"] != where.ingress["b"]
     by_link = {device.link: device for device in config.devices}
-    assert by_link["access:a"].space == HOST
-    assert by_link["return:a"].space == "ew-4711-0"
+    assert by_link["access:a"].namespace == HOST
+    assert by_link["return:a"].namespace == "ew-4711-0"
     if topology == "uplink":
-        assert by_link["uplink:b"].space == "ew-4711-1"
+        assert by_link["uplink:b"].namespace == "ew-4711-1"
     else:
-        assert (by_link["b>c"].space, by_link["b>c"].device) == ("ew-4711-1", "to2")
+        assert (by_link["b>c"].namespace, by_link["b>c"].device) == ("ew-4711-1", "to2")
         assert where.peers["b"]["c"].split(":")[1] == f"//{by_link['b>c'].peer}"
 
 
 @pytest.mark.parametrize("topology", ["uplink", "pair"])
 def test_tun_knows_the_link_of_every_way(topology: str) -> None:
     where, config = laid(topology, "tun")
-    link = {(way.source, way.to): way.link for way in config.ways}
-    host = {d.space: d.address for d in config.devices}
+    link = {(route.source, route.to): route.link for route in config.routes}
+    host = {d.namespace: d.address for d in config.devices}
     a, b = host["ew-4711-0"], host["ew-4711-1"]
     assert link[host[HOST], a] == "access:a"
     assert link[a, host[HOST]] == "return:a"
     assert link[a, b] == ("uplink:a" if topology == "uplink" else "a>b")
-    assert len(link) == len(config.ways) == 3 * 2 + 6
+    assert len(link) == len(config.routes) == 3 * 2 + 6
     assert where.ingress["b"].startswith(f"http://{b}:")
     assert where.peers["a"]["b"] == where.ingress["b"]
 
 
 def test_nobody_has_the_address_of_another() -> None:
-    plan = netns.Plan(BLOCK, 1, netns.MOST)
-    servers = range(netns.MOST)
+    plan = netns.AddressPlan(BLOCK, 1, netns.MAX_SERVERS)
+    servers = range(netns.MAX_SERVERS)
     control = [address for i in servers for address in plan.control(i)]
     access = [address for i in servers for address in plan.access(i)]
     tun = [plan.client, *(plan.tun(i) for i in servers)]
@@ -123,15 +125,15 @@ def test_nobody_has_the_address_of_another() -> None:
     assert all(len(f"{plan.stem}a{i}") <= 15 for i in servers)
 
 
-def test_a_file_of_wires_is_read_back_and_a_relay_s_is_still_a_relay_s(tmp_path: Path) -> None:
+def test_a_configuration_of_devices_and_one_of_a_relay_are_told_apart(tmp_path: Path) -> None:
     _, config = laid("uplink", "tun")
     file = tmp_path / "relay.yaml"
     file.write_bytes(msgspec.yaml.encode(config))
     assert load(file) == msgspec.structs.replace(config, folder=str(tmp_path))
     file.write_text("routes: [{to: {port: 80}}]")
     assert isinstance(load(file), RelayConfig)
-    file.write_text("backend: tc\ndevices: [{space: x, device: y, link: nosuch}]")
-    with pytest.raises(ScenarioError, match=r"devices\[0\]\.link expected the name of a link"):
+    file.write_text("backend: tc\ndevices: [{namespace: x, device: y, link: nosuch}]")
+    with pytest.raises(ScenarioError, match=r"devices\[0\]\.link: expected the name of a link"):
         load(file)
 
 
@@ -171,13 +173,13 @@ class Far:
 def shaper(clock: Clock, **settings: Any) -> PacketShaper:
     link = Link(LinkSettings(**settings), rng=np.random.default_rng(1))
     made = PacketShaper("link", link, clock)  # type: ignore[arg-type]
-    made.restart(0.0, LinkSettings(**settings), [])
+    made.restore(0.0, LinkSettings(**settings), restart=True)
     return made
 
 
 def test_packets_arrive_in_order_at_the_rate_and_after_the_delay() -> None:
     clock, far = Clock(), Far()
-    link = shaper(clock, capacity=constant(8e6), delay=0.01)
+    link = shaper(clock, rate_mbps=8, delay=0.01)
     for i in range(3):
         link.put(bytes([i]) * 1000, 0.0, far)  # type: ignore[arg-type]
     clock.run(0.0119)
@@ -192,13 +194,13 @@ def test_packets_arrive_in_order_at_the_rate_and_after_the_delay() -> None:
 
 def test_a_full_queue_drops_and_so_does_loss_and_all_is_counted() -> None:
     clock, far = Clock(), Far()
-    link = shaper(clock, capacity=constant(8e6), queue_bytes=2500)
+    link = shaper(clock, rate_mbps=8, queue_bytes=2500)
     for _ in range(4):
         link.put(bytes(1000), 0.0, far)  # type: ignore[arg-type]
     clock.run(1.0)
     assert (len(far.got), link.dropped) == (2, 2)
     clock, far = Clock(), Far()
-    link = shaper(clock, capacity=constant(None), loss=0.3)
+    link = shaper(clock, loss=0.3)
     for i in range(1000):
         link.put(bytes(1000), float(i), far)  # type: ignore[arg-type]
     assert len(far.got) + link.dropped == 1000
@@ -207,7 +209,7 @@ def test_a_full_queue_drops_and_so_does_loss_and_all_is_counted() -> None:
 
 def test_an_outage_and_a_change_hold_for_the_packet_on_the_wire() -> None:
     clock, far = Clock(), Far()
-    link = shaper(clock, capacity=constant(8e3))  # 1 s for a packet
+    link = shaper(clock, rate_mbps=0.008)  # 1 s for a packet
     link.put(bytes(1000), 0.0, far)  # type: ignore[arg-type]
     clock.run(0.4)
     link.outage(0.5, 2.0)
@@ -216,13 +218,13 @@ def test_an_outage_and_a_change_hold_for_the_packet_on_the_wire() -> None:
     clock.run(3.0)
     assert len(far.got) == 1
     link.put(bytes(1000), 10.0, far)  # type: ignore[arg-type]
-    link.change(10.5, LinkSettings(capacity=constant(8e6)))
+    link.change(10.5, LinkSettings(rate_mbps=8))
     clock.run(10.51)
     assert len(far.got) == 2
 
 
 def test_throughput_is_of_the_last_second_whoever_asks_how_often() -> None:
-    meter = Meter()
+    meter = ThroughputMeter()
     assert meter.read(0, 100.0) == 0.0
     assert meter.read(500, 100.5) == 0.0
     assert meter.read(1000, 101.0) == pytest.approx(8000.0)
@@ -231,55 +233,59 @@ def test_throughput_is_of_the_last_second_whoever_asks_how_often() -> None:
     assert meter.state(2000, 103.0, None)["throughput_bps"] == pytest.approx(8000.0)
 
 
-class FakeSpaces:
+class FakeNamespaces:
     """Records what the kernel would be told."""
 
     def __init__(self) -> None:
         self.told: list[tuple[str, str, float]] = []
         self.kicks = 0
 
-    def index(self, space: str, device: str) -> int:
+    def index(self, namespace: str, device: str) -> int:
         return 7
 
-    def socket(self, space: str) -> FakeSpaces:
+    def socket(self, namespace: str) -> FakeNamespaces:
         return self
 
-    def single_packets(self, space: str, index: int) -> None: ...
+    def single_packets(self, namespace: str, index: int) -> None: ...
 
     def connect(self, to: tuple[str, int]) -> None: ...
 
     def send(self, data: bytes) -> None:
         self.kicks += 1
 
-    def tc(self, verb: str, kind: str, space: str, index: int, handle: int, **more: Any) -> None:
+    def tc(
+        self, verb: str, kind: str, namespace: str, index: int, handle: int, **more: Any
+    ) -> None:
         if kind == "tbf":
             self.told.append((verb, kind, 8.0 * more["rate"]))
 
 
-NO_NETEM = capabilities.Capability(name="tc netem", ok=False, found="", needs="modprobe sch_netem")
+NO_NETEM = capabilities.Capability("tc netem", "", "modprobe sch_netem")
 
 
 def test_the_kernel_is_told_each_step_of_a_trace_and_of_an_outage() -> None:
-    clock, spaces = Clock(), FakeSpaces()
-    settings = LinkSettings(capacity=stepwise([0, 1, 2], [4e6, 8e6], repeat=True))
+    clock, namespaces = Clock(), FakeNamespaces()
+    capacity = stepwise([0, 1, 2], [4e6, 8e6], repeat=True)
+    settings = LinkSettings(outages=(Outage(at=2.5, duration=0.25),))
+    device = Device(namespace=HOST, device="dev", link="link", peer="1.2.3.4")
     link = TcShaper(
-        "link", Link(settings), clock, spaces, HOST, "dev", "1.2.3.4", netem=NO_NETEM  # type: ignore[arg-type]
+        "link", Link(settings, capacity), clock, namespaces, device, netem=NO_NETEM  # type: ignore[arg-type]
     )  # fmt: skip
-    link.restart(0.0, settings, [(2.5, 2.75)])
+    link.restore(0.0, settings, capacity, restart=True)
     clock.run(3.5)
-    rates = [rate for _, _, rate in spaces.told]
+    rates = [rate for _, _, rate in namespaces.told]
     assert rates == pytest.approx([4e6, 8e6, 4e6, 1e3, 4e6, 8e6])
-    assert [verb for verb, _, _ in spaces.told] == ["add", *["change"] * 5]
-    assert spaces.kicks == 1
-    with pytest.raises(BadInput, match=r"delay: the tc backend needs the kernel's netem.*modprobe"):
+    assert [verb for verb, _, _ in namespaces.told] == ["add", *["change"] * 5]
+    assert namespaces.kicks == 1
+    with pytest.raises(BadInput, match=r"delay: the tc backend does not.*needs netem.*modprobe"):
         link.change(3.6, LinkSettings(delay=0.01))
 
 
 # -- on this machine, as root ----------------------------------------------------------------------
 
-SPACES = capabilities.namespaces()
-TBF = capabilities.qdisc("tbf", SPACES)
-TUN = capabilities.tun(SPACES)
+NAMESPACES = capabilities.network_namespaces()
+TBF = capabilities.qdisc("tbf", NAMESPACES)
+TUN = capabilities.tun(NAMESPACES)
 BACKENDS = [
     pytest.param(
         name,
@@ -294,37 +300,37 @@ BACKENDS = [
 
 def ours(pid: int) -> list[str]:
     """Namespaces and devices of a process."""
-    with Spaces() as spaces:
-        devices = [d for d in spaces.devices() if re.match(rf"^ew{pid}[a-z]\d*$", d)]
+    with Namespaces() as namespaces:
+        devices = [d for d in namespaces.devices() if re.match(rf"^ew{pid}[a-z]\d*$", d)]
     folder = Path("/run/netns")
-    spaces_of = [p.name for p in folder.glob(f"ew-{pid}-*")] if folder.is_dir() else []
-    return devices + spaces_of
+    namespaces_of = [p.name for p in folder.glob(f"ew-{pid}-*")] if folder.is_dir() else []
+    return devices + namespaces_of
 
 
 @contextlib.contextmanager
-def behind(backend: str, link: LinkConfig) -> Iterator[tuple[str, DevicesConfig]]:
+def behind(backend: str, link: LinkSettings) -> Iterator[tuple[str, DevicesConfig]]:
     """A namespace behind a link: its address, and what the backend is to be told."""
-    with Spaces() as spaces:
-        block = spaces.free_block()
+    with Namespaces() as namespaces:
+        block = namespaces.free_block()
         near, far = str(block[2]), str(block[3])
-        space, here = spaces.add("far"), f"ew{os.getpid()}b"
-        links = {"there": link, "back": LinkConfig()}
+        namespace, here = namespaces.add("far"), f"ew{os.getpid()}b"
+        links = {"there": link, "back": LinkSettings()}
         if backend == "tc":
-            spaces.veth((HOST, here), (space, "far"))
-            spaces.address(HOST, here, near, 31)
-            spaces.address(space, "far", far, 31)
+            namespaces.veth((HOST, here), (namespace, "far"))
+            namespaces.address(HOST, here, near, 31)
+            namespaces.address(namespace, "far", far, 31)
             devices = (
-                Device(space=HOST, device=here, link="there", peer=far),
-                Device(space=space, device="far", link="back", peer=near),
+                Device(namespace=HOST, device=here, link="there", peer=far),
+                Device(namespace=namespace, device="far", link="back", peer=near),
             )
             config = DevicesConfig(backend="tc", devices=devices, links=links)
         else:
             devices = (
-                Device(space=HOST, device=here, address=near, prefix=31),
-                Device(space=space, device="far", address=far, prefix=31),
+                Device(namespace=HOST, device=here, address=near, prefix=31),
+                Device(namespace=namespace, device="far", address=far, prefix=31),
             )
-            ways = (DeviceRoute(near, far, "there"), DeviceRoute(far, near, "back"))
-            config = DevicesConfig(backend="tun", devices=devices, ways=ways, links=links)
+            routes = (DeviceRoute(near, far, "there"), DeviceRoute(far, near, "back"))
+            config = DevicesConfig(backend="tun", devices=devices, routes=routes, links=links)
         yield far, config
     assert ours(os.getpid()) == []
 
@@ -345,9 +351,9 @@ with socket.create_server(("0.0.0.0", 5001)) as server:
 
 
 @contextlib.contextmanager
-def sink(space: str) -> Iterator[None]:
+def sink(namespace: str) -> Iterator[None]:
     """Something in a namespace that counts what it gets and says so."""
-    command = ["nsenter", f"--net=/run/netns/{space}", sys.executable, "-I", "-S", "-c", SINK]
+    command = ["nsenter", f"--net=/run/netns/{namespace}", sys.executable, "-I", "-S", "-c", SINK]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         try:
             assert process.stdout is not None
@@ -369,19 +375,22 @@ def transfer(to: str, size: int) -> float:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 async def test_bytes_take_the_link_s_time(backend: str) -> None:
-    with behind(backend, LinkConfig(rate_bps=8e6)) as (far, config), sink(config.devices[1].space):
-        async with DeviceNetwork(config) as wires:
+    with (
+        behind(backend, LinkSettings(rate_mbps=8)) as (far, config),
+        sink(config.devices[1].namespace),
+    ):
+        async with DeviceNetwork(config) as network:
             slow = await asyncio.to_thread(transfer, far, 400_000)  # 0.4 s and headers
-            await wires.patch("there", LinkPatch(rate_bps=80e6))
+            await network.patch("there", LinkChange(rate_mbps=80))
             fast = await asyncio.to_thread(transfer, far, 400_000)
-            state = wires.at_work()["there"].state(time.monotonic())
+            state = network.backends()["there"].state(time.monotonic())
             assert state["rate_bps"] == pytest.approx(80e6)
             assert 800_000 <= state["delivered_bytes"] < 1_000_000
             console = Console(width=120)
             console.print(_links({"there": state}))  # as `edgewise up` shows it
-            wires.outage("there", 0.6)
+            network.outage("there", 0.6)
             held = await asyncio.to_thread(transfer, far, 100_000)
-            wires.restore("there")
+            network.restore("there")
             again = await asyncio.to_thread(transfer, far, 400_000)
     assert slow > 0.39
     assert fast < 0.6 * slow
@@ -393,9 +402,9 @@ async def test_bytes_take_the_link_s_time(backend: str) -> None:
 async def test_a_rate_that_falls_leaves_nothing_stuck(backend: str, tmp_path: Path) -> None:
     """A queue of tbf's that held a bundle larger than its new burst stood still for seconds."""
     (tmp_path / "trace").write_text("0\t40\n0.4\t20\n30\t20\n")
-    link = LinkConfig(trace=TraceSpec(file=str(tmp_path / "trace")))
+    link = LinkSettings(trace=FileTrace(path=str(tmp_path / "trace")))
     with behind(backend, link) as (far, config), contextlib.ExitStack() as stack:
-        stack.enter_context(sink(config.devices[1].space))
+        stack.enter_context(sink(config.devices[1].namespace))
         async with DeviceNetwork(config):
             begun = time.monotonic()
             await asyncio.gather(*(asyncio.to_thread(transfer, far, 1_000_000) for _ in range(6)))
@@ -420,11 +429,11 @@ async def test_a_fleet_runs_over_it_and_leaves_nothing(backend: str, tmp_path: P
 
 
 @pytest.mark.system
-@pytest.mark.skipif(not SPACES.ok, reason=f"{SPACES.found}; {SPACES.needs}")
-def test_what_a_killed_process_left_is_swept() -> None:
+@pytest.mark.skipif(not NAMESPACES.ok, reason=f"{NAMESPACES.found}; {NAMESPACES.needs}")
+def test_what_a_killed_process_left_is_removed() -> None:
     code = (
         "from edgewise.network.kernel.namespaces import *; import os, sys\n"
-        "s = Spaces(); a = s.add('x'); s.veth((a, 'in'), (HOST, f'ew{os.getpid()}c0'))\n"
+        "s = Namespaces(); a = s.add('x'); s.veth((a, 'in'), (HOST, f'ew{os.getpid()}c0'))\n"
         "print('ready', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(
@@ -432,8 +441,8 @@ def test_what_a_killed_process_left_is_swept() -> None:
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"
-        sweep()
+        remove_leftovers()
         assert len(ours(process.pid)) == 2  # it is alive: not ours to remove
         process.send_signal(signal.SIGKILL)
-    sweep()
+    remove_leftovers()
     assert ours(process.pid) == []
