@@ -19,6 +19,7 @@ from aiohttp.test_utils import TestServer
 from edgewise.domain import Outcome, PayloadForm, Request, Stamps, Status, run_name
 from edgewise.errors import BadInput
 from edgewise.fleet.request_noise import replay_label
+from edgewise.live.client import balancer_client, client_process
 from edgewise.live.client import client as module
 from edgewise.live.client.client import Client, SentRequest
 from edgewise.live.client.prepared_load import PreparedLoad, read_load
@@ -176,7 +177,7 @@ class Kept:
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is waited for here never comes, so there is nothing to wait for."""
     monkeypatch.setattr(module, "LOST_AFTER", 0.2)
-    monkeypatch.setattr(module, "POST_PERIOD", 0.01)
+    monkeypatch.setattr(balancer_client, "POST_PERIOD", 0.01)
 
 
 async def outcomes(fleet: Fleet, sent: PreparedLoad) -> tuple[dict[str, Outcome], Client]:
@@ -195,7 +196,7 @@ async def test_payload_to_the_ingress_and_metadata_to_the_balancer() -> None:
     told = fleet.told["t-1"].request
     assert (told.ingress, told.deadline, told.accuracy, told.payload_bytes) == ("left", 5.0, 0.5, 5)
     assert 0.0 < fleet.told["t-1"].budget <= 5.0
-    assert client.untold == 0
+    assert client.balancer.refused == 0
 
 
 async def test_an_answer_that_lies_in_the_socket_is_not_lost() -> None:
@@ -265,8 +266,8 @@ async def test_without_its_balancer_the_client_goes_on() -> None:
     fleet.balancer_code = 503
     got, client = await outcomes(fleet, requests(3, deadline=5.0))
     assert all(outcome.status is Status.SERVED for outcome in got.values())
-    assert client.untold == 3
-    assert client.unposted == 3
+    assert client.balancer.refused == 3
+    assert client.balancer.unposted == 3
 
 
 async def test_an_ingress_that_is_not_there_is_a_failure_of_each_request() -> None:
@@ -338,7 +339,7 @@ def test_putting_a_request_together_is_lateness_and_not_latency(
     fleet = Fleet()
     got, client = virtually(fleet, requests(1, deadline=60.0), 0.125, 0.125, lambda: skipped)
     outcome = got["t-0"]
-    assert client.late[0] == pytest.approx(0.25)
+    assert client.delays[0] == pytest.approx(0.25)
     assert outcome.latency == pytest.approx(0.25)  # the way there and back
     assert outcome.stamps.sent == fleet.told["t-0"].request.sent_at
     assert fleet.budgets == [pytest.approx(60.0)]  # all of its deadline, for it has just been sent
@@ -365,7 +366,7 @@ async def test_the_balancer_is_told_of_a_request_that_cannot_be_sent() -> None:
         client = Client(nobody, requests(2), ScoreShape(), Kept())
         await client.run()
     assert sorted(fleet.told) == ["t-0", "t-1"]
-    assert len(client.late) == 2
+    assert len(client.delays) == 2
 
 
 async def test_being_late_is_measured() -> None:
@@ -374,8 +375,8 @@ async def test_being_late_is_measured() -> None:
     async with Fleet().serve() as config:
         client = Client(config, sent, ScoreShape(), Kept())
         await client.run()
-    assert len(client.late) == 2
-    assert all(0.5 <= late < 2.0 for late in client.late)
+    assert len(client.delays) == 2
+    assert all(0.5 <= late < 2.0 for late in client.delays)
 
 
 async def test_from_the_clients_files_comes_the_summary(
@@ -383,17 +384,19 @@ async def test_from_the_clients_files_comes_the_summary(
 ) -> None:
     fleet = Fleet()
     fleet.behaviour = {"t-2": "shed"}
-    monkeypatch.setattr(module, "read_load", lambda scenario, run: requests(3, deadline=5.0))
-    monkeypatch.setattr(module, "warm_up", lambda shape: None)
+    monkeypatch.setattr(
+        client_process, "read_load", lambda scenario, run: requests(3, deadline=5.0)
+    )
+    monkeypatch.setattr(client_process, "warm_up", lambda shape: None)
     said: list[tuple[str, Any]] = []
     async with fleet.serve() as config:
         everything = msgspec.structs.replace(
             config, ingress=dict.fromkeys(("left", "right"), config.balancer), out=str(tmp_path)
         )
         # `run` is a whole process; here it has a thread and no signals.
-        monkeypatch.setattr(module, "_until_signal", lambda client, tell: client.run(tell))
+        monkeypatch.setattr(client_process, "_until_signal", lambda client, tell: client.run(tell))
         done = await asyncio.to_thread(
-            module.run, everything, say=lambda key, value: said.append((key, value))
+            client_process.run, everything, say=lambda key, value: said.append((key, value))
         )
     assert said[0] == ("ready", {"client": "smoke", "requests": 3})
     assert done["outcomes"]["served"] == 2
@@ -453,7 +456,7 @@ def test_photos_come_with_their_class() -> None:
 def test_run_refuses_a_configuration_that_lacks_an_ingress() -> None:
     config = ClientConfig(scenario="smoke", balancer=None, ingress={"left": "http://127.0.0.1:1"})
     with pytest.raises(BadInput, match="expected an address of 'right'"):
-        module.run(config)
+        client_process.run(config)
 
 
 def test_progress_lines_are_json() -> None:

@@ -317,7 +317,8 @@ def test_a_client_that_does_not_allow_for_its_way_is_noticed(
         def there(self, now: float) -> float:
             return now
 
-    monkeypatch.setattr("edgewise.live.client.client.LeastRtt", Ignorant)
+    for module in ("client", "balancer_client"):
+        monkeypatch.setattr(f"edgewise.live.client.{module}.LeastRtt", Ignorant)
     found = differences(simulated_run(CONTROLLED, 0.2), run_live(*world(0.2), CONTROLLED))
     assert any(each.what == "row" for each in found), found[:20]
 

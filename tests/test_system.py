@@ -230,7 +230,7 @@ class Watched:
         config = ClientConfig(scenario="pair", balancer=where.balancer_url(), ingress=where.ingress)
         load = read_load(deployment.scenario, "s")
         self.ended: list[tuple[Request, Outcome, float]] = []
-        self.client = Client(config, load, ScoreShape(), self._note, tell_label=True)
+        self.client = Client(config, load, ScoreShape(), self._note, send_labels=True)
 
     def _note(self, entry: SentRequest, outcome: Outcome) -> None:
         self.ended.append((entry.request, outcome, time.time() - entry.request.sent_at))
@@ -253,7 +253,7 @@ async def test_a_node_that_vanishes_with_requests_in_its_queue(folder: Path) -> 
         await deployment.nodes["far"].kill()
         await sending
     ended = watched.ended
-    assert len(ended) == len({request.id for request, _, _ in ended}) == len(watched.client.late)
+    assert len(ended) == len({request.id for request, _, _ in ended}) == len(watched.client.delays)
     statuses = {outcome.status for _, outcome, _ in ended}
     assert statuses >= {Status.SERVED, Status.FAILED}
     assert Status.LOST not in statuses

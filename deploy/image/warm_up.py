@@ -15,8 +15,8 @@ from edgewise.scenario import load
 for role in ("node", "relay", "client", "evaluate"):
     importlib.import_module(f"edgewise.cli.{role}")
 for module in (
-    "live.node.node",
-    "live.client.client",
+    "live.node.node_process",
+    "live.client.client_process",
     "live.run.evaluation",
     "network.relay.relay",
 ):

@@ -24,7 +24,7 @@ def client(
     with what became of the requests. With `out` in its configuration it
     writes requests.parquet and outcomes.parquet for `edgewise evaluate`.
     """
-    from edgewise.live.client.client import run
+    from edgewise.live.client.client_process import run
     from edgewise.live.process_config import ClientConfig, load_config
 
     def say(key: str, value: Any) -> None:

@@ -193,14 +193,14 @@ class LiveFleet:
             ),
             ScoreShape.of(scenario.score),
             self._on_outcome,
-            tell_label=True,
+            send_labels=True,
             clock=self.clock,
             session=lambda: self.network.session(CLIENT),
         )
         # The simulated client knows its round trips from the start.
         for name in names:
             client.round_trips[name].add(2.0 * routes(CLIENT, name, "").delay, self.clock.now())
-        client.balancer_round_trip.add(2.0 * routes(CLIENT, BALANCER, "").delay, self.clock.now())
+        client.balancer.round_trip.add(2.0 * routes(CLIENT, BALANCER, "").delay, self.clock.now())
         return client
 
     def _node(self, name: str, make_node: MakeNode) -> Node:
