@@ -89,7 +89,8 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def jump(self) -> None:
         """Move time to the next timer."""
         scheduled: list[Any] = self._scheduled  # type: ignore[attr-defined]
-        self._now = max(self._now, scheduled[0].when())
+        # A plain float: without numba, times computed from arrays are numpy scalars.
+        self._now = max(self._now, float(scheduled[0].when()))
         # Adding it to the time must make a difference, or the timer never counts as due.
         self._clock_resolution = max(1e-12, math.ulp(self._now))
 
