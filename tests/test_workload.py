@@ -196,7 +196,7 @@ def test_lognormal_payloads() -> None:
 
 
 def test_the_photos_own_sizes_need_photos() -> None:
-    with pytest.raises(ScenarioError, match=r"workload.payload 'images' needs photos"):
+    with pytest.raises(ScenarioError, match=r"workload.payload: 'images' needs photos"):
         generate(scenario(PoissonArrivals(rate=30.0)), None)
 
 
@@ -243,11 +243,11 @@ def test_times_are_read(
 @pytest.mark.parametrize(
     ("text", "column", "problem"),
     [
-        ("1\n2\nsoon\n", None, "at line 3 expected seconds or an ISO 8601 time, got 'soon'"),
-        ("1\nnan\n", None, "at line 2 expected seconds"),
-        ("t,u\n1,2\n3\n", "u", "at line 3 expected 2 columns, got 1"),
-        ("t,u\n1,2\n", "v", "at line 1 expected a column 'v', got t, u"),
-        ("1\n2023-11-16 18:17:03\n", None, "at line 2 expected seconds or dates throughout"),
+        ("1\n2\nsoon\n", None, "line 3: expected seconds or an ISO 8601 time, got 'soon'"),
+        ("1\nnan\n", None, "line 2: expected seconds"),
+        ("t,u\n1,2\n3\n", "u", "line 3: expected 2 columns, got 1"),
+        ("t,u\n1,2\n", "v", "line 1: expected a column 'v', got t, u"),
+        ("1\n2023-11-16 18:17:03\n", None, "line 2: expected seconds or dates throughout"),
         ("", None, "expected arrival times, got none"),
         ("t\n", None, "expected arrival times, got none"),
     ],
@@ -267,7 +267,7 @@ def test_a_trace_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(ScenarioError, match="expected UTF-8"):
         read_times(tmp_path / "bytes")
     one = TraceArrivals(file=str(written(tmp_path, "1\n")))
-    with pytest.raises(ScenarioError, match="span more than a moment"):
+    with pytest.raises(ScenarioError, match="at least two different times"):
         generate(scenario(one), SIZES)
 
 

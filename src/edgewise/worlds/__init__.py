@@ -1,0 +1,1 @@
+"""Where scenarios and requests come from: families of random worlds, and workloads."""

@@ -1,20 +1,19 @@
-"""Random worlds: families of scenarios, each a function from a seed to a `Scenario`.
+"""Families of random worlds, each a function from a seed to a `Scenario`.
 
-What comes in: the name of a family and a seed. What goes out: a scenario that is valid, complete
-(nothing of it depends on the machine) and the same to the last bit every time. `dump` writes it as
-a file that `edgewise simulate` and `edgewise up` read.
+A scenario is valid, complete (it does not depend on the machine) and the same to the last bit every
+time. `scenario.dump` writes it to a file that `edgewise simulate` and `edgewise up` read.
 
 The aspects of a world (fleet, network, demands, …) are drawn from streams of their own, so families
-*share worlds*: seed 7 of *heavy* is seed 7 of *light* with more requests, and of *thin links* with
-slower links. Differences between families are then differences of the family; the price is that
+*share worlds*: seed 7 of *heavy* is seed 7 of *light* with more requests, and of *thin_links* with
+slower links. Differences between families are then differences of the family. The price is that
 families are not independent samples, so confidence intervals over several of them must be clustered
 by seed (`edgewise.bench.statistics`).
 
 Seeds
 -----
-Learning, choosing among learned things and reporting must never see the same world. The three
-ranges are disjoint, and everything that is random about a world, its links' traces too, derives
-from its seed alone:
+Learning, choosing among learned policies and reporting must never use the same world. The three
+ranges are disjoint, and everything random about a world, its links' traces too, derives from its
+seed alone:
 
 - `TRAINING` 0 … 999,999: tuning and training.
 - `VALIDATION` 1,000,000 … 1,999,999: choosing among checkpoints, accepting or refusing one.
@@ -25,7 +24,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -64,16 +63,16 @@ TRAINING_WORLDS = 50_000
 """Training worlds set aside for each training run; 20 runs use the whole range."""
 
 LINKS_MAX = 64
-"""Links of a world that may have a trace of their own: the seeds of traces are numbered by it."""
+"""Links of a world that may have a trace of their own. Seeds of traces are numbered by it."""
 
 
 class Family(Struct, frozen=True, kw_only=True):
-    """A way to make worlds."""
+    """A family of worlds."""
 
     name: str
     about: str
     make: Callable[[int], Scenario]
-    """From a seed ≥ 0."""
+    """From a seed ≥ 0 to a world."""
 
 
 def find(family: str) -> Family:
@@ -116,12 +115,12 @@ def evaluation_seeds(count: int, skip: int = 0) -> tuple[int, ...]:
     return tuple(EVALUATION[skip : skip + count])
 
 
-# -- what the families do to it ------------------------------------------------------------------
+# -- what families change in a world --------------------------------------------------------------
 
 
 def volatile(world: Scenario) -> Scenario:
-    """Uplinks that drift (log-normally, σ 0.5) and drop to a tenth, at a new level about once a
-    second, with 3 ms of jitter."""
+    """Let uplinks drift (log-normally, σ 0.5) and drop to a tenth, with a new level about once a
+    second and 3 ms of jitter."""
     rng = stream(world.seed, EVENTS)
     events = []
     links = {}
@@ -143,7 +142,7 @@ def volatile(world: Scenario) -> Scenario:
 
 
 def cellular(world: Scenario) -> Scenario:
-    """Uplinks with the mean they had and a generated cellular trace each."""
+    """Give each uplink a generated cellular trace with the mean rate it had."""
     links = {}
     for index, (name, link) in enumerate(world.network.links.items()):
         assert link.rate_mbps is not None
@@ -157,7 +156,7 @@ def _victim(world: Scenario, rng: np.random.Generator) -> str:
 
 
 def server_failure(world: Scenario) -> Scenario:
-    """One server is down for 4 to 6 s."""
+    """Stop one server for 4 to 6 s."""
     rng = stream(world.seed, EVENTS, 1)
     at, duration = float(rng.uniform(4.0, 8.0)), float(rng.uniform(4.0, 6.0))
     failure = DownFailure(at=round(at, 3), server=_victim(world, rng), duration=round(duration, 3))
@@ -165,7 +164,7 @@ def server_failure(world: Scenario) -> Scenario:
 
 
 def balancer_failure(world: Scenario) -> Scenario:
-    """The balancer falls silent for 7 to 9 s: nodes wait for it at first, then know better."""
+    """Silence the balancer for 7 to 9 s; nodes wait for it at first, then decide themselves."""
     rng = stream(world.seed, EVENTS, 4)
     at, duration = float(rng.uniform(3.0, 5.0)), float(rng.uniform(7.0, 9.0))
     failure = MuteFailure(at=round(at, 3), duration=round(duration, 3))
@@ -173,7 +172,7 @@ def balancer_failure(world: Scenario) -> Scenario:
 
 
 def link_failure(world: Scenario) -> Scenario:
-    """One uplink carries nothing for 3 to 5 s."""
+    """Let one uplink carry nothing for 3 to 5 s."""
     rng = stream(world.seed, EVENTS, 2)
     at, duration = float(rng.uniform(4.0, 8.0)), float(rng.uniform(3.0, 5.0))
     name = _victim(world, rng)
@@ -184,7 +183,7 @@ def link_failure(world: Scenario) -> Scenario:
 
 
 def slow_server(world: Scenario) -> Scenario:
-    """A gray failure: one server goes on answering and reporting, 3 to 6 times slower, for 8 s."""
+    """Slow one server down 3 to 6 times for 8 s; it still answers and reports (gray failure)."""
     rng = stream(world.seed, EVENTS, 3)
     failure: Failure = SlowFailure(
         at=round(float(rng.uniform(3.0, 6.0)), 3),
@@ -195,38 +194,33 @@ def slow_server(world: Scenario) -> Scenario:
     return msgspec.structs.replace(world, failures=(*world.failures, failure))
 
 
-def _flash_crowd(seed: int) -> Scenario:
-    world = base("flash_crowd", seed, load=0.6)
+def crowded(world: Scenario) -> Scenario:
+    """Replay arrivals with a flash crowd of three times the rate.
+
+    The clients' links were built for the usual rate; the crowd keeps them 75 % busy.
+    """
     rate = world.workload.arrivals.mean_rate
     assert rate is not None
-    file = flash_crowd(seed, rate, world.workload.duration)
-    # The clients' links were built for the quiet rate and a crowd is three times that: 75 % busy.
+    file = flash_crowd(world.seed, rate, world.workload.duration)
     return with_arrivals(world, TraceArrivals(file=str(file), loop=False))
 
 
-def _recorded(seed: int) -> Scenario:
-    world = base("trace_arrivals", seed)
+def replayed(world: Scenario) -> Scenario:
+    """Replay recorded arrivals at the same mean rate."""
     rate = world.workload.arrivals.mean_rate
     assert rate is not None
-    file: Path = recorded_arrivals(seed, rate, world.workload.duration)
+    file = recorded_arrivals(world.seed, rate, world.workload.duration)
     return with_arrivals(world, TraceArrivals(file=str(file), rate=rate))
 
 
-def _stale(seed: int, family: str, period: float) -> Scenario:
-    return base(family, seed, report_period=period)
-
-
-def _combined(seed: int) -> Scenario:
-    return volatile(base("combined", seed, arrivals=BURSTY, report_period=0.5))
-
-
-def _two_balancers(seed: int) -> Scenario:
-    return msgspec.structs.replace(base("two_balancers", seed), balancers=2)
+def with_two_balancers(world: Scenario) -> Scenario:
+    """Share the requests among two balancers."""
+    return msgspec.structs.replace(world, balancers=2)
 
 
 def _train(seed: int) -> Scenario:
-    """A mixture: every feature of the suite by itself, drawn independently, so that what is learned
-    has seen them together and apart. Not in it: larger fleets and recorded arrivals."""
+    """A mixture for training. Every feature of the suite is drawn independently, so that they occur
+    together and apart. It has no larger fleets and no recorded arrivals."""
     rng = stream(seed, MIXTURE)
     load = between(rng, 0.4, 1.7)
     hot = float(rng.uniform(0.5, 0.8)) if rng.random() < 0.2 else None
@@ -236,13 +230,7 @@ def _train(seed: int) -> Scenario:
     arrivals = BURSTY if kind < 0.3 else crowd if kind < 0.45 else CALM
     period = between(rng, 0.05, 2.0) if rng.random() < 0.4 else None
     world = base(
-        "train",
-        seed,
-        load=load,
-        width=width,
-        hot=hot,
-        arrivals=arrivals,
-        report_period=period,
+        "train", seed, load=load, width=width, hot=hot, arrivals=arrivals, report_period=period
     )
     network, fault = rng.random(), rng.random()
     if network < 0.3:
@@ -255,88 +243,70 @@ def _train(seed: int) -> Scenario:
         world = link_failure(world) if network >= 0.45 else world
     elif fault < 0.24:
         world = slow_server(world)
-    return msgspec.structs.replace(world, balancers=2) if rng.random() < 0.1 else world
+    return with_two_balancers(world) if rng.random() < 0.1 else world
 
 
-def _family(name: str, about: str, make: Callable[[int], Scenario]) -> tuple[str, Family]:
-    return name, Family(name=name, about=about, make=make)
+def _family(
+    name: str,
+    about: str,
+    change: Callable[[Scenario], Scenario] = lambda world: world,
+    **variation: Any,
+) -> Family:
+    """A family of base worlds with a variation of their parameters, changed afterwards."""
+    return Family(name=name, about=about, make=lambda seed: change(base(name, seed, **variation)))
 
 
-FAMILIES: dict[str, Family] = dict(
-    (
-        _family("light", "load 0.5", lambda seed: base("light", seed, load=0.5)),
-        _family("medium", "load 0.8", lambda seed: base("medium", seed)),
-        _family("heavy", "load 1.05", lambda seed: base("heavy", seed, load=1.05)),
-        _family("overload", "load 1.5", lambda seed: base("overload", seed, load=1.5)),
-        _family(
-            "hot_spot",
-            "load 0.8, 70 % of the requests at one ingress",
-            lambda seed: base("hot_spot", seed, hot=0.7),
-        ),
-        _family(
-            "bursty",
-            "load 0.8, a quarter of the time at 2.8 times the mean rate",
-            lambda seed: base("bursty", seed, arrivals=BURSTY),
-        ),
-        _family(
-            "volatile",
-            "load 0.8, uplinks drift and drop to a tenth about once a second",
-            lambda seed: volatile(base("volatile", seed)),
-        ),
-        _family(
-            "stale_500ms",
-            "load 0.8, a report every 0.5 s",
-            lambda seed: _stale(seed, "stale_500ms", 0.5),
-        ),
-        _family(
-            "stale_2s", "load 0.8, a report every 2 s", lambda seed: _stale(seed, "stale_2s", 2.0)
-        ),
-        _family("flash_crowd", "load 0.6, for 4 s three times as many", _flash_crowd),
-        _family(
-            "server_failure",
-            "load 0.8, one server down for 4 to 6 s",
-            lambda seed: server_failure(base("server_failure", seed)),
-        ),
-        _family(
-            "balancer_failure",
-            "load 0.8, the balancer silent for 7 to 9 s, the nodes decide themselves",
-            lambda seed: balancer_failure(base("balancer_failure", seed)),
-        ),
-        _family(
-            "link_failure",
-            "load 0.8, one uplink dead for 3 to 5 s",
-            lambda seed: link_failure(base("link_failure", seed)),
-        ),
-        _family(
-            "slow_server",
-            "load 0.8, one server 3 to 6 times slower for 8 s (gray failure)",
-            lambda seed: slow_server(base("slow_server", seed)),
-        ),
-        _family("combined", "bursty, volatile, and a report every 0.5 s", _combined),
-        _family("two_balancers", "load 0.8, two balancers with half the requests", _two_balancers),
-        _family(
-            "large_fleet",
-            "load 0.8, 12 to 16 servers: more than any policy was trained on",
-            lambda seed: base("large_fleet", seed, servers=(12, 16)),
-        ),
-        _family(
-            "trace_arrivals",
-            "load 0.8, arrivals replayed from a self-similar record",
-            _recorded,
-        ),
-        _family(
-            "trace_bandwidth",
-            "load 0.8, uplinks that replay cellular traces",
-            lambda seed: cellular(base("trace_bandwidth", seed)),
-        ),
-        _family(
-            "thin_links",
-            "load 0.8, uplinks at a fifth of the bandwidth",
-            lambda seed: base("thin_links", seed, width=0.2),
-        ),
-        _family("train", "mixture of all of these but the last ones, for training", _train),
-    )
+_FAMILIES = (
+    _family("light", "load 0.5", load=0.5),
+    _family("medium", "load 0.8"),
+    _family("heavy", "load 1.05", load=1.05),
+    _family("overload", "load 1.5", load=1.5),
+    _family("hot_spot", "load 0.8, 70 % of the requests at one ingress", hot=0.7),
+    _family(
+        "bursty", "load 0.8, a quarter of the time at 2.8 times the mean rate", arrivals=BURSTY
+    ),
+    _family(
+        "volatile", "load 0.8, uplinks drift and drop to a tenth about once a second", volatile
+    ),
+    _family("stale_500ms", "load 0.8, a report every 0.5 s", report_period=0.5),
+    _family("stale_2s", "load 0.8, a report every 2 s", report_period=2.0),
+    _family("flash_crowd", "load 0.6, for 4 s three times as many", crowded, load=0.6),
+    _family("server_failure", "load 0.8, one server down for 4 to 6 s", server_failure),
+    _family(
+        "balancer_failure",
+        "load 0.8, the balancer silent for 7 to 9 s, the nodes decide themselves",
+        balancer_failure,
+    ),
+    _family("link_failure", "load 0.8, one uplink dead for 3 to 5 s", link_failure),
+    _family(
+        "slow_server",
+        "load 0.8, one server 3 to 6 times slower for 8 s (gray failure)",
+        slow_server,
+    ),
+    _family(
+        "combined",
+        "bursty, volatile, and a report every 0.5 s",
+        volatile,
+        arrivals=BURSTY,
+        report_period=0.5,
+    ),
+    _family(
+        "two_balancers", "load 0.8, two balancers with half the requests each", with_two_balancers
+    ),
+    _family(
+        "large_fleet",
+        "load 0.8, 12 to 16 servers: more than any policy was trained on",
+        servers=(12, 16),
+    ),
+    _family("trace_arrivals", "load 0.8, arrivals replayed from a self-similar record", replayed),
+    _family("trace_bandwidth", "load 0.8, uplinks that replay cellular traces", cellular),
+    _family("thin_links", "load 0.8, uplinks at a fifth of the bandwidth", width=0.2),
+    Family(
+        name="train", about="mixture of all of these but the last ones, for training", make=_train
+    ),
 )
+
+FAMILIES: dict[str, Family] = {family.name: family for family in _FAMILIES}
 
 STANDARD: tuple[str, ...] = tuple(name for name in FAMILIES if name != "train")
 """The families of the standard suite."""

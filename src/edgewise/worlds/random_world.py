@@ -1,23 +1,24 @@
-"""One random world, which the families vary: fleet, network, demands, arrivals; and its load.
+"""The random world that families vary: its fleet, network, demands and arrivals; and its load.
 
-Every aspect is drawn from a stream of its own, so that worlds of one seed differ only in what a
-family changes.
+Every aspect is drawn from a random stream of its own, so worlds with the same seed differ only in
+what a family changes.
 
 Load
 ----
 `offered_load` = rate × Σ_d share_d · c_d / Σ_s workers_s · speed_s, where c_d is the service time
 at speed 1 of the cheapest model of the fleet whose accuracy meets demand d. It is the share of all
 workers' time that would be busy if every request ran on its cheapest admissible model, once, and
-the work were spread as if there were no network. Above 1 not everybody can be served.
+the work were spread as if there were no network. Above 1, not every request can be served.
 
-What a world looks like
------------------------
-3 to 6 servers of 1, 2 or 4 workers, speeds spread about fivefold; each hosts some of one of two
-ladders of four models. Photos of 107 kB in the median come in through an access link that never is
-the bottleneck by itself, and leave for another server over an uplink of 4 to 40 Mbit/s. Requests
-ask for anything, or for at least the accuracy of a rung, by a deadline of 0.1 to 2 s. Arrivals are
-mildly bursty: a third of the time 1.5 times the mean rate, else 0.75 times. Service times have a
-coefficient of variation of 0.15 and slow spells; servers report every 50 to 500 ms.
+The base world
+--------------
+There are 3 to 6 servers of 1, 2 or 4 workers, with speeds spread about fivefold. Each hosts some
+models of one of two ladders of four. Photos of 107 kB in the median come in through an access link
+that is never the bottleneck by itself, and leave for another server over an uplink of 4 to
+40 Mbit/s. Requests accept any accuracy, or need at least that of a rung, by a deadline of 0.1 to
+2 s. Arrivals are mildly bursty: a third of the time at 1.5 times the mean rate, otherwise at 0.75
+times. Service times have a coefficient of variation of 0.15 and slow spells. Servers report every
+50 to 500 ms.
 """
 
 from __future__ import annotations
@@ -46,27 +47,29 @@ from edgewise.scenario.workload_schema import with_mean_rate
 from edgewise.tasks.services import services_of
 
 DURATION = 20.0
-"""s. A thousand reports and several bursts; what is under way at the end is about 2 % of it."""
+"""[s] Long enough for a thousand reports and several bursts; about 2 % of the requests are still
+under way at the end."""
 MEDIAN_BYTES = 107_000.0
-"""Of the 1,000 photos of docs/design.md."""
+"""Median size of a photo, from a sample of 1,000."""
 SIGMA = 0.5
+"""Of the logarithm of the size."""
 
-# The streams of random numbers. The order is part of every number ever published: only append.
+# The random streams. Every number ever published depends on their order: only append.
 FLEET, NETWORK, DEMANDS, EVENTS, REPORTS, MIXTURE = range(6)
 
 _Rung = tuple[str, float, float]
-"""Model, accuracy, s at speed 1. The name is a rung of the zoo: it decides the input's size, hence
-the bytes of the model-ready form, and what that form saves the destination of decoding."""
+"""Model, accuracy, s at speed 1. The name is a model of the zoo: it decides the size of the input,
+and so the bytes of the model-ready form and the decoding that this form saves the destination."""
 
-# Costly accuracy: the rungs of the trial that docs/benchmark.md is compared with.
+# Accuracy is expensive: the rungs of the trial that docs/benchmark.md compares with.
 _STEEP: tuple[_Rung, ...] = (
     ("lite0-96", 0.57, 0.006),
     ("lite0-224", 0.72, 0.012),
     ("lite1", 0.76, 0.035),
     ("lite2", 0.83, 0.110),
 )
-# Cheap accuracy: as measured of the zoo. Given here in full, so that measuring the zoo anew on
-# another machine does not change the worlds.
+# Accuracy is cheap: as measured for the models of the zoo. The values stand here so that measuring
+# the models again on another machine does not change the worlds.
 _FLAT: tuple[_Rung, ...] = (
     ("lite0-96", 0.511, 0.0044),
     ("lite0-160", 0.795, 0.0087),
@@ -88,12 +91,12 @@ def offered_load(world: Scenario) -> float:
 
 
 def at_load(world: Scenario, load: float) -> Scenario:
-    """The same world with its arrivals' rate such that `offered_load` is `load`."""
+    """The same world with a mean rate of arrivals such that `offered_load` is `load`."""
     return world.with_overrides(rate=load * _capacity(world) / _seconds_per_request(world))
 
 
 def _capacity(world: Scenario) -> float:
-    """Worker seconds at speed 1, per s."""
+    """Worker seconds at speed 1 per second."""
     return math.fsum(server.workers * server.speed for server in world.servers.values())
 
 
@@ -111,12 +114,12 @@ def _seconds_per_request(world: Scenario) -> float:
 
 
 def stream(seed: int, *aspect: int) -> np.random.Generator:
-    """Of random numbers for one aspect of a world."""
+    """The random stream of one aspect of a world."""
     return np.random.default_rng([seed, *aspect])
 
 
 def between(rng: np.random.Generator, low: float, high: float) -> float:
-    """Log-uniform."""
+    """A log-uniform number from `low` to `high`."""
     return float(low * (high / low) ** rng.random())
 
 
@@ -125,18 +128,18 @@ def _ladder(seed: int) -> tuple[_Rung, ...]:
 
 
 def _fleet(seed: int, low: int, high: int) -> dict[str, ServerSpec]:
-    """Servers, `low` to `high` of them; every rung of the ladder stands on at least one."""
+    """`low` to `high` servers; at least one hosts each rung of the ladder."""
     rng = stream(seed, FLEET)
     steep = rng.random() < 0.5
     ladder = _STEEP if steep else _FLAT
     count = int(rng.integers(low, high + 1))
-    # Single-board computers, a quarter to an eighth of a server core. On faster ones it would take
-    # so many requests/s to load a fleet that its links could not carry a tenth of their photos,
-    # and all that mattered would be to stay local; the cheap ladder needs the slower ones.
+    # Single-board computers, with a quarter to an eighth of a server core's speed. It would take so
+    # many requests/s to load faster ones that the links could not carry a tenth of the photos, and
+    # running everything locally would be best. The cheap ladder needs the slower ones.
     middle = 0.25 if steep else 0.12
     speeds = np.clip(np.exp(rng.normal(math.log(middle), 0.45, count)), middle / 2.2, middle * 2.2)
     workers = rng.choice([1, 2, 4], size=count, p=[0.5, 0.35, 0.15])
-    # Who places models puts the dearest where it runs fastest; beyond that anything goes.
+    # The most expensive model is placed on the fastest server; the rest is random.
     order = np.argsort(-speeds)
     fleet = {}
     for s in range(count):
@@ -158,7 +161,7 @@ def _fleet(seed: int, low: int, high: int) -> dict[str, ServerSpec]:
 
 
 def _demands(seed: int) -> tuple[Demand, ...]:
-    """Anything goes, or one of the three better rungs; the better, the more time."""
+    """Any accuracy, or that of one of the three better rungs; the better, the more time."""
     rng = stream(seed, DEMANDS)
     ladder = _ladder(seed)
     shares = rng.dirichlet([6.0, 5.0, 3.0, 1.2])
@@ -176,18 +179,18 @@ def _demands(seed: int) -> tuple[Demand, ...]:
 
 
 def _ingress(seed: int, names: Sequence[str], hot: float | None) -> dict[str, float]:
-    """Shares of the requests; with `hot`, one server has that much of them."""
+    """Each server's share of the requests; with `hot`, one server has that share."""
     rng = stream(seed, NETWORK)
     shares = rng.dirichlet([3.0] * len(names))
     if hot is not None:
-        place = int(rng.integers(len(names)))
-        others = np.delete(shares, place)
-        shares = np.insert(others / others.sum() * (1.0 - hot), place, hot)
+        server = int(rng.integers(len(names)))
+        others = np.delete(shares, server)
+        shares = np.insert(others / others.sum() * (1.0 - hot), server, hot)
     return {name: round(float(share), 4) for name, share in zip(names, shares, strict=True)}
 
 
 def _links(seed: int, names: Sequence[str], width: float) -> dict[str, LinkSettings]:
-    """The uplinks: 4 to 40 Mbit/s times `width`."""
+    """Uplinks of 4 to 40 Mbit/s times `width`."""
     rng = stream(seed, NETWORK, 1)
     return {
         name: LinkSettings(
@@ -201,8 +204,8 @@ def _links(seed: int, names: Sequence[str], width: float) -> dict[str, LinkSetti
 def _access(
     seed: int, names: Sequence[str], shares: dict[str, float], rate: float
 ) -> dict[str, LinkSettings]:
-    """The clients' links: at least 100 Mbit/s, and four times what comes in on average, for who
-    builds a site does so for its clients."""
+    """Access links of at least 100 Mbit/s and four times the mean traffic, since a site is built
+    for its clients."""
     rng = stream(seed, NETWORK, 2)
     mbit = MEDIAN_BYTES * math.exp(SIGMA**2 / 2) * 8e-6
     return {
@@ -215,9 +218,9 @@ def _access(
 
 
 CALM = ((0.75, 1.5), (2.0, 1.0))
-"""(rates in means, sojourns in s) of everyday arrivals: slightly bursty, as any service sees."""
+"""(rates in means, sojourns in s) of ordinary arrivals, which are slightly bursty."""
 BURSTY = ((0.4, 2.8), (2.4, 0.8))
-"""The same of the bursty family: a quarter of the time 2.8 times the mean."""
+"""The same for the bursty family: a quarter of the time 2.8 times the mean."""
 
 
 def base(
@@ -231,7 +234,7 @@ def base(
     arrivals: tuple[tuple[float, ...], tuple[float, ...]] = CALM,
     report_period: float | None = None,
 ) -> Scenario:
-    """The world that families vary. `width` scales the uplinks; `hot` is one ingress's share."""
+    """The base world. `width` scales the uplinks' rates; `hot` is the share of one ingress."""
     fleet = _fleet(seed, *servers)
     names = tuple(fleet)
     shares = _ingress(seed, names, hot)
@@ -260,10 +263,12 @@ def base(
 
 
 def with_network(world: Scenario, **changes: object) -> Scenario:
+    """The world with some fields of its network replaced."""
     network = msgspec.structs.replace(world.network, **changes)
     return msgspec.structs.replace(world, network=network)
 
 
 def with_arrivals(world: Scenario, arrivals: TraceArrivals) -> Scenario:
+    """The world with other arrivals."""
     workload = msgspec.structs.replace(world.workload, arrivals=arrivals)
     return msgspec.structs.replace(world, workload=workload)

@@ -1,11 +1,12 @@
-"""Arrival times written to files: what the families replay where a formula would not do.
+"""Files of arrival times that families replay where a formula would not do.
 
-A scenario names its trace by path, so the times stand in the user's cache; a missing file is made
-anew from its seed, the same to the last bit.
+A scenario names its trace by path, so the files are kept in the user's cache. A missing file is
+made again from its seed, the same to the last bit.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,66 +16,43 @@ from edgewise.cache import cache_folder
 from edgewise.files import write_atomically
 
 Floats = NDArray[np.float64]
+Draw = Callable[[np.random.Generator, float, float], Floats]
+"""Draws the times of arrivals at a rate over a duration."""
 
 VERSION = 1
-"""Part of the file names: raise it when the times change."""
+"""Part of the file names. Raise it when the times change."""
 
 SOURCES = 8
-"""On-off sources in a record: few enough for their heavy tails to show in the sum."""
+"""On-off sources in a record, few enough for their heavy tails to show in the sum."""
 TAIL = 1.5
 """Pareto index of on and off times; between 1 and 2 the sum is self-similar, H = (3 − 1.5) / 2 =
 0.75 (Willinger, Taqqu, Sherman, Wilson, IEEE/ACM Trans. Networking 5(1), 1997)."""
 MEAN_STAY = 1.0
-"""s, mean of on and off times."""
+"""[s] Mean of on and off times."""
 
 CROWD = 3.0
-"""Times the rate before it."""
+"""Rate of a flash crowd over the rate before it."""
 CROWD_LASTS = 4.0
-"""s at full height."""
+"""[s] At the full rate."""
 CROWD_LEAVES = 1.0
-"""s, time constant of its end; it comes within half a second."""
+"""[s] Time constant of its decay; it arrives within half a second."""
 
 
 def cache() -> Path:
-    """Where recorded arrivals are kept."""
+    """The folder of recorded arrivals."""
     return cache_folder("arrivals")
 
 
-def recorded_arrivals(seed: int, rate: float, duration: float) -> Path:
-    """A file of self-similar arrivals of about `rate` requests/s over `duration` s."""
-    return _kept("record", seed, rate, duration, _self_similar)
-
-
-def flash_crowd(seed: int, rate: float, duration: float) -> Path:
-    """A file of Poisson arrivals at `rate` requests/s, and for a while `CROWD` times that."""
-    return _kept("crowd", seed, rate, duration, _crowd)
-
-
-def _kept(
-    kind: str,
-    seed: int,
-    rate: float,
-    duration: float,
-    draw: object,
-) -> Path:
-    path = cache() / f"{kind}-v{VERSION}-{seed}-{rate:.6g}-{duration:g}.txt"
-    if not path.exists():
-        assert callable(draw)
-        rng = np.random.default_rng([seed, *kind.encode()])
-        times: Floats = draw(rng, rate, duration)
-        write_atomically(path, "".join(f"{time:.6f}\n" for time in times.tolist()).encode())
-    return path
-
-
 def _self_similar(rng: np.random.Generator, rate: float, duration: float) -> Floats:
-    """Sources that are on half of the time, and then Poisson at twice their share of the rate."""
+    """Sources that are on half of the time, with Poisson arrivals at twice their share of the
+    rate."""
     least = MEAN_STAY * (TAIL - 1.0) / TAIL
     found: list[Floats] = []
     for _ in range(SOURCES):
         time = -float(rng.uniform(0.0, 4.0 * MEAN_STAY))  # out of step with the others
         on = bool(rng.random() < 0.5)
         while time < duration:
-            # A stay longer than the record is as long as the record.
+            # A longer stay than the record would make no difference.
             stay = min(least * float(rng.random()) ** (-1.0 / TAIL), 2.0 * duration)
             if on:
                 count = int(rng.poisson(2.0 * rate / SOURCES * stay))
@@ -94,3 +72,21 @@ def _crowd(rng: np.random.Generator, rate: float, duration: float) -> Floats:
     height = 1.0 + (CROWD - 1.0) * rise * fall
     kept: Floats = times[rng.random(count) * CROWD < height]
     return kept
+
+
+def _recorder(kind: str, draw: Draw) -> Callable[[int, float, float], Path]:
+    def record(seed: int, rate: float, duration: float) -> Path:
+        path = cache() / f"{kind}-v{VERSION}-{seed}-{rate:.6g}-{duration:g}.txt"
+        if not path.exists():
+            rng = np.random.default_rng([seed, *kind.encode()])
+            times = draw(rng, rate, duration)
+            write_atomically(path, "".join(f"{time:.6f}\n" for time in times.tolist()).encode())
+        return path
+
+    return record
+
+
+recorded_arrivals = _recorder("record", _self_similar)
+"""A file of self-similar arrivals: from a seed, about so many requests/s, over so many s."""
+flash_crowd = _recorder("crowd", _crowd)
+"""The same of Poisson arrivals, for a while at `CROWD` times the rate."""

@@ -1,16 +1,15 @@
-"""From a scenario to the requests of one run.
+"""Generate the requests of one run from a scenario.
 
-What comes in: a scenario and the sizes of its images. What goes out: a `Trace`, arrays of equal
-length in order of time. The same seed gives the same bits.
+The input is a scenario and the sizes of its images. The output is a `Trace`: arrays of equal
+length, in order of time. The same seed gives the same bits.
 
-Every aspect has its own stream of random numbers, spawned from the scenario's seed, and takes from
-it the same number of draws per request whatever the parameters are. So two scenarios that differ in
-one thing differ in that thing alone (common random numbers): other demands leave the arrival times
-as they were, a longer run begins with the shorter one, and a higher rate is the same arrivals
-closer together.
+Every aspect has its own random stream, spawned from the scenario's seed, and draws the same number
+of values per request whatever the parameters are. So scenarios that differ in one aspect differ in
+that alone (common random numbers): other demands leave the arrival times as they were, a longer run
+begins with the shorter one, and a higher rate has the same arrivals closer together.
 
-All arrival processes are one: with Λ(t) the number of arrivals to expect up to t, the n-th one is
-at Λ⁻¹(E₁ + … + Eₙ), E independent exponentials of mean 1 (all 1 for *constant*).
+All arrival processes are generated alike. Λ(t) is the expected number of arrivals up to t; the n-th
+arrival is at Λ⁻¹(E₁ + … + Eₙ), with E independent exponentials of mean 1 (all 1 for *constant*).
 """
 
 from __future__ import annotations
@@ -42,36 +41,37 @@ Floats: TypeAlias = NDArray[np.float64]
 Ints: TypeAlias = NDArray[np.int64]
 Inverse: TypeAlias = Callable[[Floats], Floats]
 
-# The order is part of every result that was ever published with a seed: only ever append.
+# Every result ever published with a seed depends on the order: only append.
 _STREAMS = ("arrivals", "states", "ingress", "demand", "deadline", "image", "payload")
 
 REQUESTS_MAX = 50_000_000
-"""A run of more requests than this is a slip of a unit; it would not fit into memory."""
+"""A run of more requests would not fit into memory; it comes from a wrong unit."""
 
 
 class Trace(Struct, frozen=True, kw_only=True):
-    """The requests of one run, one per row, in order of time."""
+    """The requests of one run, in order of time."""
 
     time: Floats
-    """s from the start of the run."""
+    """[s] From the start of the run."""
     ingress: Ints
     """Index into `scenario.server_names`."""
     image: Ints
-    """Index into the sizes given; 0 if there were none."""
+    """Index into the image sizes; 0 if there were none."""
     payload_bytes: Ints
     deadline: Floats
-    """s from `time`."""
+    """[s] From `time`."""
     accuracy: Floats
-    """The least accuracy an answer must come with."""
+    """The least accuracy that the answering service may have."""
 
     def __len__(self) -> int:
         return len(self.time)
 
 
 def generate(scenario: Scenario, sizes: Sequence[int] | None) -> Trace:
-    """Draw the requests of a run; `sizes` are those of the images in bytes.
+    """Draw the requests of a run; `sizes` are the images' in bytes.
 
-    Raises ScenarioError if the payload is *images* and there are no sizes, or for a trace file.
+    Raises ScenarioError if the payload is *images* and there are no sizes, or for a trace file that
+    cannot be used.
     """
     workload = scenario.workload
     rng = _streams(scenario.seed)
@@ -79,11 +79,11 @@ def generate(scenario: Scenario, sizes: Sequence[int] | None) -> Trace:
     count = len(time)
 
     ingress = _pick(scenario.ingress_shares(), rng["ingress"].random(count))
-    demand = _pick([each.share for each in workload.demands], rng["demand"].random(count))
-    low, high = np.array([each.deadline_range for each in workload.demands]).T[:, demand]
+    demand = _pick([d.share for d in workload.demands], rng["demand"].random(count))
+    low, high = np.array([d.deadline_range for d in workload.demands]).T[:, demand]
     spread = np.log(high / low)
     deadline = np.minimum(low * np.exp(rng["deadline"].random(count) * spread), high)
-    accuracy = np.array([each.accuracy for each in workload.demands])[demand]
+    accuracy = np.array([d.accuracy for d in workload.demands])[demand]
 
     known = np.asarray(sizes if sizes is not None else (), dtype=np.int64)
     image = (rng["image"].random(count) * len(known)).astype(np.int64)
@@ -111,7 +111,7 @@ def generate(scenario: Scenario, sizes: Sequence[int] | None) -> Trace:
 
 
 def mean_rate(arrivals: Arrivals) -> float:
-    """Requests/s in the long run; reads the file of a trace."""
+    """Requests/s in the long run; for a trace, this reads its file."""
     rate = arrivals.mean_rate
     if rate is None:
         assert isinstance(arrivals, TraceArrivals)
@@ -127,12 +127,12 @@ def _streams(seed: int) -> dict[str, np.random.Generator]:
     }
 
 
-def _pick(shares: Sequence[float], draws: Floats) -> Ints:
+def _pick(shares: Sequence[float], uniform: Floats) -> Ints:
     """Indices with probabilities ∝ `shares`, by inversion; an index of share 0 is never picked."""
     edges = np.cumsum(shares)
-    picked: Ints = np.searchsorted(edges, draws * edges[-1], side="right").astype(np.int64)
+    picked: Ints = np.searchsorted(edges, uniform * edges[-1], side="right").astype(np.int64)
     last = int(np.flatnonzero(shares)[-1])
-    return np.minimum(picked, last)  # draws × total may round up to the total
+    return np.minimum(picked, last)  # uniform × total may round up to the total
 
 
 # -- arrivals ------------------------------------------------------------------------------------
@@ -168,21 +168,21 @@ def _bounded(expected: float) -> int:
 
 
 def _exponentials(rng: np.random.Generator, total: float) -> Floats:
-    """E₁, E₁ + E₂, … until just beyond `total`; always a prefix of the same sequence."""
+    """E₁, E₁ + E₂, … to just beyond `total`: a prefix of always the same sequence."""
     _bounded(total)
     gaps = np.empty(0)
     while True:
         gaps = np.concatenate([gaps, rng.standard_exponential(1024 + len(gaps))])
         sums: Floats = np.cumsum(gaps)
         if sums[-1] > total:
-            found: Floats = sums[: int(np.searchsorted(sums, total)) + 1]
-            return found
+            prefix: Floats = sums[: int(np.searchsorted(sums, total)) + 1]
+            return prefix
 
 
 def _diurnal(
     arrivals: DiurnalArrivals, duration: float
 ) -> tuple[float, Callable[[Floats], Floats]]:
-    """Λ(duration) and Λ⁻¹. The sine's Λ is inverted by bisection to the last bit or so."""
+    """Λ(duration) and Λ⁻¹, which is found by bisection to about the last bit."""
     omega = 2.0 * math.pi / arrivals.period
 
     def expected(time: Floats) -> Floats:
@@ -205,7 +205,7 @@ def _diurnal(
 def _mmpp(
     arrivals: MmppArrivals, duration: float, rng: np.random.Generator
 ) -> tuple[float, Inverse]:
-    """Λ(duration) and Λ⁻¹ of one path of the states, started in equilibrium."""
+    """Λ(duration) and Λ⁻¹ for one path of the states that begins in equilibrium."""
     states = len(arrivals.rates)
     state = int(_pick(arrivals.sojourns, rng.random(1))[0])
     times, counts = [0.0], [0.0]
@@ -219,14 +219,14 @@ def _mmpp(
     knots, values = np.array(times), np.array(counts)
 
     def inverse(wanted: Floats) -> Floats:
-        # The first knot at or above: a stretch of rate 0 is passed over, not landed in.
+        # The first knot at or above: no arrival falls into a span of rate 0.
         after = np.searchsorted(values, wanted, side="left")
         beyond = after >= len(values)
         after = np.clip(after, 1, len(values) - 1)
         start, end = values[after - 1], values[after]
         part = (wanted - start) / np.where(end > start, end - start, 1.0)
-        found: Floats = knots[after - 1] + part * (knots[after] - knots[after - 1])
-        return np.where(beyond, np.inf, found)
+        times: Floats = knots[after - 1] + part * (knots[after] - knots[after - 1])
+        return np.where(beyond, np.inf, times)
 
     return counts[-1], inverse
 
@@ -247,19 +247,19 @@ def _replayed(arrivals: TraceArrivals, duration: float) -> Floats:
 
 
 def _mean_gap(times: Floats, arrivals: TraceArrivals) -> float:
-    """s between arrivals as recorded; one gap of that length closes the loop."""
+    """Mean s between recorded arrivals; a gap of that length closes the loop."""
     span = float(times[-1] - times[0])
     if len(times) < 2 or span <= 0.0:
-        raise ScenarioError(arrivals.file, "", "expected times that span more than a moment")
+        raise ScenarioError(arrivals.file, "", "expected at least two different times")
     return span / (len(times) - 1)
 
 
 def read_times(path: Path, column: str | None = None) -> Floats:
-    """Arrival times of a file in s from its first, in order.
+    """Arrival times in a file, in s from the first, in order.
 
-    One time a line, or a CSV whose first line names its columns: seconds, or ISO 8601 dates such as
-    the ``TIMESTAMP`` of Azure's traces. Empty lines and lines that begin with ``#`` are skipped.
-    Raises ScenarioError naming file and line.
+    The file has one time a line, or is a CSV whose first line names its columns. Times are seconds,
+    or ISO 8601 dates such as the ``TIMESTAMP`` of Azure's traces. Empty lines and lines that begin
+    with ``#`` are skipped. Raises ScenarioError naming file and line.
     """
     try:
         with path.open(encoding="utf-8", newline="") as lines:
@@ -290,12 +290,12 @@ def _read(lines: Iterator[str], file: str, column: str | None) -> Iterator[float
         at = f"line {rows.line_num}"
         if index >= len(row):
             raise ScenarioError(file, at, f"expected {index + 1} columns, got {len(row)}")
-        found = _time(row[index])
-        if found is None:
+        parsed = _time(row[index])
+        if parsed is None:
             raise ScenarioError(
                 file, at, f"expected seconds or an ISO 8601 time, got {row[index]!r:.60}"
             )
-        time, is_date = found
+        time, is_date = parsed
         if dated is not None and dated is not is_date:
             raise ScenarioError(file, at, "expected seconds or dates throughout, got both")
         dated = is_date
@@ -314,7 +314,7 @@ def _header(row: list[str], column: str | None, file: str, line: int) -> int:
 
 
 def _time(text: str) -> tuple[float, bool] | None:
-    """Seconds, and whether they came from a date; None if it is neither."""
+    """Seconds, and whether they are those of a date; None if it is neither."""
     text = text.strip()
     try:
         seconds = float(text)
