@@ -924,4 +924,4 @@ async def test_a_port_that_is_taken_is_said_so(tmp_path: Path) -> None:
             scenario=str(config_file(tmp_path).with_name("two.yaml")), listen=Listen(port=port)
         )
         with pytest.raises(BadInput, match=f"cannot listen on 127.0.0.1:{port}: Address already"):
-            await serve(config)
+            await serve(config, asyncio.Event())

@@ -2,7 +2,10 @@
 
 ====  ======================  ==================================================================
 POST  /v1/requests            a client's metadata (`messages.Submission`): decides, sends the
-                              ingress its command, answers with a `DecisionReply`
+                              ingress its command, answers with the decision: ``{"request",
+                              "action", "server", "model", "form", "reason", "probability",
+                              "policy"}``, where action is *run* at the ingress, *transfer* or
+                              *shed*
 POST  /v1/outcomes            one `domain.Outcome` or a list: ``{"joined", "duplicates",
                               "unknown"}``
 GET   /v1/state               the belief about the fleet, with ages, and counters
@@ -24,10 +27,9 @@ from typing import Any
 
 import msgspec
 from aiohttp import web
-from msgspec import Struct
 
 from edgewise.decoding import decode_json
-from edgewise.domain import Outcome, PayloadForm, ShedReason
+from edgewise.domain import Outcome
 from edgewise.errors import WireError
 from edgewise.live.balancer.balancer import Balancer
 from edgewise.live.balancer.balancer_metrics import CONTENT_TYPE
@@ -41,20 +43,6 @@ MESSAGE_MAX = 2**20
 """bytes of a control message; a report of 256 waiting requests has about 6 kB."""
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-
-class DecisionReply(Struct, frozen=True, kw_only=True):
-    """The answer to ``POST /v1/requests``."""
-
-    request: str
-    action: str
-    """``run`` at the ingress, ``transfer`` from it, or ``shed``."""
-    server: str | None
-    model: str | None
-    form: PayloadForm | None
-    reason: ShedReason | None
-    probability: float
-    policy: str
 
 
 class HttpError(Exception):
@@ -189,18 +177,18 @@ class BalancerApi:
         return _json(body, status=status)
 
 
-def _reply(entry: TrackedDecision) -> DecisionReply:
+def _reply(entry: TrackedDecision) -> dict[str, Any]:
     command = entry.command
-    return DecisionReply(
-        request=command.request,
-        action=entry.action,
-        server=command.server,
-        model=command.model,
-        form=None if command.server is None else command.form,
-        reason=command.reason,
-        probability=entry.decision.probability,
-        policy=entry.decision.policy,
-    )
+    return {
+        "request": command.request,
+        "action": entry.action,
+        "server": command.server,
+        "model": command.model,
+        "form": None if command.server is None else command.form,
+        "reason": command.reason,
+        "probability": entry.decision.probability,
+        "policy": entry.decision.policy,
+    }
 
 
 def _json(value: Any, *, status: int = 200) -> web.Response:

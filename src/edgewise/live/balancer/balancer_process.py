@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -97,11 +96,12 @@ def warm_up(scenario: Scenario, policy: Policy, now: float) -> None:
 
 async def serve(
     config: BalancerConfig,
+    stop: asyncio.Event,
     on_ready: OnReady = lambda where: None,
     *,
     allow_code: bool = False,
 ) -> None:
-    """Run a balancer until cancelled; then write everything.
+    """Run a balancer until `stop` is set; then write everything.
 
     Raises BadInput as `make_dispatcher`, and if the port cannot be listened on.
     """
@@ -117,7 +117,7 @@ async def serve(
         await balancer.start()
         freeze_startup_objects()
         on_ready({"balancer": dispatcher.scenario.name, "url": url_of(sock)})
-        await asyncio.Event().wait()
+        await stop.wait()
     finally:
         await balancer.stop()
         await runner.cleanup()
@@ -126,10 +126,7 @@ async def serve(
 
 
 def run(
-    config: BalancerConfig,
-    on_ready: OnReady = lambda where: None,
-    *,
-    allow_code: bool = False,
+    config: BalancerConfig, on_ready: OnReady = lambda where: None, *, allow_code: bool = False
 ) -> None:
     """Run a balancer as this process, on uvloop, until SIGTERM or SIGINT; then return.
 
@@ -137,20 +134,11 @@ def run(
     """
 
     async def until_signal() -> None:
-        loop = asyncio.get_running_loop()
-        task = asyncio.ensure_future(serve(config, on_ready, allow_code=allow_code))
-        stopping = False
-
-        def stop() -> None:
-            nonlocal stopping
-            if not stopping:  # a second signal must not interrupt the writing
-                stopping = True
-                task.cancel()
-
+        stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stop)
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
+            # A second signal changes nothing: it must not interrupt the writing.
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        await serve(config, stop, on_ready, allow_code=allow_code)
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(until_signal())
