@@ -16,7 +16,7 @@ import numba
 import numpy as np
 
 from edgewise import scenario
-from edgewise.compile.reference import by_reference
+from edgewise.compile import by_reference
 from edgewise.domain import Observation, PeerReport, QueueItem, Report, Request
 from edgewise.fleet.rng import new_rng
 from edgewise.fleet.table import observed

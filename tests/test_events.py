@@ -5,8 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from edgewise.compile import lean
-from edgewise.compile.reference import by_reference
+from edgewise.compile import by_reference, jit_no_refcount
 from edgewise.fleet.arrays import Array
 from edgewise.sim.build import simulation
 from edgewise.sim.events import SOON, heap_push, index_of, kind_of, next_time, pop, push
@@ -15,7 +14,7 @@ from edgewise.worlds.workload import generate
 from sim_worlds import one_server
 
 
-@lean
+@jit_no_refcount
 def play(world: World, steps: Array, found: Array) -> int:
     """Push the times of `steps` in order, every third as a timer; take an event out at each NaN.
     (time, index, kind) of those."""

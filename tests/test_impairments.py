@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from edgewise import scenario as sc
-from edgewise.compile import lean
+from edgewise.compile import jit_no_refcount
 from edgewise.errors import BadInput
 from edgewise.fleet.request_noise import luck
 from edgewise.network.impairments import IMPAIRMENTS, PARAMETERS, active, may_break, parameters_of
@@ -23,12 +23,12 @@ SEED = np.uint64(7)
 ALL = LinkSettings(jitter=0.01, loss=0.05, stall=0.3, spike=0.5, spike_every=2.0)
 
 
-@lean
+@jit_no_refcount
 def simulated(parameters: Any, seed: int, request: int, size: float, now: float) -> float:
     return impaired(0.25, parameters, seed, request, 3, size, now)
 
 
-@lean
+@jit_no_refcount
 def at_best(parameters: Any, seed: int, request: int, size: float) -> float:
     return impaired_at_best(0.25, parameters, seed, request, 3, size, 0.0)
 

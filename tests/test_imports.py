@@ -33,6 +33,8 @@ LAYERS = (
 )  # fmt: skip
 # Where a heavy or optional library may be imported, so that the core stays small and pure.
 ONLY_IN = {
+    "numba": ("compile",),
+    "llvmlite": ("compile",),
     "torch": ("learn",),
     "aiohttp": ("live", "network.link_controller", "network.control", "cli", "testing"),
     "onnxruntime": ("tasks",),

@@ -161,7 +161,7 @@ def _through(kernel: object, *arguments: object) -> float:
     """Call a compiled pointer as the engine does."""
     from numba import njit
 
-    from edgewise.compile.reference import by_reference
+    from edgewise.compile import by_reference
 
     @njit
     def call(kernel, seen, numbers, state, draws):  # type: ignore[no-untyped-def]

@@ -5,8 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from edgewise.compile import lean
-from edgewise.compile.reference import by_reference
+from edgewise.compile import by_reference, jit_no_refcount
 from edgewise.fleet.arrays import Array
 from edgewise.sim.build import simulation
 from edgewise.sim.layout import World
@@ -15,7 +14,7 @@ from edgewise.worlds import families
 from edgewise.worlds.workload import generate
 
 
-@lean
+@jit_no_refcount
 def play(world: World, who: Array, times: Array, found: Array) -> None:
     """Move each of `who` in turn; (earliest, whose) after each."""
     world = by_reference(world)

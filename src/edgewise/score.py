@@ -25,7 +25,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from edgewise.compile import copied
+from edgewise.compile import jit_no_refcount
 from edgewise.domain import Outcome, Request, Score, Status
 from edgewise.scenario.schema import ScoreSpec
 from edgewise.tasks import task_of
@@ -48,7 +48,7 @@ class ScoreShape(Struct, frozen=True, kw_only=True):
         return cls(grace=grace, accuracy_weight=spec.accuracy_weight)
 
 
-@copied
+@jit_no_refcount(inline=True)
 def timeliness(ratio: float, grace: float) -> float:
     """g(x) for x = `ratio` = latency / deadline; in [0, 1]. NaN gives 0."""
     if ratio <= 1.0:
@@ -63,13 +63,13 @@ def timeliness_of(ratios: Any, graces: Any) -> Any:
     return (1.0 - (ratios - 1.0) / graces.clip(1e-9)).clip(0.0, 1.0)
 
 
-@copied
+@jit_no_refcount(inline=True)
 def worthless_after(deadline: float, grace: float) -> float:
     """The latency in s from which on g is 0: nobody need wait or work for such an answer."""
     return deadline * (1.0 + grace)
 
 
-@copied
+@jit_no_refcount(inline=True)
 def expected_utility(
     accuracy: float,
     demanded: float,

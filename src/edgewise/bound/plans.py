@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from edgewise.bound.relaxation import TIME_SLACK, Relaxation
-from edgewise.compile import inlined, inner, jit
+from edgewise.compile import jit, jit_no_refcount
 from edgewise.fleet.arrays import Array
 from edgewise.score import timeliness
 
@@ -107,7 +107,7 @@ def _scratch(episode: Relaxation) -> Scratch:
     )
 
 
-@inner
+@jit_no_refcount(internal=True)
 def _price_until(prices: Prices, width: float, m: int, t: float) -> float:
     """Price of one unit of resource `m` from 0 until `t`; after the last bin it is free."""
     j = int(t / width)
@@ -119,7 +119,7 @@ def _price_until(prices: Prices, width: float, m: int, t: float) -> float:
     return price
 
 
-@inner
+@jit_no_refcount(internal=True)
 def best_plan(
     episode: Relaxation, r: int, prices: Prices, scratch: Scratch, floor: float, only: int
 ) -> Plan:
@@ -178,7 +178,7 @@ def best_plan(
     return best
 
 
-@inlined
+@jit_no_refcount(inline=True, internal=True)
 def _best_start(
     episode: Relaxation,
     r: int,
@@ -225,7 +225,7 @@ def _best_start(
     return best, best_start, best_end
 
 
-@inner
+@jit_no_refcount(internal=True)
 def _fill_crossing(
     episode: Relaxation, transfer: int, last: int, prices: Prices, scratch: Scratch, w: int
 ) -> int:
@@ -273,7 +273,7 @@ def _fill_crossing(
     return n
 
 
-@inner
+@jit_no_refcount(internal=True)
 def _conversion_span(episode: Relaxation, r: int, j: int, knot: int) -> tuple[float, float, int]:
     """A conversion for request `r` that starts within bin `j`, at one of three knots.
 
@@ -297,7 +297,7 @@ def _conversion_span(episode: Relaxation, r: int, j: int, knot: int) -> tuple[fl
     return start, end, max(0, math.ceil(end / width - 1e-9) - 1)
 
 
-@inner
+@jit_no_refcount(internal=True)
 def _fill_converting(episode: Relaxation, r: int, prices: Prices, out: Array) -> None:
     """Fill `out` by bin: the least price of a conversion finished by its end."""
     request = episode.requests[r]
@@ -314,7 +314,7 @@ def _fill_converting(episode: Relaxation, r: int, prices: Prices, out: Array) ->
         out[j] = min(out[j], out[j - 1])
 
 
-@inner
+@jit_no_refcount(internal=True)
 def _subtract(
     episode: Relaxation, r: int, plan: Plan, prices: Prices, scratch: Scratch, slope: Array
 ) -> None:
@@ -350,7 +350,7 @@ def _subtract(
         _subtract_span(slope, m, begin, finish, width, 1.0)
 
 
-@inner
+@jit_no_refcount(internal=True)
 def _subtract_span(
     slope: Array, m: int, begin: float, end: float, width: float, share: float
 ) -> None:

@@ -32,7 +32,7 @@ from edgewise.bound.timeline import (
     peak_rate,
     up_seconds,
 )
-from edgewise.compile import inner, jit
+from edgewise.compile import jit, jit_no_refcount
 from edgewise.domain import PayloadForm
 from edgewise.fleet.arrays import Array
 from edgewise.fleet.estimates import ready_time
@@ -248,7 +248,7 @@ def _arrivals(sim: Sim) -> tuple[Array, Array, Array]:
     return results["uploaded"].copy(), results["decided"].copy(), counts
 
 
-@inner
+@jit_no_refcount(internal=True)
 def _assume_earliest(inputs: Inputs) -> None:
     """Where an upload or a command was not seen, take the earliest conceivable time."""
     world, links, uploaded, commanded = (
@@ -324,7 +324,7 @@ def _fill(inputs: Inputs, tables: Tables) -> None:
             tables.candidates[out.first_candidate + n] = mine[order[n]]
 
 
-@inner
+@jit_no_refcount(internal=True)
 def _add_candidates(
     inputs: Inputs, tables: Tables, floors: Array, r: int, k: int, form: int
 ) -> None:
@@ -376,7 +376,7 @@ def _add_candidates(
         entry.best_utility = best_utility
 
 
-@inner
+@jit_no_refcount(internal=True)
 def _transfer(inputs: Inputs, tables: Tables, r: int, link: int, size: float, form: int) -> int:
     """The number of request `r`'s transfer of `size` bytes over `link`, added if there is none."""
     resource = inputs.world.servers.size + link
@@ -400,7 +400,7 @@ def _transfer(inputs: Inputs, tables: Tables, r: int, link: int, size: float, fo
     return t
 
 
-@inner
+@jit_no_refcount(internal=True)
 def _fill_transfer(
     inputs: Inputs, link: int, size: float, start: float, converted: int, out: Any
 ) -> float:
@@ -421,7 +421,7 @@ def _fill_transfer(
     return arrival
 
 
-@inner
+@jit_no_refcount(internal=True)
 def _batch_time(world: World, k: int, form: int, count: int) -> float:
     """Least s of a batch of `count` with a request of `form` in it, before noise."""
     service = world.services[k]

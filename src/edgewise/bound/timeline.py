@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from edgewise.compile import inner, jit
+from edgewise.compile import jit, jit_no_refcount
 from edgewise.fleet.arrays import Array
 from edgewise.sim import layout
 from edgewise.sim.impairments import impaired_at_best
@@ -102,7 +102,7 @@ def carried_by_bin(links: LinkStates, numbers: Array, link: int, edges: Array) -
     return out
 
 
-@inner
+@jit_no_refcount(internal=True)
 def carried(links: LinkStates, numbers: Array, link: int, since: float, until: float) -> float:
     """Bytes that link `link` can carry between two times; inf where it is ever unlimited."""
     total = 0.0
@@ -119,7 +119,7 @@ def carried(links: LinkStates, numbers: Array, link: int, since: float, until: f
     return total
 
 
-@inner
+@jit_no_refcount(internal=True)
 def crossing_time(links: LinkStates, numbers: Array, link: int, now: float, size: float) -> float:
     """When `size` bytes that have a link to themselves from `now` on are across; inf = never."""
     time = now
@@ -139,7 +139,7 @@ def crossing_time(links: LinkStates, numbers: Array, link: int, now: float, size
     return math.inf
 
 
-@inner
+@jit_no_refcount(internal=True)
 def least_lag(links: LinkStates, seed: int, r: int, link: int, size: float) -> float:
     """The least lag (delay, jitter, stall) of request `r`'s `size` bytes in any state."""
     best = math.inf
@@ -150,7 +150,7 @@ def least_lag(links: LinkStates, seed: int, r: int, link: int, size: float) -> f
     return best
 
 
-@inner
+@jit_no_refcount(internal=True)
 def least_delay(links: LinkStates, link: int) -> float:
     """The least delay of a link in any state."""
     best = math.inf

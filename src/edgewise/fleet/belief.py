@@ -24,7 +24,7 @@ import math
 
 import numpy as np
 
-from edgewise.compile import copied, lean
+from edgewise.compile import jit_no_refcount
 from edgewise.fleet.arrays import FLIGHTS_MAX, QUEUE_MAX, RIF_BUCKETS, Array, Belief
 from edgewise.fleet.decay import advance_decay, decay_now, decayed
 from edgewise.fleet.estimates import ready_time
@@ -35,7 +35,7 @@ RESPONSE_MEMORY = 0.2
 """Weight of one answer in the mean response: about the last five; Elasticsearch's C3 uses 0.3."""
 
 
-@copied
+@jit_no_refcount(inline=True)
 def set_free(free: Array, workers: int, worker: int, until: float) -> None:
     """Make `worker` busy until `until`, keeping the row ascending."""
     while worker + 1 < workers and free[worker + 1] < until:
@@ -44,14 +44,14 @@ def set_free(free: Array, workers: int, worker: int, until: float) -> None:
     free[worker] = until
 
 
-@copied
+@jit_no_refcount(inline=True)
 def advance(belief: Belief, s: int, now: float) -> None:
     """Play server `s`'s miniature forward to `now`: start every job that would have started."""
     if belief.servers[s].next_start <= now:
         start_jobs(belief, s, now)
 
 
-@lean
+@jit_no_refcount
 def start_jobs(belief: Belief, s: int, now: float) -> None:
     """Start the jobs on `s` that would have started by `now`."""
     server = belief.servers[s]
@@ -78,7 +78,7 @@ def start_jobs(belief: Belief, s: int, now: float) -> None:
     server.next_start = math.inf
 
 
-@copied
+@jit_no_refcount(inline=True)
 def take_job(belief: Belief, s: int, j: int) -> None:
     """Take the j-th job out. In first in first out the list keeps its order: jobs of one report
     have come at the same moment, and only their place says which was first."""
@@ -93,7 +93,7 @@ def take_job(belief: Belief, s: int, j: int) -> None:
     server.jobs = last
 
 
-@copied
+@jit_no_refcount(inline=True)
 def add_job(
     belief: Belief, s: int, deadline: float, work: float, ready: float, dispatch: int
 ) -> None:
@@ -112,7 +112,7 @@ def add_job(
     server.next_start = min(server.next_start, max(belief.free[s, 0], ready))
 
 
-@copied
+@jit_no_refcount(inline=True)
 def drain_link(belief: Belief, link: int, now: float, rate: float) -> None:
     """Bring a link's believed backlog to `now`. Its flows shrink with it."""
     state = belief.links[link]
@@ -122,7 +122,7 @@ def drain_link(belief: Belief, link: int, now: float, rate: float) -> None:
     state.backlog_at = max(now, state.backlog_at)
 
 
-@copied
+@jit_no_refcount(inline=True)
 def on_request(belief: Belief, ingress: int, now: float) -> None:
     """A request arrived at `ingress`: its demand goes up by one request per EWMA second."""
     server = belief.servers[ingress]
@@ -132,7 +132,7 @@ def on_request(belief: Belief, ingress: int, now: float) -> None:
     server.demand_grown = decay_now(belief)
 
 
-@copied
+@jit_no_refcount(inline=True)
 def on_decision(
     belief: Belief,
     now: float,
@@ -202,7 +202,7 @@ def on_decision(
     return source.commands, target.dispatches
 
 
-@copied
+@jit_no_refcount(inline=True)
 def acknowledged(dispatch: int, low: int, bits: int) -> bool:
     """Whether a destination has seen a dispatch (`Report.arrivals_low`, `arrivals_bits`)."""
     if dispatch <= low:
@@ -211,7 +211,7 @@ def acknowledged(dispatch: int, low: int, bits: int) -> bool:
     return ahead < 63 and (bits >> ahead) & 1 == 1
 
 
-@copied
+@jit_no_refcount(inline=True)
 def acknowledge(low: int, bits: int, dispatch: int) -> tuple[int, int]:
     """The destination's side: note that `dispatch` arrived; returns the new (low, bits).
 
@@ -232,7 +232,7 @@ def acknowledge(low: int, bits: int, dispatch: int) -> tuple[int, int]:
     return low, bits
 
 
-@copied
+@jit_no_refcount(inline=True)
 def on_report(
     belief: Belief,
     s: int,
@@ -307,7 +307,7 @@ def on_report(
     return True
 
 
-@copied
+@jit_no_refcount(inline=True)
 def on_peer_report(
     belief: Belief,
     link: int,
@@ -338,7 +338,7 @@ def on_peer_report(
     state.backlog_at = at
 
 
-@lean
+@jit_no_refcount
 def restore_sends(belief: Belief, s: int) -> None:
     """After a report's links are in: put back the bytes of commands it had not seen yet."""
     for i in range(belief.servers[s].sends):
@@ -347,7 +347,7 @@ def restore_sends(belief: Belief, s: int) -> None:
         belief.links[send.link].flows += 1.0
 
 
-@copied
+@jit_no_refcount(inline=True)
 def on_service_report(belief: Belief, k: int, service_time: float, batch: float) -> None:
     """Measured seconds per request of service `k` and its mean batch size."""
     service = belief.services[k]
@@ -357,7 +357,7 @@ def on_service_report(belief: Belief, k: int, service_time: float, batch: float)
     service.batch = max(1.0, batch)
 
 
-@copied
+@jit_no_refcount(inline=True)
 def on_outcome(belief: Belief, s: int, dispatch: int, failed: bool) -> None:
     """A dispatch to `s` ended. If its job still waits in the miniature it is taken out."""
     server = belief.servers[s]
@@ -377,7 +377,7 @@ def on_outcome(belief: Belief, s: int, dispatch: int, failed: bool) -> None:
             break
 
 
-@copied
+@jit_no_refcount(inline=True)
 def rif_bucket(rif: int) -> int:
     """Where `rif` requests in flight stand in `by_rif`: 0, 1, 2–3, 4–7, …
 
@@ -389,7 +389,7 @@ def rif_bucket(rif: int) -> int:
     return bucket
 
 
-@copied
+@jit_no_refcount(inline=True)
 def requests_in_flight(belief: Belief, s: int, now: float) -> int:
     """Requests believed to be on `s` or on their way there: waiting, and running at `now`."""
     server = belief.servers[s]
@@ -401,7 +401,7 @@ def requests_in_flight(belief: Belief, s: int, now: float) -> int:
     return count
 
 
-@copied
+@jit_no_refcount(inline=True)
 def on_answer(belief: Belief, s: int, now: float, response: float, rif: int, failed: bool) -> None:
     """How long server `s` took to answer, s from our decision; `rif` requests were in flight there
     when it was taken. For a failure the caller passes the worst response, never the real one: a
@@ -428,7 +428,7 @@ def on_answer(belief: Belief, s: int, now: float, response: float, rif: int, fai
         known[bucket] = response
 
 
-@copied
+@jit_no_refcount(inline=True)
 def level(free: Array, workers: int, now: float, work: float) -> float:
     """When `workers` have done `work` s more than they are busy with: the water level t at which
     Σ max(0, t − max(free, now)) = work. `free` ascending. With work 0, the first free worker."""
@@ -443,7 +443,7 @@ def level(free: Array, workers: int, now: float, work: float) -> float:
     return max(t, now)
 
 
-@lean
+@jit_no_refcount
 def reset_server(belief: Belief, s: int, now: float) -> None:
     """Forget what was believed to be on `s`: it restarted, or its channel broke.
 

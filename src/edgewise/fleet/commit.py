@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from edgewise.compile import copied
+from edgewise.compile import jit_no_refcount
 from edgewise.fleet.arrays import Belief
 from edgewise.fleet.belief import on_decision, requests_in_flight
 from edgewise.fleet.observe import link_rate
 from edgewise.fleet.table import CandidateTable
 
 
-@copied
+@jit_no_refcount(inline=True)
 def commit(
     belief: Belief, table: CandidateTable, row: int, now: float, deadline: float
 ) -> tuple[int, int, int]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 
-from edgewise.compile import copied, lean
+from edgewise.compile import jit_no_refcount
 from edgewise.fleet.arrays import Belief
 
 MEMORY = 10.0
@@ -25,7 +25,7 @@ RENEWED = 60.0
 _LANDMARK, _NOW, _GROWTH, _FADE = range(4)
 
 
-@copied
+@jit_no_refcount(inline=True)
 def advance_decay(belief: Belief, now: float) -> None:
     """Bring the growth to `now`: `decay_now` and `decayed` are then of this moment."""
     decay = belief.decay
@@ -38,7 +38,7 @@ def advance_decay(belief: Belief, now: float) -> None:
     decay[_FADE] = 1.0 / decay[_GROWTH]
 
 
-@lean
+@jit_no_refcount
 def renew(belief: Belief, now: float) -> None:
     """Let the landmark be `now`."""
     passed = now - belief.decay[_LANDMARK]
@@ -51,14 +51,14 @@ def renew(belief: Belief, now: float) -> None:
     belief.decay[_LANDMARK] = now
 
 
-@copied
+@jit_no_refcount(inline=True)
 def decay_now(belief: Belief) -> float:
     """What a mean that is updated at the moment of `advance_decay` has to keep."""
     now: float = belief.decay[_GROWTH]
     return now
 
 
-@copied
+@jit_no_refcount(inline=True)
 def decayed(belief: Belief, grown: float) -> tuple[float, float, float]:
     """What is left, at the moment of `advance_decay`, of means over 1, 5 and 10 s that were
     updated when the

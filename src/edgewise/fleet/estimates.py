@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 
-from edgewise.compile import copied, lean
+from edgewise.compile import jit_no_refcount
 
 RATE_PRIOR = 2.5e6
 """bytes/s (20 Mbit/s) assumed of a link before the first transfer: the middle of what edge uplinks
@@ -46,13 +46,13 @@ STARVED = 0.2
 a lower bound: below, the measured rate is at most this much too low."""
 
 
-@copied
+@jit_no_refcount(inline=True)
 def ready_time(seconds: float, saving: float) -> float:
     """s that a model-ready payload takes of a worker, where one as it came takes `seconds`."""
     return max(LEAST_SHARE * seconds, seconds - saving)
 
 
-@lean
+@jit_no_refcount
 def smooth_rate(
     rate: float,
     rate_at: float,
@@ -80,14 +80,14 @@ def smooth_rate(
     return 1.0 / (keep / rate + (1.0 - keep) / sample), now
 
 
-@copied
+@jit_no_refcount(inline=True)
 def fair_rate(rate: float, seconds: float, transfers: int) -> float:
     """Bytes that each of `transfers` under way is believed to have sent in `seconds`; none of a
     link that was never measured (`rate` NaN)."""
     return seconds * rate / transfers if transfers > 0 and rate == rate else 0.0
 
 
-@copied
+@jit_no_refcount(inline=True)
 def starved(uploaded: float, began: float, word: float) -> bool:
     """Whether a transfer that `began` and was known to be in at `word` waited for its own source,
     which had it all when `uploaded`, for long enough to look slow by it."""

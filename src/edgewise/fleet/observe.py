@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 
-from edgewise.compile import copied, inlined, lean
+from edgewise.compile import jit_no_refcount
 from edgewise.fleet.arrays import LOW_RATE_MEMORY, RTT_PRIOR, Array, Belief, Record
 from edgewise.fleet.belief import advance, level, requests_in_flight, rif_bucket
 from edgewise.fleet.decay import advance_decay, decayed
@@ -26,7 +26,7 @@ from edgewise.fleet.rng import numbered
 from edgewise.fleet.table import RATE_AGE_MAX, CandidateTable
 
 
-@copied
+@jit_no_refcount(inline=True)
 def link_rate(belief: Belief, link: int, now: float) -> float:
     """bytes/s believed of a link at `now`; the prior until it has been measured.
 
@@ -41,14 +41,14 @@ def link_rate(belief: Belief, link: int, now: float) -> float:
     return rate * math.exp(doubt * math.log(RATE_PRIOR / rate))
 
 
-@copied
+@jit_no_refcount(inline=True)
 def link_rtt(belief: Belief, link: int) -> float:
     """s; the prior until it has been measured."""
     rtt: float = belief.links[link].rtt
     return rtt if rtt == rtt else RTT_PRIOR
 
 
-@copied
+@jit_no_refcount(inline=True)
 def backlog_at(belief: Belief, link: int, rate: float, now: float) -> tuple[float, float]:
     """(bytes, flows) believed to be on a link at `now`, without changing the belief."""
     state = belief.links[link]
@@ -58,7 +58,7 @@ def backlog_at(belief: Belief, link: int, rate: float, now: float) -> tuple[floa
     return left, state.flows * left / state.backlog
 
 
-@copied
+@jit_no_refcount(inline=True)
 def answered(belief: Belief, s: int, now: float, out: Record) -> None:
     """Fill the columns of server `s` that say what was asked of it and how it answered: means that
     decay, and requests in flight. The growth must be of `now` (`fleet.decay`)."""
@@ -79,7 +79,7 @@ def answered(belief: Belief, s: int, now: float, out: Record) -> None:
     out.errors_1s = server.errors_1s * one
 
 
-@copied
+@jit_no_refcount(inline=True)
 def waiting(arrival: float, ahead_until: float, all_until: float, soon: float) -> float:
     """s that a request waits whose input is there at `arrival`: for what goes before it, until
     `ahead_until`; or, if all workers are busy with less urgent work, until the first finishes."""
@@ -88,7 +88,7 @@ def waiting(arrival: float, ahead_until: float, all_until: float, soon: float) -
     return (instead if arrival >= ahead_until and all_until > arrival else start) - arrival
 
 
-@lean
+@jit_no_refcount
 def sampled(source: int, commands: int, j: int, of: int, count: int) -> int:
     """The j-th of `of` servers that are looked at beside the ingress `source`, of `count`.
 
@@ -103,7 +103,7 @@ def sampled(source: int, commands: int, j: int, of: int, count: int) -> int:
     return (source + 1 + min(place, high - 1)) % count
 
 
-@copied
+@jit_no_refcount(inline=True)
 def observe(
     belief: Belief,
     table: CandidateTable,
@@ -294,7 +294,7 @@ def observe(
     return predict(table, belief.times, elapsed, demanded)
 
 
-@inlined
+@jit_no_refcount(inline=True, internal=True)
 def predict(table: CandidateTable, times: Array, elapsed: float, demanded: float) -> int:
     """Write each row's service time and latency, and leave admissible what is accurate enough.
     Returns how many rows besides shed are admissible."""

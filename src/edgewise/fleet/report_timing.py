@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 
-from edgewise.compile import copied
+from edgewise.compile import jit_no_refcount
 
 JUMP_PERIODS = 1.0
 """A backlog that differs by so many report periods' work from what the last report let expect is
@@ -22,7 +22,7 @@ BUSY_MEMORY = 1.0
 """s. Utilisation is a mean over about so long, as the vocabulary says."""
 
 
-@copied
+@jit_no_refcount(inline=True)
 def busy_share(share: float, busy: float, seconds: float) -> float:
     """Utilisation, 0–1, after `seconds` in which a share `busy` of the workers was; it was `share`
     before."""
@@ -30,7 +30,7 @@ def busy_share(share: float, busy: float, seconds: float) -> float:
     return keep * share + (1.0 - keep) * busy
 
 
-@copied
+@jit_no_refcount(inline=True)
 def jumped(backlog: float, reported: float, since: float, period: float) -> bool:
     """Whether `backlog` (s of each worker) is news, `since` s after `reported` was told."""
     expected = max(0.0, reported - since)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgewise.compile import copied, lean
+from edgewise.compile import jit_no_refcount
 from edgewise.domain import request_number
 from edgewise.fleet.rng import GAMMA, scrambled
 
@@ -29,7 +29,7 @@ into a first-level cache."""
 _S11 = np.uint64(11)
 
 
-@copied
+@jit_no_refcount(inline=True)
 def hashed(seed: int, a: int, b: int, purpose: int) -> np.uint64:
     """64 bits: SplitMix64's finaliser over the words, one after the other."""
     z = np.uint64(seed)
@@ -38,13 +38,13 @@ def hashed(seed: int, a: int, b: int, purpose: int) -> np.uint64:
     return z
 
 
-@lean
+@jit_no_refcount
 def luck(seed: int, a: int, b: int, purpose: int) -> float:
     """A number from (0, 1), the same for the same arguments."""
     return (float(hashed(seed, a, b, purpose) >> _S11) + 0.5) * (1.0 / 9007199254740992.0)
 
 
-@copied
+@jit_no_refcount(inline=True)
 def noise_place(seed: int, r: int, k: int, bits: int) -> int:
     """Which of 2^bits equally likely factors (`noise_factors`) request r meets on service k."""
     return int(hashed(seed, r, k, LUCK_SERVICE) >> np.uint64(64 - bits))

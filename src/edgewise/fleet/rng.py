@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from edgewise.compile import copied, lean
+from edgewise.compile import jit_no_refcount
 from edgewise.fleet.arrays import Array
 
 GAMMA = np.uint64(0x9E3779B97F4A7C15)
@@ -24,7 +24,7 @@ def new_rng(seed: int) -> Array:
     return np.array([seed % 2**64], np.uint64)
 
 
-@copied
+@jit_no_refcount(inline=True)
 def scrambled(z: np.uint64) -> np.uint64:
     """SplitMix64's finaliser: 64 random bits of a word."""
     z = (z ^ (z >> _S30)) * _MIX_1
@@ -32,26 +32,26 @@ def scrambled(z: np.uint64) -> np.uint64:
     return z ^ (z >> _S31)
 
 
-@copied
+@jit_no_refcount(inline=True)
 def mixed(z: np.uint64) -> float:
     """The number from [0, 1), of 53 random bits, that SplitMix64 makes of a word."""
     return float(scrambled(z) >> _S11) * (1.0 / 9007199254740992.0)
 
 
-@lean
+@jit_no_refcount
 def uniform(draws: Array) -> float:
     """The next draw from [0, 1), with 53 random bits."""
     draws[0] = draws[0] + GAMMA
     return mixed(draws[0])
 
 
-@copied
+@jit_no_refcount(inline=True)
 def numbered(stream: int, n: int) -> float:
     """The n-th draw from [0, 1) of a stream, without a state: the same whenever it is asked for."""
     return mixed((np.uint64(stream) << _S32) + np.uint64(n) * GAMMA)
 
 
-@lean
+@jit_no_refcount
 def below(draws: Array, n: int) -> int:
     """A draw from 0 … n − 1."""
     return min(n - 1, int(uniform(draws) * n))

@@ -22,7 +22,7 @@ from typing import Annotated, Any, NamedTuple, get_type_hints
 
 import numpy as np
 
-from edgewise.compile import copied, lean
+from edgewise.compile import jit_no_refcount
 from edgewise.domain import Observation
 from edgewise.fleet.arrays import Array, Belief
 
@@ -219,7 +219,7 @@ def new_table(belief: Belief) -> CandidateTable:
     return table
 
 
-@lean
+@jit_no_refcount
 def flatten(table: CandidateTable, out: Array) -> None:
     """Gather the table into `out` (R, len(ROW) + len(SERVER) + len(CONTEXT)); masked rows are 0."""
     rows, servers, context = table.arrays.rows, table.arrays.servers, table.arrays.context
@@ -236,7 +236,7 @@ def flatten(table: CandidateTable, out: Array) -> None:
             out[r, wide + deep + c] = context[c] if admissible else 0.0
 
 
-@copied
+@jit_no_refcount(inline=True)
 def best_row(table: CandidateTable) -> int:
     """The admissible row of highest score, the first of equals; shed if none is above −inf."""
     scores, mask = table.scores, table.mask

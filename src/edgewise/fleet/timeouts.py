@@ -12,7 +12,7 @@ anybody else waits for.
 
 from __future__ import annotations
 
-from edgewise.compile import copied, lean
+from edgewise.compile import jit_no_refcount
 from edgewise.score import worthless_after
 
 PEER_PATIENCE = 0.5
@@ -40,7 +40,7 @@ HALF = 0.5
 """Of the grace, from which on a run is worth less than half of one in time."""
 
 
-@copied
+@jit_no_refcount(inline=True)
 def give_up_at(due: float, deadline: float, grace: float, work: float) -> float:
     """When to stop waiting for a peer.
 
@@ -54,7 +54,7 @@ def give_up_at(due: float, deadline: float, grace: float, work: float) -> float:
     return min(due + late - reserve, due + PEER_PATIENCE)
 
 
-@lean
+@jit_no_refcount
 def worth_running(done: float, due: float, deadline: float, grace: float, idle: bool) -> bool:
     """Whether the ingress runs what others failed at: it would be `done` then.
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from edgewise.compile import inlined, inner, jit, lean
+from edgewise.compile import jit, jit_no_refcount
 from edgewise.fleet.arrays import Array, records
 from edgewise.fleet.table import (
     CandidateTable,
@@ -106,14 +106,14 @@ class RolloutBuffers(NamedTuple):
     parts: Array
 
 
-@inlined
+@jit_no_refcount(inline=True, internal=True)
 def copy(source: Array, out: Array) -> None:
     """All of `source` to the beginning of `out`."""
     for j in range(source.size):
         out[j] = source[j]
 
 
-@inner
+@jit_no_refcount(internal=True)
 def constants(table: CandidateTable, base: Array, r: int, fleet: float, out: Array) -> None:
     """`CONSTANTS` of an admissible row; `fleet` its load above the knee."""
     server = table.servers[int(table.rows.server[r])]
@@ -143,7 +143,7 @@ def constants(table: CandidateTable, base: Array, r: int, fleet: float, out: Arr
         out[8] = base[PREPARE_SHARE] * server_price(home, base, fleet) * table.rows.prepare[r]
 
 
-@inner
+@jit_no_refcount(internal=True)
 def pool(phis: Array, omega: Array, out: Array) -> None:
     """`SEEN`."""
     copy(omega, out)
@@ -157,7 +157,7 @@ def pool(phis: Array, omega: Array, out: Array) -> None:
         out[W + P + j] = most
 
 
-@lean
+@jit_no_refcount
 def record(
     sim: Sim, params: Array, memory: Array, draws: Array, space: RolloutBuffers, out: Rollout
 ) -> tuple[int, int, int]:
@@ -253,9 +253,6 @@ def rollout(sim: Sim, params: NDArray[np.float64], seed: int) -> Rollout:
         added=np.zeros((widest + 1, 2)),
         parts=np.empty((widest + 1, N_PARTS)),
     )
-    # `network` allocates, `record` must not, and what numba compiles on the way inherits that: so
-    # it is compiled here, before. At the beginning no row is admissible and it does nothing.
-    learned.network(sim.table, params, space.phis, space.psis, space.added)
     n, n_phi, n_row = record(sim, params, memory, draws.copy(), space, out)
     if sim.world.clock["overflow"][0]:
         raise TooManyOpenRequests(f"over {len(sim.world.slots)} requests were open at a time")

@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
-from edgewise.compile import compile_error, jit, jit_inlined, probability_of, specialised
+from edgewise.compile import compile_error, jit, probability_of, specialised
 from edgewise.domain import Candidate, Decision, Observation, ShedReason
 from edgewise.errors import EdgewiseError
 from edgewise.fleet.arrays import Array, Record
@@ -286,7 +286,7 @@ def policy(
             "FLEET_END": fleet.itemsize // 8,
             "SERVERS": servers,
         }
-        inner = jit_inlined if compiled else _plain
+        inner = jit(inline=True) if compiled else _plain
         outer = jit if compiled else _plain
         kernel = specialised(
             _kernel, function, FUNCTION=inner(function), probability_of=probability_of, **kinds

@@ -13,16 +13,14 @@ from __future__ import annotations
 import math
 from typing import Any, Literal
 
-import numba
 import numpy as np
-from numba import types
 
-from edgewise.compile import inlined, inner, lean
-from edgewise.compile.reference import Reference, as_pointer, by_reference
+from edgewise.compile import as_pointer, by_reference, jit_no_refcount
 from edgewise.fleet.arrays import Array, Belief
 from edgewise.fleet.belief import on_request
 from edgewise.fleet.commit import commit
 from edgewise.fleet.observe import observe
+from edgewise.fleet.rng import new_rng
 from edgewise.fleet.table import TableArrays, best_row, blank_table, named
 from edgewise.network.impairments import PARAMETERS
 from edgewise.policy.base import Describe, Kernel, Learn
@@ -85,7 +83,7 @@ from edgewise.sim.silent_balancer import hear_again, left_alone
 from edgewise.sim.slots import lose, open_slot, release, turn_away
 
 
-@lean
+@jit_no_refcount
 def advance(sim: Sim) -> int:
     """Play on to the next decision; returns the number of its request, −1 at the end.
 
@@ -94,7 +92,7 @@ def advance(sim: Sim) -> int:
     return go_on(by_reference(sim))
 
 
-@inlined
+@jit_no_refcount(inline=True, internal=True)
 def next_arrival(sim: Sim) -> float:
     """When the next request arrives; inf if none does any more."""
     r = sim.world.clock[0].next
@@ -102,7 +100,7 @@ def next_arrival(sim: Sim) -> float:
     return time
 
 
-@inlined
+@jit_no_refcount(inline=True, internal=True)
 def next_line(sim: Sim) -> float:
     """When the script goes on; inf if it is at its end."""
     n = sim.world.clock[0].line
@@ -110,7 +108,7 @@ def next_line(sim: Sim) -> float:
     return time
 
 
-@inner
+@jit_no_refcount(internal=True)
 def go_on(sim: Sim) -> int:
     """`advance`, for compiled code that has laid the simulation down (`compile.reference`)."""
     clock = sim.world.clock[0]
@@ -189,7 +187,7 @@ def go_on(sim: Sim) -> int:
             release(sim.world, index)
 
 
-@inlined
+@jit_no_refcount(inline=True, internal=True)
 def on_moment(sim: Sim, now: float) -> None:
     """The moment of a link or of a server has come."""
     world = sim.world
@@ -201,7 +199,7 @@ def on_moment(sim: Sim, now: float) -> None:
         look(world, sim.reports, s, now)
 
 
-@inlined
+@jit_no_refcount(inline=True, internal=True)
 def ask(sim: Sim, i: int, now: float) -> None:
     """The metadata of slot `i` is at its balancer, which looks at what it believes."""
     clock = sim.world.clock[0]
@@ -225,7 +223,7 @@ def ask(sim: Sim, i: int, now: float) -> None:
     )
 
 
-@lean
+@jit_no_refcount
 def act(sim: Sim, row: int, probability: float) -> None:
     """Decide the request that `advance` stopped at by a row of its table; the last one sheds.
 
@@ -235,7 +233,7 @@ def act(sim: Sim, row: int, probability: float) -> None:
     take(by_reference(sim), row, probability)
 
 
-@inner
+@jit_no_refcount(internal=True)
 def take(sim: Sim, row: int, probability: float) -> None:
     """`act`, for compiled code that has laid the simulation down (`compile.reference`)."""
     clock = sim.world.clock[0]
@@ -266,7 +264,7 @@ def take(sim: Sim, row: int, probability: float) -> None:
     release(sim.world, i)  # the metadata's
 
 
-@inner
+@jit_no_refcount(internal=True)
 def why_shed(sim: Sim) -> int:
     """As `policy.base.decision` says it."""
     table = sim.table
@@ -279,7 +277,7 @@ def why_shed(sim: Sim) -> int:
     return REASON_NONE_UP if good else REASON_NO_SERVICE
 
 
-@inner
+@jit_no_refcount(internal=True)
 def tried_before(sim: Sim, row: int, r: int, count: int) -> bool:
     """Whether the server of row `r` is that of `row` or of one of the first alternatives."""
     s = sim.world.services[r // 2].server
@@ -290,7 +288,7 @@ def tried_before(sim: Sim, row: int, r: int, count: int) -> bool:
     return found
 
 
-@inner
+@jit_no_refcount(internal=True)
 def rank(sim: Sim, row: int) -> None:
     """Keep the rows that scored next to `row` as alternatives."""
     slot = sim.world.slots[sim.world.clock[0].current]
@@ -317,7 +315,7 @@ def rank(sim: Sim, row: int) -> None:
         before = best
 
 
-@inner
+@jit_no_refcount(internal=True)
 def change_world(sim: Sim, now: float) -> None:
     """The next line of the script."""
     clock = sim.world.clock[0]
@@ -345,7 +343,7 @@ def change_world(sim: Sim, now: float) -> None:
         restart(sim.world, line.index, now)
 
 
-@lean
+@jit_no_refcount
 def run(sim: Sim, kernel: Any, params: Array, memory: Array, draws: Array, decisions: int) -> int:
     """Let a policy's `compiled` kernel decide until the end, or for so many decisions (−1: all).
 
@@ -366,7 +364,7 @@ def run(sim: Sim, kernel: Any, params: Array, memory: Array, draws: Array, decis
     return done
 
 
-@lean
+@jit_no_refcount
 def run_learning(
     sim: Sim,
     kernel: Any,
@@ -412,7 +410,7 @@ def run_learning(
     return done
 
 
-@lean
+@jit_no_refcount
 def decide(sim: Sim, row: int, probability: float) -> None:
     """As `act`, for a policy that is not compiled: the table's scores say which rows are next."""
     sim = by_reference(sim)
@@ -421,7 +419,7 @@ def decide(sim: Sim, row: int, probability: float) -> None:
     take(sim, row, probability)
 
 
-@lean
+@jit_no_refcount
 def forget_lessons(sim: Sim) -> None:
     """Release the slots of requests that the policy has learned from."""
     clock = sim.world.clock[0]
@@ -432,23 +430,19 @@ def forget_lessons(sim: Sim) -> None:
 
 
 def compiled(kernel: Kernel) -> Any:
-    """A policy's kernel as `run` takes it.
-
-    It is passed as a pointer, so that the event loop is compiled once for all policies.
-    """
-    return as_pointer(kernel, types.float64, _TABLE, _FLOATS, _FLOATS, types.uint64[::1])
+    """A policy's kernel as `run` takes it."""
+    return as_pointer(kernel, float, _TABLE, _FLOATS, _FLOATS, new_rng(0))
 
 
 def compiled_learner(describe: Describe, learn: Learn) -> tuple[Any, Any]:
     """The other two kernels of a policy that learns, for `run_learning`."""
     return (
-        as_pointer(describe, types.void, _TABLE, types.int64, _FLOATS),
-        as_pointer(learn, types.void, _FLOATS, _FLOATS, _FLOATS, types.float64),
+        as_pointer(describe, None, _TABLE, 0, _FLOATS),
+        as_pointer(learn, None, _FLOATS, _FLOATS, _FLOATS, 0.0),
     )
 
 
-_TABLE = Reference(numba.typeof(blank_table(1, 1)))  # type: ignore[no-untyped-call]
-_FLOATS = types.float64[::1]
+_TABLE, _FLOATS = blank_table(1, 1), np.zeros(1)  # examples
 
 
 def branch(sim: Sim, memory: Array | None = None) -> Sim:

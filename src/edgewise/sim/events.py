@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from edgewise.compile import inlined, inner
+from edgewise.compile import jit_no_refcount
 from edgewise.fleet.arrays import Array, records
 from edgewise.sim.layout import EVENT, World
 
@@ -57,7 +57,7 @@ def new_events(room: int, planned: Sequence[tuple[float, int, int]]) -> Array:
     return events
 
 
-@inlined
+@jit_no_refcount(inline=True, internal=True)
 def code_of(world: World, kind: int, index: int) -> int:
     """Of an event that is made now."""
     clock = world.clock[0]
@@ -67,7 +67,7 @@ def code_of(world: World, kind: int, index: int) -> int:
     return order | (kind << INDEX_BITS) | index
 
 
-@inner
+@jit_no_refcount(internal=True)
 def push(world: World, time: float, kind: int, index: int) -> None:
     """Let an event happen at `time`, +inf = never. There is room for all that can be under way."""
     if time == math.inf:
@@ -87,14 +87,14 @@ def push(world: World, time: float, kind: int, index: int) -> None:
     codes[place] = code
 
 
-@inner
+@jit_no_refcount(internal=True)
 def heap_push(world: World, time: float, kind: int, index: int) -> None:
     """As `push`, for timers: as a rule they come after most of what is under way."""
     if time < math.inf:
         heap_push_event(world, time, code_of(world, kind, index))
 
 
-@inner
+@jit_no_refcount(internal=True)
 def move_half(world: World) -> None:
     """The later half of those in order to the heap."""
     times, codes = world.soon, world.soon_codes
@@ -106,7 +106,7 @@ def move_half(world: World) -> None:
     world.clock[0].soon = SOON - _HALF
 
 
-@inlined
+@jit_no_refcount(inline=True, internal=True)
 def next_time(world: World) -> float:
     """Of the next event; inf if there is none."""
     time: float = world.soon[world.clock[0].soon]
@@ -114,7 +114,7 @@ def next_time(world: World) -> float:
     return far if far < time else time
 
 
-@inlined
+@jit_no_refcount(inline=True, internal=True)
 def pop(world: World) -> int:
     """Take the next event out, of which `next_time` said that there is one; returns its code."""
     n = world.clock[0].soon
@@ -129,7 +129,7 @@ def pop(world: World) -> int:
     return code
 
 
-@inlined
+@jit_no_refcount(inline=True, internal=True)
 def settle(events: Array, hole: int, time: float, code: int) -> None:
     """Put an event into the heap's hole, or where it belongs on the way up from there."""
     while hole > 0:
@@ -144,7 +144,7 @@ def settle(events: Array, hole: int, time: float, code: int) -> None:
     events[hole].code = code
 
 
-@inner
+@jit_no_refcount(internal=True)
 def heap_push_event(world: World, time: float, code: int) -> None:
     """An event into the heap."""
     n = world.clock[0].events
@@ -152,7 +152,7 @@ def heap_push_event(world: World, time: float, code: int) -> None:
     settle(world.events, n, time, code)
 
 
-@inner
+@jit_no_refcount(internal=True)
 def take_root(world: World) -> None:
     """The heap's first event out of it. There must be one."""
     events = world.events
@@ -176,11 +176,11 @@ def take_root(world: World) -> None:
     settle(events, hole, events[n].time, events[n].code)
 
 
-@inlined
+@jit_no_refcount(inline=True, internal=True)
 def kind_of(code: int) -> int:
     return (code >> INDEX_BITS) & _KIND_MASK
 
 
-@inlined
+@jit_no_refcount(inline=True, internal=True)
 def index_of(code: int) -> int:
     return code & _INDEX_MASK

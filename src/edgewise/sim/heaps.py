@@ -6,11 +6,11 @@ through one array of nodes: there are many small ones, and none of them needs a 
 
 from __future__ import annotations
 
-from edgewise.compile import inlined, inner
+from edgewise.compile import jit_no_refcount
 from edgewise.fleet.arrays import Array
 
 
-@inlined
+@jit_no_refcount(inline=True, internal=True)
 def meld(nodes: Array, a: int, b: int) -> int:
     """Join two heaps by their roots (−1 = empty); returns the root. Equal keys go in order."""
     if a < 0:
@@ -26,7 +26,7 @@ def meld(nodes: Array, a: int, b: int) -> int:
     return a
 
 
-@inlined
+@jit_no_refcount(inline=True, internal=True)
 def insert(nodes: Array, root: int, node: int, key: float, order: int) -> int:
     """Add a node; returns the root."""
     nodes[node].key = key
@@ -36,7 +36,7 @@ def insert(nodes: Array, root: int, node: int, key: float, order: int) -> int:
     return meld(nodes, root, node)
 
 
-@inner
+@jit_no_refcount(internal=True)
 def remove(nodes: Array, root: int, node: int, shift: float) -> int:
     """Take any node out; returns the root. Keys above its own fall by `shift`. Looks at every node:
     for what is rare."""
@@ -61,7 +61,7 @@ def remove(nodes: Array, root: int, node: int, shift: float) -> int:
     return root
 
 
-@inner
+@jit_no_refcount(internal=True)
 def remove_root(nodes: Array, root: int) -> int:
     """Take the least node out; returns the new root: its children in pairs, then right to left."""
     first = nodes[root].child

@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from edgewise.compile import inlined
+from edgewise.compile import jit_no_refcount
 from edgewise.fleet.request_noise import luck
 from edgewise.network.impairment import Impairment
 from edgewise.network.impairments import offsets
 
 
-@inlined
+@jit_no_refcount(inline=True, internal=True)
 def _nothing(
     delay: float, parameters: Any, seed: int, request: int, link: int, size: float, now: float
 ) -> float:
@@ -27,7 +27,7 @@ def _then(before: Any, impairment: Impairment, begin: int, end: int) -> Any:
     """`before`, and then what one more impairment adds."""
     extra, noise = impairment.extra, impairment.noise
 
-    @inlined
+    @jit_no_refcount(inline=True, internal=True)
     def delayed(
         delay: float, parameters: Any, seed: int, request: int, link: int, size: float, now: float
     ) -> float:

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import math
 
-from edgewise.compile import inlined, inner
+from edgewise.compile import jit_no_refcount
 from edgewise.fleet.arrays import Array, Record
 from edgewise.network.capacity import bytes_between, time_to_send
 from edgewise.sim.heaps import insert, remove, remove_root
@@ -35,7 +35,7 @@ SAME_BYTES = 1e-6
 """What is left of a transfer and less than this is rounding."""
 
 
-@inlined
+@jit_no_refcount(inline=True, internal=True)
 def capacity(link: Record, numbers: Array, since: float, until: float) -> float:
     """Bytes that a link can carry from `since` to `until`; not for unlimited ones."""
     if link.mode == CONSTANT and link.outage_count == 0:
@@ -64,7 +64,7 @@ def capacity(link: Record, numbers: Array, since: float, until: float) -> float:
     )
 
 
-@inlined
+@jit_no_refcount(inline=True, internal=True)
 def across(link: Record, numbers: Array, now: float, size: float) -> float:
     """When `size` bytes, alone from `now` on, are across; inf = never."""
     t = now
@@ -93,7 +93,7 @@ def across(link: Record, numbers: Array, now: float, size: float) -> float:
     return t + left
 
 
-@inlined
+@jit_no_refcount(inline=True, internal=True)
 def bring_up(world: World, e: int, now: float) -> None:
     """Bring a link's virtual time to `now`."""
     link = world.links[e]
@@ -106,7 +106,7 @@ def bring_up(world: World, e: int, now: float) -> None:
     link.at = now
 
 
-@inlined
+@jit_no_refcount(inline=True, internal=True)
 def left_of(world: World, e: int) -> float:
     """Bytes that link `e`, which is up to date, carries until its first flow is across."""
     link = world.links[e]
@@ -115,7 +115,7 @@ def left_of(world: World, e: int) -> float:
     return left
 
 
-@inner
+@jit_no_refcount(internal=True)
 def schedule(world: World, e: int) -> None:
     """Say when the first flow is across."""
     link = world.links[e]
@@ -123,7 +123,7 @@ def schedule(world: World, e: int) -> None:
     link_at(world, e, t)
 
 
-@inner
+@jit_no_refcount(internal=True)
 def join(world: World, e: int, node: int, size: float, now: float) -> None:
     """Let a flow of `size` bytes join link `e`."""
     link = world.links[e]
@@ -141,7 +141,7 @@ def join(world: World, e: int, node: int, size: float, now: float) -> None:
     schedule(world, e)
 
 
-@inlined
+@jit_no_refcount(inline=True, internal=True)
 def leave(world: World, e: int, now: float) -> int:
     """The node of a flow that is across by `now`, taken out; −1 if none is."""
     link = world.links[e]
@@ -159,7 +159,7 @@ def leave(world: World, e: int, now: float) -> int:
     return root
 
 
-@inner
+@jit_no_refcount(internal=True)
 def withdraw(world: World, e: int, node: int, size: float) -> None:
     """A flow of `size` bytes on link `e` is broken off now; what it had not sent frees the link."""
     link = world.links[e]
@@ -174,7 +174,7 @@ def withdraw(world: World, e: int, node: int, size: float) -> None:
     schedule(world, e)
 
 
-@inlined
+@jit_no_refcount(inline=True, internal=True)
 def backlog(link: Record, fifo: bool) -> float:
     """Bytes of a link's flows that are not across, as of its `at`."""
     if link.flows == 0:
@@ -183,7 +183,7 @@ def backlog(link: Record, fifo: bool) -> float:
     return max(0.0, left)
 
 
-@inlined
+@jit_no_refcount(inline=True, internal=True)
 def lag(link: Record, seed: int, request: int, e: int, size: float, now: float) -> float:
     """s from the moment `now` at which a transfer has left until it is in; inf = it is reset."""
     seconds: float = impaired(link.delay, link.impairments, seed, request, e, size, now)

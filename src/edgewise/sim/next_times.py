@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from edgewise.compile import inlined
+from edgewise.compile import jit_no_refcount
 from edgewise.fleet.arrays import Array
 from edgewise.sim.layout import World
 
@@ -39,7 +39,7 @@ def reports_due(world: World) -> Array:
     return due
 
 
-@inlined
+@jit_no_refcount(inline=True, internal=True)
 def first(world: World) -> int:
     """Whose moment is first: a link's number, or a server's on top of the number of links."""
     tree = world.moments
@@ -51,7 +51,7 @@ def first(world: World) -> int:
     return n - leaves
 
 
-@inlined
+@jit_no_refcount(inline=True, internal=True)
 def move(tree: Array, i: int, time: float) -> None:
     """Let the i-th moment be `time`; +inf = never."""
     n = (tree.size >> 1) + i
@@ -63,19 +63,19 @@ def move(tree: Array, i: int, time: float) -> None:
         tree[n] = time
 
 
-@inlined
+@jit_no_refcount(inline=True, internal=True)
 def link_at(world: World, e: int, time: float) -> None:
     """Link `e` is through with its next transfer at `time`."""
     move(world.moments, e, time)
 
 
-@inlined
+@jit_no_refcount(inline=True, internal=True)
 def report_at(world: World, s: int, time: float) -> None:
     """Server `s` reports at `time`."""
     move(world.moments, world.links.size + s, time)
 
 
-@inlined
+@jit_no_refcount(inline=True, internal=True)
 def report_due(world: World, s: int) -> float:
     """When server `s` reports next; inf while it is down."""
     due: float = world.moments[(world.moments.size >> 1) + world.links.size + s]

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import math
 
-from edgewise.compile import inlined, inner
-from edgewise.compile.reference import by_reference
+from edgewise.compile import by_reference, jit_no_refcount
 from edgewise.fleet.arrays import QUEUE_MAX, Belief
 from edgewise.fleet.belief import (
     drain_link,
@@ -54,7 +53,7 @@ MUTE_KNOWN = 1.5 * HEARTBEAT
 time again."""
 
 
-@inlined
+@jit_no_refcount(inline=True, internal=True)
 def view(beliefs: Belief, b: int) -> Belief:
     """What balancer `b` believes."""
     return Belief(
@@ -73,7 +72,7 @@ def view(beliefs: Belief, b: int) -> Belief:
     )
 
 
-@inner
+@jit_no_refcount(internal=True)
 def look_at_link(world: World, reports: Reports, p: int, j: int, e: int, now: float) -> None:
     """What the ledger of link `e` says into report `p`; or what is true, where the links are
     given."""
@@ -96,7 +95,7 @@ def look_at_link(world: World, reports: Reports, p: int, j: int, e: int, now: fl
     out.rate_at = now
 
 
-@inner
+@jit_no_refcount(internal=True)
 def look(world: World, reports: Reports, s: int, now: float) -> None:
     """Server `s` reports."""
     clock = world.clock[0]
@@ -151,7 +150,7 @@ def look(world: World, reports: Reports, s: int, now: float) -> None:
     push(world, now + clock.report_delay, E_REPORTED, p)
 
 
-@inner
+@jit_no_refcount(internal=True)
 def look_at_links(world: World, reports: Reports, s: int, p: int, now: float) -> None:
     """The links that server `s` sends on, and its clients', into report `p`."""
     clock = world.clock[0]
@@ -175,7 +174,7 @@ def look_at_links(world: World, reports: Reports, s: int, p: int, now: float) ->
         out.rtt = world.links[e].delay + world.links[world.path[other, s]].delay
 
 
-@inlined
+@jit_no_refcount(inline=True, internal=True)
 def on_reported(sim: Sim, p: int, now: float) -> None:
     """Report `p` reaches the balancers."""
     world, reports, beliefs = sim.world, sim.reports, sim.beliefs
@@ -193,7 +192,7 @@ def on_reported(sim: Sim, p: int, now: float) -> None:
         clock.free_report = p
 
 
-@inlined
+@jit_no_refcount(inline=True, internal=True)
 def hears(world: World, b: int, s: int, at: float, before: float) -> bool:
     """Whether decider `b` gets the report that server `s` made `at`, after one of `before`.
 
@@ -211,7 +210,7 @@ def hears(world: World, b: int, s: int, at: float, before: float) -> bool:
     return told
 
 
-@inner
+@jit_no_refcount(internal=True)
 def take_in(
     world: World, reports: Reports, belief: Belief, b: int, p: int, s: int, now: float
 ) -> None:
@@ -264,7 +263,7 @@ def take_in(
         restore_sends(belief, s)
 
 
-@inner
+@jit_no_refcount(internal=True)
 def close(world: World, belief: Belief, i: int, failed: bool, now: float) -> None:
     """`Tracker._close`."""
     slot = world.slots[i]
@@ -277,7 +276,7 @@ def close(world: World, belief: Belief, i: int, failed: bool, now: float) -> Non
     on_answer(belief, slot.picked, now, response, slot.rif, failed)
 
 
-@inlined
+@jit_no_refcount(inline=True, internal=True)
 def to_learn(world: World, i: int) -> None:
     """Keep slot `i` until the policy has learned from it."""
     clock = world.clock[0]
@@ -286,7 +285,7 @@ def to_learn(world: World, i: int) -> None:
     clock.lessons += 1
 
 
-@inlined
+@jit_no_refcount(inline=True, internal=True)
 def on_ended(sim: Sim, i: int, now: float) -> None:
     """The balancer hears how slot `i`'s request ended."""
     world = sim.world
@@ -301,7 +300,7 @@ def on_ended(sim: Sim, i: int, now: float) -> None:
     close(world, belief, i, not served_there, now)
 
 
-@inner
+@jit_no_refcount(internal=True)
 def sweep(sim: Sim, now: float) -> None:
     """`Tracker.forget`: once a second."""
     world = sim.world
@@ -320,7 +319,7 @@ def sweep(sim: Sim, now: float) -> None:
 # -- servers that stop ---------------------------------------------------------------------------
 
 
-@inner
+@jit_no_refcount(internal=True)
 def stop(world: World, s: int, now: float) -> None:
     """Server `s` dies with all it has. Its clients' requests are lost, others' ingresses learn."""
     clock = world.clock[0]
@@ -359,7 +358,7 @@ def stop(world: World, s: int, now: float) -> None:
     push(world, now + clock.control_delay, E_LEFT, s)
 
 
-@inner
+@jit_no_refcount(internal=True)
 def clear_server(world: World, s: int) -> None:
     """Empty its workers and queues. Their requests have been told already."""
     server = world.servers[s]
@@ -403,7 +402,7 @@ def clear_server(world: World, s: int) -> None:
     server.prepare_waiting = 0.0
 
 
-@inner
+@jit_no_refcount(internal=True)
 def restart(world: World, s: int, now: float) -> None:
     """Server `s` is back, empty."""
     server = world.servers[s]
@@ -421,14 +420,14 @@ def restart(world: World, s: int, now: float) -> None:
     report_at(world, s, now)
 
 
-@inner
+@jit_no_refcount(internal=True)
 def on_left(world: World, beliefs: Belief, s: int) -> None:
     """`Tracker.disconnect`."""
     for b in range(world.clock[0].balancers):
         beliefs.servers[b, s].connected = 0.0
 
 
-@inner
+@jit_no_refcount(internal=True)
 def on_joined(world: World, beliefs: Belief, s: int, now: float) -> None:
     """`Tracker.connect`."""
     world.servers[s].known_life = world.servers[s].life

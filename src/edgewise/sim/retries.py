@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 
-from edgewise.compile import inner
+from edgewise.compile import jit_no_refcount
 from edgewise.fleet.timeouts import worth_running
 from edgewise.sim.heaps import remove
 from edgewise.sim.layout import (
@@ -38,7 +38,7 @@ from edgewise.sim.slots import arm, end, release, take_slot, tell
 from edgewise.sim.transfers import drop
 
 
-@inner
+@jit_no_refcount(internal=True)
 def break_off(world: World, i: int) -> None:
     """The transfer of slot `i`, if one is under way, ends here."""
     slot = world.slots[i]
@@ -57,7 +57,7 @@ def break_off(world: World, i: int) -> None:
     release(world, i)
 
 
-@inner
+@jit_no_refcount(internal=True)
 def leave_queue(world: World, i: int, now: float) -> None:
     """Slot `i`, which waits in a server's queue, waits there no more."""
     slot = world.slots[i]
@@ -70,7 +70,7 @@ def leave_queue(world: World, i: int, now: float) -> None:
     notice(world, s, now)
 
 
-@inner
+@jit_no_refcount(internal=True)
 def leave_worker(world: World, i: int) -> bool:
     """Slot `i`, which a worker runs, is run for nobody from now on. False if there is no slot left
     to stand in for it."""
@@ -109,7 +109,7 @@ def leave_worker(world: World, i: int) -> bool:
     return True
 
 
-@inner
+@jit_no_refcount(internal=True)
 def on_wake(world: World, i: int, time: float) -> None:
     """Slot `i`'s time may be up: for the peer that is to answer it, or for good."""
     slot = world.slots[i]
@@ -141,7 +141,7 @@ def on_wake(world: World, i: int, time: float) -> None:
     arm(world, i)
 
 
-@inner
+@jit_no_refcount(internal=True)
 def expire(world: World, i: int, now: float) -> None:
     """Slot `i`'s request can no longer score, and its ingress says so."""
     slot = world.slots[i]
@@ -158,7 +158,7 @@ def expire(world: World, i: int, now: float) -> None:
     break_off(world, i)
 
 
-@inner
+@jit_no_refcount(internal=True)
 def on_failed(world: World, i: int, now: float) -> None:
     """The ingress learns that what it tried with slot `i` failed."""
     slot = world.slots[i]
@@ -170,7 +170,7 @@ def on_failed(world: World, i: int, now: float) -> None:
     try_next(world, i, now)
 
 
-@inner
+@jit_no_refcount(internal=True)
 def try_next(world: World, i: int, now: float) -> None:
     """The server of slot `i` has not answered: what else can be done?"""
     slot = world.slots[i]
@@ -201,7 +201,7 @@ def try_next(world: World, i: int, now: float) -> None:
     tell(world, i, now + world.clock[0].control_delay)
 
 
-@inner
+@jit_no_refcount(internal=True)
 def go(world: World, i: int, k: int, form: int, now: float) -> None:
     """Service `k` is to run slot `i` now."""
     slot = world.slots[i]
@@ -214,7 +214,7 @@ def go(world: World, i: int, k: int, form: int, now: float) -> None:
     route(world, i, now)
 
 
-@inner
+@jit_no_refcount(internal=True)
 def pays(world: World, i: int, k: int, now: float) -> bool:
     """Whether the ingress runs slot `i` by its service `k` after others have failed."""
     slot = world.slots[i]

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 
-from edgewise.compile import inlined, inner
+from edgewise.compile import jit_no_refcount
 from edgewise.fleet.timeouts import give_up_at
 from edgewise.sim.layout import (
     DONE,
@@ -49,7 +49,7 @@ from edgewise.sim.slots import answer, arm, end, expect_news, hold, later, relea
 from edgewise.sim.transfers import note, received, word_comes
 
 
-@inlined
+@jit_no_refcount(inline=True, internal=True)
 def quickest_here(world: World, i: int) -> int:
     """The service of the ingress that meets the demand in the least time; −1 if none does."""
     slot = world.slots[i]
@@ -64,7 +64,7 @@ def quickest_here(world: World, i: int) -> int:
     return best
 
 
-@inlined
+@jit_no_refcount(inline=True, internal=True)
 def upload(world: World, i: int, now: float) -> None:
     """The client begins to send the photo of slot `i`."""
     slot = world.slots[i]
@@ -72,7 +72,7 @@ def upload(world: World, i: int, now: float) -> None:
     join(world, slot.ingress, i, slot.payload, now)
 
 
-@inlined
+@jit_no_refcount(inline=True, internal=True)
 def transfer(world: World, i: int, size: float, now: float) -> None:
     """The ingress begins to send `size` bytes of slot `i` to the server that is to run it."""
     slot = world.slots[i]
@@ -103,7 +103,7 @@ def transfer(world: World, i: int, size: float, now: float) -> None:
     join(world, link, world.slots.size + i, size, now)
 
 
-@inner
+@jit_no_refcount(internal=True)
 def route(world: World, i: int, now: float) -> None:
     """The ingress has command and server of slot `i`, and perhaps the body: what can be done?"""
     slot = world.slots[i]
@@ -116,7 +116,7 @@ def route(world: World, i: int, now: float) -> None:
         prepare(world, i, now)
 
 
-@inlined
+@jit_no_refcount(inline=True, internal=True)
 def command_comes(world: World, i: int, time: float) -> None:
     """The ingress will have the command of slot `i` at `time`.
 
@@ -130,7 +130,7 @@ def command_comes(world: World, i: int, time: float) -> None:
         later(world, i, time, E_COMMAND)
 
 
-@inlined
+@jit_no_refcount(inline=True, internal=True)
 def on_command(world: World, i: int, now: float) -> None:
     slot = world.slots[i]
     if slot.stage == DONE:
@@ -145,7 +145,7 @@ def on_command(world: World, i: int, now: float) -> None:
     route(world, i, now)
 
 
-@inlined
+@jit_no_refcount(inline=True, internal=True)
 def on_headers(world: World, i: int, now: float) -> None:
     """The ingress has the headers of slot `i`'s photo; they come with the metadata."""
     slot = world.slots[i]
@@ -153,7 +153,7 @@ def on_headers(world: World, i: int, now: float) -> None:
         note(world, slot.ingress, i, slot.payload, now)
 
 
-@inlined
+@jit_no_refcount(inline=True, internal=True)
 def on_uploaded(world: World, i: int, now: float) -> None:
     slot = world.slots[i]
     s = slot.ingress
@@ -177,7 +177,7 @@ def on_uploaded(world: World, i: int, now: float) -> None:
         deliver(world, i, now)
 
 
-@inlined
+@jit_no_refcount(inline=True, internal=True)
 def deliver(world: World, i: int, now: float) -> None:
     """The last byte of slot `i`'s transfer has left the link, and the source had it all."""
     slot = world.slots[i]
@@ -190,7 +190,7 @@ def deliver(world: World, i: int, now: float) -> None:
         expect_news(world, i, now + world.links[e].delay, E_FAILED)
 
 
-@inlined
+@jit_no_refcount(inline=True, internal=True)
 def on_delivered(world: World, i: int, now: float) -> None:
     slot = world.slots[i]
     if slot.stage == DONE or now != slot.news:
@@ -206,7 +206,7 @@ def on_delivered(world: World, i: int, now: float) -> None:
     arrive(world, s, i, now)
 
 
-@inlined
+@jit_no_refcount(inline=True, internal=True)
 def on_link(world: World, e: int, time: float) -> None:
     """The first transfer of link `e` is across, and perhaps others."""
     slots = world.slots.size
@@ -221,7 +221,7 @@ def on_link(world: World, e: int, time: float) -> None:
     schedule(world, e)
 
 
-@inlined
+@jit_no_refcount(inline=True, internal=True)
 def on_up(world: World, i: int, e: int, now: float) -> None:
     """The client has sent the last byte of slot `i`'s photo."""
     slot = world.slots[i]
@@ -237,7 +237,7 @@ def on_up(world: World, i: int, e: int, now: float) -> None:
     release(world, i)
 
 
-@inlined
+@jit_no_refcount(inline=True, internal=True)
 def on_across(world: World, i: int, e: int, now: float) -> None:
     """The link is through with slot `i`'s transfer."""
     slot = world.slots[i]
@@ -251,7 +251,7 @@ def on_across(world: World, i: int, e: int, now: float) -> None:
     release(world, i)
 
 
-@inlined
+@jit_no_refcount(inline=True, internal=True)
 def on_finish(world: World, w: int, time: float) -> None:
     """Worker `w` is done."""
     worker = world.workers[w]

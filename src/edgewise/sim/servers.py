@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 
-from edgewise.compile import inlined, inner
+from edgewise.compile import jit_no_refcount
 from edgewise.fleet.belief import acknowledge
 from edgewise.fleet.estimates import SERVICE_MEMORY, ready_time
 from edgewise.fleet.report_timing import GAP, busy_share, jumped
@@ -39,7 +39,7 @@ from edgewise.sim.next_times import report_at, report_due
 from edgewise.sim.slots import answer, expect_news, hold, release
 
 
-@inlined
+@jit_no_refcount(inline=True, internal=True)
 def slowness(world: World, s: int, now: float) -> float:
     """By what factor everything takes longer on server `s` now."""
     server = world.servers[s]
@@ -52,7 +52,7 @@ def slowness(world: World, s: int, now: float) -> float:
     return factor
 
 
-@inlined
+@jit_no_refcount(inline=True, internal=True)
 def noise(world: World, r: int, k: int) -> float:
     """The luck of request `r` on service `k`, as a factor with mean 1."""
     clock = world.clock[0]
@@ -62,7 +62,7 @@ def noise(world: World, r: int, k: int) -> float:
     return factor
 
 
-@inlined
+@jit_no_refcount(inline=True, internal=True)
 def expected_work(world: World, k: int, form: int) -> float:
     """s per request that its server expects of service `k`."""
     service = world.services[k]
@@ -72,7 +72,7 @@ def expected_work(world: World, k: int, form: int) -> float:
     return time
 
 
-@inlined
+@jit_no_refcount(inline=True, internal=True)
 def account(world: World, s: int, now: float, change: int) -> None:
     """`change` more workers of `s` are busy from now on."""
     server = world.servers[s]
@@ -85,7 +85,7 @@ def account(world: World, s: int, now: float, change: int) -> None:
     server.busy += change
 
 
-@inner
+@jit_no_refcount(internal=True)
 def backlog_of(world: World, s: int, now: float) -> float:
     """s until workers and stage of `s` are through with what is here (`live.node.monitor`)."""
     server = world.servers[s]
@@ -105,7 +105,7 @@ def backlog_of(world: World, s: int, now: float) -> float:
     return backlog
 
 
-@inlined
+@jit_no_refcount(inline=True, internal=True)
 def notice(world: World, s: int, now: float) -> None:
     """Something changed at `s`: if it is a jump, its next report does not wait for its period."""
     server = world.servers[s]
@@ -123,7 +123,7 @@ def notice(world: World, s: int, now: float) -> None:
             report_at(world, s, soonest)
 
 
-@inner
+@jit_no_refcount(internal=True)
 def wait_for(world: World, s: int, due: float, now: float) -> float:
     """s until `s` would take a request due at `due` (`live.node.worker_queue.WorkerQueue.wait`)."""
     server = world.servers[s]
@@ -141,7 +141,7 @@ def wait_for(world: World, s: int, due: float, now: float) -> float:
     return wait
 
 
-@inlined
+@jit_no_refcount(inline=True, internal=True)
 def unlink(world: World, s: int, i: int) -> None:
     """Slot `i` is in the queue of `s` no more; its node is out of the heap already."""
     server = world.servers[s]
@@ -158,7 +158,7 @@ def unlink(world: World, s: int, i: int) -> None:
         server.tail = slot.before
 
 
-@inlined
+@jit_no_refcount(inline=True, internal=True)
 def take_idle(world: World, s: int, now: float) -> int:
     """An idle worker, busy from now on; −1 if there is none."""
     server = world.servers[s]
@@ -169,7 +169,7 @@ def take_idle(world: World, s: int, now: float) -> int:
     return w
 
 
-@inlined
+@jit_no_refcount(inline=True, internal=True)
 def work_on(
     world: World, w: int, i: int, preparing: int, now: float, work: float, time: float
 ) -> None:
@@ -185,7 +185,7 @@ def work_on(
     push(world, now + time, E_FINISH, w)
 
 
-@inner
+@jit_no_refcount(internal=True)
 def take(world: World, s: int, k: int, now: float) -> int:
     """The first that waits for service `k` of `s`, out of the queue; −1 if it cannot score."""
     service = world.services[k]
@@ -205,7 +205,7 @@ def take(world: World, s: int, k: int, now: float) -> int:
     return i
 
 
-@inner
+@jit_no_refcount(internal=True)
 def begin(world: World, s: int, w: int, i: int, now: float) -> None:
     """Worker `w` runs slot `i`, with others that wait for the same service if batches pay."""
     k = world.slots[i].service
@@ -236,7 +236,7 @@ def begin(world: World, s: int, w: int, i: int, now: float) -> None:
     work_on(world, w, i, 0, now, world.slots[i].work * count, time)
 
 
-@inlined
+@jit_no_refcount(inline=True, internal=True)
 def convert(world: World, s: int, w: int, i: int, now: float) -> None:
     """Worker `w` makes slot `i`'s payload model-ready."""
     seconds = world.servers[s].prepare_seconds
@@ -244,7 +244,7 @@ def convert(world: World, s: int, w: int, i: int, now: float) -> None:
     work_on(world, w, i, 1, now, seconds, seconds * slowness(world, s, now))
 
 
-@inlined
+@jit_no_refcount(inline=True, internal=True)
 def no_more_unready(world: World, s: int, i: int) -> None:
     """Slot `i` waits to be converted at `s` no more."""
     if world.slots[i].unready != 0:
@@ -253,7 +253,7 @@ def no_more_unready(world: World, s: int, i: int) -> None:
         server.prepare_waiting = max(0.0, server.prepare_waiting - server.prepare_seconds)
 
 
-@inlined
+@jit_no_refcount(inline=True, internal=True)
 def next_conversion(world: World, s: int) -> int:
     """The first that waits to be converted, out of its queue; −1 if none does."""
     server = world.servers[s]
@@ -270,7 +270,7 @@ def next_conversion(world: World, s: int) -> int:
     return -1
 
 
-@inlined
+@jit_no_refcount(inline=True, internal=True)
 def next_work(world: World, s: int, w: int, now: float) -> None:
     """Worker `w` of `s` is free: what does it do?"""
     server = world.servers[s]
@@ -305,7 +305,7 @@ def next_work(world: World, s: int, w: int, now: float) -> None:
     account(world, s, now, -1)
 
 
-@inner
+@jit_no_refcount(internal=True)
 def arrive(world: World, s: int, i: int, now: float) -> None:
     """Slot `i`'s input is in at server `s`, which is to run it."""
     server = world.servers[s]
@@ -355,7 +355,7 @@ def arrive(world: World, s: int, i: int, now: float) -> None:
     notice(world, s, now)
 
 
-@inner
+@jit_no_refcount(internal=True)
 def prepare(world: World, i: int, now: float) -> None:
     """The whole photo of slot `i` is in at its ingress and is to be made model-ready there."""
     s = world.slots[i].ingress
@@ -383,7 +383,7 @@ def prepare(world: World, i: int, now: float) -> None:
     notice(world, s, now)
 
 
-@inlined
+@jit_no_refcount(inline=True, internal=True)
 def measured(world: World, k: int, form: int, seconds: float, batch: int) -> None:
     """Service `k` ran one request of a batch in `seconds` per request.
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 
-from edgewise.compile import inlined
+from edgewise.compile import jit_no_refcount
 from edgewise.fleet.timeouts import DECISION_PATIENCE
 from edgewise.sim.layout import E_METADATA, Sim, World
 from edgewise.sim.next_times import report_at
@@ -23,7 +23,7 @@ from edgewise.sim.reports import MUTE_KNOWN
 from edgewise.sim.slots import later
 
 
-@inlined
+@jit_no_refcount(inline=True, internal=True)
 def left_alone(sim: Sim, i: int, now: float) -> bool:
     """Whether slot `i`'s balancer is mute, and its ingress is to decide, later."""
     clock = sim.world.clock[0]
@@ -38,7 +38,7 @@ def left_alone(sim: Sim, i: int, now: float) -> bool:
     return True
 
 
-@inlined
+@jit_no_refcount(inline=True, internal=True)
 def hear_again(world: World, now: float) -> None:
     """The balancers go on, and every node reports to them."""
     world.clock[0].mute_since = math.inf

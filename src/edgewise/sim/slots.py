@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from edgewise.compile import inlined, inner
+from edgewise.compile import jit_no_refcount
 from edgewise.score import expected_utility, worthless_after
 from edgewise.sim.events import heap_push, push
 from edgewise.sim.layout import (
@@ -25,13 +25,13 @@ from edgewise.sim.layout import (
 from edgewise.sim.transfers import drop
 
 
-@inlined
+@jit_no_refcount(inline=True, internal=True)
 def hold(world: World, i: int) -> None:
     """Something refers to slot `i`: an event, a transfer, a queue."""
     world.slots[i].holds += 1
 
 
-@inlined
+@jit_no_refcount(inline=True, internal=True)
 def release(world: World, i: int) -> None:
     """It does no longer. A slot whose request has ended is free after the last one."""
     slot = world.slots[i]
@@ -42,14 +42,14 @@ def release(world: World, i: int) -> None:
         world.clock[0].free = i
 
 
-@inlined
+@jit_no_refcount(inline=True, internal=True)
 def later(world: World, i: int, time: float, kind: int) -> None:
     """Let an event of slot `i` happen at `time`."""
     world.slots[i].holds += 1
     push(world, time, kind, i)
 
 
-@inlined
+@jit_no_refcount(inline=True, internal=True)
 def arm(world: World, i: int) -> None:
     """See that slot `i` is looked at no later than its time is up.
 
@@ -63,14 +63,14 @@ def arm(world: World, i: int) -> None:
         heap_push(world, time, E_WAKE, i)
 
 
-@inlined
+@jit_no_refcount(inline=True, internal=True)
 def expect_news(world: World, i: int, time: float, kind: int) -> None:
     """Slot `i`'s transfer is in, or known to have failed, at `time`, unless it is given up."""
     world.slots[i].news = time
     later(world, i, time, kind)
 
 
-@inner
+@jit_no_refcount(internal=True)
 def take_slot(world: World, now: float) -> int:
     """A slot that is free no more; −1 if there is none."""
     clock = world.clock[0]
@@ -82,7 +82,7 @@ def take_slot(world: World, now: float) -> int:
     return i
 
 
-@inlined
+@jit_no_refcount(inline=True, internal=True)
 def open_slot(world: World, r: int) -> int:
     """A slot for request `r`, which is sent now; −1 if there is none left."""
     clock = world.clock[0]
@@ -136,13 +136,13 @@ def open_slot(world: World, r: int) -> int:
     return i
 
 
-@inlined
+@jit_no_refcount(inline=True, internal=True)
 def known(stamp: float) -> float:
     """A stamp as results have it: NaN where it never came."""
     return stamp if stamp < math.inf else math.nan
 
 
-@inner
+@jit_no_refcount(internal=True)
 def end(world: World, i: int, status: int, reason: int, answered: float) -> None:
     """Request of slot `i` ends; the ingress begins to answer at `answered` (inf = never)."""
     slot = world.slots[i]
@@ -195,7 +195,7 @@ def end(world: World, i: int, status: int, reason: int, answered: float) -> None
     out.received = known(received)
 
 
-@inlined
+@jit_no_refcount(inline=True, internal=True)
 def tell(world: World, i: int, time: float) -> None:
     """The balancer hears of the end at `time`, if that is news to it."""
     slot = world.slots[i]
@@ -203,7 +203,7 @@ def tell(world: World, i: int, time: float) -> None:
         later(world, i, time, E_OUTCOME)
 
 
-@inner
+@jit_no_refcount(internal=True)
 def answer(world: World, i: int, status: int, reason: int, s: int, now: float) -> None:
     """Server `s` is through with slot `i`: the answer goes back, and word of it to the balancer."""
     slot = world.slots[i]
@@ -214,14 +214,14 @@ def answer(world: World, i: int, status: int, reason: int, s: int, now: float) -
     tell(world, i, answered + world.clock[0].control_delay)
 
 
-@inner
+@jit_no_refcount(internal=True)
 def lose(world: World, i: int, reason: int, now: float) -> None:
     """No answer comes. The client knows and says so."""
     end(world, i, LOST, reason, math.inf)
     tell(world, i, now + world.links[world.slots[i].ingress].delay)
 
 
-@inner
+@jit_no_refcount(internal=True)
 def turn_away(world: World, r: int) -> None:
     """Request `r` finds its ingress down."""
     clock = world.clock[0]

@@ -18,12 +18,12 @@ from __future__ import annotations
 
 import math
 
-from edgewise.compile import inlined, inner
+from edgewise.compile import jit_no_refcount
 from edgewise.fleet.estimates import fair_rate, smooth_rate, starved
 from edgewise.sim.layout import READY, World
 
 
-@inlined
+@jit_no_refcount(inline=True, internal=True)
 def reckon(world: World, e: int, now: float) -> None:
     """Bring the ledger of link `e` to `now`."""
     link = world.links[e]
@@ -34,7 +34,7 @@ def reckon(world: World, e: int, now: float) -> None:
     link.ledger_at = now
 
 
-@inner
+@jit_no_refcount(internal=True)
 def strike(world: World, f: int) -> None:
     """Take flow `f` out of its ledger, which is up to date."""
     flow = world.flows[f]
@@ -49,7 +49,7 @@ def strike(world: World, f: int) -> None:
     flow.link = -1
 
 
-@inlined
+@jit_no_refcount(inline=True, internal=True)
 def measure(
     world: World, e: int, f: int, size: float, seconds: float, waited: bool, now: float
 ) -> None:
@@ -63,7 +63,7 @@ def measure(
     link.measured_at = at
 
 
-@inner
+@jit_no_refcount(internal=True)
 def hear(world: World, e: int, now: float) -> None:
     """Take in the word that has come to the sender of link `e` by `now`, as it came."""
     link = world.links[e]
@@ -96,7 +96,7 @@ def hear(world: World, e: int, now: float) -> None:
         measure(world, e, first, slot.bytes, at - began - rtt, waited, at)
 
 
-@inner
+@jit_no_refcount(internal=True)
 def note(world: World, e: int, f: int, size: float, now: float) -> None:
     """Flow `f` of `size` bytes on link `e` begins."""
     if world.links[e].ledger_word <= now:
@@ -117,7 +117,7 @@ def note(world: World, e: int, f: int, size: float, now: float) -> None:
     flow.word = math.inf
 
 
-@inlined
+@jit_no_refcount(inline=True, internal=True)
 def word_comes(world: World, f: int, time: float) -> None:
     """The sender of flow `f` will have word at `time` that it is in."""
     flow = world.flows[f]
@@ -126,7 +126,7 @@ def word_comes(world: World, f: int, time: float) -> None:
     link.ledger_word = min(link.ledger_word, time)
 
 
-@inner
+@jit_no_refcount(internal=True)
 def drop(world: World, f: int, now: float) -> None:
     """Flow `f`, if it is in a ledger, is no more: broken off, or of no use to anybody."""
     e: int = world.flows[f].link
@@ -139,7 +139,7 @@ def drop(world: World, f: int, now: float) -> None:
         strike(world, f)
 
 
-@inner
+@jit_no_refcount(internal=True)
 def received(world: World, i: int, size: float, now: float) -> None:
     """The ingress has the last byte of slot `i`'s photo, of `size` bytes."""
     e: int = world.flows[i].link
@@ -150,7 +150,7 @@ def received(world: World, i: int, size: float, now: float) -> None:
     measure(world, e, i, size, now - world.flows[i].began, False, now)
 
 
-@inner
+@jit_no_refcount(internal=True)
 def left(world: World, e: int, now: float) -> float:
     """Bytes that the node of link `e` believes to be on it; the ledger is then at `now`."""
     if world.links[e].ledger_word <= now:
@@ -164,7 +164,7 @@ def left(world: World, e: int, now: float) -> float:
     return total
 
 
-@inner
+@jit_no_refcount(internal=True)
 def tear_up(world: World, e: int) -> None:
     """The node of link `e` is gone, with its ledger and what it had measured."""
     link = world.links[e]

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from msgspec import Meta, Struct
 
-from edgewise.compile import inlined
+from edgewise.compile import jit_no_refcount
 from edgewise.network.impairment import Impairment
 
 
@@ -20,7 +20,7 @@ class Spike(Struct, frozen=True):
     """[s] How long a spike lasts. Default: some round trips."""
 
 
-@inlined
+@jit_no_refcount(inline=True, internal=True)
 def extra(parameters: Any, size: float, draw: float, now: float) -> float:
     delay: float = parameters[0] if now % parameters[1] < parameters[2] else 0.0
     return delay

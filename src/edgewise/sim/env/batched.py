@@ -28,11 +28,9 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 
-from edgewise.compile import inlined, inner, lean
-from edgewise.compile.addresses import reader_of, words_of
+from edgewise.compile import address_words, jit_no_refcount, tuple_reader, type_of
 from edgewise.fleet.arrays import Array, records
 from edgewise.sim import engine
 from edgewise.sim.env.observation import CONTEXT, ROW, SERVER, WIDTH, write_flat, write_parts
@@ -105,22 +103,21 @@ def new_buffers(count: int, servers: int, rows: int, room: int, wide: bool) -> B
 
 
 @cache
-def kind_of_sim() -> Any:
-    """numba's type of every simulation: they differ in sizes only."""
-    return numba.typeof(WorldSource(family="light", duration=1e-3).world(0))  # type: ignore[no-untyped-call]
+def example_sim() -> Sim:
+    """A simulation. All have the same type, for they differ in sizes only."""
+    return WorldSource(family="light", duration=1e-3).world(0)
 
 
-@cache
-def kind_of_buffers() -> Any:
-    """And of all buffers."""
-    return numba.typeof(new_buffers(1, 1, 1, 1, wide=True))  # type: ignore[no-untyped-call]
+def example_buffers() -> Buffers:
+    """Buffers; all have the same type."""
+    return new_buffers(1, 1, 1, 1, wide=True)
 
 
-sim_at = reader_of(kind_of_sim)
-buffers_at = reader_of(kind_of_buffers)
+sim_at = tuple_reader(example_sim)
+buffers_at = tuple_reader(example_buffers)
 
 
-@inlined
+@jit_no_refcount(inline=True, internal=True)
 def credit(sim: Sim, own: Buffers, lane: int, i: int, n: int) -> int:
     """Slot `i`'s score is known: note it as the `n`-th of this step; returns how many there are."""
     decision = own.of[lane, i]
@@ -135,7 +132,7 @@ def credit(sim: Sim, own: Buffers, lane: int, i: int, n: int) -> int:
     return n + 1
 
 
-@inlined
+@jit_no_refcount(inline=True, internal=True)
 def hear(sim: Sim, own: Buffers, lane: int, n: int) -> int:
     """Note the scores that the balancers have heard of since the last time."""
     clock = sim.world.clock[0]
@@ -147,7 +144,7 @@ def hear(sim: Sim, own: Buffers, lane: int, n: int) -> int:
     return n
 
 
-@inner
+@jit_no_refcount(internal=True)
 def play_out(sim: Sim, own: Buffers, lane: int, going: int, n: int) -> int:
     """Shed what still waits for a decision and play until every score is known."""
     shed = sim.table.mask.size - 1
@@ -162,7 +159,7 @@ def play_out(sim: Sim, own: Buffers, lane: int, going: int, n: int) -> int:
     return n
 
 
-@lean
+@jit_no_refcount
 def step_block(
     buffers: Array, addresses: Array, least: int, first: int, last: int
 ) -> tuple[int, int, int]:
@@ -251,7 +248,7 @@ class BatchedSims:
         # processor's cache, and a step of all lanes would push each out again.
         self._room = slots + 8
         self._buffers = new_buffers(count, servers, rows, self._room, wide)
-        self._words = np.array([words_of(self._buffers)])
+        self._words = np.array([address_words(self._buffers)])
         self._addresses = np.zeros((count, 0), np.int64)
         self._memory = np.zeros((count, 0), np.uint8)
         self._slots = slots
@@ -314,9 +311,9 @@ class BatchedSims:
         return own if engine.bytes_of(sim) <= own.size else None
 
     def _hold(self, lane: int, sim: Sim) -> None:
-        if numba.typeof(sim) != kind_of_sim():  # type: ignore[no-untyped-call]
+        if type_of(sim) != type_of(example_sim()):
             raise ValueError("arrays of a type that was not compiled for")
-        words = words_of(sim)
+        words = address_words(sim)
         if self._addresses.shape[1] != len(words):
             self._addresses = np.zeros((len(self.sims), len(words)), np.int64)
         self.sims[lane] = sim

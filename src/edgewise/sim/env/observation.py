@@ -20,7 +20,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from edgewise.compile import inlined
+from edgewise.compile import jit_no_refcount
 from edgewise.fleet import table as columns
 from edgewise.fleet.arrays import Array
 from edgewise.fleet.table import CandidateTable
@@ -53,7 +53,7 @@ _CONTEXT_PLACES, _CONTEXT_FACTORS = _places(CONTEXT, columns.CONTEXT), _factors(
 _NONE, _TOP = np.float32(0.0), np.float32(TOP)
 
 
-@inlined
+@jit_no_refcount(inline=True, internal=True)
 def scaled(value: float, factor: np.float32) -> np.float32:
     """A figure as it is observed: float32, scaled and clipped to [0, TOP]."""
     number = np.float32(value) * factor
@@ -61,7 +61,7 @@ def scaled(value: float, factor: np.float32) -> np.float32:
     return number if number < _TOP else _TOP
 
 
-@inlined
+@jit_no_refcount(inline=True, internal=True)
 def write_parts(
     table: CandidateTable, mask: Array, rows: Array, of: Array, servers: Array, context: Array
 ) -> None:
@@ -85,7 +85,7 @@ def write_parts(
     mask[mask.size - 1] = 1
 
 
-@inlined
+@jit_no_refcount(inline=True, internal=True)
 def write_flat(rows: Array, of: Array, servers: Array, context: Array, out: Array) -> None:
     """*flat* from `write_parts`. `out` held an observation of the same world before, or zeros."""
     a = len(ROW)
