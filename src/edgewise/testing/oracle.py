@@ -26,7 +26,7 @@ from msgspec import UNSET, Struct
 from edgewise.domain import Service
 from edgewise.network.impairments import active
 from edgewise.scenario import LinkSettings, Scenario, SlowFailure, link_events
-from edgewise.score import ScoreShape
+from edgewise.score import ScoreShape, worthless_after
 from edgewise.sim.build import SimOptions
 from edgewise.tasks.services import services_of
 from edgewise.worlds.workload import Trace
@@ -287,11 +287,12 @@ class _Oracle:
     def _transfer(self, request: OracleRequest, size: float) -> None:
         ingress = self._servers[request.ingress]
         quickest = ingress.quickest(request.accuracy)
+        late = worthless_after(request.deadline, self._grace) - request.deadline
         reserve = 0.0
         if quickest is not None:
             work = ingress.models[quickest].expected(False)
-            reserve = max(2.0 * work + 0.02, 0.25 * self._grace * request.deadline)
-        worthless = request.due + self._grace * request.deadline
+            reserve = max(2.0 * work + 0.02, 0.25 * late)
+        worthless = request.due + late
         until = min(worthless - reserve, request.due + 0.5)
         request.give_up_at = max(self._now, until)
         self._at_unless_over(request.give_up_at, request, lambda: self._give_up(request))
