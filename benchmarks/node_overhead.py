@@ -35,6 +35,7 @@ from edgewise.live.node.node import Node
 from edgewise.live.process_config import Listen, NodeConfig
 from edgewise.live.wire import messages
 from edgewise.live.wire.open_inference import encode_request
+from edgewise.live.wire.request_metadata import to_headers
 
 SCENARIO = """
 name: overhead
@@ -126,7 +127,7 @@ async def measure(urls: dict[str, str], count: int, size: int) -> dict[str, list
                 request = Request(
                     id=f"{name}-{i}", ingress="a", payload_bytes=size, sent_at=0.0, deadline=1.0
                 )
-                headers = form | request.to_headers(0.0)
+                headers = form | to_headers(request, 0.0)
                 path = url + "/v2/models/imagenet-1k/infer"
                 async with client.post(path, data=body, headers=headers) as response:
                     await response.read()

@@ -20,6 +20,7 @@ import msgspec
 
 from edgewise.domain import Request
 from edgewise.live.wire.open_inference import InferAnswer, decode_answer, encode_request
+from edgewise.live.wire.request_metadata import to_headers
 from edgewise.tasks.imagenet.images import load_images
 
 ROOT = Path(__file__).parents[1]
@@ -195,7 +196,7 @@ class Photos:
             accuracy=accuracy,
         )
         url = f"{fleet.ingress[ingress]}/v2/models/{request.task}/infer"
-        headers |= request.to_headers(time.time())
+        headers |= to_headers(request, time.time())
         try:
             async with session.post(url, data=body, headers=headers) as response:
                 answer = decode_answer(request.id, response.status, await response.read())

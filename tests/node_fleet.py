@@ -20,6 +20,7 @@ from edgewise.live.node.node import Node
 from edgewise.live.process_config import NodeConfig
 from edgewise.live.wire import messages
 from edgewise.live.wire.open_inference import encode_request
+from edgewise.live.wire.request_metadata import to_headers
 from edgewise.scenario import Scenario, loads
 
 PATIENCE = 20.0
@@ -215,7 +216,7 @@ class Fleet:
     ) -> tuple[int, dict[str, Any]]:
         form, body = encode_request(photo, "v2-id", parameters)
         if meta is not None:
-            form |= meta.to_headers(node.clock.now())
+            form |= to_headers(meta, node.clock.now())
         url = f"{node.url}/v2/models/{model}/infer"
         async with self.client.post(url, data=body, headers=form | (headers or {})) as response:
             return response.status, msgspec.json.decode(await response.read())

@@ -16,7 +16,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from edgewise.domain import Outcome, PayloadForm, Request, Stamps, Status, run_name
+from edgewise.domain import Outcome, PayloadForm, Stamps, Status, run_name
 from edgewise.errors import BadInput
 from edgewise.fleet.request_noise import replay_label
 from edgewise.live.client import balancer_client, client_process
@@ -35,6 +35,7 @@ from edgewise.live.wire.open_inference import (
     encode_answer,
     encode_request,
 )
+from edgewise.live.wire.request_metadata import from_headers
 from edgewise.scenario import load
 from edgewise.score import ScoreShape
 from edgewise.sim.results import requests as simulated_requests
@@ -83,7 +84,7 @@ class Fleet:
         self.budgets: list[float] = []
 
     async def infer(self, http: web.Request) -> web.StreamResponse:
-        request = Request.from_headers(http.headers)
+        request = from_headers(http.headers)
         self.budgets.append(float(http.headers["edgewise-budget"]))
         body = await http.read()
         length = http.headers["Inference-Header-Content-Length"]

@@ -6,15 +6,20 @@ import json
 from typing import Any
 
 import msgspec
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 
 from edgewise import domain as d
+from edgewise.decoding import decode_json
 from edgewise.errors import PeerError, WireError
 from edgewise.live.wire import messages
+from edgewise.live.wire.request_metadata import (
+    from_headers,
+    from_parameters,
+    to_headers,
+    to_parameters,
+)
 
 QUICK = settings(max_examples=20, deadline=None)
 """No deadline: compiling, or a busy machine, is no failure."""
@@ -146,23 +151,6 @@ MESSAGES = {
 }
 
 
-@st.composite
-def observations(draw: st.DrawFn) -> d.Observation:
-    def array(*shape: int) -> Any:
-        return draw(hnp.arrays(np.float64, shape, elements=st.floats(-1e9, 1e9)))
-
-    rows, servers = draw(st.integers(1, 4)), draw(st.integers(0, 3))
-    return d.Observation(
-        request=draw(REQUESTS),
-        at=draw(STAMPS),
-        rows=array(rows, 3),
-        mask=draw(hnp.arrays(np.uint8, rows, elements=st.integers(0, 1))),
-        servers=array(servers, 2),
-        context=array(4),
-        candidates=(*draw(tuples(CANDIDATES, rows)), None),
-    )
-
-
 # -- survival --------------------------------------------------------------------------------------
 
 
@@ -179,37 +167,19 @@ def test_every_type_survives(data: st.DataObject, kind: type, wire: str) -> None
 
 
 @QUICK
-@given(observations())
-def test_an_observation_survives_json(value: d.Observation) -> None:
-    back = d.Observation.from_json(value.to_json())
-    for name in ("rows", "mask", "servers", "context"):
-        one, other = getattr(value, name), getattr(back, name)
-        assert one.dtype == other.dtype
-        assert one.shape == other.shape
-        assert (one == other).all()
-    assert (back.request, back.at, back.candidates) == (value.request, value.at, value.candidates)
-
-
-@QUICK
-@given(REQUESTS)
-def test_a_request_survives_json(request: d.Request) -> None:
-    assert d.Request.from_json(request.to_json()) == request
-
-
-@QUICK
 @given(REQUESTS)
 def test_a_request_survives_headers_in_any_case(request: d.Request) -> None:
-    headers = request.to_headers(request.sent_at)
+    headers = to_headers(request, request.sent_at)
     assert all(value.isascii() and "\n" not in value for value in headers.values())
     shouted = {key.upper(): value for key, value in headers.items()}
-    assert d.Request.from_headers(shouted) == request
+    assert from_headers(shouted) == request
 
 
 @QUICK
 @given(REQUESTS)
 def test_a_request_survives_v2_parameters(request: d.Request) -> None:
-    wire = json.loads(json.dumps(request.to_parameters(request.sent_at)))
-    assert d.Request.from_parameters(wire) == request
+    wire = json.loads(json.dumps(to_parameters(request, request.sent_at)))
+    assert from_parameters(wire) == request
 
 
 @QUICK
@@ -221,8 +191,8 @@ def test_the_budget_moves_a_deadline_to_another_clock(
     now = request.sent_at + elapsed
     left = request.slack(now)
     for back in (
-        d.Request.from_headers(request.to_headers(now), there),
-        d.Request.from_parameters(request.to_parameters(now), there),
+        from_headers(to_headers(request, now), there),
+        from_parameters(to_parameters(request, now), there),
         messages.Submission(request=request, budget=left).anchored(there),
     ):
         assert back.deadline == request.deadline
@@ -232,14 +202,14 @@ def test_the_budget_moves_a_deadline_to_another_clock(
 
 def test_a_budget_cannot_be_more_than_the_deadline() -> None:
     request = d.Request(id="r", ingress="a", payload_bytes=1, sent_at=50.0, deadline=2.0)
-    headers = request.to_headers(50.0) | {"edgewise-budget": "99"}
-    assert d.Request.from_headers(headers, 1000.0).sent_at == 1000.0
+    headers = to_headers(request, 50.0) | {"edgewise-budget": "99"}
+    assert from_headers(headers, 1000.0).sent_at == 1000.0
     assert messages.Submission(request=request, budget=99.0).anchored(1000.0).sent_at == 1000.0
 
 
 def test_tritons_timeout_alone_is_a_deadline() -> None:
     fields = {"timeout": 250_000, "edgewise.id": "r", "edgewise.ingress": "a"}
-    request = d.Request.from_parameters(fields | {"edgewise.payload_bytes": 7}, 100.0)
+    request = from_parameters(fields | {"edgewise.payload_bytes": 7}, 100.0)
     assert (request.deadline, request.sent_at) == (0.25, 100.0)
 
 
@@ -317,18 +287,18 @@ BAD = [
 def test_a_bad_field_is_named_in_every_form(field: str, value: Any) -> None:
     fields = GOOD | {field: value}
     with pytest.raises(WireError) as caught:
-        d.Request.from_json(json.dumps(fields))
+        decode_json(json.dumps(fields), d.Request)
     assert caught.value.field == field
 
     name = "edgewise-" + field.replace("_", "-")
     with pytest.raises(WireError) as caught:
-        d.Request.from_headers(
+        from_headers(
             {"edgewise-" + key.replace("_", "-"): str(each) for key, each in fields.items()}
         )
     assert caught.value.field.replace("_", "-") == name
 
     with pytest.raises(WireError) as caught:
-        d.Request.from_parameters({"edgewise." + key: each for key, each in fields.items()})
+        from_parameters({"edgewise." + key: each for key, each in fields.items()})
     assert caught.value.field == "edgewise." + field
 
 
@@ -336,10 +306,10 @@ def test_a_bad_field_is_named_in_every_form(field: str, value: Any) -> None:
 def test_a_missing_field_is_named(field: str) -> None:
     fields = {key: value for key, value in GOOD.items() if key != field}
     with pytest.raises(WireError) as caught:
-        d.Request.from_json(json.dumps(fields))
+        decode_json(json.dumps(fields), d.Request)
     assert caught.value.field == field
     with pytest.raises(WireError) as caught:
-        d.Request.from_parameters({"edgewise." + key: each for key, each in fields.items()})
+        from_parameters({"edgewise." + key: each for key, each in fields.items()})
     assert caught.value.field == "edgewise." + field
 
 
@@ -348,50 +318,21 @@ def test_a_missing_field_is_named(field: str) -> None:
 def test_no_number_is_infinite(field: str, value: str) -> None:
     request = d.Request(id="r", ingress="a", payload_bytes=1, sent_at=50.0, deadline=2.0)
     with pytest.raises(WireError) as caught:
-        d.Request.from_headers(request.to_headers(50.0) | {"edgewise-" + field: value}, 1.0)
+        from_headers(to_headers(request, 50.0) | {"edgewise-" + field: value}, 1.0)
     assert caught.value.field.replace("_", "-") == "edgewise-" + field
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"id": 3}'])
 def test_what_is_not_a_message_is_a_wire_error(text: bytes) -> None:
-    for kind in (d.Request, d.Observation):
-        with pytest.raises(WireError):
-            kind.from_json(text)
+    with pytest.raises(WireError):
+        decode_json(text, d.Request)
 
 
 @QUICK
 @given(st.text(max_size=80) | st.binary(max_size=80))
 def test_noise_is_a_wire_error(noise: str | bytes) -> None:
     with pytest.raises(WireError):
-        d.Request.from_json(noise)
-
-
-@pytest.mark.parametrize(
-    ("change", "field"),
-    [
-        ({"mask": {"shape": [2], "dtype": "<f4", "data": "AAAA"}}, "mask"),
-        ({"rows": {"shape": [9], "dtype": "<f8", "data": ""}}, "rows"),
-        ({"rows": {"shape": [-1], "dtype": "<f8", "data": ""}}, "rows"),
-        ({"rows": {"shape": [2**40, 2**40], "dtype": "<f8", "data": ""}}, "rows"),
-        ({"rows": [1, 2]}, "rows"),
-        ({"rows": {"shape": [0], "dtype": "O", "data": ""}}, "rows"),
-        ({"candidates": [["a", "m", 7]]}, "candidates"),
-    ],
-)
-def test_a_malformed_array_is_named(change: dict[str, Any], field: str) -> None:
-    good = d.Observation(
-        request=d.Request(**GOOD),  # type: ignore[arg-type]
-        at=1.0,
-        rows=np.zeros((1, 2)),
-        mask=np.ones(1, np.uint8),
-        servers=np.zeros((1, 1)),
-        context=np.zeros(1),
-        candidates=(None,),
-    )
-    wire = json.loads(good.to_json()) | change
-    with pytest.raises(WireError) as caught:
-        d.Observation.from_json(json.dumps(wire))
-    assert caught.value.field.startswith(field)
+        decode_json(noise, d.Request)
 
 
 # -- methods ---------------------------------------------------------------------------------------

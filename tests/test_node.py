@@ -16,6 +16,7 @@ from edgewise.errors import BadInput
 from edgewise.live.node.node import Node
 from edgewise.live.wire import messages
 from edgewise.live.wire.open_inference import HEADER_LENGTH, decode_answer, encode_request
+from edgewise.live.wire.request_metadata import to_headers
 from edgewise.live.wire.sockets import listen
 from node_fleet import PATIENCE, Fleet, json_body, request_for, scenario, until
 
@@ -105,7 +106,7 @@ async def test_streams_on_while_it_still_comes_in(fleet: Fleet) -> None:
         await more.wait()
         yield body[50_000:]
 
-    form |= request_for(a).to_headers(a.clock.now()) | {"Content-Length": str(len(body))}
+    form |= to_headers(request_for(a), a.clock.now()) | {"Content-Length": str(len(body))}
     url = f"{a.url}/v2/models/imagenet-1k/infer"
     posting = asyncio.create_task(fleet.client.post(url, data=slowly(), headers=form))
     await until(lambda: b.inflight > 0)

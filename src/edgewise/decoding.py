@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import difflib
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias, TypeVar
 
 import msgspec
@@ -42,12 +42,10 @@ def pattern(regex: str, words: str) -> msgspec.Meta:
     return msgspec.Meta(pattern=regex)
 
 
-def decode_json(
-    data: bytes | str, cls: type[T], hook: Callable[[type, Any], Any] | None = None
-) -> T:
-    """Decode a JSON message; `hook` is a ``dec_hook``. Raises WireError naming the field."""
+def decode_json(data: bytes | str, cls: type[T]) -> T:
+    """Decode a JSON message. Raises WireError naming the field."""
     try:
-        return msgspec.json.decode(data, type=cls, dec_hook=hook)
+        return msgspec.json.decode(data, type=cls)
     except msgspec.ValidationError as error:
         raise wire_error(error) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -1,28 +1,28 @@
-"""The vocabulary: what the parts of edgewise say to each other.
+"""The vocabulary of edgewise: requests, services, reports, decisions, commands and outcomes.
 
-Every type is a frozen ``msgspec.Struct`` and is at once wire message, log record and training
-datum. Times are seconds, sizes are bytes. A stamp is seconds since the Unix epoch on the clock of
-the machine that made it; a duration never mixes two clocks, with one exception that says so
-(`Stamps`).
+A client sends a `Request` to its *ingress*, the edge server nearest to it. The balancer knows the
+`Service` objects of the fleet and the latest `Report` of every server. From these it makes an
+`Observation` with one row per `Candidate`, a policy turns that into a `Decision`, and the ingress
+gets a `Command`. The request ends in exactly one `Outcome`, which `edgewise.score` turns into a
+`Score`.
 
-Nothing of ours is imported here but the exceptions.
+Every type is a frozen ``msgspec.Struct`` and serves as wire message, log record and training datum
+alike. Times are seconds and sizes bytes. A `Stamp` is a time on the clock of the machine that took
+it, in seconds since the Unix epoch. Durations are never differences between two clocks, except for
+the stages in `Stamps`.
 """
 
 from __future__ import annotations
 
 import enum
-import math
 import re
-from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated
 
-import msgspec
 import numpy as np
 from msgspec import Meta, Struct
 from numpy.typing import NDArray
 
-from edgewise.decoding import convert, decode_json, pattern
-from edgewise.errors import WireError
+from edgewise.decoding import pattern
 
 Name = Annotated[
     str,
@@ -50,7 +50,9 @@ RequestId = Annotated[
 ]
 
 Seconds = Annotated[float, Meta(ge=0.0, le=1e9)]
+"""A duration."""
 Stamp = Annotated[float, Meta(ge=0.0, le=1e12)]
+"""A time: seconds since the Unix epoch, on the clock of the machine that took it."""
 Share = Annotated[float, Meta(ge=0.0, le=1.0)]
 Count = Annotated[int, Meta(ge=0, le=2**53)]
 
@@ -58,41 +60,41 @@ DEFAULT_TASK = "imagenet-1k"
 """Task of a request, service or scenario that names none (`edgewise.tasks`)."""
 
 DEADLINE_MAX = 3600.0
-"""s. A photo that may take over an hour needs no load balancer; a larger value is a unit error."""
+"""s. An answer that may take an hour needs no load balancer: a longer deadline is a wrong unit."""
 
 
 class PayloadForm(enum.IntEnum):
-    """What a transfer carries."""
+    """The form in which a payload travels between servers."""
 
     ORIGINAL = 0
-    """The photo as the client sent it, streamed on while it still arrives."""
+    """As the client sent it. The ingress forwards it while it is still arriving."""
     MODEL_READY = 1
-    """Cropped and resized at the ingress for the destination's model; JPEG q92 4:4:4."""
+    """Made smaller at the ingress for one model's input: a photo is cropped and resized."""
 
 
 class Status(enum.StrEnum):
-    """How a request ended. Closed: every accepted request ends in exactly one of these."""
+    """How a request ended. Every accepted request ends in exactly one of these ways."""
 
     SERVED = "served"
     SHED = "shed"
-    """Refused on purpose, with a reason."""
+    """Refused on purpose, for a `ShedReason`."""
     EXPIRED = "expired"
-    """Its deadline (and the score's grace) passed before it ran."""
+    """Too late to be worth running (`score.worthless_after`)."""
     FAILED = "failed"
-    """Something broke and said so."""
+    """Something broke and reported it."""
     LOST = "lost"
-    """No answer came at all; only the client can say this."""
+    """No answer came at all; only the client can tell."""
 
 
 class ShedReason(enum.StrEnum):
     """Why a request was refused."""
 
     NO_SERVICE = "no_service"
-    """No service of the fleet meets the accuracy demanded."""
+    """No service in the fleet meets the demanded accuracy."""
     NONE_UP = "none_up"
-    """Services meet it, none of their servers is up."""
+    """Some services meet it, but none of their servers is up."""
     PRICE = "price"
-    """The policy expects more from the capacity elsewhere."""
+    """The policy expects more utility from using the capacity for other requests."""
     QUEUE_FULL = "queue_full"
     DRAINING = "draining"
 
@@ -117,11 +119,10 @@ def request_number(request: str) -> int | None:
 
 
 class Request(Struct, frozen=True, kw_only=True, gc=False):
-    """The metadata of one request: all that is known before the photo is in.
+    """The metadata of a request: all that is known before its payload has arrived.
 
-    `sent_at` is on the clock of whoever holds the object. On the wire the *remaining budget*
-    travels beside it, and the receiver re-anchors `sent_at` to its own clock: the deadline then
-    holds on machines whose clocks differ, at the price of the header's own propagation delay.
+    `sent_at` is on the clock of whoever holds the object; `live.wire.request_metadata` moves it to
+    the receiver's clock on the way.
     """
 
     id: RequestId
@@ -129,18 +130,18 @@ class Request(Struct, frozen=True, kw_only=True, gc=False):
     payload_bytes: Count
     sent_at: Stamp
     deadline: Annotated[float, Meta(gt=0.0, le=DEADLINE_MAX)]
-    """s from `sent_at`."""
+    """s after `sent_at`."""
     accuracy: Share = 0.0
-    """The least accuracy an answer must come with."""
+    """The least accuracy that the service must have."""
     task: Name = DEFAULT_TASK
 
     @property
     def due(self) -> float:
-        """When the deadline passes, on the clock of `sent_at`."""
+        """The time of the deadline, on the clock of `sent_at`."""
         return self.sent_at + self.deadline
 
     def slack(self, now: float) -> float:
-        """Seconds left until the deadline; negative once it has passed."""
+        """Seconds left until the deadline; negative after it."""
         return self.due - now
 
     def expired(self, now: float) -> bool:
@@ -148,188 +149,97 @@ class Request(Struct, frozen=True, kw_only=True, gc=False):
         return now >= self.due
 
     def admits(self, service: Service) -> bool:
-        """Whether an answer of `service` can count: same task, accuracy ≥ demanded."""
+        """Whether `service` may answer: the same task, and at least the demanded accuracy."""
         return service.task == self.task and service.accuracy >= self.accuracy
-
-    # -- wire forms ----------------------------------------------------------------------------
-
-    def to_json(self) -> bytes:
-        return msgspec.json.encode(self)
-
-    @classmethod
-    def from_json(cls, data: bytes | str) -> Request:
-        """Raises WireError naming the field."""
-        return decode_json(data, cls)
-
-    def to_headers(self, now: float) -> dict[str, str]:
-        """HTTP headers; `now`, when they will be in, makes the remaining budget."""
-        fields = {
-            "id": self.id,
-            "ingress": self.ingress,
-            "payload-bytes": str(self.payload_bytes),
-            "sent-at": repr(self.sent_at),
-            "deadline": repr(self.deadline),
-            "accuracy": repr(self.accuracy),
-            "task": self.task,
-            "budget": repr(self.slack(now)),
-        }
-        return {HEADER + key: value for key, value in fields.items()}
-
-    @classmethod
-    def from_headers(cls, headers: Mapping[str, str], now: float | None = None) -> Request:
-        """Read what `to_headers` wrote; names are matched without regard to case.
-
-        With `now` the remaining budget, if there, re-anchors `sent_at`. Raises WireError.
-        """
-        low = {key.lower(): value for key, value in headers.items()}
-        return cls._from_fields(
-            {key: low.get(HEADER + key.replace("_", "-")) for key in _FIELDS}, HEADER, now
-        )
-
-    def to_parameters(self, now: float) -> dict[str, str | int | float]:
-        """Open Inference Protocol ``parameters``.
-
-        ``timeout`` is Triton's: the remaining budget in µs. The rest is namespaced, for no
-        standard key exists.
-        """
-        return {
-            "timeout": max(0, round(self.slack(now) * 1e6)),
-            "edgewise.id": self.id,
-            "edgewise.ingress": self.ingress,
-            "edgewise.payload_bytes": self.payload_bytes,
-            "edgewise.sent_at": self.sent_at,
-            "edgewise.deadline": self.deadline,
-            "edgewise.accuracy": self.accuracy,
-            "edgewise.task": self.task,
-            "edgewise.budget": self.slack(now),
-        }
-
-    @classmethod
-    def from_parameters(cls, parameters: Mapping[str, Any], now: float | None = None) -> Request:
-        """Read what `to_parameters` wrote. ``timeout`` alone stands for deadline and budget."""
-        fields = {key: parameters.get("edgewise." + key) for key in _FIELDS}
-        timeout = parameters.get("timeout")
-        if timeout is not None and fields["deadline"] is None and now is not None:
-            fields["deadline"] = _number("timeout", timeout) / 1e6
-            if fields["sent_at"] is None:
-                fields["sent_at"] = now
-        return cls._from_fields(fields, "edgewise.", now)
-
-    @classmethod
-    def _from_fields(cls, fields: dict[str, Any], prefix: str, now: float | None) -> Request:
-        given = {key: value for key, value in fields.items() if value is not None}
-        budget = given.pop("budget", None)
-        for key in ("sent_at", "deadline", "accuracy"):
-            if key in given:
-                given[key] = _number(prefix + key, given[key])
-        if "payload_bytes" in given:
-            given["payload_bytes"] = _whole(prefix + "payload_bytes", given["payload_bytes"])
-        request = convert(given, cls, prefix)
-        if budget is None or now is None:
-            return request
-        left = min(_number(prefix + "budget", budget), request.deadline)
-        return msgspec.structs.replace(request, sent_at=max(0.0, now - (request.deadline - left)))
-
-
-HEADER = "edgewise-"
-_FIELDS = (
-    "id",
-    "ingress",
-    "payload_bytes",
-    "sent_at",
-    "deadline",
-    "accuracy",
-    "task",
-    "budget",
-)
 
 
 class Service(Struct, frozen=True, kw_only=True):
-    """One model on one server. The same model on two servers is two services."""
+    """A model on a server. The same model on two servers makes two services."""
 
     server: Name
     model: Name
     accuracy: Share
     latency: Annotated[tuple[Annotated[float, Meta(gt=0.0)], ...], Meta(min_length=1)]
-    """s on this server to run a batch of 1, 2, …, decoding included: the latency curve."""
+    """s that a batch of 1, 2, … takes on this server, decoding included."""
     input_size: Annotated[int, Meta(ge=1, le=4096)] = 224
-    """Side of the model's square input in pixels; what *model-ready* is made for."""
+    """Side of the model's square input, pixels; model-ready payloads are made for it."""
     ready_bytes: Count = 24_000
-    """Expected size of the model-ready form."""
+    """Expected bytes of a model-ready payload."""
     ready_saving: Seconds = 0.0
-    """s on this server that a model-ready payload saves of `latency` (decode and resize)."""
+    """s of `latency` that a model-ready payload saves on this server (decoding, resizing)."""
     ready_accuracy: Share | None = None
-    """Accuracy when fed the model-ready form; None: the same."""
+    """Accuracy on model-ready payloads; None: the same."""
     task: Name = DEFAULT_TASK
 
     def accuracy_of(self, form: PayloadForm | None) -> float:
-        """Accuracy when fed a payload of this form."""
+        """Accuracy on payloads of `form`."""
         if form is PayloadForm.MODEL_READY and self.ready_accuracy is not None:
             return self.ready_accuracy
         return self.accuracy
 
 
 class QueueItem(Struct, frozen=True, array_like=True, gc=False):
-    """A request waiting on a server."""
+    """A request in a server's queue."""
 
     deadline: Stamp
-    """Absolute, reporter's clock."""
+    """When it is due, on the clock of the server."""
     work: Seconds
-    """Service seconds it will take of a worker."""
+    """How long it will occupy a worker."""
 
 
 class ServiceReport(Struct, frozen=True, array_like=True, gc=False):
-    """How a service has been doing."""
+    """Recent performance of a service."""
 
     service_time: Seconds
-    """EWMA of recent per-request service time, s."""
+    """Exponentially weighted mean of the service time per request."""
     batch: Annotated[float, Meta(ge=0.0)]
     """Mean batch size."""
     served: Count
-    """Requests since start."""
+    """Requests since the server started."""
 
 
 class PeerReport(Struct, frozen=True, array_like=True, gc=False):
-    """What a server knows of the way to one peer. None = never measured."""
+    """What a server knows of the network path to a peer. None: never measured."""
 
     throughput: Annotated[float, Meta(gt=0.0)] | None
-    """bytes/s the path would give one transfer alone; measured at the receiver."""
+    """bytes/s that a transfer alone on the path would get, as measured at the receiver."""
     measured_at: Stamp | None
     rtt: Seconds | None
-    """Least recent round-trip time, s."""
+    """The shortest of the recent round-trip times."""
     backlog: Annotated[float, Meta(ge=0.0)]
-    """Bytes accepted for this peer that have not arrived there yet, as far as the server knows:
-    what it has word of is in, and the rest shares the rate that it has measured."""
+    """Bytes sent to the peer that have not arrived, estimated: transfers that the peer confirmed have
+    arrived, and the others share the measured rate."""
     flows: Count
-    """Transfers under way to it."""
+    """Transfers to the peer in progress."""
 
 
 class Report(Struct, frozen=True, kw_only=True, gc=False):
-    """What a server says of itself. All times on its own clock, like `at`."""
+    """The state of a server, by the server itself; all times are on its own clock."""
 
     server: Name
     at: Stamp
     workers: Annotated[int, Meta(ge=1, le=4096)]
     running: tuple[Seconds, ...] = ()
-    """What is left of each running piece of work, s; at most `workers`."""
+    """Remaining time of each running job; at most `workers` of them."""
     queue: tuple[QueueItem, ...] = ()
     prepare_backlog: Seconds = 0.0
-    """s of CPU waiting in the pre-processing stage."""
+    """s of CPU time waiting in the converter, which makes payloads model-ready."""
     services: dict[Name, ServiceReport] = {}
     """By model."""
     peers: dict[Name, PeerReport] = {}
-    """By server; the way *from* clients stands under this server's own name."""
+    """By server. The entry under this server's own name is the path *from* its clients."""
     utilisation: Share = 0.0
-    """Busy worker share over about a second."""
+    """Share of the workers that were busy during the last second or so."""
     draining: bool = False
     commands_seen: Count = 0
-    """Sequence number of the last command received: later ones are not in this report."""
+    """Sequence number of the last command received: this report reflects no later one."""
     arrivals_low: Count = 0
-    """Every dispatch to this server up to this number has arrived …"""
+    """All dispatches to this server up to this number have arrived …"""
     arrivals_bits: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
-    """… and of the next 63 those whose bit is set (bit 0 = `arrivals_low` + 1). The idea is TCP's
-    selective acknowledgement (RFC 2018): it tells dispatches that are in `queue` from those still
-    on the way, exactly, though transfers overtake each other."""
+    """… and so have those of the next 63 whose bit is set (bit 0 stands for `arrivals_low` + 1).
+
+    As with TCP's selective acknowledgement (RFC 2018), the balancer knows exactly which dispatches
+    are in `queue` and which are still on their way, although transfers overtake each other."""
 
     def figures(self) -> dict[str, float | int | bool]:
         """The fields that are single numbers, by name."""
@@ -338,7 +248,7 @@ class Report(Struct, frozen=True, kw_only=True, gc=False):
 
 
 class Candidate(Struct, frozen=True, array_like=True, gc=False):
-    """A (server, service, form) that could answer a request."""
+    """A way to answer a request: a service, and the form in which the payload gets there."""
 
     server: Name
     model: Name
@@ -346,62 +256,55 @@ class Candidate(Struct, frozen=True, array_like=True, gc=False):
 
 
 class Observation(Struct, frozen=True, kw_only=True, eq=False, gc=False):
-    """One request and what is believed of every way to answer it, at `at`.
+    """The candidate table of a request: what the balancer believes, at `at`, of every candidate.
 
-    The columns of the three float64 tables are named and documented in `edgewise.fleet.table`.
-    Ages of what they rest on are columns of their own.
+    `edgewise.fleet.table` names and documents the columns. How old the underlying reports and
+    measurements are, stands in columns of its own.
     """
 
     request: Request
     at: Stamp
     rows: NDArray[np.float64]
-    """(R, len(ROW)): a row per (service, form), and the shed row last."""
+    """(R, len(ROW)): one row per candidate, and last the row that sheds."""
     mask: NDArray[np.uint8]
-    """(R,): 1 where the row may be chosen. Shed may always be."""
+    """(R,): 1 where a row may be chosen. Shedding is always allowed."""
     servers: NDArray[np.float64]
-    """(S, len(SERVER)): what rows of one server share."""
+    """(S, len(SERVER)): columns that all rows of a server share."""
     context: NDArray[np.float64]
-    """(len(CONTEXT),): what all rows share."""
+    """(len(CONTEXT),): columns that all rows share."""
     candidates: tuple[Candidate | None, ...]
-    """(R,): who stands behind each row; None = shed."""
-
-    def to_json(self) -> bytes:
-        return msgspec.json.encode(self, enc_hook=_encode_array)
-
-    @classmethod
-    def from_json(cls, data: bytes | str) -> Observation:
-        """Raises WireError naming the field."""
-        return decode_json(data, cls, _decode_array)
+    """(R,): the candidate of each row; None: shed."""
 
 
 class Decision(Struct, frozen=True, kw_only=True, gc=False):
-    """What a policy decided, with what is needed to learn from it."""
+    """The choice of a policy, with all that is needed to learn from it."""
 
     request: RequestId
     ranked: tuple[Candidate, ...]
-    """Best first; empty = shed."""
+    """Candidates, the best first; empty: shed."""
     rows: tuple[int, ...]
-    """The row of the candidate table behind each of `ranked`; (the shed row,) if shed."""
+    """The rows of `ranked` in the candidate table; the row that sheds, if it was shed."""
     probability: Annotated[float, Meta(gt=0.0, le=1.0)]
-    """With which the first was drawn: the propensity."""
+    """Probability with which the first candidate was drawn (its propensity)."""
     policy: Name
     version: str = "1"
     at: Stamp
     reason: ShedReason | None = None
-    """Set exactly if shed."""
+    """Given exactly if the request is shed."""
 
 
 class Command(Struct, frozen=True, kw_only=True, tag="command", gc=False):
-    """Balancer to ingress: what to do with a request.
+    """The balancer tells the ingress what to do with a request.
 
-    `server` None = shed. `alternatives` are tried in order when `server` cannot be reached.
+    The ingress sheds it if `server` is None, and tries the `alternatives` in order if `server`
+    cannot be reached.
     """
 
     request: RequestId
     sequence: Count
-    """Counts the commands to this ingress."""
+    """Number of this command among those to the ingress."""
     dispatch: Count = 0
-    """Counts the dispatches to `server`; travels with the transfer."""
+    """Number of this dispatch among those to `server`; it travels with the transfer."""
     server: Name | None = None
     model: Name | None = None
     form: PayloadForm = PayloadForm.ORIGINAL
@@ -410,24 +313,24 @@ class Command(Struct, frozen=True, kw_only=True, tag="command", gc=False):
 
 
 class Stamps(Struct, frozen=True, kw_only=True, gc=False):
-    """When each stage ended. None = never got there.
+    """When a request passed each point on its way. None: it never got there.
 
-    `sent` and `received` are the client's clock, `accepted` … `decided` and `answered` the
-    ingress's, the others the serving server's. Between machines the stage durations are as good
-    as their clock synchronisation; latency and deadline never rest on them.
+    `sent` and `received` are on the client's clock, `accepted` to `decided` and `answered` on the
+    ingress's, the others on the serving server's. A stage between two machines is therefore only as
+    accurate as their clocks agree; latencies and deadlines never depend on it.
     """
 
     sent: Stamp | None = None
     accepted: Stamp | None = None
-    """Headers were in at the ingress."""
+    """The ingress had the headers."""
     uploaded: Stamp | None = None
-    """The body was in at the ingress."""
+    """The ingress had the whole payload."""
     decided: Stamp | None = None
     """The ingress had the command."""
     transferred: Stamp | None = None
-    """The body was in at the serving server, in the form it runs."""
+    """The serving server had the payload, in the form that it runs."""
     started: Stamp | None = None
-    """A worker took it."""
+    """A worker began to run it."""
     finished: Stamp | None = None
     answered: Stamp | None = None
     """The ingress began to answer."""
@@ -435,10 +338,10 @@ class Stamps(Struct, frozen=True, kw_only=True, gc=False):
     """The client had the last byte."""
 
     def stages(self) -> dict[str, float | None]:
-        """Seconds in each stage; None where an end is missing. They add up to the latency.
+        """Seconds in each stage; they add up to the latency. None where a stamp is missing.
 
-        Upload and decision overlap: each runs from where the request stood before, so a stage
-        that was hidden behind another counts 0.
+        Upload and decision overlap. A stage counts from the end of the one before, so a stage
+        that ended earlier than that counts 0.
         """
         marks = (
             ("upload", self.uploaded),
@@ -460,76 +363,31 @@ class Stamps(Struct, frozen=True, kw_only=True, gc=False):
 
 
 class Outcome(Struct, frozen=True, kw_only=True, gc=False):
-    """How a request ended, joined to its decision by `request`."""
+    """How a request ended; its id joins it to the decision."""
 
     request: RequestId
     status: Status
     latency: Seconds | None = None
-    """s at the client from sent to the last byte; None unless an answer came."""
+    """At the client, from sending to the last byte; None unless an answer came."""
     server: Name | None = None
-    """The server that *really* served it, which need not be the one picked."""
+    """The server that served it, which need not be the one that was picked."""
     model: Name | None = None
     form: PayloadForm | None = None
     predicted: Annotated[int, Meta(ge=0, le=10**6)] | None = None
     label: Annotated[int, Meta(ge=0, le=10**6)] | None = None
-    """The right class; only the evaluator knows it."""
+    """The right answer; only the evaluator knows it."""
     accuracy: Share | None = None
-    """Of the service that served it."""
+    """Accuracy of the service that served it."""
     reason: str | None = None
     stamps: Stamps = Stamps()
 
 
 class Score(Struct, frozen=True, kw_only=True, gc=False):
-    """What an outcome is worth, and of what parts (see `edgewise.score`)."""
+    """The value of an outcome and its parts; `edgewise.score` defines them."""
 
     expected: float
     realised: float
     effective: bool
-    """Answered right, in time, by a service that meets the demand."""
+    """Right, in time, and from a service that meets the demand."""
     timeliness: Share
     meets_demand: bool
-
-
-def _encode_array(value: Any) -> Any:
-    if isinstance(value, np.ndarray):
-        return {"shape": value.shape, "dtype": value.dtype.str, "data": value.tobytes()}
-    raise NotImplementedError(type(value))
-
-
-class _Array(Struct, forbid_unknown_fields=True):
-    shape: tuple[Count, ...]
-    dtype: str
-    data: bytes
-
-
-def _decode_array(kind: Any, value: Any) -> Any:
-    try:
-        wire = msgspec.convert(value, _Array, builtin_types=())
-    except msgspec.ValidationError as error:
-        raise ValueError(str(error)) from None  # as such it would lose the field's name outside
-    if wire.dtype not in ("<f8", "|u1"):
-        raise ValueError(f"Expected an array of <f8 or |u1, got {wire.dtype!r:.20}")
-    dtype = np.dtype(wire.dtype)
-    if math.prod(wire.shape) * dtype.itemsize != len(wire.data):
-        raise ValueError(f"Expected {wire.shape} × {dtype.itemsize} bytes, got {len(wire.data)}")
-    return np.frombuffer(wire.data, dtype).reshape(wire.shape)
-
-
-# -- reading -------------------------------------------------------------------------------------
-
-
-def _number(field: str, value: Any) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise WireError(field, f"Expected a number, got {value!r:.60}") from None
-    if not math.isfinite(number):
-        raise WireError(field, f"Expected a finite number, got {value!r:.60}")
-    return number
-
-
-def _whole(field: str, value: Any) -> int:
-    number = _number(field, value)
-    if number != int(number):
-        raise WireError(field, f"Expected a whole number, got {value!r:.60}")
-    return int(number)

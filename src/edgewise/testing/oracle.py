@@ -255,7 +255,7 @@ class _Oracle:
         self._at(request.sent, lambda: link.flows.append(flow))
         decided = request.sent + link.delay + self._control_delay
         self._at_unless_over(decided, request, lambda: self._on_command(request))
-        worthless = request.due + self._grace * request.deadline
+        worthless = request.due + self._late(request)
         self._at(worthless, lambda: self._expire(request))
 
     def _on_upload(self, request: OracleRequest) -> None:
@@ -278,6 +278,10 @@ class _Oracle:
         elif request.uploaded < math.inf:
             self._convert(request)
 
+    def _late(self, request: OracleRequest) -> float:
+        """s past the deadline during which an answer is still worth something."""
+        return worthless_after(request.deadline, self._grace) - request.deadline
+
     # -- on its way to another server ------------------------------------------------------------
 
     def _convert(self, request: OracleRequest) -> None:
@@ -287,7 +291,7 @@ class _Oracle:
     def _transfer(self, request: OracleRequest, size: float) -> None:
         ingress = self._servers[request.ingress]
         quickest = ingress.quickest(request.accuracy)
-        late = worthless_after(request.deadline, self._grace) - request.deadline
+        late = self._late(request)
         reserve = 0.0
         if quickest is not None:
             work = ingress.models[quickest].expected(False)
@@ -382,7 +386,7 @@ class _Oracle:
             done = self._now + ingress.wait(request.due, self._now)
             done += ingress.models[quickest].expected(False)
             share = 1.0 if len(ingress.running) < ingress.workers else 0.5
-            if done <= request.due or done < request.due + share * self._grace * request.deadline:
+            if done <= request.due or done < request.due + share * self._late(request):
                 request.server, request.model = request.ingress, quickest
                 request.model_ready = False
                 if request.uploaded <= self._now:

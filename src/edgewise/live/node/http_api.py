@@ -16,7 +16,7 @@ import msgspec
 from aiohttp import web
 
 from edgewise import __version__
-from edgewise.domain import DEFAULT_TASK, HEADER, Request
+from edgewise.domain import DEFAULT_TASK, Request
 from edgewise.errors import BadInput, WireError
 from edgewise.live.clock import Clock
 from edgewise.live.node.monitor import Monitor
@@ -25,6 +25,7 @@ from edgewise.live.node.received_request import ReceivedRequest, RequestRefused
 from edgewise.live.node.request_handler import RequestHandler
 from edgewise.live.wire import open_inference
 from edgewise.live.wire.open_inference import InferAnswer
+from edgewise.live.wire.request_metadata import FIELDS, HEADER, from_headers, from_parameters
 from edgewise.live.wire.transfers import (
     LABEL_HEADER,
     VIA_HEADER,
@@ -39,9 +40,7 @@ DEADLINE_DEFAULT = 1.0
 """s for a client that names none: the longest that leaves a person's flow of thought unbroken
 (Nielsen, Usability Engineering, 1993, §5.5)."""
 VERSIONS = ("1",)
-METADATA_HEADERS = frozenset(
-    HEADER + field.encode_name.replace("_", "-") for field in msgspec.structs.fields(Request)
-) | {HEADER + "budget"}
+METADATA_HEADERS = frozenset(HEADER + name.replace("_", "-") for name in FIELDS)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -130,7 +129,7 @@ class NodeApi:
         if origin.decider not in self._fleet:
             origin = msgspec.structs.replace(origin, decider="")
         received = ReceivedRequest(
-            request=Request.from_headers(http.headers, accepted),
+            request=from_headers(http.headers, accepted),
             body=body,
             body_headers=_body_headers(http),
             accepted=accepted,
@@ -194,7 +193,7 @@ class NodeApi:
         headers = {k.lower(): v for k, v in http.headers.items() if k.lower() in METADATA_HEADERS}
         if headers:
             own = {HEADER + key.replace("_", "-"): value for key, value in defaults.items()}
-            request = Request.from_headers({**own, **headers}, accepted)
+            request = from_headers({**own, **headers}, accepted)
         else:
             content = open_inference.decode_request(
                 await body.whole(), http.headers.get(open_inference.HEADER_LENGTH)
@@ -205,7 +204,7 @@ class NodeApi:
             elif "timeout" in parameters:
                 del defaults["deadline"]
             own = {"edgewise." + key: value for key, value in defaults.items()}
-            request = Request.from_parameters({**own, **parameters}, accepted)
+            request = from_parameters({**own, **parameters}, accepted)
         if request.ingress != server:
             raise WireError(HEADER + "ingress", f"expected {server!r}, got {request.ingress!r}")
         return request

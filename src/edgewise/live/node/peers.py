@@ -17,6 +17,7 @@ from edgewise.fleet.estimates import starved
 from edgewise.live.clock import Clock
 from edgewise.live.node.monitor import Monitor
 from edgewise.live.wire.open_inference import InferAnswer, decode_answer
+from edgewise.live.wire.request_metadata import to_headers
 from edgewise.live.wire.transfers import TransferHeaders, code_in
 from edgewise.live.wire.transport import Transport
 from edgewise.live.wire.upload import Upload
@@ -93,7 +94,7 @@ class PeerClient:
         headers_in = self._monitor.rtts[peer].there(self._clock.now())
         headers = {
             **transfer.payload.headers,
-            **transfer.request.to_headers(headers_in),
+            **to_headers(transfer.request, headers_in),
             **transfer.headers.encode(),
         }
         if body.expected is not None:

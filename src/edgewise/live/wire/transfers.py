@@ -23,8 +23,8 @@ from collections.abc import Mapping
 import msgspec
 from msgspec import Struct
 
-from edgewise.domain import HEADER
 from edgewise.errors import PeerError, WireError
+from edgewise.live.wire.request_metadata import HEADER
 
 LABEL_HEADER = HEADER + "label"
 VIA_HEADER = HEADER + "via"

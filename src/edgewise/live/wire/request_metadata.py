@@ -1,0 +1,99 @@
+"""A request's metadata as HTTP headers or Open Inference Protocol parameters.
+
+Beside `sent_at` travels the *remaining budget*: the time left until the deadline when the message
+arrives. The receiver moves `sent_at` to its own clock with it. Deadlines then hold on machines
+whose clocks differ, at the price of the time that the message itself took.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from edgewise.decoding import convert
+from edgewise.domain import Request
+from edgewise.errors import WireError
+
+HEADER = "edgewise-"
+"""All header names begin with this."""
+PARAMETER = "edgewise."
+"""All names of parameters begin with this, but for the standard ``timeout``."""
+FIELDS = (*Request.__struct_fields__, "budget")
+
+
+def to_headers(request: Request, arrival: float) -> dict[str, str]:
+    """HTTP headers of `request`; `arrival`, when they will be in, gives the remaining budget."""
+    fields = msgspec.structs.asdict(request) | {"budget": request.slack(arrival)}
+    return {
+        HEADER + name.replace("_", "-"): value if isinstance(value, str) else repr(value)
+        for name, value in fields.items()
+    }
+
+
+def from_headers(headers: Mapping[str, str], now: float | None = None) -> Request:
+    """Read `to_headers`; names are matched without regard to case.
+
+    With `now`, the remaining budget (if given) moves `sent_at` to the receiver's clock. Raises
+    WireError naming the header.
+    """
+    lower = {name.lower(): value for name, value in headers.items()}
+    fields = {name: lower.get(HEADER + name.replace("_", "-")) for name in FIELDS}
+    return _request(fields, HEADER, now)
+
+
+def to_parameters(request: Request, arrival: float) -> dict[str, str | int | float]:
+    """``parameters`` of an Open Inference Protocol request.
+
+    ``timeout`` is Triton's: the remaining budget in µs. The others have no standard name.
+    """
+    budget = request.slack(arrival)
+    fields = msgspec.structs.asdict(request) | {"budget": budget}
+    return {
+        "timeout": max(0, round(budget * 1e6)),
+        **{PARAMETER + name: value for name, value in fields.items()},
+    }
+
+
+def from_parameters(parameters: Mapping[str, Any], now: float | None = None) -> Request:
+    """Read `to_parameters`; ``timeout`` alone stands for both deadline and budget.
+
+    Raises WireError naming the parameter.
+    """
+    fields = {name: parameters.get(PARAMETER + name) for name in FIELDS}
+    timeout = parameters.get("timeout")
+    if timeout is not None and fields["deadline"] is None and now is not None:
+        fields["deadline"] = _number("timeout", timeout) / 1e6
+        if fields["sent_at"] is None:
+            fields["sent_at"] = now
+    return _request(fields, PARAMETER, now)
+
+
+def _request(fields: Mapping[str, Any], prefix: str, now: float | None) -> Request:
+    given = {name: value for name, value in fields.items() if value is not None}
+    budget = given.pop("budget", None)
+    for name in ("sent_at", "deadline", "accuracy", "payload_bytes"):
+        if name in given:
+            given[name] = _number(prefix + name, given[name])
+    size = given.get("payload_bytes", 0.0)
+    if size != int(size):
+        raise WireError(prefix + "payload_bytes", f"expected a whole number, got {size!r}")
+    if "payload_bytes" in given:
+        given["payload_bytes"] = int(size)
+    request = convert(given, Request, prefix)
+    if budget is None or now is None:
+        return request
+    left = min(_number(prefix + "budget", budget), request.deadline)
+    return msgspec.structs.replace(request, sent_at=max(0.0, now - (request.deadline - left)))
+
+
+def _number(name: str, value: Any) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise WireError(name, f"expected a number, got {value!r:.60}") from None
+    if not math.isfinite(number):
+        raise WireError(name, f"expected a finite number, got {value!r:.60}")
+    return number
