@@ -207,8 +207,8 @@ class PeerReport(Struct, frozen=True, array_like=True, gc=False):
     rtt: Seconds | None
     """The shortest of the recent round-trip times."""
     backlog: Annotated[float, Meta(ge=0.0)]
-    """Bytes sent to the peer that have not arrived, estimated: transfers that the peer confirmed have
-    arrived, and the others share the measured rate."""
+    """Estimated bytes on their way to the peer: transfers that it has confirmed have arrived, and
+    the others share the measured rate."""
     flows: Count
     """Transfers to the peer in progress."""
 

@@ -197,17 +197,10 @@ class Client:
         request = entry.request
         headers, body = encode_request(self._load.payload(index), request.id)
         # As if sent at once: it counts as sent when it is, and has its whole deadline then.
-<<<<<<< HEAD
-        headers |= request.to_headers(self.round_trips[request.ingress].there(request.sent_at))
+        headers |= to_headers(request, self.round_trips[request.ingress].there(request.sent_at))
         if self._send_labels:
             headers[LABEL_HEADER] = str(entry.label)
         url = self._ingress[request.ingress] + INFER.format(task=request.task)
-=======
-        headers |= to_headers(request, self.round_trips[request.ingress].there(request.sent_at))
-        if self._tell_label:
-            headers["edgewise-label"] = str(entry.label)
-        url = self._config.ingress[request.ingress].rstrip("/") + INFER.format(task=request.task)
->>>>>>> f15ad41 (Domain: the vocabulary alone, in plain words; a request's headers and parameters move to the wire)
         patience = worthless_after(request.deadline, self._shape.grace) + LOST_AFTER
 
         async def answer() -> Outcome:
