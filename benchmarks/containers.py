@@ -1,12 +1,12 @@
-"""Print what the image costs: its size and of what, time from start to ready, memory.
+"""Print what the image costs: its size by part, time from start to ready, memory.
 
     python benchmarks/containers.py [--image NAME] [--times N] [--json FILE] [--docs]
 
-For each role a container is started as deploy/fleet.sh starts it, but with no limit on CPU, and
-timed from `run` to the process's own ready line and to the first success of the image's health
-check. Memory is the container's, as the engine counts it, 5 s after it is ready; a node has one
-model. Medians of N starts. With --docs the tables of docs/deploy.md are written anew. Uses docker
-or podman, whichever is here; about a minute.
+Starts a container for each role as deploy/fleet.sh does, but without a limit on CPU, and times it
+from `run` to the process's own ready line and to the first success of the image's health check.
+Memory is the container's, as the engine counts it, 5 s after it is ready; a node has one model.
+Prints medians of N starts. --docs also rewrites the tables of docs/deploy.md. Uses docker or
+podman, whichever is installed; takes about a minute.
 """
 
 from __future__ import annotations
@@ -26,11 +26,14 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from edgewise.bench.document import rewrite
+from edgewise.live.run.containers import DEFAULT_IMAGE, ContainerEngine
+
 DEPLOY = Path(__file__).parents[1] / "deploy"
 DOCUMENT = DEPLOY.parent / "docs" / "deploy.md"
 NAME = f"edgewise-bench-{os.getpid()}"
 SETTLE = 5.0
-"""s until memory is read: a process has then sent its first reports."""
+"""s until memory is read; the first reports have been sent by then."""
 PARTS = (
     ("base image, with Python", "/usr /var /etc"),
     ("llvmlite (numba's compiler)", "/opt/edgewise/lib/python3*/site-packages/llvmlite"),
@@ -38,74 +41,74 @@ PARTS = (
     ("ONNX Runtime", "/opt/edgewise/lib/python3*/site-packages/onnxruntime"),
     ("numpy", "/opt/edgewise/lib/python3*/site-packages/numpy*"),
     ("models", "/opt/edgewise-app/cache"),
-    ("compiled loops", "/opt/edgewise-app/numba"),
+    ("compiled code", "/opt/edgewise-app/numba"),
     ("edgewise itself", "/opt/edgewise-app/lib"),
 )
 
 
-class Engine:
-    """docker or podman."""
+class Engine(ContainerEngine):
+    """docker or podman, called synchronously."""
 
-    def __init__(self) -> None:
-        wish = os.environ.get("EDGEWISE_ENGINE")
-        docker = shutil.which("docker") is not None and (
-            subprocess.run(["docker", "info"], capture_output=True, check=False).returncode == 0
-        )
-        self.name = wish or ("docker" if docker else "podman")
-        hybrid = not Path("/sys/fs/cgroup/cgroup.controllers").exists()
-        if self.name == "podman" and hybrid:
-            os.environ.setdefault("CONTAINERS_CONF", str(DEPLOY / "podman" / "containers.conf"))
+    @property
+    def name(self) -> str:
+        return Path(self.command).name
 
     def __call__(self, *arguments: str, check: bool = True) -> str:
-        said = subprocess.run(
-            [self.name, *arguments], capture_output=True, text=True, check=False, timeout=120
+        done = subprocess.run(
+            [self.command, *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+            env=self.environment,
         )
-        if check and said.returncode != 0:
-            raise SystemExit(f"{self.name} {' '.join(arguments)}: {said.stderr.strip()}")
-        return said.stdout + said.stderr
+        if check and done.returncode != 0:
+            raise SystemExit(f"{self.name} {' '.join(arguments)}: {done.stderr.strip()}")
+        return done.stdout + done.stderr
 
 
 def parts(engine: Engine, image: str) -> dict[str, float]:
     """MB by part of the image, as `du` counts them."""
-    found = {}
+    sizes = {}
     for name, paths in PARTS:
-        said = engine("run", "--rm", "--pull", "never", "--network", "none", "--entrypoint", "sh",
+        output = engine("run", "--rm", "--pull", "never", "--network", "none", "--entrypoint", "sh",
                       image, "-c", f"du -scx {paths} 2>/dev/null | tail -1")  # fmt: skip
-        match = re.search(r"(\d+)\s+total", said)
-        found[name] = int(match[1]) * 1024 / 1e6 if match else 0.0
-    return found
+        match = re.search(r"(\d+)\s+total", output)
+        sizes[name] = int(match[1]) * 1024 / 1e6 if match else 0.0
+    return sizes
 
 
 def start(engine: Engine, image: str, role: str, config: Path) -> tuple[float, float, float]:
     """Seconds to the ready line and to healthy, and bytes of memory, of one container."""
-    begun = time.monotonic()
+    began = time.monotonic()
     engine("run", "--detach", "--pull", "never", "--name", NAME, "--read-only", "--tmpfs", "/tmp",
            "--volume", f"{config.parent}:/etc/edgewise:ro",
            image, role, f"/etc/edgewise/{config.name}")  # fmt: skip
     try:
-        said = healthy = 0.0
+        ready = healthy = 0.0
         while not healthy:
-            if time.monotonic() > begun + 120:
+            if time.monotonic() > began + 120:
                 raise SystemExit(f"{role} was not ready in two minutes:\n{engine('logs', NAME)}")
-            if not said and '"ready"' in engine("logs", NAME):
-                said = time.monotonic() - begun
-            if said and "ok" in engine("exec", NAME, "sh", "-c", "edgewise-health && echo ok",
+            if not ready and '"ready"' in engine("logs", NAME):
+                ready = time.monotonic() - began
+            if ready and "ok" in engine("exec", NAME, "sh", "-c", "edgewise-health && echo ok",
                                        check=False):  # fmt: skip
-                healthy = time.monotonic() - begun
+                healthy = time.monotonic() - began
         time.sleep(SETTLE)
         usage = engine("stats", "--no-stream", "--format", "{{.MemUsage}}", NAME)
         match = re.search(r"([\d.]+)\s*([kMG]?)i?B\s*/", usage)
         assert match, usage
         unit = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}[match[2]]
-        return said, healthy, float(match[1]) * unit
+        return ready, healthy, float(match[1]) * unit
     finally:
         engine("rm", "--force", NAME)
 
 
 def measure(image: str, times: int) -> dict[str, Any]:
-    engine = Engine()
+    scratch = tempfile.TemporaryDirectory()
+    engine = Engine(Path(scratch.name), image)
     size = int(engine("image", "inspect", "--format", "{{.Size}}", image).strip().splitlines()[0])
-    found: dict[str, Any] = {
+    costs: dict[str, Any] = {
         "image": image,
         "engine": engine.name,
         "cores": os.cpu_count(),
@@ -114,12 +117,13 @@ def measure(image: str, times: int) -> dict[str, Any]:
         "parts_mb": parts(engine, image),
         "roles": {},
     }
-    with tempfile.TemporaryDirectory() as made:
-        folder = Path(made)
-        shutil.copytree(DEPLOY / "compose" / "emulated", folder, dirs_exist_ok=True)
-        folder.chmod(0o755)
-        # Alone, it finds no host of these names: it looks for one only when a photo comes.
-        for what, role, file in (
+    with scratch:
+        folder = Path(scratch.name) / "config"
+        shutil.copytree(DEPLOY / "compose" / "emulated", folder)
+        for readable in (folder.parent, folder):
+            readable.chmod(0o755)
+        # A process alone finds none of the hosts in its file: it looks for one when a photo comes.
+        for name, role, file in (
             ("balancer", "balancer", "balancer.yaml"),
             ("node, lite0-128", "node", "node-kiosk.yaml"),
             ("node, lite0-224", "node", "node-depot.yaml"),
@@ -127,71 +131,63 @@ def measure(image: str, times: int) -> dict[str, Any]:
             ("relay", "relay", "relay.yaml"),
         ):
             runs = [start(engine, image, role, folder / file) for _ in range(times)]
-            said, healthy, memory = (statistics.median(each) for each in zip(*runs, strict=True))
-            found["roles"][what] = {
-                "ready_s": said, "healthy_s": healthy, "memory_mb": memory / 1e6,
+            ready, healthy, memory = (statistics.median(each) for each in zip(*runs, strict=True))
+            costs["roles"][name] = {
+                "ready_s": ready, "healthy_s": healthy, "memory_mb": memory / 1e6,
             }  # fmt: skip
-    return found
+    return costs
 
 
-def show(found: dict[str, Any], console: Console) -> None:
-    console.print(f"{found['image']} by {found['engine']}: {found['size_mb']:.0f} MB")
+def show(costs: dict[str, Any], console: Console) -> None:
+    console.print(f"{costs['image']} by {costs['engine']}: {costs['size_mb']:.0f} MB")
     table = Table("part", "MB", box=None)
-    rest = found["size_mb"] - sum(found["parts_mb"].values())
-    for name, size in (*found["parts_mb"].items(), ("other libraries", rest)):
+    rest = costs["size_mb"] - sum(costs["parts_mb"].values())
+    for name, size in (*costs["parts_mb"].items(), ("other libraries", rest)):
         table.add_row(name, f"{size:.0f}")
     console.print(table)
     table = Table("role", "ready after s", "healthy after s", "memory MB", box=None)
-    for name, role in found["roles"].items():
+    for name, role in costs["roles"].items():
         row = (f"{role[key]:.1f}" for key in ("ready_s", "healthy_s"))
         table.add_row(name, *row, f"{role['memory_mb']:.0f}")
     console.print(table)
 
 
-def markdown(found: dict[str, Any]) -> str:
+def markdown(costs: dict[str, Any]) -> str:
     """The tables of docs/deploy.md."""
-    rest = found["size_mb"] - sum(found["parts_mb"].values())
+    rest = costs["size_mb"] - sum(costs["parts_mb"].values())
     lines = [
-        f"{found['size_mb']:.0f} MB by {found['engine']}, on the base that deploy/image.sh found; "
-        f"{found['cores']} cores, on which {found['load']:.0f} processes wanted to run meanwhile.",
+        f"{costs['size_mb']:.0f} MB by {costs['engine']}, on the base that deploy/image.sh found; "
+        f"{costs['cores']} cores, load {costs['load']:.0f} meanwhile.",
         "",
         "| part | MB |",
         "|---|---|",
-        *(f"| {name} | {size:.0f} |" for name, size in found["parts_mb"].items()),
+        *(f"| {name} | {size:.0f} |" for name, size in costs["parts_mb"].items()),
         f"| other libraries | {rest:.0f} |",
         "",
         "| role | ready after s | healthy after s | memory MB |",
         "|---|---|---|---|",
         *(
             f"| {name} | {r['ready_s']:.1f} | {r['healthy_s']:.1f} | {r['memory_mb']:.0f} |"
-            for name, r in found["roles"].items()
+            for name, r in costs["roles"].items()
         ),
     ]
     return "\n".join(lines)
 
 
-def write_docs(found: dict[str, Any]) -> None:
-    begin, end = "<!-- containers: begin -->", "<!-- containers: end -->"
-    text = DOCUMENT.read_text("utf-8")
-    before, _, rest = text.partition(begin)
-    _, _, after = rest.partition(end)
-    DOCUMENT.write_text(f"{before}{begin}\n{markdown(found)}\n{end}{after}", "utf-8")
-
-
 def main() -> None:
     about = (__doc__ or "").splitlines()[0]
     parser = argparse.ArgumentParser(description=about)
-    parser.add_argument("--image", default="localhost/edgewise:latest")
+    parser.add_argument("--image", default=DEFAULT_IMAGE)
     parser.add_argument("--times", type=int, default=3, metavar="N")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--docs", action="store_true")
-    wishes = parser.parse_args()
-    found = measure(wishes.image, wishes.times)
-    show(found, Console())
-    if wishes.docs:
-        write_docs(found)
-    if wishes.json is not None:
-        wishes.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    options = parser.parse_args()
+    costs = measure(options.image, options.times)
+    show(costs, Console())
+    if options.docs:
+        rewrite(DOCUMENT, "containers", markdown(costs))
+    if options.json is not None:
+        options.json.write_text(json.dumps(costs, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 # Make an image tagged python:3.11-slim from Debian's packages, where no registry can be reached.
 # It is Debian 12 with its own Python 3.11, as the official image is; so the same Dockerfile builds.
 #
-# The tarball is kept in ~/.cache/edgewise/containers (250 MB, two minutes to make). With --print,
-# only says where that is. As root: mmdebstrap unpacks a system.
+# The tarball is kept in ~/.cache/edgewise/containers (250 MB, two minutes to make); --print only
+# prints its path. Needs root: mmdebstrap unpacks a system.
 set -euo pipefail
 DEPLOY=$(cd "$(dirname "$0")" && pwd)
 . "$DEPLOY/engine.sh"
@@ -15,7 +15,7 @@ if [ "${1:-}" = --print ]; then
 fi
 find_engine
 if [ ! -s "$tar" ]; then
-  command -v mmdebstrap >/dev/null || die "mmdebstrap is not here; run deploy/install-podman.sh"
+  command -v mmdebstrap >/dev/null || die "mmdebstrap is not installed; run deploy/install-podman.sh"
   say "making a base image from Debian's packages (about two minutes, then kept in $tar)"
   mkdir -p "$(dirname "$tar")"
   trap 'rm -f "$tar.part"' EXIT

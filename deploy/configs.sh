@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Write the configuration files of compose.yaml and kubernetes/ anew, from deploy/scenario.yaml.
 #   deploy/configs.sh [FOLDER]      into FOLDER in place of deploy/, to compare
-# A test fails when what is in deploy/ is not what this writes. Change the scenario, run this, and
-# give a server that is new a service (compose.yaml) or a file (kubernetes/base) like the others'.
+# A test fails when the files in deploy/ are not what this writes. After a change of the scenario run
+# this, and give a new server a service (compose.yaml) and a file (kubernetes/base) like the others'.
 set -euo pipefail
 DEPLOY=$(cd "$(dirname "$0")" && pwd)
 into=${1:-$DEPLOY}

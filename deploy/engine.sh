@@ -1,6 +1,6 @@
-# Sourced by the scripts beside it: which container engine, and how to speak to it.
+# Sourced by the scripts beside it: finds the container engine and prepares it.
 #   ENGINE   docker or podman, whichever works here; EDGEWISE_ENGINE overrides
-#   CACHE    where base images and wheels are kept between builds
+#   CACHE    folder of base images and wheels, kept between builds
 
 CACHE=${XDG_CACHE_HOME:-$HOME/.cache}/edgewise
 
@@ -10,8 +10,8 @@ die() {
   exit 2
 }
 
-# podman as Debian 12 has it picks crun, which fails on hybrid cgroups, and raises limits, which needs
-# CAP_SYS_RESOURCE. Where cgroups are of version 1 it is told otherwise, unless the user has already.
+# Debian 12's podman picks crun, which fails on hybrid cgroups, and raises limits, which needs
+# CAP_SYS_RESOURCE. With cgroups of version 1 it is configured otherwise, unless the user did that.
 prepare_podman() {
   if [ -z "${CONTAINERS_CONF:-}" ] && [ ! -e /sys/fs/cgroup/cgroup.controllers ] &&
     command -v runc >/dev/null; then

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # A fleet of containers on this machine: a balancer, and a server for each model.
 #
-#   deploy/fleet.sh up      start it, or bring it to what the options say; builds the image if need be
-#   deploy/fleet.sh status  what runs, how much it uses, whom the balancer sees
-#   deploy/fleet.sh send    twenty seconds of photos, by a client in a container, and what came of them
+#   deploy/fleet.sh up      start it, or change a running one to these options; builds a missing image
+#   deploy/fleet.sh status  containers, their use of CPU and memory, servers connected to the balancer
+#   deploy/fleet.sh send    let a client in a container send photos for twenty seconds; shows outcomes
 #   deploy/fleet.sh logs [SERVER|balancer|relay] [-f]
 #   deploy/fleet.sh shape SERVER RATE|off     limit what leaves a container, e.g. 8mbit (tc; as root)
 #   deploy/fleet.sh down    drain and remove everything
@@ -16,20 +16,20 @@
 #   --memory A,B,…       memory of the servers in turn (default: 512m)
 #   --emulate            put the scenario's network between them, by a relay in a container
 #   --no-emulate         the network as it is (default)
-#   --policy P           who decides (default: the scenario's)
+#   --policy P           the policy that decides (default: the scenario's)
 #   --port N             the balancer's; the others follow (default: 8100); on 127.0.0.1 only
 #   --image NAME         (default: localhost/edgewise:latest)
 # Of every command:
-#   --name NAME          which fleet (default: fleet)
+#   --name NAME          the fleet (default: fleet)
 #
-# Uses docker or podman, whichever is here (EDGEWISE_ENGINE says which).
+# Uses docker or podman, whichever is installed (EDGEWISE_ENGINE chooses).
 set -euo pipefail
 DEPLOY=$(cd "$(dirname "$0")" && pwd)
 . "$DEPLOY/engine.sh"
 
 usage() { sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "$0"; }
 
-# Names come to be in container names, host names and YAML: nothing else is let through.
+# Names end up in container names, host names and YAML, so no other characters are accepted.
 check_list() {
   [[ $2 =~ ^$3(,$3)*$ ]] || die "$1: expected $4, got '$2'"
 }
@@ -67,7 +67,7 @@ OF_THIS=(--filter "label=edgewise.fleet=$name")
 
 containers() { "$ENGINE" ps --all "${OF_THIS[@]}" --format '{{.Names}}'; }
 
-# What podman says of a machine without systemd on every start is no news: shown only on failure.
+# podman warns about a missing systemd on every start; its output is shown only on failure.
 quietly() {
   local said
   if ! said=$("$@" 2>&1); then
@@ -76,7 +76,7 @@ quietly() {
   fi
 }
 
-# Whether a process in a container answers; a path asks for more than the image's own check.
+# Whether a process in a container answers; with a path, at another one than the image's check.
 answers() { "$ENGINE" exec "$1" edgewise-health "${@:2}" >/dev/null 2>&1; }
 
 wait_for() {

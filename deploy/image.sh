@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Build the image of every role, with docker or podman, whichever is here.
+# Build the image of every role, with docker or podman, whichever is installed.
 #   deploy/image.sh [--wheelhouse|--online] [--tag NAME] [--models "NAME …"|all|none]
 #
 # --wheelhouse  (default) wheels by this machine's pip, then a build without a network: works behind
-#               mirrors and private certificates, and the layers are found again
+#               mirrors and private certificates, and layers are reused
 # --online      pip asks the index during the build
 # The base image is pulled; where there is no registry, deploy/base-image.sh makes one (as root).
 set -euo pipefail

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Install podman, and what makes a base image where no registry can be reached, on Debian or Ubuntu.
-# As root. Does nothing if it is all there.
+# Install podman and the tools to make a base image without a registry, on Debian or Ubuntu. Needs
+# root; does nothing if everything is installed.
 set -euo pipefail
 packages=(podman buildah runc netavark aardvark-dns conmon mmdebstrap catatonit iptables)
 missing=()

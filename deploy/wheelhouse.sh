@@ -2,8 +2,8 @@
 # Gather every wheel that the image needs into deploy/wheelhouse, for a build without a network.
 #   deploy/wheelhouse.sh [--fresh|--clear]
 # Uses this machine's pip, and so its index, mirror and certificates. Wheels are kept in
-# ~/.cache/edgewise/wheelhouse by what pyproject.toml asks for; --fresh gathers them anew, --clear
-# empties the folder, so that the next build asks the index. Needs Python 3.11+.
+# ~/.cache/edgewise/wheelhouse, by the requirements of pyproject.toml; --fresh gathers them again,
+# --clear empties the folder, so that the next build asks the index. Needs Python 3.11+.
 set -euo pipefail
 DEPLOY=$(cd "$(dirname "$0")" && pwd)
 . "$DEPLOY/engine.sh"

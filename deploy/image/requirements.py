@@ -1,13 +1,13 @@
-"""Print what pyproject.toml asks for, one requirement a line, for a layer that pip alone fills.
+"""Print requirements of pyproject.toml, one a line, for an image layer that pip alone fills.
 
-    python requirements.py live     the core and the extra *live*: what runs in the image
-    python requirements.py onnx     what converts the weights, with its own requirements
-    python requirements.py files    distributions that are read as files, never imported
+    python requirements.py live     the core and the extra *live*, which run in the image
+    python requirements.py onnx     the converter of weights, with its own requirements
+    python requirements.py files    distributions that are read as files and never imported
     python requirements.py build    the build backend
 
-So a change of the sources does not install anything again, and nothing is listed twice. The
-distributions that are only read are pinned in pyproject.toml, which is how they are told from onnx;
-they are installed without their requirements (foolbox would bring scipy, 150 MB).
+So a change of the sources reinstalls nothing, and no requirement is listed twice. The distributions
+that are only read are pinned in pyproject.toml, unlike onnx; they are installed without their own
+requirements (foolbox would bring scipy, 150 MB).
 """
 
 import sys

@@ -1,8 +1,8 @@
 """Compile everything that a balancer and a node run, for every policy, into NUMBA_CACHE_DIR.
 
 Run when the image is built, with the processor fixed to the architecture's baseline
-(NUMBA_CPU_NAME=generic), so that the cache fits every machine of it. It also imports whatever the
-roles import, and so finds out if the image lacks a file.
+(NUMBA_CPU_NAME=generic), so that the cache fits every machine of it. It also imports what the roles
+import, so that a file missing in the image is noticed.
 """
 
 import importlib
