@@ -14,15 +14,15 @@ from edgewise.network.relay.timers import Timers
 class Clock:
     """Wall time that never jumps: the epoch is read once, then a monotonic clock counts on.
 
-    An NTP step in the middle of a request would otherwise expire it. The price is that the clock
-    drifts from the wall's by the machine's own error, some milliseconds an hour, until a restart.
+    Otherwise an NTP step in the middle of a request would expire it. In exchange, the clock drifts
+    from wall time by the machine's own error, some milliseconds an hour, until a restart.
 
     Parameters
     ----------
     monotonic:
-        Seconds from anywhere, never going back. A virtual-time event loop passes its own.
+        Seconds from any origin, never going back. A virtual-time event loop passes its own.
     epoch:
-        Seconds since the Unix epoch now; None: the system's.
+        The current time in seconds since the Unix epoch; None: the system's.
     """
 
     def __init__(
@@ -38,10 +38,10 @@ class Clock:
 
     @contextlib.contextmanager
     def precise_timers(self) -> Iterator[None]:
-        """While this is open, `until` is some tens of microseconds late rather than a millisecond.
+        """Inside, `sleep_until` is late by some tens of microseconds instead of a millisecond.
 
-        It takes a file descriptor of the running loop. Nothing changes for a clock that counts
-        other seconds than the system's, or where there are no such timers.
+        This takes a file descriptor of the running loop. It has no effect on virtual time, or where
+        the system has no such timers.
         """
         if self._monotonic is not time.monotonic or self._timers is not None:
             yield
@@ -56,7 +56,7 @@ class Clock:
             self._timers = None
 
     async def sleep_until(self, when: float) -> None:
-        """Wait until `when`, if that is not past; never shorter."""
+        """Wait until `when`, never shorter; return at once if that is past."""
         left = when - self.now()
         if self._timers is None or left <= 0.0:
             await asyncio.sleep(max(0.0, left))
@@ -70,6 +70,6 @@ class Clock:
 
 
 def wake(future: asyncio.Future[None]) -> None:
-    """Let whoever waits for it go on, unless it does not any more."""
+    """Resolve a future, unless it is resolved or cancelled already."""
     if not future.done():
         future.set_result(None)

@@ -1,8 +1,8 @@
 """The configuration files of the processes: one small YAML file each, beside the scenario.
 
-The scenario says what the fleet is; these say where its parts listen and where they find each
-other. The launcher writes them; by hand they are written as in `docs/by-hand.md`. Switching the
-emulator on means nothing but handing out the relays' addresses here.
+The scenario says what the fleet is; these files say where its processes listen and where they find
+each other. The launcher writes them; `docs/by-hand.md` shows how to write them by hand. The
+emulator is switched on by nothing but the relays' addresses in these files.
 """
 
 from __future__ import annotations
@@ -28,52 +28,52 @@ class Listen(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where a process listens."""
 
     host: str = "127.0.0.1"
-    """Loopback unless asked: nothing is reachable from outside by accident."""
+    """Loopback by default, so that nothing is reachable from outside by accident."""
     port: Port = 0
-    """0 = any free port; the process prints which."""
+    """0: any free port; the process prints which one."""
 
 
 class NodeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """An edge server's process."""
+    """The configuration of an edge server."""
 
     scenario: str
-    """Preset name, or a file relative to this one."""
+    """The name of a preset, or a file relative to this one."""
     server: Name
-    """Which of the scenario's servers this is."""
+    """The name of this server in the scenario."""
     listen: Listen = Listen()
     balancer: Url | None = None
-    """None: it decides by itself."""
+    """None: the node decides for itself."""
     peers: dict[Name, Url] = {}
-    """How to reach the other servers."""
+    """Addresses of the other servers."""
     body_limit: Annotated[int, Meta(ge=1024, le=2**31)] = 16 * 2**20
-    """bytes. A 50-megapixel JPEG has about 16 MiB; beyond it is not a photo to classify."""
+    """bytes. A JPEG of 50 megapixels has about 16 MiB; a larger body is no photo to classify."""
 
 
 class BalancerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The balancer's process."""
+    """The configuration of the balancer."""
 
     scenario: str
     listen: Listen = Listen()
     policy: PolicyName | None = None
     """In place of the scenario's; a relative file of weights is looked for beside this file."""
     shadow: PolicyName | None = None
-    """In place of the scenario's: who decides too, for the record only."""
+    """In place of the scenario's: a policy that also decides every request, for the record only."""
     out: str | None = None
-    """Directory for decisions, reports and experience; None: nothing is kept."""
+    """Folder for decisions, reports and experience; None: nothing is recorded."""
     relays: tuple[Url, ...] = ()
-    """Control interfaces of relays; read only with ``network_state: emulator``."""
+    """Control interfaces of relays, used with ``network_state: emulator`` only."""
 
 
 class ClientConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The client's process."""
+    """The configuration of the client."""
 
     scenario: str
     balancer: Url | None
-    """None: metadata goes to the ingress only, which asks the balancer."""
+    """None: metadata goes to the ingress only, and the ingress asks the balancer."""
     ingress: dict[Name, Url]
-    """How to reach the servers."""
+    """Addresses of the servers."""
     out: str | None = None
-    """Directory for requests and outcomes."""
+    """Folder for requests and outcomes; None: nothing is recorded."""
 
 
 T = TypeVar("T", NodeConfig, BalancerConfig, ClientConfig)

@@ -1,17 +1,17 @@
-"""The writer of a run's Parquet files, while the run goes on.
+"""Writes a run's Parquet files while the run goes on.
 
 Theory of operation
 -------------------
-A Parquet file is unreadable until its footer is written, so nothing can be appended to one. What
-is to be recorded is gathered in memory and written as *segments*, ``NAME.parts/000000.parquet`` and
-so on, each whole: into a temporary file that is then renamed. `Recorder.close` joins the segments
-into ``NAME.parquet``, one row group after the other. Memory stays flat however long the run; a
-process that is killed leaves its segments, and `read` reads those as well.
+A Parquet file is unreadable until its footer is written, so nothing can be appended to one. Rows
+are therefore gathered in memory and written as *segments*, ``NAME.parts/000000.parquet`` and so on,
+each into a temporary file that is then renamed. `Recorder.close` joins the segments into
+``NAME.parquet``, one row group after the other. Memory stays flat however long the run. A process
+that is killed leaves its segments, and `read` reads those as well.
 
-Whoever records must not wait. `Recorder.add` appends to a list, and that is all: rows are made of
-what was added, and columns of rows, in a thread of its own. That thread shares the interpreter with
-an event loop that has milliseconds, so it works on a few rows at a time and rests in between;
-compressing and writing, which take most of its time, run outside the interpreter.
+The caller must not wait. `Recorder.add` only appends to a list; a thread turns the added objects
+into rows and the rows into columns. That thread shares the interpreter with an event loop that has
+milliseconds to spare, so it works on a few rows at a time and rests in between. Compressing and
+writing take most of its time and run outside the interpreter.
 
 What may never happen: a reader sees half a file; rows that were there vanish. A recorder opened on
 a folder with older rows adds to them.
@@ -39,48 +39,48 @@ from edgewise.errors import BadInput
 log = logging.getLogger(__name__)
 
 SEGMENT_ROWS = 1024
-"""Rows of a segment. A decision that waits to be written keeps some 5 kB, so a segment 5 MB."""
+"""Rows of a segment. A decision that waits to be written takes some 5 kB, so a segment 5 MB."""
 GROUP_BYTES = 16 * 2**20
-"""Uncompressed size of a row group of the joined file; what closing needs of memory."""
+"""Uncompressed bytes of a row group of the joined file, and so the memory that closing takes."""
 BEHIND_MAX = 16
-"""Segments that may wait for the disk. Beyond, rows are dropped and counted: a full disk must not
-take the balancer with it."""
+"""Segments that may wait for the disk. Beyond that, rows are dropped and counted, so that a full
+disk does not stop the balancer."""
 SLICE_ROWS = 16
-"""Rows that are turned into columns in one go: a third of a millisecond with the interpreter held,
-against the 5 ms that a decision may take at p99."""
+"""Rows that are turned into columns at a time. This holds the interpreter for a third of a
+millisecond, against the 5 ms that a decision may take at p99."""
 REST = 0.002
-"""s between two slices. At 500 rows/s of each of two tables it leaves the thread idle for most of
-the time."""
+"""s between two slices. With two tables of 500 rows/s each, the thread is still idle most of the
+time."""
 
 
 class RecordTable(Struct, frozen=True):
-    """A file of a run: its name without suffix, and its columns."""
+    """A table of a run: its file name without suffix, and its columns."""
 
     name: str
     row: Callable[..., tuple[Any, ...]]
-    """Makes a row, in the order of the columns, of what is given to `Recorder.add`. It is called
-    later and in another thread: nothing given may change any more."""
+    """Makes a row, in the order of the columns, from the arguments of `Recorder.add`. It is called
+    later and in another thread, so the arguments must not change any more."""
     schema: pa.Schema
 
 
 class Recorder:
-    """Writes tables of a run into a folder; with `out` None it keeps nothing.
+    """Writes the tables of a run into a folder.
 
     Use it as a context manager, or call `close`. `add` and `flush` are for one thread, and never
-    wait for the disk. Raises BadInput if the folder cannot be made or holds files of one of the
-    names with other columns.
+    wait for the disk. Raises BadInput if the folder cannot be made, or has one of the files with
+    other columns.
 
     Parameters
     ----------
     out:
-        The folder; made if it is not there.
+        The folder, made if necessary; None: nothing is recorded.
     tables:
-        What will be added.
+        The tables that rows will be added to.
     segment_rows:
-        Rows after which a segment is written of itself; `flush` writes what there is.
+        Rows after which a segment is written; `flush` writes one at once.
     patient:
-        Wait for the disk rather than lose rows, and write without resting: for whoever has no
-        request to answer meanwhile.
+        Wait for the disk rather than lose rows, and write without resting: for a process that
+        answers no requests meanwhile.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class Recorder:
             self._parts = {table.name: _Parts(out, table, self._hurry) for table in tables}
         except OSError as error:
             raise BadInput(f"{out}: cannot be written to: {error.strerror}") from None
-        # What Arrow loads with its first array of NumPy's takes 50 ms with the interpreter held.
+        # Arrow's first array from NumPy loads code for 50 ms, with the interpreter held.
         _column((np.zeros(1),), pa.list_(pa.float64(), 1))
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="records")
 
@@ -118,23 +118,25 @@ class Recorder:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def add(self, table: RecordTable, *what: Any) -> None:
-        """Add a row, to be made of `what` by ``table.row``."""
+    def add(self, table: RecordTable, *arguments: Any) -> None:
+        """Add a row, which ``table.row(*arguments)`` will make."""
         if not self._parts:
             return
         gathered = self._gathered[table.name]
-        gathered.append(what)
+        gathered.append(arguments)
         if len(gathered) >= self._rows_max:
             self._write(table.name)
 
     def flush(self) -> None:
-        """Begin to write what has been gathered. Call it every few seconds: what is not written is
-        lost if the process is killed."""
+        """Start to write the rows gathered so far.
+
+        Call it every few seconds: rows that are not written are lost if the process is killed.
+        """
         for name in self._parts:
             self._write(name)
 
     def close(self) -> None:
-        """Write the rest and join the segments; waits until that is done. Idempotent."""
+        """Write the rest and join the segments, and wait for that. Idempotent."""
         if not self._parts:
             return
         self._hurry.set()
@@ -159,7 +161,7 @@ class Recorder:
         self._behind.append(self._thread.submit(self._parts[name].write, gathered))
 
     def _reap(self) -> None:
-        """Look at what the thread has finished."""
+        """Count the rows of segments that the thread could not write."""
         waiting = []
         for future in self._behind:
             if not future.done():
@@ -189,12 +191,12 @@ class _Parts:
     def __init__(self, out: Path, table: RecordTable, hurry: threading.Event) -> None:
         self._table = table
         self._hurry = hurry
-        # Numbers of a decision do not repeat: looking for that costs as much as writing them.
-        self._words = [f.name for f in table.schema if pa.types.is_string(f.type)]
+        # Numbers hardly repeat: a dictionary of them costs as much as writing them.
+        self._text_columns = [f.name for f in table.schema if pa.types.is_string(f.type)]
         self._whole = out / f"{table.name}.parquet"
         self._folder = out / f"{table.name}.parts"
         if self._whole.exists():
-            # Both are there only if a process died after joining: then the parts are in the whole.
+            # Both exist only if a process died after joining: then the file has all the parts.
             shutil.rmtree(self._folder, ignore_errors=True)
             if not _schema_of(self._whole).equals(table.schema):
                 raise BadInput(
@@ -216,13 +218,13 @@ class _Parts:
         return path
 
     def write(self, gathered: list[tuple[Any, ...]]) -> None:
-        """Write a segment; `gathered` is used up. Raises _NotWritten."""
+        """Write a segment, emptying `gathered`. Raises _NotWritten."""
         count = len(gathered)
         batches = []
         for start in range(0, count, SLICE_ROWS):
             here = slice(start, start + SLICE_ROWS)
             batches.append(self._batch(gathered[here]))
-            gathered[here] = [()] * len(gathered[here])  # what the rows were made of may go
+            gathered[here] = [()] * len(gathered[here])  # frees the arguments
             if not self._hurry.is_set():
                 time.sleep(REST)
         path = self._part()
@@ -235,12 +237,12 @@ class _Parts:
             raise _NotWritten(count, str(error)) from None
         finally:
             del batches
-            # Arrow's allocator keeps what it had at the peak, and a segment is a peak.
+            # Arrow's allocator keeps the memory of its peak, and every segment is a peak.
             pa.default_memory_pool().release_unused()
 
     def _batch(self, gathered: list[tuple[Any, ...]]) -> pa.RecordBatch:
         schema = self._table.schema
-        rows = [self._table.row(*what) for what in gathered]
+        rows = [self._table.row(*arguments) for arguments in gathered]
         columns = [
             _column(values, field.type)
             for values, field in zip(zip(*rows, strict=True), schema, strict=True)
@@ -248,12 +250,12 @@ class _Parts:
         return pa.RecordBatch.from_arrays(columns, schema=schema)
 
     def _save(self, table: pa.Table, path: Path | pa.BufferOutputStream) -> None:
-        pq.write_table(table, path, compression="zstd", use_dictionary=self._words)
+        pq.write_table(table, path, compression="zstd", use_dictionary=self._text_columns)
 
     def join(self) -> None:
         temporary = self._whole.with_suffix(".tmp")
         with pq.ParquetWriter(
-            temporary, self._table.schema, compression="zstd", use_dictionary=self._words
+            temporary, self._table.schema, compression="zstd", use_dictionary=self._text_columns
         ) as writer:
             gathered: list[Any] = []
             for path in sorted(self._folder.glob("*.parquet")):
@@ -270,7 +272,7 @@ class _Parts:
 
 
 def _column(values: tuple[Any, ...], kind: pa.DataType) -> pa.Array:
-    """A column; arrays of a fixed length are copied once, as blocks of memory."""
+    """A column; arrays of a fixed length are copied once, as one block of memory."""
     if not pa.types.is_fixed_size_list(kind):
         return pa.array(values, kind)
     flat = pa.array(np.concatenate(values, dtype=kind.value_type.to_pandas_dtype()))
@@ -285,9 +287,9 @@ def _schema_of(path: Path) -> pa.Schema:
 
 
 def read(out: Path, name: str) -> pa.Table:
-    """All rows of the table `name` in a run's folder, whether its recorder was closed or not.
+    """Read the table `name` of a run's folder, whether its recorder was closed or not.
 
-    Raises BadInput if there is none.
+    Raises BadInput if there is no such table.
     """
     whole, folder = out / f"{name}.parquet", out / f"{name}.parts"
     if whole.exists():

@@ -1,10 +1,11 @@
 """The Open Inference Protocol (V2) as edgewise speaks it: bytes in, values out. No sockets.
 
-A request is one input tensor ``image``, BYTES, shape [1] or [1, 1]: a JPEG or PNG, either base64 in
-JSON (``"data": ["..."]``) or behind the JSON in Triton's binary form (``binary_data_size``, then a
-4-byte little-endian length and the bytes; `Inference-Header-Content-Length` tells where the JSON
-ends). An answer is ``class`` INT64 [1] and ``score`` FP32 [1]. What else an answer says stands in
-its ``parameters``, namespaced ``edgewise.``, and so it does in the JSON of an error.
+A request has one input tensor ``image``, BYTES, of shape [1] or [1, 1]: a JPEG or PNG. It stands
+either as base64 in the JSON (``"data": ["..."]``) or behind the JSON in Triton's binary form:
+``binary_data_size`` says how many bytes, the header `Inference-Header-Content-Length` where the
+JSON ends, and the bytes begin with a 4-byte little-endian length. An answer has ``class`` INT64 [1]
+and ``score`` FP32 [1]. All else stands in its ``parameters``, namespaced ``edgewise.``; the JSON of
+an error has them too.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import msgspec
 from msgspec import Struct
 
 from edgewise.decoding import convert, decode_json
-from edgewise.domain import Outcome, PayloadForm, Stamps, Status
+from edgewise.domain import Outcome, ShedReason, Status
 from edgewise.errors import PeerError, WireError
 
 INPUT = "image"
@@ -27,16 +28,8 @@ OUTPUTS = {"class": "INT64", "score": "FP32"}
 HEADER_LENGTH = "Inference-Header-Content-Length"
 
 PREFIX = "edgewise."
-_STAMPS = tuple(field.name for field in msgspec.structs.fields(Stamps))
-
-STATUS_CODES = {
-    "price": 429,
-    "queue_full": 429,
-    "no_service": 429,
-    "none_up": 503,
-    "draining": 503,
-}
-"""HTTP code of a request that was shed, by reason."""
+_OUTCOME_FIELDS = ("server", "model", "accuracy", "reason", "form")
+"""Fields of an outcome that an answer carries, beside request, status, class and stamps."""
 
 
 class _Tensor(Struct, kw_only=True):
@@ -60,13 +53,13 @@ class _Infer(Struct, kw_only=True):
 
 
 class InferRequest(Struct, frozen=True, kw_only=True):
-    """What an infer request says."""
+    """The content of an infer request."""
 
     photo: bytes
     id: str = ""
     parameters: dict[str, Any] = {}
     binary: frozenset[str] = frozenset()
-    """Outputs wanted in binary form."""
+    """Outputs that the client wants in binary form."""
 
 
 def decode_request(body: bytes, header_length: str | None) -> InferRequest:
@@ -90,7 +83,7 @@ def decode_request(body: bytes, header_length: str | None) -> InferRequest:
     )
 
 
-def _photo(message: _Infer, behind: memoryview) -> bytes:
+def _photo(message: _Infer, binary: memoryview) -> bytes:
     if len(message.inputs) != 1:
         raise WireError("inputs", f"expected one tensor, got {len(message.inputs)}")
     tensor = message.inputs[0]
@@ -103,15 +96,15 @@ def _photo(message: _Infer, behind: memoryview) -> bytes:
     size = tensor.parameters.get("binary_data_size")
     if size is None:
         return _from_json(tensor.data)
-    if type(size) is not int or size < 4 or size != len(behind):
+    if type(size) is not int or size < 4 or size != len(binary):
         raise WireError(
             "inputs[0].parameters.binary_data_size",
-            f"expected {len(behind)} (the bytes behind the JSON, at least 4), got {size!r:.40}",
+            f"expected {len(binary)} (the bytes behind the JSON, at least 4), got {size!r:.40}",
         )
-    (length,) = struct.unpack_from("<I", behind)
+    (length,) = struct.unpack_from("<I", binary)
     if length != size - 4:
         raise WireError("inputs[0]", f"expected one element of {size - 4} bytes, got {length}")
-    return bytes(behind[4:])
+    return bytes(binary[4:])
 
 
 def _from_json(data: Any) -> bytes:
@@ -167,15 +160,15 @@ def encode_request(
 
 
 class InferAnswer(Struct, frozen=True, kw_only=True):
-    """How a request ended, with what HTTP needs to say it."""
+    """An outcome as an HTTP answer."""
 
     outcome: Outcome
     code: int
     """HTTP status."""
     error: str = ""
-    """For people; empty if served."""
+    """The problem, for people; empty if served."""
     score: float = 0.0
-    """Probability that the model gives its class, 0–1."""
+    """Probability that the model gives the class, 0–1."""
 
     @property
     def served(self) -> bool:
@@ -199,22 +192,9 @@ def model_metadata(name: str, versions: Sequence[str]) -> dict[str, Any]:
 def encode_answer(
     answer: InferAnswer, echo: str, binary: frozenset[str]
 ) -> tuple[dict[str, str], bytes]:
-    """Headers and body; `echo` is the V2 request's own id, `binary` what it wants as binary."""
+    """Headers and body; `echo` is the V2 request's own id, `binary` the outputs to send binary."""
     outcome = answer.outcome
-    parameters: dict[str, Any] = {
-        PREFIX + "request": outcome.request,
-        PREFIX + "status": outcome.status.value,
-    }
-    for name in ("server", "model", "accuracy", "reason"):
-        value = getattr(outcome, name)
-        if value is not None:
-            parameters[PREFIX + name] = value
-    if outcome.form is not None:
-        parameters[PREFIX + "form"] = int(outcome.form)
-    for name in _STAMPS:
-        stamp = getattr(outcome.stamps, name)
-        if stamp is not None:
-            parameters[PREFIX + "stamp." + name] = stamp
+    parameters = _parameters_of(outcome)
     json_type = {"Content-Type": "application/json"}
     if not answer.served:
         return json_type, msgspec.json.encode({"error": answer.error, "parameters": parameters})
@@ -247,6 +227,13 @@ def encode_answer(
     return headers, head + behind
 
 
+def _parameters_of(outcome: Outcome) -> dict[str, Any]:
+    values = msgspec.to_builtins(outcome)
+    carried = {name: values[name] for name in ("request", "status", *_OUTCOME_FIELDS)}
+    carried |= {"stamp." + name: stamp for name, stamp in values["stamps"].items()}
+    return {PREFIX + name: value for name, value in carried.items() if value is not None}
+
+
 class _Reply(Struct, kw_only=True):
     parameters: dict[str, Any] = {}
     outputs: list[_Tensor] = []
@@ -255,29 +242,24 @@ class _Reply(Struct, kw_only=True):
 
 
 def decode_answer(request_id: str, code: int, body: bytes) -> InferAnswer:
-    """Read an answer in JSON form, of a node or of what stands before it.
+    """Read an answer in JSON form, from a node or a proxy in front of it.
 
-    Raises PeerError if it is no JSON object, or claims to be served and names no class.
+    Raises PeerError if it is no JSON object, or if it is *served* without a class.
     """
     try:
         reply = msgspec.json.decode(body, type=_Reply)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise PeerError(f"HTTP {code} with a body that is no V2 answer: {error}") from None
     own = {k.removeprefix(PREFIX): v for k, v in reply.parameters.items() if k.startswith(PREFIX)}
-    fields: dict[str, Any] = {
-        name: own[name] for name in ("server", "model", "accuracy", "reason") if name in own
-    }
-    if "form" in own:
-        fields["form"] = own["form"]
+    fields = {name: own[name] for name in _OUTCOME_FIELDS if name in own}
     fields["request"] = request_id
-    served = code == 200
-    fields["status"] = "served" if served else own.get("status", "failed")
-    if fields["status"] == "served" and not served:
-        raise PeerError(f"HTTP {code} with a status of served")
     fields["stamps"] = {
-        name: own["stamp." + name] for name in _STAMPS if own.get("stamp." + name) is not None
+        name.removeprefix("stamp."): stamp
+        for name, stamp in own.items()
+        if name.startswith("stamp.") and stamp is not None
     }
-    score = 0.0
+    served, score = code == 200, 0.0
+    fields["status"] = "served" if served else own.get("status", "failed")
     if served:
         values = {tensor.name: tensor.data for tensor in reply.outputs}
         try:
@@ -285,6 +267,8 @@ def decode_answer(request_id: str, code: int, body: bytes) -> InferAnswer:
             score = float(values["score"][0]) if "score" in values else 0.0
         except (KeyError, IndexError, TypeError, ValueError):
             raise PeerError("an answer without a class") from None
+    elif fields["status"] == "served":
+        raise PeerError(f"HTTP {code} with a status of served")
     else:
         fields.setdefault("reason", reply.error or f"HTTP {code}")
     try:
@@ -294,11 +278,6 @@ def decode_answer(request_id: str, code: int, body: bytes) -> InferAnswer:
     return InferAnswer(outcome=outcome, code=code, error=reply.error, score=score)
 
 
-def shed_code(reason: str | None) -> int:
-    """HTTP status of a request shed for `reason`."""
-    return STATUS_CODES.get(reason or "", 429)
-
-
-def form_of(ready_size: int | None) -> PayloadForm:
-    """The payload form of a photo that is ready for a model of that input size, or as it came."""
-    return PayloadForm.ORIGINAL if ready_size is None else PayloadForm.MODEL_READY
+def shed_code(reason: ShedReason) -> int:
+    """HTTP status of a request that was shed for `reason`."""
+    return 503 if reason in (ShedReason.NONE_UP, ShedReason.DRAINING) else 429

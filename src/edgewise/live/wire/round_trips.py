@@ -1,4 +1,4 @@
-"""Round-trip times, and what they say of the way there. Pure: methods take `now`."""
+"""Round-trip times, and the delay one way that they suggest. Pure: methods take `now`."""
 
 from __future__ import annotations
 
@@ -16,17 +16,21 @@ class LeastRtt:
         self._samples: deque[tuple[float, float]] = deque()
 
     def add(self, rtt: float, now: float) -> None:
-        # Ascending in time and in value: what is later and less makes the earlier and more moot.
+        """Add a round trip of `rtt` s that ended at `now`."""
+        # Kept in ascending order of time and of value: an earlier, longer sample never counts.
         while self._samples and self._samples[-1][1] >= rtt:
             self._samples.pop()
         self._samples.append((now, rtt))
 
     def get(self, now: float) -> float | None:
+        """The least round trip, s; None before the first sample."""
         while len(self._samples) > 1 and now - self._samples[0][0] > RTT_MEMORY:
             self._samples.popleft()
         return self._samples[0][1] if self._samples else None
 
     def there(self, now: float) -> float:
-        """When headers sent now are in, if they meet no queue: half a round trip later. `now` as
-        long as nothing is known of the way."""
+        """When headers that are sent now arrive without queueing: half a round trip later.
+
+        Before the first sample this is `now`.
+        """
         return now + 0.5 * (self.get(now) or 0.0)

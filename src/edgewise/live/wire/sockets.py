@@ -1,4 +1,4 @@
-"""The sockets of nodes and balancer: how they listen, and how they are tuned."""
+"""The sockets of nodes and balancer: listening, connecting, tuning."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any
 from edgewise.errors import BadInput
 
 BACKLOG = 1024
-"""Connections that may wait to be accepted: a burst of clients must not be refused."""
+"""Connections that may wait to be accepted, so that a burst of clients is not refused."""
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises BadInput if the address cannot be had."""
+    """Open a listening socket. Raises BadInput if the address cannot be used."""
     try:
         family, kind, proto, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -47,10 +47,10 @@ def url_of(sock: socket.socket) -> str:
 def outgoing(info: Any) -> socket.socket:
     """A socket for aiohttp's connector to connect with.
 
-    Closing it resets the connection. An orderly end would first send what the kernel still has of a
-    transfer that was given up, and keep the link from those that are not (measured on the preset
-    three-sites with round_robin: utility 0.43 against 0.6). A connection is only closed when its
-    answer is in, or nobody waits for it any more.
+    Closing it resets the connection. An orderly end would first send what the kernel still holds of
+    a transfer that was given up, and take the link from the others (measured on the preset
+    three-sites with round_robin: utility 0.43 against 0.6). A connection is closed only when its
+    answer is in, or when nobody waits for it any more.
     """
     family, kind, protocol, _, _ = info
     sock = socket.socket(family=family, type=kind, proto=protocol)
@@ -61,10 +61,10 @@ def outgoing(info: Any) -> socket.socket:
 
 
 def tune(sock: socket.socket) -> None:
-    """Small messages go at once, and streams do not pace: bbr gave outliers of 11–19 ms."""
+    """Send small messages at once, and do not pace streams: bbr gave outliers of 11–19 ms."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     congestion: Any = getattr(socket, "TCP_CONGESTION", None)
     if congestion is not None:
-        # A kernel without cubic has another default, and we can do no more.
+        # A kernel without cubic keeps its own default.
         with contextlib.suppress(OSError):
             sock.setsockopt(socket.IPPROTO_TCP, congestion, b"cubic")

@@ -1,8 +1,7 @@
-"""What carries bytes between client, nodes and balancer: the one seam to the network.
+"""The transport between nodes, balancer and client: the one seam to the network.
 
-A *carrier* opens sessions and listens. `SocketTransport` is the real one; `edgewise.testing` has
-another, in one process and on virtual time. Whatever speaks to another process gets one passed in,
-so that all else of it is the same code over both.
+`SocketTransport` is the real one; `edgewise.testing` has another, within one process and on virtual
+time. Each process gets its transport passed in, so everything else is the same code over both.
 """
 
 from __future__ import annotations
@@ -20,26 +19,26 @@ from edgewise.live.wire.sockets import listen, outgoing, url_of
 CONNECT_TIMEOUT = 0.5
 """s. Two lost SYNs would take 3 s; a peer that is not there must leave time for another."""
 IDLE_CONNECTION = 60.0
-"""s a connection to a peer is kept: over a thin link a new one costs two round trips."""
+"""s that a connection to a peer is kept: over a thin link a new one costs two round trips."""
 ADDRESS_MEMORY = 1
-"""s a peer's address is remembered: a container that was replaced is back at another one within
-seconds, and connections are kept, so a look-up is rare."""
+"""s that a peer's address is remembered. A container that was replaced is back at another address
+within seconds, and connections are kept, so look-ups are rare."""
 ANSWER_LIMIT = 1.0
 """s to write the last answers when a node stops; its requests were given the time to end before."""
 
 OpenSession = Callable[[], aiohttp.ClientSession]
-"""Opens a session; whoever opened it closes it."""
+"""Opens an HTTP session; the caller closes it."""
 
 
 class Transport(Protocol):
-    """What a node needs of a network."""
+    """A node's network."""
 
     def peer_session(self) -> aiohttp.ClientSession:
-        """A session to the other servers."""
+        """Open a session to the other servers."""
         ...
 
     def balancer_session(self) -> aiohttp.ClientSession:
-        """A session to the balancer."""
+        """Open a session to the balancer."""
         ...
 
     async def listen(self, app: web.Application, at: Listen, stack: AsyncExitStack) -> str:
@@ -47,7 +46,7 @@ class Transport(Protocol):
         ...
 
     def message_bytes(self, body: int, headers: Mapping[str, str]) -> int:
-        """Bytes that a message takes of a link."""
+        """Bytes that a message with a `body` of so many bytes takes on a link."""
         ...
 
 
@@ -81,5 +80,5 @@ class SocketTransport:
         return url_of(sock)
 
     def message_bytes(self, body: int, headers: Mapping[str, str]) -> int:
-        # Of 9 kB made ready, the headers are 7 %.
+        # The headers are 7 % of a model-ready payload of 9 kB.
         return body + sum(len(key) + len(value) + 4 for key, value in headers.items())

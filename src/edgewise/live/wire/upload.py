@@ -1,7 +1,7 @@
 """A request's body while it comes in: one writer, any number of readers.
 
-Whatever has arrived is kept until the request is answered, so that a transfer can begin before the
-photo is in, and begin again towards another server when the first one fails.
+All chunks are kept until the request is answered. So a transfer can begin before the photo is in,
+and begin again towards another server if the first one fails.
 """
 
 from __future__ import annotations
@@ -25,9 +25,11 @@ class Upload:
     Parameters
     ----------
     expected:
-        Content-Length, None if the client did not say.
+        Content-Length; None if the client did not say.
     limit:
-        Bytes at most; `feed` raises TooLarge beyond.
+        Bytes at most.
+
+    Raises TooLarge, as `feed` does beyond the limit.
     """
 
     def __init__(self, expected: int | None = None, limit: int = 2**31) -> None:
@@ -36,18 +38,18 @@ class Upload:
         self.expected = expected
         self.size = 0
         self.first_at: float | None = None
-        """When the first bytes came …"""
+        """When the first chunk came …"""
         self.first_size = 0
-        """… and how many they were: what came later took `last_at − first_at` s."""
+        """… and its size. The rest took `last_at − first_at` s."""
         self.last_at: float | None = None
         self.done = False
         self._limit = limit
         self._chunks: list[bytes] = []
         self._error: Exception | None = None
-        self._more = asyncio.Event()
+        self._changed = asyncio.Event()
 
     def feed(self, chunk: bytes, now: float) -> None:
-        """Take in what arrived at `now`. Raises TooLarge, and so will every reader."""
+        """Take in a chunk that arrived at `now`. Raises TooLarge, and so will every reader."""
         if not chunk:
             return
         if self.first_at is None:
@@ -59,25 +61,25 @@ class Upload:
             self.fail(error)
             raise error
         self._chunks.append(chunk)
-        self._wake()
+        self._wake_readers()
 
     def finish(self, now: float) -> None:
-        """No more will come."""
+        """The body is complete."""
         self.done = True
         self.last_at = now
-        self._wake()
+        self._wake_readers()
 
     def fail(self, error: Exception) -> None:
-        """The body broke off: readers raise `error`."""
+        """The body broke off; readers raise `error`."""
         self._error = error
-        self._wake()
+        self._wake_readers()
 
-    def _wake(self) -> None:
-        self._more.set()
-        self._more = asyncio.Event()
+    def _wake_readers(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """From the first byte on, as they come."""
+        """All chunks from the first one on, as they come."""
         i = 0
         while True:
             while i < len(self._chunks):
@@ -87,25 +89,25 @@ class Upload:
                 raise self._error
             if self.done:
                 return
-            await self._more.wait()
+            await self._changed.wait()
 
     async def whole(self) -> bytes:
-        """All of it, once it is in."""
+        """Wait for the complete body."""
         while not self.done:
             if self._error is not None:
                 raise self._error
-            await self._more.wait()
+            await self._changed.wait()
         return self.so_far()
 
     def so_far(self) -> bytes:
-        """What is in so far."""
+        """The part of the body that is in."""
         if len(self._chunks) == 1:
             return self._chunks[0]
-        return b"".join(self._chunks)  # the chunks stay: a reader may stand among them
+        return b"".join(self._chunks)  # the chunks stay: `chunks` may be iterating over them
 
     @classmethod
     def of(cls, body: bytes, now: float) -> Upload:
-        """One that is in already."""
+        """An upload that is complete already."""
         upload = cls(len(body))
         upload.feed(body, now)
         upload.finish(now)
