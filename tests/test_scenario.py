@@ -202,7 +202,7 @@ REFUSED = [
     ("speed: 0.5", "speed: .inf", "servers.depot.speed", "got inf"),
     ("speed: 0.5", "speed: .nan", "servers.depot.speed", "got nan"),
     ("depot: {workers", "de pot: {workers", "servers", "a name (letters, digits"),
-    ("[lite0-128]", "[lite0-128, lite0-128]", "servers.depot.services[1]", "stands twice"),
+    ("[lite0-128]", "[lite0-128, lite0-128]", "servers.depot.services[1]", "occurs twice"),
     ("[lite0-128]", "[{accuracy: 1}]", "servers.depot.services[0]", "'model', which is missing"),
     ("[lite0-128]", "[7]", "servers.depot.services[0]", "a mapping, got 7"),
     ("[lite0-128]", "lite0-128", "servers.depot.services", "a list, got 'lite0-128'"),

@@ -1,8 +1,8 @@
-"""One file describes a fleet, its network, its workload and how it is scored.
+"""Scenarios: one file describes a fleet, its network, its workload and how answers are scored.
 
-``load`` reads it; the simulator, the emulator and the real system run it. ``schema``, ``network``
-and ``requests`` hold the types, ``checks`` what a type cannot say, ``files`` reading and writing,
-``problems`` the wording of errors.
+`load` reads a scenario; the simulator, the emulator and the real system run it. ``schema``,
+``network_schema`` and ``workload_schema`` hold the types, ``checks`` the rules that types cannot
+express, and ``files`` reads and writes.
 """
 
 from edgewise.network.settings import LinkChange, LinkEvent, LinkSettings, Outage

@@ -1,7 +1,7 @@
-"""What a type cannot say: names that must exist, figures that must fit together.
+"""Rules that types cannot express: names must exist, numbers must fit together.
 
-``check`` raises at the first mistake. ``warnings_of`` lists what can run but is probably not
-meant. Both want nothing but the scenario, and the existence of the files it names.
+`check` raises at the first mistake. `warnings_of` lists what can run but is probably a mistake.
+Both look only at the scenario and at whether the files it names exist.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from edgewise.scenario.schema import MuteFailure, Scenario
 from edgewise.scenario.workload_schema import Demand, LognormalPayload, MmppArrivals, TraceArrivals
 
 Problem = tuple[str, str]
-"""Where and what."""
+"""The field, and what is wrong with it."""
 
 
 def check(scenario: Scenario, file: str | None = None) -> Scenario:
-    """Return `scenario` if it can run. Raises ScenarioError; `file` is what the message names.
+    """Return `scenario` if it can run; `file` is the name in error messages. Raises ScenarioError.
 
-    Also checks types and ranges, so it serves for a scenario that was made in Python.
+    Types and ranges are checked too, so that a scenario made in Python is checked like a file.
     """
     file = scenario.name if file is None else file
     convert_document(msgspec.to_builtins(scenario), Scenario, file)
@@ -41,7 +41,7 @@ def check(scenario: Scenario, file: str | None = None) -> Scenario:
 
 
 def link_events(scenario: Scenario) -> tuple[tuple[str, LinkEvent], ...]:
-    """The network's events with the full name of each one's link, in order of time."""
+    """Events of the network in order of time, each with the full name of its link."""
     events = sorted(scenario.network.events, key=lambda event: event.at)
     return tuple((scenario.resolve_link(event.link) or event.link, event) for event in events)
 
@@ -72,7 +72,7 @@ def _servers(scenario: Scenario) -> Iterator[Problem]:
         for index, service in enumerate(server.services):
             if service.model in seen:
                 at = f"servers.{name}.services[{index}]"
-                yield at, f"the model {service.model!r} stands twice on this server"
+                yield at, f"the model {service.model!r} occurs twice on this server"
             seen.add(service.model)
     if not any(server.services for server in scenario.servers.values()):
         yield "servers", "expected a service on at least one server, got none"
@@ -175,10 +175,10 @@ def _workload(scenario: Scenario) -> Iterator[Problem]:
 def warnings_of(
     scenario: Scenario, accuracy_of: Callable[[str], float | None] | None = None
 ) -> tuple[str, ...]:
-    """What can run but is probably not meant, one sentence each.
+    """What can run but is probably a mistake, one sentence each.
 
-    `accuracy_of` gives the accuracy of a model whose service does not state it (None: unknown);
-    without it such a service counts as good enough for any demand.
+    `accuracy_of` returns the accuracy of a model for services that do not state it, None if it is
+    unknown. A service of unknown accuracy counts as good enough for every demand.
     """
     return tuple(_doubts(scenario, accuracy_of or (lambda model: None)))
 
@@ -220,7 +220,7 @@ def _doubts(scenario: Scenario, accuracy_of: Callable[[str], float | None]) -> I
 
 
 def _best_accuracy(scenario: Scenario, accuracy_of: Callable[[str], float | None]) -> float | None:
-    """None if a service's accuracy is unknown."""
+    """The highest accuracy of any service; None if one is unknown."""
     best = 0.0
     for server in scenario.servers.values():
         for service in server.services:

@@ -1,8 +1,7 @@
-"""Reading and writing scenario files.
+"""Read and write scenario files.
 
-What comes in: YAML. What goes out: a `Scenario` in which every short form is spelt out (a service
-that was a bare string, a link that gave only what differs from the default link) and every path is
-absolute. ``load(dump(scenario)) == scenario``.
+Reading spells out every short form (a service that is only a name, a link that gives only what
+differs from the default link) and makes every path absolute. ``loads(dump(scenario)) == scenario``.
 """
 
 from __future__ import annotations
@@ -29,13 +28,13 @@ _BASES: dict[str, Any] = msgspec.to_builtins(
 
 
 def presets() -> dict[str, Path]:
-    """The scenarios that come with edgewise: name to file."""
+    """The scenarios that come with edgewise: a file for each name."""
     folder = Path(str(resources.files("edgewise") / "presets"))
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
 def find(name: str | Path) -> Path:
-    """The file of a preset's name or of a path. Raises ScenarioError if there is neither."""
+    """The file of a preset or a path. Raises ScenarioError if `name` is neither."""
     path = Path(name)
     if path.is_file():
         return path
@@ -79,7 +78,7 @@ def loads(
     *,
     allow_code: bool = False,
 ) -> Scenario:
-    """Parse and check a scenario; `folder` is what relative paths start from."""
+    """Parse and check a scenario; relative paths start from `folder`."""
     raw = parse_yaml(text, file)
     if not isinstance(raw, dict):
         what = "nothing" if raw is None else type(raw).__name__
@@ -98,7 +97,7 @@ def loads(
 
 
 def dump(scenario: Scenario) -> str:
-    """YAML with every field written, defaults too, that loads to the same scenario."""
+    """YAML of `scenario` with every field, defaults included; `loads` reads it back unchanged."""
     raw = msgspec.to_builtins(scenario)
     for server in raw["servers"].values():
         server["services"] = [_short(service) for service in server["services"]]
@@ -114,7 +113,7 @@ def dump(scenario: Scenario) -> str:
 
 
 def _spell_out(raw: dict[str, Any]) -> None:
-    """Replace short forms. Whatever has the wrong type is left for the schema to refuse."""
+    """Replace short forms. Values of a wrong type stay, for the schema to refuse."""
     servers = raw.get("servers")
     for server in servers.values() if isinstance(servers, dict) else ():
         if isinstance(server, dict) and isinstance(server.get("services"), list):
@@ -142,7 +141,7 @@ def _spelt_out(service: Any) -> Any:
 
 
 def _merge(base: dict[str, Any], link: dict[str, Any]) -> dict[str, Any]:
-    """`link` over `base`; a rate given there replaces a trace from here, and the reverse."""
+    """`base` updated by `link`; a rate replaces a trace, and the reverse."""
     merged = {**base, **link}
     if link.get("trace") is not None and "rate_mbps" not in link:
         merged["rate_mbps"] = None
@@ -152,7 +151,7 @@ def _merge(base: dict[str, Any], link: dict[str, Any]) -> dict[str, Any]:
 
 
 def _difference(link: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
-    """What `_merge` needs over `base` to get `link`."""
+    """The fields of `link` that differ from `base`: `_merge` puts them together again."""
     return {key: value for key, value in link.items() if value != base[key]}
 
 
@@ -162,7 +161,7 @@ def _short(service: dict[str, Any]) -> Any:
 
 
 def _absolute(raw: dict[str, Any], folder: Path) -> None:
-    """Paths relative to the file become absolute, so that a scenario can be passed around."""
+    """Make paths absolute, so that a scenario works from any folder."""
 
     def fix(holder: Any, key: str) -> None:
         if isinstance(holder, dict) and isinstance(holder.get(key), str) and holder[key]:

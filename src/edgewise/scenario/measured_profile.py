@@ -1,8 +1,8 @@
-"""Measured services (`edgewise profile`), and how they fill what a scenario leaves open.
+"""Service times measured by `edgewise profile`, and how they complete a scenario.
 
-A scenario names the file as ``profile: FILE``. It is read once, with the scenario: what it fills in
-is spelt out then, and the scenario that results no longer needs the file. A run's own
-``scenario.yaml`` so says what was used, also when the profile is measured again.
+A scenario names the file as ``profile: FILE``. It is read once, together with the scenario; the
+loaded scenario contains its values and no longer needs it. The ``scenario.yaml`` of a run therefore
+tells what was used, even after the profile was measured again.
 """
 
 from __future__ import annotations
@@ -23,50 +23,49 @@ _Sigma = Annotated[float, Meta(ge=0.0, le=5.0)]
 _Many = Annotated[int, Meta(ge=1, le=1024)]
 
 PAYS = 0.9
-"""Time per item of a batch over that of one alone, below which batching pays. On CPU threads it is
-0.96 to 0.98, and the live executors run one by one."""
+"""Batching pays if an item in a batch takes less than this share of the time alone. On CPU threads
+it takes 0.96 to 0.98, so the live executors do not batch."""
 FULL = 1.5
-"""Times as long, from which on the cores of the machine are all taken."""
+"""A slowdown from which on all cores of the machine are busy."""
 FLOOR = 0.1
-"""Of the latency, that a model-ready payload still takes (`live.node.executor` has the same
-floor)."""
+"""Least share of the latency that a model-ready payload still takes, as in `live.node.executor`."""
 
 
 class MeasuredForm(Strict, frozen=True, kw_only=True):
-    """A service fed one form of payload, one at a time; s of elapsed time, decoding included."""
+    """Service times for one form of payload, one at a time; elapsed s, decoding included."""
 
     mean: _Seconds
     p50: _Seconds
     p95: _Seconds
     cpu: Annotated[float, Meta(ge=0.0)]
-    """Mean CPU s: what `speed` < 1 stretches."""
+    """Mean CPU time, which a `speed` below 1 stretches."""
     sigma: _Sigma
     """Standard deviation of the logarithm."""
 
 
 class ModelProfile(Strict, frozen=True, kw_only=True):
-    """One model on this machine, one thread a prediction."""
+    """A model on the measured machine, one thread per prediction."""
 
     original: MeasuredForm
     model_ready: MeasuredForm
     decode: _Seconds
-    """Median s from a photo's bytes to the model's input."""
+    """Median time from a payload's bytes to the model's input."""
     predict: _Seconds
-    """Median s of one prediction."""
+    """Median time of one prediction."""
     slowdown: dict[_Many, Annotated[float, Meta(ge=1.0)]]
-    """By how many run at a time: mean service time over that of one alone."""
+    """Mean service time with N at a time, relative to one alone, by N."""
     batch: dict[_Many, _Seconds]
-    """By how many inputs one call has: median s, decoding left out."""
+    """Median time of a call with N inputs, decoding excluded, by N."""
 
     def latency(
         self, workers: int, speed: float = 1.0, form: MeasuredForm | None = None
     ) -> tuple[float, ...]:
-        """s at speed 1 for a batch of 1, 2, … on a server like that, decoding included.
+        """Time for a batch of 1, 2, … on a server with `workers` and `speed`, decoding included.
 
-        Only as long as batching pays (`PAYS`); sizes between those measured are interpolated.
-        A server slower than this machine is held up by CPU time / speed
-        (`live.node.executor.Slowed`),
-        in which it hides what it waits for a core: so it takes the longer of the two.
+        In s at speed 1. The list ends where batching stops to pay (`PAYS`); sizes between measured
+        ones are interpolated. A server slower than the machine takes CPU time / speed
+        (`live.node.executor.SlowerMachineExecutor`), and waits for a core during that time; so the
+        longer of the two counts.
         """
         form = self.original if form is None else form
         known = sorted(self.slowdown)
@@ -95,48 +94,47 @@ class ModelProfile(Strict, frozen=True, kw_only=True):
         return tuple(curve)
 
     def ready_saving(self, workers: int, speed: float = 1.0) -> float:
-        """s at speed 1 that a model-ready payload saves on a server like that."""
+        """s at speed 1 that a model-ready payload saves on a server with `workers` and `speed`."""
         original = self.latency(workers, speed)[0]
         ready = self.latency(workers, speed, self.model_ready)[0]
         return min((1.0 - FLOOR) * original, max(0.0, original - ready))
 
 
 class Prepared(Strict, frozen=True, kw_only=True):
-    """Making one photo model-ready."""
+    """Conversion of one photo to the model-ready form."""
 
     seconds: _Seconds
-    """Mean, elapsed."""
+    """Mean elapsed time."""
     cpu: _Seconds
-    """Mean CPU s: what `prepare.seconds` is."""
+    """Mean CPU time: the scenario's `prepare.seconds`."""
     sigma: _Sigma
 
 
 class Profile(Strict, frozen=True, kw_only=True):
-    """The file: services measured on one machine."""
+    """The content of a profile: models measured on one machine."""
 
     command: str = ""
     machine: str = ""
     versions: dict[str, str] = msgspec.field(default_factory=dict)
     photos: int = 0
-    """How many different ones were measured with."""
+    """Number of different photos."""
     runs: int = 0
-    """Photos per figure."""
+    """Photos per measured number."""
     prepare: Prepared
     models: dict[str, ModelProfile]
 
     @property
     def sigma(self) -> float:
-        """Noise of all services: a scenario has one figure for all, so the mean over models."""
+        """Mean noise over the models: a scenario has one value for all services."""
         each = [model.original.sigma for model in self.models.values()]
         return math.fsum(each) / len(each) if each else 0.0
 
 
 def fill_in(raw: dict[str, Any], file: Path) -> None:
-    """Give the scenario `raw`, its services spelt out, what it leaves open and the profile knows.
+    """Complete the undecoded scenario `raw` (short forms spelt out) from the profile in `file`.
 
-    Latencies (at the server's number of workers and its speed) and what model-ready saves, of
-    services without a latency of their own; `service_noise.cv`; `prepare.seconds`. Raises
-    ScenarioError.
+    Services without a latency get the measured latency and saving for their server's workers and
+    speed; ``service_noise.cv`` and ``prepare.seconds`` are set if absent. Raises ScenarioError.
     """
     known = read_document(file, Profile)
     servers = raw.get("servers")
@@ -151,7 +149,7 @@ def fill_in(raw: dict[str, Any], file: Path) -> None:
             workers = server.get("workers", 1)
             speed = server.get("speed", 1.0)
             if not isinstance(workers, int) or not isinstance(speed, int | float):
-                continue  # the schema will say it
+                continue  # the schema refuses it
             service["latency"] = list(model.latency(workers, speed))
             if service.get("ready_saving") is None:
                 service["ready_saving"] = model.ready_saving(workers, speed)

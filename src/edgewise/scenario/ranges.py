@@ -1,4 +1,4 @@
-"""The ranges that a scenario's figures must be in, and what all its structs share."""
+"""Ranges of the numbers in a scenario, and the base of all its types."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from msgspec import Meta, Struct
 
 from edgewise.domain import DEADLINE_MAX
 
-# Upper bounds catch infinities and slips of the unit, such as milliseconds for seconds.
+# Upper bounds catch infinities and wrong units, such as milliseconds for seconds.
 Time = Annotated[float, Meta(ge=0.0, le=1e6)]
 Span = Annotated[float, Meta(gt=0.0, le=1e6)]
 Rate = Annotated[float, Meta(gt=0.0, le=1e6)]
@@ -23,4 +23,4 @@ Latency = Annotated[float, Meta(gt=0.0, le=600.0)]
 
 
 class Strict(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A misspelt field is an error, never a default in silence."""
+    """Base of the types: a misspelt field is an error, not silently a default."""

@@ -1,10 +1,10 @@
 """The types of a scenario file.
 
-A field's docstring is its reference: ``[unit]`` first where it has one, then what it means, then
-after ``Default:`` why the default is what it is. ``scripts/scenario_reference.py`` makes the table
-of ``docs/scenario.md`` of them, so say it here and nowhere else.
+The docstring of a field is its documentation: first its ``[unit]``, if any, then its meaning, and
+after ``Default:`` the reason for the default. ``scripts/scenario_reference.py`` turns them into the
+tables of ``docs/scenario.md``.
 
-A link is called ``uplink:plaza`` (topology *uplink*), ``plaza>depot`` (topology *pair*) or
+Links are named ``uplink:plaza`` (topology *uplink*), ``plaza>depot`` (topology *pair*) and
 ``access:plaza`` (from the clients to a server).
 """
 
@@ -25,179 +25,180 @@ from edgewise.scenario.workload_schema import WorkloadSpec, with_mean_rate
 
 
 class ServiceSpec(Strict, frozen=True, kw_only=True):
-    """A model that a server runs. A bare string is short for ``{model: string}``."""
+    """A model that a server runs. A bare name is short for ``{model: name}``."""
 
     model: Name
-    """Its name; a rung of the zoo, or a new name if accuracy and latency are given."""
+    """Name of a model that the task knows, or a new name if accuracy and latency are given."""
     accuracy: Share | None = None
-    """Share of answers that are right. Default: what was measured of that rung of the zoo."""
+    """Share of answers that are right. Default: as measured (`edgewise models`)."""
     latency: Annotated[tuple[Latency, ...], Meta(min_length=1, max_length=1024)] | None = None
-    """[s] To run a batch of 1, 2, … at speed 1, decoding included. Default: measured, zoo."""
+    """[s] Time for a batch of 1, 2, … at speed 1, decoding included; a single number is a list of
+    one. Default: as measured (`edgewise models`)."""
     input_size: Annotated[int, Meta(ge=1, le=4096)] | None = None
-    """[pixels] Side of the square input. Default: the zoo's."""
+    """[pixels] Side of the square input. Default: that of the model."""
     ready_saving: Annotated[float, Meta(ge=0.0, le=600.0)] | None = None
-    """[s] Of `latency`, that a model-ready payload saves at speed 1. Default: three quarters of
-    the decoding time measured of that rung; 0 for a model that is not in the zoo."""
+    """[s] Part of `latency` that a model-ready payload saves, at speed 1. Default: three quarters
+    of the measured decoding time; 0 for a new model."""
 
 
 class ServerSpec(Strict, frozen=True, kw_only=True):
     """An edge server."""
 
     services: tuple[ServiceSpec, ...]
-    """What it runs; may be empty: an ingress that only forwards."""
+    """Models that it runs. An empty list makes an ingress that only forwards."""
     workers: Annotated[int, Meta(ge=1, le=4096)] = 1
-    """Requests it runs at the same time. Default: one model thread, so that a fleet of a few
-    servers fits on a small machine."""
+    """Requests that run at the same time, one thread each. Default: a fleet of a few servers then
+    fits on a small machine."""
     speed: Annotated[float, Meta(gt=0.0, le=1000.0)] = 1.0
-    """[times this machine] Below 1 the executor is slowed down; above 1 only the simulator and
-    replay can. Default: this machine as it is."""
+    """[times this machine] Values below 1 slow real models down; values above 1 need the simulator
+    or the replay executor. Default: this machine as it is."""
     queue_limit: Annotated[int, Meta(ge=1, le=1_000_000)] = 256
-    """[requests] Waiting; more are refused. Default: seconds of work for any photo model here,
-    far beyond any deadline, so it bounds memory and never decides who is served."""
+    """[requests] Longest queue; further requests are refused. Default: seconds of work, far beyond
+    any deadline, so the limit bounds memory and never decides which request is served."""
 
 
 class Prepare(Strict, frozen=True, kw_only=True):
-    """The stage that makes payloads model-ready before a transfer."""
+    """The converter, which makes payloads model-ready before a transfer."""
 
     enabled: bool = True
-    """Whether transfers may be model-ready at all. Default: it is a priced choice, a fifth of the
-    bytes, so the policy should have it."""
+    """Whether payloads may be made model-ready. Default: it saves four fifths of the bytes for some
+    CPU time, so the policy should have the choice."""
     on: Literal["workers", "own"] = "workers"
-    """*workers*: competes with the models for the workers; *own*: has a core to itself.
-    Default: edge machines are small and have no core to spare."""
+    """*workers*: conversions take workers away from the models; *own*: they have a core of their
+    own. Default: edge machines are small and have no core to spare."""
     seconds: Annotated[float, Meta(ge=0.0, le=60.0)] = 0.003
-    """[s] CPU to crop, resize and re-encode one photo at speed 1. Default: as measured."""
+    """[s] CPU time to convert one payload at speed 1. Default: as measured for photos."""
 
 
 class Spell(Strict, frozen=True, kw_only=True):
-    """Slow spells: for a while a server takes longer for everything."""
+    """Slow spells: periods in which everything takes longer on a server."""
 
     rate: Annotated[float, Meta(ge=0.0, le=1000.0)] = 0.0
-    """[1/s] At which spells begin on each server. Default: none unless asked for."""
+    """[1/s] Rate at which spells begin on each server. Default: no spells."""
     duration: Span = 2.0
-    """[s] Mean length, exponential. Default: a background job or a thermal throttle."""
+    """[s] Mean length, exponential. Default: a background job, or a throttled processor."""
     factor: tuple[Factor, Factor] = (1.3, 2.0)
-    """[times] Low and high of the slow-down, uniform. Default: a neighbour on the same core."""
+    """[times] Lowest and highest slowdown, uniform. Default: another job on the same core."""
 
 
 class ServiceNoise(Strict, frozen=True, kw_only=True):
-    """How service times vary. Real models bring their own noise; slow spells are played with them
-    too."""
+    """Variation of service times. Real models bring their own noise, so only slow spells apply to
+    them."""
 
     cv: Annotated[float, Meta(ge=0.0, le=10.0)] = 0.15
-    """[ratio] Standard deviation over mean of a service time. Default: about what one thread on
-    a busy machine shows."""
+    """[ratio] Standard deviation over mean of a service time. Default: typical of one thread on a
+    busy machine."""
     spell: Spell = Spell()
     """Slow spells. Default: none."""
 
 
-# -- the rest ------------------------------------------------------------------------------------
+# -- failures ------------------------------------------------------------------------------------
 
 
 class DownFailure(Strict, frozen=True, kw_only=True, tag_field="kind", tag="down"):
-    """A server stops: the simulator halts it, the launcher kills and restarts it."""
+    """A server crashes and restarts. The launcher kills its process and starts another."""
 
     at: Time
-    """[s] From the start of the run."""
+    """[s] Time from the start of the run."""
     server: Name
-    """Which."""
+    """The server."""
     duration: Span
-    """[s] Until it is back, empty."""
+    """[s] Time until it is back, with an empty queue."""
 
 
 class SlowFailure(Strict, frozen=True, kw_only=True, tag_field="kind", tag="slow"):
     """A server slows down."""
 
     at: Time
-    """[s] From the start of the run."""
+    """[s] Time from the start of the run."""
     server: Name
-    """Which."""
+    """The server."""
     duration: Span
-    """[s] Until it is as before."""
+    """[s] Time until it is as fast as before."""
     factor: Annotated[float, Meta(gt=1.0, le=1000.0)] = 2.0
-    """[times] Longer everything takes. Default: one neighbour shares the core."""
+    """[times] How much longer everything takes. Default: another job shares the core."""
 
 
 class MuteFailure(Strict, frozen=True, kw_only=True, tag_field="kind", tag="mute"):
-    """The balancers fall silent, all of them, and go on later: the launcher halts their processes.
-    Connections stay, so nodes notice by waiting; what they must decide meanwhile they decide
-    themselves."""
+    """All balancers fall silent and resume later; the launcher stops their processes meanwhile.
+    Their connections stay open, so nodes notice only by waiting, and then decide by themselves."""
 
     at: Time
-    """[s] From the start of the run."""
+    """[s] Time from the start of the run."""
     duration: Span
-    """[s] Until they go on."""
+    """[s] Time until they resume."""
 
 
 Failure: TypeAlias = DownFailure | SlowFailure | MuteFailure
 
 
 class ScoreSpec(Strict, frozen=True, kw_only=True):
-    """What an answer is worth (`edgewise.score`)."""
+    """How much an answer is worth (`edgewise.score`)."""
 
     lateness: Literal["soft", "hard"] = "soft"
-    """*soft*: worth falls from all at the deadline to nothing at twice it; *hard*: nothing
-    beyond the deadline. Default: a late answer is of some use, and it teaches a policy more."""
+    """*soft*: the value falls linearly from full at the deadline to 0 at twice the deadline;
+    *hard*: it is 0 after the deadline. Default: a late answer is of some use, and a policy learns
+    more from it."""
     accuracy_weight: Annotated[float, Meta(ge=0.0, le=100.0)] = 1.0
-    """Exponent of the accuracy; 0 counts timeliness alone. Default: the expected share of right
-    answers."""
+    """Exponent of the accuracy; with 0 only timeliness counts. Default: the value is the expected
+    share of right answers."""
 
 
 class Scenario(Strict, frozen=True, kw_only=True):
     """A whole scenario file."""
 
     name: Name
-    """Of runs and results."""
+    """Name of the scenario in results."""
     about: str = ""
-    """One sentence. Default: optional."""
+    """A sentence that describes it. Default: optional."""
     task: Name = DEFAULT_TASK
-    """What requests ask for; a folder of ``edgewise/tasks``. Default: the only one so far."""
+    """What requests ask for (a folder in ``edgewise/tasks``). Default: the only one so far."""
     seed: Seed = 1
-    """Of everything random but generated link traces. Default: any."""
+    """Seed of everything random but generated link traces. Default: arbitrary."""
     report_period: Annotated[float, Meta(gt=0.0, le=60.0)] = 0.1
-    """[s] Between a server's periodic reports. Default: below a usual deadline; between reports
-    the balancer reckons on."""
+    """[s] Interval of a server's periodic reports. Default: shorter than usual deadlines; between
+    reports the balancer extrapolates."""
     policy: PolicyName = "edgewise"
-    """Who decides: a policy's name, or a file of learned weights (``*.safetensors``). Default: the
-    learned policy that is shipped; outside its training range it is the best tuned rule."""
+    """The policy that decides: a name or a file (docs/policies.md). Default: the learned policy;
+    outside its training range it falls back to the best tuned heuristic."""
     shadow: PolicyName | None = None
-    """Another policy, that decides every request too, for the record only. Default: none."""
+    """A policy that decides every request as well, for the record only. Default: none."""
     network_state: Literal["measured", "emulator"] = "measured"
-    """Where the balancer has its bandwidths from: real transfers, or the relays' own figures
-    (needs `network.emulate`). Default: what a real fleet could know."""
+    """Source of the bandwidths that the balancer assumes: real transfers, or the settings of the
+    relays (needs `network.emulate`). Default: what a real fleet can know."""
     discipline: Literal["edf", "fifo"] = "edf"
     """Order of a server's queue: earliest deadline first, or first come first served. Default:
-    worth more in trials than any larger network."""
+    in trials it gained more than any larger neural network."""
     prepare: Prepare = Prepare()
-    """Model-ready payloads. Default: on."""
+    """The converter of payloads. Default: on."""
     servers: Annotated[dict[Name, ServerSpec], Meta(min_length=1)]
-    """The fleet, by name; its order is the order of indices everywhere."""
+    """The fleet, by name. Tables and indices keep this order."""
     service_noise: ServiceNoise = ServiceNoise()
-    """Variation of service times. Default: moderate."""
+    """Variation of service times. Default: moderate noise."""
     executor: Literal["onnx", "replay"] = "onnx"
-    """Real models, or recorded latencies. Default: the real thing."""
+    """*onnx*: real models; *replay*: recorded latencies. Default: the real thing."""
     network: NetworkSpec = NetworkSpec()
-    """Links. Default: 20 Mbit/s uplinks."""
+    """The links. Default: uplinks of 20 Mbit/s."""
     workload: WorkloadSpec
-    """Requests."""
+    """The requests."""
     failures: tuple[Failure, ...] = ()
-    """Servers that go *down* or *slow*, balancers that fall *mute*. Default: none."""
+    """Failures: a server is *down* or *slow*, or all balancers are *mute*. Default: none."""
     balancers: Annotated[int, Meta(ge=1, le=64)] = 1
-    """Balancer processes; each decides for a part of the requests. Default: one knows most."""
+    """Number of balancers; each decides a part of the requests. Default: one sees everything."""
     profile: str | None = None
-    """File of `edgewise profile`, relative to this one: fills in what is not given of
+    """A file written by `edgewise profile`, relative to this one. It supplies
     ``servers.….services[].latency`` and ``ready_saving``, ``service_noise.cv`` and
-    ``prepare.seconds``. Read with the scenario, in which it is null from then on.
-    Default: what was measured of the zoo on the authors' machine."""
+    ``prepare.seconds`` where they are not given. It is read once: the loaded scenario has the
+    values and no profile. Default: values measured on the authors' machine."""
     score: ScoreSpec = ScoreSpec()
-    """What an answer is worth. Default: soft deadline, accuracy as it is."""
+    """How much an answer is worth. Default: soft deadline, accuracy as it is."""
 
     @property
     def server_names(self) -> tuple[str, ...]:
         return tuple(self.servers)
 
     def link_between(self, a: str, b: str) -> tuple[str, LinkSettings]:
-        """Name and figures of the link that carries a transfer from `a` to `b`."""
+        """Name and settings of the link that carries transfers from `a` to `b`."""
         self._known(a, b)
         if a == b:
             raise ValueError(f"no link leads from {a} to itself")
@@ -206,12 +207,12 @@ class Scenario(Strict, frozen=True, kw_only=True):
         return f"{a}>{b}", self.network.links.get(f"{a}>{b}", self.network.link)
 
     def access_of(self, server: str) -> tuple[str, LinkSettings]:
-        """Name and figures of the link from the clients to `server`."""
+        """Name and settings of the link from the clients to `server`."""
         self._known(server)
         return f"access:{server}", self.network.access_links.get(server, self.network.access)
 
     def all_links(self) -> dict[str, LinkSettings]:
-        """Every link by name: between servers first, then the clients' to each server."""
+        """Every link by name: those between servers, then those from clients to servers."""
         names = self.server_names
         pairs = [self.link_between(a, b) for a in names for b in names if a != b]
         return dict([*pairs, *(self.access_of(name) for name in names)])
@@ -221,12 +222,12 @@ class Scenario(Strict, frozen=True, kw_only=True):
         return tuple(self.all_links())
 
     def resolve_link(self, name: str) -> str | None:
-        """The full name of the link that an event calls `name`; None if there is none."""
+        """The full name of the link that an event calls `name`; None if there is no such link."""
         known = self.all_links()
         return next((full for full in (name, f"uplink:{name}") if full in known), None)
 
     def ingress_shares(self) -> tuple[float, ...]:
-        """Of each server in the order of `server_names`; they sum to 1."""
+        """Share of the requests that arrive at each server, in order; they sum to 1."""
         weights = [self.workload.ingress.get(name, 0.0) for name in self.servers]
         total = math.fsum(weights)
         return tuple(weight / total for weight in weights)
@@ -252,10 +253,10 @@ class Scenario(Strict, frozen=True, kw_only=True):
         seed: int | None = None,
         backend: Literal["relay", "tc", "tun", "auto"] | None = None,
     ) -> Scenario:
-        """A copy with some of it replaced. Validate a user's values with `checks.check` after.
+        """A copy with some fields replaced; `checks.check` validates the result.
 
-        `duration` is in s; `rate` in requests/s sets the mean of any arrival process and keeps
-        its shape; `images` is relative to the working directory.
+        `duration` is in s. `rate` in requests/s becomes the mean rate of whatever arrival process
+        there is. `images` is relative to the working directory.
         """
         replace = msgspec.structs.replace
         workload, network = self.workload, self.network

@@ -1,6 +1,6 @@
-"""When a server of a scenario is slow, and by how much: its slow spells and *slow* failures.
+"""When each server of a scenario is slow, and by how much: slow spells and *slow* failures.
 
-The simulator and the launcher of real processes play the same ones.
+The simulator and the launcher of real processes use the same times and factors.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ Spans = list[tuple[float, float, float]]
 
 
 def slowness(scenario: Scenario, server: str, horizon: float) -> list[tuple[float, float]]:
-    """(time, factor) steps of a server from 0 on: what it does takes `factor` times as long if it
-    starts from then on.
+    """The slowdown of `server` as steps (time, factor), from time 0.
 
-    Spells that begin before `horizon` (s), the slowest where they overlap, times the failures in
-    force. Empty if it never slows down.
+    Work that starts at or after a step takes `factor` times as long. The factor is that of the
+    slowest spell, among those that begin before `horizon` (s), times those of the failures in
+    force. The list is empty if the server never slows down.
     """
     stream = np.random.default_rng([scenario.seed, 3, scenario.server_names.index(server)])
     spans = _spells(scenario.service_noise, stream, horizon)

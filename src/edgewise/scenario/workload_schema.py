@@ -1,4 +1,4 @@
-"""The workload part of a scenario: arrivals, ingresses, demands and payloads."""
+"""The workload part of a scenario: when requests arrive, where, what they ask for, how large."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from edgewise.scenario.ranges import Deadline, Factor, Rate, Span, Strict, Weigh
 
 
 class ConstantArrivals(Strict, frozen=True, kw_only=True, tag_field="kind", tag="constant"):
-    """Evenly spaced."""
+    """Evenly spaced arrivals."""
 
     rate: Rate
     """[requests/s]"""
@@ -24,7 +24,7 @@ class ConstantArrivals(Strict, frozen=True, kw_only=True, tag_field="kind", tag=
 
 
 class PoissonArrivals(Strict, frozen=True, kw_only=True, tag_field="kind", tag="poisson"):
-    """Independent arrivals: many clients who know nothing of each other."""
+    """Independent arrivals, as from many clients who know nothing of each other."""
 
     rate: Rate
     """[requests/s]"""
@@ -35,31 +35,31 @@ class PoissonArrivals(Strict, frozen=True, kw_only=True, tag_field="kind", tag="
 
 
 class MmppArrivals(Strict, frozen=True, kw_only=True, tag_field="kind", tag="mmpp"):
-    """Bursts: a Poisson process whose rate jumps among states (Markov-modulated)."""
+    """Bursts: a Markov-modulated Poisson process, whose rate jumps between states."""
 
     rates: Annotated[
         tuple[Annotated[float, Meta(ge=0.0, le=1e6)], ...], Meta(min_length=2, max_length=64)
     ]
-    """[requests/s] In each state; some may be 0. A state is left for any other alike."""
+    """[requests/s] Rate in each state; some may be 0. All other states are equally likely next."""
     sojourns: Annotated[tuple[Span, ...], Meta(min_length=2, max_length=64)]
-    """[s] Mean stay in each state, exponential; as many as `rates`."""
+    """[s] Mean time in each state, exponential; as many as `rates`."""
 
     @property
     def mean_rate(self) -> float:
-        """In the long run. The jump chain is symmetric, so states weigh as their sojourns."""
+        """In the long run. The jump chain is symmetric, so each state weighs as its sojourn."""
         pairs = zip(self.rates, self.sojourns, strict=True)
         return math.fsum(rate * stay for rate, stay in pairs) / math.fsum(self.sojourns)
 
 
 class DiurnalArrivals(Strict, frozen=True, kw_only=True, tag_field="kind", tag="diurnal"):
-    """Poisson with a rate that swings as a sine; starts at its mean, rising."""
+    """Poisson arrivals with a sinusoidal rate, which starts at its mean and rises."""
 
     rate: Rate
-    """[requests/s] Mean over a period."""
+    """[requests/s] Mean rate over a period."""
     amplitude: Share = 0.8
-    """[share of the mean] Of the swing. Default: peaks at 1.8 times the mean, a usual day."""
+    """[share of the mean] Amplitude. Default: a peak of 1.8 times the mean, as on a usual day."""
     period: Span = 60.0
-    """[s] Default: a day in a minute, so that a short run sees peak and trough."""
+    """[s] Length of a period. Default: a day in a minute, so a short run has peak and trough."""
 
     @property
     def mean_rate(self) -> float:
@@ -67,23 +67,23 @@ class DiurnalArrivals(Strict, frozen=True, kw_only=True, tag_field="kind", tag="
 
 
 class TraceArrivals(Strict, frozen=True, kw_only=True, tag_field="kind", tag="trace"):
-    """Arrival times from a file: seconds or ISO 8601 times, one a line or a CSV column."""
+    """Arrival times from a file: seconds or ISO 8601 times, one per line or in a CSV column."""
 
     file: Annotated[str, Meta(min_length=1)]
-    """Relative to the scenario file."""
+    """The file, relative to the scenario file."""
     column: str | None = None
-    """Of a CSV with a header. Default: the first."""
+    """Column of a CSV file with a header. Default: the first."""
     scale: Factor = 1.0
-    """[times] Speeds the trace up; 2 = twice the rate. Default: as recorded."""
+    """[times] Factor on the rate; 2 plays the trace twice as fast. Default: as recorded."""
     rate: Rate | None = None
-    """[requests/s] Speeds the trace up or down to this mean; excludes `scale`.
+    """[requests/s] Mean rate to which the trace is sped up or slowed down; not with `scale`.
     Default: as recorded."""
     loop: bool = True
-    """Whether to begin again at its end. Default: a run should not fall silent."""
+    """Whether the trace starts again at its end. Default: a run should not fall silent."""
 
     @property
     def mean_rate(self) -> float | None:
-        """None: only the file knows (`workload.mean_rate` reads it)."""
+        """None if only the file tells (`workload.mean_rate` reads it)."""
         return self.rate
 
 
@@ -93,61 +93,61 @@ Arrivals: TypeAlias = (
 
 
 class Demand(Strict, frozen=True, kw_only=True):
-    """A class of requests and what they ask for."""
+    """A class of requests with the same demands."""
 
     share: Weight = 1.0
-    """Of the requests, on any positive scale. Default: one class has all."""
+    """Share of the requests, on any positive scale. Default: one class has all."""
     # msgspec 0.22 reads stray memory when a number *with bounds* shares a union with a tuple of
-    # fixed length, so `checks` has the bounds of the plain number.
+    # fixed length, so `checks` tests the bounds of a single number.
     deadline: float | tuple[Deadline, Deadline]
-    """[s] From the moment of sending; ``[low, high]`` draws it log-uniformly."""
+    """[s] Deadline after sending; ``[low, high]`` draws it log-uniformly."""
     accuracy: Share = 0.0
-    """The least accuracy an answer must come with. Default: any answer counts."""
+    """The least accuracy that the service must have. Default: any answer counts."""
 
     @property
     def deadline_range(self) -> tuple[float, float]:
-        """Low and high, s; equal if it is a number."""
+        """Shortest and longest deadline, s."""
         both = self.deadline
         return both if isinstance(both, tuple) else (both, both)
 
 
 class ImagesPayload(Strict, frozen=True, kw_only=True, tag_field="kind", tag="images"):
-    """As many bytes as the photo has."""
+    """Real photos, with the sizes they have."""
 
 
 class LognormalPayload(Strict, frozen=True, kw_only=True, tag_field="kind", tag="lognormal"):
-    """Drawn sizes; simulator and replay only, for no photo goes with them."""
+    """Random sizes without photos; for the simulator and the replay executor only."""
 
     median_bytes: Annotated[float, Meta(ge=1.0, le=1e9)]
-    """[bytes] Half the requests are smaller."""
+    """[bytes] Median size."""
     sigma: Annotated[float, Meta(ge=0.0, le=5.0)] = 0.5
-    """Standard deviation of the logarithm. Default: two thirds of the sizes within a factor of
-    1.65 of the median, about as the ImageNet photos."""
+    """Standard deviation of the logarithm. Default: two thirds of the sizes are within a factor of
+    1.65 of the median, about as ImageNet's photos."""
 
 
 Payload: TypeAlias = ImagesPayload | LognormalPayload
 
 
 class WorkloadSpec(Strict, frozen=True, kw_only=True):
-    """What the clients send."""
+    """The requests that clients send."""
 
     duration: Span
-    """[s] Over which requests are sent."""
+    """[s] Time during which requests are sent."""
     arrivals: Arrivals
-    """When: *constant*, *poisson*, *mmpp*, *diurnal* or *trace*."""
+    """When requests arrive: *constant*, *poisson*, *mmpp*, *diurnal* or *trace*."""
     ingress: dict[Name, Weight]
-    """Where: the share of each server, on any positive scale; absent = none."""
+    """Where requests arrive: the share of each server, on any positive scale; 0 if absent."""
     demands: Annotated[tuple[Demand, ...], Meta(min_length=1)]
-    """What for: classes of requests."""
+    """What requests ask for: one or more classes."""
     images: Annotated[str, Meta(min_length=1)] = "builtin"
-    """``builtin``, or a directory of labelled photos relative to the scenario file.
-    Default: the photos that a package index provides."""
+    """Labelled photos: ``builtin``, or a folder or label file relative to the scenario file.
+    Default: 20 photos from the package index."""
     payload: Payload = ImagesPayload()
-    """How large: *images* or *lognormal*. Default: the photos' own sizes."""
+    """How large requests are: *images* or *lognormal*. Default: real photos."""
 
 
 def with_mean_rate(arrivals: Arrivals, rate: float) -> Arrivals:
-    """The same process with mean `rate` (requests/s)."""
+    """The same arrival process with the mean rate `rate` in requests/s."""
     if isinstance(arrivals, MmppArrivals):
         factor = rate / arrivals.mean_rate
         return msgspec.structs.replace(
