@@ -1,7 +1,7 @@
 """Sections of a Markdown file that commands rewrite in place.
 
-A section stands between ``<!-- NAME: begin -->`` and ``<!-- NAME: end -->``; what is outside is
-written by people and left alone.
+A section is between ``<!-- NAME: begin -->`` and ``<!-- NAME: end -->``. Everything outside is
+written by people and is not changed.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from edgewise.errors import BadInput
+from edgewise.files import write_atomically
 
 
 def rewrite(path: Path, section: str, text: str) -> None:
-    """Put `text` in place of a section's content; a file without the section gets it at its end.
+    """Replace a section's content by `text`; append the section if the file does not have it.
 
     Raises BadInput if only one of the two markers is there, or one of them twice.
     """
@@ -27,5 +28,4 @@ def rewrite(path: Path, section: str, text: str) -> None:
         new = head + block + rest.partition(end)[2]
     else:
         raise BadInput(f"{path}: expected one {begin} and one {end} after it, got {count}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(new, encoding="utf-8")
+    write_atomically(path, new.encode())

@@ -1,7 +1,8 @@
-"""A suite as one HTML page with plots, which needs nothing else to be looked at.
+"""A suite's result as one HTML page with plots, which loads nothing from elsewhere.
 
-Plotly, for its plots can be asked: hovering gives the figure and its interval, a legend entry
-hides a policy, an axis zooms. Its script (4 MB) is in the page, which so works offline.
+The plots are Plotly's, so that they answer questions: hovering shows a figure and its interval, a
+click in the legend hides a policy, an axis zooms. Plotly's script (4 MB) is part of the page, so
+that it works offline.
 """
 
 from __future__ import annotations
@@ -13,14 +14,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from edgewise.bench.compare import Line, SuiteComparison
-from edgewise.bench.report import mean_reference, percent_of, plus_minus
-from edgewise.bench.statistics import Interval
+from edgewise.bench.report import COLUMNS, versions
 from edgewise.errors import MissingExtra
 
-# Okabe & Ito's colours, which tell apart under every colour blindness; black is the axes'.
+# Okabe & Ito's colours, which can be told apart with every colour blindness; black is for axes.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#F0E442")
 SHOWN = 8
-"""Policies drawn by family; the others stand in the table."""
+"""Policies drawn by family; the others are only in the table."""
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; margin: 0 auto; padding: 1.5rem;
@@ -39,31 +39,31 @@ def page(comparison: SuiteComparison) -> str:
     """The page's HTML. Raises MissingExtra without plotly."""
     result = comparison.result
     plots = _Plots()
-    versions = ", ".join(f"{name} {version}" for name, version in result.versions.items())
     about = (
         f"<code>{html.escape(result.command)}</code><br>{len(result.families)} families × "
         f"{len(result.seeds)} held-out seeds ({result.seeds[0]:,} … {result.seeds[-1]:,}) × "
         f"{len(result.policies)} policies, {sum(map(sum, result.requests)):,} requests each. "
-        f"{html.escape(versions)}."
+        f"{html.escape(versions(comparison))}."
     )
     body = [
         f"<h1>edgewise bench: {html.escape(result.suite or 'suite')}</h1>",
         f'<p class="about">{about}</p>',
-        "<p>Expected utility: mean of accuracy × timeliness over all requests, refused and lost "
-        "ones too. Bars and ± are 95 % confidence intervals over seeds; over families they are "
+        "<p>Expected utility: mean of accuracy × timeliness over all requests, shed and lost ones "
+        "too. Bars and ± are 95 % confidence intervals over seeds; over families they are "
         "clustered by seed.</p>",
         "<h2>Over all families</h2>",
-        plots.draw(_overall(comparison)),
-        _table(comparison.overall, mean_reference(comparison)),
+        _overall(plots, comparison),
+        _table(comparison.overall, comparison.mean_reference),
         "<h2>By family</h2>",
-        plots.draw(_by_family(comparison)),
+        _by_family(plots, comparison),
         "<h2>Against each family's best heuristic</h2>",
         "<p>Paired differences of expected utility, in percent of the best heuristic's; grey: the "
         "interval contains 0.</p>",
-        plots.draw(_against(comparison)),
+        _against(plots, comparison),
         "<h2>Utility and tail latency</h2>",
-        "<p>Refusing what cannot be served in time shortens the tail of what is; so read both.</p>",
-        plots.draw(_tail(comparison)),
+        "<p>Shedding requests that cannot be served in time shortens the tail of the others; read "
+        "both axes.</p>",
+        _tail(plots, comparison),
         "<h2>Every figure</h2>",
         *[_family(comparison, f) for f in range(len(result.families))],
     ]
@@ -77,10 +77,20 @@ def page(comparison: SuiteComparison) -> str:
 
 
 _AXIS = {"gridcolor": "#e8e8e8", "zerolinecolor": "#bbb", "linecolor": "#bbb"}
-_TEMPLATE = {"plot_bgcolor": "white", "paper_bgcolor": "white", "xaxis": _AXIS, "yaxis": _AXIS}
+_LAYOUT = {
+    "template": {
+        "layout": {
+            "plot_bgcolor": "white", "paper_bgcolor": "white", "xaxis": _AXIS, "yaxis": _AXIS,
+        }
+    },
+    "font": {"family": "system-ui, sans-serif", "size": 13, "color": "#222"},
+    "margin": {"l": 10, "r": 20, "t": 10, "b": 40},
+}  # fmt: skip
 
 
 class _Plots:
+    """Draws plots; `script` must be in the page's head."""
+
     def __init__(self) -> None:
         try:
             self._io = importlib.import_module("plotly.io")
@@ -89,15 +99,10 @@ class _Plots:
             raise MissingExtra("bench", "plotly") from None
         self.script = f"<script>{offline.get_plotlyjs()}</script>"
 
-    def draw(self, figure: dict[str, Any]) -> str:
-        layout = {
-            "template": {"layout": _TEMPLATE},
-            "font": {"family": "system-ui, sans-serif", "size": 13, "color": "#222"},
-            "margin": {"l": 10, "r": 20, "t": 10, "b": 40},
-            **figure["layout"],
-        }
+    def draw(self, data: list[dict[str, Any]], **layout: Any) -> str:
+        """A plot of Plotly's traces `data`; `layout` is Plotly's too."""
         drawn: str = self._io.to_html(
-            {"data": figure["data"], "layout": layout},
+            {"data": data, "layout": {**_LAYOUT, **layout}},
             full_html=False,
             include_plotlyjs=False,
             config={"displayModeBar": False, "responsive": True},
@@ -106,84 +111,68 @@ class _Plots:
         return drawn
 
 
-def _overall(comparison: SuiteComparison) -> dict[str, Any]:
+def _overall(plots: _Plots, comparison: SuiteComparison) -> str:
     lines = comparison.overall[::-1]
     bars = {
         "type": "bar",
         "orientation": "h",
         "y": [line.policy for line in lines],
-        "x": [line.utility.mean for line in lines],
-        "error_x": _error([line.utility for line in lines]),
+        **_utilities(lines),
         "marker": {"color": COLOURS[0]},
         "hovertemplate": "%{y}: %{x:.4f}<extra></extra>",
     }
-    return {
-        "data": [bars],
-        "layout": {
-            "height": 60 + 24 * len(lines),
-            "xaxis": {"title": {"text": "expected utility"}, "rangemode": "tozero"},
-            "yaxis": {"automargin": True},
-            "bargap": 0.35,
-        },
-    }
+    return plots.draw(
+        [bars],
+        height=60 + 24 * len(lines),
+        xaxis={"title": {"text": "expected utility"}, "rangemode": "tozero"},
+        yaxis={"automargin": True},
+        bargap=0.35,
+    )
 
 
-def _by_family(comparison: SuiteComparison) -> dict[str, Any]:
-    families = [name.replace("_", " ") for name in comparison.result.families]
-    shown = [line.policy for line in comparison.overall[:SHOWN]]
-    data = []
-    for place, policy in enumerate(shown):
-        found = [_line(lines, policy) for lines in comparison.families]
-        data.append(
-            {
-                "type": "scatter",
-                "mode": "markers",
-                "name": policy,
-                "y": families,
-                "x": [line.utility.mean for line in found],
-                "error_x": _error([line.utility for line in found]),
-                "marker": {"color": COLOURS[place % len(COLOURS)], "size": 9},
-                "hovertemplate": f"%{{y}}, {policy}: %{{x:.4f}}<extra></extra>",
-            }
-        )
-    return {
-        "data": data,
-        "layout": {
-            "height": 120 + 30 * len(families),
-            "xaxis": {"title": {"text": "expected utility"}},
-            "yaxis": {"autorange": "reversed", "automargin": True},
-            "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom"},
-        },
-    }
+def _by_family(plots: _Plots, comparison: SuiteComparison) -> str:
+    families = _family_names(comparison)
+    data = [
+        {
+            "type": "scatter",
+            "mode": "markers",
+            "name": line.policy,
+            "y": families,
+            **_utilities([comparison.line(f, line.policy) for f in range(len(families))]),
+            "marker": {"color": COLOURS[n % len(COLOURS)], "size": 9},
+            "hovertemplate": f"%{{y}}, {line.policy}: %{{x:.4f}}<extra></extra>",
+        }
+        for n, line in enumerate(comparison.overall[:SHOWN])
+    ]
+    return plots.draw(
+        data,
+        height=120 + 30 * len(families),
+        xaxis={"title": {"text": "expected utility"}},
+        yaxis={"autorange": "reversed", "automargin": True},
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"},
+    )
 
 
-def _against(comparison: SuiteComparison) -> dict[str, Any]:
-    """A heat map: policies by families."""
+def _against(plots: _Plots, comparison: SuiteComparison) -> str:
+    """A heat map of policies by families."""
     policies = [line.policy for line in comparison.overall]
-    families = [name.replace("_", " ") for name in comparison.result.families]
-    values: list[list[float | None]] = []
-    texts: list[list[str]] = []
-    for policy in policies:
-        row: list[float | None] = []
-        text: list[str] = []
-        for lines, reference in zip(comparison.families, comparison.reference, strict=True):
-            base = _line(lines, reference).utility.mean
-            difference = _line(lines, policy).difference
-            if policy == reference:
-                row.append(0.0)
-                text.append("best")
-                continue
-            mean = 100 * difference.mean / base
-            row.append(mean if difference.sign else None)
-            text.append(f"{mean:+.1f}" if abs(mean) < 9.95 else f"{mean:+.0f}")
-        values.append(row)
-        texts.append(text)
+    families = _family_names(comparison)
+
+    def cell(policy: str, f: int) -> tuple[float | None, str]:
+        if policy == comparison.reference[f]:
+            return 0.0, "best"
+        difference = comparison.line(f, policy).difference
+        mean = 100 * difference.mean / comparison.reference_utility(f)
+        text = f"{mean:+.1f}" if abs(mean) < 9.95 else f"{mean:+.0f}"
+        return mean if difference.sign else None, text
+
+    cells = [[cell(policy, f) for f in range(len(families))] for policy in policies]
     heat = {
         "type": "heatmap",
         "x": families,
         "y": policies,
-        "z": values,
-        "text": texts,
+        "z": [[value for value, _ in row] for row in cells],
+        "text": [[text for _, text in row] for row in cells],
         "texttemplate": "%{text}",
         "textfont": {"size": 10},
         "zmid": 0,
@@ -195,18 +184,16 @@ def _against(comparison: SuiteComparison) -> dict[str, Any]:
         "showscale": False,
         "hovertemplate": "%{y}, %{x}: %{text} %<extra></extra>",
     }
-    return {
-        "data": [heat],
-        "layout": {
-            "height": 150 + 24 * len(policies),
-            "plot_bgcolor": "#e3e3e3",
-            "xaxis": {"tickangle": -40, "automargin": True, "showgrid": False},
-            "yaxis": {"autorange": "reversed", "automargin": True, "showgrid": False},
-        },
-    }
+    return plots.draw(
+        [heat],
+        height=150 + 24 * len(policies),
+        plot_bgcolor="#e3e3e3",
+        xaxis={"tickangle": -40, "automargin": True, "showgrid": False},
+        yaxis={"autorange": "reversed", "automargin": True, "showgrid": False},
+    )
 
 
-def _tail(comparison: SuiteComparison) -> dict[str, Any]:
+def _tail(plots: _Plots, comparison: SuiteComparison) -> str:
     lines = [line for line in comparison.overall if not math.isnan(line.p99.mean)]
     points = {
         "type": "scatter",
@@ -219,51 +206,41 @@ def _tail(comparison: SuiteComparison) -> dict[str, Any]:
         "marker": {"size": 9, "color": COLOURS[0]},
         "hovertemplate": "%{text}: utility %{y:.3f}, p99 %{x:.0f} ms<extra></extra>",
     }
-    return {
-        "data": [points],
-        "layout": {
-            "height": 460,
-            "xaxis": {"title": {"text": "p99 latency of the served, ms"}, "rangemode": "tozero"},
-            "yaxis": {"title": {"text": "expected utility"}, "automargin": True},
-        },
-    }
+    return plots.draw(
+        [points],
+        height=460,
+        xaxis={"title": {"text": "p99 latency of the served, ms"}, "rangemode": "tozero"},
+        yaxis={"title": {"text": "expected utility"}, "automargin": True},
+    )
 
 
-def _error(values: Sequence[Interval]) -> dict[str, Any]:
-    halves = [None if math.isnan(value.half) else value.half for value in values]
-    return {"type": "data", "array": halves, "thickness": 1.2, "width": 3, "color": "#555"}
+def _utilities(lines: Sequence[Line]) -> dict[str, Any]:
+    """The lines' utilities along x, with error bars."""
+    halves = [None if math.isnan(line.utility.half) else line.utility.half for line in lines]
+    bars = {"type": "data", "array": halves, "thickness": 1.2, "width": 3, "color": "#555"}
+    return {"x": [line.utility.mean for line in lines], "error_x": bars}
+
+
+def _family_names(comparison: SuiteComparison) -> list[str]:
+    return [name.replace("_", " ") for name in comparison.result.families]
 
 
 def _family(comparison: SuiteComparison, f: int) -> str:
-    lines, reference = comparison.families[f], comparison.reference[f]
-    base = _line(lines, reference).utility.mean
-    name = comparison.result.families[f].replace("_", " ")
-    title = f"{html.escape(name)} (best heuristic: {html.escape(reference)})"
-    return f"<details><summary>{title}</summary>{_table(lines, base)}</details>"
+    name = html.escape(_family_names(comparison)[f])
+    best = html.escape(comparison.reference[f])
+    table = _table(comparison.families[f], comparison.reference_utility(f))
+    return f"<details><summary>{name} (best heuristic: {best})</summary>{table}</details>"
 
 
-def _table(lines: Sequence[Line], base: float) -> str:
-    headings = ["policy", "expected utility", "vs best heuristic", "effective accuracy"]
-    headings += ["missed %", "shed %", "p95 ms", "p99 ms"]
+def _table(lines: Sequence[Line], reference: float) -> str:
     rows = []
     for line in lines:
-        colour = {1: "better", -1: "worse", 0: ""}[line.difference.sign]
+        style = {1: "better", -1: "worse", 0: ""}[line.difference.sign]
         cells = [
-            f"<td>{html.escape(line.policy)}</td>",
-            f"<td>{plus_minus(line.utility)}</td>",
-            f'<td class="{colour}">{percent_of(line.difference, base)}</td>',
-            f"<td>{plus_minus(line.effective)}</td>",
-            *[f"<td>{plus_minus(_times(v, 100.0), 1)}</td>" for v in (line.missed, line.shed)],
-            *[f"<td>{plus_minus(_times(v, 1e3), 0)}</td>" for v in (line.p95, line.p99)],
+            f'<td class="{style if heading.startswith("vs ") else ""}">'
+            f"{html.escape(cell(line, reference))}</td>"
+            for heading, cell in COLUMNS.items()
         ]
         rows.append(f"<tr>{''.join(cells)}</tr>")
-    head = "".join(f"<th>{heading}</th>" for heading in headings)
+    head = "".join(f"<th>{heading}</th>" for heading in COLUMNS)
     return f'<div class="scroll"><table><tr>{head}</tr>{"".join(rows)}</table></div>'
-
-
-def _times(value: Interval, factor: float) -> Interval:
-    return Interval(value.mean * factor, value.half * factor)
-
-
-def _line(lines: Sequence[Line], policy: str) -> Line:
-    return next(line for line in lines if line.policy == policy)

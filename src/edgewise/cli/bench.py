@@ -125,7 +125,7 @@ def _bytes(path: Path) -> bytes:
 
 
 def _overall(comparison: SuiteComparison, width: int) -> Table:
-    from edgewise.bench.report import mean_reference, percent_of, plus_minus
+    from edgewise.bench.report import percent_of
 
     result = comparison.result
     rounds = f"{len(result.families)} families × {len(result.seeds)} held-out seeds"
@@ -140,10 +140,10 @@ def _overall(comparison: SuiteComparison, width: int) -> Table:
     shown = range(len(headings)) if width >= WIDE else (0, 1, 3)
     for column in shown:
         table.add_column(headings[column], justify="right", no_wrap=True)
-    base = mean_reference(comparison)
+    base = comparison.mean_reference
     for line in comparison.overall:
         cells = [
-            plus_minus(line.utility),
+            f"{line.utility:.3f}",
             percent_of(line.difference, base),
             f"{line.effective.mean:.3f}",
             f"{100 * line.missed.mean:.1f} %",
