@@ -1,4 +1,4 @@
-"""What the tests of real containers share: the engine, a fleet by deploy/fleet.sh, and photos."""
+"""Shared by the tests with real containers: the engine, a fleet by deploy/fleet.sh, and photos."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from edgewise.tasks.imagenet.images import load_images
 ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "deploy"
 BUILD = "EDGEWISE_TEST_IMAGE" not in os.environ
-"""Whether to build the image; else the one named is tested, which saves minutes."""
+"""Whether to build the image; otherwise the one named there is tested, which saves minutes."""
 IMAGE = os.environ.get("EDGEWISE_TEST_IMAGE", "localhost/edgewise-test:latest")
 ENGINE = "podman"
-"""Installed by deploy/install-podman.sh; what docker does otherwise is in docs/deploy.md."""
+"""Installed by deploy/install-podman.sh; docs/deploy.md has what differs with docker."""
 ENVIRONMENT = {**os.environ, "EDGEWISE_ENGINE": ENGINE}
 if not Path("/sys/fs/cgroup/cgroup.controllers").exists():
     ENVIRONMENT.setdefault("CONTAINERS_CONF", str(DEPLOY / "podman" / "containers.conf"))
 
 
 def run(*command: str | Path, timeout: float = 120.0, **environment: str) -> str:
-    """What a command says on stdout; an AssertionError with all that it said if it fails."""
+    """Run a command; returns its stdout. AssertionError with all its output if it fails."""
     said = subprocess.run(
         [str(word) for word in command],
         capture_output=True,
@@ -76,7 +76,7 @@ def left_behind(word: str) -> list[str]:
 
 
 def remove_strays() -> None:
-    """Remove what a test session left that was itself killed: it holds ports and CPU.
+    """Remove what a killed test session left behind: it holds ports and CPU.
 
     Everything the tests start is on a network of its own, and goes with it.
     """
@@ -86,7 +86,7 @@ def remove_strays() -> None:
 
 
 def until(true: Callable[[], bool], what: str, seconds: float = 60.0) -> None:
-    """Wait for something outside of this process; an AssertionError if it does not come."""
+    """Wait for something outside of this process; AssertionError if it does not happen."""
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, f"waited {seconds:g} s for {what}"
@@ -102,7 +102,7 @@ class Fleet:
         self.port = free_ports(ports)
         self._options = ("--port", str(self.port), "--image", IMAGE, *options)
         self.said = ""
-        """What the last `up` printed."""
+        """Output of the last `up`."""
         self.ingress: dict[str, str] = {}
 
     def script(self, *words: str) -> str:
@@ -129,7 +129,7 @@ class Fleet:
         return f"edgewise-{self.name}-{process}"
 
     def identity(self) -> dict[str, str]:
-        """Container to its id: the same id, the same container."""
+        """Id of each container; a container that was replaced has another."""
         listed = engine("ps", "--filter", f"label=edgewise.fleet={self.name}", "--format",
                         "{{.Names}} {{.ID}}")  # fmt: skip
         return dict(line.split() for line in listed.splitlines())
@@ -140,7 +140,7 @@ class Fleet:
 
 
 class Said(msgspec.Struct):
-    """What came of one request, at the client."""
+    """The answer to one request, at the client."""
 
     request: Request
     label: int
@@ -155,7 +155,7 @@ class Photos:
     def __init__(self) -> None:
         self._photos = [(image.label, image.read()) for image in load_images("builtin")]
         self.answers: collections.Counter[str] = collections.Counter()
-        """By request id: how many answers came."""
+        """Answers by request id."""
 
     async def send(
         self,
@@ -213,5 +213,5 @@ def needs(program: str) -> str:
 
 
 def fetched(url: str) -> Any:
-    """JSON from a GET; also of an answer that says no (503 of /readyz)."""
+    """JSON of a GET, also of a refusal (503 of /readyz)."""
     return msgspec.json.decode(run("curl", "--silent", "--max-time", "10", url))

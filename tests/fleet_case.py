@@ -53,7 +53,7 @@ def tracker(more: str = "") -> Tracker:
 
 
 def measured(rate: float = RATE, at: float = NOW) -> PeerReport:
-    """A link as its sender sees it."""
+    """A link as its sender has measured it."""
     return PeerReport(rate, at, RTT, 0, 0)
 
 

@@ -1,4 +1,4 @@
-"""The balancer: deciding once, crediting the right decision, keeping it all, over real sockets."""
+"""The balancer: decisions, outcomes, records and the HTTP interface, over real sockets."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ from fleet_case import NOW, TEXT, queue, report, request, two_servers
 MODELS = {"a": ("small", "large"), "b": ("large",)}
 
 
-class Hand:
-    """A clock that is moved by hand."""
+class ManualClock:
+    """A clock that the test sets."""
 
     def __init__(self) -> None:
         self.time = NOW
@@ -93,14 +93,14 @@ def test_an_id_at_another_ingress_is_refused() -> None:
         made.decide(request(ingress="b"), NOW, "ask")
 
 
-def test_numbers_begin_above_those_of_an_earlier_life() -> None:
+def test_a_restarted_balancer_numbers_its_commands_higher() -> None:
     made = dispatcher()
     first = made.decide(request(), NOW, "ask").command
     assert first.sequence == first.dispatch == NOW * 1000 + 1
 
 
 def test_outcomes_go_to_the_decision_of_their_own_id() -> None:
-    """In whatever order they come: the commonest bug is to credit the latest decision."""
+    """In any order; crediting the latest decision instead is the commonest bug."""
     made = dispatcher()
     for name in ("r1", "r2", "r3"):
         made.decide(request(name), NOW, "ask")
@@ -115,7 +115,7 @@ def test_outcomes_go_to_the_decision_of_their_own_id() -> None:
     assert rewards == pytest.approx({"r1": 0.7, "r2": 0.0, "r3": 0.35})
 
 
-def test_better_words_replace_worse_ones_and_each_counts_once() -> None:
+def test_a_better_source_replaces_a_worse_one_and_each_counts_once() -> None:
     made = dispatcher()
     entry = made.decide(request(), NOW, "ask")
     made.on_answered(served(latency=None, stamps=Stamps(answered=NOW + 10.3)), NOW + 0.3, 10.0)
@@ -137,7 +137,7 @@ def test_better_words_replace_worse_ones_and_each_counts_once() -> None:
     assert made.tracker.belief.servers["outstanding"].sum() == 0.0
 
 
-def test_what_the_client_never_got_is_lost_whatever_the_node_says() -> None:
+def test_the_client_overrules_a_node_that_served_a_lost_answer() -> None:
     made = dispatcher()
     entry = made.decide(request(), NOW, "ask")
     made.on_answered(served(latency=None), NOW + 0.3, 0.0)
@@ -164,7 +164,7 @@ def test_an_unknown_outcome_changes_nothing() -> None:
     ("change", "field"),
     [({"latency": None}, "latency"), ({"server": None}, "accuracy"), ({"model": "x"}, "accuracy")],
 )
-def test_served_without_its_numbers_is_refused(change: dict[str, Any], field: str) -> None:
+def test_a_served_outcome_needs_latency_and_accuracy(change: dict[str, Any], field: str) -> None:
     made = dispatcher()
     made.decide(request(), NOW, "ask")
     with pytest.raises(WireError) as caught:
@@ -172,7 +172,7 @@ def test_served_without_its_numbers_is_refused(change: dict[str, Any], field: st
     assert caught.value.field == field
 
 
-def test_every_decision_settles_once_though_nobody_speaks(tmp_path: Path) -> None:
+def test_every_decision_settles_once_even_without_an_outcome(tmp_path: Path) -> None:
     made = dispatcher(out=tmp_path)
     for i in range(5):
         made.decide(request(f"r{i}"), NOW, "ask")
@@ -198,7 +198,7 @@ def test_every_decision_settles_once_though_nobody_speaks(tmp_path: Path) -> Non
 
 
 def test_experience_is_what_the_policy_saw(tmp_path: Path) -> None:
-    """Enough to decide it again, and to weigh it: the point of keeping it."""
+    """Enough to decide again and to weigh by propensity, which is what it is kept for."""
     made = dispatcher("random", tmp_path)
     entries = []
     for i in range(8):
@@ -221,7 +221,7 @@ def test_experience_is_what_the_policy_saw(tmp_path: Path) -> None:
 
 
 def test_memory_stays_flat_in_a_long_run() -> None:
-    """Ten thousand requests, half of them never heard of again."""
+    """Ten thousand requests, half of them without an outcome."""
     made = dispatcher()
     now = NOW
     for i in range(10_000):
@@ -257,7 +257,7 @@ def test_a_decision_cannot_be_entered_twice() -> None:
 # -- clocks ----------------------------------------------------------------------------------------
 
 
-def test_the_shortest_round_trip_tells_the_time() -> None:
+def test_the_shortest_round_trip_gives_the_clock_offset() -> None:
     """A clock 5 s ahead; the second pong was held up by 0.8 s on the way back."""
     offset = ClockOffset()
     for start, there, back in ((0.0, 0.01, 0.01), (1.0, 0.01, 0.81), (2.0, 0.3, 0.01)):
@@ -279,7 +279,7 @@ def test_a_pong_that_answers_nothing_is_ignored() -> None:
     assert offset.ahead == pytest.approx(5.0)
 
 
-def test_a_report_moves_whole_to_another_clock() -> None:
+def test_all_stamps_of_a_report_are_shifted() -> None:
     told = report("a", NOW + 60, queue=queue((61.0, 0.1)))
     ours = shift_report(told, 60.0)
     assert ours.at == NOW
@@ -296,15 +296,15 @@ def test_the_clock_is_the_wall_clock_and_never_goes_back() -> None:
     assert times == sorted(times)
 
 
-def test_what_a_relay_says_becomes_bytes_and_round_trips() -> None:
+def test_link_figures_are_bytes_and_round_trips() -> None:
     settings = {"delay": 0.01, "jitter": 0.002}
     state = {"rate_bps": 8e6, "settings": settings, "backlog_bytes": 500}
     assert link_figures(state) == pytest.approx((1e6, 0.022, 500.0))
     assert link_figures(state | {"rate_bps": None})[0] == float("inf")
 
 
-async def test_relays_are_followed_and_may_come_late(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first call fails; the next ones are believed, period after period."""
+async def test_relays_are_polled_and_may_start_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first call fails; the next ones are read, period after period."""
     monkeypatch.setattr("edgewise.live.balancer.relay_poller.RETRY", 0.0)
     monkeypatch.setattr("edgewise.live.balancer.relay_poller.PERIOD", 0.0)
     calls = 0
@@ -404,7 +404,7 @@ def test_other_columns_are_refused(tmp_path: Path) -> None:
         Recorder(tmp_path, [REPORTS])
 
 
-def test_a_disk_that_fails_costs_rows_and_nothing_else(tmp_path: Path) -> None:
+def test_a_failing_disk_loses_rows_and_nothing_else(tmp_path: Path) -> None:
     recorder = Recorder(tmp_path, [REQUESTS])
     (tmp_path / "requests.parts").rmdir()
     recorder.add(REQUESTS, *rows_of(1)[0])
@@ -416,7 +416,7 @@ def test_a_disk_that_fails_costs_rows_and_nothing_else(tmp_path: Path) -> None:
     assert read(tmp_path, REQUESTS.name).num_rows == 0
 
 
-def test_whoever_adds_does_not_make_rows(tmp_path: Path) -> None:
+def test_rows_are_made_in_the_recorders_thread(tmp_path: Path) -> None:
     """The event loop has milliseconds, a segment takes tens."""
     threads: list[str] = []
 
@@ -432,7 +432,7 @@ def test_whoever_adds_does_not_make_rows(tmp_path: Path) -> None:
     assert {name.rpartition("_")[0] for name in threads} == {"records"}
 
 
-def test_a_disk_that_is_too_slow_costs_rows_unless_one_waits(
+def test_a_slow_disk_loses_rows_unless_the_recorder_is_patient(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("edgewise.live.recorder.BEHIND_MAX", 2)
@@ -487,7 +487,7 @@ def test_rows_fit_their_columns(tmp_path: Path) -> None:
 
 
 class Node:
-    """What a node does on its control channel, by hand."""
+    """A node's end of a control channel, driven by the test."""
 
     def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         self.socket = socket
@@ -510,9 +510,11 @@ class Node:
 
 
 class Stack:
-    """A balancer that listens, and who talks to it."""
+    """A balancer that listens, with clients and nodes."""
 
-    def __init__(self, server: TestServer, session: aiohttp.ClientSession, clock: Hand) -> None:
+    def __init__(
+        self, server: TestServer, session: aiohttp.ClientSession, clock: ManualClock
+    ) -> None:
         self.server, self.session, self.clock = server, session, clock
         self.balancer: Balancer
         self._nodes: list[Node] = []  # one that is collected hangs up
@@ -544,7 +546,7 @@ class Stack:
             return response.status, json.loads(text) if text.startswith(("{", "[")) else text
 
     async def until(self, true: Callable[[], bool]) -> None:
-        """Let the balancer read what was sent to it."""
+        """Let the balancer read until a condition holds."""
         async with asyncio.timeout(10):
             while not true():  # noqa: ASYNC110 - what it waits for is the code under test
                 await asyncio.sleep(0)
@@ -552,7 +554,7 @@ class Stack:
 
 @asynccontextmanager
 async def stack(rule: str = "earliest_completion") -> AsyncIterator[Stack]:
-    clock = Hand()
+    clock = ManualClock()
     made = Dispatcher(two_servers(), policy.make(rule), NOW)
     balancer = Balancer(made, clock)  # type: ignore[arg-type]
     async with (
@@ -631,7 +633,7 @@ async def test_an_ask_for_what_did_not_arrive_gets_the_same_command(how: str) ->
         assert s.balancer.dispatcher.counts.requests == 1
 
 
-async def test_nothing_is_decided_for_an_ingress_that_is_not_there() -> None:
+async def test_nothing_is_decided_for_an_ingress_that_is_not_connected() -> None:
     async with stack() as s:
         status, told = await s.call("/v1/requests", submission(request()))
         assert (status, told["error"]) == (503, "a is not connected")
@@ -729,7 +731,7 @@ async def test_the_state_and_a_decision_can_be_read() -> None:
         assert "decision_duration_seconds_count 1.0" in text
 
 
-async def test_a_body_over_the_limit_says_the_limit() -> None:
+async def test_a_body_over_the_limit_is_refused_with_the_limit() -> None:
     async with stack() as s:
         status, told = await s.call("/v1/outcomes", io.BytesIO(b" " * (8 * 2**20 + 1)))
         assert status == 413
@@ -745,7 +747,7 @@ async def test_a_body_over_the_limit_says_the_limit() -> None:
         (messages.Pong(ping=1.0, at=1.0), "expected a hello first"),
     ],
 )
-async def test_a_node_that_does_not_belong_is_told_why(hello: Any, reason: str) -> None:
+async def test_a_node_that_does_not_fit_is_refused_with_a_reason(hello: Any, reason: str) -> None:
     async with stack() as s:
         node = await s.open()
         await node.say(hello)
@@ -767,7 +769,7 @@ async def test_the_newer_of_two_connections_stays() -> None:
         assert (await new.hear()).request == "r1"
 
 
-async def test_a_server_that_goes_is_no_candidate() -> None:
+async def test_a_disconnected_server_is_no_candidate() -> None:
     async with stack() as s:
         await s.node("a")
         b = await s.node("b")
@@ -812,7 +814,7 @@ async def test_a_node_on_another_clock_is_understood() -> None:
         assert told["context"]["upload"] == 0.0
 
 
-async def test_nodes_are_told_of_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_nodes_get_each_others_reports(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edgewise.live.balancer.balancer.TICK", 0.001)
     async with stack() as s:
         await s.node("a", ahead=100.0)
@@ -853,7 +855,7 @@ def config_file(folder: Path, more: str = "") -> Path:
     return file
 
 
-def test_what_cannot_be_run_is_refused(tmp_path: Path) -> None:
+def test_an_unusable_configuration_is_refused(tmp_path: Path) -> None:
     (tmp_path / "two.yaml").write_text(TEXT)
     scenario = str(tmp_path / "two.yaml")
     with pytest.raises(BadInput, match="unknown policy 'rounded'"):
@@ -875,7 +877,7 @@ def start(file: Path) -> subprocess.Popen[bytes]:
 
 @pytest.mark.system
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_a_process_of_its_own_ends_with_everything_written(
+async def test_a_stopped_process_has_written_everything(
     tmp_path: Path, number: signal.Signals
 ) -> None:
     process = start(config_file(tmp_path))
@@ -917,7 +919,7 @@ async def test_a_process_of_its_own_ends_with_everything_written(
 
 
 @pytest.mark.system
-async def test_a_port_that_is_taken_is_said_so(tmp_path: Path) -> None:
+async def test_a_port_in_use_is_named(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         config = BalancerConfig(

@@ -44,7 +44,7 @@ pytestmark = pytest.mark.containers
 SMALL, MIDDLE, LARGE = "lite0-128", "lite0-224", "lite2"
 MODELS = (SMALL, MIDDLE, LARGE)
 ONLY_LARGE = 0.9
-"""An accuracy that of the three only lite2 has."""
+"""An accuracy that only lite2 has."""
 PATIENT = 60.0
 """s: a deadline that no queue of these tests misses, however busy the machine is."""
 
@@ -75,7 +75,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
 # -- the image ---------------------------------------------------------------------------------
 
 
-def test_the_image_says_what_it_is_and_runs_as_nobody_special() -> None:
+def test_the_image_has_labels_and_an_unprivileged_user() -> None:
     (about,) = msgspec.json.decode(engine("image", "inspect", IMAGE))
     config = about["Config"]
     assert config["User"] == "10001:10001"
@@ -86,14 +86,14 @@ def test_the_image_says_what_it_is_and_runs_as_nobody_special() -> None:
     assert about["Size"] < 900e6
 
 
-def test_every_role_starts_from_it_with_no_network_and_nothing_writable() -> None:
+def test_every_role_starts_without_network_and_writable_files() -> None:
     for role in ("node", "balancer", "relay", "client", "evaluate", "configs"):
         said = engine("run", "--rm", "--network=none", "--read-only", "--tmpfs=/tmp",
                       "--cap-drop=ALL", IMAGE, role, "--help")  # fmt: skip
         assert f"edgewise {role}" in said
 
 
-def test_what_builds_it_is_not_in_it() -> None:
+def test_the_image_contains_no_build_tools() -> None:
     program = (
         "import importlib.util as u; "
         "print([m for m in ('onnx', 'scipy', 'pip', 'setuptools', 'hatchling', 'torch') "
@@ -103,7 +103,7 @@ def test_what_builds_it_is_not_in_it() -> None:
     assert engine("run", "--rm", "--entrypoint", python, IMAGE, "-c", program) == "[]"
 
 
-def test_without_a_writable_tmp_it_says_what_it_needs() -> None:
+def test_without_a_writable_tmp_the_error_says_so() -> None:
     said = subprocess.run(
         [ENGINE, "run", "--rm", "--read-only", "--read-only-tmpfs=false", IMAGE, "--version"],
         capture_output=True,
@@ -137,7 +137,7 @@ def test_a_fleet_is_three_unequal_containers_and_a_balancer(fleet: Fleet) -> Non
     assert "ready: the balancer sees every server" in fleet.script("status")
 
 
-def test_up_again_changes_nothing_and_a_changed_option_only_what_it_is_about(fleet: Fleet) -> None:
+def test_up_again_touches_only_containers_whose_options_changed(fleet: Fleet) -> None:
     before = fleet.identity()
     fleet.up()
     assert fleet.identity() == before
@@ -162,7 +162,7 @@ async def test_photos_from_outside_get_their_class(fleet: Fleet) -> None:
 
 
 async def test_a_container_killed_with_requests_queued_on_it_loses_none(fleet: Fleet) -> None:
-    """The issue's own test: every request is answered exactly once."""
+    """Every request is answered exactly once."""
     photos = Photos()
     # Two thirds can be answered by the large one only; the rest by any.
     plan = [((SMALL, MIDDLE)[n % 2], (ONLY_LARGE, ONLY_LARGE, 0.5)[n % 3]) for n in range(120)]
@@ -221,7 +221,7 @@ async def test_a_container_killed_with_requests_queued_on_it_loses_none(fleet: F
 
 
 def test_a_client_in_a_container_sends_photos(fleet: Fleet) -> None:
-    """With the fleet's own image: `send` is not told which."""
+    """With the fleet's own image, without naming it."""
     done = msgspec.json.decode(fleet.script("send").splitlines()[-1])["done"]
     assert sum(done["outcomes"].values()) == done["sent"] == done["total"] > 50
     assert done["outcomes"]["served"] > 0
@@ -260,7 +260,7 @@ async def test_sigterm_drains(fleet: Fleet) -> None:
     fleet.up()
 
 
-def test_tc_shapes_what_leaves_a_container(fleet: Fleet) -> None:
+def test_tc_shapes_the_traffic_that_leaves_a_container(fleet: Fleet) -> None:
     url = f"{fleet.ingress[SMALL]}/metrics"
 
     def seconds() -> float:
@@ -279,7 +279,7 @@ def test_tc_shapes_what_leaves_a_container(fleet: Fleet) -> None:
     assert seconds() < slow
 
 
-async def test_emulation_is_one_more_container(tmp_path: Path) -> None:
+async def test_emulation_adds_one_container(tmp_path: Path) -> None:
     fleet = Fleet(tmp_path, "--models", f"{SMALL},{MIDDLE}", "--emulate")
     try:
         fleet.up()
@@ -335,7 +335,7 @@ def test_up_with_containers_gives_the_same_summary(tmp_path: Path) -> None:
     assert runs() == []
 
 
-def test_containers_go_when_the_launcher_is_killed(tmp_path: Path) -> None:
+def test_containers_are_removed_when_the_launcher_is_killed(tmp_path: Path) -> None:
     launcher = subprocess.Popen(
         edgewise("up", "smoke", "--containers", "--image", IMAGE, "--duration", "60",
                  "--out", str(tmp_path / "run")),
@@ -353,7 +353,7 @@ def test_containers_go_when_the_launcher_is_killed(tmp_path: Path) -> None:
 
 
 def runs() -> list[str]:
-    """Containers and networks of launchers."""
+    """Names of the launchers' containers and networks."""
     said = engine("ps", "--all", "--filter", "label=edgewise.run", "--format", "{{.Names}}")
     said += "\n" + engine(
         "network", "ls", "--filter", "label=edgewise.run", "--format", "{{.Name}}"

@@ -1,17 +1,20 @@
-"""What stands in deploy/ is what the schemas, the scenario and each other say it must be.
+"""The files in deploy/ agree with their schemas, the scenario and each other.
 
 No container is started here (tests/test_containers.py does that).
 """
 
 from __future__ import annotations
 
+import ast
 import configparser
 import copy
+import importlib
 import json
 import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -41,7 +44,7 @@ def documents(file: Path) -> list[dict[str, Any]]:
 
 
 def built(folder: Path) -> list[dict[str, Any]]:
-    """What `kubectl kustomize` makes of a folder, as far as deploy/ uses it."""
+    """The output of `kubectl kustomize` for a folder, as far as deploy/ uses it."""
     kustomization = yaml.safe_load((folder / "kustomization.yaml").read_text("utf-8"))
     known = {"apiVersion", "kind", "namespace", "resources", "configMapGenerator", "images"}
     assert set(kustomization) <= known, "this test does not know what that does"
@@ -147,7 +150,7 @@ def test_the_disruption_budget_and_the_policy_select_the_pods() -> None:
 
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_kubectl_builds_the_same(overlay: str) -> None:
+def test_kubectl_builds_the_same_manifests(overlay: str) -> None:
     folder = DEPLOY / "kubernetes" / "overlays" / overlay
     said = subprocess.run(
         ["kubectl", "kustomize", str(folder)],
@@ -189,14 +192,14 @@ def test_compose_passes_the_schema() -> None:
 @pytest.mark.parametrize(
     ("field", "value"), [("cpuss", 1), ("cpus", "many"), ("ports", ["127.0.0.1:x:1"])]
 )
-def test_the_schema_finds_what_is_wrong_in_compose(field: str, value: Any) -> None:
+def test_the_schema_finds_errors_in_compose(field: str, value: Any) -> None:
     content = compose()
     content["services"]["kiosk"][field] = value
     with pytest.raises(ValueError, match=r".+"):
         validate_compose(content)
 
 
-def test_compose_publishes_on_the_loopback_what_the_configuration_says() -> None:
+def test_compose_publishes_the_configured_ports_on_the_loopback() -> None:
     services = compose()["services"]
     for name, service in services.items():
         for port in service.get("ports", ()):
@@ -213,7 +216,7 @@ def test_compose_publishes_on_the_loopback_what_the_configuration_says() -> None
     assert {url.rpartition(":")[2] for url in client.ingress.values()} < published
 
 
-def test_compose_has_a_profile_for_each_way() -> None:
+def test_compose_has_a_profile_with_and_without_the_emulator() -> None:
     by_profile: dict[str, set[str]] = {}
     for name, service in compose()["services"].items():
         for profile in service["profiles"]:
@@ -247,7 +250,7 @@ def test_the_configurations_are_those_of_the_scenario(tmp_path: Path) -> None:
 
 
 def read(file: Path) -> Any:
-    """What a process makes of a configuration: a field's default may be written or not."""
+    """A configuration as a process reads it: a default may be written out or not."""
     if file.stem == "scenario":
         return load(str(file))
     if file.stem == "relay":
@@ -268,7 +271,7 @@ def test_the_processes_can_read_their_configurations(folder: str) -> None:
 
 
 def health_port(text: str, block: str) -> int:
-    """What the image's health check takes for the port."""
+    """The port that the image's health check finds."""
     source = (DEPLOY / "image" / "edgewise-health").read_text("utf-8")
     space: dict[str, Any] = {"__name__": "health"}
     exec(compile(source, "health", "exec"), space)  # our own file; it has no suffix
@@ -295,11 +298,24 @@ def test_the_health_check_reads_the_port_without_a_yaml_library(folder: str) -> 
         "routes:\n- listen: {port: 7}\nlisten:\n    host: h\n    port: 81\n",
     ],
 )
-def test_the_health_check_reads_what_a_person_writes(text: str) -> None:
+def test_the_health_check_reads_files_written_by_hand(text: str) -> None:
     assert health_port(text, "listen") == 81
 
 
-def test_units_run_what_exists_and_are_confined() -> None:
+def test_the_image_imports_what_exists() -> None:
+    """The command of the image is the package's; what the image's scripts import is there."""
+    script = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["scripts"]
+    module, _, function = script["edgewise"].partition(":")
+    command = (DEPLOY / "image" / "edgewise").read_text("utf-8")
+    assert f"from {module} import {function}" in command
+    for text in (command, (DEPLOY / "image" / "warm_up.py").read_text("utf-8")):
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.ImportFrom):
+                source = importlib.import_module(node.module or "")
+                assert all(hasattr(source, each.name) for each in node.names), node.module
+
+
+def test_units_run_existing_commands_and_are_confined() -> None:
     roles = set()
     for file in (DEPLOY / "systemd").glob("*.service"):
         unit = configparser.ConfigParser(strict=False, interpolation=None)
@@ -313,7 +329,7 @@ def test_units_run_what_exists_and_are_confined() -> None:
     assert roles == {"balancer", "node", "relay"}
 
 
-def test_the_dashboard_asks_for_metrics_that_exist() -> None:
+def test_the_dashboard_uses_metrics_that_exist() -> None:
     dashboard = json.loads((DEPLOY / "monitoring" / "dashboard.json").read_text("utf-8"))
     text = " ".join(t["expr"] for panel in dashboard["panels"] for t in panel["targets"])
     asked = set(re.findall(r"([a-z_]{5,})\{job", text))
@@ -348,7 +364,7 @@ def test_scripts_parse(script: str) -> None:
         (["sideways"], "unknown command"),
     ],
 )
-def test_the_fleet_script_refuses_what_it_does_not_know(
+def test_the_fleet_script_refuses_unknown_arguments(
     arguments: list[str], problem: str, tmp_path: Path
 ) -> None:
     # An engine that would fail if it were asked anything.

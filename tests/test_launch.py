@@ -1,4 +1,4 @@
-"""Who is told what address, what the relay is told of the network, and what is seen of a run."""
+"""The launcher: addresses, configuration files, options, and the view of a run."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pytest
 from msgspec import UNSET
 from rich.console import Console
 
+from edgewise.cli import options as cli_options
 from edgewise.errors import BadInput, ScenarioError
 from edgewise.live.process_config import BalancerConfig, ClientConfig, NodeConfig, load_config
 from edgewise.live.run import launcher, progress_view
@@ -61,7 +62,7 @@ def addresses(scenario: Scenario) -> Addresses:
 
 
 def ways(relay: RelayConfig) -> dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]]:
-    """By the address at which a way begins: where it ends and what it crosses."""
+    """By the address at which a route begins: where it ends and which links it crosses."""
     return {
         f"http://{r.listen.host}:{r.listen.port}": (
             f"http://{r.to.host}:{r.to.port}",
@@ -72,7 +73,7 @@ def ways(relay: RelayConfig) -> dict[str, tuple[str, tuple[str, ...], tuple[str,
     }
 
 
-def test_with_the_emulator_every_way_leads_over_its_links() -> None:
+def test_with_the_emulator_every_route_crosses_its_links() -> None:
     where = addresses(fleet())
     assert where.relay is not None
     there = ways(where.relay)
@@ -152,7 +153,7 @@ def test_traces_go_into_the_relay(tmp_path: Path) -> None:
     assert scaled.load(Path("/")).mean_bps == pytest.approx(3 * 6e6)
 
 
-def test_every_preset_can_be_laid_out() -> None:
+def test_every_preset_gets_valid_addresses() -> None:
     for name in ("three-sites", "single-model", "volatile", "direct", "smoke"):
         where = addresses(load(name))
         assert (where.relay is None) == (name == "direct")
@@ -189,7 +190,7 @@ def test_the_balancer_reads_the_relay_only_if_the_scenario_says_so(tmp_path: Pat
     assert balancer.relays == (f"http://{control.host}:{control.port}",)
 
 
-def test_free_ports_are_free_and_never_given_twice() -> None:
+def test_free_ports_are_free_and_given_once() -> None:
     ports = FreePorts(random.Random(1))
     first = ports()
     with socket.socket() as taken:
@@ -202,7 +203,7 @@ def test_free_ports_are_free_and_never_given_twice() -> None:
     assert all(20_000 <= port < 32_768 for port in got)
 
 
-def test_what_is_not_played_is_said() -> None:
+def test_ignored_settings_are_named() -> None:
     assert not ignored_settings(fleet())
     assert any(
         "outages" in each for each in ignored_settings(fleet().with_overrides(emulate=False))
@@ -213,51 +214,50 @@ def test_what_is_not_played_is_said() -> None:
 # -- up's own arguments --------------------------------------------------------------------------
 
 
-class Halted:
-    """A balancer's process that notes what is done to it."""
+class PausableProcess:
+    """A balancer's process that records how it is called."""
 
     def __init__(self) -> None:
-        self.said: list[str] = []
-        self.halted = asyncio.Event()
+        self.calls: list[str] = []
+        self.paused = asyncio.Event()
 
     async def pause(self) -> None:
-        self.said.append("halt")
-        self.halted.set()
+        self.calls.append("pause")
+        self.paused.set()
 
     async def resume(self) -> None:
-        self.said.append("go on")
+        self.calls.append("resume")
 
 
-async def test_a_mute_balancer_goes_on_even_if_the_run_ends_before(tmp_path: Path) -> None:
+async def test_a_mute_balancer_resumes_even_if_the_run_ends_before(tmp_path: Path) -> None:
     deployment = Deployment(fleet(), tmp_path)
-    balancer = Halted()
+    balancer = PausableProcess()
     deployment.balancer = balancer  # type: ignore[assignment]
     await deployment._fail(MuteFailure(at=0.0, duration=1e-6))
-    assert balancer.said == ["halt", "go on"]
-    balancer.halted.clear()
+    assert balancer.calls == ["pause", "resume"]
+    balancer.paused.clear()
     long = asyncio.create_task(deployment._fail(MuteFailure(at=0.0, duration=1e6)))
-    await balancer.halted.wait()
+    await balancer.paused.wait()
     long.cancel()
     with pytest.raises(asyncio.CancelledError):
         await long
-    assert balancer.said == ["halt", "go on"] * 2
+    assert balancer.calls == ["pause", "resume"] * 2
 
 
-def test_wishes_change_the_scenario(tmp_path: Path) -> None:
-    wishes = launcher.RunOptions(scenario="smoke", duration=1.5, rate=40.0, seed=9, emulate=False)
-    scenario = launcher.scenario_of(wishes)
+def test_options_change_the_scenario(tmp_path: Path) -> None:
+    options = launcher.RunOptions(scenario="smoke", duration=1.5, rate=40.0, seed=9, emulate=False)
+    scenario = launcher.scenario_of(options)
     assert (scenario.workload.duration, scenario.workload.arrivals.mean_rate) == (1.5, 40.0)
     assert (scenario.seed, scenario.network.emulate) == (9, False)
 
 
 @pytest.mark.parametrize(
-    ("wishes", "problem"),
+    ("options", "problem"),
     [
         (
             launcher.RunOptions(scenario="smoke", policies=("local", "bestest")),
             "unknown policy 'bestest'",
         ),
-        (launcher.RunOptions(scenario="smoke", policies=("local", "local")), "stands twice"),
         (launcher.RunOptions(scenario="smoke", rate=-1.0), "rate"),
         (launcher.RunOptions(scenario="smoke", duration=0.0), "duration"),
         (launcher.RunOptions(scenario="nosuch"), "expected a file or a preset"),
@@ -267,9 +267,14 @@ def test_wishes_change_the_scenario(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_wishes_that_make_no_sense_are_refused(wishes: launcher.RunOptions, problem: str) -> None:
+def test_options_that_make_no_sense_are_refused(options: launcher.RunOptions, problem: str) -> None:
     with pytest.raises(BadInput, match=problem):
-        launcher.scenario_of(wishes)
+        launcher.scenario_of(options)
+
+
+def test_a_policy_that_stands_twice_is_refused() -> None:
+    with pytest.raises(BadInput, match="stands twice in local,local"):
+        cli_options.policies("local,local")
 
 
 def test_two_runs_never_share_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -289,7 +294,7 @@ def test_two_runs_never_share_a_folder(tmp_path: Path, monkeypatch: pytest.Monke
 # -- what is seen --------------------------------------------------------------------------------
 
 
-def glance(**changes: object) -> progress_view.RunState:
+def run_state(**changes: object) -> progress_view.RunState:
     base: dict[str, object] = {
         "title": "local (1/3)",
         "elapsed": 4.0,
@@ -329,7 +334,7 @@ def drawn(seen: progress_view.RunState) -> str:
 
 
 def test_the_view_shows_servers_links_and_score() -> None:
-    shown = drawn(glance())
+    shown = drawn(run_state())
     assert "█████░░░░░  50 %" in shown
     assert "not connected" in shown
     assert "uplink:a" in shown
@@ -338,14 +343,14 @@ def test_the_view_shows_servers_links_and_score() -> None:
     assert "9 served, 1 shed" in shown
 
 
-def test_the_view_lives_with_what_is_not_there_yet() -> None:
-    assert "nothing sent yet" in drawn(glance(progress={}, state=None, links={}))
-    assert "the balancer is silent" in drawn(glance(state=None))
-    assert "uplink" not in drawn(glance(links={}))
+def test_the_view_copes_with_missing_state() -> None:
+    assert "nothing sent yet" in drawn(run_state(progress={}, state=None, links={}))
+    assert "the balancer is silent" in drawn(run_state(state=None))
+    assert "uplink" not in drawn(run_state(links={}))
 
 
-def test_where_there_is_no_terminal_a_line_says_it() -> None:
-    said = progress_view.status_line(glance())
+def test_without_a_terminal_the_state_is_one_line() -> None:
+    said = progress_view.status_line(run_state())
     assert "\n" not in said
     assert "4/20 s" in said
     assert "sent 12" in said

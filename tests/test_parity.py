@@ -1,4 +1,4 @@
-"""The simulator and the live code on virtual time make the same of one trace."""
+"""Simulator and live code decide and time one trace alike; controls that must be noticed."""
 
 from __future__ import annotations
 
@@ -63,9 +63,9 @@ workload:
   payload: {kind: lognormal, median_bytes: 90000}
 """
 LEAD = 1.5
-"""s before the first request: every node has been heard, in both worlds."""
+"""s before the first request: every node has reported, in both worlds."""
 CONTROLLED = "edgewise"
-"""Reads all there is, so that whatever is wrong anywhere can show."""
+"""A policy that reads every column, so that an error in any of them shows."""
 
 
 @functools.cache
@@ -147,7 +147,7 @@ def outages(scenario: Scenario) -> Scenario:
 
 
 def rates(scenario: Scenario) -> Scenario:
-    """Of rates alone: the live least round trip is slow to notice another delay."""
+    """Changes of rates only: the live least round trip is slow to notice another delay."""
     events = (
         sc.LinkEvent(at=2.0, link="plaza", set=sc.LinkChange(rate_mbps=3.0)),
         sc.LinkEvent(at=2.6, link="access:plaza", set=sc.LinkChange(rate_mbps=20.0)),
@@ -158,8 +158,8 @@ def rates(scenario: Scenario) -> Scenario:
 
 
 def slow(scenario: Scenario) -> Scenario:
-    """Of originals alone: what a live node expects of a conversion is a running mean, and follows
-    slow spells; the simulated one knows the time that it takes without them."""
+    """Without conversions: a live node expects them to take their running mean, which follows slow
+    spells; a simulated one expects the time without slow spells."""
     spell = sc.Spell(rate=0.6, duration=0.6, factor=(1.5, 4.0))
     return msgspec.structs.replace(
         scenario,
@@ -170,7 +170,7 @@ def slow(scenario: Scenario) -> Scenario:
 
 
 def stuck(scenario: Scenario) -> Scenario:
-    """Peers so slow that they are given up while they run."""
+    """Peers so slow that they are given up while they run a request."""
     depot = sc.SlowFailure(at=1.8, server="depot", duration=2.0, factor=12.0)
     campus = sc.SlowFailure(at=2.2, server="campus", duration=0.8, factor=8.0)
     scenario = msgspec.structs.replace(scenario, failures=(depot, campus))
@@ -270,7 +270,7 @@ def test_what_is_not_supported_is_refused() -> None:
 
 
 def lose(server: str, number: int) -> Callable[[Report], Report | None]:
-    """Loses that report of a server."""
+    """Lose a server's report with this number."""
     left = number
 
     def report(report: Report) -> Report | None:
@@ -282,7 +282,7 @@ def lose(server: str, number: int) -> Callable[[Report], Report | None]:
 
 
 def in_milliseconds(report: Report) -> Report:
-    """What is left of running work, in the wrong unit."""
+    """The remaining time of running work in the wrong unit."""
     return msgspec.structs.replace(report, running=tuple(1e3 * left for left in report.running))
 
 
@@ -310,7 +310,7 @@ def test_other_service_times_are_noticed() -> None:
     assert any(each.what == "finished" for each in found)
 
 
-def test_a_client_that_does_not_allow_for_its_way_is_noticed(
+def test_a_client_that_ignores_its_own_delay_is_noticed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     class Ignorant(LeastRtt):
@@ -326,7 +326,7 @@ def test_a_client_that_does_not_allow_for_its_way_is_noticed(
 # -- the parts -----------------------------------------------------------------------------------
 
 
-def test_time_jumps_to_exactly_the_next_timer() -> None:
+def test_time_jumps_exactly_to_the_next_timer() -> None:
     seen = []
 
     async def work() -> None:
@@ -341,7 +341,7 @@ def test_time_jumps_to_exactly_the_next_timer() -> None:
     assert time.process_time() - begun < 5.0  # of CPU: nobody waited for 32 years
 
 
-def test_timers_of_one_moment_go_in_the_order_in_which_they_were_set() -> None:
+def test_timers_due_at_the_same_time_fire_in_the_order_set() -> None:
     seen: list[int] = []
 
     async def work() -> None:
@@ -354,7 +354,7 @@ def test_timers_of_one_moment_go_in_the_order_in_which_they_were_set() -> None:
     assert seen == sorted(range(50), key=lambda number: (number % 3 > 0, number))
 
 
-def test_deadlock_is_said() -> None:
+def test_a_deadlock_is_raised() -> None:
     async def work() -> None:
         await asyncio.Event().wait()
 
@@ -390,7 +390,7 @@ def test_flows_share_equally_and_a_cancelled_one_frees_its_share() -> None:
     assert done == pytest.approx({"short": 1.0, "long": 4.5})
 
 
-def test_a_change_of_rate_concerns_what_is_left() -> None:
+def test_a_change_of_rate_affects_the_bytes_left() -> None:
     done: dict[str, float] = {}
 
     async def work() -> None:

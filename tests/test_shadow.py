@@ -1,4 +1,4 @@
-"""A shadow policy decides too, and changes nothing; the commands and records around it."""
+"""A shadow policy changes nothing; `edgewise explain` on live and simulated runs."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from fleet_case import NOW, report, request, two_servers
 pytestmark = pytest.mark.study
 
 
-class Hand:
-    """A clock that stands."""
+class FixedClock:
+    """A clock that always reads the same."""
 
     def now(self) -> float:
         return NOW
@@ -67,14 +67,14 @@ def test_the_shadow_sees_what_the_policy_saw() -> None:
     assert made.counts.shadow_agreed == 20
 
 
-def test_no_shadow_no_table() -> None:
+def test_without_a_shadow_there_is_no_table() -> None:
     assert SHADOW not in dispatcher(None).tables
 
 
 def test_metrics_show_the_guard_and_the_shadow() -> None:
     made = dispatcher("edgewise", rule="edgewise")
     made.decide(request(), NOW, "metadata")
-    text = BalancerMetrics(made, Hand()).render().decode()  # type: ignore[arg-type]
+    text = BalancerMetrics(made, FixedClock()).render().decode()  # type: ignore[arg-type]
     assert 'policy_count_total{role="decides",what="decisions"} 1.0' in text
     assert 'policy_count_total{role="shadow",what="stale"} 0.0' in text
     assert 'shadow_decision_total{same="yes"} 1.0' in text
@@ -116,7 +116,7 @@ def test_explain_shows_a_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("rule", ["edgewise", "priced_greedy"])
-def test_explain_plays_a_simulated_run_again(tmp_path: Path, rule: str) -> None:
+def test_explain_simulates_a_simulated_run_again(tmp_path: Path, rule: str) -> None:
     options = ["--policy", rule, "--duration", "1.5", "--out", str(tmp_path), "--threads", "1"]
     run = CliRunner().invoke(app, ["simulate", "volatile", *options])
     assert run.exit_code == 0, run.output

@@ -1,4 +1,4 @@
-"""The summary: what counts in which denominator, the keys other tools read, the table."""
+"""The summary: denominators, the keys that other tools read, the tables."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_a_hard_deadline_counts_no_late_answer() -> None:
         ([*OUTCOMES, served("stranger")], "stranger belongs to no request"),
     ],
 )
-def test_nothing_is_left_out_in_silence(outcomes: list[Outcome], problem: str) -> None:
+def test_a_missing_or_extra_outcome_is_refused(outcomes: list[Outcome], problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
         summarise("p", REQUESTS, outcomes, SHAPE)
 
@@ -128,7 +128,7 @@ def test_the_table_ranks_and_shows_the_difference_to_the_best_other() -> None:
     assert "-0.400 (-50 %)" in second
 
 
-def test_a_single_policy_is_compared_with_nobody() -> None:
+def test_a_single_policy_has_no_comparison() -> None:
     one = summarise("only", REQUESTS, OUTCOMES, SHAPE, servers=("a", "b"))
     shown = text(comparison(Summary(scenario="s", seed=3, policies=(one,))))
     assert "vs other" not in shown

@@ -1,4 +1,4 @@
-"""Real processes: the launcher, one process each by hand, and what is left when one is killed.
+"""Real processes: the launcher, processes started by hand, and processes that are killed.
 
 Bounds on time are loose, for these run on busy machines; what is counted is exact. Every test ends
 with none of its processes alive.
@@ -73,7 +73,7 @@ def pair(old: str = "", new: str = "") -> Scenario:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
-    """A run's folder; no process that was told of it may outlive the test."""
+    """A run's folder; no process with it on its command line may outlive the test."""
     yield tmp_path
     left = alive(tmp_path)
     for process in left:
@@ -94,7 +94,7 @@ def alive(folder: Path) -> list[psutil.Process]:
 
 
 def until(condition: Callable[[], Any], seconds: float = 60.0) -> None:
-    """Wait for something that other processes do."""
+    """Wait until other processes have done something."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not happen in time"
@@ -102,7 +102,7 @@ def until(condition: Callable[[], Any], seconds: float = 60.0) -> None:
 
 
 def up(*arguments: str, seconds: float = 150.0) -> str:
-    """What ``edgewise up`` says; it must succeed."""
+    """Run ``edgewise up``, which must succeed; returns its output."""
     done = subprocess.run(
         [*EDGEWISE, "up", *arguments], capture_output=True, text=True, timeout=seconds
     )
@@ -117,7 +117,7 @@ def rows(folder: Path, name: str) -> list[dict[str, Any]]:
 # -- the launcher --------------------------------------------------------------------------------
 
 
-def test_up_serves_real_requests_and_keeps_the_contract(folder: Path) -> None:
+def test_up_serves_real_requests_and_writes_all_files(folder: Path) -> None:
     run, file = folder / "run", folder / "summary.json"
     up("smoke", "--out", str(run), "--json", str(file))
     summary = json.loads(file.read_text())
@@ -209,7 +209,7 @@ def running(folder: Path) -> subprocess.Popen[str]:
     raise AssertionError(launcher.communicate()[1])
 
 
-async def test_a_process_that_does_not_come_up_is_told_with_its_log(folder: Path) -> None:
+async def test_a_process_that_does_not_start_is_reported_with_its_log(folder: Path) -> None:
     deployment = Deployment(pair(), folder, with_client=False)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", deployment.addresses.nodes["far"].port))
@@ -223,7 +223,7 @@ async def test_a_process_that_does_not_come_up_is_told_with_its_log(folder: Path
 
 
 class Watched:
-    """A client in this process, which notes when each request ended and how."""
+    """A client in this process that records when each request ended and how."""
 
     def __init__(self, deployment: Deployment) -> None:
         where = deployment.addresses
@@ -236,7 +236,7 @@ class Watched:
         self.ended.append((entry.request, outcome, time.time() - entry.request.sent_at))
 
 
-async def test_a_node_that_vanishes_with_requests_in_its_queue(folder: Path) -> None:
+async def test_a_node_is_killed_with_requests_in_its_queue(folder: Path) -> None:
     """Each of them ends once, within its deadline and a second."""
     # 16 requests/s of 0.08 s on `far` alone keep it over its capacity: there is a queue.
     scenario = pair("rate: 20", "rate: 32")
@@ -320,7 +320,7 @@ async def test_a_server_slows_down_for_a_while(folder: Path) -> None:
     assert min(slowed) > 0.055 > 0.045 > min(at_rest) > 0.018
 
 
-def test_the_document_by_hand_works(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_commands_of_by_hand_work(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The files and commands of docs/by-hand.md, on other ports; the relay comes last."""
     text = DOCUMENT.read_text()
     ports = {port: free_port() for port in sorted(set(re.findall(r"\b8[12]0\d\b", text)))}
@@ -365,7 +365,7 @@ def free_port() -> int:
 
 
 def start(words: list[str], folder: Path) -> subprocess.Popen[str]:
-    """Run a process that listens, and wait until it says so."""
+    """Start a process and wait until it listens."""
     with (folder / f"{words[2]}.log").open("w") as log:
         process = subprocess.Popen(
             # The folder on the command line is how `alive` recognises it.
@@ -390,7 +390,7 @@ def finish(words: list[str]) -> str:
 
 
 def check_url(url: str, command: str) -> None:
-    """What curl would have done, with what stands behind ``-X`` and ``-d``."""
+    """Do what the curl command would, with its ``-X`` and ``-d``."""
     body = re.search(r"-d '(.*)'", command)
     method = re.search(r"-X (\w+)", command)
     request = urllib.request.Request(
