@@ -32,7 +32,8 @@ from edgewise.live.run.deployment import Deployment
 from edgewise.live.run.evaluation import evaluate
 from edgewise.live.run.launcher import prepare_models
 from edgewise.scenario import Scenario, check, load
-from edgewise.summary import PolicySummary, Summary, comparison
+from edgewise.summary import PolicySummary, Summary
+from edgewise.summary_tables import comparison_tables
 from edgewise.tasks.services import services_of
 
 RATE = 15.0
@@ -96,7 +97,7 @@ async def soak(scenario: Scenario, folder: Path, console: Console) -> dict[str, 
 def report(summary: Summary, memory: dict[str, dict[str, Any]], console: Console) -> list[str]:
     """Print the summary and the memory; returns what is wrong."""
     policy = summary.policies[0]
-    console.print(comparison(summary))
+    console.print(comparison_tables(summary))
     table = Table(title="Resident memory, MB, medians by quarter of the run")
     table.add_column("process")
     for heading in ("1st", "2nd", "3rd", "4th", "4th - 2nd"):

@@ -22,7 +22,7 @@ LAYERS = (
     {"domain"},
     {
         "score", "scenario", "worlds", "tasks", "network", "fleet", "policy",
-        "summary",
+        "summary", "summary_tables",
     },
     {"sim", "live", "network.relay", "network.kernel", "network.control", "network.capabilities",
      "network.link_controller", "network.link_backend"},

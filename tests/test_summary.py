@@ -11,7 +11,8 @@ from rich.console import Console
 
 from edgewise.domain import Outcome, PayloadForm, Request, Status
 from edgewise.score import ScoreShape
-from edgewise.summary import LatencyMs, Summary, comparison, per_server, percentiles_ms, summarise
+from edgewise.summary import LatencyMs, Summary, percentiles_ms, summarise
+from edgewise.summary_tables import comparison_tables, server_table
 
 SHAPE = ScoreShape()
 
@@ -120,7 +121,7 @@ def test_the_table_ranks_and_shows_the_difference_to_the_best_other() -> None:
     good = summarise("good", REQUESTS[:1], OUTCOMES[:1], SHAPE)
     poor = summarise("poor", REQUESTS[1:2], OUTCOMES[1:2], SHAPE)
     summary = Summary(scenario="s", seed=3, policies=(poor, good))
-    lines = text(comparison(summary)).splitlines()
+    lines = text(comparison_tables(summary)).splitlines()
     first = next(line for line in lines if "good" in line)
     second = next(line for line in lines if "poor" in line)
     assert lines.index(first) < lines.index(second)
@@ -128,9 +129,9 @@ def test_the_table_ranks_and_shows_the_difference_to_the_best_other() -> None:
     assert "-0.400 (-50 %)" in second
 
 
-def test_a_single_policy_has_no_comparison() -> None:
+def test_a_single_policy_has_no_comparison_tables() -> None:
     one = summarise("only", REQUESTS, OUTCOMES, SHAPE, servers=("a", "b"))
-    shown = text(comparison(Summary(scenario="s", seed=3, policies=(one,))))
+    shown = text(comparison_tables(Summary(scenario="s", seed=3, policies=(one,))))
     assert "vs other" not in shown
     assert "1 shed" in shown
-    assert "80 % / -" in text(per_server(Summary(scenario="s", seed=3, policies=(one,))))
+    assert "80 % / -" in text(server_table(Summary(scenario="s", seed=3, policies=(one,))))

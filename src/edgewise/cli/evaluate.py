@@ -19,7 +19,7 @@ def evaluate(
     [bold]Example:[/bold] edgewise evaluate runs/20260101-120000-three-sites
     """
     from edgewise.live.run.evaluation import evaluate
-    from edgewise.live.run.launcher import show
+    from edgewise.summary_tables import show
 
     summary = evaluate(run)
     show(summary, output.console_beside(json))

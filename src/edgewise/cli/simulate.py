@@ -52,7 +52,8 @@ def simulate(
     from edgewise.policy_names import labels
     from edgewise.scenario import check, load
     from edgewise.sim import simulate as sims
-    from edgewise.summary import Summary, comparison, per_server
+    from edgewise.summary import Summary
+    from edgewise.summary_tables import show
 
     console = output.console_beside(json)
     read = load(scenario, allow_code=allow_code)
@@ -71,8 +72,7 @@ def simulate(
         seed=world.seed,
         policies=tuple(sims.summary_of(name, each) for name, each in ended.items()),
     )
-    console.print(comparison(summary))
-    console.print(per_server(summary))
+    show(summary, console)
     if out is not None:
         _write(out, world, ended, summary.to_json())
         output.note(console, f"results: {out}")

@@ -77,7 +77,8 @@ def up(
     """
     from edgewise.errors import BadInput
     from edgewise.live.run.containers import DEFAULT_IMAGE
-    from edgewise.live.run.launcher import RunOptions, launch, show
+    from edgewise.live.run.launcher import RunOptions, launch
+    from edgewise.summary_tables import show
 
     if image is not None and not containers:
         raise BadInput("--image: only with --containers")

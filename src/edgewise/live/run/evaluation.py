@@ -67,7 +67,7 @@ def summary_of(folder: Path) -> PolicySummary:
             shape,
             servers=scenario.server_names,
             utilisation=_utilisation(folder, began, max(began, ended)),
-            late=_late_send(folder),
+            late_send=_late_send(folder),
             seconds=max(0.0, ended - began),
         )
     except ValueError as error:

@@ -29,7 +29,7 @@ from edgewise.live.run.progress_view import ProgressView
 from edgewise.policy import find
 from edgewise.policy_names import is_code, labels
 from edgewise.scenario import ImagesPayload, Scenario, check, dump, load
-from edgewise.summary import Summary, comparison, per_server
+from edgewise.summary import Summary
 from edgewise.tasks import task_of
 from edgewise.tasks.services import services_of
 
@@ -208,9 +208,3 @@ def prepare_models(task: str, models: Iterable[str], console: Console) -> None:
             bar.update(row, description=f"{name}: {what[:40]}", completed=done)
 
         task_of(task).prepare(models, progress)
-
-
-def show(summary: Summary, console: Console) -> None:
-    """Print the tables at the end of a run."""
-    console.print(comparison(summary))
-    console.print(per_server(summary))
