@@ -10,32 +10,34 @@ from typing import Annotated
 import typer
 
 from edgewise.cli import options
-from edgewise.errors import BadInput, MissingExtra
+from edgewise.errors import BadInput
 
 
 def configs(
     scenario: options.ScenarioName,
-    folder: Annotated[Path, typer.Argument(help="Where to write; made if it is not there.")],
+    folder: Annotated[
+        Path, typer.Argument(help="Folder to write into; made if it does not exist.")
+    ],
     port: Annotated[
-        int, typer.Option(min=1, max=65535, help="The balancer's; the others follow.")
+        int, typer.Option(min=1, max=65535, help="The balancer's port; the others follow it.")
     ] = 8100,
     hosts: Annotated[
         str | None,
         typer.Option(
             metavar="PATTERN",
-            help="What a process is called in its network, {} standing for balancer, relay or a "
-            "server's name; for containers. Default: all is on this machine.",
+            help="Host names of the processes, for containers or several machines: {} stands for "
+            "balancer, relay or a server's name. Default: everything is on this machine.",
         ),
     ] = None,
     emulate: options.Emulate = None,
     out: Annotated[
         str | None,
-        typer.Option(metavar="DIR", help="Folder of balancer and client for what they record."),
+        typer.Option(metavar="DIR", help="Folder in which balancer and client record."),
     ] = None,
 ) -> None:
-    """Write what each process of a fleet is started with: one file each, and the scenario.
+    """Write the configuration file of each process of a fleet, and the scenario.
 
-    Prints a line for each process, tab-separated: its name, its file, the ports it listens on.
+    Prints a line for each process, tab-separated: name, file, ports.
 
     [bold]Examples:[/bold]
 
@@ -43,24 +45,21 @@ def configs(
 
       edgewise configs mine.yaml config --hosts "edgewise-{}" --no-emulate
     """
-    try:
-        from edgewise.live.run.addresses import assign_addresses
-        from edgewise.live.run.fleet_configs import fleet_configs as made_of
-        from edgewise.live.run.fleet_configs import ports, write_configs
-        from edgewise.scenario import check, dump, load
-        from edgewise.tasks.services import services_of
-    except ModuleNotFoundError as error:
-        raise MissingExtra("live", error.name or "?") from None
+    from edgewise.live.run.addresses import assign_addresses
+    from edgewise.live.run.fleet_configs import file_name, fleet_configs, ports, write_configs
+    from edgewise.scenario import check, dump, load
+    from edgewise.tasks.services import services_of
+
     if hosts is not None and "{}" not in hosts:
         raise BadInput(f"--hosts: expected a pattern with {{}} in it, got {hosts!r}")
     fleet = check(load(scenario, allow_code=True).with_overrides(emulate=emulate), scenario)
-    services_of(fleet)  # says now which model is unknown
-    where = assign_addresses(fleet, itertools.count(port).__next__)
-    named = None if hosts is None else lambda process: hosts.replace("{}", process)
-    write_configs(folder, made_of(fleet, where, file="scenario.yaml", out=out, hosts=named))
+    services_of(fleet)  # an unknown model is named now
+    addresses = assign_addresses(fleet, itertools.count(port).__next__)
+    host_of = None if hosts is None else lambda process: hosts.replace("{}", process)
+    configs = fleet_configs(fleet, addresses, file="scenario.yaml", out=out, hosts=host_of)
+    write_configs(folder, configs)
     file = folder / "scenario.yaml"
     file.write_text(dump(fleet), encoding="utf-8")
     os.chmod(file, 0o644)
-    for process, taken in ports(where).items():
-        config = process if process in ("balancer", "relay") else f"node-{process}"
-        typer.echo(f"{process}\t{config}.yaml\t{','.join(map(str, taken))}")
+    for process, listening in ports(addresses).items():
+        typer.echo(f"{process}\t{file_name(process)}.yaml\t{','.join(map(str, listening))}")

@@ -1,4 +1,4 @@
-"""``edgewise evaluate``: the summary of a run, made again from its files."""
+"""``edgewise evaluate``: the summary of a run, from its files."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from edgewise.cli import options, output
 
 
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="A run's folder, or one with a folder per policy.")],
+    run: Annotated[
+        Path, typer.Argument(help="Folder of a run, or of runs under several policies.")
+    ],
     json: options.Json = None,
 ) -> None:
-    """Score a run from its Parquet files and print what each policy achieved.
+    """Score a run from its Parquet files and print a summary of each policy.
 
     [bold]Example:[/bold] edgewise evaluate runs/20260101-120000-three-sites
     """

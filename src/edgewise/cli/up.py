@@ -1,7 +1,7 @@
-"""``edgewise up``: the main job, on this machine.
+"""``edgewise up``: run a scenario with real processes on this machine.
 
-The heavy half (models, sockets, compiled belief) is imported when the command runs, not when its
-help is shown: ``edgewise --help`` would otherwise take seconds.
+What is heavy (models, sockets, compiled code) is imported when the command runs, or
+``edgewise --help`` would take seconds.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from edgewise.cli import options, output
 
 
 class Network(StrEnum):
-    """As the scenario's ``network.backend``."""
+    """The scenario's ``network.backend``."""
 
     relay = "relay"
     tc = "tc"
@@ -32,9 +32,8 @@ def up(
     network: Annotated[
         Network | None,
         typer.Option(
-            help="What plays the network: relays in user space, the kernel's tc, packets over tun "
-            "devices (`edgewise doctor` says what this machine can do). Default: as the scenario "
-            "says.",
+            help="How the network is emulated: relays in user space, the kernel's tc, or packets "
+            "over tun devices (`edgewise doctor` says which work here). Default: the scenario's.",
             show_default=False,
         ),
     ] = None,
@@ -46,24 +45,25 @@ def up(
         bool,
         typer.Option(
             "--containers",
-            help="Each server, the balancer and the emulator in a container of its own, by docker "
-            "or podman (docs/deploy.md).",
+            help="Run each server, the balancer and the emulator in a container of its own, by "
+            "docker or podman (docs/deploy.md).",
         ),
     ] = False,
     image: Annotated[
         str | None,
-        typer.Option(help="For --containers. Default: localhost/edgewise, by deploy/image.sh."),
+        typer.Option(help="Image for --containers. Default: localhost/edgewise (deploy/image.sh)."),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Results. Default: runs/DATE-TIME-SCENARIO.")
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder of the run. Default: runs/DATE-TIME-SCENARIO."),
     ] = None,
     json: options.Json = None,
 ) -> None:
-    """Send real photos through a real fleet on this machine; compare policies.
+    """Send real photos through a real fleet on this machine, and compare policies.
 
-    Starts balancer, a node per server, the network emulator and the client,
-    each a process of its own; shows them at work, stops them, and prints what
-    each policy achieved. Ctrl-C stops everything.
+    Starts a balancer, a node per server, the network emulator and a client, each
+    a process of its own; shows their progress, stops them, and prints a summary
+    of each policy. Ctrl-C stops everything.
 
     [bold]Examples:[/bold]
 
@@ -85,7 +85,7 @@ def up(
 
     # With the JSON on stdout, all else goes to stderr.
     console = output.console_beside(json)
-    wishes = RunOptions(
+    run_options = RunOptions(
         scenario=scenario,
         policies=tuple(options.policies(policy)),
         allow_code=allow_code,
@@ -98,7 +98,7 @@ def up(
         out=out,
         image=(image or DEFAULT_IMAGE) if containers else None,
     )
-    summary, folder = launch(wishes, console)
+    summary, folder = launch(run_options, console)
     show(summary, console)
     output.note(console, f"results: {folder}")
     output.write_json(summary.to_json(), json)

@@ -34,7 +34,7 @@ ANYWHERE = "0.0.0.0"
 
 def fleet_configs(
     scenario: Scenario,
-    where: Addresses,
+    addresses: Addresses,
     *,
     file: str,
     out: str | None = None,
@@ -55,7 +55,7 @@ def fleet_configs(
     clash = {BALANCER, RELAY} & set(scenario.server_names)
     if hosts is not None and clash:
         raise BadInput(f"servers.{min(clash)}: in containers another process has that name")
-    owners = _owners(where)
+    owners = _owners(addresses)
 
     def reach(url: str) -> str:
         if hosts is None:
@@ -66,57 +66,62 @@ def fleet_configs(
     def bind(listen: Listen) -> Listen:
         return listen if hosts is None else Listen(host=ANYWHERE, port=listen.port)
 
-    balancer = reach(where.balancer_url())
+    balancer = reach(addresses.balancer_url())
     relays: tuple[str, ...] = ()
-    if where.relay is not None and scenario.network_state == "emulator":
-        control = where.relay.control
+    if addresses.relay is not None and scenario.network_state == "emulator":
+        control = addresses.relay.control
         relays = (reach(f"http://{control.host}:{control.port}"),)
-    made: dict[str, Config] = {
+    configs: dict[str, Config] = {
         "balancer": BalancerConfig(
-            scenario=file, listen=bind(where.balancer), out=out, relays=relays
+            scenario=file, listen=bind(addresses.balancer), out=out, relays=relays
         ),
         "client": ClientConfig(
-            scenario=file, balancer=where.balancer_url(), ingress=where.ingress, out=out
+            scenario=file, balancer=addresses.balancer_url(), ingress=addresses.ingress, out=out
         ),
     }
-    for name, listen in where.nodes.items():
-        made[f"node-{name}"] = NodeConfig(
+    for name, listen in addresses.nodes.items():
+        configs[file_name(name)] = NodeConfig(
             scenario=file,
             server=name,
             listen=bind(listen),
             balancer=balancer,
-            peers={peer: reach(url) for peer, url in where.peers[name].items()},
+            peers={peer: reach(url) for peer, url in addresses.peers[name].items()},
         )
     if hosts is not None:
-        made["client-inside"] = ClientConfig(
+        configs["client-inside"] = ClientConfig(
             scenario=file,
             balancer=balancer,
-            ingress={name: reach(url) for name, url in where.ingress.items()},
+            ingress={name: reach(url) for name, url in addresses.ingress.items()},
             out=out,
         )
-    if where.relay is not None:
-        made["relay"] = where.relay
-        if hosts is not None and isinstance(where.relay, RelayConfig):
-            made["relay"] = _relay(where.relay, where, hosts)
-    return made
+    if addresses.relay is not None:
+        configs["relay"] = addresses.relay
+        if hosts is not None and isinstance(addresses.relay, RelayConfig):
+            configs["relay"] = _relay(addresses.relay, addresses, hosts)
+    return configs
 
 
-def ports(where: Addresses) -> dict[str, tuple[int, ...]]:
+def file_name(process: str) -> str:
+    """Name of a process's configuration file, without ``.yaml``."""
+    return process if process in (BALANCER, RELAY) else f"node-{process}"
+
+
+def ports(addresses: Addresses) -> dict[str, tuple[int, ...]]:
     """The ports on which each process listens."""
     by_owner: dict[str, tuple[int, ...]] = {}
-    for port, owner in _owners(where).items():
+    for port, owner in _owners(addresses).items():
         by_owner[owner] = (*by_owner.get(owner, ()), port)
     return by_owner
 
 
-def write_configs(folder: Path, made: dict[str, Config]) -> None:
+def write_configs(folder: Path, configs: dict[str, Config]) -> None:
     """Write each as ``NAME.yaml``, readable by all, since a container has another user.
 
     Raises BadInput if a file cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, config in made.items():
+        for name, config in configs.items():
             file = folder / f"{name}.yaml"
             file.write_text(dump_yaml(config), encoding="utf-8")
             os.chmod(file, 0o644)
@@ -124,18 +129,18 @@ def write_configs(folder: Path, made: dict[str, Config]) -> None:
         raise BadInput(f"{folder}: cannot be written: {error.strerror}") from None
 
 
-def _owners(where: Addresses) -> dict[int, str]:
-    owners = {where.balancer.port: BALANCER}
-    owners |= {listen.port: name for name, listen in where.nodes.items()}
-    if where.relay is not None:
-        owners[where.relay.control.port] = RELAY
-        if isinstance(where.relay, RelayConfig):
-            owners |= {route.listen.port: RELAY for route in where.relay.routes}
+def _owners(addresses: Addresses) -> dict[int, str]:
+    owners = {addresses.balancer.port: BALANCER}
+    owners |= {listen.port: name for name, listen in addresses.nodes.items()}
+    if addresses.relay is not None:
+        owners[addresses.relay.control.port] = RELAY
+        if isinstance(addresses.relay, RelayConfig):
+            owners |= {route.listen.port: RELAY for route in addresses.relay.routes}
     return owners
 
 
-def _relay(config: RelayConfig, where: Addresses, hosts: Hosts) -> RelayConfig:
-    owners = _owners(where)
+def _relay(config: RelayConfig, addresses: Addresses, hosts: Hosts) -> RelayConfig:
+    owners = _owners(addresses)
     routes = tuple(
         msgspec.structs.replace(
             route,
