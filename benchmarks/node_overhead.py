@@ -1,12 +1,12 @@
-"""What a node adds to a request: against a bare aiohttp handler, in one run.
+"""The time that a node adds to a request, compared with a bare aiohttp handler in the same run.
 
     python benchmarks/node_overhead.py [--requests 2000] [--size 107000] [--json FILE]
 
-Both servers run in one process of their own each, on uvloop, and the same client sends them the
-same photo in turn, one request at a time, so that whatever else the machine does falls on both
-alike. The node replays a model that takes (almost) no time, so what it adds is its own work: V2,
-metadata, queue, a decision by its own policy (`alone`) or by a balancer (`asked`: an empty one, in
-the client's process, that answers at once), monitor and metrics. Target: under 3 ms at the median.
+Each server runs in a process of its own, on uvloop. One client sends the same photo to them in
+turn, one request at a time, so that other load on the machine affects them equally. The node
+replays a model that takes (almost) no time, so the difference is its own work: V2, metadata, queue,
+a decision by its own policy (`alone`) or by a balancer (`asked`: one in the client's process that
+answers at once), monitor and metrics. Target: under 3 ms at the median.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ workload:
 
 
 async def bare(pipe: Connection) -> None:
-    """A handler that reads the body and answers a small JSON."""
+    """Serve a handler that reads the body and answers a small JSON."""
 
     async def infer(request: web.Request) -> web.Response:
         await request.read()
@@ -85,7 +85,7 @@ def node_process(pipe: Connection, scenario: str, balancer: str | None) -> None:
 
 
 async def empty_balancer() -> tuple[web.AppRunner, str]:
-    """Commands every request to where it is, at once."""
+    """Start a balancer that commands every request to run where it is, at once."""
 
     async def channel(http: web.Request) -> web.WebSocketResponse:
         socket = web.WebSocketResponse()
@@ -119,9 +119,9 @@ async def measure(urls: dict[str, str], count: int, size: int) -> dict[str, list
     form, body = encode_request(os.urandom(size))
     times: dict[str, list[float]] = {name: [] for name in urls}
     async with aiohttp.ClientSession() as client:
-        for i in range(-50, count):  # the first fill caches
+        for i in range(-50, count):  # the first requests fill caches
             order = [*urls]
-            for name in order[i % 3 :] + order[: i % 3]:  # each is first as often as the others
+            for name in order[i % 3 :] + order[: i % 3]:  # each goes first equally often
                 url = urls[name]
                 start = time.perf_counter()
                 request = Request(

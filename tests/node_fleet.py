@@ -1,4 +1,4 @@
-"""Nodes in this process on real loopback sockets, and a balancer that does as a test says."""
+"""Nodes in this process on real loopback sockets, and a balancer that a test controls."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ def scenario(**changes: Any) -> Scenario:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Let everything run on until it holds: for states that no event tells of."""
+    """Run other tasks until the condition holds, for states that no event announces."""
     async with asyncio.timeout(PATIENCE):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0)
 
 
-class Steered:
-    """An executor that notes what it runs and holds it while it is told to."""
+class ControlledExecutor:
+    """An executor that records its items, and holds them while `go` is clear."""
 
     def __init__(self) -> None:
         self.items: list[BatchItem] = []
@@ -79,7 +79,7 @@ class Steered:
 
 
 class Balancer:
-    """Answers asks with what `decide` says; None = not at all."""
+    """Answers each ask with the command that `decide` returns; None: not at all."""
 
     def __init__(self) -> None:
         self.decide: Callable[[Request], Command | None] = lambda request: None
@@ -115,7 +115,7 @@ class Balancer:
         await self.sockets[server].send_bytes(messages.encode(message))
 
     async def until(self, wanted: Callable[[], bool]) -> None:
-        """Wait until the messages are as wanted."""
+        """Wait until the messages received fulfil a condition."""
         async with asyncio.timeout(PATIENCE), self._changed:
             await self._changed.wait_for(wanted)
 
@@ -149,7 +149,7 @@ class Fleet:
 
     def __init__(self) -> None:
         self.nodes: dict[str, Node] = {}
-        self.executors: dict[str, Steered] = {}
+        self.executors: dict[str, ControlledExecutor] = {}
         self.balancer = Balancer()
         self.stack = AsyncExitStack()
 
@@ -184,7 +184,7 @@ class Fleet:
         **config: Any,
     ) -> Node:
         if executor is None:
-            executor = self.executors[server] = Steered()
+            executor = self.executors[server] = ControlledExecutor()
         node = Node(
             NodeConfig(
                 scenario="test", server=server, balancer=balancer, peers=dict(peers or {}), **config
@@ -196,7 +196,7 @@ class Fleet:
         return node
 
     async def pair(self, **changes: Any) -> tuple[Node, Node]:
-        """a with a peer b, both with a balancer that has heard of them."""
+        """Node a with a peer b, both connected to a balancer."""
         of = scenario(**changes)
         url = await self.start_balancer()
         b = await self.start("b", balancer=url, of=of)

@@ -1,4 +1,4 @@
-"""The client loses count of nothing, waits for nobody, and alone knows what is right."""
+"""The client: one outcome for every request, an open loop, and the evaluator's part."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ from edgewise.testing import MemoryNetwork, MemoryRoute, run_virtual, url_of
 from edgewise.worlds.workload import Trace
 
 DEADLINE = 0.05
-"""s. Short, for a request that gets no answer is waited for."""
+"""s. Short, because tests wait for answers that never come."""
 
 
 def requests(count: int, due: float = 0.0, deadline: float = DEADLINE) -> PreparedLoad:
-    """All at once, so that no test waits for a schedule; classes 0, 1, …"""
+    """Requests that are all due at once; their classes are 0, 1, …"""
     return PreparedLoad(
         trace=Trace(
             time=np.full(count, due),
@@ -67,7 +67,7 @@ def requests(count: int, due: float = 0.0, deadline: float = DEADLINE) -> Prepar
 
 
 class Fleet:
-    """An ingress and a balancer in one, which notes what it is sent and answers as it is told."""
+    """An ingress and a balancer in one. It records its input and answers as a test says."""
 
     def __init__(self) -> None:
         self.photos: dict[str, bytes] = {}
@@ -158,8 +158,8 @@ class Fleet:
             yield ClientConfig(scenario="smoke", balancer=here, ingress={"left": here})
 
 
-class Kept:
-    """Takes what has ended."""
+class Outcomes:
+    """Collects the outcomes."""
 
     def __init__(self) -> None:
         self.outcomes: list[Outcome] = []
@@ -176,17 +176,17 @@ class Kept:
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is waited for here never comes, so there is nothing to wait for."""
+    """The tests need not wait long for answers that never come."""
     monkeypatch.setattr(module, "LOST_AFTER", 0.2)
     monkeypatch.setattr(balancer_client, "POST_PERIOD", 0.01)
 
 
 async def outcomes(fleet: Fleet, sent: PreparedLoad) -> tuple[dict[str, Outcome], Client]:
-    kept = Kept()
+    collected = Outcomes()
     async with fleet.serve() as config:
-        client = Client(config, sent, ScoreShape(), kept)
+        client = Client(config, sent, ScoreShape(), collected)
         await client.run()
-    return kept.by_id(sent), client
+    return collected.by_id(sent), client
 
 
 async def test_payload_to_the_ingress_and_metadata_to_the_balancer() -> None:
@@ -200,15 +200,15 @@ async def test_payload_to_the_ingress_and_metadata_to_the_balancer() -> None:
     assert client.balancer.refused == 0
 
 
-async def test_an_answer_that_lies_in_the_socket_is_not_lost() -> None:
-    """A starved process wakes to its timers before it reads."""
+async def test_an_answer_that_is_in_the_socket_is_not_lost() -> None:
+    """A starved process runs its timers before it reads its sockets."""
     fleet = Fleet()
     fleet.behaviour = {"t-0": "stall"}
     got, _ = await outcomes(fleet, requests(1))
     assert got["t-0"].status is Status.SERVED
 
 
-async def test_an_answer_becomes_an_outcome_with_what_only_the_client_knows() -> None:
+async def test_the_client_adds_its_own_facts_to_an_outcome() -> None:
     got, _ = await outcomes(Fleet(), requests(2, deadline=5.0))
     outcome = got["t-1"]
     assert (outcome.status, outcome.server, outcome.model) == (Status.SERVED, "right", "m")
@@ -246,8 +246,8 @@ async def test_every_request_ends_in_exactly_one_outcome_whatever_happens() -> N
     }  # fmt: skip
 
 
-async def test_nobody_is_waited_for() -> None:
-    """An open loop: the last request is sent though no earlier one has been answered."""
+async def test_requests_do_not_wait_for_answers() -> None:
+    """An open loop: the last request is sent although no earlier one has been answered."""
     fleet = Fleet()
     fleet.expected = 150  # more than aiohttp's own limit of 100 connections
     fleet.behaviour = {f"t-{i}": "together" for i in range(150)}
@@ -255,14 +255,14 @@ async def test_nobody_is_waited_for() -> None:
     assert all(outcome.status is Status.SERVED for outcome in got.values())
 
 
-async def test_the_balancer_is_told_as_soon_as_a_request_goes_out() -> None:
+async def test_metadata_follow_as_soon_as_a_request_goes_out() -> None:
     fleet = Fleet()
     fleet.behaviour = {"t-0": "told"}
     got, _ = await outcomes(fleet, requests(1, deadline=5.0))
     assert got["t-0"].status is Status.SERVED
 
 
-async def test_without_its_balancer_the_client_goes_on() -> None:
+async def test_a_client_goes_on_without_its_balancer() -> None:
     fleet = Fleet()
     fleet.balancer_code = 503
     got, client = await outcomes(fleet, requests(3, deadline=5.0))
@@ -271,26 +271,26 @@ async def test_without_its_balancer_the_client_goes_on() -> None:
     assert client.balancer.unposted == 3
 
 
-async def test_an_ingress_that_is_not_there_is_a_failure_of_each_request() -> None:
+async def test_a_missing_ingress_fails_each_request() -> None:
     config = ClientConfig(scenario="smoke", balancer=None, ingress={"left": "http://127.0.0.1:1"})
-    kept = Kept()
-    await Client(config, requests(2), ScoreShape(), kept).run()
-    assert [each.status for each in kept.outcomes] == [Status.FAILED] * 2
+    collected = Outcomes()
+    await Client(config, requests(2), ScoreShape(), collected).run()
+    assert [each.status for each in collected.outcomes] == [Status.FAILED] * 2
 
 
-async def test_being_stopped_leaves_no_request_without_an_outcome() -> None:
+async def test_stopping_leaves_no_request_without_an_outcome() -> None:
     fleet = Fleet()
     fleet.behaviour = {f"t-{i}": "hang" for i in range(3)}
     fleet.expected = 3
     async with fleet.serve() as config:
-        kept = Kept()
-        client = Client(config, requests(3, deadline=500.0), ScoreShape(), kept)
+        collected = Outcomes()
+        client = Client(config, requests(3, deadline=500.0), ScoreShape(), collected)
         task = asyncio.create_task(client.run())
         await fleet.all_arrived.wait()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-    assert [each.status for each in kept.outcomes] == [Status.LOST] * 3
+    assert [each.status for each in collected.outcomes] == [Status.LOST] * 3
     assert len(fleet.outcomes) == 3
 
 
@@ -301,8 +301,8 @@ def virtually(
     back: float,
     skipped: Callable[[], float] = lambda: 0.0,
 ) -> tuple[dict[str, Outcome], Client]:
-    """`outcomes` on virtual time, with every message so many s on its way; `skipped` is what passed
-    besides, while nobody waited."""
+    """`outcomes` on virtual time. Messages take `there` and `back` s; `skipped()` is added to the
+    clock as the time that the client itself has taken."""
 
     async def play() -> tuple[dict[str, Outcome], Client]:
         loop = asyncio.get_running_loop()
@@ -311,22 +311,22 @@ def virtually(
         config = ClientConfig(
             scenario="smoke", balancer=url_of("balancer"), ingress={"left": url_of("left")}
         )
-        kept = Kept()
+        collected = Outcomes()
         client = Client(
             config,
             sent,
             ScoreShape(),
-            kept,
+            collected,
             clock=Clock(lambda: loop.time() + skipped(), epoch=0.0),
             session=lambda: network.session("client"),
         )
         await client.run()
-        return kept.by_id(sent), client
+        return collected.by_id(sent), client
 
     return run_virtual(play())
 
 
-def test_putting_a_request_together_is_lateness_and_not_latency(
+def test_preparing_a_request_counts_as_delay_and_not_as_latency(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     skipped = 0.0
@@ -348,8 +348,8 @@ def test_putting_a_request_together_is_lateness_and_not_latency(
 
 @pytest.mark.parametrize(("server", "known"), [("left", 0.15), ("right", 0.0)])
 def test_a_budget_is_what_will_be_left_on_arrival(server: str, known: float) -> None:
-    """Half of what an answer took beyond its ingress's own time; one that was moved says nothing
-    of the way there."""
+    """Half of an answer's latency beyond the ingress's own time is the delay one way. An answer of
+    another server is not counted."""
     fleet = Fleet()
     fleet.takes, fleet.server = 0.125, server
     sent = requests(2, deadline=60.0)
@@ -360,27 +360,27 @@ def test_a_budget_is_what_will_be_left_on_arrival(server: str, known: float) -> 
     assert fleet.told["t-1"].budget == pytest.approx(60.0 - 0.15)
 
 
-async def test_the_balancer_is_told_of_a_request_that_cannot_be_sent() -> None:
+async def test_metadata_of_a_request_that_cannot_be_sent_are_posted() -> None:
     fleet = Fleet()
     async with fleet.serve() as config:
         nobody = msgspec.structs.replace(config, ingress={"left": "http://127.0.0.1:1"})
-        client = Client(nobody, requests(2), ScoreShape(), Kept())
+        client = Client(nobody, requests(2), ScoreShape(), Outcomes())
         await client.run()
     assert sorted(fleet.told) == ["t-0", "t-1"]
     assert len(client.delays) == 2
 
 
-async def test_being_late_is_measured() -> None:
+async def test_delay_behind_schedule_is_measured() -> None:
     sent = requests(2, deadline=5.0)
     sent.trace.time[:] = -0.5  # due half a second before the start
     async with Fleet().serve() as config:
-        client = Client(config, sent, ScoreShape(), Kept())
+        client = Client(config, sent, ScoreShape(), Outcomes())
         await client.run()
     assert len(client.delays) == 2
     assert all(0.5 <= late < 2.0 for late in client.delays)
 
 
-async def test_from_the_clients_files_comes_the_summary(
+async def test_the_summary_is_made_from_the_clients_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fleet = Fleet()
@@ -412,7 +412,7 @@ async def test_from_the_clients_files_comes_the_summary(
     assert done["expected"] == pytest.approx(policy.utility.expected)
 
 
-def test_evaluate_says_what_is_missing(tmp_path: Path) -> None:
+def test_evaluate_names_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="expected the folder of a run"):
         evaluate(tmp_path / "nosuch")
     with pytest.raises(BadInput, match=r"expected requests\.parquet"):
@@ -423,7 +423,7 @@ def test_evaluate_says_what_is_missing(tmp_path: Path) -> None:
         evaluate(tmp_path)
 
 
-def test_what_is_sent_is_the_same_under_every_policy() -> None:
+def test_the_load_is_the_same_under_every_policy() -> None:
     scenario = load("smoke")
     one = read_load(scenario, "s1")
     two = read_load(scenario.with_overrides(policy="local"), "s1")
@@ -443,7 +443,7 @@ def test_live_and_simulated_requests_have_the_same_ids() -> None:
     assert load_.ids[0] == "s3-r0000000"
 
 
-def test_photos_come_with_their_class() -> None:
+def test_photos_have_their_class() -> None:
     scenario = load("three-sites").with_overrides(duration=2.0)
     sent = read_load(scenario, "x")
     for index in range(len(sent)):
@@ -462,6 +462,6 @@ def test_run_refuses_a_configuration_that_lacks_an_ingress() -> None:
 
 def test_progress_lines_are_json() -> None:
     config = ClientConfig(scenario="smoke", balancer=None, ingress={})
-    client = Client(config, requests(1), ScoreShape(), Kept())
+    client = Client(config, requests(1), ScoreShape(), Outcomes())
     state: dict[str, Any] = json.loads(msgspec.json.encode(client.progress()))
     assert (state["sent"], state["expected"]) == (0, None)

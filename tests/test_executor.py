@@ -1,4 +1,4 @@
-"""Executors: what they predict, how long they take, and that a bad image harms no other."""
+"""Executors: their predictions and times, and that a bad image harms no other."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SERVICE = Service(server="s", model="m", accuracy=0.7, latency=(0.010, 0.012), r
 
 
 class Slept:
-    """Replaces asyncio.sleep with a note of how long; the clock is moved by as much."""
+    """Replaces asyncio.sleep by moving the clock."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.at = 100.0
@@ -56,7 +56,7 @@ def item(request: str = "r", **more: object) -> BatchItem:
     return BatchItem(request=request, model="m", payload=b"", **more)  # type: ignore[arg-type]
 
 
-async def test_what_starts_in_a_slow_spell_takes_longer(slept: Slept) -> None:
+async def test_work_that_starts_in_a_slow_spell_takes_longer(slept: Slept) -> None:
     slowdown = Slowdown(slept.clock)
     noise = RequestNoise(3, 0.0)
     replay = ReplayExecutor({0: SERVICE}, slept.clock, noise, slowdown)
@@ -75,7 +75,7 @@ async def test_what_starts_in_a_slow_spell_takes_longer(slept: Slept) -> None:
     assert slept.at == pytest.approx(100.086)
 
 
-async def test_a_clock_with_precise_timers_has_timers_of_its_own_and_can_be_left_early(
+async def test_precise_timers_need_no_sleep_and_can_be_cancelled(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     slept = []
@@ -101,7 +101,7 @@ async def test_a_clock_with_precise_timers_has_timers_of_its_own_and_can_be_left
     assert slept == [pytest.approx(60.0, abs=1.0)]  # by asyncio's own timers again
 
 
-async def test_replay_takes_its_profile(slept: Slept) -> None:
+async def test_replay_takes_as_long_as_the_profile_says(slept: Slept) -> None:
     executor = ReplayExecutor({0: SERVICE}, slept.clock, RequestNoise(3, 0.0))
     await executor.run([item()])
     assert slept.at == pytest.approx(100.010)
@@ -124,7 +124,7 @@ async def test_lateness_does_not_add_up_over_a_busy_workers_jobs(slept: Slept) -
     assert slept.at == pytest.approx(105.12 + 0.0004)
 
 
-async def test_replay_noise_has_the_mean_and_cv_asked_for(slept: Slept) -> None:
+async def test_replay_noise_has_the_scenarios_mean_and_cv(slept: Slept) -> None:
     executor = ReplayExecutor({0: SERVICE}, slept.clock, RequestNoise(3, 0.5))
     times = []
     for i in range(4000):
@@ -135,7 +135,9 @@ async def test_replay_noise_has_the_mean_and_cv_asked_for(slept: Slept) -> None:
     assert np.std(times) / np.mean(times) == pytest.approx(0.5, rel=0.1)
 
 
-async def test_replay_is_right_as_often_as_it_should_and_always_the_same(slept: Slept) -> None:
+async def test_replay_is_right_as_often_as_the_accuracy_says(
+    slept: Slept,
+) -> None:
     executor = ReplayExecutor({0: SERVICE}, slept.clock, RequestNoise(3, 0.1))
     again = ReplayExecutor({0: SERVICE}, slept.clock, RequestNoise(3, 0.1))
     right = 0
@@ -181,7 +183,7 @@ def test_noise_depends_on_the_request_alone() -> None:
 
 
 class Fixed:
-    """Takes 10 ms of CPU, and as long."""
+    """Takes 10 ms, all of it CPU time."""
 
     def __init__(self, slept: Slept) -> None:
         self.slept = slept
@@ -192,14 +194,14 @@ class Fixed:
 
 
 @pytest.mark.parametrize(("speed", "seconds"), [(1.0, 0.010), (0.5, 0.020), (0.4, 0.025)])
-async def test_slowed(slept: Slept, speed: float, seconds: float) -> None:
+async def test_a_slower_machine_takes_longer(slept: Slept, speed: float, seconds: float) -> None:
     results = await SlowerMachineExecutor(Fixed(slept), speed, slept.clock).run([item()])
     assert slept.at == pytest.approx(100.0 + seconds)
     assert results == [Prediction(predicted=1, score=1.0, cpu=0.010)]
 
 
 @pytest.mark.parametrize("speed", [0.0, 1.1])
-def test_slowed_cannot_hasten(slept: Slept, speed: float) -> None:
+def test_a_slower_machine_cannot_be_faster(slept: Slept, speed: float) -> None:
     with pytest.raises(ValueError, match="speed"):
         SlowerMachineExecutor(Fixed(slept), speed, slept.clock)
 
@@ -240,7 +242,7 @@ async def test_real_model_on_both_forms_and_a_broken_image(threads: ThreadPoolEx
 def test_each_model_has_run_on_both_forms_before_it_is_ready(
     threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is slow the first time must not be a request's."""
+    """The slow first run must not fall to a request."""
     decoded: list[tuple[str, bool]] = []
 
     class Fake:
@@ -266,7 +268,7 @@ def test_a_missing_model_is_named(threads: ThreadPoolExecutor) -> None:
         OnnxExecutor(TASK, ["nosuch"], threads)
 
 
-async def test_making_ready_off_the_loop(threads: ThreadPoolExecutor) -> None:
+async def test_conversions_run_off_the_event_loop(threads: ThreadPoolExecutor) -> None:
     maker = PhotoMaker(TASK, threads, 1.0, Clock())
     with pytest.raises(ImagesError):
         await asyncio.wait_for(maker.make(b"no image", 96), 30)

@@ -1,4 +1,4 @@
-"""A node on loopback sockets: who answers, exactly once, and what bad input gets."""
+"""A node on loopback sockets: who answers a request, that it is answered once, and bad input."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def outcomes(fleet: Fleet) -> list[Outcome]:
 # -- who answers -----------------------------------------------------------------------------------
 
 
-async def test_runs_it_here_when_told_to(fleet: Fleet) -> None:
+async def test_a_command_for_this_server_runs_here(fleet: Fleet) -> None:
     a, _ = await fleet.pair()
     fleet.balancer.decide = lambda r: fleet.balancer.command(r, "a", "quick")
     code, answer = await fleet.post(a, meta=request_for(a, deadline=5.0))
@@ -55,7 +55,7 @@ async def test_runs_it_here_when_told_to(fleet: Fleet) -> None:
     assert ask.request.deadline == 5.0
 
 
-async def test_a_command_that_comes_first_saves_the_question(fleet: Fleet) -> None:
+async def test_an_early_command_saves_the_ask(fleet: Fleet) -> None:
     a, _ = await fleet.pair()
     request = request_for(a)
     await fleet.balancer.send("a", fleet.balancer.command(request, "a", "quick"))
@@ -66,7 +66,7 @@ async def test_a_command_that_comes_first_saves_the_question(fleet: Fleet) -> No
     assert fleet.balancer.all(messages.Ask) == []
 
 
-async def test_transfers_the_original(fleet: Fleet) -> None:
+async def test_the_original_is_transferred(fleet: Fleet) -> None:
     a, _ = await fleet.pair()
     fleet.balancer.decide = lambda r: fleet.balancer.command(r, "b", "exact")
     code, answer = await fleet.post(a, b"p" * 200_000, meta=request_for(a), headers={})
@@ -95,7 +95,7 @@ async def test_transfers_the_original(fleet: Fleet) -> None:
     assert [outcome.request for outcome in outcomes(fleet)] == ["r1"]
 
 
-async def test_streams_on_while_it_still_comes_in(fleet: Fleet) -> None:
+async def test_a_photo_is_forwarded_while_it_still_comes_in(fleet: Fleet) -> None:
     a, b = await fleet.pair()
     fleet.balancer.decide = lambda r: fleet.balancer.command(r, "b", "exact")
     form, body = encode_request(b"p" * 100_000)
@@ -120,7 +120,7 @@ async def test_streams_on_while_it_still_comes_in(fleet: Fleet) -> None:
     assert fleet.executors["b"].items[0].payload == b"p" * 100_000
 
 
-async def test_transfers_made_ready_for_the_destination(fleet: Fleet) -> None:
+async def test_a_photo_is_made_ready_for_the_destination(fleet: Fleet) -> None:
     a, _ = await fleet.pair()
     fleet.balancer.decide = lambda r: fleet.balancer.command(
         r, "b", "exact", PayloadForm.MODEL_READY
@@ -133,14 +133,14 @@ async def test_transfers_made_ready_for_the_destination(fleet: Fleet) -> None:
     assert len(item.payload) < 30_000
 
 
-async def test_a_concrete_model_runs_right_here(fleet: Fleet) -> None:
+async def test_a_concrete_model_runs_on_this_server(fleet: Fleet) -> None:
     a, _ = await fleet.pair()
     code, answer = await fleet.post(a, model="quick")
     assert (code, answer["model_name"]) == (200, "quick")
     assert fleet.balancer.all(messages.Ask) == []
 
 
-async def test_shed_says_why(fleet: Fleet) -> None:
+async def test_a_shed_answer_has_the_reason(fleet: Fleet) -> None:
     a, _ = await fleet.pair()
     for reason, code in (("price", 429), ("no_service", 429), ("none_up", 503)):
         fleet.balancer.decide = lambda r, reason=reason: fleet.balancer.command(  # type: ignore[misc]
@@ -162,7 +162,7 @@ def dead_port() -> str:
 
 
 async def lone(fleet: Fleet, peer: str, **changes: Any) -> Node:
-    """a with a balancer and a peer b at some address."""
+    """Node a with a balancer, and a peer b at the given address."""
     url = await fleet.start_balancer()
     a = await fleet.start("a", balancer=url, peers={"b": peer}, of=scenario(**changes))
     await fleet.balancer.until(lambda: "a" in fleet.balancer.sockets)
@@ -197,7 +197,7 @@ async def test_the_next_alternative_is_tried(fleet: Fleet) -> None:
 
 
 async def mute(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """A peer that takes everything and never answers."""
+    """A peer that accepts everything and never answers."""
     try:
         while await reader.read(65536):
             pass
@@ -221,7 +221,9 @@ async def test_a_silent_peer_does_not_hold_a_request(fleet: Fleet) -> None:
         assert "b: no answer in time" in nowhere[1]["error"]
 
 
-async def test_what_a_silent_peer_made_late_takes_no_worker_from_others(fleet: Fleet) -> None:
+async def test_a_request_made_late_by_a_peer_takes_no_worker_from_others(
+    fleet: Fleet,
+) -> None:
     async with await asyncio.start_server(mute, "127.0.0.1", 0) as server:
         a = await lone(fleet, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
         here = (Candidate("a", "quick", PayloadForm.ORIGINAL),)
@@ -262,14 +264,14 @@ async def test_a_peer_that_breaks_off_with_requests_queued(fleet: Fleet) -> None
     await fleet.balancer.until(lambda: len(outcomes(fleet)) == 4)
 
 
-async def test_a_mute_balancer_is_not_waited_for(fleet: Fleet) -> None:
+async def test_a_silent_balancer_is_not_waited_for(fleet: Fleet) -> None:
     a, _ = await fleet.pair()
     code, _ = await fleet.post(a, meta=request_for(a, deadline=0.4))
     assert code == 200
     assert len(fleet.balancer.all(messages.Ask)) == 1
 
 
-async def test_without_a_balancer_it_decides_itself_and_learns_of_peers(fleet: Fleet) -> None:
+async def test_a_node_without_a_balancer_decides_and_asks_its_peers(fleet: Fleet) -> None:
     b = await fleet.start("b")
     a = await fleet.start("a", peers={"b": b.url})
     await until(lambda: a.monitor.rtts["b"].get(a.clock.now()) is not None)
@@ -353,7 +355,7 @@ async def test_a_full_queue_sheds(fleet: Fleet) -> None:
     assert (await running)[0] == (await waiting)[0] == 200
 
 
-async def test_one_that_waits_too_long_expires(fleet: Fleet) -> None:
+async def test_a_request_that_waits_too_long_expires(fleet: Fleet) -> None:
     a = await fleet.start("a")
     fleet.executors["a"].go.clear()
     running = asyncio.create_task(fleet.post(a, model="quick", meta=request_for(a, "r0")))
@@ -390,7 +392,7 @@ async def test_draining(fleet: Fleet) -> None:
 
 
 async def drained_late(fleet: Fleet) -> bool:
-    """Whether b, with work that does not end, drains within no time."""
+    """Whether b drains at once although its work does not end."""
     b = fleet.nodes["b"]
     fleet.executors["b"].go.clear()
     running = asyncio.create_task(fleet.post(b, model="quick"))
@@ -532,7 +534,7 @@ async def test_reports_come_on_their_period_and_number_what_was_seen(fleet: Flee
     assert report.arrivals_low == 1
 
 
-def test_a_taken_port_is_said(fleet: Fleet) -> None:
+def test_a_taken_port_is_named(fleet: Fleet) -> None:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         sock.listen()

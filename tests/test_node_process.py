@@ -1,4 +1,4 @@
-"""``edgewise node`` as a process of its own: its one line, its errors, its end."""
+"""``edgewise node`` as a process: its line of JSON, its errors, and how it ends."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ async def ready(process: Process) -> str:
     return str(said["ready"]["url"])
 
 
-async def test_sigterm_finishes_what_is_there(tmp_path: Path) -> None:
+async def test_sigterm_finishes_the_requests_in_flight(tmp_path: Path) -> None:
     async with node(tmp_path) as process, aiohttp.ClientSession() as client:
         url = await ready(process)
         headers, body = encode_request(b"photo")
@@ -83,7 +83,7 @@ async def test_sigterm_finishes_what_is_there(tmp_path: Path) -> None:
     assert b"Traceback" not in err
 
 
-async def test_a_balancer_that_is_not_there_is_said_and_lived_with(tmp_path: Path) -> None:
+async def test_a_missing_balancer_is_logged_once_and_the_node_serves(tmp_path: Path) -> None:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{sock.getsockname()[1]}"

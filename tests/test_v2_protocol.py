@@ -1,4 +1,4 @@
-"""The Open Inference Protocol, without a socket: what is read, and what is refused and why."""
+"""The Open Inference Protocol without sockets: messages that are read, and those refused."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def body(*inputs: dict[str, Any], **more: Any) -> bytes:
 
 
 @given(st.binary(max_size=300), st.text(max_size=20))
-def test_binary_form_survives(photo: bytes, name: str) -> None:
+def test_binary_form_round_trip(photo: bytes, name: str) -> None:
     headers, encoded = encode_request(photo, name, {"timeout": 5})
     request = decode_request(encoded, headers[HEADER_LENGTH])
     assert (request.photo, request.id, request.parameters) == (photo, name, {"timeout": 5})
@@ -53,8 +53,8 @@ def test_json_form(shape: list[int]) -> None:
     assert decode_request(body(tensor(shape=shape, data=data)), None).photo == PHOTO
 
 
-def test_what_tritonclient_writes() -> None:
-    """The body that tritonclient[http] 2.73 makes of one image, byte for byte."""
+def test_a_request_of_tritonclient() -> None:
+    """The body that tritonclient[http] 2.73 sends for one image, byte for byte."""
     head = (
         b'{"id":"7","inputs":[{"name":"image","shape":[1],"datatype":"BYTES",'
         b'"parameters":{"binary_data_size":7}}],"parameters":{"binary_data_output":true}}'
@@ -92,7 +92,7 @@ BINARY = {"shape": [1], "datatype": "BYTES", "data": None}
         (body(tensor()), "x", HEADER_LENGTH),
     ],
 )
-def test_refused_naming_the_field(encoded: bytes, length: str | None, field: str) -> None:
+def test_a_bad_request_names_the_field(encoded: bytes, length: str | None, field: str) -> None:
     with pytest.raises(WireError) as caught:
         decode_request(encoded, length)
     assert caught.value.field == field
@@ -131,7 +131,7 @@ SERVED = InferAnswer(
 )
 
 
-def test_answer_survives() -> None:
+def test_answer_round_trip() -> None:
     _, encoded = encode_answer(SERVED, "7", frozenset())
     assert decode_answer("r1", 200, encoded) == SERVED
 
@@ -147,7 +147,7 @@ def test_binary_answer() -> None:
     assert head["id"] == "7"
 
 
-def test_error_survives() -> None:
+def test_error_round_trip() -> None:
     outcome = Outcome(request="r1", status=Status.SHED, reason="queue_full")
     answer = InferAnswer(outcome=outcome, code=429, error="shed: queue_full")
     _, encoded = encode_answer(answer, "", frozenset())
@@ -156,7 +156,7 @@ def test_error_survives() -> None:
 
 
 def test_foreign_error_is_a_failure() -> None:
-    """What a proxy between answers names no status."""
+    """A proxy's answer has no status of ours."""
     answer = decode_answer("r1", 502, b'{"error": "bad gateway"}')
     assert (answer.outcome.status, answer.outcome.reason) == (Status.FAILED, "bad gateway")
 
@@ -172,6 +172,6 @@ def test_foreign_error_is_a_failure() -> None:
         (500, b'{"parameters": {"edgewise.status": "odd"}}'),
     ],
 )
-def test_no_answer(code: int, encoded: bytes) -> None:
+def test_a_malformed_answer_is_refused(code: int, encoded: bytes) -> None:
     with pytest.raises(PeerError):
         decode_answer("r1", code, encoded)

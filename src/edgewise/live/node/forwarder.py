@@ -11,7 +11,7 @@ from edgewise.domain import Candidate, PayloadForm, Service
 from edgewise.errors import PeerError
 from edgewise.live.clock import Clock
 from edgewise.live.node.converter import Converter
-from edgewise.live.node.peers import Peers, TransferPayload, TransferRequest
+from edgewise.live.node.peers import PeerClient, TransferPayload, TransferRequest
 from edgewise.live.node.received_request import ReceivedRequest
 from edgewise.live.wire.open_inference import InferAnswer, encode_request
 from edgewise.live.wire.upload import Upload
@@ -32,7 +32,7 @@ class Forwarder:
 
     def __init__(
         self,
-        peers: Peers,
+        peers: PeerClient,
         converter: Converter,
         fleet: Mapping[tuple[str, str], Service],
         clock: Clock,

@@ -26,11 +26,8 @@ class LocalDecider:
         self._tracker.number_from(int(now * 1000.0))
         self._tracker.connect(server, now)
 
-    def warm_up(self, now: float) -> None:
-        """Decide once, so that no request waits for a compiler (up to a second per function)."""
-        request = Request(
-            id="warm-up", ingress=self._server, payload_bytes=1, sent_at=now, deadline=1.0
-        )
+    def warm_up(self, request: Request, now: float) -> None:
+        """Decide on a made-up request, so that no other waits for a compiler."""
         self.decide(request, now, None)
         self.on_outcome(Outcome(request=request.id, status=Status.FAILED), now)
         self._tracker.connect(self._server, now)

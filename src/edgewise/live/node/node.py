@@ -16,11 +16,8 @@ from typing import Any
 from edgewise import __version__
 from edgewise.domain import Report, Request, Service
 from edgewise.errors import BadInput
-from edgewise.fleet.belief import acknowledge
-from edgewise.fleet.estimates import fair_rate, ready_time, smooth_rate, starved
-from edgewise.fleet.report_timing import busy_share, jumped
+from edgewise.fleet.estimates import starved
 from edgewise.fleet.request_noise import RequestNoise
-from edgewise.fleet.timeouts import give_up_at, worth_running
 from edgewise.live.clock import Clock
 from edgewise.live.node.command_source import CommandSource
 from edgewise.live.node.control_channel import ControlChannel
@@ -37,7 +34,8 @@ from edgewise.live.node.forwarder import Forwarder
 from edgewise.live.node.http_api import NodeApi
 from edgewise.live.node.local_decider import LocalDecider
 from edgewise.live.node.local_runner import LocalRunner
-from edgewise.live.node.monitor import Monitor
+from edgewise.live.node.measured_links import MeasuredLink
+from edgewise.live.node.monitor import Monitor, SequencesSeen
 from edgewise.live.node.node_metrics import NodeMetrics
 from edgewise.live.node.peers import PeerClient
 from edgewise.live.node.reporter import Reporter
@@ -230,17 +228,25 @@ class Node:
         The executor has run its models when it was made.
         """
         await peers.warm_connection(self.url)
-        acknowledge(0, 0, 1)
-        jumped(1.0, 1.0, 1.0, 1.0)
-        busy_share(0.0, 0.0, 1.0)
-        give_up_at(1.0, 1.0, 1.0, 1.0)
-        worth_running(1.0, 1.0, 1.0, 1.0, False)
-        ready_time(1.0, 0.5)
-        smooth_rate(1.0, 0.0, 1.0, 1.0, 1.0, 1.0, False)
-        fair_rate(1.0, 1.0, 1)
-        starved(1.0, 1.0, 1.0)
-        now = self.clock.now()
-        self.local_decider.warm_up(now)
+        now, runner = self.clock.now(), self.handler.runner
+        request = Request(
+            id="warm-up",
+            ingress=self.config.server,
+            payload_bytes=1,
+            sent_at=now,
+            deadline=1.0,
+        )
+        for model in runner.services:
+            self.monitor.work(model, ready=True)
+            runner.worth_running(request, model)
+        runner.give_up_at(request)
+        runner.worthless_at(request)
+        SequencesSeen().arrived(1)
+        link = MeasuredLink()
+        with link.flow("", 1.0, self.clock.now) as flow:
+            link.arrived(flow, now, 0.0, starved(now, now, now))
+        self.reporter.check_backlog()
+        self.local_decider.warm_up(request, now)
         self.local_decider.on_own_report(self.monitor.report(now, self.config.server), now)
 
     def _background(self, work: Coroutine[Any, Any, None]) -> None:

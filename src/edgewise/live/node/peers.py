@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping
-from typing import Protocol
 
 import aiohttp
 from msgspec import Struct
@@ -47,17 +46,6 @@ class TransferRequest(Struct, frozen=True, kw_only=True):
     headers: TransferHeaders
 
 
-class Peers(Protocol):
-    """The other servers, over any transport."""
-
-    async def send(self, peer: str, transfer: TransferRequest) -> InferAnswer:
-        """Transfer a request, and wait for the answer as long as the caller does.
-
-        Raises PeerError if the peer cannot be reached or breaks off. Refusals are answers.
-        """
-        ...
-
-
 class PeerClient:
     """Peers over keep-alive HTTP connections.
 
@@ -86,6 +74,10 @@ class PeerClient:
                 await response.read()
 
     async def send(self, peer: str, transfer: TransferRequest) -> InferAnswer:
+        """Transfer a request, and wait for the answer as long as the caller does.
+
+        Raises PeerError if the peer cannot be reached or breaks off. Refusals are answers.
+        """
         url = self._urls.get(peer)
         if url is None:
             raise PeerError(f"{peer}: no address is configured for it")

@@ -39,25 +39,6 @@ from edgewise.live.wire.upload import TooLarge
 log = logging.getLogger("edgewise.node")
 
 
-class Attempts:
-    """How the candidates of one request have failed so far."""
-
-    def __init__(self) -> None:
-        self.problems: list[str] = []
-        self.failed: set[str] = set()
-        """Servers that cannot be reached or are full; none of their models is tried again."""
-        self.out_of_time = False
-        """No time is left for another peer."""
-        self.full = False
-        """Whether the last candidate was refused for lack of room."""
-
-    def failed_at(self, server: str, problem: str, *, full: bool = False) -> None:
-        """`server` cannot take the request, with any of its models."""
-        self.problems.append(problem)
-        self.failed.add(server)
-        self.full = full
-
-
 class RequestHandler:
     """The work of one edge server.
 
@@ -79,10 +60,10 @@ class RequestHandler:
         self.server = monitor.server
         self.runner = runner
         self.requests = SingleFlight()
-        self._forwarder = forwarder
+        self.forwarder = forwarder
         self._commands = commands
-        self._monitor = monitor
-        self._clock = clock
+        self.monitor = monitor
+        self.clock = clock
         self._finished = finished
 
     # -- as ingress ------------------------------------------------------------------------------
@@ -94,17 +75,17 @@ class RequestHandler:
     async def _serve(self, received: ReceivedRequest) -> InferAnswer:
         request = received.request
         try:
-            if self._monitor.draining:
-                answer = received.shed(ShedReason.DRAINING, self._clock.now())
-            elif request.expired(self._clock.now()):
-                answer = received.expired(self._clock.now())
+            if self.monitor.draining:
+                answer = received.shed(ShedReason.DRAINING, self.clock.now())
+            elif request.expired(self.clock.now()):
+                answer = received.expired(self.clock.now())
             else:
                 answer = await self._in_time(received, self._decide_and_execute(received))
         except (WireError, TooLarge) as error:
-            self._finished(request, received.failed(400, str(error), self._clock.now()))
+            self._finished(request, received.failed(400, str(error), self.clock.now()))
             raise
         except BaseException:
-            self._finished(request, received.failed(499, "the client went away", self._clock.now()))
+            self._finished(request, received.failed(499, "the client went away", self.clock.now()))
             raise
         self._finished(request, answer)
         return answer
@@ -117,130 +98,8 @@ class RequestHandler:
             received.decided = max(command.at, received.accepted)
             if command.command.server is None or command.command.model is None:
                 reason = command.command.reason or ShedReason.PRICE
-                return received.shed(reason, self._clock.now())
-            return await self._execute(received, command, ticket)
-
-    async def _execute(
-        self, received: ReceivedRequest, command: ReceivedCommand, ticket: QueueTicket
-    ) -> InferAnswer:
-        """Try the candidates of a command, then what this server can do itself."""
-        attempts = Attempts()
-        for number, candidate in enumerate(command.candidates):
-            if attempts.out_of_time:
-                break
-            if candidate.server in attempts.failed:
-                continue
-            if candidate.server == self.server:
-                answer = await self._try_here(
-                    received, candidate.model, command, number, ticket, attempts
-                )
-            else:
-                answer = await self._try_peer(
-                    received, candidate, command, number, ticket, attempts
-                )
-            if answer is not None:
-                return answer
-        model = self.runner.quickest(received.request)
-        if model is not None and self.server not in attempts.failed:
-            answer = await self._run_if_worthwhile(received, model, ticket, attempts)
-            if answer is not None:
-                return answer
-        now = self._clock.now()
-        problem = "; ".join(attempts.problems) or "nobody could run it"
-        if received.request.expired(now):
-            return received.expired(now, problem)
-        if attempts.full:
-            return received.shed(ShedReason.QUEUE_FULL, now, problem)
-        return received.failed(503, problem, now)
-
-    async def _try_here(
-        self,
-        received: ReceivedRequest,
-        model: str,
-        command: ReceivedCommand,
-        number: int,
-        ticket: QueueTicket,
-        attempts: Attempts,
-    ) -> InferAnswer | None:
-        """Run candidate `number` of a command here; None if it failed, and `attempts` says why."""
-        if model not in self.runner.services:
-            attempts.problems.append(f"{self.server}: has no model {model}")
-            return None
-        if number > 0:
-            return await self._run_if_worthwhile(received, model, ticket, attempts)
-        await received.photo()
-        self._monitor.seen(command.decider).arrived(command.command.dispatch)
-        return await self._run(received, model, ticket, attempts)
-
-    async def _run_if_worthwhile(
-        self, received: ReceivedRequest, model: str, ticket: QueueTicket, attempts: Attempts
-    ) -> InferAnswer | None:
-        """Run here what others have failed at, unless it is too late for that."""
-        if not self.runner.worth_running(received.request, model):
-            attempts.problems.append(f"{self.server}: too late to run it here")
-            return None
-        return await self._run(received, model, ticket, attempts)
-
-    async def _run(
-        self, received: ReceivedRequest, model: str, ticket: QueueTicket, attempts: Attempts
-    ) -> InferAnswer | None:
-        try:
-            return await self.runner.run(received, model, ticket)
-        except QueueFull as error:
-            attempts.failed_at(self.server, f"{self.server}: {error}", full=True)
-            return None
-
-    async def _try_peer(
-        self,
-        received: ReceivedRequest,
-        candidate: Candidate,
-        command: ReceivedCommand,
-        number: int,
-        ticket: QueueTicket,
-        attempts: Attempts,
-    ) -> InferAnswer | None:
-        """Transfer to candidate `number` of a command; None if that failed."""
-        request, server = received.request, candidate.server
-        if self._clock.now() >= self.runner.give_up_at(request):
-            attempts.problems.append(f"{server}: no time left to try it")
-            attempts.out_of_time, attempts.full = True, False
-            return None
-        ticket.leave()
-        try:
-            payload = await self._forwarder.payload_for(
-                received, candidate, self.runner.worthless_at(request)
-            )
-            transfer = TransferRequest(
-                request=request,
-                model=candidate.model,
-                payload=payload,
-                headers=TransferHeaders(
-                    via=self.server,
-                    attempt=number,
-                    dispatch=command.command.dispatch if number == 0 else 0,
-                    decider=command.decider,
-                    ready_size=payload.ready_size,
-                    label=received.label,
-                ),
-            )
-            give_up_at = self.runner.give_up_at(request)
-            answer = await self._forwarder.send(received, candidate, transfer, give_up_at)
-        except ImagesError as error:
-            return received.failed(422, str(error), self._clock.now())
-        except PeerError as error:
-            attempts.failed_at(server, str(error))
-            attempts.out_of_time = isinstance(error, NoAnswerInTime)
-            log.info("request %s: %s", request.id, error)
-            return None
-        if answer.code in FINAL_CODES:
-            return answer
-        problem = f"{server}: {answer.error or answer.code}"
-        if answer.outcome.reason == ShedReason.QUEUE_FULL.value:
-            attempts.failed_at(server, problem, full=True)
-        else:
-            attempts.problems.append(problem)
-            attempts.full = False
-        return None
+                return received.shed(reason, self.clock.now())
+            return await _Execution(self, received, command, ticket).run()
 
     # -- as destination --------------------------------------------------------------------------
 
@@ -254,8 +113,8 @@ class RequestHandler:
 
         Raises RequestRefused before that only.
         """
-        if self._monitor.draining:
-            return received.shed(ShedReason.DRAINING, self._clock.now())
+        if self.monitor.draining:
+            return received.shed(ShedReason.DRAINING, self.clock.now())
         key = f"{received.request.id}\0{origin.via}\0{origin.attempt}"
         work = self._run_transferred
         return await self.requests.run(
@@ -271,22 +130,150 @@ class RequestHandler:
         with self.runner.queue.enter() as ticket:
             await received.body.whole()
             received.transferred = received.body.last_at
-            self._monitor.seen(origin.decider).arrived(origin.dispatch)
+            self.monitor.seen(origin.decider).arrived(origin.dispatch)
             await arrived()
             try:
                 return await self.runner.run(received, received.model or "", ticket)
             except WireError as error:
-                return received.failed(400, str(error), self._clock.now())
+                return received.failed(400, str(error), self.clock.now())
 
     async def _in_time(
         self, received: ReceivedRequest, work: Awaitable[InferAnswer]
     ) -> InferAnswer:
         """The answer of `work`, or one that says that it came too late or found no room."""
-        left = self.runner.worthless_at(received.request) - self._clock.now()
+        left = self.runner.worthless_at(received.request) - self.clock.now()
         try:
             async with asyncio.timeout(max(0.0, left)):
                 return await work
         except (TimeoutError, RequestExpired):
-            return received.expired(self._clock.now())
+            return received.expired(self.clock.now())
         except QueueFull as error:
-            return received.shed(ShedReason.QUEUE_FULL, self._clock.now(), str(error))
+            return received.shed(ShedReason.QUEUE_FULL, self.clock.now(), str(error))
+
+
+class _Execution:
+    """One request on its way through the candidates of its command."""
+
+    def __init__(
+        self,
+        handler: RequestHandler,
+        received: ReceivedRequest,
+        command: ReceivedCommand,
+        ticket: QueueTicket,
+    ) -> None:
+        self._server, self._runner = handler.server, handler.runner
+        self._forwarder, self._monitor = handler.forwarder, handler.monitor
+        self._clock = handler.clock
+        self._received, self._request = received, received.request
+        self._command = command
+        self._ticket = ticket
+        self._problems: list[str] = []
+        """Why the candidates so far have failed."""
+        self._failed: set[str] = set()
+        """Servers that cannot be reached or are full; none of their models is tried again."""
+        self._out_of_time = False
+        """No time is left for another peer."""
+        self._full = False
+        """Whether the last candidate was refused for lack of room."""
+
+    async def run(self) -> InferAnswer:
+        """Try the candidates in order, then the quickest service here, then say why it failed."""
+        for number, candidate in enumerate(self._command.candidates):
+            if self._out_of_time:
+                break
+            if candidate.server in self._failed:
+                continue
+            here = candidate.server == self._server
+            answer = await (self._try_here if here else self._try_peer)(candidate, number)
+            if answer is not None:
+                return answer
+        model = self._runner.quickest(self._request)
+        if model is not None and self._server not in self._failed:
+            answer = await self._run_if_worthwhile(model)
+            if answer is not None:
+                return answer
+        now = self._clock.now()
+        problem = "; ".join(self._problems) or "nobody could run it"
+        if self._request.expired(now):
+            return self._received.expired(now, problem)
+        if self._full:
+            return self._received.shed(ShedReason.QUEUE_FULL, now, problem)
+        return self._received.failed(503, problem, now)
+
+    async def _try_here(self, candidate: Candidate, number: int) -> InferAnswer | None:
+        """Run candidate `number` on this server; None if that failed."""
+        if candidate.model not in self._runner.services:
+            self._problems.append(f"{self._server}: has no model {candidate.model}")
+            return None
+        if number > 0:
+            return await self._run_if_worthwhile(candidate.model)
+        await self._received.photo()
+        self._monitor.seen(self._command.decider).arrived(self._command.command.dispatch)
+        return await self._run(candidate.model)
+
+    async def _run_if_worthwhile(self, model: str) -> InferAnswer | None:
+        """Run here what others have failed at, unless it is too late for that."""
+        if not self._runner.worth_running(self._request, model):
+            self._problems.append(f"{self._server}: too late to run it here")
+            return None
+        return await self._run(model)
+
+    async def _run(self, model: str) -> InferAnswer | None:
+        try:
+            return await self._runner.run(self._received, model, self._ticket)
+        except QueueFull as error:
+            self._fail(self._server, f"{self._server}: {error}", full=True)
+            return None
+
+    async def _try_peer(self, candidate: Candidate, number: int) -> InferAnswer | None:
+        """Transfer to candidate `number`; None if that failed."""
+        server = candidate.server
+        if self._clock.now() >= self._runner.give_up_at(self._request):
+            self._problems.append(f"{server}: no time left to try it")
+            self._out_of_time, self._full = True, False
+            return None
+        self._ticket.leave()
+        try:
+            answer = await self._transfer(candidate, number)
+        except ImagesError as error:
+            return self._received.failed(422, str(error), self._clock.now())
+        except PeerError as error:
+            self._fail(server, str(error))
+            self._out_of_time = isinstance(error, NoAnswerInTime)
+            log.info("request %s: %s", self._request.id, error)
+            return None
+        if answer.code in FINAL_CODES:
+            return answer
+        problem = f"{server}: {answer.error or answer.code}"
+        if answer.outcome.reason == ShedReason.QUEUE_FULL.value:
+            self._fail(server, problem, full=True)
+        else:
+            self._problems.append(problem)
+            self._full = False
+        return None
+
+    async def _transfer(self, candidate: Candidate, number: int) -> InferAnswer:
+        payload = await self._forwarder.payload_for(
+            self._received, candidate, self._runner.worthless_at(self._request)
+        )
+        transfer = TransferRequest(
+            request=self._request,
+            model=candidate.model,
+            payload=payload,
+            headers=TransferHeaders(
+                via=self._server,
+                attempt=number,
+                dispatch=self._command.command.dispatch if number == 0 else 0,
+                decider=self._command.decider,
+                ready_size=payload.ready_size,
+                label=self._received.label,
+            ),
+        )
+        give_up_at = self._runner.give_up_at(self._request)
+        return await self._forwarder.send(self._received, candidate, transfer, give_up_at)
+
+    def _fail(self, server: str, problem: str, *, full: bool = False) -> None:
+        """`server` cannot take the request, with any of its models."""
+        self._problems.append(problem)
+        self._failed.add(server)
+        self._full = full

@@ -1,4 +1,4 @@
-"""Queue, links, converter and report, on a clock that stands until it is moved."""
+"""A node's queue, converter and reports, on a clock that a test moves by hand."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from edgewise.domain import QueueItem, Service
 from edgewise.errors import ImagesError
 from edgewise.live.clock import Clock
 from edgewise.live.node.converter import Converter
-from edgewise.live.node.measured_links import MeasuredLink
 from edgewise.live.node.monitor import Monitor
 from edgewise.live.node.reporter import Reporter
 from edgewise.live.node.worker_queue import (
@@ -21,7 +20,6 @@ from edgewise.live.node.worker_queue import (
     RequestExpired,
     WorkerQueue,
 )
-from edgewise.live.wire.round_trips import LeastRtt
 
 
 class Time:
@@ -36,13 +34,13 @@ def time() -> Time:
 
 
 async def settle() -> None:
-    """Let every task go as far as it can."""
+    """Let every task run as far as it can."""
     for _ in range(10):
         await asyncio.sleep(0)
 
 
 class Bench:
-    """A queue whose jobs end when told to."""
+    """A queue whose jobs end when the test says so."""
 
     def __init__(self, queue: WorkerQueue) -> None:
         self.queue = queue
@@ -55,7 +53,7 @@ class Bench:
         name: str,
         deadline: float,
         work: float = 0.010,
-        dead: float = 1e9,
+        worthless_at: float = 1e9,
         urgent: bool = False,
     ) -> None:
         self._ends[name] = asyncio.get_running_loop().create_future()
@@ -64,7 +62,9 @@ class Bench:
             self.started.append(name)
             return await self._ends[name]
 
-        self.tasks[name] = asyncio.create_task(self.queue.run(action, work, deadline, dead, urgent))
+        self.tasks[name] = asyncio.create_task(
+            self.queue.run(action, work, deadline, worthless_at, urgent)
+        )
 
     async def end(self, name: str) -> str:
         self._ends[name].set_result(name)
@@ -101,7 +101,7 @@ async def test_earliest_deadline_first(bench: Bench) -> None:
         assert await bench.end(name) == name
 
 
-async def test_the_next_one_starts_before_the_last_ones_answer_is_written(bench: Bench) -> None:
+async def test_the_next_job_starts_before_the_last_answer_is_written(bench: Bench) -> None:
     done = asyncio.Event()
     started_by_then: list[str] = []
 
@@ -134,10 +134,10 @@ async def test_fifo_and_two_workers(time: Time) -> None:
     await bench.end("d")
 
 
-async def test_one_that_waited_too_long_never_runs(bench: Bench, time: Time) -> None:
+async def test_a_job_that_waited_too_long_never_runs(bench: Bench, time: Time) -> None:
     bench.add("running", 200.0)
-    bench.add("dead", 101.0, dead=102.0)
-    bench.add("alive", 103.0, dead=105.0)
+    bench.add("dead", 101.0, worthless_at=102.0)
+    bench.add("alive", 103.0, worthless_at=105.0)
     await settle()
     time.at = 102.0
     await bench.end("running")
@@ -147,7 +147,7 @@ async def test_one_that_waited_too_long_never_runs(bench: Bench, time: Time) -> 
     await bench.end("alive")
 
 
-async def test_a_cancelled_one_leaves_the_queue(bench: Bench) -> None:
+async def test_a_cancelled_job_leaves_the_queue(bench: Bench) -> None:
     bench.add("running", 1.0)
     bench.add("gone", 2.0)
     await settle()
@@ -159,7 +159,7 @@ async def test_a_cancelled_one_leaves_the_queue(bench: Bench) -> None:
     assert bench.started == ["running"]
 
 
-async def test_a_cancelled_one_that_runs_keeps_its_worker(bench: Bench) -> None:
+async def test_a_cancelled_running_job_keeps_its_worker(bench: Bench) -> None:
     bench.add("running", 1.0)
     bench.add("next", 2.0)
     await settle()
@@ -174,7 +174,7 @@ async def test_a_cancelled_one_that_runs_keeps_its_worker(bench: Bench) -> None:
     await bench.end("next")
 
 
-async def test_a_failure_is_its_own(bench: Bench) -> None:
+async def test_a_failing_job_harms_no_other(bench: Bench) -> None:
     async def action() -> None:
         raise ImagesError("broken")
 
@@ -185,7 +185,7 @@ async def test_a_failure_is_its_own(bench: Bench) -> None:
     await bench.end("next")
 
 
-def test_places_are_limited(time: Time) -> None:
+def test_tickets_are_limited(time: Time) -> None:
     queue = WorkerQueue(time.clock, 1, 2)
     with ExitStack() as stack:
         first, *_ = (stack.enter_context(queue.enter()) for _ in range(TICKETS_PER_PLACE * 2))
@@ -198,7 +198,7 @@ def test_places_are_limited(time: Time) -> None:
     assert queue.size == 0
 
 
-async def test_only_what_waits_for_a_worker_counts_against_the_limit(bench: Bench) -> None:
+async def test_only_waiting_jobs_count_against_the_limit(bench: Bench) -> None:
     for name in "abcde":  # one runs
         bench.add(name, 1.0)
         with bench.queue.enter():
@@ -219,7 +219,7 @@ async def _nothing() -> None:
     pass
 
 
-async def test_what_the_queue_says_of_itself(bench: Bench, time: Time) -> None:
+async def test_the_figures_of_the_queue(bench: Bench, time: Time) -> None:
     queue = bench.queue
     bench.add("running", 109.0, work=0.5)
     bench.add("waiting", 103.0, work=0.25)
@@ -237,106 +237,6 @@ async def test_what_the_queue_says_of_itself(bench: Bench, time: Time) -> None:
         await bench.end(name)
     time.at = 106.0
     assert queue.utilisation(106.0) == pytest.approx(0.047, abs=0.001)
-
-
-# -- links ---------------------------------------------------------------------------------------
-
-
-def test_a_transfer_alone_shows_the_rate() -> None:
-    link = MeasuredLink()
-    with link.flow("b", 100_000, lambda: 10.0) as flow:
-        report = link.report("b", None, 10.05)
-        assert (report.backlog, report.flows, report.throughput) == (100_000, 1, None)
-        link.arrived(flow, 10.11, delay=0.010, starved=False)
-    report = link.report("b", 0.01, 10.2)
-    assert report.throughput == pytest.approx(1e6)
-    assert report.measured_at == 10.11
-    assert (report.backlog, report.flows) == (0, 0)
-
-
-def test_two_transfers_share() -> None:
-    """Two of 100 kB over 1 MB/s, side by side: both are in after 0.2 s, each had half the rate."""
-    link = MeasuredLink()
-    with link.flow("b", 100_000, lambda: 10.0) as one, link.flow("c", 100_000, lambda: 10.0) as two:
-        link.arrived(one, 10.2, delay=0.0, starved=False)
-        link.arrived(two, 10.2, delay=0.0, starved=False)
-    assert link.rate == pytest.approx(1e6)
-
-
-def test_half_shared() -> None:
-    """100 kB from 10.0 and 50 kB from 10.05: 50 kB alone, then both 50 kB by halves until 10.15."""
-    link = MeasuredLink()
-    with link.flow("b", 100_000, lambda: 10.0) as one, link.flow("c", 50_000, lambda: 10.05) as two:
-        link.arrived(one, 10.15, delay=0.0, starved=False)
-        assert link.rate == pytest.approx(100_000 / 0.15 * (0.05 + 2 * 0.1) / 0.15)
-        link.arrived(two, 10.15, delay=0.0, starved=False)
-
-
-def test_backlog_drains_at_the_measured_rate() -> None:
-    link = MeasuredLink()
-    link.measured(100_000, 0.1, 1.0, 9.0)
-    with link.flow("b", 100_000, lambda: 10.0), link.flow("c", 50_000, lambda: 10.0):
-        assert link.report("b", None, 10.05).backlog == pytest.approx(75_000)
-        assert link.report("c", None, 10.05).backlog == pytest.approx(25_000)
-        assert link.report("b", None, 99.0).backlog == 0
-        assert link.report("b", None, 99.0).flows == 1
-    assert link.flows == 0
-
-
-def test_a_transfer_that_fails_measures_nothing() -> None:
-    link = MeasuredLink()
-    with pytest.raises(OSError, match="gone"), link.flow("b", 1000, lambda: 10.0):
-        raise OSError("gone")
-    assert link.report("b", None, 11.0).throughput is None
-    assert link.flows == 0
-
-
-def test_a_starved_transfer_counts_only_upwards() -> None:
-    link = MeasuredLink()
-    link.measured(100_000, 0.1, 1.0, 9.0)
-    with link.flow("b", 100_000, lambda: 10.0) as flow:
-        link.arrived(flow, 11.0, delay=0.0, starved=True)
-    assert link.rate == pytest.approx(1e6)
-    with link.flow("b", 100_000, lambda: 12.0) as flow:
-        link.arrived(flow, 12.05, delay=0.0, starved=True)
-    assert link.rate > 1.2e6
-
-
-def test_a_first_transfer_that_starved_says_nothing_below_the_prior() -> None:
-    link = MeasuredLink()
-    with link.flow("b", 100_000, lambda: 10.0) as flow:
-        link.arrived(flow, 11.0, delay=0.0, starved=True)  # 100 kB/s at least
-    assert link.report("b", None, 11.0).throughput is None
-    with link.flow("b", 100_000, lambda: 12.0) as flow:
-        link.arrived(flow, 12.01, delay=0.0, starved=True)  # 10 MB/s at least
-    assert link.rate == pytest.approx(1e7)
-
-
-def test_receiver_side_measures_what_came_after_the_first_chunk() -> None:
-    link = MeasuredLink()
-    with link.flow("me", 100_000, lambda: 10.0) as flow:
-        link.received(flow, 80_000, 0.08, 10.1)
-    assert link.rate == pytest.approx(1e6)
-    with link.flow("me", 500, lambda: 11.0) as flow:
-        link.received(flow, 0, 0.0, 11.0)  # all of it in one chunk: nothing to measure
-    assert link.rate == pytest.approx(1e6)
-
-
-def test_a_transfer_of_a_few_bytes_says_nothing_of_the_rate() -> None:
-    link = MeasuredLink()
-    with link.flow("b", 545, lambda: 10.0) as flow:
-        link.arrived(flow, 10.01, delay=0.001, starved=False)
-    assert link.report("b", None, 11.0).throughput is None
-
-
-def test_least_round_trip_of_ten_seconds() -> None:
-    rtts = LeastRtt()
-    assert rtts.get(0.0) is None
-    for at, rtt in ((1.0, 0.020), (2.0, 0.010), (3.0, 0.030), (4.0, 0.015)):
-        rtts.add(rtt, at)
-    assert rtts.get(5.0) == 0.010
-    assert rtts.get(13.0) == 0.015
-    assert rtts.get(1000.0) == 0.015  # old, but all there is
 
 
 # -- the report ----------------------------------------------------------------------------------
@@ -399,7 +299,7 @@ def test_peers_behind_one_uplink_share_its_rate(time: Time) -> None:
 
 
 def test_service_time_is_that_of_originals(time: Time) -> None:
-    """The belief takes the saving off for model-ready ones, so it must not be off already."""
+    """The belief subtracts the saving of model-ready payloads, so it must still be included."""
     monitor = monitor_of(WorkerQueue(time.clock, 1, 9))
     assert monitor.work("m", ready=False) == 0.020
     monitor.ran("m", 0.030, ready=False)
@@ -412,7 +312,7 @@ def test_service_time_is_that_of_originals(time: Time) -> None:
     assert monitor.report(1.0).services["m"].served == 3
 
 
-async def test_a_stage_of_its_own_has_its_own_backlog(time: Time) -> None:
+async def test_a_converter_with_a_core_of_its_own_has_its_own_backlog(time: Time) -> None:
     queue = WorkerQueue(time.clock, 1, 9)
     release = asyncio.Event()
 
@@ -433,7 +333,7 @@ async def test_a_stage_of_its_own_has_its_own_backlog(time: Time) -> None:
     assert converter.backlog(100.001) == 0.0
 
 
-async def test_a_stage_on_the_workers_takes_one(bench: Bench, time: Time) -> None:
+async def test_a_converter_on_the_workers_takes_one(bench: Bench, time: Time) -> None:
     converter = Converter(Maker(), time.clock, bench.queue, 0.003, "workers")
     bench.add("running", 109.0)
     bench.add("waiting", 101.0)
@@ -448,7 +348,7 @@ async def test_a_stage_on_the_workers_takes_one(bench: Bench, time: Time) -> Non
     await bench.end("waiting")
 
 
-async def test_jumps_are_told_at_once_and_drains_are_not(bench: Bench, time: Time) -> None:
+async def test_jumps_are_reported_at_once_and_drains_are_not(bench: Bench, time: Time) -> None:
     monitor = monitor_of(bench.queue)
     reporter = Reporter(monitor, time.clock, 0.1, lambda report: None)
     reporter.check_backlog()
