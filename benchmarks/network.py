@@ -50,13 +50,13 @@ from rich.console import Console
 from rich.table import Table
 
 from edgewise.network import capabilities
-from edgewise.network.capacity import bytes_between
 from edgewise.network.control import RelayControl
 from edgewise.network.link import Link
 from edgewise.network.relay.config import Address, RelayConfig, Route
 from edgewise.network.relay.relay import run as run_relay
 from edgewise.network.settings import LinkSettings
 from edgewise.network.trace import BackhaulTrace, CellularTrace, WifiTrace
+from edgewise.network.transmission import bytes_between
 
 SIZES = (10_000, 150_000, 2_000_000)
 RATES = (5e6, 20e6, 100e6, 500e6)

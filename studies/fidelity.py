@@ -55,7 +55,7 @@ def parts(options: argparse.Namespace, work: Path) -> Iterator[Part]:
     few = ["--seeds", str(options.seeds)]
     for name in presets():
         yield Part(
-            f"emulated-{name}", "compare-worlds", name, "--policy", options.policies,
+            f"emulated-{name}", "compare-live", name, "--policy", options.policies,
             *duration(name, options.quick), *few, "--out", str(work / f"emulated-{name}"),
         )  # fmt: skip
     for seed in WORLDS:
@@ -63,7 +63,7 @@ def parts(options: argparse.Namespace, work: Path) -> Iterator[Part]:
         if not file.exists():
             file.write_text(dump(families.scenario("train", seed)), encoding="utf-8")
         yield Part(
-            f"emulated-train-{seed}", "compare-worlds", str(file), "--policy", options.policies,
+            f"emulated-train-{seed}", "compare-live", str(file), "--policy", options.policies,
             *duration(str(file), options.quick), *few,
             "--out", str(work / f"emulated-train-{seed}"),
         )  # fmt: skip
@@ -78,14 +78,14 @@ def parts(options: argparse.Namespace, work: Path) -> Iterator[Part]:
             text = presets()[name].read_text(encoding="utf-8")
             file.write_text(f"{text}profile: {profile}\n", encoding="utf-8")
             yield Part(
-                f"real-{name}", "compare-worlds", str(file), "--real",
+                f"real-{name}", "compare-live", str(file), "--real",
                 "--policy", options.policies, *duration(name, options.quick), *few,
                 "--out", str(work / f"real-{name}"),
             )  # fmt: skip
     # The same fleet recorded twice, on other requests.
     for seed in (101, 102):
         yield Part(
-            f"recorded-{seed}", "compare-worlds", "three-sites", "--seed", str(seed),
+            f"recorded-{seed}", "compare-live", "three-sites", "--seed", str(seed),
             *duration("three-sites", options.quick), "--out", str(work / f"recorded-{seed}"),
         )  # fmt: skip
     runs = [
@@ -133,7 +133,7 @@ def read(work: Path, name: str) -> Any:
 def verdict_rows(name: str, found: dict[str, Any]) -> Iterator[str]:
     ranking = "same" if found["same_ranking"] else "differs"
     for each in found["policies"]:
-        first, second = (world["utility"] for world in each["worlds"])
+        first, second = (side["utility"] for side in each["sides"])
         half = "" if each["plus_minus"] is None else f" ± {each['plus_minus']:.3f}"
         within = "yes" if each["within"] else "**no**"
         yield (
@@ -169,8 +169,8 @@ def verdict_table(work: Path, names: Sequence[str]) -> list[str]:
 def stage_table(pair: dict[str, Any], worlds: Sequence[str]) -> list[str]:
     heads = " | ".join(f"{p} {w}" for p in ("p50", "p95") for w in worlds)
     lines = [f"| ms | {heads} |", "|---|---|---|---|---|"]
-    for stage in pair["worlds"][0]["spreads"]:
-        spreads = [world["spreads"][stage] for world in pair["worlds"]]
+    for stage in pair["sides"][0]["times"]:
+        spreads = [side["times"][stage] for side in pair["sides"]]
         cells = [spread[p] for p in ("p50_ms", "p95_ms") for spread in spreads]
         said = " | ".join("–" if cell is None else f"{cell:.1f}" for cell in cells)
         lines.append(f"| {stage} | {said} |")
@@ -194,7 +194,7 @@ def measured(work: Path, options: argparse.Namespace) -> str:
     if found is not None:
         pair = found["policies"][0]
         lines += ["", f"Stage by stage, three-sites under {pair['policy']}; transfer: of those "
-                  "that were moved.", "", *stage_table(pair, found["worlds"])]  # fmt: skip
+                  "that were moved.", "", *stage_table(pair, found["sides"])]  # fmt: skip
         picture = work / "emulated-three-sites" / "stages.svg"
         if picture.exists():
             PICTURE.write_bytes(picture.read_bytes())
@@ -230,16 +230,16 @@ def measured(work: Path, options: argparse.Namespace) -> str:
         ]  # fmt: skip
         for each in said["calibration"]["fitted"]:
             was, now = ("–" if v is None else f"{v:.4g}" for v in (each["was"], each["found"]))
-            cells = (each["what"], was, now, each["unit"], str(each["count"]), each["note"])
+            cells = (each["field"], was, now, each["unit"], str(each["count"]), each["note"])
             lines.append(f"| {' | '.join(cells)} |")
         if said["against"] is not None:
             pair = said["against"]["policies"][0]
-            first, second = (world["utility"] for world in pair["worlds"])
+            first, second = (side["utility"] for side in pair["sides"])
             lines += [
                 "", f"Simulated on {len(said['against']['seeds'])} seeds and held against a second "
                 f"run (other requests): expected utility {first:.3f} and {second:.3f}, "
                 f"Δ {pair['difference']:+.3f} ± {pair['plus_minus'] or 0:.3f}.", "",
-                *stage_table(pair, said["against"]["worlds"]),
+                *stage_table(pair, said["against"]["sides"]),
             ]  # fmt: skip
     return "\n".join(lines)
 

@@ -14,9 +14,7 @@ from numpy.typing import NDArray
 from edgewise.compile import jit
 from edgewise.fleet.arrays import Array
 from edgewise.fleet.estimates import ready_time
-from edgewise.fleet.table import (
-    CandidateTable,
-)
+from edgewise.fleet.table import CandidateTable
 from edgewise.policy.learned import edgewise
 from edgewise.scenario import Scenario
 from edgewise.sim.build import SimOptions, simulation

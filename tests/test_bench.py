@@ -18,13 +18,7 @@ from edgewise.errors import BadInput
 from edgewise.learn.search import Budget
 from edgewise.policy import POLICIES
 from edgewise.policy.base import Parameter
-from edgewise.policy.tuning import (
-    Tuned,
-    read_tuned,
-    shipped_values,
-    with_tuned,
-    write_tuned,
-)
+from edgewise.policy.tuning import Tuned, read_tuned, shipped_values, with_tuned, write_tuned
 from edgewise.scenario import Scenario
 from edgewise.sim import layout
 from edgewise.worlds import families

@@ -29,7 +29,7 @@ COMMANDS = (
     "client",
     "doctor",
     "traces",
-    "compare-worlds",
+    "compare-live",
     "profile",
     "calibrate",
 )

@@ -15,11 +15,7 @@ from gymnasium.vector import AutoresetMode
 from edgewise.compile import jit
 from edgewise.errors import BadInput
 from edgewise.fleet import table as columns
-from edgewise.fleet.table import (
-    CandidateTable,
-    blank_table,
-    flatten,
-)
+from edgewise.fleet.table import CandidateTable, blank_table, flatten
 from edgewise.sim import engine
 from edgewise.sim.build import SimOptions, simulation
 from edgewise.sim.env.batched import RESET, BatchedSims

@@ -14,11 +14,18 @@ from typer.testing import CliRunner
 from edgewise.cli import main
 from edgewise.documents import read_document
 from edgewise.errors import BadInput, ScenarioError
-from edgewise.fidelity import fit, held, picture, worlds
-from edgewise.fidelity import profile as measuring
-from edgewise.fidelity.calibrate import calibrate
-from edgewise.fidelity.compare import LATENCY, STAGES, Run, compare, number_of, read_run
-from edgewise.fidelity.files import record
+from edgewise.fidelity import comparison_report, fitting, live_comparison, validation
+from edgewise.fidelity import profiling as measuring
+from edgewise.fidelity.calibration import calibrate
+from edgewise.fidelity.comparison import (
+    LATENCY,
+    STAGES,
+    RecordedRun,
+    compare_runs,
+    number_of,
+    read_run,
+)
+from edgewise.fidelity.recording import record_episode
 from edgewise.scenario import MmppArrivals, PoissonArrivals, Scenario, dump, load, loads
 from edgewise.scenario.measured_profile import MeasuredForm, ModelProfile, Prepared, Profile
 from edgewise.sim.build import SimOptions
@@ -36,10 +43,10 @@ RNG = np.random.default_rng
 
 def test_equal_sharing_by_hand() -> None:
     # 10 bytes/s: alone 0..1 s, then two share until the first is across, then one is alone.
-    ends = fit.shared(np.array([0.0, 1.0]), np.array([20.0, 20.0]), 10.0)
+    ends = fitting.shared_link_ends(np.array([0.0, 1.0]), np.array([20.0, 20.0]), 10.0)
     assert ends == pytest.approx([3.0, 4.0])
     # Given in another order, and a link that falls idle in between.
-    ends = fit.shared(np.array([9.0, 0.0]), np.array([10.0, 10.0]), 10.0)
+    ends = fitting.shared_link_ends(np.array([9.0, 0.0]), np.array([10.0, 10.0]), 10.0)
     assert ends == pytest.approx([10.0, 1.0])
 
 
@@ -48,13 +55,13 @@ def test_a_link_is_found_again_through_its_queues_and_streamed_uploads() -> None
     starts = np.cumsum(rng.exponential(0.05, 300))
     sizes = rng.lognormal(math.log(1e5), 0.5, 300)
     least = starts + rng.exponential(0.05, 300)
-    ends = np.maximum(fit.shared(starts, sizes, 2.5e6), least) + 0.012
+    ends = np.maximum(fitting.shared_link_ends(starts, sizes, 2.5e6), least) + 0.012
     ends += rng.exponential(0.0005, 300)
     ends[::20] += 0.5  # something else was going on
-    found = fit.link(starts, sizes, ends, least)
+    found = fitting.fit_link(starts, sizes, ends, least)
     assert found.rate == pytest.approx(2.5e6, rel=0.03)
     assert found.delay == pytest.approx(0.012, abs=0.001)
-    blind = fit.link(starts, sizes, ends)
+    blind = fitting.fit_link(starts, sizes, ends)
     assert blind.error > found.error  # that the upload holds it up is seen
 
 
@@ -62,20 +69,22 @@ def test_transfers_that_only_share_do_not_judge() -> None:
     rng = RNG(2)
     starts = np.cumsum(rng.exponential(0.05, 200))
     sizes = rng.lognormal(math.log(1e5), 0.5, 200)
-    ends = fit.shared(starts, sizes, 2.5e6) + 0.01
+    ends = fitting.shared_link_ends(starts, sizes, 2.5e6) + 0.01
     judged = rng.random(200) < 0.4
     ends[~judged] += 0.2
-    assert fit.link(starts, sizes, ends, None, judged).delay == pytest.approx(0.01, abs=1e-4)
-    assert fit.link(starts, sizes, ends).delay > 0.05
+    assert fitting.fit_link(starts, sizes, ends, None, judged).delay == pytest.approx(
+        0.01, abs=1e-4
+    )
+    assert fitting.fit_link(starts, sizes, ends).delay > 0.05
     with pytest.raises(ValueError, match="at least one"):
-        fit.link(starts[:0], sizes[:0], ends[:0])
+        fitting.fit_link(starts[:0], sizes[:0], ends[:0])
 
 
 def test_conversions_wait_for_what_runs_and_for_each_other() -> None:
     started, finished = np.array([0.0, 5.0]), np.array([1.0, 6.0])
-    done = fit.conversions(np.array([0.5, 0.6, 4.95]), 0.1, 1, started, finished)
+    done = fitting.conversion_ends(np.array([0.5, 0.6, 4.95]), 0.1, 1, started, finished)
     assert done == pytest.approx([1.1, 1.2, 5.05])
-    done = fit.conversions(np.array([0.5, 0.6, 4.95]), 0.1, 2, started, finished)
+    done = fitting.conversion_ends(np.array([0.5, 0.6, 4.95]), 0.1, 2, started, finished)
     assert done == pytest.approx([0.6, 0.7, 5.05])
 
 
@@ -84,18 +93,18 @@ def test_noise_is_found_in_spite_of_slow_spells() -> None:
     sigma = math.sqrt(math.log1p(0.2**2))
     seconds = 0.02 * np.exp(sigma * rng.standard_normal(2000) - 0.5 * sigma**2)
     seconds[:60] *= 2.0
-    mean, found = fit.lognormal(seconds)
+    mean, found = fitting.fit_lognormal(seconds)
     assert mean == pytest.approx(0.02, rel=0.03)
     assert found == pytest.approx(sigma, rel=0.1)
-    assert fit.sigma_of([seconds, 3.0 * seconds]) == pytest.approx(found, rel=0.02)
+    assert fitting.pooled_sigma([seconds, 3.0 * seconds]) == pytest.approx(found, rel=0.02)
 
 
 def test_arrivals_are_told_apart() -> None:
     rng = RNG(4)
     poisson = np.sort(rng.random(700)) * 20.0
-    assert fit.arrivals(poisson, 20.0) == pytest.approx(35.0)
+    assert fitting.fit_arrivals(poisson, 20.0) == pytest.approx(35.0)
     even = np.arange(400) / 20.0 + rng.exponential(0.0005, 400)
-    assert fit.arrivals(even, 20.0) is None
+    assert fitting.fit_arrivals(even, 20.0) is None
 
 
 def test_bursts_are_found_again() -> None:
@@ -106,8 +115,8 @@ def test_bursts_are_found_again() -> None:
     from edgewise.worlds.workload import generate
 
     trace = generate(msgspec.structs.replace(world, workload=workload), None)
-    found = fit.arrivals(trace.time, 400.0)
-    assert isinstance(found, fit.Bursts)
+    found = fitting.fit_arrivals(trace.time, 400.0)
+    assert isinstance(found, fitting.Bursts)
     assert found.rates == pytest.approx((15.0, 90.0), rel=0.15)
     assert found.sojourns == pytest.approx((6.0, 2.0), rel=0.4)  # some fifty of each were seen
 
@@ -116,19 +125,19 @@ def test_the_report_period_is_seen_through_early_reports() -> None:
     rng = RNG(6)
     gaps = np.where(rng.random(200) < 0.3, rng.uniform(0.02, 0.1, 200), 0.1)
     sent = np.cumsum(gaps + rng.exponential(0.0003, 200))
-    assert fit.report_period(sent) == pytest.approx(0.1, rel=0.02)
-    assert fit.report_period(sent[:2]) is None
+    assert fitting.fit_report_period(sent) == pytest.approx(0.1, rel=0.02)
+    assert fitting.fit_report_period(sent[:2]) is None
 
 
 # -- comparing -----------------------------------------------------------------------------------
 
 
-def run_of(utility: np.ndarray, latency: float = 0.1) -> Run:
+def run_of(utility: np.ndarray, latency: float = 0.1) -> RecordedRun:
     count = len(utility)
     times = {stage: np.full(count, latency / 6) for stage in STAGES}
-    return Run(
+    return RecordedRun(
         sent=np.arange(count) / 20.0,
-        asked=np.ones((count, 3)),
+        demands=np.ones((count, 3)),
         utility=utility,
         served=np.ones(count, bool),
         moved=np.zeros(count, bool),
@@ -137,8 +146,8 @@ def run_of(utility: np.ndarray, latency: float = 0.1) -> Run:
     )
 
 
-def two(runs: dict[str, tuple[Run, Run]]) -> object:
-    return compare(runs, scenario="x", worlds=("a", "b"), seeds=(1,), tolerance=0.02)
+def two(runs: dict[str, tuple[RecordedRun, RecordedRun]]) -> object:
+    return compare_runs(runs, scenario="x", sides=("a", "b"), seeds=(1,), tolerance=0.02)
 
 
 def test_a_run_agrees_with_itself_and_not_with_a_worse_one() -> None:
@@ -165,11 +174,11 @@ def test_a_different_ranking_is_listed_with_its_noise() -> None:
 
 def test_the_picture_and_the_page_show_both_worlds() -> None:
     runs = {"p<q": (run_of(RNG(1).random(50)), run_of(RNG(1).random(50), 0.2))}
-    found = compare(runs, scenario="x", worlds=("one", "other"), seeds=(1,), tolerance=0.02)
-    drawn = picture.svg(runs, found.worlds)
+    found = compare_runs(runs, scenario="x", sides=("one", "other"), seeds=(1,), tolerance=0.02)
+    drawn = comparison_report.svg(runs, found.sides)
     assert drawn.count("<polyline") == 2 * 6  # no transfer: nothing was moved
     assert "p&lt;q" in drawn
-    page = picture.page(found, drawn, "edgewise x")
+    page = comparison_report.page(found, drawn, "edgewise x")
     assert drawn in page
     assert "<script" not in page
     assert "http" not in page.replace("http://www.w3.org/2000/svg", "")
@@ -183,12 +192,12 @@ def test_requests_are_matched_by_their_number() -> None:
 
 def test_both_worlds_play_the_same_and_what_is_not_as_written_is_said() -> None:
     volatile = load("volatile")
-    shared, notes = worlds.common(volatile)
+    shared, notes = live_comparison.shared_scenario(volatile)
     assert shared.service_noise == volatile.service_noise
     assert shared.failures == volatile.failures
     assert shared.executor == "replay"
     assert not notes
-    shared, notes = worlds.common(load("direct"))
+    shared, notes = live_comparison.shared_scenario(load("direct"))
     assert shared.network.emulate
     assert len(notes) == 1
 
@@ -213,7 +222,7 @@ def profile_of(**batch: float) -> Profile:
 
 
 def test_a_profile_fills_in_what_the_scenario_leaves_open(tmp_path: Path) -> None:
-    measuring.write(profile_of(), tmp_path / "p.yaml")
+    measuring.write_profile(profile_of(), tmp_path / "p.yaml")
     text = """
 name: x
 profile: p.yaml
@@ -247,7 +256,7 @@ workload:
 
 @pytest.mark.parametrize(
     ("content", "problem"),
-    [(None, "cannot be read"), ("models: 3", "not a profile"), ("{", "not a profile")],
+    [(None, "cannot be read"), ("models: 3", "models: expected a mapping"), ("{", "not YAML")],
 )
 def test_a_profile_that_is_none_is_named(content: str | None, problem: str, tmp_path: Path) -> None:
     if content is not None:
@@ -272,7 +281,7 @@ def test_measuring_counts_its_steps_and_its_file_is_read_again(tmp_path: Path) -
     if zoo.converted_file("lite0-96") is None:
         pytest.skip("lite0-96 is not prepared")
     said: list[str] = []
-    found = measuring.profile(
+    found = measuring.measure_profile(
         task_of(),
         ["lite0-96"],
         load_images("builtin"),
@@ -281,11 +290,11 @@ def test_measuring_counts_its_steps_and_its_file_is_read_again(tmp_path: Path) -
         batches=(1, 2),
         step=said.append,
     )
-    assert len(said) == measuring.steps(["lite0-96"], (1, 2), (1, 2))
+    assert len(said) == measuring.step_count(["lite0-96"], (1, 2), (1, 2))
     each = found.models["lite0-96"]
     assert 0.0 < each.original.p50 <= each.original.p95
     assert set(each.slowdown) == {1, 2}
-    measuring.write(found, tmp_path / "p.yaml")
+    measuring.write_profile(found, tmp_path / "p.yaml")
     assert read_document(tmp_path / "p.yaml", Profile) == found
 
 
@@ -340,7 +349,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
             truth.with_overrides(seed=seed),
             SimOptions(keep_reports=True, report_delay=0.004),
         )
-        record(out, episode(one, "earliest_completion", None, kept))
+        record_episode(out, episode(one, "earliest_completion", None, kept))
         (out / "scenario.yaml").write_text(wrong(truth))
     return folder
 
@@ -379,16 +388,16 @@ def test_a_simulated_run_is_found_again(recorded: Path) -> None:
 def test_it_reproduces_a_second_run_and_the_wrong_scenario_does_not(recorded: Path) -> None:
     found, said = calibrate(recorded / "run-1")
     second = recorded / "run-2"
-    comparison, _ = held.hold(found, said, second, held.policy_of(second), seeds=3)
+    comparison = validation.validate(found, said, second, validation.policy_of(second), seeds=3)
     (pair,) = comparison.policies
     assert comparison.within
     assert not pair.paired
-    one, other = (world.spreads[LATENCY].p50_ms for world in pair.worlds)
+    one, other = (side.times[LATENCY].p50_ms for side in pair.sides)
     assert one == pytest.approx(other, rel=0.1)
     lie = loads(wrong(loads(TRUTH)))
-    comparison, _ = held.hold(lie, said, second, held.policy_of(second), seeds=3)
+    comparison = validation.validate(lie, said, second, validation.policy_of(second), seeds=3)
     (pair,) = comparison.policies
-    one, other = (world.spreads[LATENCY].p50_ms for world in pair.worlds)
+    one, other = (side.times[LATENCY].p50_ms for side in pair.sides)
     assert one != pytest.approx(other, rel=0.1)
 
 
@@ -402,7 +411,7 @@ def test_the_command_prints_what_it_found(recorded: Path, tmp_path: Path) -> Non
     assert "uplink:a.rate_mbps" in shown.output
     assert "expected utility" in shown.output
     assert load(out).name == "truth-calibrated"
-    assert json.loads(answer.read_text())["against"]["worlds"] == ["calibrated", "recorded"]
+    assert json.loads(answer.read_text())["against"]["sides"] == ["calibrated", "recorded"]
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
@@ -424,7 +433,7 @@ def test_a_run_is_read_as_it_was_written(recorded: Path) -> None:
 
 @pytest.mark.system
 def test_both_worlds_of_smoke(tmp_path: Path) -> None:
-    arguments = ["compare-worlds", "smoke", "--duration", "2", "--out", str(tmp_path / "w")]
+    arguments = ["compare-live", "smoke", "--duration", "2", "--out", str(tmp_path / "w")]
     arguments += ["--json", str(tmp_path / "a.json")]
     shown = CliRunner().invoke(main.app, arguments, env={"COLUMNS": "200"})
     assert shown.exit_code == 0, shown.output
@@ -433,8 +442,8 @@ def test_both_worlds_of_smoke(tmp_path: Path) -> None:
     assert pair["paired"]
     assert abs(pair["difference"]) < 0.15  # loose: other tests run beside it
     assert (tmp_path / "w" / "page.html").is_file()
-    simulated, emulated = pair["worlds"]
-    assert emulated["spreads"]["execute"]["count"] > 0
+    simulated, emulated = pair["sides"]
+    assert emulated["times"]["execute"]["count"] > 0
     assert simulated["requests"] == emulated["requests"]
     # Begun again it has everything, and another scenario is not mixed in.
     again = CliRunner().invoke(main.app, arguments, env={"COLUMNS": "200"})

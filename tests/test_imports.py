@@ -22,7 +22,7 @@ LAYERS = (
     {"domain"},
     {
         "score", "scenario", "worlds", "tasks", "network", "fleet", "policy",
-        "summary", "summary_tables",
+        "summary", "summary_tables", "html_page",
     },
     {"sim", "live", "network.relay", "network.kernel", "network.control", "network.capabilities",
      "network.link_controller", "network.link_backend"},
@@ -51,6 +51,9 @@ NO_CLOCK = (
     "policy",
     "network.link",
     "network.capacity",
+    "network.impairments",
+    "network.settings",
+    "network.transmission",
     "network.trace",
     "network.trace_files",
 )

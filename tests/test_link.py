@@ -10,17 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgewise.errors import BadInput
-from edgewise.network.capacity import (
-    Capacity,
-    LinkArrays,
-    bytes_between,
-    capacity_time,
-    constant,
-    stepwise,
-    time_to_send,
-)
+from edgewise.network.capacity import Capacity, LinkArrays, constant, stepwise
 from edgewise.network.link import Link
 from edgewise.network.settings import LinkSettings, Outage
+from edgewise.network.transmission import bytes_between, capacity_time, time_to_send
 
 NO_OUTAGE = np.empty((0, 2))
 # 1,000 B/s for 1 s, nothing for 1 s, 3,000 B/s for 1 s; 4,000 bytes in a period of 3 s.

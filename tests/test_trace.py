@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from edgewise.errors import BadInput, ScenarioError
-from edgewise.network.capacity import bytes_between, capacity_time
 from edgewise.network.link import Link
 from edgewise.network.settings import LinkSettings, checked
 from edgewise.network.trace import FileTrace, Kind, LinkTrace, WifiTrace, read_trace, synthetic
+from edgewise.network.transmission import bytes_between, capacity_time
 
 
 def write(folder: Path, text: str) -> Path:

@@ -10,11 +10,12 @@ from typer.testing import CliRunner
 
 from edgewise.cli import main
 from edgewise.errors import BadInput
-from edgewise.network.capacity import bytes_between, constant, stepwise
+from edgewise.network.capacity import constant, stepwise
 from edgewise.network.link import Link
 from edgewise.network.settings import LinkSettings
 from edgewise.network.trace import OPPORTUNITY_BYTES, Kind, read_trace, synthetic
 from edgewise.network.trace_files import trace_text
+from edgewise.network.transmission import bytes_between
 
 KINDS: tuple[Kind, ...] = ("cellular", "wifi", "backhaul")
 

@@ -16,23 +16,12 @@ from typing import Any
 from edgewise.bench.compare import Line, SuiteComparison
 from edgewise.bench.report import COLUMNS, versions
 from edgewise.errors import MissingExtra
+from edgewise.html_page import html_page, html_table
 
 # Okabe & Ito's colours, which can be told apart with every colour blindness; black is for axes.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#F0E442")
 SHOWN = 8
 """Policies drawn by family; the others are only in the table."""
-
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; margin: 0 auto; padding: 1.5rem;
-       max-width: 1100px; }
-h1 { font-size: 1.5rem; margin-bottom: .2rem } h2 { font-size: 1.15rem; margin-top: 2.2rem }
-p.about { color: #555; margin-top: 0 } code { background: #f3f3f3; padding: .1em .3em }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem }
-th, td { text-align: right; padding: .25rem .6rem; border-bottom: 1px solid #e5e5e5;
-         white-space: nowrap }
-th:first-child, td:first-child { text-align: left } .scroll { overflow-x: auto }
-.better { color: #00704f } .worse { color: #b33a00 } details { margin: .4rem 0 }
-"""
 
 
 def page(comparison: SuiteComparison) -> str:
@@ -67,13 +56,7 @@ def page(comparison: SuiteComparison) -> str:
         "<h2>Every figure</h2>",
         *[_family(comparison, f) for f in range(len(result.families))],
     ]
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>edgewise bench</title><style>{_STYLE}</style>{plots.script}</head><body>\n"
-        + "\n".join(body)
-        + "\n</body></html>\n"
-    )
+    return html_page("edgewise bench", body, head=plots.script)
 
 
 _AXIS = {"gridcolor": "#e8e8e8", "zerolinecolor": "#bbb", "linecolor": "#bbb"}
@@ -236,11 +219,11 @@ def _table(lines: Sequence[Line], reference: float) -> str:
     rows = []
     for line in lines:
         style = {1: "better", -1: "worse", 0: ""}[line.difference.sign]
-        cells = [
-            f'<td class="{style if heading.startswith("vs ") else ""}">'
-            f"{html.escape(cell(line, reference))}</td>"
-            for heading, cell in COLUMNS.items()
-        ]
-        rows.append(f"<tr>{''.join(cells)}</tr>")
-    head = "".join(f"<th>{heading}</th>" for heading in COLUMNS)
-    return f'<div class="scroll"><table><tr>{head}</tr>{"".join(rows)}</table></div>'
+        rows.append(
+            [
+                f'<span class="{style if heading.startswith("vs ") else ""}">'
+                f"{html.escape(cell(line, reference))}</span>"
+                for heading, cell in COLUMNS.items()
+            ]
+        )
+    return html_table(list(COLUMNS), rows)

@@ -1,4 +1,4 @@
-"""``edgewise calibrate``: a recorded run as a scenario that reproduces it."""
+"""``edgewise calibrate``: turn a recorded run into a scenario that reproduces it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from edgewise.cli import options, output
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from edgewise.fidelity.calibrate import Calibration
+    from edgewise.fidelity.calibration import Calibration
 
 
 def calibrate(
@@ -25,21 +25,22 @@ def calibrate(
     against: Annotated[
         Path | None,
         typer.Option(
-            metavar="RUN2", help="Another run of the same fleet: simulate what was found, compare."
+            metavar="RUN2",
+            help="Another run of the same fleet: compare the calibrated scenario with it.",
         ),
     ] = None,
     seeds: options.Seeds = 8,
     policy: Annotated[
         str | None,
-        typer.Option(metavar="P", help="For --against. Default: who decided in RUN2."),
+        typer.Option(metavar="P", help="Policy for --against. Default: that of RUN2."),
     ] = None,
     json: options.Json = None,
 ) -> None:
-    """Fit a scenario to a recorded run: what services, links, reports and clients really did.
+    """Fit a scenario to a recorded run, by what services, links and clients really did.
 
-    Takes the run's own scenario and replaces what its records tell: service
-    times and noise, rates and delays of links, report period, arrivals. The
-    result runs in the simulator, under the emulator and for real.
+    The result is the run's own scenario with values measured from its records:
+    service times and noise, rates and delays of links, report period, arrivals.
+    It runs in the simulator, under the emulator and for real.
 
     [bold]Examples:[/bold]
 
@@ -48,8 +49,8 @@ def calibrate(
       edgewise calibrate runs/monday --against runs/tuesday
     """
     from edgewise.cli.simulate import compile_engine
-    from edgewise.fidelity import held, picture
-    from edgewise.fidelity.calibrate import calibrate
+    from edgewise.fidelity import comparison_report, validation
+    from edgewise.fidelity.calibration import calibrate
     from edgewise.scenario import dump
     from edgewise.sim.simulate import rule_of
 
@@ -61,18 +62,18 @@ def calibrate(
         output.note(console, f"scenario: {out}")
     comparison = None
     if against is not None:
-        decides = held.policy_of(against) if policy is None else policy
-        rule_of(decides)
-        compile_engine([decides], console)
+        name = validation.policy_of(against) if policy is None else policy
+        rule_of(name)
+        compile_engine([name], console)
         with console.status(f"simulating {seeds} seeds"):
-            comparison, _ = held.hold(scenario, calibration, against, decides, seeds)
-        console.print(picture.tables(comparison))
-    said = {"calibration": calibration, "against": comparison}
-    output.write_json(output.pretty_json(said), json)
+            comparison = validation.validate(scenario, calibration, against, name, seeds)
+        console.print(comparison_report.tables(comparison))
+    result = {"calibration": calibration, "against": comparison}
+    output.write_json(output.pretty_json(result), json)
 
 
 def table(calibration: Calibration) -> Table:
-    """Every figure: what it was and what the run tells."""
+    """Every fitted value: what it was in the scenario and what it is in the run."""
     from rich import box
     from rich.table import Table
 
@@ -82,11 +83,11 @@ def table(calibration: Calibration) -> Table:
         box=box.SIMPLE_HEAD,
         pad_edge=False,
     )
-    for heading in ("figure", "was", "found", "unit", "of", ""):
+    for heading in ("value", "was", "found", "unit", "of", ""):
         shown.add_column(heading, justify="right" if heading in ("was", "found", "of") else "left")
     for each in calibration.fitted:
         shown.add_row(
-            each.what,
+            each.field,
             "-" if each.was is None else f"{each.was:.4g}",
             "-" if each.found is None else f"{each.found:.4g}",
             each.unit,

@@ -23,7 +23,7 @@ from edgewise.cli import (
     bound,
     calibrate,
     client,
-    compare_worlds,
+    compare_live,
     configs,
     doctor,
     evaluate,
@@ -123,7 +123,7 @@ app.command(rich_help_panel=STUDY)(tune.tune)
 app.command(rich_help_panel=STUDY)(bound.bound)
 app.command(rich_help_panel=STUDY)(train.train)
 app.command(rich_help_panel=MAIN)(explain.explain)
-app.command(rich_help_panel=FIDELITY)(compare_worlds.compare_worlds)
+app.command(rich_help_panel=FIDELITY)(compare_live.compare_live)
 app.command(rich_help_panel=FIDELITY)(profile.profile)
 app.command(rich_help_panel=FIDELITY)(calibrate.calibrate)
 app.command(rich_help_panel=HAND)(balancer.balancer)

@@ -165,7 +165,7 @@ def over_seeds(ended: dict[str, list[Episode]]) -> Table:
 
 def _write(out: Path, world: Scenario, ended: dict[str, list[Episode]], summary: bytes) -> None:
     """The files of `up`; one folder per policy and seed if there are several."""
-    from edgewise.fidelity.files import record
+    from edgewise.fidelity.recording import record_episode
     from edgewise.scenario import dump
 
     (out / "scenario.yaml").write_text(dump(world), encoding="utf-8")
@@ -177,4 +177,4 @@ def _write(out: Path, world: Scenario, ended: dict[str, list[Episode]], summary:
                 where = where / policy
             if len(each) > 1:
                 where = where / f"seed-{episode.scenario.seed}"
-            record(where, episode)
+            record_episode(where, episode)

@@ -74,8 +74,8 @@ def show(
     """Say what a trace file holds: period, mean, and quantiles of the rate over seconds."""
     import numpy as np
 
-    from edgewise.network.capacity import bytes_between
     from edgewise.network.trace import read_trace
+    from edgewise.network.transmission import bytes_between
 
     capacity = read_trace(file)
     no_outages = np.empty((0, 2))

@@ -33,9 +33,11 @@ _COMPILES = re.compile(rb"^(from|import) (numba|edgewise\.compile)\b", re.MULTIL
 @cache
 def source_digest() -> str:
     """Digest of all modules that are compiled, and of those in the same folders: these say what
-    arrays there are and what the numbers in them mean."""
+    arrays there are and what the numbers in them mean. `sim.impairments` compiles the functions of
+    a folder of their own."""
     sources = {file: file.read_bytes() for file in sorted(PACKAGE.rglob("*.py"))}
     folders = {file.parent for file, source in sources.items() if _COMPILES.search(source)}
+    folders.add(PACKAGE / "network" / "impairments")
     digest = hashlib.blake2b(digest_size=16)
     for file, source in sources.items():
         if file.parent in folders:

@@ -1,6 +1,6 @@
-"""How true the simulator is: it and the real processes on the same requests, and what they share.
+"""How true the simulator is: it and real processes on the same requests.
 
-``compare`` holds two recorded runs against each other, ``worlds`` makes both, ``picture`` draws
-them. ``profile`` measures services on this machine; ``calibrate`` turns a recorded run into a
-scenario, by the fits of ``fit``.
+`live_comparison` runs both and `comparison` compares them, from their files; `comparison_report`
+shows the result. `profiling` measures services on this machine. `calibration` turns a recorded run
+into a scenario, with the fits of `fitting`; `validation` compares that scenario with another run.
 """

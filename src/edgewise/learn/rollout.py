@@ -17,10 +17,7 @@ from numpy.typing import NDArray
 
 from edgewise.compile import jit, jit_no_refcount
 from edgewise.fleet.arrays import Array, records
-from edgewise.fleet.table import (
-    CandidateTable,
-    best_row,
-)
+from edgewise.fleet.table import CandidateTable, best_row
 from edgewise.policy import learned
 from edgewise.policy.learned import MEMORY, N_PARTS, O_NETWORK, O_TEMPERATURE, P, Q, W
 from edgewise.policy.priced import (

@@ -186,7 +186,7 @@ def _algorithm(options: TrainOptions, start: Floats, threads: int) -> Algorithm:
     settings = options.settings
     if isinstance(settings, EsSettings):
         return EvolutionStrategies(options.source, start, settings, threads)
-    from edgewise.learn.ppo import Ppo  # it needs torch
+    from edgewise.learn.ppo import Ppo
 
     return Ppo(options.source, start, settings, threads)
 

@@ -31,11 +31,12 @@ class Impairment(NamedTuple):
         settings: a struct with its fields and their defaults, which mean "not impaired". The first
             field is the strength; 0 switches the impairment off. A literal counts as its place
             among the alternatives.
-        extra: ``extra(parameters, size, draw, now)``, compiled with `compile.inlined`: seconds that
-            `size` bytes take longer which left the link at `now` (s of the link's time). `draw` is
-            uniform in (0, 1) and the same for the same transfer whatever the settings. inf: the
-            connection breaks. For a transfer of several chunks, all of which draw, it is the
-            largest of their delays. Called only while the strength is above 0.
+        extra: ``extra(parameters, size, draw, now)``, plain Python of numbers that numba compiles
+            too: seconds that `size` bytes take longer which left the link at `now` (s of the link's
+            time). `draw` is uniform in (0, 1), and the same for the same transfer whatever the
+            settings. inf: the connection breaks. For a transfer of several chunks, each of which
+            would draw, it is the largest of their delays. Called only while the strength is above
+            0.
         noise: what sets its random numbers apart from others in a simulation: any number that no
             other impairment has, nor `fleet.request_noise`. 0: it draws none.
         in_order: whether whatever follows on the link waits, too. Otherwise only this stream does.

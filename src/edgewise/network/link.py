@@ -24,9 +24,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from edgewise.errors import BadInput
-from edgewise.network.capacity import Capacity, FloatArray, LinkArrays, bytes_between, send
+from edgewise.network.capacity import Capacity, FloatArray, LinkArrays
 from edgewise.network.impairments import IMPAIRMENTS, Active, active
 from edgewise.network.settings import CHANGEABLE, LinkSettings, Outage, checked
+from edgewise.network.transmission import bytes_between, send
 
 _NO_DRAWS = (0.0,) * len(IMPAIRMENTS)
 

@@ -18,10 +18,7 @@ import math
 
 from edgewise.compile import jit
 from edgewise.fleet.arrays import Array
-from edgewise.fleet.table import (
-    RATE_AGE_MAX,
-    CandidateTable,
-)
+from edgewise.fleet.table import RATE_AGE_MAX, CandidateTable
 from edgewise.policy.priced import fleet_load, load_of
 
 PHI = {

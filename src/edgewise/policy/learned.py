@@ -36,9 +36,7 @@ import numpy as np
 from edgewise.compile import jit
 from edgewise.fleet.arrays import Array
 from edgewise.fleet.rng import uniform
-from edgewise.fleet.table import (
-    CandidateTable,
-)
+from edgewise.fleet.table import CandidateTable
 from edgewise.policy.features import (
     OMEGA,
     PHI,

@@ -29,9 +29,7 @@ import numpy as np
 
 from edgewise.compile import jit
 from edgewise.fleet.arrays import Array, Record
-from edgewise.fleet.table import (
-    CandidateTable,
-)
+from edgewise.fleet.table import CandidateTable
 from edgewise.policy.base import Memory, Parameter, policy
 from edgewise.score import timeliness
 

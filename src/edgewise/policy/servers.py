@@ -21,9 +21,7 @@ import math
 from edgewise.compile import jit
 from edgewise.fleet.arrays import Array
 from edgewise.fleet.rng import below
-from edgewise.fleet.table import (
-    CandidateTable,
-)
+from edgewise.fleet.table import CandidateTable
 from edgewise.policy.base import Parameter
 from edgewise.score import timeliness
 

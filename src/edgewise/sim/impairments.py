@@ -25,7 +25,8 @@ def _nothing(
 
 def _then(before: Any, impairment: Impairment, begin: int, end: int) -> Any:
     """`before`, and then what one more impairment adds."""
-    extra, noise = impairment.extra, impairment.noise
+    extra = jit_no_refcount(inline=True, internal=True)(impairment.extra)
+    noise = impairment.noise
 
     @jit_no_refcount(inline=True, internal=True)
     def delayed(

@@ -25,7 +25,7 @@ import math
 
 from edgewise.compile import jit_no_refcount
 from edgewise.fleet.arrays import Array, Record
-from edgewise.network.capacity import bytes_between, time_to_send
+from edgewise.network.transmission import bytes_between, time_to_send
 from edgewise.sim.heaps import insert, remove, remove_root
 from edgewise.sim.impairments import impaired
 from edgewise.sim.layout import CONSTANT, CURVE, UNLIMITED, World

@@ -12,10 +12,11 @@ import asyncio
 import heapq
 import itertools
 
-from edgewise.network.capacity import Capacity, bytes_between, time_to_send
+from edgewise.network.capacity import Capacity
 from edgewise.network.impairments import active
 from edgewise.network.link import Link
 from edgewise.network.settings import LinkSettings
+from edgewise.network.transmission import bytes_between, time_to_send
 
 ROUNDING_BYTES = 1e-6
 """A flow with less than this left is done: the rest is rounding."""

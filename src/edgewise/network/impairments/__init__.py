@@ -43,7 +43,7 @@ def parameters_of(link: Any) -> tuple[float, ...]:
 
 
 class Active(NamedTuple):
-    """An impairment that a link's settings switch on, for plain Python."""
+    """An impairment that a link's settings switch on."""
 
     place: int
     """Among `IMPAIRMENTS`."""
@@ -59,8 +59,8 @@ def active(link: Any) -> tuple[Active, ...]:
     for place, each in enumerate(IMPAIRMENTS):
         parameters = each.parameters(link)
         if parameters[0] > 0.0:
-            plain = getattr(each.extra, "py_func", each.extra)  # itself under NUMBA_DISABLE_JIT
-            found.append(Active(place, plain, parameters, each.noise != 0, each.in_order))
+            draws = each.noise != 0
+            found.append(Active(place, each.extra, parameters, draws, each.in_order))
     return tuple(found)
 
 

@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 from msgspec import Meta, Struct
 
-from edgewise.compile import jit_no_refcount
 from edgewise.network.impairment import Impairment
 from edgewise.network.units import CHUNK_BYTES
 
@@ -18,7 +17,6 @@ class Jitter(Struct, frozen=True):
     a dense stream the delay tends to `delay` + `jitter`. Default: none."""
 
 
-@jit_no_refcount(inline=True, internal=True)
 def extra(parameters: Any, size: float, draw: float, now: float) -> float:
     """The largest delay of n chunks: the maximum of n uniform numbers has the distribution u^n."""
     chunks = math.ceil(max(1.0, size / CHUNK_BYTES))

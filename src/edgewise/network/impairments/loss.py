@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
-from edgewise.compile import jit_no_refcount
 from edgewise.network.impairment import Impairment, Parameters
 from edgewise.network.units import PACKET_BYTES
 
@@ -27,7 +26,6 @@ class Loss(Struct, frozen=True):
     is the price of a loss at the end of a burst."""
 
 
-@jit_no_refcount(inline=True, internal=True)
 def extra(parameters: Any, size: float, draw: float, now: float) -> float:
     """Time until every packet has come through.
 

@@ -6,7 +6,6 @@ from typing import Annotated, Any
 
 from msgspec import Meta, Struct
 
-from edgewise.compile import jit_no_refcount
 from edgewise.network.impairment import Impairment
 
 
@@ -20,7 +19,6 @@ class Spike(Struct, frozen=True):
     """[s] How long a spike lasts. Default: some round trips."""
 
 
-@jit_no_refcount(inline=True, internal=True)
 def extra(parameters: Any, size: float, draw: float, now: float) -> float:
     delay: float = parameters[0] if now % parameters[1] < parameters[2] else 0.0
     return delay

@@ -25,7 +25,7 @@ import numpy as np
 
 from edgewise.errors import BadInput
 from edgewise.network.capabilities import ROOT, Capability, network_namespaces, qdisc
-from edgewise.network.capacity import Capacity, bytes_between
+from edgewise.network.capacity import Capacity
 from edgewise.network.impairments import IMPAIRMENTS
 from edgewise.network.kernel.devices import Device
 from edgewise.network.kernel.meter import ThroughputMeter
@@ -34,6 +34,7 @@ from edgewise.network.link import Link, Passage
 from edgewise.network.link_backend import LinkBackend
 from edgewise.network.relay.timers import Timer, Timers
 from edgewise.network.settings import LinkSettings
+from edgewise.network.transmission import bytes_between
 
 NETEM, TBF = 0x10000, 0x20000
 """Handles ``1:`` and ``2:``."""

@@ -9,9 +9,7 @@ import math
 
 from edgewise.fleet.arrays import Array, Record
 from edgewise.fleet.rng import below
-from edgewise.fleet.table import (
-    CandidateTable,
-)
+from edgewise.fleet.table import CandidateTable
 from edgewise.policy.base import Memory, policy
 from edgewise.policy.servers import SHARE, clear, nth_offer, offer, power_of_two, server_of
 

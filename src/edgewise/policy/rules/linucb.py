@@ -18,9 +18,7 @@ import numpy as np
 
 from edgewise.compile import jit
 from edgewise.fleet.arrays import Array, Record
-from edgewise.fleet.table import (
-    CandidateTable,
-)
+from edgewise.fleet.table import CandidateTable
 from edgewise.policy.base import Memory, Parameter, policy
 from edgewise.policy.servers import utility
 

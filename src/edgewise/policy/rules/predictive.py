@@ -8,9 +8,7 @@ from __future__ import annotations
 
 from edgewise.fleet.arrays import Array, Record
 from edgewise.fleet.rng import below, uniform
-from edgewise.fleet.table import (
-    CandidateTable,
-)
+from edgewise.fleet.table import CandidateTable
 from edgewise.policy.base import Memory, Parameter, policy
 from edgewise.policy.servers import clear, utility
 

@@ -12,9 +12,7 @@ import math
 from edgewise.compile import jit
 from edgewise.fleet.arrays import Array, Record
 from edgewise.fleet.rng import below, uniform
-from edgewise.fleet.table import (
-    CandidateTable,
-)
+from edgewise.fleet.table import CandidateTable
 from edgewise.policy.base import Memory, Parameter, policy
 from edgewise.policy.servers import (
     ADMISSION,

@@ -10,9 +10,7 @@ from __future__ import annotations
 
 from edgewise.compile import jit
 from edgewise.fleet.arrays import Array, Record
-from edgewise.fleet.table import (
-    CandidateTable,
-)
+from edgewise.fleet.table import CandidateTable
 from edgewise.policy.base import Memory, Parameter, policy
 from edgewise.policy.rules.server_only import NEW_REPORT
 from edgewise.policy.servers import SHARE, offer, reported_at, server_of

@@ -1,7 +1,7 @@
-"""From recorded times to the figures of a scenario. Arrays in, figures out; no files.
+"""Fit the values of a scenario to recorded times. Arrays in, values out; no files.
 
-Every fit is by medians or absolute errors where it can be: a record of a real fleet has moments in
-which something else was going on.
+Where possible, fits use medians or absolute errors: at some moments of a real fleet's record,
+something else was going on.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ Floats = NDArray[np.float64]
 QUARTILES = 1.349
 """Interquartile range of a normal distribution over its standard deviation."""
 CONSTANT_CV = 0.1
-"""Of the gaps between arrivals, below which they are evenly spaced and only sent late."""
+"""If the gaps between arrivals vary less, these are evenly spaced and were only sent late."""
 BIN_REQUESTS = 3.0
-"""Expected arrivals per bin of the burst fit: fewer, and a bin says nothing of the state."""
+"""Expected arrivals per bin of the burst fit. With fewer, a bin says nothing about the state."""
 BIN_LEAST = 0.1
-"""s. A burst shorter than this is no state."""
+"""s. Shorter bursts are not told apart."""
 ROUNDS = 200
-"""Of expectation maximisation at most; it has converged long before."""
+"""Most rounds of expectation maximisation; it has converged long before."""
 
 
-def lognormal(seconds: Floats) -> tuple[float, float]:
-    """Mean and σ of the logarithm, of a lognormal, from its quartiles."""
+def fit_lognormal(seconds: Floats) -> tuple[float, float]:
+    """Mean of a lognormal distribution and σ of its logarithm, from its quartiles."""
     logs = np.log(seconds)
     low, middle, high = np.percentile(logs, (25, 50, 75))
     sigma = float(high - low) / QUARTILES
     return math.exp(float(middle) + 0.5 * sigma**2), sigma
 
 
-def sigma_of(groups: list[Floats]) -> float:
-    """σ of the logarithm within groups whose medians may differ, pooled."""
+def pooled_sigma(groups: list[Floats]) -> float:
+    """Pooled σ of the logarithm within groups, whose medians may differ."""
     logs = np.concatenate([np.log(each) - np.median(np.log(each)) for each in groups])
     low, high = np.percentile(logs, (25, 75))
     return float(high - low) / QUARTILES
@@ -46,7 +46,7 @@ def sigma_of(groups: list[Floats]) -> float:
 
 
 class LinkFit(Struct, frozen=True, kw_only=True):
-    """A link of constant rate that is shared equally."""
+    """A link of constant rate that its transfers share equally."""
 
     rate: float
     """bytes/s"""
@@ -58,10 +58,10 @@ class LinkFit(Struct, frozen=True, kw_only=True):
     """Transfers."""
 
 
-def shared(starts: Floats, sizes: Floats, rate: float) -> Floats:
-    """When transfers are across a link of `rate` bytes/s that all of them share equally, s.
+def shared_link_ends(starts: Floats, sizes: Floats, rate: float) -> Floats:
+    """When each transfer has left a link of `rate` bytes/s that all of them share equally, s.
 
-    By virtual time, as `sim.links` (Parekh and Gallager 1993); without propagation delay.
+    Computed by virtual time, as in `sim.links` (Parekh and Gallager 1993).
     """
     ends = np.empty(len(starts))
     flows: list[tuple[float, int]] = []
@@ -86,14 +86,14 @@ def shared(starts: Floats, sizes: Floats, rate: float) -> Floats:
     return ends
 
 
-def link(
+def fit_link(
     starts: Floats,
     sizes: Floats,
     ends: Floats,
     least: Floats | None = None,
     judged: NDArray[np.bool_] | None = None,
 ) -> LinkFit:
-    """Rate and delay that explain best when transfers arrived.
+    """The rate and delay that best explain when transfers arrived.
 
     Parameters
     ----------
@@ -102,12 +102,12 @@ def link(
     sizes:
         Bytes.
     least:
-        s, before which a transfer's last byte was not at the sender (it streams on what it
-        receives): it arrives no earlier than a delay after.
+        When each transfer's last byte reached the sender, which forwards what it receives, s. It
+        arrives no earlier than a delay after.
     judged:
-        Which of them the link is judged by; the others only share it. None: all.
+        Which transfers are fitted; the others only share the link. None: all.
 
-    The sum of absolute errors is looked at over four decades of rates, then narrowed by golden
+    Minimises the sum of absolute errors on a grid over four decades of rates, then by golden
     section. Raises ValueError for no transfers.
     """
     if not len(starts):
@@ -116,7 +116,7 @@ def link(
     counts = np.ones(len(starts), bool) if judged is None else judged
 
     def errors(log_rate: float) -> tuple[float, float, float]:
-        across = np.maximum(shared(starts, sizes, math.exp(log_rate)), before)
+        across = np.maximum(shared_link_ends(starts, sizes, math.exp(log_rate)), before)
         residual = (ends - across)[counts]
         delay = max(0.0, float(np.median(residual)))
         off = np.abs(residual - delay)
@@ -124,8 +124,7 @@ def link(
 
     alone = float(np.median((sizes / np.maximum(ends - starts, 1e-6))[counts]))
     grid = np.linspace(math.log(alone / 30.0), math.log(alone * 300.0), 49)
-    found = [errors(float(each))[0] for each in grid]
-    best = int(np.argmin(found))
+    best = int(np.argmin([errors(float(each))[0] for each in grid]))
     low, high = float(grid[max(0, best - 1)]), float(grid[min(len(grid) - 1, best + 1)])
     golden = (math.sqrt(5.0) - 1.0) / 2.0
     for _ in range(28):
@@ -139,26 +138,28 @@ def link(
     return LinkFit(rate=math.exp(middle), delay=delay, error=error, count=int(counts.sum()))
 
 
-def conversions(
+def conversion_ends(
     asked: Floats, seconds: float, workers: int, started: Floats, finished: Floats
 ) -> Floats:
-    """When each conversion (model-ready) was done, s: first come, first served, before all else.
+    """When each conversion to the model-ready form ended, s.
+
+    Conversions are served in order, before all requests.
 
     Parameters
     ----------
     asked:
-        s, in order: when the whole photo and the command were there.
+        When both the whole photo and the command were there, s, in order.
     seconds:
-        That one takes.
+        Duration of one conversion.
     workers:
-        Of the server; each runs a conversion or a request.
+        Number of workers of the server; each runs a conversion or a request.
     started, finished:
-        s, of the requests that the server ran: a conversion does not interrupt one.
+        Times of the requests that the server ran, s; a conversion does not interrupt them.
     """
     done = np.empty(len(asked))
     for n, time in enumerate(asked.tolist()):
         if n:
-            # First come, first served: none begins before the one before it did.
+            # In order: none begins before its predecessor.
             time = max(time, float(done[n - 1]) - seconds)
         while True:
             running = finished[(started <= time) & (time < finished)]
@@ -175,7 +176,7 @@ def conversions(
 
 
 class Bursts(Struct, frozen=True, kw_only=True):
-    """A Poisson process whose rate jumps between two states; slow one first."""
+    """A Poisson process whose rate jumps between two states, the slow one first."""
 
     rates: tuple[float, float]
     """requests/s"""
@@ -183,10 +184,11 @@ class Bursts(Struct, frozen=True, kw_only=True):
     """s, mean."""
 
 
-def arrivals(times: Floats, duration: float) -> float | Bursts | None:
-    """Rate of a Poisson process (requests/s), or `Bursts` if these explain the times better.
+def fit_arrivals(times: Floats, duration: float) -> float | Bursts | None:
+    """The arrival process: the rate of a Poisson process (requests/s), or `Bursts`.
 
-    None: evenly spaced, at count / `duration`. By the Bayesian information criterion over bins.
+    None: the requests are evenly spaced, at count / `duration`. Bursts are chosen if they explain
+    the times better by the Bayesian information criterion over bins.
     """
     gaps = np.diff(times)
     rate = len(times) / duration
@@ -198,20 +200,22 @@ def arrivals(times: Floats, duration: float) -> float | Bursts | None:
         return rate
     counts = np.histogram(times, bins, (0.0, bins * width))[0].astype(np.float64)
     found, gained = _bursts(counts, width)
-    # Three figures more; each must gain half a logarithm of the number of bins.
+    # Three more parameters; each must gain half the logarithm of the number of bins.
     return found if gained > 1.5 * math.log(bins) else rate
 
 
 def _bursts(counts: Floats, width: float) -> tuple[Bursts, float]:
-    """A hidden Markov model of two Poisson states (Baum, Petrie, Soules, Weiss 1970), and by how
-    much its log-likelihood exceeds that of one state."""
+    """A hidden Markov model of two Poisson states (Baum, Petrie, Soules, Weiss 1970).
+
+    Returns it with how much its log-likelihood exceeds that of one state.
+    """
     mean = max(float(counts.mean()), 1e-9)
     level = np.array([0.6 * mean, 1.8 * mean])
     jump = np.array([[0.95, 0.05], [0.1, 0.9]])
     first = np.array([0.6, 0.4])
     last = -math.inf
     for _ in range(ROUNDS):
-        # log(count!) is the same for both models and left out.
+        # log(count!) is the same for both models, so it is left out.
         density = np.exp(counts[:, None] * np.log(level / mean) - (level - mean))
         forward, scale = np.empty((len(counts), 2)), np.empty(len(counts))
         ahead = first
@@ -251,11 +255,11 @@ def _bursts(counts: Floats, width: float) -> tuple[Bursts, float]:
 # -- reports -------------------------------------------------------------------------------------
 
 
-def report_period(sent: Floats) -> float | None:
-    """s between one server's periodic reports; None for fewer than three.
+def fit_report_period(sent: Floats) -> float | None:
+    """s between the periodic reports of one server; None for fewer than three.
 
-    The mode of the gaps, to 2 %: some reports come early because something jumped, and the period
-    begins anew with those.
+    It is the mode of the gaps, to 2 %: some reports come early because a value jumped, and the
+    period then starts again.
     """
     gaps = np.diff(np.sort(sent))
     gaps = gaps[gaps > 0.0]

@@ -1,15 +1,16 @@
-"""The two worlds side by side: a table for the terminal, an SVG picture, a page around it.
+"""Show a comparison: a table for the terminal, an SVG picture, an HTML page.
 
 The picture has a row per policy and a panel per stage with two empirical distribution functions:
-the share of requests (up) that took at most so long (right, ms). Where the worlds agree one line
-covers the other. It is written by hand as SVG: a few polylines need no plotting library, and the
-same text stands in a page, a document or a file.
+the share of requests (vertical) that took at most so long (horizontal, ms). Where the sides agree,
+one line covers the other. It is plain SVG: a few polylines need no plotting library, and the same
+text fits in a page, a document or a file.
 """
 
 from __future__ import annotations
 
 import html
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 from rich import box
@@ -17,34 +18,29 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from edgewise.fidelity.compare import (
+from edgewise.fidelity.comparison import (
     LATENCY,
     STAGES,
-    Facts,
     Floats,
     PolicyPair,
-    Run,
-    WorldsComparison,
+    RecordedRun,
+    RunComparison,
+    SideSummary,
 )
+from edgewise.files import write_atomically
+from edgewise.html_page import html_page, html_table
 
 COLOURS = ("#0072B2", "#D55E00")
-"""Okabe & Ito: told apart under every colour blindness."""
+"""Okabe & Ito: distinguishable with every kind of colour blindness."""
 WIDE, HIGH, GAP, LEFT, TOP = 150, 90, 22, 130, 46
-"""Pixels: a panel's sides, between panels, beside and above them."""
+"""Pixels: size of a panel, gap between panels, margins beside and above them."""
 POINTS = 120
-"""Of a line: finer than a pixel of the panel."""
+"""Points of a line: more than a panel has pixels."""
 
-_STYLE = (
-    "body{font:15px/1.5 system-ui,sans-serif;color:#222;margin:0 auto;padding:1.5rem;"
-    "max-width:1400px}h1{font-size:1.4rem}h2{font-size:1.1rem;margin-top:2rem}"
-    "table{border-collapse:collapse;font-size:.9rem;font-variant-numeric:tabular-nums}"
-    "th,td{text-align:right;padding:.2rem .6rem;border-bottom:1px solid #e5e5e5}"
-    "th:first-child,td:first-child{text-align:left}.out{color:#b33a00}svg{max-width:100%;height:auto}"
-)
 SHOWN = (*STAGES, LATENCY)
 
 
-def svg(runs: Mapping[str, tuple[Run, Run]], worlds: tuple[str, str]) -> str:
+def svg(runs: Mapping[str, tuple[RecordedRun, RecordedRun]], sides: tuple[str, str]) -> str:
     """The picture of `runs` (by policy) as an SVG document."""
     width = LEFT + len(SHOWN) * (WIDE + GAP)
     height = TOP + len(runs) * (HIGH + 2 * GAP)
@@ -53,7 +49,7 @@ def svg(runs: Mapping[str, tuple[Run, Run]], worlds: tuple[str, str]) -> str:
         f'width="{width}" height="{height}" font-family="system-ui, sans-serif" font-size="11">',
         f'<rect width="{width}" height="{height}" fill="white"/>',
     ]
-    for place, name in enumerate(worlds):
+    for place, name in enumerate(sides):
         x = LEFT + place * 130
         parts.append(f'<path d="M{x} 12h22" stroke="{COLOURS[place]}" {_dash(place)}/>')
         parts.append(f'<text x="{x + 28}" y="16">{html.escape(name)}</text>')
@@ -65,12 +61,12 @@ def svg(runs: Mapping[str, tuple[Run, Run]], worlds: tuple[str, str]) -> str:
         parts.append(f'<text x="4" y="{y + HIGH / 2}">{html.escape(policy)}</text>')
         for number, stage in enumerate(SHOWN):
             x = LEFT + number * (WIDE + GAP)
-            parts.append(_panel(x, y, [run.spread_of(stage) for run in both]))
+            parts.append(_panel(x, y, [run.served_times(stage) for run in both]))
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
 def _panel(x: int, y: int, times: list[Floats]) -> str:
-    """One stage of one policy; its axis ends where 99 % of both worlds do."""
+    """One stage of one policy. The axis ends where 99 % of the requests of both sides do."""
     end = max((float(np.percentile(each, 99)) for each in times if len(each)), default=0.0)
     end = max(1e3 * end, 0.1)  # ms
     parts = [
@@ -103,10 +99,10 @@ def _dash(place: int) -> str:
 
 
 def rows(pair: PolicyPair) -> list[list[str]]:
-    """A line per stage: its name, then p50 and p95 of both worlds and their differences, ms."""
+    """One line per stage: its name, then p50 and p95 of both sides and their difference, ms."""
     lines = []
     for stage in SHOWN:
-        first, second = (facts.spreads[stage] for facts in pair.worlds)
+        first, second = (side.times[stage] for side in pair.sides)
         cells = [stage]
         for name in ("p50_ms", "p95_ms"):
             a, b = getattr(first, name), getattr(second, name)
@@ -116,47 +112,47 @@ def rows(pair: PolicyPair) -> list[list[str]]:
     return lines
 
 
-def headings(worlds: tuple[str, str]) -> list[str]:
-    """Of `rows`."""
-    return ["stage", *(f"{p} {w}" for p in ("p50", "p95") for w in (*worlds, "Δ"))]
+def headings(sides: tuple[str, str]) -> list[str]:
+    """Headings of `rows`."""
+    return ["stage", *(f"{p} {w}" for p in ("p50", "p95") for w in (*sides, "Δ"))]
 
 
-def shares(facts: Facts) -> str:
-    """Who was served and how, in one line."""
+def shares(side: SideSummary) -> str:
+    """The shares of served, moved and model-ready requests, in one line."""
     return (
-        f"{100 * facts.served:.1f} % served, {100 * facts.moved:.0f} % of them moved, "
-        f"{100 * facts.ready:.0f} % of these model-ready"
+        f"{100 * side.served:.1f} % served, {100 * side.moved:.0f} % of them moved, "
+        f"{100 * side.ready:.0f} % of these model-ready"
     )
 
 
-def verdicts(comparison: WorldsComparison) -> list[str]:
+def verdicts(comparison: RunComparison) -> list[str]:
     """Sentences: is every difference within the tolerance, is the ranking the same?"""
-    said = []
+    lines = []
     for pair in comparison.policies:
-        a, b = (facts.utility for facts in pair.worlds)
+        a, b = (side.utility for side in pair.sides)
         within = "within" if pair.within else "NOT within"
         half = "" if pair.plus_minus is None else f" ± {pair.plus_minus:.4f}"
-        said.append(
+        lines.append(
             f"{pair.policy}: expected utility {a:.4f} and {b:.4f}, Δ {pair.difference:+.4f}{half}: "
             f"{within} {comparison.tolerance:g}"
         )
     if len(comparison.policies) > 1:
         first, second = (" > ".join(each) for each in comparison.rankings)
         if comparison.same_ranking:
-            said.append(f"ranking: the same in both, {first}")
+            lines.append(f"ranking: the same in both, {first}")
         else:
-            said.append(f"ranking: {first} and {second}")
+            lines.append(f"ranking: {first} and {second}")
     for each in comparison.inversions:
         noise = "" if each.noise is None else f", the smaller gap ± {each.noise:.4f}"
-        said.append(
+        lines.append(
             f"ranked differently: {each.policies[0]} - {each.policies[1]} is "
             f"{each.gaps[0]:+.4f} and {each.gaps[1]:+.4f}{noise}"
         )
-    return said
+    return lines
 
 
-def tables(comparison: WorldsComparison) -> RenderableType:
-    """For the terminal."""
+def tables(comparison: RunComparison) -> RenderableType:
+    """The comparison for the terminal."""
     parts: list[RenderableType] = []
     for pair in comparison.policies:
         same = "the same requests" if pair.paired else "other requests of the same kind"
@@ -166,26 +162,38 @@ def tables(comparison: WorldsComparison) -> RenderableType:
             box=box.SIMPLE_HEAD,
             pad_edge=False,
         )
-        for place, heading in enumerate(headings(comparison.worlds)):
+        for place, heading in enumerate(headings(comparison.sides)):
             table.add_column(heading, justify="right" if place else "left")
         for line in rows(pair):
             table.add_row(*line)
         parts.append(table)
-        for world, facts in zip(comparison.worlds, pair.worlds, strict=True):
-            parts.append(Text(f"{world}: {shares(facts)}", style="dim"))
+        for name, side in zip(comparison.sides, pair.sides, strict=True):
+            parts.append(Text(f"{name}: {shares(side)}", style="dim"))
     parts += [Text(f"note: {note}", style="yellow") for note in comparison.notes]
     parts += [Text(line) for line in verdicts(comparison)]
     return Group(*parts)
 
 
-def page(comparison: WorldsComparison, picture: str, command: str) -> str:
-    """An HTML page that needs nothing else: verdicts, `picture`, and every figure."""
+def write_page(
+    folder: Path,
+    comparison: RunComparison,
+    runs: Mapping[str, tuple[RecordedRun, RecordedRun]],
+    command: str,
+) -> None:
+    """Write ``stages.svg`` and ``page.html``. Raises BadInput if that is impossible."""
+    picture = svg(runs, comparison.sides)
+    write_atomically(folder / "stages.svg", picture.encode())
+    write_atomically(folder / "page.html", page(comparison, picture, command).encode())
+
+
+def page(comparison: RunComparison, picture: str, command: str) -> str:
+    """An HTML page with the verdicts, `picture`, and every figure."""
     body = [
-        f"<h1>{html.escape(comparison.scenario)}: {' and '.join(comparison.worlds)}</h1>",
+        f"<h1>{html.escape(comparison.scenario)}: {' and '.join(comparison.sides)}</h1>",
         f"<p><code>{html.escape(command)}</code>; seeds "
         f"{', '.join(map(str, comparison.seeds))}</p><ul>",
         *(
-            f"<li{' class=out' if 'NOT' in line else ''}>{html.escape(line)}</li>"
+            f"<li{' class=worse' if 'NOT' in line else ''}>{html.escape(line)}</li>"
             for line in (*verdicts(comparison), *comparison.notes)
         ),
         "</ul><p>Share of the served requests that took at most so long; transfer: of those that "
@@ -193,21 +201,15 @@ def page(comparison: WorldsComparison, picture: str, command: str) -> str:
         picture,
     ]
     for pair in comparison.policies:
-        head = "".join(f"<th>{html.escape(each)}</th>" for each in headings(comparison.worlds))
-        lines = "".join(
-            "<tr>" + "".join(f"<td>{cell}</td>" for cell in line) + "</tr>" for line in rows(pair)
-        )
-        body += [f"<h2>{html.escape(pair.policy)}</h2><table><tr>{head}</tr>{lines}</table>"]
         body += [
-            f"<p>{world}: {shares(facts)}</p>"
-            for world, facts in zip(comparison.worlds, pair.worlds, strict=True)
+            f"<h2>{html.escape(pair.policy)}</h2>",
+            html_table(headings(comparison.sides), rows(pair)),
+            *(
+                f"<p>{name}: {shares(side)}</p>"
+                for name, side in zip(comparison.sides, pair.sides, strict=True)
+            ),
         ]
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f"<title>{html.escape(comparison.scenario)}</title><style>{_STYLE}</style></head><body>\n"
-        + "\n".join(body)
-        + "\n</body></html>\n"
-    )
+    return html_page(comparison.scenario, body)
 
 
 def _short(value: float) -> str:

@@ -1,16 +1,16 @@
-"""Services measured on this machine, into a file that a scenario names: ``profile: FILE``.
+"""Measure services on this machine. Scenarios name the file of the result: ``profile: FILE``.
 
-What is measured, of every model, through the same executor that a node runs (`OnnxExecutor`):
+For each model, these are measured with the executor that a node runs (`OnnxExecutor`):
 
-- *service time* of photos one by one, as they come and model-ready, decoding included: its mean,
-  median, 95th percentile and CPU time. Noise is the standard deviation of its logarithm, over
-  photos and moments alike;
-- the *slow-down by concurrency*: the same with 1, 2, … at a time, as a server's workers run them;
-- the *curve over batch size*: seconds for 1, 2, 4, … inputs in one call, decoding left out;
+- *service time* of photos one by one, in both payload forms, decoding included: its mean, median,
+  95th percentile and CPU time. Noise is the standard deviation of its logarithm, over photos and
+  moments alike;
+- *slowdown by concurrency*: the same with 1, 2, … at a time, as a server's workers run them;
+- the *curve over batch size*: seconds for 1, 2, 4, … inputs in one call, without decoding;
 - decoding and predicting apart; and, once, making a photo model-ready.
 
-Times are elapsed time. On a machine that others use they are longer, and the profile then says
-what a service takes on that busy machine; that is what it is to a scenario that runs there.
+Times are elapsed times. On a machine that others use they are longer, and the profile is then that
+of the busy machine, which suits scenarios that run there.
 """
 
 from __future__ import annotations
@@ -29,23 +29,24 @@ import numpy as np
 from edgewise.cores import usable_cores
 from edgewise.documents import dump_yaml
 from edgewise.errors import BadInput
+from edgewise.files import write_atomically
 from edgewise.live.node.executor import BatchItem, OnnxExecutor, Prediction
 from edgewise.scenario.measured_profile import MeasuredForm, ModelProfile, Prepared, Profile
 from edgewise.tasks.task import Array, Model, Samples, Task
 
 Step = Callable[[str], None]
-"""Called with what has been measured."""
+"""Called after each measurement with its name."""
 
 RUNS = 60
-"""Photos per figure: the standard error of a mean at 15 % noise is then 2 %."""
+"""Photos per figure: with a noise of 15 % the standard error of a mean is then 2 %."""
 
 
-def steps(models: Sequence[str], concurrency: Sequence[int], batches: Sequence[int]) -> int:
-    """How often `profile` calls its `step`."""
+def step_count(models: Sequence[str], concurrency: Sequence[int], batches: Sequence[int]) -> int:
+    """How often `measure_profile` calls `step`."""
     return len(models) * (3 + len(concurrency) + len(batches)) + 1
 
 
-def profile(
+def measure_profile(
     task: Task,
     models: Sequence[str],
     photos: Samples,
@@ -56,14 +57,14 @@ def profile(
     step: Step = lambda what: None,
     command: str = "",
 ) -> Profile:
-    """Measure `models` (of `task`, prepared) on `photos`, `runs` of them a figure.
+    """Measure prepared `models` of `task` on `photos`, `runs` of them for each figure.
 
     Raises BadInput for no photos, ModelError for a model that is not prepared.
     """
     if not len(photos):
         raise BadInput("--images: there are no photos to measure with")
     taken = [photos[n % len(photos)].read() for n in range(runs)]
-    made = _prepared(task, taken)
+    prepare = _prepared(task, taken)
     step("making model-ready")
     measured = {name: _model(task, name, taken, concurrency, batches, step) for name in models}
     return Profile(
@@ -75,7 +76,7 @@ def profile(
         },
         photos=len(photos),
         runs=runs,
-        prepare=made,
+        prepare=prepare,
         models=measured,
     )
 
@@ -108,7 +109,7 @@ def _model(
     with ThreadPoolExecutor(max(concurrency, default=1)) as threads:
         executor = OnnxExecutor(task, (name,), threads)
         original = _form(*_run(executor, originals, 1))
-        step(f"{name}: photos as they come")
+        step(f"{name}: original photos")
         model_ready = _form(*_run(executor, readies, 1))
         step(f"{name}: model-ready")
         slow = {1: 1.0}
@@ -136,7 +137,7 @@ def _model(
 def _run(
     executor: OnnxExecutor, items: Sequence[BatchItem], at_a_time: int
 ) -> tuple[list[float], list[float]]:
-    """Elapsed and CPU s of each item, `at_a_time` under way, each of those one after the other."""
+    """Elapsed and CPU s of each item, with `at_a_time` of them under way."""
     elapsed, cpu = [], []
 
     async def worker(mine: Sequence[BatchItem]) -> None:
@@ -184,7 +185,7 @@ def _batch(model: Model, batch: Array, repeats: int) -> float:
 
 
 def _prepared(task: Task, photos: Sequence[bytes]) -> Prepared:
-    """For an input of 224: where most of the work, decoding the photo, is the same for all."""
+    """Measure the conversion, for an input of 224: most of it is decoding, the same for all."""
     times, cpu = [], []
     task.convert(photos[0], 224)  # loads the decoder
     for photo in photos:
@@ -196,10 +197,6 @@ def _prepared(task: Task, photos: Sequence[bytes]) -> Prepared:
     return Prepared(seconds=statistics.fmean(times), cpu=statistics.fmean(cpu), sigma=sigma)
 
 
-def write(profile: Profile, file: Path) -> None:
-    """Write it as YAML. Raises BadInput if that cannot be done."""
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(dump_yaml(profile), encoding="utf-8")
-    except OSError as error:
-        raise BadInput(f"{file}: cannot be written: {error.strerror}") from None
+def write_profile(profile: Profile, file: Path) -> None:
+    """Write the profile as YAML. Raises BadInput if that is impossible."""
+    write_atomically(file, dump_yaml(profile).encode())

@@ -1,14 +1,14 @@
-"""A recorded run as a scenario that reproduces it.
+"""Turn a recorded run into a scenario that reproduces it.
 
 What comes in: the folder of a run (of `edgewise up`, or of `simulate --out`). What goes out: the
-run's own scenario with the figures that its records tell otherwise, and a list of what was fitted,
-from how many observations, and what it was before.
+run's own scenario with values measured from its records, and a list of the fitted values, with
+their number of observations and their old value.
 
-Fitted: service times and what model-ready saves (per service), their noise, rates and delays of
+Fitted: service times and how much model-ready saves (per service), their noise, rates and delays of
 links (access, and between servers), the report period and delay, the arrival process, the shares of
-ingresses and demands, and payload sizes if they are drawn. Kept: who runs what, workers, speeds,
-failures, slow spells, and whatever has too few observations or a bandwidth that varies (`Fitted`
-says so).
+ingresses and demands, and payload sizes if they are drawn. Kept: services, workers, speeds,
+failures, slow spells, and every value with too few observations or of a link whose bandwidth varies
+(`FittedValue` says so).
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 
 from edgewise.domain import PayloadForm, Service
 from edgewise.errors import BadInput
-from edgewise.fidelity import fit
-from edgewise.fidelity.compare import column, joined
+from edgewise.fidelity import fitting
+from edgewise.fidelity.comparison import float_column, requests_with_outcomes
 from edgewise.live import records
 from edgewise.live.recorder import read
 from edgewise.live.records import RUN_SCENARIO
@@ -47,46 +47,46 @@ from edgewise.scenario import (
 )
 from edgewise.tasks.services import services_of
 
-Floats = fit.Floats
+Floats = fitting.Floats
 
 ENOUGH = 12
-"""Observations, below which a figure is kept as it was: the standard error of a mean at 15 % noise
-is then 4 %."""
+"""With fewer observations a value is kept. At a noise of 15 % the standard error of a mean is 4 %
+with so many."""
 ENOUGH_TRANSFERS = 20
-"""The same of links, of which two figures are fitted."""
+"""The same for links, of which two values are fitted."""
 DEMANDS_MAX = 16
-"""Different accuracies demanded; if there are more they are no classes, and are kept."""
+"""With more different accuracies, demands do not come in classes and are kept."""
 SAME_CLOCK = 0.005
-"""s. Clocks that are said to differ by less are one: what is left is the delay being measured."""
+"""s. Clocks that differ by less count as the same: the rest is the delay being measured."""
 
 
-class Fitted(Struct, frozen=True, kw_only=True):
-    """One figure of the scenario."""
+class FittedValue(Struct, frozen=True, kw_only=True):
+    """One value of the scenario."""
 
-    what: str
-    """Where it stands in the scenario file."""
+    field: str
+    """Its place in the scenario file."""
     unit: str
     was: float | None
     found: float | None
-    """None: kept as it was."""
+    """None: kept."""
     count: int
     """Observations."""
     note: str = ""
 
 
 class Calibration(Struct, frozen=True, kw_only=True):
-    """What a run tells."""
+    """The values that were fitted to a run."""
 
     run: str
     requests: int
-    fitted: tuple[Fitted, ...]
+    fitted: tuple[FittedValue, ...]
     report_delay: float | None
-    """s, median from a report's moment to its being there; None: no reports were recorded. Not in
-    the scenario, which has no such figure: it is for the simulation (`sim.build.Options`)."""
+    """s, median time until a report arrives; None: no reports were recorded. A scenario has no such
+    field: it is for the simulation (`sim.build.SimOptions`)."""
 
 
 class _Record:
-    """A run's tables, and the scenario as it is changed."""
+    """The tables of a run, and the list of values fitted so far."""
 
     def __init__(self, folder: Path) -> None:
         file = folder / RUN_SCENARIO
@@ -94,26 +94,26 @@ class _Record:
             above = [each / RUN_SCENARIO for each in folder.absolute().parents[:3]]
             file = next((each for each in above if each.is_file()), file)
         self.scenario: Scenario = load(file, allow_code=True)  # nothing is run
-        self.table: pa.Table = joined(folder)
+        self.table: pa.Table = requests_with_outcomes(folder)
         self.services: tuple[Service, ...] = services_of(self.scenario)
         self.server = np.array(self.table.column("server").to_pylist(), dtype=object)
         self.model = np.array(self.table.column("model").to_pylist(), dtype=object)
         self.ingress = np.array(self.table.column("ingress").to_pylist(), dtype=object)
-        self.form = column(self.table, "form")
-        self.sent = column(self.table, "sent_at")
+        self.form = float_column(self.table, "form")
+        self.sent = float_column(self.table, "sent_at")
         self.begun = float(self.sent.min())
-        self.fitted: list[Fitted] = []
+        self.fitted: list[FittedValue] = []
 
     def column(self, name: str) -> Floats:
-        return column(self.table, name)
+        return float_column(self.table, name)
 
     def stamp(self, name: str) -> Floats:
-        """s from the first request."""
+        """Times of a stamp, s from the first request."""
         return self.column(f"stamp_{name}") - self.begun
 
     def note(
         self,
-        what: str,
+        field: str,
         unit: str,
         was: float | None,
         found: float | None,
@@ -121,14 +121,14 @@ class _Record:
         note: str = "",
     ) -> None:
         self.fitted.append(
-            Fitted(what=what, unit=unit, was=was, found=found, count=count, note=note)
+            FittedValue(field=field, unit=unit, was=was, found=found, count=count, note=note)
         )
 
 
 def calibrate(folder: Path) -> tuple[Scenario, Calibration]:
-    """The scenario that the run in `folder` tells of, and what was fitted.
+    """The scenario that reproduces the run in `folder`, and the fitted values.
 
-    Raises BadInput for a folder that is no run, or of several policies or seeds.
+    Raises BadInput for a folder that is not the run of one policy and seed.
     """
     if not any((folder / f"requests.{each}").exists() for each in ("parquet", "parts")):
         raise BadInput(
@@ -206,24 +206,24 @@ def _services(record: _Record) -> tuple[dict[str, ServerSpec], ServiceNoise]:
     }
     noise = record.scenario.service_noise
     if groups:
-        cv = math.sqrt(math.expm1(fit.sigma_of(groups) ** 2))
+        cv = math.sqrt(math.expm1(fitting.pooled_sigma(groups) ** 2))
         record.note("service_noise.cv", "ratio", noise.cv, cv, sum(map(len, groups)))
         noise = replace(noise, cv=cv)
     return servers, noise
 
 
 def _service_time(service: Service, original: Floats, ready: Floats) -> tuple[float, float]:
-    """Latency of a photo as it came and what model-ready saves, s on this server.
+    """Latency of an original photo, and how much model-ready saves, s on this server.
 
-    Of the form that was not seen enough: in the proportion that the scenario has.
+    A form with too few observations keeps the proportion to the other that the scenario has.
     """
     was, saved = service.latency[0], service.ready_saving
     if len(original) >= ENOUGH:
-        latency = fit.lognormal(original)[0]
+        latency = fitting.fit_lognormal(original)[0]
         if len(ready) >= ENOUGH:
-            return latency, max(0.0, latency - fit.lognormal(ready)[0])
+            return latency, max(0.0, latency - fitting.fit_lognormal(ready)[0])
         return latency, saved * latency / was
-    times = fit.lognormal(ready)[0] / max(was - saved, 0.1 * was)
+    times = fitting.fit_lognormal(ready)[0] / max(was - saved, 0.1 * was)
     return was * times, saved * times
 
 
@@ -264,7 +264,7 @@ def _links(record: _Record) -> tuple[dict[str, LinkSettings], dict[str, LinkSett
 
 
 def _between(record: _Record) -> Iterator[tuple[str, str, LinkSettings, NDArray[np.bool_]]]:
-    """Key in ``network.links``, full name, figures and whose requests, of links between servers."""
+    """Key in ``network.links``, full name, settings and requests of each link between servers."""
     names = record.scenario.server_names
     uplink = record.scenario.network.topology == "uplink"
     for a in names:
@@ -280,9 +280,8 @@ def _transfers(
 ) -> tuple[Floats, Floats]:
     """When each request's transfer began, and its bytes.
 
-    The original goes from the decision on. The model-ready form has to be made first, of the whole
-    photo; how long it waited for that nobody records, but what the ingress was running meanwhile is
-    known.
+    The original is sent from the decision on. The model-ready form is first made from the whole
+    photo. How long that waits is not recorded, but it follows from what the ingress ran meanwhile.
     """
     ready = (record.form == PayloadForm.MODEL_READY) & (record.server != record.ingress)
     bytes_of = {(each.server, each.model): each.ready_bytes for each in record.services}
@@ -298,7 +297,7 @@ def _transfers(
         here = (record.server == name) & np.isfinite(began + ended)
         if prepare.on == "own":
             here[:] = False
-        start[mine] = fit.conversions(
+        start[mine] = fitting.conversion_ends(
             np.sort(asked),
             prepare.seconds / server.speed,
             1 if prepare.on == "own" else server.workers,
@@ -318,9 +317,9 @@ def _link(
     least: Floats | None = None,
     original: NDArray[np.bool_] | None = None,
 ) -> LinkSettings | None:
-    """`spec` with what was measured; None if it is kept.
+    """`spec` with the measured rate and delay; None if it is kept.
 
-    Judged by transfers of originals if there are enough: when those began is known.
+    If there are enough transfers of originals, only these are fitted: their beginning is known.
     """
     if original is not None and original.sum() < ENOUGH_TRANSFERS:
         original = None
@@ -336,7 +335,7 @@ def _link(
     if why:
         record.note(rate_at, "Mbit/s", spec.rate_mbps, None, len(starts), why)
         return None
-    found = fit.link(starts, sizes, ends, least, original)
+    found = fitting.fit_link(starts, sizes, ends, least, original)
     mbps = found.rate * 8e-6
     error = f"off by {1e3 * found.error:.1f} ms at the median"
     record.note(rate_at, "Mbit/s", spec.rate_mbps, mbps, found.count, error)
@@ -351,13 +350,13 @@ def _reports(record: _Record, folder: Path) -> tuple[float, float | None]:
     was = record.scenario.report_period
     try:
         table = read(folder, records.REPORTS.name)
-    except BadInput:  # `simulate` keeps them only with --out
+    except BadInput:  # `simulate` writes them only with --out
         record.note("report_period", "s", was, None, 0, "kept: no reports were recorded")
         return was, None
     server = np.array(table.column("server").to_pylist(), dtype=object)
-    at, received = column(table, "at"), column(table, "received")
-    ahead = column(table, "clock_ahead")
-    each = [fit.report_period(at[server == name]) for name in record.scenario.servers]
+    at, received = float_column(table, "at"), float_column(table, "received")
+    ahead = float_column(table, "clock_ahead")
+    each = [fitting.fit_report_period(at[server == name]) for name in record.scenario.servers]
     known = [period for period in each if period is not None]
     if not known:
         record.note("report_period", "s", was, None, len(at), "kept: too few")
@@ -377,11 +376,11 @@ def _workload(record: _Record) -> WorkloadSpec:
     duration = max(workload.duration, float(times[-1]) + 1e-9)
     arrivals: Arrivals = workload.arrivals
     was, kind = arrivals.mean_rate, "workload.arrivals"
-    found = fit.arrivals(times, duration)
+    found = fitting.fit_arrivals(times, duration)
     if found is None:
         arrivals = ConstantArrivals(rate=count / duration)
         record.note(kind, "1/s", was, arrivals.rate, count, "constant")
-    elif isinstance(found, fit.Bursts):
+    elif isinstance(found, fitting.Bursts):
         bursts = MmppArrivals(rates=found.rates, sojourns=found.sojourns)
         # A run has few sojourns, so their weights are uncertain; how many requests came is not.
         rates = tuple(each * count / duration / bursts.mean_rate for each in found.rates)
@@ -417,7 +416,7 @@ def _workload(record: _Record) -> WorkloadSpec:
 
 
 def _demands(record: _Record) -> tuple[Demand, ...]:
-    """A class per accuracy demanded, with the range of its deadlines."""
+    """One class for each accuracy demanded, with the range of its deadlines."""
     accuracy, deadline = record.column("accuracy"), record.column("deadline")
     levels = np.unique(accuracy)
     demands = record.scenario.workload.demands

@@ -1,4 +1,4 @@
-"""A simulated episode as the files that a live run writes."""
+"""Write a simulated episode as the files of a live run."""
 
 from __future__ import annotations
 
@@ -17,30 +17,28 @@ except ImportError as error:
     raise MissingExtra("live", error.name or "pyarrow") from None
 
 
-def record(out: Path, episode: Episode) -> None:
+def record_episode(out: Path, episode: Episode) -> None:
     """Write the files of `edgewise up` into the folder `out`.
 
-    Reports too if the episode kept them (`Options.keep_reports`). Raises BadInput if the folder
-    cannot be made.
+    Includes reports if the episode kept them (`SimOptions.keep_reports`). Raises BadInput if the
+    folder cannot be made.
     """
-    score_of = episode.scenario.score
-    shape = ScoreShape.of(score_of)
+    shape = ScoreShape.of(episode.scenario.score)
     of_row = candidates(episode.services)
     tables = [records.REQUESTS, records.OUTCOMES, records.DECISIONS, records.REPORTS]
     with Recorder(out, tables, patient=True) as recorder:
-        together = zip(
-            episode.requests(), episode.outcomes(), episode.sim.world.results, strict=True
-        )
         if episode.sim.world.clock["keep_reports"][0]:
             for report, received in episode.reports():
                 recorder.add(records.REPORTS, report, received, 0.0)
-        for request, outcome, result in together:
+        results = episode.sim.world.results
+        for request, outcome, result in zip(
+            episode.requests(), episode.outcomes(), results, strict=True
+        ):
             recorder.add(records.REQUESTS, request, None, outcome.label)
             recorder.add(records.OUTCOMES, outcome, score(request, outcome, shape))
-            if result["row"] < 0:
+            if result["row"] < 0:  # never decided
                 continue
             picked = of_row[result["row"]]
-            shed = picked is None
             decision = Decision(
                 request=request.id,
                 ranked=() if picked is None else (picked,),
@@ -48,7 +46,7 @@ def record(out: Path, episode: Episode) -> None:
                 probability=float(result["probability"]),
                 policy=episode.policy,
                 at=float(result["decided_at"]),
-                reason=ShedReason(outcome.reason) if shed and outcome.reason else None,
+                reason=ShedReason(outcome.reason) if picked is None and outcome.reason else None,
             )
             command = Command(
                 request=request.id,
@@ -58,5 +56,5 @@ def record(out: Path, episode: Episode) -> None:
                 model=picked.model if picked else None,
                 form=picked.form if picked else PayloadForm.ORIGINAL,
             )
-            predicted = None if shed else float(result["predicted"])
+            predicted = None if picked is None else float(result["predicted"])
             recorder.add(records.DECISIONS, request, decision, command, "metadata", predicted)
