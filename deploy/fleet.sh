@@ -232,7 +232,8 @@ up() {
   where
 }
 
-ingress_of() { sed -n "/^ingress:/,/^[a-z]/s/^  ['\"]\{0,1\}$1['\"]\{0,1\}: //p" "$STATE/config/client.yaml"; }
+# A server's address for clients, from the client's configuration: a YAML mapping in either style.
+ingress_of() { tr '{},' '\n' <"$STATE/config/client.yaml" | sed -n "/^ingress:/,\$s/^ *['\"]\{0,1\}$1['\"]\{0,1\}: *['\"]\{0,1\}\(http[^'\"]*\)['\"]\{0,1\} *\$/\1/p"; }
 
 where() {
   local process ports cpu size

@@ -22,7 +22,6 @@ import pytest
 from aiohttp import WSMsgType, web
 from aiohttp.test_utils import TestServer
 
-from edgewise import policy
 from edgewise.domain import Command, Outcome, Report, Request, Stamps, Status
 from edgewise.errors import BadInput, ScenarioError, WireError
 from edgewise.live.balancer.api import BalancerApi
@@ -43,6 +42,7 @@ from edgewise.live.process_config import BalancerConfig, Listen
 from edgewise.live.recorder import Recorder, RecordTable, read
 from edgewise.live.records import DECISIONS, OUTCOMES, REPORTS, REQUESTS
 from edgewise.live.wire import messages
+from edgewise.policy import make as make_policy
 from edgewise.score import ScoreShape, score
 from fleet_case import NOW, TEXT, queue, report, request, two_servers
 
@@ -60,7 +60,7 @@ class ManualClock:
 
 
 def dispatcher(rule: str = "earliest_completion", out: Path | None = None) -> Dispatcher:
-    made = Dispatcher(two_servers(), policy.make(rule), NOW)
+    made = Dispatcher(two_servers(), make_policy(rule), NOW)
     made.recorder = Recorder(out, made.tables)
     for server in MODELS:
         made.tracker.connect(server, NOW)
@@ -555,7 +555,7 @@ class Stack:
 @asynccontextmanager
 async def stack(rule: str = "earliest_completion") -> AsyncIterator[Stack]:
     clock = ManualClock()
-    made = Dispatcher(two_servers(), policy.make(rule), NOW)
+    made = Dispatcher(two_servers(), make_policy(rule), NOW)
     balancer = Balancer(made, clock)  # type: ignore[arg-type]
     async with (
         TestServer(BalancerApi(balancer).app()) as server,

@@ -348,6 +348,26 @@ def test_the_dashboard_uses_metrics_that_exist() -> None:
     assert {target.partition(":")[0] for target in jobs["node"]} == set(SERVERS)
 
 
+@pytest.mark.parametrize("style", ["block", "flow"])
+def test_the_fleet_script_finds_the_servers_in_either_style_of_yaml(
+    tmp_path: Path, style: str
+) -> None:
+    (tmp_path / "config").mkdir()
+    config = {
+        "scenario": "scenario.yaml",
+        "balancer": "http://127.0.0.1:8100",
+        "ingress": {"lite0-96": "http://127.0.0.1:8101", "lite2": "http://127.0.0.1:8102"},
+        "out": None,
+    }
+    text = yaml.safe_dump(config, default_flow_style=None if style == "flow" else False)
+    (tmp_path / "config" / "client.yaml").write_text(text)
+    (function,) = re.findall(r"^ingress_of\(\).*$", (DEPLOY / "fleet.sh").read_text("utf-8"), re.M)
+    for server, url in config["ingress"].items():  # type: ignore[union-attr]
+        call = f"STATE={tmp_path}\n{function}\ningress_of {server}"
+        done = subprocess.run(["bash", "-c", call], capture_output=True, text=True, check=True)
+        assert done.stdout == f"{url}\n"
+
+
 @pytest.mark.parametrize("script", sorted(p.name for p in DEPLOY.glob("*.sh")))
 def test_scripts_parse(script: str) -> None:
     subprocess.run(["bash", "-n", DEPLOY / script], check=True, timeout=10)

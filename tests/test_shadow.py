@@ -9,7 +9,6 @@ import msgspec
 import pytest
 from typer.testing import CliRunner
 
-from edgewise import policy
 from edgewise.cli.main import app
 from edgewise.errors import BadInput, ScenarioError
 from edgewise.live.balancer.balancer_metrics import BalancerMetrics
@@ -18,6 +17,7 @@ from edgewise.live.balancer.shadow import SHADOW
 from edgewise.live.process_config import BalancerConfig, load_config
 from edgewise.live.recorder import Recorder, read
 from edgewise.live.records import DECISIONS
+from edgewise.policy import make as make_policy
 from fleet_case import NOW, report, request, two_servers
 
 pytestmark = pytest.mark.study
@@ -31,8 +31,8 @@ class FixedClock:
 
 
 def dispatcher(shadow: str | None, out: Path | None = None, rule: str = "local") -> Dispatcher:
-    other = None if shadow is None else policy.make(shadow)
-    made = Dispatcher(two_servers(), policy.make(rule), NOW, other)
+    other = None if shadow is None else make_policy(shadow)
+    made = Dispatcher(two_servers(), make_policy(rule), NOW, other)
     made.recorder = Recorder(out, made.tables)
     for server in ("a", "b"):
         made.tracker.connect(server, NOW)
@@ -93,7 +93,7 @@ def test_a_scenario_and_a_balancer_can_name_weights_and_a_shadow(tmp_path: Path)
     assert config.policy == str(tmp_path / "edgewise.safetensors")
     assert config.shadow == "local"
     with pytest.raises(BadInput, match="no such file"):
-        policy.make(config.policy)
+        make_policy(config.policy)
 
 
 def test_explain_shows_a_run(tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ import, so that a file missing in the image is noticed.
 import importlib
 import time
 
-from edgewise import policy
 from edgewise.live.balancer.balancer_process import warm_up
+from edgewise.policy import POLICIES, make
 from edgewise.scenario import load
 
 for role in ("node", "relay", "client", "evaluate"):
@@ -22,7 +22,7 @@ for module in (
 ):
     importlib.import_module(f"edgewise.{module}")
 scenario = load("smoke")
-for name in policy.POLICIES:
+for name in POLICIES:
     start = time.monotonic()
-    warm_up(scenario, policy.make(name, 0), 0.0)
+    warm_up(scenario, make(name, 0), 0.0)
     print(f"{name}: {time.monotonic() - start:.1f} s", flush=True)

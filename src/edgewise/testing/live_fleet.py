@@ -22,7 +22,6 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
-from edgewise import policy as policies
 from edgewise.domain import Outcome, Report, Request, request_id
 from edgewise.fleet.report_timing import GAP
 from edgewise.fleet.table import CONTEXT_COLUMNS
@@ -41,6 +40,7 @@ from edgewise.live.wire.open_inference import encode_request
 from edgewise.live.wire.transport import Transport
 from edgewise.network.settings import new_capacity
 from edgewise.policy import Policy
+from edgewise.policy import make as make_policy
 from edgewise.policy.base import PolicySpec
 from edgewise.scenario import Scenario, SlowFailure, slowness
 from edgewise.score import ScoreShape
@@ -327,7 +327,7 @@ class _Routes:
 
 def _policy(policy: str | PolicySpec, seed: int) -> Policy:
     if isinstance(policy, str):
-        return policies.make(policy, seed)
+        return make_policy(policy, seed)
     return Policy("policy", policy, seed)
 
 

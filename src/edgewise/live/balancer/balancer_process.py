@@ -12,7 +12,6 @@ import msgspec
 import uvloop
 from aiohttp import web
 
-from edgewise import policy as policies
 from edgewise.domain import Outcome, PeerReport, QueueItem, Report, Request, ServiceReport, Status
 from edgewise.errors import BadInput
 from edgewise.live.balancer.api import BalancerApi
@@ -25,6 +24,7 @@ from edgewise.live.recorder import Recorder
 from edgewise.live.startup import freeze_startup_objects
 from edgewise.live.wire.sockets import listen, url_of
 from edgewise.policy import Policy
+from edgewise.policy import make as make_policy
 from edgewise.policy_names import labels
 from edgewise.scenario import Scenario, load
 
@@ -47,13 +47,13 @@ def make_dispatcher(
         )
     name, shadow_name = config.policy or scenario.policy, config.shadow or scenario.shadow
     label = labels([name, *([shadow_name] if shadow_name else [])])
-    policy = policies.make(name, scenario.seed, label[name])
+    policy = make_policy(name, scenario.seed, label[name])
     shadow = None
     if shadow_name:
-        shadow = policies.make(shadow_name, scenario.seed, label[shadow_name])
+        shadow = make_policy(shadow_name, scenario.seed, label[shadow_name])
     for each in (name, shadow_name):
         if each:
-            warm_up(scenario, policies.make(each, scenario.seed), clock.now())
+            warm_up(scenario, make_policy(each, scenario.seed), clock.now())
     dispatcher = Dispatcher(scenario, policy, clock.now(), shadow)
     if config.out is not None:
         dispatcher.recorder = Recorder(Path(config.out), dispatcher.tables)
