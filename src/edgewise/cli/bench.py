@@ -1,4 +1,4 @@
-"""``edgewise bench``: policies held against each other on held-out worlds."""
+"""``edgewise bench``: compare policies in worlds held out from tuning and training."""
 
 from __future__ import annotations
 
@@ -13,51 +13,55 @@ from rich.table import Table
 from edgewise.cli import options, output
 from edgewise.errors import BadInput
 
-if TYPE_CHECKING:  # what compiles is imported when the command runs, not for its help
+if TYPE_CHECKING:
     from edgewise.bench.compare import SuiteComparison
+    from edgewise.bench.suite import Result
     from edgewise.policy import PolicySpec
 
 WIDE = 110
-"""Columns of a terminal that the full tables fit into."""
+"""Terminal columns that the full tables need."""
 SEEDS = 30
-"""Enough for intervals of about ± 0.5 % of the utility on differences between good policies."""
+"""Differences between good policies then have intervals of about ± 0.5 % of the utility."""
 
 
 def bench(
     suite: Annotated[
-        str, typer.Option(help="Families of worlds: standard, quick, or one family's name.")
+        str, typer.Option(help="Families of worlds: standard, quick, or the name of one family.")
     ] = "standard",
     policy: options.AllPolicies = None,
     seeds: Annotated[
-        int, typer.Option(metavar="N", help="Held-out worlds of each family.")
+        int, typer.Option(metavar="N", min=1, help="Held-out worlds of each family.")
     ] = SEEDS,
     threads: options.Threads = 0,
     reference: Annotated[
         str | None,
-        typer.Option(metavar="P", help="Compare with this policy, not each family's best."),
+        typer.Option(
+            metavar="P", help="Compare with this policy instead of each family's best heuristic."
+        ),
     ] = None,
     json: options.Json = None,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write bench.md, bench.html and bench.json.")
     ] = None,
     html: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write one page with plots.")
+        Path | None, typer.Option(metavar="FILE", help="Write a page with plots.")
     ] = None,
     docs: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Rewrite the section of this Markdown file in place."),
+        typer.Option(metavar="FILE", help="Rewrite the results in this Markdown file."),
     ] = None,
     read: Annotated[
         Path | None,
-        typer.Option("--from", metavar="FILE", help="Show an earlier run's JSON; runs nothing."),
+        typer.Option(
+            "--from", metavar="FILE", help="Show the JSON of an earlier run instead of running."
+        ),
     ] = None,
 ) -> None:
-    """Compare policies on worlds that nothing was tuned or trained on.
+    """Compare policies in worlds on which nothing was tuned or trained.
 
-    Plays every policy in the same simulated worlds, and prints expected utility
-    with 95 % confidence intervals over seeds, and paired differences to the best
-    heuristic of each family.
-
+    Simulates every policy in the same worlds. Prints expected utility with 95 %
+    confidence intervals over seeds, and paired differences to the best heuristic
+    of each family.
     [bold]Examples:[/bold]
 
       edgewise bench --suite quick --seeds 8
@@ -66,29 +70,12 @@ def bench(
     """
     from edgewise.bench import compare, document, page, report
     from edgewise.bench import suite as suites
-    from edgewise.cores import usable_cores
-    from edgewise.worlds import families
 
     console = output.console_beside(json)
     if read is not None:
         result = suites.Result.from_json(_bytes(read))
     else:
-        names = suites.SUITES.get(suite) or ((suite,) if suite in families.FAMILIES else ())
-        if not names:
-            known = ", ".join([*suites.SUITES, *families.FAMILIES])
-            raise BadInput(f"unknown suite {suite!r}; known: {known}")
-        with _Bar() as bar:
-            result = suites.run(
-                names,
-                chosen(policy),
-                families.evaluation_seeds(seeds),
-                suite=suite,
-                threads=threads or usable_cores(),
-                progress=bar.show,
-            )
-        command = f"edgewise bench --suite {suite} --seeds {seeds}"
-        command += f" --policy {policy}" if policy else ""
-        result = msgspec.structs.replace(result, command=command)
+        result = _run(suite, policy, seeds, threads)
     compared = compare.compare(result, reference)
     text = report.markdown(compared)
     output.write_json(result.to_json(), json)
@@ -103,6 +90,30 @@ def bench(
     console.print(_overall(compared, console.width))
     console.print(_by_family(compared, console.width))
     output.note(console, f"{result.seconds:.0f} s")
+
+
+def _run(suite: str, policy: str | None, seeds: int, threads: int) -> Result:
+    """Simulate the suite; the command that does so again stands in the result."""
+    from edgewise.bench import suite as suites
+    from edgewise.cores import usable_cores
+    from edgewise.worlds import families
+
+    names = suites.SUITES.get(suite) or ((suite,) if suite in families.FAMILIES else ())
+    if not names:
+        known = ", ".join([*suites.SUITES, *families.FAMILIES])
+        raise BadInput(f"--suite: unknown suite {suite!r}; known: {known}")
+    with output.progress_bar(Console(stderr=True), "starting") as bar:
+        result = suites.run(
+            names,
+            chosen(policy),
+            families.evaluation_seeds(seeds),
+            suite=suite,
+            threads=threads or usable_cores(),
+            progress=bar.show,
+        )
+    command = f"edgewise bench --suite {suite} --seeds {seeds}"
+    command += f" --policy {policy}" if policy else ""
+    return msgspec.structs.replace(result, command=command)
 
 
 def chosen(names: str | None) -> dict[str, PolicySpec]:
@@ -136,7 +147,7 @@ def _overall(comparison: SuiteComparison, width: int) -> Table:
     )
     table.add_column("policy", no_wrap=True)
     headings = ["utility", "vs best", "effective", "missed", "shed", "p95 ms", "p99 ms"]
-    # What a narrow terminal has no room for stands in the files.
+    # A narrow terminal shows the main columns; the files have all.
     shown = range(len(headings)) if width >= WIDE else (0, 1, 3)
     for column in shown:
         table.add_column(headings[column], justify="right", no_wrap=True)
@@ -170,40 +181,3 @@ def _by_family(comparison: SuiteComparison, width: int) -> Table:
         ]
         table.add_row(family, *cells)
     return table
-
-
-class _Bar:
-    """A progress bar with the time left, on stderr; nothing where that is no terminal."""
-
-    def __init__(self) -> None:
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
-
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("episodes"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-            transient=True,
-        )
-        self._task = self._progress.add_task("starting", total=None)
-
-    def __enter__(self) -> _Bar:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def show(self, done: int, total: int, what: str) -> None:
-        self._progress.update(self._task, completed=done, total=total, description=what)

@@ -24,7 +24,7 @@ SHIPPED = "edgewise"
 
 def bound(
     scenario: Annotated[
-        str, typer.Argument(help="A preset, a file, or family:NAME (`edgewise bench` has them).")
+        str, typer.Argument(help="A preset, a file, or family:NAME (a family of `edgewise bench`).")
     ] = "three-sites",
     policy: Annotated[
         str | None,
@@ -39,16 +39,18 @@ def bound(
     rate: options.Rate = None,
     trials: Annotated[
         int | None,
-        typer.Option(min=0, help="Of the clairvoyant search, per world. Default: 25 per request."),
+        typer.Option(min=0, help="Trials of the clairvoyant search. Default: 25 per request."),
     ] = None,
     seconds: Annotated[
         float | None,
         typer.Option(
-            min=0.0, metavar="S", help="Stop each search then. Its result depends on the machine."
+            min=0.0,
+            metavar="S",
+            help="Time limit of a search; its result then depends on the machine.",
         ),
     ] = None,
     steps: Annotated[
-        int | None, typer.Option(min=1, help="Of the bound's descent. Default: 300.")
+        int | None, typer.Option(min=1, help="Steps of the descent to the bound. Default: 300.")
     ] = None,
     threads: options.Threads = 0,
     json: options.Json = None,
@@ -92,14 +94,13 @@ def bound(
     gaps = _measure(worlds, policies, effort, threads, console)
     mean = mean_gap(gaps)
     console.print(_table(worlds[0], gaps, mean, learned))
-    if json is not None:
-        data = {
-            "scenario": worlds[0].name,
-            "duration": worlds[0].workload.duration,
-            "worlds": gaps,
-            "mean": mean,
-        }
-        output.write_json(output.pretty_json(data), json)
+    data = {
+        "scenario": worlds[0].name,
+        "duration": worlds[0].workload.duration,
+        "worlds": gaps,
+        "mean": mean,
+    }
+    output.write_json(output.pretty_json(data), json)
 
 
 def _worlds(
@@ -139,29 +140,19 @@ def _measure(
 ) -> list[Gap]:
     from concurrent.futures import ThreadPoolExecutor
 
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
     from edgewise.bound.gap import measure_gap
     from edgewise.cores import usable_cores
     from edgewise.sim.simulate import Photos
     from edgewise.worlds.workload import generate
 
     photos = Photos.of(worlds[0])
-    with Progress(
-        TextColumn("{task.fields[what]:<22}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f} %"),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-    ) as bar:
-        task = bar.add_task("", total=len(worlds), what="loading")
+    with output.progress_bar(console, "loading") as bar:
         shares = [0.0] * len(worlds)
 
         def measure(n: int) -> Gap:
             def progress(share: float, what: str) -> None:
                 shares[n] = share
-                bar.update(task, completed=sum(shares), what=what)
+                bar.show(sum(shares), len(worlds), what)
 
             trace = generate(worlds[n], photos.sizes if photos else None)
             return measure_gap(worlds[n], policies, trace=trace, effort=effort, progress=progress)

@@ -10,15 +10,6 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TaskProgressColumn,
-    TextColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 
 from edgewise.cli import output
@@ -105,18 +96,14 @@ def prepare(
     """
     console = Console(stderr=True)
     left_out: list[str] = []
-    with Progress(
-        TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), console=console
-    ) as bar:
-        row = bar.add_task("models", total=1.0)
+    with output.progress_bar(console, "models") as bar:
 
         def progress(name: str, what: str, done: float) -> None:
             if what.startswith("left out") or "corrupt" in what:
                 left_out.append(f"{name}: {what}")
-            bar.update(row, description=f"{name}: {what[:40]}", completed=done)
+            bar.show(done, 1.0, f"{name}: {what}")
 
         ready = task_of().prepare(names or None, progress)
-        bar.update(row, description="models", completed=1.0)
     for line in left_out:
         console.print(line, style="yellow", markup=False, highlight=False)
     for name, path in ready.items():
@@ -155,17 +142,11 @@ def measure(
     cards = [task.model(name) for name in names] if names else list(task.models())
     loaded = [task.load(card.name) for card in cards]  # an absent one is reported before the wait
     results: dict[str, MeasuredModel] = {}
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-    ) as bar:
+    with output.progress_bar(Console(stderr=True), "models", len(loaded) * len(photos)) as bar:
         for model in loaded:
-            row = bar.add_task(model.card.name, total=len(photos))
-            results[model.card.name] = measure_accuracy(
-                task, model, photos, functools.partial(_advance, bar, row)
+            name = model.card.name
+            results[name] = measure_accuracy(
+                task, model, photos, functools.partial(_advance, bar, name)
             )
     Console().print(_measured(results, len(photos)))
     if json is not None:
@@ -181,8 +162,8 @@ def measure(
         output.write_file(json, output.pretty_json(measurements))
 
 
-def _advance(bar: Progress, row: TaskID, done: int) -> None:
-    bar.update(row, completed=done)
+def _advance(bar: output.Bar, name: str, done: int) -> None:
+    bar.advance(name)
 
 
 def _measured(results: dict[str, MeasuredModel], photos: int) -> Table:

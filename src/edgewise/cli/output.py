@@ -6,12 +6,18 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 from edgewise.errors import BadInput
 
@@ -66,31 +72,46 @@ def new_folder(path: Path) -> None:
         raise BadInput(f"{path}: cannot be made: {error.strerror}") from None
 
 
-class Advance(Protocol):
-    def __call__(self, description: str | None = None) -> None:
+class Bar:
+    """A progress bar at work (`progress_bar`)."""
+
+    def __init__(self, progress: Progress, description: str, total: float | None) -> None:
+        self._progress = progress
+        self._task = progress.add_task(description, total=total, visible=False)
+        self._began = time.monotonic()
+
+    def advance(self, description: str | None = None) -> None:
         """One step is done."""
-        ...
+        self._progress.update(
+            self._task, advance=1, description=description, visible=self._is_visible()
+        )
+
+    def show(self, done: float, total: float, description: str) -> None:
+        """`done` of `total` steps are done."""
+        self._progress.update(
+            self._task,
+            completed=done,
+            total=total,
+            description=description[:40],
+            visible=self._is_visible(),
+        )
+
+    def _is_visible(self) -> bool:
+        return time.monotonic() - self._began > BAR_AFTER
 
 
 @contextmanager
-def progress_bar(console: Console, description: str, total: int) -> Iterator[Advance]:
-    """A bar of `total` steps that appears once `BAR_AFTER` is over and vanishes at the end."""
-    began = time.monotonic()
+def progress_bar(console: Console, description: str, total: float | None = None) -> Iterator[Bar]:
+    """A bar with the time left, which appears after `BAR_AFTER` and vanishes at the end."""
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),
-        MofNCompleteColumn(),
+        TaskProgressColumn(),
         TimeRemainingColumn(),
         console=console,
         transient=True,
-    ) as bar:
-        task = bar.add_task(description, total=total, visible=False)
-
-        def advance(description: str | None = None) -> None:
-            visible = time.monotonic() - began > BAR_AFTER
-            bar.update(task, advance=1, description=description, visible=visible)
-
-        yield advance
+    ) as progress:
+        yield Bar(progress, description, total)
 
 
 @contextmanager

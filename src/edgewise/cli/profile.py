@@ -58,7 +58,7 @@ def profile(
     batches = numbers("--batch", batch)
     photos = task.samples(images or "builtin")
     total = step_count(names, at_a_time, batches)
-    with output.progress_bar(console, "measuring", total) as advance:
+    with output.progress_bar(console, "measuring", total) as bar:
         measured = measure_profile(
             task,
             names,
@@ -66,7 +66,7 @@ def profile(
             runs=runs,
             concurrency=at_a_time,
             batches=batches,
-            step=lambda what: advance(what[:40]),
+            step=lambda what: bar.advance(what[:40]),
             command=f"edgewise profile --models {','.join(names)} --runs {runs} "
             f"--concurrency {concurrency} --batch {batch}",
         )

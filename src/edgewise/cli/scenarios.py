@@ -1,4 +1,4 @@
-"""``edgewise scenarios`` and ``edgewise scenario``: what there is, and whether a file is right."""
+"""``edgewise scenarios`` and ``edgewise scenario``: list, check and show scenarios."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from edgewise.cli.options import ScenarioName
 from edgewise.domain import Service
 from edgewise.errors import ModelError
 from edgewise.scenario import LinkSettings, Scenario, ServerSpec, dump, load, presets, warnings_of
@@ -17,8 +18,6 @@ from edgewise.tasks.services import services_of
 from edgewise.worlds import workload
 
 scenario = typer.Typer(help="Check or show a scenario.", no_args_is_help=True)
-
-Name = Annotated[str, typer.Argument(help="A scenario file, or the name of a preset.")]
 
 
 def scenarios() -> None:
@@ -41,8 +40,8 @@ def scenarios() -> None:
 
 
 @scenario.command()
-def check(file: Name) -> None:
-    """Say what was understood of a scenario, and what is odd about it."""
+def check(file: ScenarioName) -> None:
+    """Check a scenario: show its servers, links and load, and warn of likely mistakes."""
     read = load(file, allow_code=True)  # nothing is imported
     console = Console()
     rate = workload.mean_rate(read.workload.arrivals)
@@ -70,21 +69,21 @@ def check(file: Name) -> None:
 
 @scenario.command()
 def show(
-    name: Name,
+    name: ScenarioName,
     full: Annotated[
-        bool, typer.Option("--full", help="Every field, defaults too, without comments.")
+        bool, typer.Option("--full", help="Print every field, defaults included, without comments.")
     ] = False,
 ) -> None:
-    """Print a scenario as YAML: the file itself, a good start for one of your own."""
-    read = load(name, allow_code=True)  # also without --full: what is printed should be right
+    """Print a scenario as YAML, with its comments: a good start for your own."""
+    read = load(name, allow_code=True)  # checked before it is printed, with or without --full
     text = dump(read) if full else find(name).read_text(encoding="utf-8")
     typer.echo(text, nl=not text.endswith("\n"))
 
 
 def _servers(read: Scenario, rate: float, services: tuple[Service, ...]) -> Table:
     table = Table(
-        caption="load: share of its workers busy if a server runs all that arrives at it, each "
-        "request on its fastest service that meets the demand; + = some demands it cannot meet"
+        caption="load: busy share of the workers if a server runs every request that arrives at "
+        "it, each on its fastest service that meets the demand; +: some demands it cannot meet"
     )
     for heading in ("server", "speed", "services"):
         table.add_column(heading)
@@ -112,17 +111,16 @@ def _models(server: ServerSpec) -> str:
 
 
 def _kind(link: str) -> str:
-    """``access``, ``uplink`` or ``>depot``: the server's own name stands in the row already."""
+    """``access``, ``uplink`` or ``>depot``, without the name of the row's own server."""
     return f">{link.partition('>')[2]}" if ">" in link else link.partition(":")[0]
 
 
 def local_load(
     read: Scenario, rate: float, workers: int, own: tuple[Service, ...]
 ) -> tuple[float, bool]:
-    """Busy share of the workers, and whether some demands cannot be met.
+    """Busy share of a server's workers if it runs all its requests, and whether it fails a demand.
 
-    `rate` requests/s all run on this server, each on the fastest of its services `own` that meets
-    the demand.
+    `rate` requests/s arrive; each runs on the fastest of the services `own` that meets its demand.
     """
     total = sum(demand.share for demand in read.workload.demands)
     seconds, unmet = 0.0, False

@@ -1,8 +1,4 @@
-"""``edgewise simulate``: a scenario in virtual time.
-
-The heavy half (numba, the compiled engine) is imported when the command runs, not when its help is
-shown.
-"""
+"""``edgewise simulate``: policies in a scenario, in virtual time."""
 
 from __future__ import annotations
 
@@ -33,13 +29,13 @@ def simulate(
     json: options.Json = None,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Where to write what `up` writes. Default: nowhere."),
+        typer.Option(metavar="DIR", help="New folder for the files that `up` writes."),
     ] = None,
 ) -> None:
-    """Play a scenario in virtual time; compare policies.
+    """Simulate a scenario and compare policies.
 
-    Arrivals, links and luck are the same for every policy. Answers are right
-    or wrong by chance, with the accuracy of the model that gave them.
+    All policies get the same arrivals, links and random service times. An
+    answer is right with the probability that is its model's accuracy.
 
     [bold]Examples:[/bold]
 
@@ -77,13 +73,13 @@ def simulate(
         _write(out, world, ended, summary.to_json())
         output.note(console, f"results: {out}")
     output.write_json(summary.to_json(), json)
-    if seeds > 1:  # last: it needs an extra, and nothing is to be lost for want of it
+    if seeds > 1:  # last: without its extra the results above are kept
         output.note(console, f"{seeds} seeds from {world.seed}, pooled")
         console.print(over_seeds(ended))
 
 
 def compile_engine(policies: list[str], console: Console) -> None:
-    """Play a moment of a small world, and say so if that takes long: then it compiles."""
+    """Simulate a tiny scenario, so that what must be compiled is compiled, and say so."""
     from edgewise import scenario as sc
     from edgewise.sim import simulate as sims
 
@@ -116,14 +112,16 @@ def _play(
     from edgewise.sim.build import SimOptions
 
     kept = SimOptions(keep_reports=keep_reports)
-    with output.progress_bar(console, "simulating", len(policies) * seeds) as advance:
-        return sims.episodes(world, policies, seeds, lambda _: advance(), threads, kept)
+    with output.progress_bar(console, "simulating", len(policies) * seeds) as bar:
+        return sims.episodes(world, policies, seeds, lambda _: bar.advance(), threads, kept)
 
 
 def over_seeds(ended: dict[str, list[Episode]]) -> Table:
-    """Means over seeds with their 95 % confidence intervals, and each policy's difference to the
-    best other one, by seed: both met the same worlds. One number per seed and policy, for the
-    requests of an episode share queues and bursts."""
+    """A table of means over seeds with 95 % confidence intervals.
+
+    Differences to the best other policy are paired by seed, since both met the same world. A seed
+    counts as one sample, because the requests of an episode share queues and bursts.
+    """
     import numpy as np
     from rich import box
     from rich.table import Table
@@ -164,7 +162,7 @@ def over_seeds(ended: dict[str, list[Episode]]) -> Table:
 
 
 def _write(out: Path, world: Scenario, ended: dict[str, list[Episode]], summary: bytes) -> None:
-    """The files of `up`; one folder per policy and seed if there are several."""
+    """Write the files that `up` writes; a folder for each policy and seed if there are several."""
     from edgewise.fidelity.recording import record_episode
     from edgewise.scenario import dump
 

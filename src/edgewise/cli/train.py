@@ -21,57 +21,62 @@ if TYPE_CHECKING:
 DEFAULT_BUDGET = "30m"
 
 
+Families = Annotated[
+    str, typer.Option(metavar="F,...", help="Families of random worlds to train in.")
+]
+TrainingScenario = Annotated[
+    str, typer.Option(metavar="FILE", help="Train in one scenario instead of families.")
+]
+Init = Annotated[
+    str,
+    typer.Option(metavar="POLICY", help="Start from priced_greedy, edgewise or a weights file."),
+]
+Seed = Annotated[int, typer.Option(min=0, max=18, help="Seed of the search.")]
+Free = Annotated[
+    str,
+    typer.Option(
+        metavar="GROUP,...",
+        help="Groups of parameters to search: base (the heuristic's own), heads (or some of "
+        "price, link, margins, rows, shed, memory), wide, network. `base` alone re-tunes the "
+        "heuristic by the same search, as a control.",
+    ),
+]
+Algorithm = Annotated[
+    str,
+    typer.Option(
+        metavar="es|ppo",
+        help="Evolution strategies over whole episodes, or proximal policy optimisation "
+        "(needs torch; learns heads, and network on request).",
+    ),
+]
+Worlds = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="N", help="Worlds per generation. Default: es 48, ppo 16."),
+]
+Pairs = Annotated[
+    int | None,
+    typer.Option(
+        min=1, metavar="N", help="es: antithetic pairs per world; ppo: plays. Default: 2, 4."
+    ),
+]
+Rate = Annotated[
+    float | None,
+    typer.Option(min=0.0001, help="Step size; es: in sigmas. Default: es 0.25, ppo 0.02."),
+]
+
+
 def train(
-    families: Annotated[
-        str, typer.Option(metavar="F,...", help="Families of random worlds to train in.")
-    ] = "train",
-    scenario: Annotated[
-        str, typer.Option(metavar="FILE", help="Train in one scenario instead of families.")
-    ] = "",
-    init: Annotated[
-        str,
-        typer.Option(
-            metavar="POLICY", help="Begin from priced_greedy, edgewise or a weights file."
-        ),
-    ] = "priced_greedy",
+    families: Families = "train",
+    scenario: TrainingScenario = "",
+    init: Init = "priced_greedy",
     budget: options.Budget = "",
     generations: options.Generations = None,
-    seed: Annotated[
-        int, typer.Option(min=0, max=18, help="Of the search and its training worlds.")
-    ] = 1,
-    free: Annotated[
-        str,
-        typer.Option(
-            metavar="GROUP,...",
-            help="Groups of parameters to search: base (the heuristic's own), heads (or some of "
-            "price, link, margins, rows, shed, memory), wide, network. `base` alone re-tunes the "
-            "heuristic by the same search, as a control.",
-        ),
-    ] = "base,heads",
-    algorithm: Annotated[
-        str,
-        typer.Option(
-            metavar="es|ppo",
-            help="Evolution strategies over whole episodes, or proximal policy optimisation "
-            "(needs torch; learns heads, and network on request).",
-        ),
-    ] = "es",
-    worlds: Annotated[
-        int | None,
-        typer.Option(min=1, metavar="N", help="Per generation. Default: es 48, ppo 16."),
-    ] = None,
-    pairs: Annotated[
-        int | None,
-        typer.Option(
-            min=1, metavar="N", help="es: antithetic pairs per world; ppo: plays. Default: 2, 4."
-        ),
-    ] = None,
-    rate: Annotated[
-        float | None,
-        typer.Option(
-            min=0.0001, help="es: first step, in sigmas; ppo: Adam's. Default: 0.25, 0.02."
-        ),
-    ] = None,
+    seed: Seed = 1,
+    free: Free = "base,heads",
+    algorithm: Algorithm = "es",
+    worlds: Worlds = None,
+    pairs: Pairs = None,
+    rate: Rate = None,
     threads: options.Threads = 0,
     out: Annotated[
         Path,

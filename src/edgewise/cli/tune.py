@@ -1,4 +1,4 @@
-"""``edgewise tune``: find a rule's parameters on training worlds."""
+"""``edgewise tune``: search the parameters of hand-written rules."""
 
 from __future__ import annotations
 
@@ -20,25 +20,32 @@ if TYPE_CHECKING:
 
 def tune(
     policy: Annotated[
-        str, typer.Argument(metavar="POLICY[,...]", help="Which; `all`: all with parameters.")
+        str, typer.Argument(metavar="POLICY[,...]", help="Policies to tune; `all`: every rule.")
     ],
-    suite: Annotated[str, typer.Option(help="Whose families' training worlds to use.")] = "train",
+    suite: Annotated[
+        str, typer.Option(help="Suite of families whose training worlds are used.")
+    ] = "train",
     budget: options.Budget = "",
     generations: options.Generations = None,
-    worlds: Annotated[int, typer.Option(metavar="N", help="Played in each generation.")] = 24,
-    seed: Annotated[int, typer.Option(help="Of the search and of which worlds it sees.")] = 1,
+    worlds: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Worlds simulated per generation.")
+    ] = 24,
+    seed: Annotated[int, typer.Option(help="Seed of the search and its worlds.")] = 1,
     threads: options.Threads = 0,
     out: Annotated[
         Path,
-        typer.Option(metavar="FILE", help="Where to write what is found; kept values stay in it."),
+        typer.Option(
+            metavar="FILE",
+            help="File of tuned values to write; those of other policies stay in it.",
+        ),
     ] = Path("tuned.json"),
-    dry: Annotated[bool, typer.Option("--dry", help="Print what is found, write nothing.")] = False,
+    dry: Annotated[bool, typer.Option("--dry", help="Write nothing; print the result.")] = False,
 ) -> None:
-    """Find a rule's parameters by CMA-ES on training worlds.
+    """Tune the parameters of rules by CMA-ES in training worlds.
 
-    Writes what is found to a file if it beats the values in use, on worlds of
-    neither training nor the benchmark. The command recorded beside the values
-    gives them again. To use them, name the file behind the policy:
+    Writes the values to a file if they beat those in use, in worlds that neither
+    training nor the benchmark uses. The command that is recorded with them finds
+    them again. To use them, name the file after the policy:
     `--policy priced_greedy@tuned.json`.
 
     [bold]Examples:[/bold]
@@ -69,7 +76,7 @@ def tune(
         if dry:
             continue
         if not found.better:
-            console.print("not better than the values in use: those stay", highlight=False)
+            console.print("not better than the values in use, which stay", highlight=False)
             continue
         kept[rule.name] = found.tuned()
         write_tuned(out, kept)
