@@ -10,8 +10,7 @@ import json
 import re
 from importlib import metadata
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
+from urllib.parse import unquote, urlsplit
 
 NAME = "edgewise"
 
@@ -27,7 +26,7 @@ def install_command(*extras: str) -> str:
     url, folder = origin.get("url", ""), origin.get("dir_info")
     if folder is not None:
         editable = "-e " if folder.get("editable") else ""
-        return f"pip install {editable}'{url2pathname(urlsplit(url).path)}[{wanted}]'"
+        return f"pip install {editable}'{unquote(urlsplit(url).path)}[{wanted}]'"
     if url:  # a wheel, or a repository
         scheme = f"{origin['vcs_info']['vcs']}+" if "vcs_info" in origin else ""
         return f"pip install '{NAME}[{wanted}] @ {scheme}{url}'"
