@@ -1,18 +1,17 @@
-"""What a decision costs: node → balancer → node, against an empty round trip on the same channel.
+"""Time a decision, node → balancer → node, against an empty round trip on the same channel.
 
     python benchmarks/decision_round_trip.py [--seconds 10] [--rate 500] [--servers 3] [--json FILE]
 
-The balancer is a process of its own. This one plays its nodes: each keeps a control channel open,
-reports ten times a second, asks, and says how every request ended, as nodes do.
+The balancer is a process of its own. This process stands for its nodes: each keeps a control
+channel open, reports ten times a second, sends Asks, and reports every outcome.
 
-1. One at a time, taking turns: a WebSocket ping (answered by the library: two messages over the
-   same socket, parsed and nothing else) and an Ask with its Command. The ratio of the medians is
-   what deciding adds.
-2. Open loop: asks at a constant rate over all channels, whatever is still under way. An ask's time
+1. In turns: a WebSocket ping (answered by the library: two messages over the same socket, parsed
+   and nothing else), then an Ask with its Command. The ratio of the medians is the cost of deciding.
+2. Open loop: Asks at a constant rate over all channels, however many are under way. An Ask's time
    counts from when it was due, so a stall is not hidden by asking later (coordinated omission).
 
-Both processes share the machine. How late the asker itself was says how much of the tail is the
-machine's and not the balancer's.
+Both processes share the machine; the lateness of the asking process shows how much of the tail is
+due to the machine.
 """
 
 from __future__ import annotations
@@ -98,8 +97,10 @@ class Node:
 
     async def report(self) -> None:
         while True:
-            told = Report(server=self.name, at=self.clock.now(), workers=4, commands_seen=self.seen)
-            await self.say(messages.ReportMessage(report=told))
+            report = Report(
+                server=self.name, at=self.clock.now(), workers=4, commands_seen=self.seen
+            )
+            await self.say(messages.ReportMessage(report=report))
             await asyncio.sleep(REPORT_PERIOD)
 
     async def empty(self) -> float:
@@ -241,7 +242,7 @@ def main() -> None:
     print(
         f"{load['asked_per_s']:g}/s for {options.seconds:g} s: {load['decided_per_s']:.0f}/s done, "
         f"p50 {load['p50_ms']:.2f} ms, p99 {load['p99_ms']:.2f} ms, max {load['max_ms']:.1f} ms "
-        f"(the asker itself was late by {load['asker_late_p99_ms']:.2f} ms at p99), "
+        f"(the asking process was late by {load['asker_late_p99_ms']:.2f} ms at p99), "
         f"balancer {load['balancer_cpu_us_per_decision']:.0f} µs CPU each, "
         f"memory {load['balancer_rss_growth_mb']:+.1f} MB"
     )

@@ -37,7 +37,7 @@ if not Path("/sys/fs/cgroup/cgroup.controllers").exists():
 
 def run(*command: str | Path, timeout: float = 120.0, **environment: str) -> str:
     """Run a command; returns its stdout. AssertionError with all its output if it fails."""
-    said = subprocess.run(
+    done = subprocess.run(
         [str(word) for word in command],
         capture_output=True,
         text=True,
@@ -45,8 +45,8 @@ def run(*command: str | Path, timeout: float = 120.0, **environment: str) -> str
         check=False,
         env={**ENVIRONMENT, **environment},
     )
-    assert said.returncode == 0, f"{command}: {said.returncode}\n{said.stdout}\n{said.stderr}"
-    return said.stdout
+    assert done.returncode == 0, f"{command}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
 
 
 def engine(*arguments: str, timeout: float = 60.0) -> str:
@@ -101,7 +101,7 @@ class Fleet:
         self.state = folder / "state"
         self.port = free_ports(ports)
         self._options = ("--port", str(self.port), "--image", IMAGE, *options)
-        self.said = ""
+        self.output = ""
         """Output of the last `up`."""
         self.ingress: dict[str, str] = {}
 
@@ -116,8 +116,8 @@ class Fleet:
         )
 
     def up(self, *options: str) -> None:
-        self.said = self.script("up", *self._options, *options)
-        lines = [line.split() for line in self.said.splitlines() if "http://" in line]
+        self.output = self.script("up", *self._options, *options)
+        lines = [line.split() for line in self.output.splitlines() if "http://" in line]
         self.ingress = {
             line[0]: line[1] for line in lines if line[0] not in ("balancer", "relay", "photos:")
         }
@@ -139,7 +139,7 @@ class Fleet:
         return f"http://127.0.0.1:{self.port}"
 
 
-class Said(msgspec.Struct):
+class Reply(msgspec.Struct):
     """The answer to one request, at the client."""
 
     request: Request
@@ -163,7 +163,7 @@ class Photos:
         plan: Sequence[tuple[str, float]],
         deadline: float,
         meanwhile: Callable[[], Any] | None = None,
-    ) -> list[Said]:
+    ) -> list[Reply]:
         """One request for each (ingress, accuracy demanded); `meanwhile` runs in a thread."""
         timeout = aiohttp.ClientTimeout(total=2 * deadline + 10)
         connector = aiohttp.TCPConnector(limit=0)
@@ -184,7 +184,7 @@ class Photos:
         ingress: str,
         accuracy: float,
         deadline: float,
-    ) -> Said:
+    ) -> Reply:
         label, photo = self._photos[number % len(self._photos)]
         headers, body = encode_request(photo)
         request = Request(
@@ -201,9 +201,9 @@ class Photos:
             async with session.post(url, data=body, headers=headers) as response:
                 answer = decode_answer(request.id, response.status, await response.read())
         except (aiohttp.ClientError, OSError):
-            return Said(request, label, None, time.monotonic())
+            return Reply(request, label, None, time.monotonic())
         self.answers[request.id] += 1
-        return Said(request, label, answer, time.monotonic())
+        return Reply(request, label, answer, time.monotonic())
 
 
 def needs(program: str) -> str:

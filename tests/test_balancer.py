@@ -280,8 +280,8 @@ def test_a_pong_that_answers_nothing_is_ignored() -> None:
 
 
 def test_all_stamps_of_a_report_are_shifted() -> None:
-    told = report("a", NOW + 60, queue=queue((61.0, 0.1)))
-    ours = shift_report(told, 60.0)
+    original = report("a", NOW + 60, queue=queue((61.0, 0.1)))
+    ours = shift_report(original, 60.0)
     assert ours.at == NOW
     assert ours.queue[0].deadline == NOW + 1.0
     assert ours.peers["b"].measured_at == NOW - 60
@@ -320,8 +320,8 @@ async def test_relays_are_polled_and_may_start_late(monkeypatch: pytest.MonkeyPa
         link = {"rate_bps": 8e6 * calls, "settings": settings, "backlog_bytes": 9}
         return web.json_response({"uplink:a": link})
 
-    def on_link(*told: Any) -> None:
-        heard.append(told)
+    def on_link(*figures: Any) -> None:
+        heard.append(figures)
         if len(heard) == 2:
             enough.set()
 
@@ -471,11 +471,11 @@ def test_rows_fit_their_columns(tmp_path: Path) -> None:
     made.recorder.close()
     with Recorder(tmp_path, [OUTCOMES]) as recorder:
         recorder.add(OUTCOMES, outcome, score(request(), outcome, ScoreShape()))
-    told = read(tmp_path, REPORTS.name).to_pylist()[0]
-    assert (told["server"], told["clock_ahead"]) == ("a", 0.5)
-    assert [item["work"] for item in told["queue"]] == [0.1]
-    assert set(Report.__struct_fields__) < told.keys()
-    assert told["peers"][0]["server"] == "a"
+    row = read(tmp_path, REPORTS.name).to_pylist()[0]
+    assert (row["server"], row["clock_ahead"]) == ("a", 0.5)
+    assert [item["work"] for item in row["queue"]] == [0.1]
+    assert set(Report.__struct_fields__) < row.keys()
+    assert row["peers"][0]["server"] == "a"
     first, shed = read(tmp_path, DECISIONS.name).to_pylist()
     assert (first["server"], first["model"], first["reason"]) == ("a", "small", None)
     assert first["ranked"][0] == {"server": "a", "model": "small", "form": 0}
@@ -577,9 +577,9 @@ def submission(what: Request, budget: float = 1.0) -> messages.Submission:
 async def test_metadata_first_then_ask_gives_one_command() -> None:
     async with stack() as s:
         node = await s.node("a")
-        status, told = await s.call("/v1/requests", submission(request()))
+        status, reply = await s.call("/v1/requests", submission(request()))
         assert status == 200
-        assert told == {
+        assert reply == {
             "request": "r1",
             "action": "run",
             "server": "a",
@@ -608,8 +608,8 @@ async def test_ask_first_then_metadata_gives_one_command_and_the_same_answer() -
         await node.say(messages.Ask(request=request(), uploaded=NOW))
         command = await node.hear()
         for _ in range(2):
-            status, told = await s.call("/v1/requests", submission(request()))
-            assert (status, told["server"], told["model"]) == (200, command.server, command.model)
+            status, reply = await s.call("/v1/requests", submission(request()))
+            assert (status, reply["server"], reply["model"]) == (200, command.server, command.model)
         await node.say(messages.Ask(request=request("r2")))
         assert (await node.hear()).request == "r2"
 
@@ -635,8 +635,8 @@ async def test_an_ask_for_what_did_not_arrive_gets_the_same_command(how: str) ->
 
 async def test_nothing_is_decided_for_an_ingress_that_is_not_connected() -> None:
     async with stack() as s:
-        status, told = await s.call("/v1/requests", submission(request()))
-        assert (status, told["error"]) == (503, "a is not connected")
+        status, reply = await s.call("/v1/requests", submission(request()))
+        assert (status, reply["error"]) == (503, "a is not connected")
         assert s.balancer.dispatcher.counts.requests == 0
         node = await s.node("a")
         await node.say(messages.Ask(request=request()))
@@ -661,9 +661,9 @@ async def test_nothing_is_decided_for_an_ingress_that_is_not_connected() -> None
 async def test_bad_metadata_is_refused_by_field(body: Any, status: int, field: str) -> None:
     async with stack() as s:
         await s.node("a")
-        got, told = await s.call("/v1/requests", body)
-        assert (got, told.get("field", "")) == (status, field), told
-        assert told["error"]
+        got, reply = await s.call("/v1/requests", body)
+        assert (got, reply.get("field", "")) == (status, field), reply
+        assert reply["error"]
 
 
 async def test_an_id_used_at_two_ingresses_is_a_conflict() -> None:
@@ -671,8 +671,8 @@ async def test_an_id_used_at_two_ingresses_is_a_conflict() -> None:
         await s.node("a")
         await s.node("b")
         assert (await s.call("/v1/requests", submission(request())))[0] == 200
-        status, told = await s.call("/v1/requests", submission(request(ingress="b")))
-        assert (status, told["field"]) == (409, "request.id")
+        status, reply = await s.call("/v1/requests", submission(request(ingress="b")))
+        assert (status, reply["field"]) == (409, "request.id")
 
 
 async def test_outcomes_are_joined_and_counted() -> None:
@@ -691,10 +691,10 @@ async def test_outcomes_are_joined_and_counted() -> None:
             "duplicates": 1,
             "unknown": 1,
         }
-        status, told = await s.call("/v1/outcomes", served("r1", None))
-        assert (status, told["field"]) == (400, "latency")
-        status, told = await s.call("/v1/outcomes", {"request": "r1", "status": "eaten"})
-        assert (status, told["field"]) == (400, "status")
+        status, reply = await s.call("/v1/outcomes", served("r1", None))
+        assert (status, reply["field"]) == (400, "latency")
+        status, reply = await s.call("/v1/outcomes", {"request": "r1", "status": "eaten"})
+        assert (status, reply["field"]) == (400, "status")
 
 
 async def test_the_state_and_a_decision_can_be_read() -> None:
@@ -715,11 +715,11 @@ async def test_the_state_and_a_decision_can_be_read() -> None:
         assert figures.keys() >= {"utilisation", "prepare_backlog", "draining"}
         assert not figures.keys() & {"queue", "running", "peers", "services", "server"}
         assert state["counts"]["actions"]["run"] == 1
-        _, told = await s.call("/v1/decisions/r1")
-        assert told["action"] == "run"
-        assert told["ranked"][0]["row"]["latency"] == pytest.approx(0.07), "45 ms is the upload"
-        assert told["ranked"][0]["server_row"]["up"] == 1.0
-        assert told["context"]["deadline"] == 1.0
+        _, reply = await s.call("/v1/decisions/r1")
+        assert reply["action"] == "run"
+        assert reply["ranked"][0]["row"]["latency"] == pytest.approx(0.07), "45 ms is the upload"
+        assert reply["ranked"][0]["server_row"]["up"] == 1.0
+        assert reply["context"]["deadline"] == 1.0
         assert (await s.call("/v1/decisions/r9"))[0] == 404
         assert (await s.call("/nowhere"))[0] == 404
         assert (await s.call("/v1/outcomes"))[0] == 405
@@ -733,9 +733,9 @@ async def test_the_state_and_a_decision_can_be_read() -> None:
 
 async def test_a_body_over_the_limit_is_refused_with_the_limit() -> None:
     async with stack() as s:
-        status, told = await s.call("/v1/outcomes", io.BytesIO(b" " * (8 * 2**20 + 1)))
+        status, reply = await s.call("/v1/outcomes", io.BytesIO(b" " * (8 * 2**20 + 1)))
         assert status == 413
-        assert "8388608 bytes" in told["error"]
+        assert "8388608 bytes" in reply["error"]
 
 
 @pytest.mark.parametrize(
@@ -778,8 +778,8 @@ async def test_a_disconnected_server_is_no_candidate() -> None:
         await s.until(lambda: len(s.balancer.connections) == 1)
         assert await s.call("/readyz") == (503, {"ready": False, "missing": ["b"]})
         await s.call("/v1/requests", submission(request()))
-        _, told = await s.call("/v1/decisions/r1")
-        assert {each["server"] for each in told["ranked"]} == {"a"}
+        _, reply = await s.call("/v1/decisions/r1")
+        assert {each["server"] for each in reply["ranked"]} == {"a"}
 
 
 @pytest.mark.parametrize(
@@ -809,9 +809,9 @@ async def test_a_node_on_another_clock_is_understood() -> None:
         ask = messages.Ask(request=request(sent_at=NOW + 99.8), uploaded=NOW + 99.9)
         await node.say(ask)
         await node.hear()
-        _, told = await s.call("/v1/decisions/r1")
-        assert told["context"]["elapsed"] == pytest.approx(0.2)
-        assert told["context"]["upload"] == 0.0
+        _, reply = await s.call("/v1/decisions/r1")
+        assert reply["context"]["elapsed"] == pytest.approx(0.2)
+        assert reply["context"]["upload"] == 0.0
 
 
 async def test_nodes_get_each_others_reports(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,9 +88,9 @@ def test_the_image_has_labels_and_an_unprivileged_user() -> None:
 
 def test_every_role_starts_without_network_and_writable_files() -> None:
     for role in ("node", "balancer", "relay", "client", "evaluate", "configs"):
-        said = engine("run", "--rm", "--network=none", "--read-only", "--tmpfs=/tmp",
+        output = engine("run", "--rm", "--network=none", "--read-only", "--tmpfs=/tmp",
                       "--cap-drop=ALL", IMAGE, role, "--help")  # fmt: skip
-        assert f"edgewise {role}" in said
+        assert f"edgewise {role}" in output
 
 
 def test_the_image_contains_no_build_tools() -> None:
@@ -104,7 +104,7 @@ def test_the_image_contains_no_build_tools() -> None:
 
 
 def test_without_a_writable_tmp_the_error_says_so() -> None:
-    said = subprocess.run(
+    done = subprocess.run(
         [ENGINE, "run", "--rm", "--read-only", "--read-only-tmpfs=false", IMAGE, "--version"],
         capture_output=True,
         text=True,
@@ -112,8 +112,8 @@ def test_without_a_writable_tmp_the_error_says_so() -> None:
         timeout=60,
         env=ENVIRONMENT,
     )
-    assert said.returncode == 2
-    assert "--tmpfs /tmp" in said.stderr
+    assert done.returncode == 2
+    assert "--tmpfs /tmp" in done.stderr
 
 
 # -- a fleet -----------------------------------------------------------------------------------
@@ -151,9 +151,9 @@ def test_up_again_touches_only_containers_whose_options_changed(fleet: Fleet) ->
 async def test_photos_from_outside_get_their_class(fleet: Fleet) -> None:
     photos = Photos()
     plan = [(MODELS[n % 3], ONLY_LARGE) for n in range(20)]
-    said = await photos.send(fleet, plan, PATIENT)
+    replies = await photos.send(fleet, plan, PATIENT)
     right = 0
-    for each in said:
+    for each in replies:
         assert each.answer is not None
         outcome = each.answer.outcome
         assert (outcome.status, outcome.server, outcome.model) == (Status.SERVED, LARGE, LARGE)
@@ -183,17 +183,17 @@ async def test_a_container_killed_with_requests_queued_on_it_loses_none(fleet: F
         killed_at = time.monotonic()
         engine("kill", "--signal", "KILL", fleet.container(LARGE))
 
-    said = await photos.send(fleet, plan, PATIENT, kill)
+    replies = await photos.send(fleet, plan, PATIENT, kill)
     assert queued >= 10
-    assert len(said) == len(plan)
-    broken = [each for each in said if each.answer is None]
+    assert len(replies) == len(plan)
+    broken = [each for each in replies if each.answer is None]
     # Only who spoke to the dead container itself can see a connection break.
     assert {each.request.ingress for each in broken} <= {LARGE}
-    assert sum(each.request.ingress == LARGE for each in said) == 12
-    for each in said:
+    assert sum(each.request.ingress == LARGE for each in replies) == 12
+    for each in replies:
         assert photos.answers[each.request.id] == (each.answer is not None)
     served_by: dict[str | None, int] = {}
-    for each in said:
+    for each in replies:
         if each.answer is None:
             continue
         outcome = each.answer.outcome
@@ -206,7 +206,7 @@ async def test_a_container_killed_with_requests_queued_on_it_loses_none(fleet: F
             # Nobody left could have met it, and it says so.
             assert each.request.accuracy == ONLY_LARGE
             assert each.answer.error
-    after = [each for each in said if each.at > killed_at and each.answer is not None]
+    after = [each for each in replies if each.at > killed_at and each.answer is not None]
     assert len(after) >= queued - len(broken)
     assert served_by.get(SMALL, 0) + served_by.get(MIDDLE, 0) > 0, served_by
 
@@ -249,9 +249,9 @@ async def test_sigterm_drains(fleet: Fleet) -> None:
         finally:
             assert stopping.wait(60) == 0
 
-    said = await photos.send(fleet, plan, PATIENT, stop)
-    assert draining, "the balancer was not told"
-    for each in said:
+    replies = await photos.send(fleet, plan, PATIENT, stop)
+    assert draining, "the balancer does not know"
+    for each in replies:
         assert each.answer is not None
         assert each.answer.outcome.status is Status.SERVED, each.answer
         assert each.answer.outcome.server == LARGE
@@ -285,11 +285,11 @@ async def test_emulation_adds_one_container(tmp_path: Path) -> None:
         fleet.up()
         assert fleet.container("relay") in fleet.identity()
         control = next(
-            line.split()[1] for line in fleet.said.splitlines() if line.startswith("relay")
+            line.split()[1] for line in fleet.output.splitlines() if line.startswith("relay")
         )
         photos = Photos()
-        said = await photos.send(fleet, [(SMALL, 0.5)] * 8, PATIENT)
-        assert all(each.answer and each.answer.served for each in said)
+        replies = await photos.send(fleet, [(SMALL, 0.5)] * 8, PATIENT)
+        assert all(each.answer and each.answer.served for each in replies)
         links = run("curl", "--silent", "--fail", f"{control}/links")
         passed = {
             name: link.get("bytes", link.get("delivered_bytes", 0))
@@ -318,10 +318,10 @@ def edgewise(*arguments: str) -> list[str]:
 def test_up_with_containers_gives_the_same_summary(tmp_path: Path) -> None:
     both = []
     for how in (["--containers", "--image", IMAGE], []):
-        said = run(*edgewise("up", "smoke", "--seed", "3", "--json", "-",
+        output = run(*edgewise("up", "smoke", "--seed", "3", "--json", "-",
                              "--out", str(tmp_path / f"run{len(both)}"), *how),
                    timeout=240)  # fmt: skip
-        both.append(msgspec.json.decode(said))
+        both.append(msgspec.json.decode(output))
     contained, plain = both
     assert contained.keys() == plain.keys()
     (theirs,), (ours,) = contained["policies"], plain["policies"]
@@ -354,11 +354,11 @@ def test_containers_are_removed_when_the_launcher_is_killed(tmp_path: Path) -> N
 
 def runs() -> list[str]:
     """Names of the launchers' containers and networks."""
-    said = engine("ps", "--all", "--filter", "label=edgewise.run", "--format", "{{.Names}}")
-    said += "\n" + engine(
+    output = engine("ps", "--all", "--filter", "label=edgewise.run", "--format", "{{.Names}}")
+    output += "\n" + engine(
         "network", "ls", "--filter", "label=edgewise.run", "--format", "{{.Name}}"
     )
-    return said.split()
+    return output.split()
 
 
 # -- compose and Kubernetes --------------------------------------------------------------------
@@ -375,8 +375,8 @@ def test_compose_runs_the_fleet(profile: str) -> None:
         run(*compose, "up", "--detach", EDGEWISE_IMAGE=IMAGE)
         until(lambda: answers("http://127.0.0.1:8100/readyz"), "the fleet of compose", 90.0)
         config = DEPLOY / "compose" / profile / "client.yaml"
-        said = run(*edgewise("client", str(config)), timeout=120)
-        done = msgspec.json.decode(said.splitlines()[-1])["done"]
+        output = run(*edgewise("client", str(config)), timeout=120)
+        done = msgspec.json.decode(output.splitlines()[-1])["done"]
         assert sum(done["outcomes"].values()) == done["sent"] == done["total"] > 50
         assert done["outcomes"]["served"] > 0
     finally:
@@ -385,12 +385,12 @@ def test_compose_runs_the_fleet(profile: str) -> None:
 
 
 def answers(url: str) -> bool:
-    said = subprocess.run(
+    done = subprocess.run(
         ["curl", "--silent", "--fail", "--max-time", "5", "--output", "/dev/null", url],
         check=False,
         timeout=20,
     )
-    return said.returncode == 0
+    return done.returncode == 0
 
 
 def test_podman_plays_the_deployments(tmp_path: Path) -> None:

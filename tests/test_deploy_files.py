@@ -101,11 +101,13 @@ def test_ports_probes_and_services_are_those_of_the_configuration(overlay: str) 
     for name, _, container in containers(overlay):
         role, file = container["args"]
         assert file.startswith("/etc/edgewise/")
-        told = yaml.safe_load(config[file.removeprefix("/etc/edgewise/")])
+        configured = yaml.safe_load(config[file.removeprefix("/etc/edgewise/")])
         if role == "relay":
-            ports = {told["control"]["port"]} | {r["listen"]["port"] for r in told["routes"]}
+            ports = {configured["control"]["port"]} | {
+                r["listen"]["port"] for r in configured["routes"]
+            }
         else:
-            ports = {told["listen"]["port"]}
+            ports = {configured["listen"]["port"]}
         assert {port["containerPort"] for port in container["ports"]} == ports, name
         service = made[("Service", name)]["spec"]
         assert {port["port"] for port in service["ports"]} == ports, name
@@ -152,14 +154,14 @@ def test_the_disruption_budget_and_the_policy_select_the_pods() -> None:
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_kubectl_builds_the_same_manifests(overlay: str) -> None:
     folder = DEPLOY / "kubernetes" / "overlays" / overlay
-    said = subprocess.run(
+    done = subprocess.run(
         ["kubectl", "kustomize", str(folder)],
         capture_output=True,
         text=True,
         check=True,
         timeout=60,
     )
-    theirs = [each for each in yaml.safe_load_all(said.stdout) if each]
+    theirs = [each for each in yaml.safe_load_all(done.stdout) if each]
     for each in theirs:
         kubernetes_validate.validate(each, KUBERNETES, strict=True)
         if each["kind"] != "Namespace":
@@ -391,7 +393,7 @@ def test_the_fleet_script_refuses_unknown_arguments(
     engine = tmp_path / "podman"
     engine.write_text("#!/bin/sh\nexit 99\n", "utf-8")
     engine.chmod(0o755)
-    said = subprocess.run(
+    done = subprocess.run(
         ["bash", DEPLOY / "fleet.sh", *arguments],
         capture_output=True,
         text=True,
@@ -403,6 +405,6 @@ def test_the_fleet_script_refuses_unknown_arguments(
             "EDGEWISE_ENGINE": "podman",
         },
     )
-    assert said.returncode == 2
-    assert problem in said.stderr
+    assert done.returncode == 2
+    assert problem in done.stderr
     assert not (tmp_path / ".local").exists()

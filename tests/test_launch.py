@@ -87,13 +87,13 @@ def test_with_the_emulator_every_route_crosses_its_links() -> None:
     assert there[where.peers["a"]["b"]] == (real["b"], ("uplink:a",), ("uplink:b",))
     assert there[where.peers["c"]["a"]] == (real["a"], ("uplink:c",), ("uplink:a",))
     assert set(where.peers["a"]) == {"b", "c"}
-    # Nobody is told a real address of a node, and no two ways begin at the same one.
-    told = [
+    # Nobody is known a real address of a node, and no two ways begin at the same one.
+    known = [
         *where.ingress.values(),
         *(url for each in where.peers.values() for url in each.values()),
     ]
-    assert len(set(told)) == len(told) == 3 + 6
-    assert not set(told) & set(real.values())
+    assert len(set(known)) == len(known) == 3 + 6
+    assert not set(known) & set(real.values())
     where.relay.check()
 
 
@@ -174,7 +174,7 @@ def test_the_configurations_are_what_one_would_write_by_hand(tmp_path: Path) -> 
     client = load_config(folder / "client.yaml", ClientConfig)
     assert balancer.out == client.out == str(tmp_path)
     assert client.ingress == where.ingress
-    # Nobody but the relay is told that there is one.
+    # Only the relay knows that there is one.
     for file in folder.glob("*.yaml"):
         assert (file.stem == "relay") == ("routes:" in file.read_text())
     assert balancer.relays == ()
@@ -350,10 +350,10 @@ def test_the_view_copes_with_missing_state() -> None:
 
 
 def test_without_a_terminal_the_state_is_one_line() -> None:
-    said = progress_view.status_line(run_state())
-    assert "\n" not in said
-    assert "4/20 s" in said
-    assert "sent 12" in said
+    line = progress_view.status_line(run_state())
+    assert "\n" not in line
+    assert "4/20 s" in line
+    assert "sent 12" in line
 
 
 def test_a_config_with_a_wrong_field_names_it(tmp_path: Path) -> None:

@@ -143,7 +143,7 @@ def test_up_serves_real_requests_and_writes_all_files(folder: Path) -> None:
 
 def test_policies_run_one_after_another_on_the_same_trace(folder: Path) -> None:
     run, names = folder / "run", ("earliest_completion", "round_robin", "local")
-    said = up("smoke", "--policy", ",".join(names), "--duration", "1.5", "--out", str(run))
+    output = up("smoke", "--policy", ",".join(names), "--duration", "1.5", "--out", str(run))
     summary = json.loads((run / "summary.json").read_text())
     assert [each["policy"] for each in summary["policies"]] == list(names)
     asked = [
@@ -151,8 +151,8 @@ def test_policies_run_one_after_another_on_the_same_trace(folder: Path) -> None:
         for name in names
     ]
     assert asked[0] == asked[1] == asked[2]
-    assert "vs best other" in said
-    assert all(name in said for name in names)
+    assert "vs best other" in output
+    assert all(name in output for name in names)
     assert {row["policy"] for row in rows(run / "local", "decisions")} == {"local"}
 
 
@@ -284,14 +284,14 @@ async def test_nodes_go_on_when_their_balancer_is_gone(folder: Path) -> None:
 
 async def test_a_planned_failure_takes_a_node_down_and_brings_it_back(folder: Path) -> None:
     scenario = loads(PAIR + "failures: [{at: 0.5, server: far, duration: 0.5, kind: down}]\n")
-    said: list[str] = []
+    output: list[str] = []
     longer = scenario.with_overrides(duration=8.0, rate=10.0)
-    async with Deployment(longer, folder, said.append) as deployment:
+    async with Deployment(longer, folder, output.append) as deployment:
         before = deployment.nodes["far"].pid
         await deployment.run()
         assert deployment.nodes["far"].pid != before
-    assert "node far goes down for 0.5 s" in said
-    assert "node far is back" in said
+    assert "node far goes down for 0.5 s" in output
+    assert "node far is back" in output
     (policy,) = evaluate(folder).policies
     assert sum(policy.outcomes.values()) == policy.requests == 80
     assert policy.per_server["far"].served > 0
@@ -342,8 +342,8 @@ def test_the_commands_of_by_hand_work(folder: Path, monkeypatch: pytest.MonkeyPa
                 started.append(start(words, folder))
             elif words[1] == "client":
                 assert not any("relay" in str(each.args) for each in started)
-                said = finish(words)
-                assert json.loads(said.splitlines()[-1])["done"]["outcomes"]["served"] > 30
+                output = finish(words)
+                assert json.loads(output.splitlines()[-1])["done"]["outcomes"]["served"] > 30
             elif words[1] == "evaluate":
                 assert "edgewise" in finish(words)
     finally:
