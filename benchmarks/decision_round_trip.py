@@ -5,8 +5,8 @@
 The balancer is a process of its own. This process stands for its nodes: each keeps a control
 channel open, reports ten times a second, sends Asks, and reports every outcome.
 
-1. In turns: a WebSocket ping (answered by the library: two messages over the same socket, parsed
-   and nothing else), then an Ask with its Command. The ratio of the medians is the cost of deciding.
+1. In turns: a WebSocket ping (answered by the library: two messages over the same socket, only
+   parsed), then an Ask with its Command. The ratio of the medians is the cost of deciding.
 2. Open loop: Asks at a constant rate over all channels, however many are under way. An Ask's time
    counts from when it was due, so a stall is not hidden by asking later (coordinated omission).
 
