@@ -42,10 +42,10 @@ def main() -> None:
     else:
         seeds = families.evaluation_seeds(options.seeds or 20)
         command += f" --seeds {len(seeds)} --generations {options.generations}"
-        worth, control = disciplines.measure(
+        results, control = disciplines.measure(
             seeds, threads=options.threads, generations=options.generations, progress=show
         )
-        text = disciplines.markdown(worth, control, seeds, command)
+        text = disciplines.markdown(results, control, seeds, command)
     versions = ", ".join(f"{name} {version}" for name, version in suite.versions().items())
     text += f"\n\n{versions}."
     document.rewrite(options.docs, options.study, text)

@@ -46,7 +46,7 @@ def table(experiment: Experiment, control: PolicySpec, policy: PolicySpec) -> Se
         "",
         f"Mean expected utility, {len(seeds)} held-out seeds from {seeds[0]:,}, paired; ± is half "
         "a 95 % interval, over seeds. *control* is `priced_greedy` re-tuned by the same search, "
-        "with the decisions that stand above.",
+        "with the number of decisions above.",
         "",
         "| family | priced_greedy | control | edgewise | − priced_greedy | − control | in % |",
         "|---|---|---|---|---|---|---|",
@@ -159,7 +159,7 @@ def ablation(experiment: Experiment, policy: PolicySpec) -> Section:
     values, seeds = experiment.utilities("ablation", conditions, arms)
     lines = [
         "Change of utility with one part of the shipped weights set to 0 (*base*: the heuristic's "
-        "own parameters put back to what they were), nothing trained anew; "
+        "own parameters set back to their tuned values), without training again; "
         f"{len(seeds)} held-out seeds.",
         "",
         "| without | " + " | ".join(ABLATION_FAMILIES) + " | mean |",

@@ -1,15 +1,15 @@
-"""What each discipline is worth: `priced_greedy` with and without it, in the same worlds.
+"""The value of each discipline: `priced_greedy` with and without it, in the same worlds.
 
 Each line of the table changes one thing: the order of the queues, what a transfer may carry, whose
-CPU re-encodes it, whether services run batches, how links are shared. The difference of expected
+CPU re-encodes, whether services run batches, how links are shared. The difference of expected
 utility is taken in each world, then averaged over families within each seed, and its interval is
 over seeds.
 
-*Same weights*: the rule's tuned numbers are used on both sides. They were tuned with earliest
-deadline first, priced forms on shared CPUs and no batches, so this counts against whatever is
-unlike that. *Re-tuned*: both sides go on from the tuned numbers with the same short search under
-their own conditions. The control is that search under the conditions the numbers were tuned for:
-what more tuning alone brings.
+*Same weights*: both sides use the rule's tuned parameters. These were tuned with earliest deadline
+first, priced forms on shared CPUs and no batches, which is a disadvantage for every other
+condition. *Re-tuned*: both sides continue from the tuned parameters with the same short search
+under their own conditions. The control is that search under the conditions of the tuning, and shows
+what further tuning alone gains.
 """
 
 from __future__ import annotations
@@ -42,17 +42,17 @@ Change = Callable[[Scenario], Scenario]
 
 
 class Condition(Struct, frozen=True, kw_only=True):
-    """Under what the rule decides."""
+    """Conditions under which the rule decides."""
 
     name: str
     change: Change | None = None
     options: SimOptions = SimOptions()
     forced: bool = False
-    """Every transfer is model-ready."""
+    """Whether every transfer is model-ready."""
 
 
 class Contrast(Struct, frozen=True, kw_only=True):
-    """A line of the table: what `with_` brings over `without`."""
+    """A line of the table: the gain of condition `with_` over `without`."""
 
     name: str
     trial: str
@@ -78,7 +78,7 @@ def _fifo(world: Scenario) -> Scenario:
 
 
 def _curve(fixed: float) -> Change:
-    """Services whose batch of b takes (fixed + (1 − fixed) · b) times what one takes."""
+    """Give services batches: one of b takes (fixed + (1 − fixed) · b) times what one request takes."""
 
     def batched(server: ServerSpec) -> ServerSpec:
         services = tuple(
@@ -101,7 +101,7 @@ def _curve(fixed: float) -> Change:
 
 
 def thin(world: Scenario) -> Scenario:
-    """Links between servers at a fifth of their bandwidth, events included."""
+    """The world with links between servers at a fifth of their bandwidth, events included."""
     network: NetworkSpec = world.network
     links = {
         name: msgspec.structs.replace(link, rate_mbps=(link.rate_mbps or 0.0) / 5.0)
@@ -202,26 +202,26 @@ def _priced_forced(table: CandidateTable, params: Array, state: Array, draws: Ar
 
 
 def policy_of(condition: Condition, params: Sequence[float] | None = None) -> PolicySpec:
-    """The rule under test, with `params` in place of the tuned ones."""
-    rule = POLICIES[POLICY]
+    """The rule as a condition has it, with `params` in place of the tuned ones."""
+    policy = POLICIES[POLICY]
     return msgspec.structs.replace(
-        rule,
-        kernel=_priced_forced if condition.forced else rule.kernel,
-        params=rule.params if params is None else tuple(params),
+        policy,
+        kernel=_priced_forced if condition.forced else policy.kernel,
+        params=policy.params if params is None else tuple(params),
     )
 
 
 # -- measuring -----------------------------------------------------------------------------------
 
 
-class Worth(Struct, frozen=True, kw_only=True):
-    """A line, measured: utility × 10⁻³."""
+class ContrastResult(Struct, frozen=True, kw_only=True):
+    """A measured line: differences of utility × 10⁻³."""
 
     contrast: Contrast
     same: Interval
     same_thin: Interval
     by_family: tuple[Interval, ...]
-    """Same weights, ordinary links."""
+    """With the same weights and ordinary links."""
     retuned: Interval | None = None
 
 
@@ -231,8 +231,11 @@ def measure(
     threads: int = 2,
     generations: int = 0,
     progress: Callable[[str], None] = lambda _: None,
-) -> tuple[list[Worth], Interval | None]:
-    """All contrasts on evaluation `seeds`, and the control; re-tuned if `generations` > 0."""
+) -> tuple[list[ContrastResult], Interval | None]:
+    """All contrasts on evaluation `seeds`, and the control, which is None without re-tuning.
+
+    `generations` are those of re-tuning; 0: none.
+    """
 
     def utility(condition: Condition, narrow: bool, params: Sequence[float] | None) -> Floats:
         change = _after(condition.change, thin) if narrow else condition.change
@@ -254,12 +257,12 @@ def measure(
         if generations > 0:
             progress(f"tuning {name}")
             again[name] = utility(condition, False, _retune(condition, generations, threads))
-    worth = []
+    results = []
     for contrast in CONTRASTS:
         one, two = contrast.with_, contrast.without
         difference = 1e3 * (plain[one] - plain[two])
-        worth.append(
-            Worth(
+        results.append(
+            ContrastResult(
                 contrast=contrast,
                 same=over_families(difference),
                 same_thin=over_families(1e3 * (narrow[one] - narrow[two])),
@@ -268,7 +271,7 @@ def measure(
             )
         )
     control = over_families(1e3 * (again["as tuned"] - plain["as tuned"])) if again else None
-    return worth, control
+    return results, control
 
 
 def _retune(condition: Condition, generations: int, threads: int) -> list[float]:
@@ -287,7 +290,7 @@ def _retune(condition: Condition, generations: int, threads: int) -> list[float]
 
 
 def markdown(
-    worth: Sequence[Worth], control: Interval | None, seeds: Sequence[int], command: str
+    results: Sequence[ContrastResult], control: Interval | None, seeds: Sequence[int], command: str
 ) -> str:
     """The section of docs/benchmark.md."""
     families = ", ".join(name.replace("_", " ") for name in FAMILIES)
@@ -300,22 +303,23 @@ def markdown(
     )
     headings = ["what", "same weights", "trial", "thin, same weights", "trial, thin"]
     rows = []
-    for each in worth:
+    for each in results:
         row = [each.contrast.name, _thousandths(each.same), each.contrast.trial]
         row += [_thousandths(each.same_thin), each.contrast.trial_thin]
         if each.retuned is not None:
             row.insert(2, _thousandths(each.retuned))
         rows.append(row)
-    if worth and worth[0].retuned is not None:
+    if results and results[0].retuned is not None:
         headings.insert(2, "both re-tuned")
     parts = [text, table(headings, rows)]
     if control is not None:
         parts.append(
-            "Control: the same search under the conditions that the numbers were tuned for brings "
-            f"{_thousandths(control)}."
+            "Control: the same search under the conditions for which the parameters were tuned "
+            f"gains {_thousandths(control)}."
         )
     wide = [
-        [each.contrast.name, *(f"{value.mean:+.1f}" for value in each.by_family)] for each in worth
+        [each.contrast.name, *(f"{value.mean:+.1f}" for value in each.by_family)]
+        for each in results
     ]
     names = [name.replace("_", " ") for name in FAMILIES]
     parts.append("By family, same weights:\n\n" + table(["what", *names], wide))

@@ -41,8 +41,8 @@ def study(experiment: Experiment, policy: PolicySpec) -> Section:
         if interval(gains[c, h]).sign < 0
     ]
     out = [
-        "What choosing the form brings the shipped weights, over the same weights with the other "
-        f"rows masked; {held_out(seeds)}.",
+        "Gain of choosing the form, over the same weights with the other rows masked; "
+        f"{held_out(seeds)}.",
         "",
         *lines,
         "",

@@ -66,9 +66,9 @@ def study(
     plain, mine, top, bound = (values[name] for name in ("control", "edgewise", *LIMITS))
 
     lines = [
-        f"Episodes of {duration:g} s, {held_out(seeds)}; *closed*: of the way from the re-tuned "
-        "control to the clairvoyant search; *left*: the clairvoyant's lead over edgewise. The "
-        "interval of a share is of the bootstrap over seeds.",
+        f"Episodes of {duration:g} s, {held_out(seeds)}; *closed*: share of the gap from the "
+        "re-tuned control to the clairvoyant search; *left*: the clairvoyant's lead over edgewise. "
+        "The interval of a share is a bootstrap over seeds.",
         "",
         "| family | control | edgewise | clairvoyant | bound | left | closed |",
         "|---|---|---|---|---|---|---|",
@@ -100,9 +100,10 @@ def study(
     figures["closed_with_information"] = dict(zip(("control", "edgewise"), shares, strict=True))
     lines += [
         "",
-        "With perfect information (reports every 10 ms, bandwidth, slow spells), not trained with "
-        f"it, the control goes {share(shares[0])} of the way and edgewise {share(shares[1])}: what "
-        "is left is knowing the requests to come, and what training with it would bring.",
+        "With perfect information (reports every 10 ms, bandwidth, slow spells), but not trained "
+        f"with it, the control closes {share(shares[0])} of the gap and edgewise "
+        f"{share(shares[1])}. The rest is knowledge of the requests to come, and the gain of "
+        "training with the information.",
     ]
     if MARGIN in values:
         lines += ["", *over_margin(names, {**values, INFORMED: informed[:, 1]})]

@@ -99,14 +99,14 @@ def study(
         condition.name: ratio(gained[c], possible[c]) for c, condition in enumerate(conditions)
     }
     out = [
-        f"Gain in utility over the heuristic (the re-tuned control) without any of it; "
+        "Gain in utility over the heuristic (the re-tuned control) without any of the information; "
         f"{held_out(seeds)}. No policy was trained with any of it unless it says so.",
         "",
         *lines,
         "",
-        f"All of it would bring the heuristic {percent(means[n - 2], base)}; edgewise gains "
+        f"All of it would gain the heuristic {percent(means[n - 2], base)}; edgewise gains "
         f"{percent(means[n - 1], base)} with none of it: {share(recovered)} of that gain. All of "
-        f"it would bring edgewise another {percent(rest, base)}.",
+        f"it would gain edgewise another {percent(rest, base)}.",
         "",
         "By family: " + "; ".join(f"{name} {share(one)}" for name, one in by_family.items()) + ".",
     ]

@@ -1,7 +1,8 @@
-"""The learned policy told more, or allowed less, than it is: kernels around its own. Compiled.
+"""Kernels that give the learned policy more information, or fewer choices, than it has. Compiled.
 
-Each changes the candidate table before the policy sees it. The heuristic takes part as the learned
-policy with all learned weights at 0, which it is bit for bit, so one kernel serves both.
+Each changes the candidate table before the policy's own kernel sees it. The heuristic takes part as
+the learned policy with all learned weights 0, which is the same bit for bit, so one kernel serves
+both.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ Floats = NDArray[np.float64]
 
 @jit
 def original_only(table: CandidateTable, params: Array, state: Array, draws: Array) -> float:
-    """The policy, with no transfer re-encoded."""
+    """Run the policy without re-encoded transfers."""
     for r in range(1, table.mask.size - 1, 2):
         table.mask[r] = 0
     return edgewise(table, params, state, draws)
@@ -34,7 +35,7 @@ def original_only(table: CandidateTable, params: Array, state: Array, draws: Arr
 
 @jit
 def always_ready(table: CandidateTable, params: Array, state: Array, draws: Array) -> float:
-    """The policy, with every transfer re-encoded for which that form may be chosen."""
+    """Run the policy with every transfer re-encoded where that form may be chosen."""
     for r in range(0, table.mask.size - 1, 2):
         if table.mask[r + 1] != 0 and table.rows.local[r + 1] == 0.0:
             table.mask[r] = 0
@@ -43,10 +44,10 @@ def always_ready(table: CandidateTable, params: Array, state: Array, draws: Arra
 
 @jit
 def slow_spells_known(table: CandidateTable, params: Array, state: Array, draws: Array) -> float:
-    """The policy, told how slow each server is now; `params` begin as `slow_spells` has them.
+    """Run the policy with knowledge of how slow each server is now.
 
-    Service times become the true mean; waits, which are other requests' service times, are scaled
-    by as much as those move.
+    `params` begin with the numbers of `slow_spells`. Service times become the true mean. Waits,
+    which are other requests' service times, are scaled by the same factor.
     """
     size = int(params[0])
     rows = table.rows
@@ -84,9 +85,11 @@ def slow_spells_known(table: CandidateTable, params: Array, state: Array, draws:
 
 
 def slow_spells(world: Scenario) -> Floats:
-    """What `slow_spells_known` is told: the length of this, each service's time at full speed and
-    what a re-encoded photo saves of it (s), where each server's steps begin and end, and the steps
-    (time s, factor), in the order in which the simulator has them."""
+    """The numbers for `slow_spells_known`, in the simulator's order.
+
+    They are: their count; each service's time at full speed, and the time that a re-encoded photo
+    saves (s); where each server's steps begin and end; and the steps (time in s, factor).
+    """
     services = services_of(world)
     sim = simulation(world, generate(world, None), SimOptions(store=False))
     servers, numbers = sim.world.servers, sim.world.numbers

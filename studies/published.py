@@ -265,23 +265,22 @@ def markdown(
 
 
 EWMA_TEXT = (
-    "Round robin loses one request in eleven while the server is slow, whatever the latency. What "
-    "least loaded loses depends on it: the slow server is taken until as many requests hang there "
-    "as a healthy one usually has open, so the longer the usual latency, the more are lost. Peak "
-    "EWMA takes the latency into its load, so after the first slow answers it comes back only when "
-    "the memory has faded. Our rule learns of a slow answer when it is there, at 2 s; Finagle's "
+    "Round robin loses one request in eleven while the server is slow, whatever the latency. Least "
+    "outstanding sends requests to the slow server until as many hang there as a healthy one "
+    "usually has open, so it loses more the longer the usual latency is. Peak EWMA includes the "
+    "latency in its load, so after the first slow answers it returns to the server only when the "
+    "memory has faded. Our rule learns of a slow answer when it arrives, after 2 s; Finagle's "
     "client gives up after 1 s and learns then."
 )
 PREQUAL_TEXT = (
-    "Prequal's advantage over both shows while its probes are fresh. A probe here is what the "
-    "server last reported (`edgewise.policy.rules.prequal`), where the authors' is a message of "
-    "its own "
-    "that is back in a millisecond: with a report a second the pool holds what was true long ago, "
-    "eight clients herd to the same cold servers, and the advantage is gone, while P2C, which goes "
-    "by each client's own count, does not notice. Weighted round robin balances utilisation: "
-    "weights that lag do not follow slow spells, and a server that is full reports the same "
-    "utilisation however long its queue is, which is the paper's point. C3 multiplies its own "
-    "count by the number of clients, which it is told here exactly."
+    "Prequal has its advantage over both while its probes are fresh. A probe here is a server's "
+    "last report (`edgewise.policy.rules.prequal`); in the paper it is a message of its own that "
+    "returns within a millisecond. With a report a second the pool is out of date, eight clients "
+    "herd to the same cold servers, and the advantage is gone. P2C, which uses each client's own "
+    "count, is not affected. Weighted round robin balances utilisation: its weights lag behind "
+    "slow spells, and a full server reports the same utilisation however long its queue is, which "
+    "is the paper's point. C3 multiplies its own count by the number of clients, which it is given "
+    "exactly here."
 )
 
 

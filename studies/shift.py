@@ -81,7 +81,7 @@ def study(experiment: Experiment, heuristic: PolicySpec, policy: PolicySpec) -> 
     everyone = [Arm(name="priced_greedy", policy=heuristic), Arm(name="edgewise", policy=policy)]
     values, seeds = experiment.utilities("shift", conditions, everyone)
     lines = [
-        f"Worlds never trained on; {held_out(seeds)}.",
+        f"Worlds outside the training distribution; {held_out(seeds)}.",
         "",
         "| worlds | priced_greedy | edgewise | difference | in % |",
         "|---|---|---|---|---|",

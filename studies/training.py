@@ -157,7 +157,8 @@ def specialists(
     if seeds:
         about = (
             f"`edgewise` fine-tuned to a family for some minutes, {held_out(seeds)}. *Kept*: "
-            "better than the generalist on validation worlds; else the generalist's weights stay."
+            "better than the generalist on validation worlds; otherwise the generalist's weights "
+            "are kept."
         )
     return Section(lines=[about, "", *lines], figures={"seeds": seeds, **figures})
 
@@ -191,7 +192,7 @@ def parts(
                 found[name, seed] = policy
     whole = [seed for seed in training_seeds if all((name, seed) in found for name in names)]
     if not whole:
-        return Section(lines=["Not one training seed is through yet."], figures={})
+        return Section(lines=["No training seed is finished yet."], figures={})
     everyone = [
         Arm(name=f"{name}, seed {seed}", policy=found[name, seed])
         for name in names
@@ -203,10 +204,11 @@ def parts(
     base = float(shaped[:, 0].mean())
     differences = shaped - shaped[:, :1]
     lines = [
-        f"Every line trained from the heuristic with {generations} generations of {worlds} worlds, "
-        f"once for each of the training seeds {', '.join(map(str, whole))}; utility over the "
-        f"control of the same training seed; families {', '.join(PART_FAMILIES)}; "
-        f"{held_out(seeds)}. Intervals are over held-out seeds, of the mean over training seeds.",
+        f"Every line is trained from the heuristic with {generations} generations of {worlds} "
+        f"worlds, once for each of the training seeds {', '.join(map(str, whole))}. Utility over "
+        f"the control of the same training seed; families {', '.join(PART_FAMILIES)}; "
+        f"{held_out(seeds)}. Intervals are those of the mean over training seeds, over held-out "
+        "seeds.",
         "",
         "| searched | " + " | ".join(f"seed {seed}" for seed in whole) + " | mean | in % |",
         "|---" * (len(whole) + 3) + "|",
