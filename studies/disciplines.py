@@ -78,7 +78,7 @@ def _fifo(world: Scenario) -> Scenario:
 
 
 def _curve(fixed: float) -> Change:
-    """Give services batches: one of b takes (fixed + (1 − fixed) · b) times what one request takes."""
+    """Let services run batches: b requests take (fixed + (1 − fixed) · b) times as long as one."""
 
     def batched(server: ServerSpec) -> ServerSpec:
         services = tuple(

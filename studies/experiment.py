@@ -58,6 +58,13 @@ class Arm(Struct, frozen=True, kw_only=True):
     privileged: Callable[[Scenario], Floats] | None = None
     """What the policy's kernel is told of the world: numbers put before its parameters."""
 
+    def policy_in(self, world: Scenario) -> PolicySpec:
+        """The policy with what it is told of the world."""
+        if self.privileged is None:
+            return self.policy
+        params = (*self.privileged(world).tolist(), *self.policy.params)
+        return msgspec.structs.replace(self.policy, params=params)
+
     @property
     def digest(self) -> str:
         """A digest of everything that decides how it plays, except the code."""
@@ -147,10 +154,7 @@ class Experiment:
                 if arm.change not in worlds:
                     changed = scenario if arm.change is None else arm.change(scenario)
                     worlds[arm.change] = ReplayableWorld(changed, BARE)
-                params = None
-                if arm.privileged is not None:
-                    params = np.concatenate([arm.privileged(scenario), arm.policy.params])
-                value = worlds[arm.change].utility(arm.policy, params)
+                value = worlds[arm.change].utility(arm.policy_in(scenario))
                 self.store.put(key(condition, arm, seed), value)
 
         self.run(study, [condition.name for condition in conditions], play)

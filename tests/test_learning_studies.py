@@ -21,7 +21,7 @@ from edgewise.worlds import families
 from edgewise.worlds.random_world import base, offered_load
 from studies import comparison, forms, gap, information, shift, training
 from studies.experiment import Arm, Experiment, ResultStore, WorldCondition, ratio
-from studies.privileged_kernels import always_ready, original_only, slow_spells, slow_spells_known
+from studies.privileged_kernels import always_ready, original_only
 
 pytestmark = pytest.mark.study
 
@@ -86,10 +86,10 @@ def test_masks_leave_the_forms_they_should() -> None:
 
 
 def test_knowing_slow_spells_helps() -> None:
-    def play(world: Scenario, known: bool) -> float:
-        rule = msgspec.structs.replace(EDGEWISE, kernel=slow_spells_known) if known else EDGEWISE
-        params = np.concatenate([slow_spells(world), rule.params]) if known else None
-        return ReplayableWorld(world).utility(rule, params)
+    plain, informed = (information.arms("edgewise", EDGEWISE)[n] for n in (0, 3))
+
+    def play(world: Scenario, arm: Arm) -> float:
+        return ReplayableWorld(world).utility(arm.policy_in(world))
 
     gains = []
     for seed in range(2_000_000, 2_000_008):
@@ -98,7 +98,7 @@ def test_knowing_slow_spells_helps() -> None:
             world.service_noise, spell=Spell(rate=0.15, duration=2.0, factor=(4.0, 6.0))
         )
         world = msgspec.structs.replace(world, service_noise=noise).with_overrides(duration=8.0)
-        gains.append(play(world, True) - play(world, False))
+        gains.append(play(world, informed) - play(world, plain))
     assert np.mean(gains) > 0.01, gains
 
 
