@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
 import msgspec
 import pytest
 from typer.testing import CliRunner
 
+from edgewise.cli.explain import explain
 from edgewise.cli.main import app
 from edgewise.errors import BadInput, ScenarioError
 from edgewise.live.balancer.balancer_metrics import BalancerMetrics
@@ -113,6 +115,18 @@ def test_explain_shows_a_run(tmp_path: Path) -> None:
     assert found["rows"][0]["row"] == entry.decision.rows[0]
     run = CliRunner().invoke(app, ["explain", str(tmp_path), "r9"])
     assert isinstance(run.exception, BadInput)
+
+
+def test_the_example_in_the_help_of_explain_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    commands = re.findall(r"^ +edgewise (.*)$", explain.__doc__ or "", re.MULTILINE)
+    assert [command.split()[0] for command in commands] == ["simulate", "explain"]
+    for command in commands:
+        run = CliRunner().invoke(app, command.split())
+        assert run.exit_code == 0, run.output
+    assert "s1-r0000042 at " in run.output
 
 
 @pytest.mark.parametrize("rule", ["edgewise", "priced_greedy"])
