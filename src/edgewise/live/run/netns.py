@@ -33,8 +33,7 @@ from typing import Literal, NamedTuple
 from edgewise.errors import BadInput
 from edgewise.live.process_config import Listen
 from edgewise.live.run.addresses import Addresses, relay_events, relay_links, return_of, url_of
-from edgewise.live.run.fleet_configs import Hosts
-from edgewise.live.run.platforms import display_name
+from edgewise.live.run.platforms import LocalPlatform, display_name
 from edgewise.live.run.processes import ChildProcess
 from edgewise.network import capabilities
 from edgewise.network.kernel.devices import Device, DeviceRoute, DevicesConfig
@@ -103,11 +102,9 @@ class NamespacedProcess(ChildProcess):
         return [_nsenter(), f"--net=/run/netns/{self._namespace}", *super().command()]
 
 
-class NamespacePlatform:
+class NamespacePlatform(LocalPlatform):
     """Hosts the processes of one run, for `deployment.Deployment`. Raises BadInput if this machine
     cannot run the backend."""
-
-    hosts: Hosts | None = None
 
     def __init__(self, scenario: Scenario, backend: Backend) -> None:
         names = scenario.server_names
@@ -130,7 +127,7 @@ class NamespacePlatform:
         self, role: str, server: str, arguments: Sequence[str], log: Path, ports: Sequence[int]
     ) -> ChildProcess:
         if role != "node":
-            return ChildProcess(display_name(role, server), arguments, log)
+            return super().process(role, server, arguments, log, ports)
         namespace = namespace_of(os.getpid(), self._names.index(server))
         return NamespacedProcess(display_name(role, server), arguments, log, namespace)
 
