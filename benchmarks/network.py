@@ -50,10 +50,11 @@ from rich.console import Console
 from rich.table import Table
 
 from edgewise.network import capabilities
+from edgewise.network.backends import make_network
 from edgewise.network.control import RelayControl
+from edgewise.network.emulated_network import run
 from edgewise.network.link import Link
 from edgewise.network.relay.config import Address, RelayConfig, Route
-from edgewise.network.relay.relay import run as run_relay
 from edgewise.network.settings import LinkSettings
 from edgewise.network.trace import BackhaulTrace, CellularTrace, WifiTrace
 from edgewise.network.transmission import bytes_between
@@ -244,13 +245,8 @@ def send_on(to: tuple[str, int], flows: int, seconds: float) -> None:
 
 
 def network_process(config: Any, ports: Connection) -> None:
-    """What plays the network; sends its ports once it listens."""
-    if isinstance(config, RelayConfig):
-        run_relay(config, ports.send)
-    else:
-        from edgewise.network.kernel.device_network import run
-
-        run(config, ports.send)
+    """The process that emulates the network; sends its ports once it listens."""
+    run(make_network(config), ports.send)
 
 
 class Network:

@@ -383,7 +383,7 @@ async def test_bytes_take_the_link_s_time(backend: str) -> None:
             slow = await asyncio.to_thread(transfer, far, 400_000)  # 0.4 s and headers
             await network.patch("there", LinkChange(rate_mbps=80))
             fast = await asyncio.to_thread(transfer, far, 400_000)
-            state = network.backends()["there"].state(time.monotonic())
+            state = network.backends["there"].state(time.monotonic())
             assert state["rate_bps"] == pytest.approx(80e6)
             assert 800_000 <= state["delivered_bytes"] < 1_000_000
             console = Console(width=120)

@@ -25,7 +25,8 @@ LAYERS = (
         "summary", "summary_tables", "html_page",
     },
     {"sim", "live", "network.relay", "network.kernel", "network.control", "network.capabilities",
-     "network.link_controller", "network.link_backend"},
+     "network.link_controller", "network.link_backend", "network.emulated_network",
+     "network.backends"},
     # They import both the simulator and the live system.
     {"bound", "learn", "bench", "testing", "fidelity", "recorded_decision"},
     {"cli"},
@@ -36,7 +37,7 @@ ONLY_IN = {
     "numba": ("compile",),
     "llvmlite": ("compile",),
     "torch": ("learn",),
-    "aiohttp": ("live", "network.link_controller", "network.control", "cli", "testing"),
+    "aiohttp": ("live", "network.emulated_network", "network.control", "cli", "testing"),
     "onnxruntime": ("tasks",),
     "onnx": ("tasks",),
     "PIL": ("tasks",),

@@ -22,8 +22,9 @@ import pytest
 
 from edgewise.errors import BadInput, PeerError, ScenarioError
 from edgewise.network.control import RelayControl
+from edgewise.network.emulated_network import run
 from edgewise.network.relay.config import Address, RelayConfig, Route, load_config
-from edgewise.network.relay.relay import Relay, run
+from edgewise.network.relay.relay import Relay
 from edgewise.network.relay.timers import Timers
 from edgewise.network.settings import LinkChange, LinkEvent, LinkSettings, Outage
 from edgewise.network.trace import FileTrace, WifiTrace
@@ -645,7 +646,7 @@ async def test_timers_fire_in_order_and_can_be_cancelled() -> None:
 
 
 def _run(config: RelayConfig, ports: Connection) -> None:
-    run(config, ports.send)
+    run(Relay(config), ports.send)
 
 
 @contextlib.contextmanager

@@ -17,8 +17,9 @@ def relay(
     control address GET /links shows all links, and PATCH /links/NAME with
     {"rate_mbps": 5} changes one while traffic flows.
     """
+    from edgewise.network.backends import make_network
+    from edgewise.network.emulated_network import run
     from edgewise.network.kernel.devices import load
-    from edgewise.network.relay.config import RelayConfig
 
     def ready(ports: dict[str, Any]) -> None:
         control = ports["control"]
@@ -29,12 +30,4 @@ def relay(
         }
         output.say_line({"ready": greeting})
 
-    read = load(config)
-    if isinstance(read, RelayConfig):
-        from edgewise.network.relay.relay import run as run_relay
-
-        run_relay(read, ready)
-    else:  # needs an extra that the relay does not
-        from edgewise.network.kernel.device_network import run as run_devices
-
-        run_devices(read, ready)
+    run(make_network(load(config)), ready)

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import aiohttp
@@ -26,51 +26,29 @@ import msgspec
 from aiohttp import web
 
 from edgewise.errors import BadInput, PeerError
-from edgewise.network.link_backend import LinkBackend
+from edgewise.network.link_controller import LinkController
 from edgewise.network.settings import LinkChange, Span, bad_field
 
 T = TypeVar("T")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-class Controlled(Protocol):
-    """What the API acts on: a `link_controller.LinkController`."""
-
-    def backends(self) -> Mapping[str, LinkBackend]:
-        """The links, by name."""
-
-    def health(self) -> dict[str, Any]:
-        """Further fields of the status."""
-
-    def start(self) -> None:
-        """Make now the time 0."""
-
-    async def patch(self, name: str, change: LinkChange) -> None:
-        """Change a link; BadInput if the change does not make sense."""
-
-    def outage(self, name: str, duration: float) -> None:
-        """Stop a link for `duration` seconds; BadInput unless that is above 0."""
-
-    def restore(self, name: str) -> None:
-        """Give a link its configured settings again."""
-
-
 class _OutageRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     duration: Span
 
 
-def control_app(relay: Controlled) -> web.Application:
+def control_app(network: LinkController) -> web.Application:
     """The API as an aiohttp application."""
 
     def name_of(request: web.Request) -> str:
         name = request.match_info["name"]
-        if name not in relay.backends():
-            known = ", ".join(sorted(relay.backends())) or "none"
+        if name not in network.backends:
+            known = ", ".join(sorted(network.backends)) or "none"
             raise _Unknown(f"name: no link is called {name!r}; there are: {known}")
         return name
 
     def state_of(name: str) -> web.Response:
-        return _json(relay.backends()[name].state(time.monotonic()))
+        return _json(network.backends[name].state(time.monotonic()))
 
     async def body(request: web.Request, kind: type[T]) -> T:
         try:
@@ -83,32 +61,32 @@ def control_app(relay: Controlled) -> web.Application:
             raise bad_field(e, raw, kind) from None
 
     async def healthz(_: web.Request) -> web.Response:
-        return _json({"status": "ok", **relay.health()})
+        return _json({"status": "ok", **network.health()})
 
     async def list_links(_: web.Request) -> web.Response:
         now = time.monotonic()
-        return _json({name: link.state(now) for name, link in relay.backends().items()})
+        return _json({name: link.state(now) for name, link in network.backends.items()})
 
     async def show(request: web.Request) -> web.Response:
         return state_of(name_of(request))
 
     async def patch(request: web.Request) -> web.Response:
         name = name_of(request)
-        await relay.patch(name, await body(request, LinkChange))
+        await network.patch(name, await body(request, LinkChange))
         return state_of(name)
 
     async def outage(request: web.Request) -> web.Response:
         name = name_of(request)
-        relay.outage(name, (await body(request, _OutageRequest)).duration)
+        network.outage(name, (await body(request, _OutageRequest)).duration)
         return state_of(name)
 
     async def reset(request: web.Request) -> web.Response:
         name = name_of(request)
-        relay.restore(name)
+        network.restore(name)
         return state_of(name)
 
     async def start(_: web.Request) -> web.Response:
-        relay.start()
+        network.start()
         return _json({"status": "started"})
 
     app = web.Application(middlewares=[_errors])

@@ -15,36 +15,27 @@ receiver, not by the bytes that a sender has written.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from edgewise.errors import BadInput
-from edgewise.network.control import RelayControl
-from edgewise.network.link import warm_up
-from edgewise.network.link_controller import LinkController, reason, run_until_signal
-from edgewise.network.relay.config import RelayConfig, Route, load_config
+from edgewise.network.emulated_network import EmulatedNetwork, reason
+from edgewise.network.relay.config import RelayConfig, Route
 from edgewise.network.relay.connection import READ_BYTES, Connection
 from edgewise.network.relay.flows import StreamShaper
-from edgewise.network.relay.timers import Timers
-
-__all__ = ["Relay", "RelayConfig", "RelayControl", "load_config", "run", "serve"]
 
 BACKLOG = 1024
 """Connections that may wait for ``accept``: a burst from a whole fleet."""
 
 
-class Relay(LinkController):
+class Relay(EmulatedNetwork):
     """A running relay, used as ``async with Relay(config) as relay``.
 
     Args:
-        config: checked here.
+        config: links and routes to emulate.
 
     Attributes:
         shapers: the links at work, by name.
-        ports: after start: ``{"control": {"host", "port"}, "routes": [{"listen": {"host", "port"},
-            "to": {"host", "port"}}]}`` with the real ports, routes in the order of the
-            configuration.
+        connections: the open ones.
         refused: connections that the target did not accept.
 
     Raises:
@@ -53,45 +44,26 @@ class Relay(LinkController):
 
     def __init__(self, config: RelayConfig) -> None:
         super().__init__(config)
-        self._config = config
         self.shapers: dict[str, StreamShaper] = {}
         self.connections: set[Connection] = set()
         self.refused = 0
-        self.ports: dict[str, Any] = {}
+        self._routes = config.routes
         self._servers: list[asyncio.Server] = []
 
-    def backends(self) -> dict[str, StreamShaper]:
-        return self.shapers
-
     def health(self) -> dict[str, Any]:
-        return {
-            "connections": len(self.connections),
-            "refused": self.refused,
-            **super().health(),
-        }
+        counts = {"connections": len(self.connections), "refused": self.refused}
+        return {**counts, **super().health()}
 
-    async def __aenter__(self) -> Relay:
-        warm_up()
-        loop = asyncio.get_running_loop()
-        self._timers = Timers(loop)
+    def make_backends(self) -> dict[str, StreamShaper]:
         self.shapers = {
             name: StreamShaper(name, link, self._timers) for name, link in self._links.items()
         }
-        self.start()
-        try:
-            routes = [await self._listen(route) for route in self._config.routes]
-            host, port = await self.serve_control(self._config.control)
-        except BaseException:
-            await self.close()
-            raise
-        self.ports = {"control": {"host": host, "port": port}, "routes": routes}
-        return self
+        return self.shapers
 
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
+    async def open_routes(self) -> list[dict[str, Any]]:
+        return [await self._listen(route) for route in self._routes]
 
-    async def close(self) -> None:
-        """Stop listening and reset the open connections."""
+    async def close_routes(self) -> None:
         for server in self._servers:
             server.close()
         connections = list(self.connections)
@@ -104,9 +76,6 @@ class Relay(LinkController):
         for server in self._servers:
             await server.wait_closed()
         self._servers.clear()
-        await self.end_control()
-        self.forget_events()
-        self._timers.close()
 
     async def _listen(self, route: Route) -> dict[str, Any]:
         buffer = bytearray(READ_BYTES)
@@ -129,28 +98,3 @@ class Relay(LinkController):
             "listen": {"host": name[0], "port": name[1]},
             "to": {"host": route.to.host, "port": route.to.port},
         }
-
-
-async def serve(config: RelayConfig, ready: Callable[[dict[str, Any]], None] | None = None) -> None:
-    """Run a relay until cancelled.
-
-    Args:
-        config: links and routes to emulate.
-        ready: called with `Relay.ports` once everything listens.
-
-    Raises:
-        BadInput: the configuration is wrong or a port cannot be bound.
-    """
-    async with Relay(config) as relay:
-        if ready is not None:
-            ready(relay.ports)
-        await asyncio.Event().wait()
-
-
-def run(config: RelayConfig, ready: Callable[[dict[str, Any]], None] | None = None) -> None:
-    """Run a relay as this process, on uvloop, until SIGTERM or SIGINT; then return.
-
-    Raises:
-        BadInput: as `serve`.
-    """
-    run_until_signal(partial(serve, config), ready, realtime=config.realtime)
