@@ -3,7 +3,7 @@
     python benchmarks/payload_forms.py DIR --sample 300 --json payload_forms.json
 
 A photo can travel as it is, or cropped and resized at the ingress as the destination's model
-would do it and encoded again. For every rung and form this prints, over the photos:
+would do it and encoded again. For every model and form this prints, over the photos:
 
 * bytes: median payload;
 * crop, encode: median CPU of the ingress, for decoding + cropping + resizing, and for encoding;
@@ -100,7 +100,7 @@ FORMS = (
 class Result(msgspec.Struct, frozen=True):
     """One row of the table. Times are CPU seconds, ``change`` and ``half_width`` shares of 1."""
 
-    card: str
+    model: str
     form: str
     photos: int
     bytes: float
@@ -127,7 +127,7 @@ def _run(model: zoo.OnnxModel, photo: bytes, form: Form) -> tuple[int, float, fl
     return len(payload), crop_s, encode_s, decode_s, int(model.predict(batch)[0].argmax())
 
 
-def _summary(rung: str, form: str, rows: list[Any], right: Any, base: Any) -> Result:
+def _summary(model: str, form: str, rows: list[Any], right: Any, base: Any) -> Result:
     difference = right.astype(float) - base
     # Agresti and Min's interval for paired shares: the plain one has no width where, by luck,
     # no photo changed sides.
@@ -135,7 +135,7 @@ def _summary(rung: str, form: str, rows: list[Any], right: Any, base: Any) -> Re
     half_width = 1.96 * math.sqrt(changed + 1 - net**2 / n) / n
     size, crop_s, encode_s, decode_s = (statistics.median(row[i] for row in rows) for i in range(4))
     return Result(
-        card=rung,
+        model=model,
         form=form,
         photos=len(rows),
         bytes=size,
@@ -148,8 +148,8 @@ def _summary(rung: str, form: str, rows: list[Any], right: Any, base: Any) -> Re
     )
 
 
-def _table(rung: str, results: list[Result]) -> Table:
-    table = Table(title=f"{rung}, {results[0].photos} photos", title_justify="left")
+def _table(model: str, results: list[Result]) -> Table:
+    table = Table(title=f"{model}, {results[0].photos} photos", title_justify="left")
     table.add_column("form")
     for heading in ("bytes", "crop ms", "encode ms", "decode ms", "top-1 %", "change (95 %)"):
         table.add_column(heading, justify="right")
@@ -173,13 +173,15 @@ def main(
     sample: Annotated[
         int | None, typer.Option(min=2, help="Only this many photos, evenly spaced.")
     ] = None,
-    rung: Annotated[list[str] | None, typer.Option(help="Rung to run; may be repeated.")] = None,
+    names: Annotated[
+        list[str] | None, typer.Option("--model", help="Model to run; may be repeated.")
+    ] = None,
     json: Annotated[Path | None, typer.Option(help="Also write the results here.")] = None,
 ) -> None:
     """Bytes, CPU and accuracy of each payload form, on labelled photos."""
     try:
         photos = load_images(images)
-        models = [zoo.load(name) for name in rung or ("lite0-128", "lite0-224", "lite2")]
+        models = [zoo.load(name) for name in names or ("lite0-128", "lite0-224", "lite2")]
     except BadInput as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(2) from None
@@ -198,12 +200,12 @@ def main(
                 rows[form.name].append(costs)
                 right[form.name].append(answer == photo.label)
         base = np.array(right[FORMS[0].name], dtype=float)
-        of_rung = [
+        of_model = [
             _summary(model.card.name, form.name, rows[form.name], np.array(right[form.name]), base)
             for form in FORMS
         ]
-        results.extend(of_rung)
-        console.print(_table(model.card.name, of_rung))
+        results.extend(of_model)
+        console.print(_table(model.card.name, of_model))
     if json is not None:
         document = {
             "command": "python benchmarks/payload_forms.py DIR",

@@ -19,7 +19,7 @@ from edgewise.tasks.imagenet.images import (
     synsets,
 )
 from edgewise.tasks.imagenet.images.classes import GUARD, validation_labels
-from edgewise.tasks.imagenet.images.layouts import _BUILTIN_BYTES
+from edgewise.tasks.imagenet.images.layouts import builtin_sizes
 
 _buffer = io.BytesIO()
 Image.new("RGB", (8, 8), "blue").save(_buffer, "JPEG")
@@ -80,7 +80,7 @@ def test_builtin() -> None:
     assert (first.name, first.label, first.synset) == ("imagenet_00_243.jpg", 243, "n02108422")
     assert names()[first.label] == "Bullmastiff"
     sizes = [len(image.read()) for image in images]
-    assert sizes == [image.size() for image in images] == [*_BUILTIN_BYTES.values()]
+    assert sizes == [image.size() for image in images] == [*builtin_sizes().values()]
     assert [image.name for image in images[3:5]] == ["imagenet_03_990.jpg", "imagenet_04_949.jpg"]
 
 

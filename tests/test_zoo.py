@@ -1,11 +1,11 @@
-"""The model ladder: reference logits, refusals, the cache.
+"""The model zoo: reference logits, refusals, the cache.
 
 ``tests/data/zoo_logits.npz`` holds logits computed by other implementations, in a virtualenv of
 its own: EfficientNet-lite by ``efficientnet-lite-pytorch==0.1.0`` (its own padding and batch
 normalisation, ``EfficientNet.from_name(..., image_size=size)``, ``eval()``) on ``torch==2.13.0``
 CPU with ``torch.load(..., weights_only=True)``; SqueezeNet 1.1 by ``torch.nn.functional`` laid out
 as torchvision's ``squeezenet1_1`` (unpadded first convolution, ``ceil_mode`` pooling). For each
-rung: ``NAME/synthetic`` for ``synthetic(size)`` below (times 100 for SqueezeNet, whose input
+model: ``NAME/synthetic`` for ``synthetic(size)`` below (times 100 for SqueezeNet, whose input
 is not scaled to 1), and ``NAME/photo`` for foolbox's ``imagenet_00_243.jpg``, decoded in full,
 cropped and resized by Pillow 13.0.0.
 """
@@ -83,7 +83,7 @@ def jpeg(width: int, height: int, color: str = "red") -> bytes:
     return buffer.getvalue()
 
 
-# The ladder as data
+# The catalogue
 
 
 def test_unknown_name_lists_the_known_ones() -> None:
@@ -91,7 +91,7 @@ def test_unknown_name_lists_the_known_ones() -> None:
         zoo.find_model("lite9")
 
 
-def test_every_rung_was_measured_and_reduced_inputs_have_no_published_accuracy() -> None:
+def test_every_model_was_measured_and_reduced_inputs_have_no_published_accuracy() -> None:
     for card in zoo.models():
         assert card.measured is not None
         assert card.measured.images == 1000
@@ -367,7 +367,7 @@ def test_what_is_prepared_is_not_converted_again(
 ) -> None:
     monkeypatch.setattr(edgewise.tasks.imagenet.zoo.store, "convert", pytest.fail)
     ready = zoo.prepare(cache=cache)
-    assert len(set(ready.values())) == 4  # one file serves the five lite0 rungs
+    assert len(set(ready.values())) == 4  # one file serves the five lite0 models
     for path in ready.values():
         assert hashlib.sha256(path.read_bytes()).hexdigest() in path.name
 

@@ -1,4 +1,4 @@
-"""Files that other distributions ship: found, read, and never executed.
+"""Find and read files of other distributions without executing their code.
 
 ``importlib.resources.files("foolbox")`` would import foolbox, which imports GitPython, which
 fails where no ``git`` is installed. Only the *finder* runs here: the module object handed to

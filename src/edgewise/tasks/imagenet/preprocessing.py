@@ -1,13 +1,13 @@
-"""From the bytes of a photo to the numbers a model reads, and to the *model-ready* payload.
+"""Turn a photo's bytes into a model's input, or into a *model-ready* payload.
 
-Every classifier of the ladder sees the centre square of ``size / (size + 32)`` times the shorter
-side, resized to ``size`` x ``size`` with a bicubic filter (the evaluation of the EfficientNet-lite
-authors; their published accuracies need exactly this). The two halves can run on different
-machines: the ingress crops, resizes and re-encodes (``make_ready``), the destination only decodes.
-Cropping twice costs 4.7 points of accuracy, so a payload says for which size it is ready.
+Every model sees the centre square of ``size / (size + 32)`` times the shorter side, resized to
+``size`` x ``size`` with a bicubic filter. That is the evaluation of the EfficientNet-lite authors,
+and their published accuracies depend on it. The work can be split between two machines: the ingress
+crops, resizes and re-encodes (`make_ready`), and the destination only decodes. Cropping twice would
+cost 4.7 points of accuracy, so a payload states the size for which it is ready.
 
-EXIF orientation is ignored, here and in the published evaluations alike; a model-ready payload
-carries no EXIF, so both forms of one photo are seen the same way up.
+EXIF orientation is ignored, as in the published evaluations. A model-ready payload has no EXIF
+data, so both forms of a photo have the same orientation.
 """
 
 from __future__ import annotations
@@ -28,23 +28,24 @@ Channels = Literal["rgb", "bgr"]
 """``rgb``: (x - 127) / 128 each, EfficientNet-lite. ``bgr``: minus the means below, SqueezeNet."""
 
 FORMATS = ("JPEG", "PNG", "WEBP")
-"""What is decoded. A closed list: every further decoder is code that strangers' bytes reach."""
+"""Formats that are decoded. The list is closed: every further decoder is code that untrusted bytes
+reach."""
 
 MAX_PIXELS = 64_000_000
-"""Larger pictures are refused before they are decoded: 192 MB of RGB is enough for one request."""
+"""Larger images are refused before they are decoded: 192 MB of RGB is enough for one request."""
 
 READY_QUALITY = 92
-"""JPEG quality of the model-ready form, with 4:4:4 chroma: the smallest of those measured whose
-accuracy change was within the noise (quality 85 or subsampled chroma cost 1-3 points)."""
+"""JPEG quality of the model-ready form, with 4:4:4 chroma: the lowest measured quality without a
+loss of accuracy beyond the noise (quality 85 or subsampled chroma cost 1–3 points)."""
 
 _BGR_MEANS = np.array([104.006, 116.669, 122.679], dtype=np.float32)
 
-# What Pillow's decoders raise on bytes that are not what they claim to be.
+# Exceptions of Pillow's decoders on malformed bytes.
 _DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error)
 
 
 def crop_box(width: int, height: int, size: int) -> tuple[int, int, int, int]:
-    """The centre square a model of input ``size`` looks at: left, top, right, bottom in pixels."""
+    """The centre square that a model of input ``size`` sees: left, top, right, bottom in pixels."""
     side = max(1, int(size / (size + 32) * min(width, height)))
     left, top = (width - side + 1) // 2, (height - side + 1) // 2
     return left, top, left + side, top + side
@@ -77,18 +78,18 @@ def _open(photo: bytes) -> Image.Image:
 def _rgb(picture: Image.Image) -> Image.Image:
     try:
         if "transparency" in picture.info:
-            picture = picture.convert("RGBA")  # a palette with alpha goes to RGB by this way only
+            picture = picture.convert("RGBA")  # a palette with alpha converts to RGB only via RGBA
         return picture.convert("RGB")
     except _DECODE_ERRORS as error:
         raise ImagesError(f"the image cannot be decoded: {error}") from None
 
 
 def crop_and_resize(photo: bytes, size: int, *, draft: bool = True) -> Image.Image:
-    """The ``size`` x ``size`` RGB picture that a model of that input size sees of a photo.
+    """The ``size`` x ``size`` RGB image that a model of that input size sees of a photo.
 
-    With ``draft``, a JPEG is decoded at the smallest of 1/8, 1/4, 1/2 and full scale that still
-    holds the crop at ``size`` pixels; that saves most of the decoding of a large photo.
-    Raises ``ImagesError`` with the reason when the bytes cannot be decoded.
+    With `draft`, a JPEG is decoded at the smallest of 1/8, 1/4, 1/2 and full scale at which the
+    crop still has `size` pixels, which saves most of the decoding of a large photo. Raises
+    ImagesError with the reason if the bytes cannot be decoded.
     """
     picture = _open(photo)
     if draft:
@@ -102,7 +103,7 @@ def crop_and_resize(photo: bytes, size: int, *, draft: bool = True) -> Image.Ima
 
 
 def encode(picture: Image.Image, quality: int = READY_QUALITY, subsampling: int = 0) -> bytes:
-    """JPEG bytes of a picture; ``subsampling`` 0 is 4:4:4, 2 is 4:2:0."""
+    """JPEG bytes of an image; ``subsampling`` 0 is 4:4:4, 2 is 4:2:0."""
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=quality, subsampling=subsampling)
     return buffer.getvalue()
@@ -117,9 +118,9 @@ def make_ready(photo: bytes, size: int) -> bytes:
 
 
 def sample_photo() -> bytes:
-    """A JPEG of 500 x 375 pixels, as ImageNet's photos mostly are; noise, so no decoder can skip.
+    """A JPEG of 500 x 375 pixels, the usual size in ImageNet, for warming up without a photo.
 
-    For warming up where no photo is at hand.
+    Its pixels are noise, so that decoding takes as long as it can.
     """
     try:
         from PIL import Image
@@ -130,12 +131,12 @@ def sample_photo() -> bytes:
 
 
 def to_picture(payload: bytes, size: int, ready_size: int | None = None) -> Image.Image:
-    """Decode a payload of either form into the ``size`` x ``size`` RGB picture a model reads.
+    """Decode a payload of either form to the ``size`` x ``size`` RGB image that a model reads.
 
-    ``ready_size`` is the input size for which the payload was cropped and resized, ``None`` for
-    an original photo. A model-ready payload is never cropped; one made for another size is only
-    resized (which costs accuracy: a payload is bound to the model it was made for).
-    Raises ``ImagesError`` when it cannot be decoded or does not have the size it claims.
+    `ready_size` is the input size for which the payload was cropped and resized, None for an
+    original photo. A model-ready payload is never cropped again; one made for another size is only
+    resized, which costs accuracy. Raises ImagesError if it cannot be decoded or does not have the
+    size it claims.
     """
     if ready_size is None:
         return crop_and_resize(payload, size)
@@ -154,7 +155,7 @@ def to_picture(payload: bytes, size: int, ready_size: int | None = None) -> Imag
 
 
 def to_array(picture: Image.Image, channels: Channels) -> npt.NDArray[np.float32]:
-    """A 1 x 3 x H x W float32 batch of one, normalised as the model was trained."""
+    """The image as a 1 x 3 x H x W float32 batch, normalised as in the model's training."""
     pixels = np.asarray(picture, dtype=np.float32)
     if channels == "rgb":
         pixels = (pixels - np.float32(127)) * np.float32(1 / 128)

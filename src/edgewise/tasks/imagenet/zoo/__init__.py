@@ -1,7 +1,7 @@
-"""The model ladder: ImageNet classifiers whose weights a package index provides.
+"""The model zoo: ImageNet classifiers whose weights come from a package index.
 
-``prepare`` converts them once into a cache, ``load`` runs one, ``models`` says what there is.
-Converting needs the extra ``models``; running what was converted needs only ``live``.
+`models` lists them, `prepare` converts their weights into a cache, once, and `load` makes one ready
+to run. Converting needs the extra ``models``, running only ``live``.
 """
 
 from edgewise.tasks.imagenet.zoo.catalogue import Weights, ZooModel, find_model, models, reference

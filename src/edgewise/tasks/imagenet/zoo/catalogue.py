@@ -1,10 +1,9 @@
-"""The rungs: what each model is, where its weights come from, and how good it is said to be.
+"""The catalogue: each model's network, input size, weights, accuracy and latency.
 
-Three kinds of number are kept apart. ``published_top1`` is the authors' on the 50,000 validation
-images, and is None where nobody published one (lite0 at reduced input sizes). ``measured`` was
-made here by ``edgewise models measure`` and says on how many images and with what command; it
-orders the rungs and is not a validation accuracy. A latency is always of the machine it was
-taken on.
+Numbers of different origin are kept apart. `published_accuracy` is the authors', on the 50,000
+validation images; it is None where none was published (lite0 at reduced input sizes). `measured`
+comes from ``edgewise models measure``, and tells the command and the number of images; it orders
+the models and is no validation accuracy. A latency holds for the machine on which it was measured.
 """
 
 from __future__ import annotations
@@ -30,12 +29,12 @@ class Weights(msgspec.Struct, frozen=True):
 
     @property
     def stem(self) -> str:
-        """The name the converted model goes by in the cache."""
+        """Stem of the converted file's name in the cache."""
         return self.path.rpartition("/")[2].rpartition(".")[0]
 
 
 class ZooModel(msgspec.Struct, frozen=True):
-    """One model of the ladder at one input size."""
+    """A network with its weights, at one input size."""
 
     name: str
     weights: Weights
@@ -43,19 +42,19 @@ class ZooModel(msgspec.Struct, frozen=True):
     """Input height and width in pixels."""
     channels: Channels
     published_accuracy: float | None
-    """On the ImageNet validation set, 0-1, by its authors; None where none was published."""
+    """By its authors, on the ImageNet validation set, 0–1; None where none was published."""
 
     @property
     def measured(self) -> MeasuredModel | None:
-        """What the reference measurement shipped with edgewise found for this rung."""
+        """The result for this model in the measurement that ships with edgewise."""
         return reference().models.get(self.name)
 
     @property
     def accuracy(self) -> float:
-        """The number to plan with, 0-1: measured, else published.
+        """The accuracy to plan with, 0–1: the measured one, or else the published one.
 
-        Measured comes first because it is there for every rung and taken on one set of images,
-        so that rungs compare.
+        The measured one comes first because all models have it from the same images, so that they
+        compare.
         """
         if self.measured is not None:
             return self.measured.accuracy
@@ -93,9 +92,9 @@ _SQUEEZENET = Weights(
 )
 
 # Published: EfficientNet-lite authors (tensorflow/tpu, models/official/efficientnet/lite) and the
-# SqueezeNet 1.1 release. SqueezeNet is slower *and* worse than lite0-160: the bad backend that a
+# SqueezeNet 1.1 release. SqueezeNet is slower *and* worse than lite0-160: a bad choice that a
 # balancer must learn to avoid.
-_RUNGS = (
+_MODELS = (
     ZooModel("lite0-96", _LITE0, 96, "rgb", None),
     ZooModel("lite0-128", _LITE0, 128, "rgb", None),
     ZooModel("lite0-160", _LITE0, 160, "rgb", None),
@@ -108,24 +107,20 @@ _RUNGS = (
 
 
 def models() -> tuple[ZooModel, ...]:
-    """The ladder, by growing input size, SqueezeNet last."""
-    return _RUNGS
+    """All models, by growing input size; SqueezeNet last."""
+    return _MODELS
 
 
 def find_model(name: str) -> ZooModel:
-    """The rung of that name. Raises ``ModelError`` that lists the known ones."""
-    for candidate in _RUNGS:
+    """The model of that name. Raises ModelError, which lists the known ones."""
+    for candidate in _MODELS:
         if candidate.name == name:
             return candidate
-    raise ModelError(f"unknown model {name!r}; known: {', '.join(r.name for r in _RUNGS)}")
+    raise ModelError(f"unknown model {name!r}; known: {', '.join(r.name for r in _MODELS)}")
 
 
 @functools.cache
 def reference() -> Measurements:
-    """The measurement shipped with edgewise: the command that made it is its ``command``."""
-    raw = (
-        importlib.resources.files("edgewise.tasks.imagenet.zoo")
-        .joinpath("measured.json")
-        .read_bytes()
-    )
-    return msgspec.json.decode(raw, type=Measurements)
+    """The measurement that ships with edgewise; its ``command`` repeats it."""
+    file = importlib.resources.files("edgewise.tasks.imagenet.zoo") / "measured.json"
+    return msgspec.json.decode(file.read_bytes(), type=Measurements)

