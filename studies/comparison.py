@@ -149,7 +149,7 @@ def without(policy: PolicySpec, part: str) -> PolicySpec:
 
 
 def ablation(experiment: Experiment, policy: PolicySpec) -> Section:
-    """The change of utility with one part of the weights set to 0, nothing trained anew."""
+    """The change of utility with one part of the weights set to 0, without training again."""
     parts = list(PARTS)
     if policy.params[learned.O_NETWORK] > 0.0:
         parts.append("network of rows")

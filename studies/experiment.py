@@ -56,10 +56,10 @@ class Arm(Struct, frozen=True, kw_only=True):
     change: Change | None = None
     """A function applied to every world first."""
     privileged: Callable[[Scenario], Floats] | None = None
-    """What the policy's kernel is told of the world: numbers put before its parameters."""
+    """Makes numbers about the world that are put before the parameters of the policy's kernel."""
 
     def policy_in(self, world: Scenario) -> PolicySpec:
-        """The policy with what it is told of the world."""
+        """The policy with its privileged numbers about the world."""
         if self.privileged is None:
             return self.policy
         params = (*self.privileged(world).tolist(), *self.policy.params)
@@ -198,7 +198,7 @@ class Experiment:
         return np.array(rows, np.float64).transpose(1, 2, 0), tuple(seeds)
 
 
-# -- how figures are written -----------------------------------------------------------------------
+# -- how figures are written ---------------------------------------------------------------------
 
 
 class Section(Struct, frozen=True, kw_only=True):

@@ -1,4 +1,4 @@
-"""Measure how true the simulator is, and write docs/fidelity.md.
+"""Measure how closely the simulator matches processes, and write docs/fidelity.md.
 
     python -m studies.fidelity [--quick] [--work DIR] [--seeds N] [--policies P,P]
                                [--only PART,…] [--write-only]

@@ -1,6 +1,6 @@
 """Payload forms as a priced choice, against the original only and against always re-encoding.
 
-All three use the same weights, with rows of the candidate table masked; nothing is trained anew.
+All three use the same weights, with rows of the candidate table masked.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What perfect information would bring, and how much of that the learned policy recovers.
+"""The value of perfect information, and the share of it that the learned policy recovers.
 
-*Reports*: one every 10 ms. *Bandwidth*: the balancer is told the true state of the links
-(``network_state: emulator``). *Slow spells*: it is told by what factor each server is slower now.
+*Reports*: one every 10 ms. *Bandwidth*: the balancer knows the true state of the links
+(``network_state: emulator``). *Slow spells*: it knows the current slowdown of each server.
 The recovered share is the gain of the learned policy over the heuristic without any of it, divided
 by the heuristic's own gain from all of it.
 
@@ -39,7 +39,7 @@ def fresh_reports(world: Scenario) -> Scenario:
 
 
 def known_bandwidth(world: Scenario) -> Scenario:
-    """The world with a balancer that is told the links' true rates and loads."""
+    """The world with a balancer that knows the links' true rates and loads."""
     return msgspec.structs.replace(world, network_state="emulator")
 
 

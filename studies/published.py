@@ -1,8 +1,8 @@
-"""Published results, played again: Peak EWMA's slow server and Prequal's unequal replicas.
+"""Published results reproduced: Peak EWMA's slow server and Prequal's unequal replicas.
 
-Both are made as scenarios of ours and run through the same engine, belief and policies as the
-suite, so they check those: a rule that does not do here what its authors saw is wrong, or the world
-differs, and then the text beside the table must say how.
+Both are scenarios that run through the same engine, belief and policies as the suite, so they check
+those. If a rule does not show its authors' result here, the rule is wrong or the world differs, and
+then the text beside the table must say how.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ from edgewise.sim.build import SimOptions
 
 _TINY = LognormalPayload(median_bytes=200.0, sigma=0.0)
 _LAN = LinkSettings(delay=0.00025)
-"""One data centre: a quarter of a millisecond each way, no limit that a request would feel."""
+"""One data centre: a quarter of a millisecond each way, with unlimited rate."""
 _WIRE = NetworkSpec(access=_LAN, link=_LAN)
 
 PATIENT = 60.0
-"""s. A deadline that nobody misses, where latency itself is asked for."""
+"""[s] A deadline that no request misses, where latency itself is measured."""
 
 
 def with_defaults(names: Sequence[str], **changes: float) -> dict[str, PolicySpec]:
-    """Rules as published, whatever was tuned for photos; `changes` by name of the parameter."""
+    """Rules with their published parameters instead of the tuned ones, except for `changes`."""
     found = {}
     for name in names:
         rule = POLICIES[name]
@@ -69,10 +69,10 @@ EWMA_SLOW = 2.0
 
 def slow_server(seed: int, usual: float, duration: float = 60.0) -> Scenario:
     """Jenson & Oanta, *Beyond round robin* (Linkerd, 2016): 11 servers, 1,000 requests/s, one of
-    them answers after 2 s for 30 s of the minute; who waits over 1 s has failed.
+    them answers after 2 s for 30 s of the minute. A request that takes over 1 s has failed.
 
-    `usual` s is the healthy servers' mean latency, which is a guess (the text of the article at
-    hand gives none). The servers queue nothing: what is slow is what stands behind them.
+    `usual` s is the healthy servers' mean latency, which is a guess, since the article gives none.
+    The servers have enough workers to queue nothing.
     """
     names = [f"s{n:02d}" for n in range(1, EWMA_SERVERS + 1)]
     service = ServiceSpec(model="echo", accuracy=1.0, latency=(usual,))
@@ -83,11 +83,11 @@ def slow_server(seed: int, usual: float, duration: float = 60.0) -> Scenario:
         report_period=0.25,
         prepare=Prepare(enabled=False),
         servers={
-            # An ingress that runs nothing: the load balancer's own place.
+            # An ingress without services: the load balancer itself.
             "client": ServerSpec(services=()),
             **{name: ServerSpec(services=(service,), workers=256) for name in names},
         },
-        # Two seconds should be two seconds: with a long tail a third of them would be below one.
+        # Little noise: with a long tail, a third of the slow answers would take under 1 s.
         service_noise=ServiceNoise(cv=0.15),
         executor="replay",
         network=_WIRE,
@@ -106,7 +106,7 @@ def slow_server(seed: int, usual: float, duration: float = 60.0) -> Scenario:
 def peak_ewma(
     seeds: Sequence[int], usual: float, threads: int = 2
 ) -> dict[str, tuple[Interval, Interval]]:
-    """Success by policy: of all requests, and of those of the 30 s."""
+    """Share of successes by policy: among all requests, and among those of the 30 s."""
     rules = with_defaults(EWMA_POLICIES)
     whole = np.zeros((len(rules), len(seeds)))
     during = np.zeros_like(whole)
@@ -136,12 +136,12 @@ PREQUAL_POLICIES = (
 PREQUAL_LOADS = (0.7, 0.9)
 PREQUAL_CLIENTS = 8
 WARM = 20.0
-"""s. Weighted round robin takes the servers in turn for its first 10 s (gRPC A58's blackout), and
-what that piles up takes as long again to go."""
+"""[s] Weighted round robin takes the servers in turn for its first 10 s (gRPC A58's blackout), and
+the backlog from that takes as long again to clear."""
 
 
 class Prequal(Struct, frozen=True, kw_only=True):
-    """One load, by policy: latencies in s, and the largest load of a server over the mean."""
+    """Latencies in s by policy, at one load."""
 
     load: float
     period: float
@@ -153,11 +153,11 @@ class Prequal(Struct, frozen=True, kw_only=True):
 
 def unequal(seed: int, load: float, period: float, duration: float = 45.0) -> Scenario:
     """Wydrowski et al., NSDI'24, §5, made small: replicas of two generations, the old ones half as
-    fast, neighbours that come and go, many clients of which none knows what the others send.
+    fast, with noisy neighbours, and many clients that do not see each other's requests.
 
     20 servers of 4 workers, requests of 30 ms at full speed with a coefficient of variation of 1,
     `load` of all workers' time at their usual speed; every server is slowed down 1.3 to 2 times for
-    2 s at a time, a seventh of the time. Reports every `period` s stand for probes.
+    2 s at a time, a seventh of the time. Reports every `period` s serve as probes.
     """
     service = ServiceSpec(model="query", accuracy=1.0, latency=(0.030,))
     servers = {
@@ -190,8 +190,8 @@ def unequal(seed: int, load: float, period: float, duration: float = 45.0) -> Sc
 
 
 def prequal(seeds: Sequence[int], load: float, period: float, threads: int = 2) -> Prequal:
-    """Latencies by policy; the first `WARM` s are left out."""
-    # Our outstanding requests say an eighth of what C3 wants to know: it multiplies by the clients.
+    """Latencies by policy, without the first `WARM` s."""
+    # A client sees an eighth of the outstanding requests, so C3 multiplies by the clients.
     rules = with_defaults(PREQUAL_POLICIES, clients=float(PREQUAL_CLIENTS), quantile=0.84)
     values = np.zeros((3, len(rules), len(seeds)))
 
@@ -210,7 +210,7 @@ def prequal(seeds: Sequence[int], load: float, period: float, threads: int = 2) 
     return Prequal(load=load, period=period, p50=by[0], p99=by[1], lost=by[2])
 
 
-# -- both, written down --------------------------------------------------------------------------
+# -- the section ---------------------------------------------------------------------------------
 
 
 def markdown(
@@ -219,7 +219,7 @@ def markdown(
     threads: int = 2,
     progress: Callable[[str], None] = lambda _: None,
 ) -> str:
-    """Play both and write the section of docs/benchmark.md."""
+    """Play both; returns the section of docs/benchmark.md."""
     ewma = {}
     for usual in (0.02, 0.1, 0.3):
         progress(f"peak EWMA, {1e3 * usual:.0f} ms")

@@ -1,4 +1,4 @@
-"""Studies that train: the gain of specialists, and the worth of each part of the policy.
+"""Studies that train: the gain of specialists, and the contribution of each part of the policy.
 
 Every training run has a folder of its own, named by everything that decides its result, and resumes
 from its checkpoint there. A run that is finished leaves its weights, which are then only read.
@@ -173,7 +173,7 @@ def parts(
     worlds: int = 40,
     rate: float = 0.25,
 ) -> Section:
-    """The worth of each part of the policy.
+    """The contribution of each part of the policy.
 
     Every arm is trained from the heuristic with the same generations, worlds and seeds, and is
     compared with the control of the same training seed.

@@ -1,4 +1,4 @@
-"""The suite, its statistics, its documents and the tuner, on worlds of half a second."""
+"""The suite, its statistics and documents, and the tuner, on worlds of half a second."""
 
 from __future__ import annotations
 
@@ -60,14 +60,14 @@ def test_interval_by_hand() -> None:
     assert interval(np.array([1.0, 1.1, 1.2])).sign == 1
 
 
-def test_an_interval_of_too_little() -> None:
+def test_an_interval_of_too_few_numbers() -> None:
     assert math.isnan(interval(np.array([1.0])).half)
     assert math.isnan(interval(np.array([np.nan])).mean)
     assert interval(np.array([1.0, np.nan, 3.0])).mean == 2.0
 
 
-def test_families_are_no_independent_samples() -> None:
-    """Two families that say the same of every seed tell no more than one of them."""
+def test_families_are_not_independent_samples() -> None:
+    """Two families with equal values for every seed give no more information than one."""
     one = np.array([0.1, 0.3, 0.2, 0.6])
     assert over_families(np.stack([one, one])) == pytest.approx(interval(one))
     pooled = interval(np.concatenate([one, one]))
@@ -83,33 +83,32 @@ def test_same_result_whatever_the_number_of_threads(result: suite.Result) -> Non
         assert result.array(metric).tobytes() == other.array(metric).tobytes()
 
 
-def test_a_stage_can_be_played_again() -> None:
-    """What one policy did leaves no trace for the next."""
-    stage = ReplayableWorld(short(families.scenario("combined", 3)))
-    first = stage.measure(POLICIES["earliest_completion"])
-    other = stage.measure(POLICIES["round_robin"])
+def test_a_world_can_be_played_again() -> None:
+    """A play leaves no trace for the next one."""
+    world = ReplayableWorld(short(families.scenario("combined", 3)))
+    first = world.measure(POLICIES["earliest_completion"])
+    other = world.measure(POLICIES["round_robin"])
     assert other != first
-    assert stage.measure(POLICIES["earliest_completion"]) == first
+    assert world.measure(POLICIES["earliest_completion"]) == first
 
 
 def test_metrics_are_those_of_the_results() -> None:
-    stage = ReplayableWorld(short(families.scenario("medium", 3)))
-    sim = stage.play(POLICIES["earliest_completion"])
-    world = sim.world
-    in_time, effective, worth = 0, 0.0, 0.0
+    replayable = ReplayableWorld(short(families.scenario("medium", 3)))
+    world = replayable.play(POLICIES["earliest_completion"]).world
+    in_time, effective, utility = 0, 0.0, 0.0
     for request, outcome in zip(world.requests, world.results, strict=True):
-        worth += outcome["utility"]
+        utility += outcome["utility"]
         if outcome["status"] != layout.SERVED or outcome["latency"] > request["deadline"]:
             continue
         in_time += 1
         service = world.services[outcome["service"]]
         accuracy = service["ready_accuracy"] if outcome["form"] else service["accuracy"]
         effective += accuracy if accuracy >= request["accuracy"] else 0.0
-    found = stage.measure(POLICIES["earliest_completion"])
+    found = replayable.measure(POLICIES["earliest_completion"])
     assert found.requests == len(world.requests)
     assert found.missed == pytest.approx(1.0 - in_time / found.requests)
     assert found.effective == pytest.approx(effective / found.requests)
-    assert found.utility == pytest.approx(worth / found.requests)
+    assert found.utility == pytest.approx(utility / found.requests)
 
 
 def test_a_result_comes_back_from_json(result: suite.Result) -> None:
@@ -120,7 +119,7 @@ def test_a_result_comes_back_from_json(result: suite.Result) -> None:
         suite.Result.from_json(b"{}")
 
 
-def test_the_standard_suite_has_what_the_issue_asks_for() -> None:
+def test_the_standard_suite_is_large_and_held_out() -> None:
     assert len(suite.SUITES["standard"]) >= 18
     assert "train" not in suite.SUITES["standard"]
     seeds = families.evaluation_seeds(30)
@@ -166,7 +165,7 @@ def test_each_family_has_its_best_heuristic_as_reference() -> None:
         [[0.3, 0.3, 0.3], [0.4, 0.5, 0.45], [0.5, 0.6, 0.5]],
     ]
     found = compare.compare(made_up(values, ("a", "b", "edgewise")))
-    assert found.reference == ("a", "b"), "what was learned is never the reference"
+    assert found.reference == ("a", "b"), "a learned policy is never the reference"
     first = {line.policy: line for line in found.families[0]}
     assert first["edgewise"].difference.mean == pytest.approx(np.mean([0.1, 0.1, 0.15]))
     assert math.isnan(first["a"].difference.mean)
@@ -279,8 +278,8 @@ def test_search_is_reproducible_and_says_how(name: str) -> None:
 
 
 def test_search_finds_a_better_value() -> None:
-    """To count every latency thrice and to shed what is then worth under 0.6 is to serve next to
-    nobody: whoever looks finds better."""
+    """A rule that triples every latency and sheds below a utility of 0.6 serves almost nothing, so
+    any search finds better values."""
     rule = POLICIES["sed_admission"]
     worst = {"threshold": 0.6, "margin": 3.0}
     bad = tuple(worst.get(p.name, p.default) for p in rule.parameters)
@@ -366,11 +365,11 @@ def test_conditions_change_what_they_say() -> None:
 
 
 def test_forced_sends_nothing_as_it_came() -> None:
-    stage = ReplayableWorld(short(families.scenario("hot_spot", 3)))
+    replayable = ReplayableWorld(short(families.scenario("hot_spot", 3)))
 
     def originals(condition: str) -> int:
         rule = disciplines.policy_of(disciplines.CONDITIONS[condition])
-        world = stage.play(rule).world
+        world = replayable.play(rule).world
         moved = world.results["server"] != world.requests["ingress"]
         served = world.results["status"] == layout.SERVED
         return int((served & moved & (world.results["form"] == 0)).sum())

@@ -32,7 +32,7 @@ pytestmark = pytest.mark.study
 
 STEPS = 60
 PLANS_MAX = 3000
-"""Of a tiny world; larger ones are drawn anew."""
+"""Plans of a tiny world; worlds with more are left out."""
 
 
 def tiny(seed: int) -> Scenario:
@@ -158,7 +158,7 @@ class Tiny:
         self.best = best_of_all(self.sim, self.rows) if self.plans <= PLANS_MAX else -1.0
 
     def bound(self, episode: Relaxation | None = None) -> float:
-        """Of all requests together."""
+        """The bound on the utility of all requests together."""
         return dual.upper_bound(episode or self.relaxation, STEPS).utility * self.requests
 
 
@@ -262,7 +262,7 @@ def test_no_policy_exceeds_the_bound(family: str) -> None:
 
 
 def test_uploads_do_not_depend_on_decisions() -> None:
-    """What step 3a of the proof says of the engine."""
+    """The claim of step 3a of the proof about the engine."""
     sim = begin(families.scenario("volatile", 3).with_overrides(duration=2.0))
     plays = [play(engine.branch(sim), POLICIES[name], 1).world.results for name in SOME]
     episode = relax(sim)
@@ -360,7 +360,7 @@ def test_a_search_without_time_gives_the_best_plan_it_was_given() -> None:
     assert found.utility == found.start_utility == clairvoyant.plan_utility(sim, found.rows)
 
 
-# -- the gap -----------------------------------------------------------------------------------
+# -- the gap -------------------------------------------------------------------------------------
 
 
 def test_a_gap_is_in_order() -> None:

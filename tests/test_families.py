@@ -92,11 +92,11 @@ def test_families_share_worlds() -> None:
 
 def by_hand() -> Scenario:
     cheap = ServiceSpec(model="cheap", accuracy=0.6, latency=(0.010,))
-    dear = ServiceSpec(model="dear", accuracy=0.9, latency=(0.050, 0.07))
+    costly = ServiceSpec(model="costly", accuracy=0.9, latency=(0.050, 0.07))
     return Scenario(
         name="hand",
         servers={
-            "a": ServerSpec(services=(cheap, dear), workers=2, speed=0.5),
+            "a": ServerSpec(services=(cheap, costly), workers=2, speed=0.5),
             "b": ServerSpec(services=(cheap,), workers=1, speed=2.0),
         },
         workload=WorkloadSpec(

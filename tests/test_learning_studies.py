@@ -1,4 +1,4 @@
-"""The studies of the learned policy: they resume, pair what they compare, and tell the truth."""
+"""The studies of the learned policy: they resume, compare in pairs, and change what they say."""
 
 from __future__ import annotations
 
@@ -77,10 +77,10 @@ def test_a_ratio_has_the_interval_of_the_bootstrap() -> None:
 
 def test_masks_leave_the_forms_they_should() -> None:
     world = families.scenario("thin_links", SEEDS[0]).with_overrides(duration=3.0)
-    stage = ReplayableWorld(world)
-    assert stage.measure(arm("", original_only).policy).ready == 0.0
-    free = stage.measure(EDGEWISE).ready
-    always = stage.measure(arm("", always_ready).policy).ready
+    replayable = ReplayableWorld(world)
+    assert replayable.measure(arm("", original_only).policy).ready == 0.0
+    free = replayable.measure(EDGEWISE).ready
+    always = replayable.measure(arm("", always_ready).policy).ready
     assert 0.0 < free <= always
     assert always > 0.95  # where the smaller form's accuracy is enough
 

@@ -27,7 +27,7 @@ class Line(Struct, frozen=True, kw_only=True):
     policy: str
     utility: Interval
     difference: Interval
-    """Of utility to the reference, paired by seed; NaN for the reference itself."""
+    """Difference of utility to the reference, paired by seed; NaN for the reference itself."""
     effective: Interval
     missed: Interval
     shed: Interval

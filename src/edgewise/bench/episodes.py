@@ -1,7 +1,7 @@
 """Play one policy in one world and measure what happened; or many policies in many worlds.
 
 A `ReplayableWorld` is made once and played many times. Before each play a working copy is set back
-to the beginning, which costs less than making it anew, and every policy meets the same arrivals,
+to the beginning, which costs less than making it again, and every policy meets the same arrivals,
 links and noise. It belongs to one thread at a time.
 """
 

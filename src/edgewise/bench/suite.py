@@ -49,7 +49,7 @@ class Result(Struct, frozen=True, kw_only=True):
 
     suite: str
     command: str = ""
-    """That makes it again."""
+    """The command that makes it again."""
     families: tuple[str, ...]
     policies: tuple[str, ...]
     tuned: dict[str, str] = {}

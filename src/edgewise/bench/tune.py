@@ -4,10 +4,11 @@ Theory of operation
 -------------------
 The parameters are searched in the unit cube (each between its bounds, on a logarithmic scale where
 it says so), from the policy's defaults. In each generation all candidates play the *same* fresh
-training worlds, so they differ by what they decide and not by luck; the worlds are fresh each time,
-so nothing is fitted to a handful of them. The result is the mean of the final distribution. The
-best candidate ever seen is best by luck (Hansen, The CMA evolution strategy: a tutorial, 2016,
-§B.3), while the population's ranks need no scale of utility and the mean averages the noise out.
+training worlds, so they differ by their decisions and not by chance; the worlds are fresh each
+time, so nothing is fitted to a handful of them. The result is the mean of the final distribution.
+The best candidate ever seen is best by chance (Hansen, The CMA evolution strategy: a tutorial,
+2016, §B.3), while the population's ranks need no scale of utility and the mean averages the noise
+out.
 
 A single parameter needs no CMA-ES: it is scanned over its range, then around the best value.
 
@@ -72,11 +73,11 @@ class TuneSettings(Struct, frozen=True, kw_only=True):
 
 
 class TuneResult(Struct, frozen=True, kw_only=True):
-    """What a tuning run found."""
+    """The result of a tuning run."""
 
     policy: str
     command: str
-    """That finds the same values again."""
+    """The command that finds the same values again."""
     params: dict[str, float]
     generations: int
     worlds: int
@@ -255,8 +256,7 @@ class Scan:
 
     def tell(self, units: Sequence[Floats], utilities: Floats) -> None:
         """Take in how the values did, and narrow the scan."""
-        # Neighbours decide nearly the same in other worlds' luck: a parabola over five of them
-        # averages it out.
+        # Neighbouring values decide nearly alike, so a parabola over five of them averages noise.
         points = np.concatenate(units)
         nearest = int(np.argmax(utilities))
         low, high = max(0, nearest - 2), min(SCAN, nearest + 3)

@@ -1,4 +1,4 @@
-"""How far there is to go: what an episode could have yielded, had all been known in advance.
+"""Limits of what an episode could have yielded, had everything been known in advance.
 
 `relaxation` (from `timeline`) describes how each request could be served, `dual` proves an upper
 bound (over `plans`), `clairvoyant` searches for a plan that can be carried out, and `gap` places

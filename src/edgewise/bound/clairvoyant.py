@@ -1,4 +1,4 @@
-"""A plan that somebody who knows the episode in advance can carry out: local search in the engine.
+"""A plan made with full knowledge of the episode, by local search in the simulator.
 
 A *plan* is a row of the candidate table for every request. `plan_replay` plays a plan in the
 engine, with the episode's own noise, so its score can be attained, by a policy that happened to

@@ -1,4 +1,4 @@
-"""The upper bound: no policy can get more out of an episode, not even one that knows it all.
+"""The upper bound: no policy gets more out of an episode, not even one that knows all of it.
 
 Claim
 -----

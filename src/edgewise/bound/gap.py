@@ -32,11 +32,11 @@ class Effort(Struct, frozen=True, kw_only=True):
     """How hard to look for bound and plan."""
 
     steps: int = dual.STEPS
-    """Of the bound's descent."""
+    """Steps of the bound's descent."""
     trials: int | None = None
-    """Of the clairvoyant search; None: `TRIALS_PER_REQUEST` for each request."""
+    """Trials of the clairvoyant search; None: `TRIALS_PER_REQUEST` for each request."""
     seconds: float = math.inf
-    """After which the search stops; its result then depends on the machine."""
+    """[s] The search stops then; its result depends on the machine."""
 
 
 class Gap(Struct, frozen=True, kw_only=True):
@@ -46,9 +46,9 @@ class Gap(Struct, frozen=True, kw_only=True):
     requests: int
     policies: dict[str, float]
     clairvoyant: float
-    """Of the plan that the search found; it can be attained."""
+    """Utility of the plan that the search found; it can be attained."""
     bound: float
-    """That no policy exceeds."""
+    """Utility that no policy exceeds."""
     trials: int
 
     @property

@@ -1,4 +1,4 @@
-"""The relaxed episode: how every request could be served by somebody who knows all in advance.
+"""The relaxed episode: how every request could be served with full knowledge of the episode.
 
 From a simulation at its beginning this module makes arrays of the ways in which each request could
 be served: the earliest times at which its parts can happen, the work they take with their true
@@ -113,7 +113,7 @@ class Relaxation(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """What no decision changes. K services; the other sizes as in `Relaxation`."""
+    """Facts that no decision changes. K services; the other sizes as in `Relaxation`."""
 
     world: World
     links: LinkStates
@@ -202,7 +202,7 @@ def relax(sim: Sim, width: float = BIN) -> Relaxation:
     )
 
 
-# -- what no decision changes --------------------------------------------------------------------
+# -- facts that no decision changes --------------------------------------------------------------
 
 
 def _capacities(sim: Sim, links: LinkStates, edges: Array) -> tuple[Array, Array, Array]:

@@ -20,7 +20,7 @@ FILE = "checkpoint.safetensors"
 
 
 class Checkpoint(Struct, frozen=True, kw_only=True):
-    """What is stored beside the arrays of a search."""
+    """Figures that are stored beside the arrays of a search."""
 
     fingerprint: str
     """Everything that decides what the search finds, as JSON. Only a search with the same one may

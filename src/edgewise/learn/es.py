@@ -77,7 +77,7 @@ class EsState(Struct, kw_only=True):
 
     x: Floats
     mean: Floats
-    """Of the iterates: the result."""
+    """Mean of the iterates: the result."""
     first: Floats
     """Adam's first moment."""
     second: Floats
@@ -86,7 +86,7 @@ class EsState(Struct, kw_only=True):
 
 
 def initial_state(size: int) -> EsState:
-    """A search that stands at the origin."""
+    """The state of a search that begins at the origin."""
     x, mean, first, second = np.zeros((4, size))
     return EsState(x=x, mean=mean, first=first, second=second)
 

@@ -1,13 +1,13 @@
 """Advantages by generalised advantage estimation, discounted by time. Compiled.
 
 Schulman et al., High-dimensional continuous control using generalized advantage estimation, 2016,
-with a discount of its own for every step, since decisions come at uneven times:
+but with a separate discount for every step, since decisions come at uneven times:
 
     δ_t = r_t + γ_t V_{t+1} − V_t            A_t = δ_t + γ_t λ_t A_{t+1}
 
-with γ_t = exp(−dt_t / τ) and λ_t = exp(−dt_t / τ_λ), dt_t being the s from decision t to the next.
-Discounting by decision would make the horizon of a busy fleet a hundred times shorter than that of
-a quiet one.
+where γ_t = exp(−dt_t / τ) and λ_t = exp(−dt_t / τ_λ), and dt_t is the time in s from decision t to
+the next. Discounting by decision would make the horizon of a busy fleet a hundred times shorter
+than that of a quiet one.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ Floats = NDArray[np.float64]
 def gae(rewards: Array, values: Array, discounts: Array, decays: Array) -> Array:
     """Advantages (n,) of one episode.
 
-    `rewards` (n,) are each decision's own, whenever they became known; `values` (n + 1,) of the
-    states they were made in and of the one after the last: its value if the episode was truncated
-    there, 0 if it had terminated. `discounts` γ and `decays` λ (n,) lead from each to the next.
+    `rewards` (n,) are the decisions' own, whenever they became known. `values` (n + 1,) are those
+    of the states in which the decisions were made, and of the state after the last: its value if
+    the episode was truncated there, 0 if it terminated. `discounts` γ and `decays` λ (n,) belong to
+    the step from each decision to the next.
     """
     n = rewards.size
     out = np.empty(n)
@@ -40,7 +41,7 @@ def gae(rewards: Array, values: Array, discounts: Array, decays: Array) -> Array
 
 
 def by_time(waits: Floats, tau: float) -> Floats:
-    """exp(−wait / tau) of each wait, s; `tau` inf = 1, 0 = 0."""
+    """exp(−wait / tau) of each wait in s; 1 if `tau` is infinite, 0 if it is 0."""
     if tau <= 0.0:
         return np.zeros_like(waits)
     found: Floats = np.exp(-waits / tau)

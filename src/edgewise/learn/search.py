@@ -73,7 +73,7 @@ class Budget(Struct, frozen=True, kw_only=True):
 
 
 class Step(Struct, frozen=True, kw_only=True):
-    """What one step of an algorithm did."""
+    """The result of one step of an algorithm."""
 
     decisions: int = 0
     figures: dict[str, float] = {}
@@ -134,7 +134,7 @@ class Progress(Struct, frozen=True, kw_only=True):
 
 
 class SearchResult(Struct, frozen=True, kw_only=True):
-    """What a search found."""
+    """The result of a search."""
 
     params: Floats
     """The best that were validated; the last ones, if none were."""
@@ -142,7 +142,7 @@ class SearchResult(Struct, frozen=True, kw_only=True):
     decisions: int
     seconds: float
     gain: Interval | None
-    """Of the best validation; as the best of several it is biased upwards a little."""
+    """At the best validation. As the best of several, it is biased upwards a little."""
 
 
 class SearchStopped(KeyboardInterrupt):
@@ -260,7 +260,7 @@ class _Run:
         self.saved = self.steps
 
     def interrupted(self) -> str:
-        """What to tell the user after Ctrl-C."""
+        """The message for the user after Ctrl-C."""
         if self.folder is None:
             return f"stopped after {self.steps} generations; nothing is kept"
         if not self.saved:

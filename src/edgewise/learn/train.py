@@ -59,9 +59,9 @@ class TrainOptions(Struct, frozen=True, kw_only=True):
 
     source: WorldSource
     budget: Budget | None
-    """None: nothing is searched, but limits and the heuristic to fall back to are made anew."""
+    """None: nothing is searched, but the limits and the heuristic to fall back to are renewed."""
     folder: Path
-    """Of checkpoints, TensorBoard files and the weights."""
+    """Folder of checkpoints, TensorBoard files and the weights."""
     init: str = HEURISTIC
     """The policy to begin from: the heuristic, `edgewise` or a weights file."""
     algorithm: Literal["es", "ppo"] = "es"
@@ -108,10 +108,10 @@ def settings_of(kind: type[Settings], **values: Any) -> Settings:
 
 
 class TrainResult(Struct, frozen=True, kw_only=True):
-    """What a training run found."""
+    """The result of a training run."""
 
     path: Path
-    """Of the weights."""
+    """The weights file."""
     card: WeightsCard
     judgement: Judgement
     """The trained policy against the heuristic."""

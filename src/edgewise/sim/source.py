@@ -95,7 +95,7 @@ class WorldSource:
 
     @property
     def fingerprint(self) -> str:
-        """JSON that two sources share if, as far as can be told, they make the same worlds."""
+        """JSON that is equal for sources that make the same worlds (a change counts by name)."""
         change = "" if self._change is None else self._change.__qualname__
         text = (self.families, self._scenario, self._photo_sizes, self._duration, change)
         return msgspec.json.encode(text).decode()

@@ -115,7 +115,7 @@ def evaluation_seeds(count: int, skip: int = 0) -> tuple[int, ...]:
     return tuple(EVALUATION[skip : skip + count])
 
 
-# -- what families change in a world --------------------------------------------------------------
+# -- what families change in a world -------------------------------------------------------------
 
 
 def volatile(world: Scenario) -> Scenario:

@@ -52,7 +52,7 @@ under way at the end."""
 MEDIAN_BYTES = 107_000.0
 """Median size of a photo, from a sample of 1,000."""
 SIGMA = 0.5
-"""Of the logarithm of the size."""
+"""Standard deviation of the logarithm of the size."""
 
 # The random streams. Every number ever published depends on their order: only append.
 FLEET, NETWORK, DEMANDS, EVENTS, REPORTS, MIXTURE = range(6)
@@ -68,7 +68,7 @@ _STEEP: tuple[_Rung, ...] = (
     ("lite1", 0.76, 0.035),
     ("lite2", 0.83, 0.110),
 )
-# Accuracy is cheap: as measured for the models of the zoo. The values stand here so that measuring
+# Accuracy is cheap: as measured for the models of the zoo. They are fixed here so that measuring
 # the models again on another machine does not change the worlds.
 _FLAT: tuple[_Rung, ...] = (
     ("lite0-96", 0.511, 0.0044),
