@@ -1,4 +1,4 @@
-"""Where edgewise keeps what it can make again."""
+"""The folder for files that edgewise can make again."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 
 
 def cache_folder(name: str) -> Path:
-    """``$XDG_CACHE_HOME/edgewise/NAME``; under ``~/.cache`` when that is unset or relative.
+    """``$XDG_CACHE_HOME/edgewise/NAME``; ``~/.cache`` replaces what is unset or relative.
 
-    Raises RuntimeError if there is no home either.
+    Raises RuntimeError if there is no home folder either.
     """
     home = os.environ.get("XDG_CACHE_HOME", "")
     root = Path(home) if os.path.isabs(home) else Path.home() / ".cache"

@@ -3,15 +3,15 @@
 ::
 
     EdgewiseError
-    ├── BadInput            the user's mistake: the command line prints it and exits with 2
-    │   ├── ScenarioError   a scenario or configuration file
-    │   ├── ImagesError     a folder of images or its labels
-    │   ├── ModelError      weights that are missing, corrupt or unknown
-    │   ├── WireError       a message that does not parse; names the field
+    ├── BadInput            a mistake of the user: commands print it and exit with 2
+    │   ├── ScenarioError   in a scenario, configuration, profile or trace file
+    │   ├── ImagesError     in an image, a folder of images or their labels
+    │   ├── ModelError      an unknown model, or weights that are missing or corrupt
+    │   ├── WireError       in a message, of which it names the field
     │   └── MissingExtra    an optional dependency that is not installed
     └── PeerError           another process broke the protocol, vanished or refused
 
-Refusal and loss of a request are data (``domain.Status``), never exceptions.
+A refused or lost request is no exception but an outcome (`edgewise.domain.Status`).
 """
 
 from __future__ import annotations
@@ -20,18 +20,17 @@ from edgewise.extras import install_command
 
 
 class EdgewiseError(Exception):
-    """Root of the tree; never raised itself."""
+    """The root of the tree; it is never raised itself."""
 
 
 class BadInput(EdgewiseError):
-    """Something the user gave cannot be used; the message says what and what was expected."""
+    """Input that cannot be used. The message says what is wrong and what was expected."""
 
 
 class ScenarioError(BadInput):
-    """A scenario or configuration file is wrong.
+    """A file that the user wrote is wrong: a scenario, a configuration, a profile or a trace.
 
-    The message reads ``FILE: FIELD: expected X, got Y``; FIELD is missing if it is about the whole
-    file.
+    The message reads ``FILE: FIELD: expected X, got Y``, without FIELD if the whole file is meant.
     """
 
     def __init__(self, file: str, path: str, problem: str) -> None:
@@ -40,7 +39,7 @@ class ScenarioError(BadInput):
 
 
 class ImagesError(BadInput):
-    """An image or a label file cannot be used; the message names the file and the reason."""
+    """An image or a label file cannot be used. The message names the file and the reason."""
 
 
 class ModelError(BadInput):
@@ -48,7 +47,7 @@ class ModelError(BadInput):
 
 
 class WireError(BadInput):
-    """A message does not parse. ``field`` names the offending field ("" = the whole message)."""
+    """A message does not parse. `field` names the wrong field; "" is the whole message."""
 
     def __init__(self, field: str, problem: str) -> None:
         self.field, self.problem = field, problem
@@ -56,7 +55,7 @@ class WireError(BadInput):
 
 
 class MissingExtra(BadInput):
-    """An optional dependency is not installed."""
+    """An optional dependency is not installed. The message has the command that installs it."""
 
     def __init__(self, extra: str, module: str) -> None:
         self.extra = extra

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Folders of results, and files that are written whole or not at all."""
 
 from __future__ import annotations
 
@@ -7,6 +7,20 @@ import threading
 from pathlib import Path
 
 from edgewise.errors import BadInput
+
+
+def new_folder(path: Path) -> Path:
+    """Make an empty folder and return it.
+
+    Raises BadInput if it is not empty, for the results of two runs would mix, or cannot be made.
+    """
+    try:
+        if path.is_dir() and any(path.iterdir()):
+            raise BadInput(f"{path}: expected an empty or a new folder; it is not empty")
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be made: {error.strerror}") from None
+    return path
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -1,4 +1,4 @@
-"""What several commands print and write: consoles, files, progress bars."""
+"""Output that commands share: consoles, files, JSON and progress bars."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from rich.progress import (
 from edgewise.errors import BadInput
 
 BAR_AFTER = 2.0
-"""s. A shorter job shows no progress bar."""
+"""s. Shorter jobs show no progress bar."""
 
 
 def console_beside(json: str | None) -> Console:
@@ -41,7 +41,7 @@ def pretty_json(value: Any) -> bytes:
 
 
 def say_line(value: Any) -> None:
-    """Print one line of JSON on stdout at once: how processes announce themselves."""
+    """Print a line of JSON on stdout at once; processes announce themselves so."""
     typer.echo(msgspec.json.encode(value).decode())
 
 
@@ -60,16 +60,6 @@ def write_json(data: bytes, json: str | None) -> None:
         typer.echo(data.decode(), nl=False)
     elif json is not None:
         write_file(Path(json), data)
-
-
-def new_folder(path: Path) -> None:
-    """Make an empty folder. Raises BadInput if it holds something already or cannot be made."""
-    try:
-        if path.is_dir() and any(path.iterdir()):
-            raise BadInput(f"{path}: expected an empty or a new folder; it is not empty")
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BadInput(f"{path}: cannot be made: {error.strerror}") from None
 
 
 class Bar:

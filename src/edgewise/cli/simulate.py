@@ -45,6 +45,7 @@ def simulate(
 
       edgewise simulate three-sites --policy my_rules.py:careful,sed
     """
+    from edgewise.files import new_folder
     from edgewise.policy_names import labels
     from edgewise.scenario import check, load
     from edgewise.sim import simulate as sims
@@ -58,7 +59,7 @@ def simulate(
     for name in policies:
         sims.rule_of(name)
     if out is not None:
-        output.new_folder(out)
+        new_folder(out)
     compile_engine(policies, console)
     ended = _play(world, policies, seeds, threads or None, console, out is not None)
     label = labels(policies)

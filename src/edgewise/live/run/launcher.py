@@ -20,6 +20,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from edgewise.errors import BadInput
+from edgewise.files import new_folder
 from edgewise.live.records import RUN_SCENARIO
 from edgewise.live.run.containers import ContainerPlatform
 from edgewise.live.run.deployment import Deployment, ignored_settings
@@ -125,13 +126,7 @@ def run_folder(scenario: Scenario, out: Path | None) -> Path:
         while out.exists():
             number += 1
             out = RUNS / f"{stem}-{number}"
-    elif out.is_dir() and any(out.iterdir()):
-        raise BadInput(f"{out}: expected an empty or a new folder; it holds something already")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BadInput(f"{out}: cannot be made: {error.strerror}") from None
-    return out
+    return new_folder(out)
 
 
 def backend_of(scenario: Scenario, *, in_containers: bool) -> Literal["tc", "tun"] | None:
