@@ -123,3 +123,10 @@ def test_the_commands(tmp_path: Path) -> None:
     assert "period\t20 s\nmean\t20 Mbit/s\n" in told
     nowhere = CliRunner().invoke(main.app, [*arguments, "--out", str(file / "no")])
     assert isinstance(nowhere.exception, BadInput)
+
+
+def test_a_trace_of_weeks_is_shown_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "us.tsv"
+    file.write_text("\ufeff0\t8\n5000000\t24\n")  # a byte order mark, and microseconds for seconds
+    shown = CliRunner().invoke(main.app, ["traces", "show", str(file)]).output
+    assert "period\t1e+07 s\nmean\t16 Mbit/s\nleast\t8 Mbit/s" in shown

@@ -1,53 +1,43 @@
-"""``edgewise traces``: synthetic networks as files, and what a trace file holds."""
+"""``edgewise traces``: generate bandwidth traces, and show what is in a trace file."""
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from edgewise.cli import output
+from edgewise.network.trace import Kind, read_trace, synthetic
+from edgewise.network.trace_files import FileFormat, trace_text
 
 app = typer.Typer(
-    help="Bandwidth over time: make synthetic traces, look at any (docs/network.md).",
+    help="Generate and inspect bandwidth traces (docs/network.md).",
     no_args_is_help=True,
     rich_markup_mode="rich",
 )
 
 
-class Kind(StrEnum):
-    """What `network.trace.synthetic` makes."""
-
-    cellular = "cellular"
-    wifi = "wifi"
-    backhaul = "backhaul"
-
-
-class Format(StrEnum):
-    """What `network.trace_files` writes."""
-
-    rates = "rates"
-    mahimahi = "mahimahi"
+SECONDS_SHOWN = 10_000
+"""Of a longer trace, only so many seconds, evenly spaced, count for the quantiles."""
 
 
 @app.command()
 def generate(
-    kind: Annotated[Kind, typer.Argument(help="Of network.")],
-    seconds: Annotated[float, typer.Option(metavar="S", help="Period.")] = 300.0,
-    mean: Annotated[float, typer.Option(metavar="MBIT", help="Mean Mbit/s, met exactly.")] = 20.0,
-    seed: Annotated[int, typer.Option(min=0, help="The same seed, the same trace.")] = 1,
+    kind: Annotated[Kind, typer.Argument(help="Kind of network.")],
+    seconds: Annotated[float, typer.Option(metavar="S", help="Period of the trace.")] = 300.0,
+    mean: Annotated[float, typer.Option(metavar="MBIT", help="Mean rate, Mbit/s.")] = 20.0,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same trace.")] = 1,
     format: Annotated[
-        Format, typer.Option(help="seconds<TAB>Mbit/s, or Mahimahi's milliseconds.")
-    ] = Format.rates,
-    out: Annotated[str, typer.Option(metavar="FILE", help="- for stdout.")] = "-",
+        FileFormat, typer.Option(help="seconds<TAB>Mbit/s, or Mahimahi's milliseconds.")
+    ] = "rates",
+    out: Annotated[str, typer.Option(metavar="FILE", help="File to write; - for stdout.")] = "-",
 ) -> None:
-    """Make a synthetic trace.
+    """Generate a synthetic trace.
 
     The rate is log-normal with exponential memory; fades and outages come as
     a Poisson process and last exponentially long. docs/network.md has the
-    figures of each kind and where they come from.
+    parameters of each kind and their sources.
 
     [bold]Examples:[/bold]
 
@@ -55,12 +45,9 @@ def generate(
 
       edgewise traces generate wifi --mean 40 --format mahimahi --out wifi.up
     """
-    from edgewise.network.trace import synthetic
-    from edgewise.network.trace_files import trace_text
-
-    capacity = synthetic(kind.value, seed, 1e6 * mean, seconds)
-    comment = f"edgewise traces generate {kind.value} --seconds {seconds:g} --mean {mean:g}"
-    text = trace_text(capacity, format.value, f"{comment} --seed {seed}")
+    capacity = synthetic(kind, seed, 1e6 * mean, seconds)
+    comment = f"edgewise traces generate {kind} --seconds {seconds:g} --mean {mean:g}"
+    text = trace_text(capacity, format, f"{comment} --seed {seed}")
     if out == "-":
         typer.echo(text, nl=False)
         return
@@ -71,16 +58,16 @@ def generate(
 def show(
     file: Annotated[Path, typer.Argument(help="Mahimahi's format or seconds<TAB>Mbit/s.")],
 ) -> None:
-    """Say what a trace file holds: period, mean, and quantiles of the rate over seconds."""
+    """Show what is in a trace file: period, mean, and quantiles of the rate over seconds."""
     import numpy as np
 
-    from edgewise.network.trace import read_trace
     from edgewise.network.transmission import bytes_between
 
     capacity = read_trace(file)
     no_outages = np.empty((0, 2))
-    whole = max(int(capacity.period), 1)
-    rates = [8e-6 * bytes_between(*capacity, no_outages, float(t), t + 1.0) for t in range(whole)]
+    seconds = max(int(capacity.period), 1)
+    shown = range(0, seconds, 1 + seconds // SECONDS_SHOWN)
+    rates = [8e-6 * bytes_between(*capacity, no_outages, float(t), t + 1.0) for t in shown]
     quantiles = np.percentile(rates, [0, 5, 50, 95, 100])
     typer.echo(f"period\t{capacity.period:g} s\nmean\t{1e-6 * capacity.mean_bps:.4g} Mbit/s")
     for name, value in zip(("least", "5 %", "median", "95 %", "most"), quantiles, strict=True):

@@ -1,15 +1,15 @@
-"""Capacities from files and from a seed: Mahimahi traces, rates over time, synthetic networks.
+"""Bandwidth traces: read from files, or generated from a seed.
 
-Mahimahi's format is one number per line, milliseconds: at that moment one packet of 1,504 bytes may
-leave. A line that is repeated allows another packet. An opportunity that finds nothing to send is
-lost. The last number is the period: the trace starts over there. (Mahimahi, ``man mm-link``.)
+Mahimahi's format has one number per line, in milliseconds: at that moment one packet of 1,504 bytes
+may leave. A repeated line allows another packet. An opportunity that finds nothing to send is lost.
+The last number is the period, after which the trace starts over. (Mahimahi, ``man mm-link``.)
 
-The other format is ``seconds<TAB>Mbit/s``, as the published HSDPA and broadband traces have it: the
-rate holds from its second until the next line's; the last one holds as long as the one before it,
+The other format is ``seconds<TAB>Mbit/s``, as in the published HSDPA and broadband traces. A rate
+holds from its second until that of the next line; the last one holds as long as the one before it,
 and then the trace starts over. (Pensieve's simulator reads the same files with each rate one line
 *earlier*, and so ignores the first.)
 
-Empty lines and what follows a ``#`` are skipped in both.
+In both formats empty lines and everything after a ``#`` are skipped.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def read_trace(path: Path, format: Format = "auto") -> Capacity:
     try:
         if path.exists() and not path.is_file():  # a pipe would never end
             raise OSError(f"{path} is no file")
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as e:
         raise ScenarioError(str(path), "", f"expected a readable trace file: {e}") from e
     lines = list(_lines(text))
@@ -130,10 +130,10 @@ def _mahimahi(file: str, lines: list[tuple[int, list[str]]]) -> Capacity:
         raise ScenarioError(
             file, f"line {lines[-1][0]}", "expected a last number above 0: it is the period"
         )
-    moments, packets = np.unique(np.array(stamps, dtype=np.int64), return_counts=True)
+    times_ms, packets = np.unique(np.array(stamps, dtype=np.int64), return_counts=True)
     after = np.cumsum(packets) * float(OPPORTUNITY_BYTES)
-    # Each moment is a jump: the same time twice, first with what was there before.
-    times = np.concatenate(([0.0], np.repeat(moments / 1000.0, 2)))
+    # Each time is a jump: it stands twice, first with the bytes from before.
+    times = np.concatenate(([0.0], np.repeat(times_ms / 1000.0, 2)))
     cumulative = np.zeros(times.shape[0])
     cumulative[2::2] = after
     cumulative[3::2] = after[:-1]
@@ -169,8 +169,11 @@ def _rates(file: str, lines: list[tuple[int, list[str]]]) -> Capacity:
 
 
 class _Character(NamedTuple):
-    """How a kind of network varies. The rate is log-normal with exponential memory, times the
-    fades and outages, which come as a Poisson process and last exponentially long."""
+    """How the bandwidth of a kind of network varies.
+
+    The rate is log-normal with exponential memory, times fades and outages, which begin as a
+    Poisson process and last exponentially long.
+    """
 
     step: float  # s between changes of rate
     sigma: float  # standard deviation of the logarithm of the rate
@@ -183,9 +186,9 @@ class _Character(NamedTuple):
 
 
 # Orders of magnitude, not a fit to one network. cellular: the 142 Norwegian HSDPA commutes (Riiser
-# et al. 2013) have coefficients of variation from 0.1 to 0.6, and this is at their restless end,
-# with gaps as at handovers. wifi: steadier, short dips when others talk. backhaul: a fixed line
-# shared with others, which slows for seconds at busy times.
+# et al. 2013) have coefficients of variation from 0.1 to 0.6; this is at the upper end of these,
+# with gaps as at handovers. wifi: steadier, with short dips while others send. backhaul: a fixed
+# line shared with others, which slows down for seconds at busy times.
 _CHARACTERS: dict[str, _Character] = {
     "cellular": _Character(0.2, 0.5, 5.0, 40.0, 3.0, 0.15, 120.0, 0.7),
     "wifi": _Character(0.1, 0.25, 2.0, 8.0, 0.5, 0.35, math.inf, 0.0),
@@ -198,8 +201,8 @@ def synthetic(kind: Kind, seed: int, mean_bps: float, duration: float = 300.0) -
 
     Args:
         kind: ``cellular`` (swings, fades, outages), ``wifi`` (dips), ``backhaul`` (nearly even).
-        seed: >= 0; other kinds with the same seed are unrelated.
-        mean_bps: mean over the period, met exactly, bits/s.
+        seed: >= 0. Traces of different kinds with the same seed are unrelated.
+        mean_bps: exact mean over the period, bits/s.
         duration: period, s.
 
     Raises:
@@ -216,18 +219,18 @@ def synthetic(kind: Kind, seed: int, mean_bps: float, duration: float = 300.0) -
     if steps < 1:
         raise BadInput(f"trace.duration: expected at least {c.step:g} s, got {duration!r}")
     rng = np.random.default_rng([seed, *kind.encode()])
-    keep = math.exp(-c.step / c.memory)
-    innovations = rng.standard_normal(steps) * c.sigma * math.sqrt(1.0 - keep * keep)
+    correlation = math.exp(-c.step / c.memory)
+    innovations = rng.standard_normal(steps) * c.sigma * math.sqrt(1.0 - correlation * correlation)
     log_rate = np.empty(steps)
     level = rng.standard_normal() * c.sigma
     for i in range(steps):
-        level = keep * level + innovations[i]
+        level = correlation * level + innovations[i]
         log_rate[i] = level
     rates = np.exp(log_rate)
     _dips(rates, c.step, c.fade_every, c.fade_for, c.fade_to, rng.exponential)
     _dips(rates, c.step, c.outage_every, c.outage_for, 0.0, rng.exponential)
     if not np.any(rates > 0.0):
-        rates[:] = 1.0  # a trace shorter than its first outage; it must send something
+        rates[:] = 1.0  # all of it is one outage, but it must send something
     rates *= mean_bps / rates.mean()
     return stepwise(np.arange(steps + 1) * (duration / steps), rates, repeat=True)
 
@@ -240,7 +243,7 @@ def _dips(
     share: float,
     exponential: Callable[[float], float],
 ) -> None:
-    """Multiply ``rates`` by ``share`` in intervals that begin and last at random; in place."""
+    """Multiply `rates` in place by `share`, in intervals of random begin and length."""
     if math.isinf(every):
         return
     t = exponential(every)

@@ -1,8 +1,8 @@
-"""Trace files written: the two formats that ``trace`` reads, from any capacity.
+"""Write trace files, in the two formats that `trace` reads.
 
-``rates``: ``seconds<TAB>Mbit/s``, one line per interval. ``mahimahi``: one line per opportunity of
-1,504 bytes, at the millisecond in which the capacity has grown by that much; the last line is the
-period, as Mahimahi has it, so a trace that ends in silence gets one opportunity there.
+``rates`` has a line ``seconds<TAB>Mbit/s`` per interval. ``mahimahi`` has a line per opportunity of
+1,504 bytes, at the millisecond in which the capacity has grown by that much. Its last line is the
+period, so a trace that ends with an outage gets one opportunity there.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ FileFormat = Literal["rates", "mahimahi"]
 
 
 def trace_text(capacity: Capacity, format: FileFormat, comment: str = "") -> str:
-    """A repeating capacity as the text of a trace file; ``trace.read_trace`` reads it back.
+    """The text of a trace file for a repeating capacity; `trace.read_trace` reads it back.
 
     Args:
-        capacity: with a period of at least a millisecond. For ``rates`` a polygon: a staircase has
+        capacity: its period is at least a millisecond. ``rates`` needs a polygon: a staircase has
             no rates.
-        format: see the module. In ``mahimahi`` a rounding to whole opportunities moves up to 1,504
-            bytes by up to a period's rounding to the millisecond, never more.
-        comment: for the first line of ``rates``. Mahimahi's reader knows no comments.
+        format: see the module. ``mahimahi`` rounds to whole opportunities and milliseconds, so up
+            to 1,504 bytes move by up to a millisecond.
+        comment: first line of ``rates``. Mahimahi's own reader allows no comments.
 
     Raises:
         BadInput: it does not repeat, or cannot be written in this format.
