@@ -81,53 +81,37 @@ def differences(
     server, model, form, stamps). Times may differ by `tolerance` s, the columns of the candidate
     table by `FEATURE_TOLERANCE`.
     """
-    found = [*_decision_differences(one, other, tolerance)]
-    found += _outcome_differences(one, other, tolerance)
+    found: list[Difference] = []
+
+    def compare(request: str, what: str, first: object, second: object) -> None:
+        if isinstance(first, float) and isinstance(second, float):
+            same = abs(first - second) <= tolerance
+        else:
+            same = first == second
+        if not same:
+            found.append(Difference(request=request, what=what, one=first, other=second))
+
+    orders = [[each.request for each in run.decisions] for run in (one, other)]
+    compare("", "order of decisions", *orders)
+    for decided, again in _pairs(one, other):
+        compare(decided.request, "row", decided.row, again.row)
+        compare(decided.request, "decided at", decided.at, again.at)
+    compare("", "requests", sorted(one.outcomes), sorted(other.outcomes))
+    for request, ended in one.outcomes.items():
+        ended_again = other.outcomes.get(request)
+        if ended_again is None:
+            continue
+        for field in ("status", "server", "model", "form"):
+            compare(request, field, getattr(ended, field), getattr(ended_again, field))
+        stamps = (*COMPARED_STAMPS, "transferred") if _was_transferred(ended) else COMPARED_STAMPS
+        for stamp in stamps:
+            times = (getattr(each.stamps, stamp) for each in (ended, ended_again))
+            compare(request, stamp, *times)
     for column, gap in feature_differences(one, other).items():
         if gap > FEATURE_TOLERANCE:
             what = f"feature {column}, relative difference"
             found.append(Difference(request="", what=what, one=0.0, other=gap))
     return found
-
-
-def _decision_differences(
-    one: Transcript, other: Transcript, tolerance: float
-) -> Iterator[Difference]:
-    if [each.request for each in one.decisions] != [each.request for each in other.decisions]:
-        yield Difference(
-            request="",
-            what="order of decisions",
-            one=len(one.decisions),
-            other=len(other.decisions),
-        )
-    for first, second in _pairs(one, other):
-        request = first.request
-        if first.row != second.row:
-            yield Difference(request=request, what="row", one=first.row, other=second.row)
-        if abs(first.at - second.at) > tolerance:
-            yield Difference(request=request, what="decided at", one=first.at, other=second.at)
-
-
-def _outcome_differences(
-    one: Transcript, other: Transcript, tolerance: float
-) -> Iterator[Difference]:
-    if one.outcomes.keys() != other.outcomes.keys():
-        yield Difference(
-            request="", what="requests", one=len(one.outcomes), other=len(other.outcomes)
-        )
-    for request, first in one.outcomes.items():
-        second = other.outcomes.get(request)
-        if second is None:
-            continue
-        for field in ("status", "server", "model", "form"):
-            pair = getattr(first, field), getattr(second, field)
-            if pair[0] != pair[1]:
-                yield Difference(request=request, what=field, one=pair[0], other=pair[1])
-        stamps = (*COMPARED_STAMPS, "transferred") if _was_transferred(first) else COMPARED_STAMPS
-        for stamp in stamps:
-            times = getattr(first.stamps, stamp), getattr(second.stamps, stamp)
-            if not _same_time(*times, tolerance):
-                yield Difference(request=request, what=stamp, one=times[0], other=times[1])
 
 
 def _pairs(one: Transcript, other: Transcript) -> Iterator[tuple[DecisionRecord, DecisionRecord]]:
@@ -144,12 +128,6 @@ def _was_transferred(outcome: Outcome) -> bool:
     stamps = outcome.stamps
     moved = outcome.server is not None and stamps.transferred is not None
     return moved and stamps.finished != stamps.answered
-
-
-def _same_time(first: float | None, second: float | None, tolerance: float) -> bool:
-    if first is None or second is None:
-        return first is second
-    return abs(first - second) <= tolerance
 
 
 def feature_differences(one: Transcript, other: Transcript) -> dict[str, float]:
