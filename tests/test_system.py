@@ -146,8 +146,9 @@ def test_policies_run_one_after_another_on_the_same_trace(folder: Path) -> None:
     output = up("smoke", "--policy", ",".join(names), "--duration", "1.5", "--out", str(run))
     summary = json.loads((run / "summary.json").read_text())
     assert [each["policy"] for each in summary["policies"]] == list(names)
+    # A busy machine may send two of nearly the same time in another order.
     asked = [
-        [(r.id, r.ingress, r.payload_bytes, r.deadline) for r in read_requests(run / name)]
+        sorted((r.id, r.ingress, r.payload_bytes, r.deadline) for r in read_requests(run / name))
         for name in names
     ]
     assert asked[0] == asked[1] == asked[2]
