@@ -482,8 +482,8 @@ def test_preset(name: str) -> None:
     assert scenario.about.endswith(".")
     text = presets()[name].read_text(encoding="utf-8")
     assert text.startswith("# ")
-    assert "# What it shows" in text
-    assert "# Why these numbers" in text
+    assert "# Purpose: " in text
+    assert "# Numbers: " in text
     assert loads(dump(scenario)) == scenario
     assert warnings_of(scenario, lambda model: REFERENCE[model][1]) == ()
 
