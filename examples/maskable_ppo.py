@@ -3,12 +3,13 @@
     pip install 'edgewise[train,sb3]'
     python examples/maskable_ppo.py [SCENARIO | --family medium] [--steps 50000] [--envs 8]
 
-Trains on worlds of one scenario or family and then compares, on worlds it has not seen, the mean
-score per decision with that of drawing an admissible row at random. It is here to show that the
-environment is an ordinary one. Two things keep it from more than that: it credits a score to
-whichever decision was last when the score became known, for that is what the reward of a step is
-(`info["credited"]` says whose it was, and nothing in Stable-Baselines3 asks); and it discounts by
-decision, not by time. `edgewise.learn.ppo` does both.
+Trains in worlds of one scenario or family. Then it compares, in worlds it has not seen, the mean
+score per decision with that of drawing an admissible row at random.
+
+It shows that an ordinary library trains in this environment, and no more than that, for two
+reasons. It credits a score to the decision that was last when the score became known, because that
+is the reward of a step (`info["credited"]` names the right decision, but Stable-Baselines3 does not
+read it). And it discounts by decision, not by time. `edgewise.learn.ppo` does both.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 
 def make(scenario: str | None, family: str | None) -> gymnasium.Env:
-    """One environment. The context and rows are of the order of 1, so nothing is normalised."""
+    """One environment. Context and rows are of the order of 1, so nothing is normalised."""
     return gymnasium.make("edgewise/Balance-v0", scenario=scenario, family=family)
 
 

@@ -237,7 +237,7 @@ def _fill_crossing(
     entry = episode.transfers[transfer]
     filling, filled, out = scratch.filling, scratch.filled, scratch.crossing[w]
     m = entry.resource
-    left = entry.size
+    left = entry.amount
     cost = 0.0
     n = 0
     bins = prices.price.shape[1]
@@ -246,7 +246,7 @@ def _fill_crossing(
         price = prices.price[m, j]
         room = entry.first_capacity if j == entry.first_bin else episode.capacity[m, j]
         if episode.free[m, j] != 0:
-            room = entry.size
+            room = entry.amount
         if room > 0.0 and (left > 0.0 or price < filling[0, n - 1]):
             at = n
             while at > 0 and filling[0, at - 1] > price:
@@ -254,7 +254,7 @@ def _fill_crossing(
                 filling[1, at] = filling[1, at - 1]
                 filled[at] = filled[at - 1]
                 at -= 1
-            room = min(room, entry.size)
+            room = min(room, entry.amount)
             filling[0, at] = price
             filling[1, at] = room
             filled[at] = j

@@ -14,7 +14,7 @@ bytes over the link's own mean rate, so that prices of both have the same magnit
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -34,7 +34,7 @@ from edgewise.bound.timeline import (
 )
 from edgewise.compile import jit, jit_no_refcount
 from edgewise.domain import PayloadForm
-from edgewise.fleet.arrays import Array
+from edgewise.fleet.arrays import Array, records
 from edgewise.fleet.estimates import ready_time
 from edgewise.score import expected_utility
 from edgewise.sim import layout
@@ -71,7 +71,7 @@ REQUEST = np.dtype(
 TRANSFER = np.dtype(
     [
         ("resource", "i8"),  # link
-        ("size", "f8"),  # link seconds
+        ("amount", "f8"),  # link seconds
         ("first_bin", "i8"),  # in which the transfer can begin …
         ("first_capacity", "f8"),  # … and the link seconds from then to the bin's end
         ("arrival_bin", "i8"),  # in which it can arrive, with the link to itself
@@ -180,10 +180,10 @@ def relax(sim: Sim, width: float = BIN) -> Relaxation:
     requests = len(world.requests)
     transfers = requests * (servers + services)
     tables = Tables(
-        requests=np.zeros(requests, REQUEST),
-        transfers=np.zeros(transfers, TRANSFER),
+        requests=records(requests, REQUEST),
+        transfers=records(transfers, TRANSFER),
         arrivals=np.zeros(transfers),
-        candidates=np.zeros(requests * 2 * int(batches.sum()), CANDIDATE),
+        candidates=records(requests * 2 * int(batches.sum()), CANDIDATE),
         used=np.zeros(2, np.int64),
     )
     _fill(inputs, tables)
@@ -379,13 +379,15 @@ def _add_candidates(
 @jit_no_refcount(internal=True)
 def _transfer(inputs: Inputs, tables: Tables, r: int, link: int, size: float, form: int) -> int:
     """The number of request `r`'s transfer of `size` bytes over `link`, added if there is none."""
-    resource = inputs.world.servers.size + link
-    scaled = max(0.0, size - BYTES_SLACK) / inputs.reference[link]
+    links, world, width = inputs.links, inputs.world, inputs.width
+    reference, peak = inputs.reference[link], inputs.peaks[link]
+    resource = world.servers.size + link
+    size = max(0.0, size - BYTES_SLACK)
     same = -1
     for t in range(tables.requests[r].first_transfer, tables.used[1]):
         entry = tables.transfers[t]
         matches = entry.resource == resource and entry.converted == form
-        if matches and (form != READY or entry.size == scaled):
+        if matches and (form != READY or entry.amount == size / reference):
             same = t
     if same >= 0:
         return same
@@ -393,32 +395,21 @@ def _transfer(inputs: Inputs, tables: Tables, r: int, link: int, size: float, fo
     tables.used[1] += 1
     start = inputs.commanded[r]
     if form == READY:
-        a = inputs.world.requests[r].ingress
-        start = tables.requests[r].ready
-        start += inputs.world.servers[a].prepare_seconds * inputs.least_slow[a]
-    tables.arrivals[t] = _fill_transfer(inputs, link, size, start, form, tables.transfers[t])
-    return t
-
-
-@jit_no_refcount(internal=True)
-def _fill_transfer(
-    inputs: Inputs, link: int, size: float, start: float, converted: int, out: Any
-) -> float:
-    """Fill a transfer; returns when it arrives if it has the link to itself."""
-    links, numbers, width = inputs.links, inputs.world.numbers, inputs.width
-    reference, peak = inputs.reference[link], inputs.peaks[link]
-    size = max(0.0, size - BYTES_SLACK)
-    arrival = crossing_time(links, numbers, link, start, size)
+        a = world.requests[r].ingress
+        start = tables.requests[r].ready + world.servers[a].prepare_seconds * inputs.least_slow[a]
+    arrival = crossing_time(links, world.numbers, link, start, size)
     j = int(start / width)
-    out.resource = inputs.world.servers.size + link
-    out.size = size / reference
+    left = carried(links, world.numbers, link, start, (j + 1) * width)
+    out = tables.transfers[t]
+    out.resource = resource
+    out.amount = size / reference
     out.first_bin = j
-    left = carried(links, numbers, link, start, (j + 1) * width)
     out.first_capacity = left / reference * (1.0 + CAPACITY_SLACK)
     out.arrival_bin = int(arrival / width) if arrival < 1e12 else 1 << 40
     out.least_seconds = size / peak if peak > 0.0 else 0.0
-    out.converted = converted
-    return arrival
+    out.converted = form
+    tables.arrivals[t] = arrival
+    return t
 
 
 @jit_no_refcount(internal=True)

@@ -38,7 +38,7 @@ def link_states(world: World, script: Array) -> LinkStates:
         states[int(line["index"])].append((float(line["time"]), now))
     flat = [entry for one in states for entry in one]
     return LinkStates(
-        states=np.array([state for _, state in flat], layout.LINK),
+        states=np.array([state for _, state in flat], layout.LINK).view(np.recarray),
         since=np.array([since for since, _ in flat]),
         first=np.cumsum([0, *(len(one) for one in states)]).astype(np.int64),
     )
