@@ -98,6 +98,12 @@ def test_same_decisions_and_outcomes(policy: str, cv: float, state: str) -> None
     assert len(live.decisions) == len(live.outcomes) == len(world(cv, state)[1]) > 50
 
 
+def test_a_randomised_policy_draws_the_same_numbers() -> None:
+    simulated = simulated_run("random", 0.2)
+    assert not report_of(simulated, run_live(*world(0.2), "random"))
+    assert len({each.row for each in simulated.decisions}) > 5
+
+
 def test_scenario_is_not_trivial() -> None:
     served = [
         each

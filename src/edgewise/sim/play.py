@@ -26,10 +26,15 @@ class TooManyOpenRequests(EdgewiseError):
     """More requests were open at a time than the simulation has slots for (`Options.slots`)."""
 
 
+def policy_seeds(seed: int, balancers: int) -> list[int]:
+    """The seed of each balancer's policy, from the scenario's."""
+    children = np.random.SeedSequence([seed, 4]).spawn(balancers)
+    return [int(child.generate_state(1, np.uint64)[0]) for child in children]
+
+
 def seeds_of_draws(seed: int, balancers: int) -> np.ndarray:
     """The state of each balancer's random draws, uint64 (B, 1)."""
-    children = np.random.SeedSequence([seed, 4]).spawn(balancers)
-    return np.stack([new_rng(int(c.generate_state(1, np.uint64)[0])) for c in children])
+    return np.stack([new_rng(each) for each in policy_seeds(seed, balancers)])
 
 
 def play(sim: Sim, spec: PolicySpec, seed: int, params: Sequence[float] | None = None) -> Sim:

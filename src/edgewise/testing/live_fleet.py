@@ -45,6 +45,7 @@ from edgewise.policy.base import PolicySpec
 from edgewise.scenario import Scenario, SlowFailure, slowness
 from edgewise.score import ScoreShape
 from edgewise.sim.build import CONTROL_DELAY, simulation
+from edgewise.sim.play import policy_seeds
 from edgewise.testing.memory_transport import MemoryNetwork, MemoryRoute, MemoryTransport, url_of
 from edgewise.testing.shared_link import SharedLink
 from edgewise.testing.simulated import first_reports
@@ -59,6 +60,7 @@ CLIENT, BALANCER = "client", "balancer"
 LinkFigures = list[tuple[str, float, float, float]]
 """(name, rate bytes/s, round trip s, backlog bytes) of each link."""
 MakeNode = Callable[[NodeConfig, Scenario, Clock, Transport], Node]
+"""(configuration, scenario, clock, transport) → the node of one server."""
 
 
 class Disturbance(Struct, frozen=True, kw_only=True):
@@ -141,7 +143,7 @@ class LiveFleet:
         self.network = MemoryNetwork(routes, CONTROL_DELAY, self._intercept)
         self._disturbance = disturbance
         self._begun = simulation(self.scenario, trace)
-        decider = _policy(policy, scenario.seed)
+        decider = _policy(policy, policy_seeds(scenario.seed, 1)[0])
         self.dispatcher = _RecordingDispatcher(self.scenario, decider, self.clock.now())
         self.balancer = Balancer(self.dispatcher, self.clock)
         app = BalancerApi(self.balancer).app()
