@@ -1,6 +1,6 @@
 """Stable-Baselines3's MaskablePPO learns to balance.
 
-    pip install 'edgewise[train,sb3]'
+    pip install '.[train,sb3]'   # in a clone
     python examples/maskable_ppo.py [SCENARIO | --family medium] [--steps 50000] [--envs 8]
 
 Trains in worlds of one scenario or family. Then it compares, in worlds it has not seen, the mean
