@@ -10,7 +10,8 @@ import pytest
 
 from edgewise import tasks
 from edgewise.errors import BadInput, ModelError
-from edgewise.scenario import loads
+from edgewise.scenario import load, loads
+from edgewise.sim.simulate import Photos
 from edgewise.tasks import task_of
 from edgewise.tasks.imagenet.images import LabelledImage
 from edgewise.tasks.measure import measure_accuracy
@@ -77,6 +78,18 @@ def test_services_take_from_the_task_what_the_scenario_leaves_open(
     assert service.ready_saving == pytest.approx(0.002)
     with pytest.raises(ModelError, match="unknown model 'lite2'; known: xor"):
         services_of(loads(SCENARIO.format(task="parity", model="lite2")))
+
+
+def test_the_simulator_runs_without_the_packages_of_photos(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(
+        "edgewise.tasks.imagenet.distributions.importlib.util.find_spec", lambda name: None
+    )
+    photos = Photos.of(load("three-sites"))
+    assert photos is not None
+    assert len(photos.sizes) == len(photos.labels) == 20
+    assert min(photos.sizes) > 10_000
 
 
 def test_accuracy_is_the_mean_quality_of_the_answers() -> None:
