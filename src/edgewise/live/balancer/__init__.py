@@ -1,0 +1,1 @@
+"""The balancer: decides every request, and credits outcomes to decisions."""

@@ -17,7 +17,6 @@ from typing import Literal
 from msgspec import Struct
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from edgewise.errors import BadInput
 from edgewise.files import new_folder
@@ -186,20 +185,13 @@ def _platform(
 
 
 def prepare_models(task: str, models: Iterable[str], console: Console) -> None:
-    """Convert models of `task`, with a progress bar; quick if they are in the cache.
+    """Convert models of `task`, showing progress; quick if they are in the cache.
 
     Raises ModelError and MissingExtra.
     """
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        console=console,
-        transient=True,
-    ) as bar:
-        row = bar.add_task("models", total=1.0)
+    with console.status("models") as status:
 
         def progress(name: str, what: str, done: float) -> None:
-            bar.update(row, description=f"{name}: {what[:40]}", completed=done)
+            status.update(f"{escape(name)}: {escape(what[:40])}, {100 * done:.0f} %")
 
         task_of(task).prepare(models, progress)
