@@ -58,10 +58,10 @@ def test_a_link_is_found_again_through_its_queues_and_streamed_uploads() -> None
     ends = np.maximum(fitting.shared_link_ends(starts, sizes, 2.5e6), least) + 0.012
     ends += rng.exponential(0.0005, 300)
     ends[::20] += 0.5  # something else was going on
-    found = fitting.fit_link(starts, sizes, ends, least)
+    found = fitting.fit_link(fitting.Transfers(starts, sizes, ends, least))
     assert found.rate == pytest.approx(2.5e6, rel=0.03)
     assert found.delay == pytest.approx(0.012, abs=0.001)
-    blind = fitting.fit_link(starts, sizes, ends)
+    blind = fitting.fit_link(fitting.Transfers(starts, sizes, ends))
     assert blind.error > found.error  # that the upload holds it up is seen
 
 
@@ -72,12 +72,11 @@ def test_transfers_that_only_share_do_not_judge() -> None:
     ends = fitting.shared_link_ends(starts, sizes, 2.5e6) + 0.01
     judged = rng.random(200) < 0.4
     ends[~judged] += 0.2
-    assert fitting.fit_link(starts, sizes, ends, None, judged).delay == pytest.approx(
-        0.01, abs=1e-4
-    )
-    assert fitting.fit_link(starts, sizes, ends).delay > 0.05
+    transfers = fitting.Transfers(starts, sizes, ends, None, judged)
+    assert fitting.fit_link(transfers).delay == pytest.approx(0.01, abs=1e-4)
+    assert fitting.fit_link(fitting.Transfers(starts, sizes, ends)).delay > 0.05
     with pytest.raises(ValueError, match="at least one"):
-        fitting.fit_link(starts[:0], sizes[:0], ends[:0])
+        fitting.fit_link(fitting.Transfers(starts[:0], sizes[:0], ends[:0]))
 
 
 def test_conversions_wait_for_what_runs_and_for_each_other() -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -166,7 +167,7 @@ def _services(record: _Record) -> tuple[dict[str, ServerSpec], ServiceNoise]:
     replace = msgspec.structs.replace
     execute = record.column("stage_execute")
     groups: list[Floats] = []
-    found: dict[tuple[str, str], tuple[tuple[float, ...], float]] = {}
+    found: dict[tuple[str, str], dict[str, Any]] = {}
     for service in record.services:
         mine = (record.server == service.server) & (record.model == service.model)
         mine &= np.isfinite(execute) & (execute > 0.0)
@@ -183,7 +184,8 @@ def _services(record: _Record) -> tuple[dict[str, ServerSpec], ServiceNoise]:
             continue
         groups += [each for each in (original, ready) if len(each) >= ENOUGH]
         latency, saving = _service_time(service, original, ready)
-        found[service.server, service.model] = ((latency * speed,), saving * speed)
+        new = {"latency": (latency * speed,), "ready_saving": saving * speed}
+        found[service.server, service.model] = new
         record.note(f"{where}.latency", "s", was, latency * speed, count)
         if len(ready) >= ENOUGH:
             old = service.ready_saving * speed
@@ -192,14 +194,7 @@ def _services(record: _Record) -> tuple[dict[str, ServerSpec], ServiceNoise]:
         name: replace(
             server,
             services=tuple(
-                replace(
-                    spec,
-                    latency=found[name, spec.model][0],
-                    ready_saving=found[name, spec.model][1],
-                )
-                if (name, spec.model) in found
-                else spec
-                for spec in server.services
+                replace(spec, **found.get((name, spec.model), {})) for spec in server.services
             ),
         )
         for name, server in record.scenario.servers.items()
@@ -235,10 +230,11 @@ def _links(record: _Record) -> tuple[dict[str, LinkSettings], dict[str, LinkSett
     links, access = dict(network.links), dict(network.access_links)
     size = record.column("payload_bytes")
     sent, uploaded = record.stamp("sent"), record.stamp("uploaded")
+    uploads = fitting.Transfers(sent, size, uploaded)
     for name in record.scenario.servers:
         full, spec = record.scenario.access_of(name)
         mine = (record.ingress == name) & np.isfinite(uploaded)
-        new = _link(record, full, spec, sent[mine], size[mine], uploaded[mine])
+        new = _link(record, full, spec, uploads.where(mine))
         if new is not None:
             access[name] = new
     decided, there = record.stamp("decided"), record.stamp("transferred")
@@ -246,18 +242,9 @@ def _links(record: _Record) -> tuple[dict[str, LinkSettings], dict[str, LinkSett
     moved &= np.isfinite(decided) & np.isfinite(there) & np.isfinite(uploaded)
     start, sizes = _transfers(record, size, decided, uploaded)
     original = record.form != PayloadForm.MODEL_READY
+    transfers = fitting.Transfers(start, sizes, there, uploaded, original)
     for key, full, spec, of in _between(record):
-        mine = moved & of
-        new = _link(
-            record,
-            full,
-            spec,
-            start[mine],
-            sizes[mine],
-            there[mine],
-            uploaded[mine],
-            original[mine],
-        )
+        new = _link(record, full, spec, transfers.where(moved & of))
         if new is not None:
             links[key] = new
     return links, access
@@ -308,21 +295,15 @@ def _transfers(
 
 
 def _link(
-    record: _Record,
-    name: str,
-    spec: LinkSettings,
-    starts: Floats,
-    sizes: Floats,
-    ends: Floats,
-    least: Floats | None = None,
-    original: NDArray[np.bool_] | None = None,
+    record: _Record, name: str, spec: LinkSettings, transfers: fitting.Transfers
 ) -> LinkSettings | None:
     """`spec` with the measured rate and delay; None if it is kept.
 
     If there are enough transfers of originals, only these are fitted: their beginning is known.
     """
-    if original is not None and original.sum() < ENOUGH_TRANSFERS:
-        original = None
+    if transfers.fitted is not None and transfers.fitted.sum() < ENOUGH_TRANSFERS:
+        transfers = transfers._replace(fitted=None)
+    count = len(transfers.starts)
     rate_at, delay_at = f"{name}.rate_mbps", f"{name}.delay"
     resolved = [record.scenario.resolve_link(e.link) for e in record.scenario.network.events]
     why = ""
@@ -330,12 +311,12 @@ def _link(
         why = "kept: its bandwidth varies"
     elif spec.rate_mbps is None:
         why = "kept: unlimited"
-    elif len(starts) < ENOUGH_TRANSFERS:
+    elif count < ENOUGH_TRANSFERS:
         why = "kept: too few"
     if why:
-        record.note(rate_at, "Mbit/s", spec.rate_mbps, None, len(starts), why)
+        record.note(rate_at, "Mbit/s", spec.rate_mbps, None, count, why)
         return None
-    found = fitting.fit_link(starts, sizes, ends, least, original)
+    found = fitting.fit_link(transfers)
     mbps = found.rate * 8e-6
     error = f"off by {1e3 * found.error:.1f} ms at the median"
     record.note(rate_at, "Mbit/s", spec.rate_mbps, mbps, found.count, error)
@@ -385,11 +366,11 @@ def _workload(record: _Record) -> WorkloadSpec:
         # A run has few sojourns, so their weights are uncertain; how many requests came is not.
         rates = tuple(each * count / duration / bursts.mean_rate for each in found.rates)
         arrivals = replace(bursts, rates=rates)
-        said = "bursts: " + ", ".join(
+        states = "bursts: " + ", ".join(
             f"{rate:.3g}/s for {stay:.3g} s"
             for rate, stay in zip(rates, found.sojourns, strict=True)
         )
-        record.note(kind, "1/s", was, count / duration, count, said)
+        record.note(kind, "1/s", was, count / duration, count, states)
     else:
         arrivals = PoissonArrivals(rate=found)
         record.note(kind, "1/s", was, found, count, "poisson")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 import math
+from typing import Any, NamedTuple
 
 import numpy as np
 from msgspec import Struct
@@ -86,34 +87,38 @@ def shared_link_ends(starts: Floats, sizes: Floats, rate: float) -> Floats:
     return ends
 
 
-def fit_link(
-    starts: Floats,
-    sizes: Floats,
-    ends: Floats,
-    least: Floats | None = None,
-    judged: NDArray[np.bool_] | None = None,
-) -> LinkFit:
-    """The rate and delay that best explain when transfers arrived.
+class Transfers(NamedTuple):
+    """The transfers over one link, each array with one element for each."""
 
-    Parameters
-    ----------
-    starts, ends:
-        s on one clock: when the first byte was sent, and the last had arrived.
-    sizes:
-        Bytes.
-    least:
-        When each transfer's last byte reached the sender, which forwards what it receives, s. It
-        arrives no earlier than a delay after.
-    judged:
-        Which transfers are fitted; the others only share the link. None: all.
+    starts: Floats
+    """s, when the first byte was sent."""
+    sizes: Floats
+    """Bytes."""
+    ends: Floats
+    """s, when the last byte had arrived."""
+    source_ends: Floats | None = None
+    """s, when the last byte reached the sender, which forwards what it receives. It arrives no
+    earlier than a delay after."""
+    fitted: NDArray[np.bool_] | None = None
+    """Which transfers are fitted; the others only share the link. None: all."""
+
+    def where(self, mask: NDArray[np.bool_]) -> Transfers:
+        """Those of a mask."""
+        arrays: Any = [None if each is None else each[mask] for each in self]
+        return Transfers(*arrays)
+
+
+def fit_link(transfers: Transfers) -> LinkFit:
+    """The rate and delay that best explain when transfers arrived.
 
     Minimises the sum of absolute errors on a grid over four decades of rates, then by golden
     section. Raises ValueError for no transfers.
     """
+    starts, sizes, ends, source_ends, fitted = transfers
     if not len(starts):
         raise ValueError("expected at least one transfer")
-    before = np.full(len(starts), -np.inf) if least is None else least
-    counts = np.ones(len(starts), bool) if judged is None else judged
+    before = np.full(len(starts), -np.inf) if source_ends is None else source_ends
+    counts = np.ones(len(starts), bool) if fitted is None else fitted
 
     def errors(log_rate: float) -> tuple[float, float, float]:
         across = np.maximum(shared_link_ends(starts, sizes, math.exp(log_rate)), before)
