@@ -100,7 +100,7 @@ def main() -> None:
     """Print the table."""
     seen = observation()
     with_network = np.array(POLICIES["edgewise"].params)
-    with_network[learned.O_NETWORK] = 1.0
+    learned.named(with_network).options.network = 1.0
     rules = {
         "earliest_completion": POLICIES["earliest_completion"],
         "priced_greedy": POLICIES["priced_greedy"],

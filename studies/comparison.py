@@ -133,16 +133,16 @@ def without(policy: PolicySpec, part: str) -> PolicySpec:
     elif part == "shed":
         numbers[learned.LAYOUT["shed_head"]] = 0.0
     elif part == "base":
-        numbers[learned.LAYOUT["base"]] = numbers[learned.LAYOUT["calibrated"]]
+        numbers[learned.LAYOUT["priced"]] = numbers[learned.LAYOUT["calibrated"]]
     elif part == "network of rows":
-        numbers[learned.O_NETWORK] = 0.0
+        learned.named(numbers).options.network = 0.0
     elif part == "memory of links":
         for head in range(len(learned.SERVER_HEADS)):
             at = learned.LAYOUT["server_heads"].start + head * learned.P
             for name in ("rate_moves", "rate_off", "aged_moves"):
                 numbers[at + list(PHI).index(name)] = 0.0
     elif part == "guard":
-        numbers[learned.O_GUARDED] = 0.0
+        learned.named(numbers).options.guarded = 0.0
     else:
         raise ValueError(part)
     return weight_files.rule(numbers, f"without {part}")
@@ -151,7 +151,7 @@ def without(policy: PolicySpec, part: str) -> PolicySpec:
 def ablation(experiment: Experiment, policy: PolicySpec) -> Section:
     """The change of utility with one part of the weights set to 0, without training again."""
     parts = list(PARTS)
-    if policy.params[learned.O_NETWORK] > 0.0:
+    if policy.named_params(policy.new_params()).options.network > 0.0:
         parts.append("network of rows")
     arms = [Arm(name="edgewise", policy=policy)]
     arms += [Arm(name=f"without {part}", policy=without(policy, part)) for part in parts]

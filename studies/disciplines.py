@@ -29,7 +29,7 @@ from edgewise.fleet.table import CandidateTable
 from edgewise.learn.search import Budget
 from edgewise.policy import POLICIES
 from edgewise.policy.base import PolicySpec
-from edgewise.policy.priced import priced_scores
+from edgewise.policy.priced import priced_greedy
 from edgewise.scenario import NetworkSpec, Scenario, ServerSpec
 from edgewise.sim.build import SimOptions
 
@@ -191,10 +191,13 @@ CONTRASTS = (
 )
 
 
+_priced_greedy = priced_greedy.kernel
+
+
 @jit
 def _priced_forced(table: CandidateTable, params: Array, state: Array, draws: Array) -> float:
     """`priced_greedy` whose transfers are all model-ready where that form may be chosen."""
-    probability = priced_scores(table, params)
+    probability = _priced_greedy(table, params, state, draws)
     for r in range(0, table.mask.size - 1, 2):
         if table.rows.local[r] == 0.0 and table.mask[r + 1] == 1:
             table.scores[r] = -np.inf

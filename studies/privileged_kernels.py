@@ -16,7 +16,7 @@ from edgewise.compile import jit
 from edgewise.fleet.arrays import Array
 from edgewise.fleet.estimates import ready_time
 from edgewise.fleet.table import CandidateTable
-from edgewise.policy.learned import edgewise
+from edgewise.policy import learned
 from edgewise.scenario import Scenario
 from edgewise.sim.build import SimOptions, simulation
 from edgewise.tasks.services import services_of
@@ -24,13 +24,15 @@ from edgewise.worlds.workload import generate
 
 Floats = NDArray[np.float64]
 
+_edgewise = learned.edgewise.kernel
+
 
 @jit
 def original_only(table: CandidateTable, params: Array, state: Array, draws: Array) -> float:
     """Run the policy without re-encoded transfers."""
     for r in range(1, table.mask.size - 1, 2):
         table.mask[r] = 0
-    return edgewise(table, params, state, draws)
+    return _edgewise(table, params, state, draws)
 
 
 @jit
@@ -39,7 +41,7 @@ def always_ready(table: CandidateTable, params: Array, state: Array, draws: Arra
     for r in range(0, table.mask.size - 1, 2):
         if table.mask[r + 1] != 0 and table.rows.local[r + 1] == 0.0:
             table.mask[r] = 0
-    return edgewise(table, params, state, draws)
+    return _edgewise(table, params, state, draws)
 
 
 @jit
@@ -81,7 +83,7 @@ def slow_spells_known(table: CandidateTable, params: Array, state: Array, draws:
         if fresh:
             table.servers[s].backlog *= by
             table.servers[s].ahead *= by
-    return edgewise(table, params[size:], state, draws)
+    return _edgewise(table, params[size:], state, draws)
 
 
 def slow_spells(world: Scenario) -> Floats:

@@ -117,7 +117,7 @@ def specialists(
     the generalist's on validation worlds. So a specialist is below the generalist only by chance.
     """
     start = np.array(policy.params)
-    start[learned.O_GUARDED] = 0.0
+    learned.named(start).options.guarded = 0.0
     lines = [
         "| family | minutes | k decisions | kept | edgewise | specialist | gain | in % |",
         "|---|---|---|---|---|---|---|---|",
@@ -230,7 +230,7 @@ def informed_heuristic(
 ) -> PolicySpec | None:
     """The control, tuned further for `budget` s where reports are fresh and bandwidths known."""
     start = np.array(control.params)
-    start[learned.O_GUARDED] = 0.0
+    learned.named(start).options.guarded = 0.0
     return runs.run(
         f"informed-{budget:g}s-{seed}-{worlds}",
         WorldSource(family="train", change=fresh_reports_and_bandwidth),

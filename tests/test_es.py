@@ -126,7 +126,7 @@ def test_perturbations_depend_on_seed_and_generation_only() -> None:
 def test_the_origin_is_where_it_begins() -> None:
     space = SearchSpace(start(), ("base", "heads"))
     found = space.params(np.zeros(space.size))
-    assert np.allclose(found[learned.LAYOUT["base"]], PRICED.params, rtol=1e-12)
+    assert np.allclose(found[learned.LAYOUT["priced"]], PRICED.params, rtol=1e-12)
     rest = slice(learned.LAYOUT["calibrated"].start, None)
     assert np.array_equal(found[rest], start()[rest])
 
@@ -138,7 +138,7 @@ def test_groups_free_what_they_say() -> None:
         x = np.ones(space.size)
         changed = np.flatnonzero(space.params(x) != start())
         moved[group] = set(changed.tolist()) - {learned.O_NETWORK}
-    base = learned.LAYOUT["base"]
+    base = learned.LAYOUT["priced"]
     assert moved["base"] <= set(range(base.start, base.stop))
     assert len(moved["base"]) >= 15
     assert not moved["heads"] & moved["base"]
@@ -152,7 +152,7 @@ def test_groups_free_what_they_say() -> None:
 def test_parameters_stay_between_their_bounds() -> None:
     space = SearchSpace(start(), ("base",))
     for sign in (-1.0, 1.0):
-        found = space.params(np.full(space.size, sign * 1e3))[learned.LAYOUT["base"]]
+        found = space.params(np.full(space.size, sign * 1e3))[learned.LAYOUT["priced"]]
         for value, p in zip(found, PRICED.parameters, strict=True):
             assert p.low - 1e-9 <= value <= p.high + 1e-9
 
@@ -370,7 +370,7 @@ def test_old_weights_fall_back_to_the_heuristic_of_today(tmp_path: Path) -> None
     start, heuristic = beginning(str(tmp_path / "older.safetensors"))
     assert heuristic.params == POLICIES["priced_greedy"].params
     assert tuple(start[learned.LAYOUT["calibrated"]]) == heuristic.params
-    assert (start[learned.LAYOUT["base"]] == params[learned.LAYOUT["base"]]).all()
+    assert (start[learned.LAYOUT["priced"]] == params[learned.LAYOUT["priced"]]).all()
 
 
 def test_no_generation_searches_nothing(tmp_path: Path) -> None:

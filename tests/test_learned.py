@@ -35,7 +35,7 @@ def params(seed: int = 0, network: bool = True) -> np.ndarray:
     rng = np.random.default_rng(seed)
     for part in ("server_heads", "row_heads", "shed_head", "out"):
         made[learned.LAYOUT[part]] = rng.normal(0.0, 0.3, learned.SIZES[part])
-    made[learned.O_NETWORK] = network
+    learned.named(made).options.network = network
     return made
 
 
@@ -92,7 +92,7 @@ def scores(
 @pytest.mark.parametrize("network", [False, True])
 def test_untrained_is_the_heuristic_bit_for_bit(network: bool) -> None:
     untrained = learned.untrained(PRICED.params)
-    untrained[learned.O_NETWORK] = network
+    learned.named(untrained).options.network = network
     for seed in range(20):
         seen = table(seed)
         mine = scores(untrained, seen)
@@ -172,7 +172,7 @@ def _through(kernel: object, *arguments: object) -> float:
 
 def test_a_drawn_row_comes_with_its_probability() -> None:
     numbers = params()
-    numbers[learned.O_TEMPERATURE] = 0.05
+    learned.named(numbers).options.temperature = 0.05
     seen = table(5)
     state = np.zeros(learned.MEMORY + learned.PER_SERVER * len(seen.servers))
     draws = new_rng(3)

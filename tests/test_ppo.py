@@ -49,7 +49,7 @@ def anything(seed: int, network: bool) -> np.ndarray:
     for name in actor_critic.SCALES:
         if network or name in actor_critic.HEAD:
             params[LAYOUT[name]] += rng.normal(0.0, 0.2, params[LAYOUT[name]].size)
-    params[learned.O_NETWORK] = float(network)
+    learned.named(params).options.network = float(network)
     return params
 
 
@@ -143,7 +143,7 @@ def test_untrained_it_is_the_heuristic() -> None:
     """Zero steps, and the params play every world as `priced_greedy`, to the last bit."""
     learner = actor_critic.Learner(untrained(HEURISTIC), PpoSettings())
     params = learner.params()
-    params[learned.O_TEMPERATURE] = 0.0
+    learned.named(params).options.temperature = 0.0
     assert (params == untrained(HEURISTIC)).all()
     rule = weight_files.rule(untrained(HEURISTIC), "untrained")
     scenario = short("heavy", 3)
@@ -258,7 +258,7 @@ def test_a_run_that_was_killed_resumes_to_the_same_weights(tmp_path: Path) -> No
     validated: list[int] = []
 
     def validate(params: np.ndarray) -> Interval:
-        assert params[learned.O_TEMPERATURE] == 0.0
+        assert learned.named(params).options.temperature == 0.0
         validated.append(1)
         return Interval(0.01 * len(validated) * (1 if len(validated) < 3 else -1), 0.001)
 

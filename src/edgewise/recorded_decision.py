@@ -109,8 +109,7 @@ def _by_simulating(run: Path, request: str) -> RecordedDecision:
         request=request,
         policy=policy,
         tables=[table],
-        # Explanations need the memory of the learned policy only.
-        memory=state[learned.MEMORY :] if len(state) > learned.MEMORY else None,
+        memory=state,
         row=decided.row,
         ingress=world.server_names[int(table.context.ingress)],
         deadline=float(table.context.deadline),

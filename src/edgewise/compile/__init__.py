@@ -15,7 +15,7 @@ its version to those for which that was done.
 """
 
 from edgewise.compile.addresses import address_words, tuple_reader
-from edgewise.compile.decorators import PLAIN_PYTHON, jit, jit_no_refcount
+from edgewise.compile.decorators import PLAIN_PYTHON, jit, jit_no_refcount, uncompiled
 from edgewise.compile.reference import as_pointer, by_reference, type_of
 from edgewise.compile.specialise import compile_error, probability_of, specialised
 
@@ -31,4 +31,5 @@ __all__ = [
     "specialised",
     "tuple_reader",
     "type_of",
+    "uncompiled",
 ]

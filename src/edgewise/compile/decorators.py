@@ -122,3 +122,8 @@ def _refuse_python(dispatcher: Any) -> None:
 
     dispatcher._compile_for_args = refuse
     dispatcher.add_overload = add_overload
+
+
+def uncompiled(function: F) -> F:
+    """The Python function that was compiled; itself if nothing was."""
+    return getattr(function, "py_func", function)

@@ -10,13 +10,13 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from edgewise.compile import uncompiled
 from edgewise.errors import MissingExtra
 from edgewise.learn.ppo_settings import PpoSettings
-from edgewise.learn.rollout import CONSTANTS, SEEN, Rollout, greatest, pick
-from edgewise.policy import learned
+from edgewise.learn.rollout import SEEN, TERMS, Rollout, greatest, pick
+from edgewise.policy import learned, priced
 from edgewise.policy.learned import CLAMP, DEPTH, LAYOUT, SHED_SCALE, WIDTH, P, Q
-from edgewise.policy.priced import SPREAD, SQRT_3
-from edgewise.score import timeliness_of
+from edgewise.policy.priced import SQRT_3, Factors, RowTerms
 
 try:
     import torch
@@ -25,6 +25,11 @@ except ImportError as error:
     raise MissingExtra("train", "torch") from error
 
 Floats = NDArray[np.float64]
+
+# The formula of the compiled kernel, on tensors.
+margined_latency, deviation, combined = (
+    uncompiled(each) for each in (priced.margined_latency, priced.deviation, priced.combined)
+)
 
 SCALES = {
     "server_heads": 0.1,
@@ -48,9 +53,9 @@ class Learner(nn.Module):
     def __init__(self, start: Floats, settings: PpoSettings) -> None:
         super().__init__()
         self._origin = start.copy()
-        self._origin[learned.O_TEMPERATURE] = settings.temperature
-        self._origin[learned.O_GUARDED] = 0.0
-        self._origin[learned.O_NETWORK] = float(settings.network)
+        learned.named(self._origin).options.temperature = settings.temperature
+        learned.named(self._origin).options.guarded = 0.0
+        learned.named(self._origin).options.network = float(settings.network)
         scale = np.zeros(learned.LENGTH)
         for name, by in SCALES.items():
             scale[LAYOUT[name]] = by if settings.network or name in HEAD else 0.0
@@ -58,7 +63,7 @@ class Learner(nn.Module):
         scale[LAYOUT["out"].start + DEPTH : LAYOUT["out"].stop] *= VALUE_SCALE
         self._scale = scale
         self.temperature = settings.temperature
-        self.spread = float(start[LAYOUT["base"]][SPREAD])
+        self.spread = float(learned.named(start).priced.spread)
         self.network = settings.network
         self.x = nn.Parameter(torch.zeros(learned.LENGTH))
         finite = np.where(scale > 0.0, self._origin, 0.0)
@@ -88,32 +93,32 @@ class Learner(nn.Module):
         w = self._start_32 + self._scale_32 * self.x
         heads = batch.phi @ w[LAYOUT["server_heads"]].view(5, P).T
         bend = torch.exp(heads[:, 1:].clamp(-CLAMP, CLAMP))  # link, network, wait, spread
-        dear, better = (batch.psi @ w[LAYOUT["row_heads"]].view(2, Q).T).unbind(1)
+        cost, value = (batch.psi @ w[LAYOUT["row_heads"]].view(2, Q).T).unbind(1)
         if self.network:
             more = self._network(w, batch)
-            dear, better = dear + more[:, 0], better + more[:, 1]
-        better = nn.functional.softsign(better)
+            cost, value = cost + more[:, 0], value + more[:, 1]
         price = heads[:, 0]
-        link, over, wait, wider = bend.index_select(0, batch.server).unbind(1)
-        c = dict(zip(CONSTANTS, batch.constants.unbind(1), strict=True))
-
-        over, wait, service = over * c["network"], wait * c["wait"], c["service"]
-        spread = self.spread * (wait + service) + c["network_spread"] * over + c["stale"]
-        off = SQRT_3 * spread * wider
-        mean = batch.elapsed[batch.of] + over + wait + service
-        deadline, grace = batch.deadline[batch.of], batch.grace[batch.of]
+        link, network, wait, spread = bend.index_select(0, batch.server).unbind(1)
+        home = torch.exp(price.index_select(0, batch.home).clamp(-CLAMP, CLAMP))
+        terms = RowTerms(*batch.terms.unbind(1))
+        factors = Factors(
+            cost=torch.exp((price.index_select(0, batch.server) + cost).clamp(-CLAMP, CLAMP)),
+            link=link,
+            prepare=home.index_select(0, batch.of),
+            network=network,
+            wait=wait,
+            spread=spread,
+            value=nn.functional.softsign(value),
+        )
+        mean = margined_latency(terms, factors, batch.elapsed[batch.of])
+        off = SQRT_3 * deviation(terms, factors, self.spread)
+        deadline, grace = batch.deadline[batch.of], batch.grace[batch.of].clamp_min(1e-9)
 
         def timely(latency: Tensor) -> Tensor:
-            scores: Tensor = timeliness_of(latency / deadline, grace)
-            return scores
+            return (1.0 - (latency / deadline - 1.0) / grace).clamp(0.0, 1.0)
 
         expected = (4.0 * timely(mean) + timely(mean - off) + timely(mean + off)) / 6.0
-        cost = c["cost"] * torch.exp(
-            (price.index_select(0, batch.server) + dear).clamp(-CLAMP, CLAMP)
-        )
-        home = torch.exp(price.index_select(0, batch.home).clamp(-CLAMP, CLAMP))
-        rows = c["worth"] * expected * (1.0 + better) - cost
-        rows = rows - c["link"] * link - c["prepare"] * home.index_select(0, batch.of)
+        rows = combined(terms, factors, expected)
         shift = (batch.omega @ w[LAYOUT["shed_head"]]).clamp(-CLAMP, CLAMP)
         return rows, batch.threshold + SHED_SCALE * shift
 
@@ -153,7 +158,7 @@ class Batch:
         picked = pick(played.decisions, played.server, which)
         some = played.decisions[which]
         rows = torch.from_numpy(played.rows[picked.rows])
-        self.constants, self.psi = torch.split(rows, [len(CONSTANTS), Q], 1)
+        self.terms, self.psi = torch.split(rows, [len(TERMS), Q], 1)
         self.phi = torch.from_numpy(played.phi[picked.phis])
         self.omega = torch.from_numpy(played.omega[which])
         self.seen = torch.from_numpy(played.seen[which])

@@ -120,7 +120,7 @@ class Ppo:
     def params(self) -> Floats:
         """The policy's parameters as they are now, set to take the best row; no limits yet."""
         params = self._learner.params()
-        params[learned.O_TEMPERATURE] = 0.0
+        learned.named(params).options.temperature = 0.0
         return params
 
     def state(self) -> dict[str, NDArray[Any]]:

@@ -3,9 +3,9 @@
 What goes in: a simulation and the policy's params, with a temperature: rows are drawn, not the best
 taken. What comes out: a `Rollout`, arrays over decisions, over the servers that each looked at and
 over their admissible rows, one decision after the other (ragged: the shed row and masked rows take
-no place). `CONSTANTS` are the parts of a row's score that no learned weight changes, so that
-`edgewise.learn.ppo` can say the score again as a function of the weights; `constants` follows
-`policy.learned.score` line by line, and a test holds the two together.
+no place). The terms of a row (`policy.priced.RowTerms`) do not depend on the learned weights,
+so `edgewise.learn.actor_critic` can combine them again as a function of the weights, by the same
+formula.
 """
 
 from __future__ import annotations
@@ -17,50 +17,19 @@ from numpy.typing import NDArray
 
 from edgewise.compile import jit, jit_no_refcount
 from edgewise.fleet.arrays import Array, records
-from edgewise.fleet.table import CandidateTable, best_row
+from edgewise.fleet.table import best_row
 from edgewise.policy import learned
-from edgewise.policy.learned import MEMORY, N_PARTS, O_NETWORK, O_TEMPERATURE, P, Q, W
-from edgewise.policy.priced import (
-    BACKLOG_SCALE,
-    CAPTIVE_GAIN,
-    FAILURE_WEIGHT,
-    KNEE,
-    LINK_GAIN,
-    LINK_PRICE,
-    NETWORK_MARGIN,
-    NETWORK_SPREAD,
-    PREPARE_SHARE,
-    SERVICE_MARGIN,
-    STALE_MAX,
-    STALE_SPREAD,
-    THRESHOLD,
-    THRESHOLD_GAIN,
-    WAIT_MARGIN,
-    fleet_load,
-    load_of,
-    server_price,
-)
+from edgewise.policy.learned import P, Q, W
+from edgewise.policy.priced import RowTerms, fleet_above_knee
 from edgewise.sim import engine
 from edgewise.sim.layout import Sim
 from edgewise.sim.play import TooManyOpenRequests
 
-CONSTANTS = (
-    "network",  # s, margined
-    "wait",  # s, margined
-    "service",  # s, margined
-    "network_spread",  # parts of the network's s
-    "stale",  # s of spread
-    "worth",  # accuracy^w × trust
-    "cost",  # of the server, utility
-    "link",  # of the link, utility
-    "prepare",  # of the ingress's CPU, utility
-)
-ROW_WIDTH = len(CONSTANTS) + Q
-"""The constants, then `PSI`."""
+TERMS = RowTerms._fields
+ROW_WIDTH = len(TERMS) + Q
+"""`priced.RowTerms`, then `PSI`."""
 SEEN = W + 2 * P
 """What a value is a function of: `OMEGA`, and the mean and the maximum of `PHI`."""
-
-_BASE, _BASE_END = learned.LAYOUT["base"].start, learned.LAYOUT["base"].stop
 
 DECISION = np.dtype(
     [
@@ -93,51 +62,11 @@ class Rollout(NamedTuple):
     server: Array  # int64 (all rows,): of `phi`
 
 
-class RolloutBuffers(NamedTuple):
-    """Where `record` works: features of a decision, and what `learned.score` says of its rows."""
-
-    omega: Array
-    phis: Array
-    psis: Array
-    added: Array
-    parts: Array
-
-
 @jit_no_refcount(inline=True, internal=True)
 def copy(source: Array, out: Array) -> None:
     """All of `source` to the beginning of `out`."""
     for j in range(source.size):
         out[j] = source[j]
-
-
-@jit_no_refcount(internal=True)
-def constants(table: CandidateTable, base: Array, r: int, fleet: float, out: Array) -> None:
-    """`CONSTANTS` of an admissible row; `fleet` its load above the knee."""
-    server = table.servers[int(table.rows.server[r])]
-    context = table.context
-    network_spread = 0.5
-    link_price = 0.0
-    cost = server_price(server, base, fleet) * table.rows.service_time[r]
-    if table.rows.local[r] == 0.0:
-        full = np.tanh(server.link_backlog / base[BACKLOG_SCALE])
-        link_price = base[LINK_PRICE] * (1.0 + base[LINK_GAIN] * full)
-        network_spread += 0.5 * server.rate_age / (1.0 + server.rate_age)
-        captive = min(1.0, server.demand_1s * table.rows.service_time[r] / server.workers)
-        cost *= 1.0 + base[CAPTIVE_GAIN] * captive
-    busy = min(1.0, load_of(server))
-    home = table.servers[int(context.ingress)]
-    out[0] = base[NETWORK_MARGIN] * (table.rows.ready[r] + table.rows.return_time[r])
-    out[1] = base[WAIT_MARGIN] * table.rows.wait[r]
-    out[2] = base[SERVICE_MARGIN] * table.rows.service_time[r]
-    out[3] = base[NETWORK_SPREAD] * network_spread
-    out[4] = base[STALE_SPREAD] * busy * min(STALE_MAX, server.report_age)
-    out[5] = table.rows.accuracy[r] ** context.accuracy_weight
-    out[5] *= 1.0 - base[FAILURE_WEIGHT] * server.failure
-    out[6] = cost
-    out[7] = link_price * table.rows.transfer[r]
-    out[8] = 0.0
-    if table.rows.prepare[r] > 0.0:
-        out[8] = base[PREPARE_SHARE] * server_price(home, base, fleet) * table.rows.prepare[r]
 
 
 @jit_no_refcount(internal=True)
@@ -156,29 +85,27 @@ def pool(phis: Array, omega: Array, out: Array) -> None:
 
 @jit_no_refcount
 def record(
-    sim: Sim, params: Array, memory: Array, draws: Array, space: RolloutBuffers, out: Rollout
+    sim: Sim, params: Array, memory: Array, draws: Array, looked_at: Array, out: Rollout
 ) -> tuple[int, int, int]:
     """Play to the end; returns how many decisions, phis and rows of `out` were written.
 
-    `memory` (B, n) and `draws` (B, 1) are each balancer's own.
+    `memory` (B, n) and `draws` (B, 1) are each balancer's own; `looked_at` (R,) is room for the
+    rows of a decision, records `learned.ROW`.
     """
     table = sim.table
-    base = params[_BASE:_BASE_END]
+    named = params.view(learned.PARAMS)[0]
+    own = named.priced
     shed = table.mask.size - 1
-    omega, phis, psis, added, parts = space
     n = 0
     n_phi = 0
     n_row = 0
     while engine.advance(sim) >= 0:
         b = sim.world.slots[sim.world.clock[0].current].balancer
-        learned.describe_all(table, memory[b, MEMORY:], omega, phis, psis)
-        if params[O_NETWORK] > 0.0:
-            learned.network(table, params, phis, psis, added)
-        learned.score(table, params, omega, phis, psis, added, parts)
-        probability = learned.drawn(table, params[O_TEMPERATURE], draws[b])
+        learned.look(table, named, learned.memory_of(memory[b]), looked_at)
+        servers = memory[b][learned.FLEET_END :].view(learned.SERVER)
+        probability = learned.drawn(table, named.options.temperature, draws[b])
         row = best_row(table)
 
-        fleet = max(0.0, fleet_load(table) - base[KNEE])
         home = int(table.context.ingress)
         one = out.decisions[n]
         one.request = sim.world.slots[sim.world.clock[0].current].request
@@ -186,7 +113,7 @@ def record(
         one.first_row = n_row
         one.first_phi = n_phi
         one.home = 0
-        copy(phis[home], out.phi[n_phi])
+        copy(servers[home].phi.view(np.float64), out.phi[n_phi])
         place = 0
         last = home
         for r in range(shed):
@@ -198,12 +125,12 @@ def record(
                 place = 0
                 if s != home:
                     n_phi += 1
-                    copy(phis[s], out.phi[n_phi])
+                    copy(servers[s].phi.view(np.float64), out.phi[n_phi])
                     place = n_phi - one.first_phi
             if r == row:
                 one.chosen = n_row - one.first_row
-            constants(table, base, r, fleet, out.rows[n_row])
-            copy(psis[r], out.rows[n_row, ROW_WIDTH - Q :])
+            copy(looked_at[r].terms.view(np.float64), out.rows[n_row])
+            copy(looked_at[r].psi.view(np.float64), out.rows[n_row, ROW_WIDTH - Q :])
             out.server[n_row] = one.first_phi + place
             n_row += 1
         n_phi += 1
@@ -215,8 +142,9 @@ def record(
         one.deadline = table.context.deadline
         one.grace = table.context.grace
         one.elapsed = table.context.elapsed
-        one.threshold = base[THRESHOLD] + base[THRESHOLD_GAIN] * fleet
-        copy(omega, out.omega[n])
+        one.threshold = own.threshold + own.threshold_gain * fleet_above_knee(table, own)
+        omega = memory[b][: learned.FLEET_END].view(learned.FLEET)[0].omega
+        copy(omega.view(np.float64), out.omega[n])
         pool(out.phi[one.first_phi : n_phi], out.omega[n], out.seen[n])
         n += 1
 
@@ -241,16 +169,10 @@ def rollout(sim: Sim, params: NDArray[np.float64], seed: int) -> Rollout:
         server=np.empty(requests * widest, np.int64),
     )
     sim.table.settings.fill_servers = 1
-    memory = np.zeros((balancers, MEMORY + learned.PER_SERVER * servers))
+    memory = np.repeat(learned.edgewise.new_memory(servers)[None], balancers, axis=0)
     draws = np.random.SeedSequence([seed, 6]).generate_state(balancers, np.uint64)[:, None]
-    space = RolloutBuffers(
-        omega=np.empty(W),
-        phis=np.zeros((servers, P)),
-        psis=np.empty((widest + 1, Q)),
-        added=np.zeros((widest + 1, 2)),
-        parts=np.empty((widest + 1, N_PARTS)),
-    )
-    n, n_phi, n_row = record(sim, params, memory, draws.copy(), space, out)
+    looked_at = np.zeros(widest + 1, learned.ROW)
+    n, n_phi, n_row = record(sim, params, memory, draws.copy(), looked_at, out)
     if sim.world.clock["overflow"][0]:
         raise TooManyOpenRequests(f"over {len(sim.world.slots)} requests were open at a time")
     return Rollout(

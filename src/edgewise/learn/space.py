@@ -88,9 +88,9 @@ class SearchSpace:
         self.groups = groups
         self.origin = params.copy()
         if "network" in groups:
-            self.origin[learned.O_NETWORK] = 1.0
-        self._base = learned.LAYOUT["base"] if "base" in groups else None
-        self._unit = to_unit(PRICED_GREEDY, params[learned.LAYOUT["base"]].tolist())
+            learned.named(self.origin).options.network = 1.0
+        self._base = learned.LAYOUT["priced"] if "base" in groups else None
+        self._unit = to_unit(PRICED_GREEDY, params[learned.LAYOUT["priced"]].tolist())
         index: list[int] = []
         scale: list[float] = []
 

@@ -202,10 +202,10 @@ def beginning(init: str = HEURISTIC) -> tuple[Floats, PolicySpec]:
     if init == HEURISTIC:
         return learned.untrained(heuristic.params), heuristic
     policy = find(init)
-    if policy.kernel is not learned.edgewise:
+    if policy.kernel is not learned.edgewise.kernel:
         raise BadInput(f"--init: expected {HEURISTIC}, edgewise or a weights file, got {init}")
     params = np.array(policy.params)
-    params[learned.O_GUARDED] = 0.0  # in training it goes where it has not been
+    learned.named(params).options.guarded = 0.0  # in training it goes where it has not been
     params[learned.LAYOUT["calibrated"]] = heuristic.params
     return params, heuristic
 
@@ -227,7 +227,7 @@ def survey(
     Returns the lowest and the highest of each, (FEATURES,), and the sums of the guard's counters.
     """
     surveying = params.copy()
-    surveying[learned.O_SURVEY] = 1.0
+    learned.named(surveying).options.survey = 1.0
     policy = weight_files.rule(params, "being surveyed")
     kernel = engine.compiled(policy.kernel)
     memories: list[Floats] = [np.zeros(0)] * len(seeds)
@@ -247,8 +247,12 @@ def survey(
     counters = np.zeros(counted)
     for own in (own for memory in memories for own in memory):
         counters += own[:counted]
-        lowest, highest = own[counted : counted + n], own[counted + n : counted + 2 * n]
-        if lowest[learned.P] != 0.0 or highest[learned.P] != 0.0:  # it decided something
+        fleet = policy.named_memory(own).fleet
+        lowest, highest = (
+            np.concatenate([limit["phi"], limit["psi"], limit["omega"]])
+            for limit in (fleet.low, fleet.high)
+        )
+        if highest.any():  # it decided something
             low, high = np.minimum(low, lowest), np.maximum(high, highest)
     return low, high, counters
 

@@ -49,7 +49,6 @@ def _rules() -> Iterator[PolicySpec]:
 
 POLICIES: dict[str, PolicySpec] = {
     **with_tuned({spec.name: spec for spec in _rules()}, shipped_values()),
-    # Read here, as the tuned values are: some 10 kB of numbers, checked.
     "edgewise": weight_files.shipped_rule(),
 }
 

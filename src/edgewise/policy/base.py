@@ -169,9 +169,9 @@ class PolicySpec(Struct, frozen=True, kw_only=True):
     def new_params(self, values: Sequence[float] | None = None) -> Array:
         """The array that the kernel takes: its own values, or these in their order.
 
-        Raises ValueError for another number of values.
+        Raises ValueError if it has another number of `parameters`.
         """
-        if values is not None and len(values) != len(self.params):
+        if values is not None and self.parameters and len(values) != len(self.params):
             raise ValueError(f"{self.name} takes {len(self.params)} parameters, got {len(values)}")
         found = np.array(self.params if values is None else values, np.float64)
         return found if found.size else np.zeros(1)  # a record needs a field

@@ -6,6 +6,7 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
+from edgewise.fleet.arrays import Record
 from edgewise.fleet.table import CandidateTable
 from edgewise.policy import learned, priced
 from edgewise.policy.base import PolicySpec
@@ -57,7 +58,7 @@ class Explained(Struct, frozen=True, kw_only=True):
 
 def params_of(rule: PolicySpec) -> Floats | None:
     """The rule as params of the learned policy; None if it has no prices."""
-    if rule.kernel is learned.edgewise:
+    if rule.kernel is learned.edgewise.kernel:
         return np.array(rule.params)
     if rule.kernel is priced.priced_greedy.kernel:
         return learned.untrained(rule.params)
@@ -70,32 +71,31 @@ def explain(
     """The decision on the last of `tables`; those before it are the decisions before, in order, of
     which the policy remembers the links' rates. Writes its `scores`.
 
-    `memory` is what it remembers already, as its state has it behind the first `learned.MEMORY`
-    numbers; None: nothing.
+    `memory` is the policy's at that decision. None, or that of another policy: it has nothing to
+    remember.
     """
     table = tables[-1]
-    memory = np.zeros(learned.PER_SERVER * len(table.servers)) if memory is None else memory.copy()
+    spec = learned.edgewise
+    fresh = spec.new_memory(len(table.servers))
+    memory = fresh if memory is None or memory.size != fresh.size else memory.copy()
+    remembered, weights = spec.named_memory(memory), learned.named(params)
     for before in tables[:-1]:
-        remember(before, memory)
-    omega = np.empty(learned.W)
-    phis = np.zeros((len(table.servers), learned.P))
-    psis = np.zeros((table.mask.size, learned.Q))
-    learned.describe_all(table, memory, omega, phis, psis)
-    added = np.zeros((table.mask.size, 2))
-    if params[learned.O_NETWORK] > 0.0:
-        learned.network(table, params, phis, psis, added)
-    parts = np.zeros((table.mask.size, learned.N_PARTS))
-    learned.score(table, params, omega, phis, psis, added, parts)
+        remember(before, remembered)
+    seen = np.zeros(table.mask.size, learned.ROW)
+    learned.describe_all(table, remembered, seen)
+    if weights.options.network > 0.0:
+        learned.network(table, weights, remembered, seen)
+    learned.score(table, weights, remembered, seen)
     guard = ""
-    if params[learned.O_GUARDED] > 0.0:
-        if freshest(table) > params[learned.O_OLDEST]:
+    if weights.options.guarded > 0.0:
+        if freshest(table) > weights.options.oldest:
             guard = "stale"
-        elif learned.strange(table, params, omega, phis, psis):
+        elif learned.strange(table, weights, remembered, seen):
             guard = "outside"
     if not guard and not finite(table):
         guard = "not_finite"
     scores = table.scores.copy()
-    priced.priced_scores(table, params[learned.LAYOUT["calibrated"]])
+    priced.priced_scores(table, weights.calibrated)
     plain = table.scores.copy()
     if guard:
         scores = plain
@@ -104,20 +104,34 @@ def explain(
     rows = [r for r in np.argsort(-scores, kind="stable").tolist() if r != shed and table.mask[r]]
     return Explained(
         rows=tuple(
-            Why(
-                row=r,
-                latency=float(table.rows.latency[r]),
-                margined=float(parts[r, 0]),
-                utility=float(parts[r, 1] * (1.0 + parts[r, 5])),
-                server_price=float(parts[r, 2]),
-                link_price=float(parts[r, 3]),
-                prepare_price=float(parts[r, 4]),
-                score=float(scores[r]),
-                heuristic=float(plain[r]),
-            )
+            _why(table, r, seen[r], weights.priced.spread, float(scores[r]), float(plain[r]))
             for r in rows
         ),
         shed=float(scores[shed]),
         shed_heuristic=float(plain[shed]),
         guard=guard,
+    )
+
+
+def _why(
+    table: CandidateTable, r: int, row: Record, spread: float, score: float, heuristic: float
+) -> Why:
+    """What the score of a row is made of; `row` as `learned.score` left it."""
+    terms = priced.RowTerms(*row.terms[0].tolist())
+    factors = priced.Factors(*row.factors[0].tolist())
+    context = table.context
+    margined = float(priced.margined_latency(terms, factors, float(context.elapsed)))
+    timely = priced.expected_timeliness(
+        margined, priced.deviation(terms, factors, spread), context.deadline, context.grace
+    )
+    return Why(
+        row=r,
+        latency=float(table.rows.latency[r]),
+        margined=margined,
+        utility=float(terms.worth * timely * (1.0 + factors.value)),
+        server_price=terms.cost * factors.cost,
+        link_price=terms.link * factors.link,
+        prepare_price=terms.prepare * factors.prepare,
+        score=score,
+        heuristic=heuristic,
     )

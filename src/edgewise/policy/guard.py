@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 
-from edgewise.compile import jit
+from edgewise.compile import jit_no_refcount
 from edgewise.fleet.arrays import Array
 from edgewise.fleet.table import CandidateTable
 
@@ -20,9 +20,7 @@ COUNTERS = {
     "not_finite": "decided by the heuristic: a score was not a finite number",
     "stale": "decided by the heuristic: no server has reported for too long",
 }
-"""The first numbers of the state, in this order."""
-N_DECISIONS, N_OUTSIDE, N_NOT_FINITE, N_STALE = range(len(COUNTERS))
-N_COUNTERS = len(COUNTERS)
+"""The first numbers of the policy's memory."""
 
 SLACK = 0.02
 """By which a feature may leave the range seen in training. Features are squashed to about [−1, 1],
@@ -30,7 +28,7 @@ so this is a hundredth of what they can span: the extremes of some hundred world
 extremes of the family, and where the range is a single value rounding must not trip the guard."""
 
 
-@jit
+@jit_no_refcount(inline=True)
 def outside(features: Array, low: Array, high: Array) -> bool:
     """Whether any feature is beyond its limits; NaN is. A loop: numba compiles no generator."""
     for i in range(features.size):  # noqa: SIM110
@@ -39,7 +37,7 @@ def outside(features: Array, low: Array, high: Array) -> bool:
     return False
 
 
-@jit
+@jit_no_refcount(inline=True)
 def freshest(table: CandidateTable) -> float:
     """Age of the youngest report among the servers that are up, s; 0 if none is up, for then there
     is nothing to be decided."""
@@ -50,7 +48,7 @@ def freshest(table: CandidateTable) -> float:
     return age if age < math.inf else 0.0
 
 
-@jit
+@jit_no_refcount(inline=True)
 def finite(table: CandidateTable) -> bool:
     """Whether the score of every admissible row, and of shed, is a finite number."""
     for r in range(table.mask.size):
@@ -59,7 +57,7 @@ def finite(table: CandidateTable) -> bool:
     return True
 
 
-@jit
+@jit_no_refcount(inline=True)
 def widen(features: Array, low: Array, high: Array, first: bool) -> None:
     """Make the limits include `features`; a survey of training worlds does this."""
     for i in range(features.size):

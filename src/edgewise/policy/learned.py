@@ -20,28 +20,36 @@ of them will do. With its output weights 0 the network is not evaluated.
 
 All weights 0 is the heuristic, bit for bit: exp(0) = 1, and neither × 1 nor + 0 rounds.
 
-*Params* is one flat float64 vector, the parts of `LAYOUT` in their order. ``base`` are the
-heuristic's own parameters under the learned terms, ``calibrated`` those of the heuristic that
-decides where the guard (`edgewise.policy.guard`) says that it should.
+*Parameters* are one flat float64 vector; `PARAMS` names its parts. ``priced`` are the heuristic's
+own parameters under the learned terms, ``calibrated`` those of the heuristic that decides where the
+guard (`edgewise.policy.guard`) says that it should.
 
-*State*: the guard's counters, the limits of a survey, and what `features.remember` keeps.
+*Memory* is the guard's counters, the limits of a survey, what `features.remember` keeps, and room
+for the features of a decision, so that nothing is allocated for them.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from edgewise.compile import jit
-from edgewise.fleet.arrays import Array
+from edgewise.compile import jit, jit_no_refcount
+from edgewise.fleet.arrays import Array, Record
 from edgewise.fleet.rng import uniform
 from edgewise.fleet.table import CandidateTable
+from edgewise.policy import priced
+from edgewise.policy.base import Memory, policy, record_of
 from edgewise.policy.features import (
     OMEGA,
     PHI,
     PSI,
     REMEMBERED,
+    REQUEST_FEATURES,
+    ROW_FEATURES,
+    SERVER_FEATURES,
     cheapest_service,
     cheapest_work,
     describe_request,
@@ -50,94 +58,93 @@ from edgewise.policy.features import (
     mean_speed,
     remember,
 )
-from edgewise.policy.guard import (
-    N_COUNTERS,
-    N_DECISIONS,
-    N_NOT_FINITE,
-    N_OUTSIDE,
-    N_STALE,
-    finite,
-    freshest,
-    outside,
-    widen,
-)
+from edgewise.policy.guard import COUNTERS, finite, freshest, outside, widen
 from edgewise.policy.priced import (
-    BACKLOG_SCALE,
-    CAPTIVE_GAIN,
-    FAILURE_WEIGHT,
-    KNEE,
-    LINK_GAIN,
-    LINK_PRICE,
-    NETWORK_MARGIN,
-    NETWORK_SPREAD,
-    PREPARE_SHARE,
-    PRICED_GREEDY,
-    SERVICE_MARGIN,
-    SPREAD,
-    STALE_MAX,
-    STALE_SPREAD,
-    THRESHOLD,
-    THRESHOLD_GAIN,
-    WAIT_MARGIN,
-    expected_timeliness,
-    fleet_load,
-    load_of,
+    Factors,
+    RowTerms,
+    ServerTerms,
+    fleet_above_knee,
+    prepare_price,
     priced_scores,
-    server_price,
+    row_terms,
+    score_of,
+    server_terms,
 )
 
 P, Q, W = len(PHI), len(PSI), len(OMEGA)
 FEATURES = P + Q + W
 WIDTH, DEPTH = 8, 6
 """Of the network's two hidden layers: a decision among 32 candidates stays within 10 µs."""
+SERVER_HEADS = ("price", "link", "network", "wait", "spread")
+ROW_HEADS = ("price", "value")
 
-SIZES = {
-    "options": 5,
-    "base": len(PRICED_GREEDY),
-    "calibrated": len(PRICED_GREEDY),
-    "low": FEATURES,
-    "high": FEATURES,
-    "server_heads": 5 * P,
-    "row_heads": 2 * Q,
-    "shed_head": W,
-    "phi_in": WIDTH * P,
-    "psi_in": WIDTH * Q,
-    "hidden": DEPTH * 3 * WIDTH,
-    "bias": DEPTH,
-    "out": 2 * DEPTH,
-}
-"""Length of each part of the params."""
-_ends = np.cumsum(list(SIZES.values())).tolist()
-LAYOUT = {
-    name: slice(end - size, end) for (name, size), end in zip(SIZES.items(), _ends, strict=True)
-}
-"""Where each part stands."""
-LENGTH: int = _ends[-1]
-
-# Their starts, as numbers: compiled code reads no dict.
-_BASE: int = LAYOUT["base"].start
-_CALIBRATED: int = LAYOUT["calibrated"].start
-_LOW: int = LAYOUT["low"].start
-_HIGH: int = LAYOUT["high"].start
-_SERVER: int = LAYOUT["server_heads"].start
-_ROW: int = LAYOUT["row_heads"].start
-_SHED: int = LAYOUT["shed_head"].start
-_PHI_IN: int = LAYOUT["phi_in"].start
-_PSI_IN: int = LAYOUT["psi_in"].start
-_HIDDEN: int = LAYOUT["hidden"].start
-_BIAS: int = LAYOUT["bias"].start
-_OUT: int = LAYOUT["out"].start
 OPTIONS = {
     "temperature": "0: the best row; above it rows are drawn with weights exp(score / temperature)",
     "guarded": "1: the guard is on",
     "network": "1: the network is evaluated",
     "oldest": "s; no report younger than this: the heuristic decides",
-    "survey": "1: keep the range of the features in the state",
+    "survey": "1: keep the range of the features in the memory",
 }
-O_TEMPERATURE, O_GUARDED, O_NETWORK, O_OLDEST, O_SURVEY = range(len(OPTIONS))
-SERVER_HEADS = ("price", "link", "network", "wait", "spread")
-H_PRICE, H_LINK, H_NETWORK, H_WAIT, H_SPREAD = range(len(SERVER_HEADS))
-ROW_HEADS = ("price", "value")
+LIMITS = np.dtype([("phi", "f8", P), ("psi", "f8", Q), ("omega", "f8", W)])
+PARAMS = record_of(
+    np.dtype(
+        [
+            ("options", [(name, "f8") for name in OPTIONS]),
+            ("priced", priced.PARAMS),
+            ("calibrated", priced.PARAMS),
+            ("low", LIMITS),
+            ("high", LIMITS),
+            ("server_heads", "f8", (len(SERVER_HEADS), P)),
+            ("row_heads", "f8", (len(ROW_HEADS), Q)),
+            ("shed_head", "f8", W),
+            ("phi_in", "f8", (WIDTH, P)),
+            ("psi_in", "f8", (WIDTH, Q)),
+            ("hidden", "f8", (DEPTH, 3 * WIDTH)),
+            ("bias", "f8", DEPTH),
+            ("out", "f8", (2, DEPTH)),
+        ]
+    )
+)
+LENGTH = PARAMS.itemsize // 8
+
+
+def _layout() -> dict[str, slice]:
+    assert PARAMS.names is not None
+    assert PARAMS.fields is not None
+    found = {}
+    for name in PARAMS.names:
+        kind, offset = PARAMS.fields[name][:2]
+        found[name] = slice(offset // 8, (offset + kind.itemsize) // 8)
+    return found
+
+
+LAYOUT = _layout()
+"""Where each part stands in the flat vector."""
+
+FLEET_MEMORY = np.dtype(
+    [
+        *((name, "f8") for name in COUNTERS),
+        ("low", LIMITS),
+        ("high", LIMITS),
+        ("omega", REQUEST_FEATURES, 1),
+    ]
+)
+SERVER_MEMORY = np.dtype([*REMEMBERED, ("phi", SERVER_FEATURES, 1)])
+FLEET, SERVER = record_of(FLEET_MEMORY), record_of(SERVER_MEMORY)
+FLEET_END = FLEET.itemsize // 8
+
+ROW = record_of(
+    np.dtype(
+        [
+            ("psi", ROW_FEATURES, 1),
+            ("terms", record_of(RowTerms._fields), 1),
+            ("factors", record_of(Factors._fields), 1),
+            ("cost_head", "f8"),  # what the network adds to the two heads of the row
+            ("value_head", "f8"),
+        ]
+    )
+)
+"""What is known of an admissible row when it has been scored."""
 
 CLAMP = 3.0
 """On every logarithm of a factor: twenty times more or less is more than any world asks for, and
@@ -145,16 +152,13 @@ whatever the weights, a score stays a number."""
 SHED_SCALE = 0.1
 """Utility; the threshold moves by less than three times this."""
 
-MEMORY = N_COUNTERS + 2 * FEATURES
-PER_SERVER = REMEMBERED
 
-PARTS = ("latency", "utility", "server_price", "link_price", "prepare_price", "correction")
-"""Columns of what `score` says of its rows: the margined latency, s; accuracy^w × trust × E[g];
-what is charged for each resource; and c(row)."""
-N_PARTS = len(PARTS)
+def named(params: Array) -> Record:
+    """A flat vector with its parts by name; a view."""
+    return params.view(PARAMS)[0]
 
 
-@jit
+@jit_no_refcount(inline=True)
 def clamp(x: float) -> float:
     """x within ±CLAMP; NaN stays NaN, so that the guard sees it (min and max would hide it)."""
     if x > CLAMP:
@@ -164,37 +168,39 @@ def clamp(x: float) -> float:
     return x
 
 
-@jit
+@jit_no_refcount(inline=True)
 def factor(x: float) -> float:
     """exp of x, kept within e^±CLAMP."""
     return math.exp(clamp(x))
 
 
-@jit
-def dot(params: Array, at: int, features: Array) -> float:
-    total = 0.0
-    for i in range(features.size):
-        total += params[at + i] * features[i]
-    return total
-
-
-@jit
+@jit_no_refcount(inline=True)
 def soft(x: float) -> float:
+    """To (−1, 1)."""
     return x / (1.0 + abs(x))
 
 
-@jit
-def describe_all(
-    table: CandidateTable, memory: Array, omega: Array, phis: Array, psis: Array
-) -> None:
-    """Every feature of a decision: `omega` (W,), `phis` (S, P) of the servers with admissible rows,
-    `psis` (R, Q) of the admissible rows. Others stay as they are."""
+@jit_no_refcount(inline=True)
+def dot(weights: Array, features: Array) -> float:
+    """Σ weight × feature."""
+    total = 0.0
+    for i in range(features.size):
+        total += weights[i] * features[i]
+    return total
+
+
+@jit_no_refcount
+def describe_all(table: CandidateTable, memory: Memory, rows: Array) -> None:
+    """Compute every feature of a decision: those of the request and of the servers with admissible
+    rows in `memory`, those of the admissible rows in `rows` (R,), records `ROW`."""
+    omega = memory.fleet.omega[0]
     remember(table, memory)
     describe_request(table, memory, omega)
     mean = mean_speed(table)
     least = cheapest_work(table)
     home = int(table.context.ingress)
-    describe_server(table, memory, omega, home, 0.0, mean, phis[home])  # it has a price anyway
+    # The ingress has a price, for making payloads model-ready, even without an admissible row.
+    describe_server(table, memory, omega, home, 0.0, mean, memory.servers[home].phi[0])
     last = -1
     for r in range(table.mask.size - 1):
         if table.mask[r] == 0:
@@ -202,13 +208,14 @@ def describe_all(
         s = int(table.rows.server[r])
         if s != last:
             last = s
-            describe_server(table, memory, omega, s, cheapest_service(table, r), mean, phis[s])
-        describe_row(table, r, least, psis[r])
+            cheapest = cheapest_service(table, r)
+            describe_server(table, memory, omega, s, cheapest, mean, memory.servers[s].phi[0])
+        describe_row(table, r, least, rows[r].psi[0])
 
 
 @jit
-def network(table: CandidateTable, params: Array, phis: Array, psis: Array, out: Array) -> None:
-    """What the network adds to (q, c) of the admissible rows: `out` (R, 2)."""
+def network(table: CandidateTable, params: Record, memory: Memory, rows: Array) -> None:
+    """What the network adds to the heads of the admissible rows: `cost_head` and `value_head`."""
     hidden = np.empty((table.mask.size, WIDTH))
     shared = np.empty(WIDTH)
     pooled = np.zeros(2 * WIDTH)
@@ -222,11 +229,13 @@ def network(table: CandidateTable, params: Array, phis: Array, psis: Array, out:
         s = int(table.rows.server[r])
         if s != last:
             last = s
+            phi = memory.servers[s].phi.view(np.float64)
             for h in range(WIDTH):
-                shared[h] = dot(params, _PHI_IN + h * P, phis[s])
+                shared[h] = dot(params.phi_in[h], phi)
         count += 1
+        psi = rows[r].psi.view(np.float64)
         for h in range(WIDTH):
-            value = soft(shared[h] + dot(params, _PSI_IN + h * Q, psis[r]))
+            value = soft(shared[h] + dot(params.psi_in[h], psi))
             hidden[r, h] = value
             pooled[h] += value
             pooled[WIDTH + h] = max(pooled[WIDTH + h], value)
@@ -235,152 +244,166 @@ def network(table: CandidateTable, params: Array, phis: Array, psis: Array, out:
     for h in range(WIDTH):
         pooled[h] /= count
     for d in range(DEPTH):
-        context[d] = params[_BIAS + d] + dot(params, _HIDDEN + d * 3 * WIDTH + WIDTH, pooled)
+        context[d] = params.bias[d] + dot(params.hidden[d, WIDTH:], pooled)
     for r in range(table.mask.size - 1):
         if table.mask[r] == 0:
             continue
-        q = 0.0
-        c = 0.0
+        row = rows[r]
+        row.cost_head = 0.0
+        row.value_head = 0.0
         for d in range(DEPTH):
-            z = soft(context[d] + dot(params, _HIDDEN + d * 3 * WIDTH, hidden[r]))
-            q += params[_OUT + d] * z
-            c += params[_OUT + DEPTH + d] * z
-        out[r, 0] = q
-        out[r, 1] = c
+            z = soft(context[d] + dot(params.hidden[d, :WIDTH], hidden[r]))
+            row.cost_head += params.out[0, d] * z
+            row.value_head += params.out[1, d] * z
 
 
-@jit
-def score(
-    table: CandidateTable,
-    params: Array,
-    omega: Array,
-    phis: Array,
-    psis: Array,
-    added: Array,
-    parts: Array,
-) -> None:
-    """Write `table.scores`, from features as `describe_all` has them and `added` as `network` has.
+@jit_no_refcount(inline=True)
+def no_network(rows: Array) -> None:
+    """The network is off: it adds nothing."""
+    for r in range(rows.size):
+        rows[r].cost_head = 0.0
+        rows[r].value_head = 0.0
 
-    `parts` (R, len(PARTS)) says what the scores consist of. This follows `priced.priced_greedy`
-    line by line; what is learned are factors and summands.
-    """
-    base = params[_BASE:_CALIBRATED]
-    rows, scores, context = table.rows, table.scores, table.context
-    deadline = context.deadline
-    grace = context.grace
-    elapsed = context.elapsed
-    weight = context.accuracy_weight
-    fleet = max(0.0, fleet_load(table) - base[KNEE])
-    home = int(context.ingress)
-    prepare_price = 0.0
-    if base[PREPARE_SHARE] > 0.0:
-        prepare_price = base[PREPARE_SHARE] * server_price(table.servers[home], base, fleet)
-        prepare_price *= factor(dot(params, _SERVER + H_PRICE * P, phis[home]))
 
-    last = -1
+class ServerHeads(NamedTuple):
+    """The heads of a server: logarithms of factors."""
+
+    price: float
+    link: float
+    network: float
+    wait: float
+    spread: float
+
+
+@jit_no_refcount(inline=True)
+def server_heads(params: Record, phi: Array) -> ServerHeads:
+    """The heads of a server with the features `phi` (P,). One loop: five sums at a time are no
+    slower than one, as each has to wait for its last addition."""
+    weights = params.server_heads
     price = 0.0
-    dearer = 0.0
-    link_price = 0.0
-    trust = 1.0
-    network_margin = 0.0
-    wait_margin = 0.0
-    network_spread = 0.0
-    wider = 1.0
-    stale = 0.0
-    for r in range(table.mask.size - 1):
+    link = 0.0
+    network = 0.0
+    wait = 0.0
+    spread = 0.0
+    for i in range(P):
+        price += weights[0, i] * phi[i]
+        link += weights[1, i] * phi[i]
+        network += weights[2, i] * phi[i]
+        wait += weights[3, i] * phi[i]
+        spread += weights[4, i] * phi[i]
+    return ServerHeads(price, link, network, wait, spread)
+
+
+@jit_no_refcount
+def score(table: CandidateTable, params: Record, memory: Memory, rows: Array) -> None:
+    """Write the scores, from the features of `describe_all` and what `network` added; the terms of
+    each row are kept in `rows`."""
+    own = params.priced
+    shed = table.mask.size - 1
+    home = int(table.context.ingress)
+    fleet = fleet_above_knee(table, own)
+    prepare = prepare_price(table, own, fleet)
+    at_home = factor(dot(params.server_heads[0], memory.servers[home].phi.view(np.float64)))
+    last = -1
+    on = ServerTerms(0.0, 0.0, 0.0, 0.0, 0.0)
+    price = 0.0
+    link = 1.0
+    over = 1.0
+    wait = 1.0
+    spread = 1.0
+    for r in range(shed):
         if table.mask[r] == 0:
-            scores[r] = -math.inf
+            table.scores[r] = -math.inf
             continue
-        s = int(rows.server[r])
-        server = table.servers[s]
-        if s != last:
+        s = int(table.rows.server[r])
+        if s != last:  # rows of a server stand together
             last = s
-            phi = phis[s]
-            price = server_price(server, base, fleet)
-            dearer = dot(params, _SERVER + H_PRICE * P, phi)
-            network_margin = base[NETWORK_MARGIN] * factor(
-                dot(params, _SERVER + H_NETWORK * P, phi)
-            )
-            wait_margin = base[WAIT_MARGIN] * factor(dot(params, _SERVER + H_WAIT * P, phi))
-            wider = factor(dot(params, _SERVER + H_SPREAD * P, phi))
-            trust = 1.0 - base[FAILURE_WEIGHT] * server.failure
-            busy = min(1.0, load_of(server))
-            stale = base[STALE_SPREAD] * busy * min(STALE_MAX, server.report_age)
-            link_price = 0.0
-            unsure = 0.5
-            if rows.local[r] == 0.0:
-                full = math.tanh(server.link_backlog / base[BACKLOG_SCALE])
-                link_price = base[LINK_PRICE] * (1.0 + base[LINK_GAIN] * full)
-                link_price *= factor(dot(params, _SERVER + H_LINK * P, phi))
-                unsure += 0.5 * server.rate_age / (1.0 + server.rate_age)
-            network_spread = base[NETWORK_SPREAD] * unsure
-        psi = psis[r]
-        dear = dearer + dot(params, _ROW, psi) + added[r, 0]
-        better = soft(dot(params, _ROW + Q, psi) + added[r, 1])
-        over = network_margin * (rows.ready[r] + rows.return_time[r])
-        wait = wait_margin * rows.wait[r]
-        service = base[SERVICE_MARGIN] * rows.service_time[r]
-        spread = base[SPREAD] * (wait + service) + network_spread * over + stale
-        latency = elapsed + over + wait + service
-        timely = expected_timeliness(latency, spread * wider, deadline, grace)
-        accuracy = rows.accuracy[r]
-        worth = accuracy**weight if weight != 1.0 else accuracy
-        cost = price * factor(dear) * rows.service_time[r]
-        if rows.local[r] == 0.0:
-            captive = min(1.0, server.demand_1s * rows.service_time[r] / server.workers)
-            cost *= 1.0 + base[CAPTIVE_GAIN] * captive
-        part = parts[r]
-        part[0] = latency
-        part[1] = worth * trust * timely
-        part[2] = cost
-        part[3] = link_price * rows.transfer[r]
-        part[4] = prepare_price * rows.prepare[r]
-        part[5] = better
-        cost += part[3] + part[4]
-        scores[r] = part[1] * (1.0 + better) - cost
-    threshold = base[THRESHOLD] + base[THRESHOLD_GAIN] * fleet
-    shift = dot(params, _SHED, omega)
-    scores[table.mask.size - 1] = threshold + SHED_SCALE * clamp(shift)
+            local = table.rows.local[r] != 0.0
+            on = server_terms(table, s, local, own, fleet)
+            heads = server_heads(params, memory.servers[s].phi.view(np.float64))
+            price = heads.price
+            link = factor(heads.link)
+            over = factor(heads.network)
+            wait = factor(heads.wait)
+            spread = factor(heads.spread)
+        row = rows[r]
+        psi = row.psi.view(np.float64)
+        cost = factor(price + dot(params.row_heads[0], psi) + row.cost_head)
+        value = soft(dot(params.row_heads[1], psi) + row.value_head)
+        terms = row_terms(table, r, on, own, prepare)
+        factors = Factors(cost, link, at_home, over, wait, spread, value)
+        table.scores[r] = score_of(table, terms, factors, own.spread)
+        keep(row, terms, factors)
+    shift = clamp(dot(params.shed_head, memory.fleet.omega.view(np.float64)))
+    table.scores[shed] = own.threshold + own.threshold_gain * fleet + SHED_SCALE * shift
 
 
-@jit
-def edgewise(table: CandidateTable, params: Array, state: Array, draws: Array) -> float:
-    """The policy `edgewise`. The row of highest score, the first of equals, or one drawn
-    (`OPTIONS`); returns its probability. Rows scored below shed are no fallbacks."""
-    state[N_DECISIONS] += 1.0
-    memory = state[MEMORY:]
-    omega = np.empty(W)
-    phis = np.zeros((table.servers.shape[0], P))
-    psis = np.empty((table.mask.size, Q))
-    describe_all(table, memory, omega, phis, psis)
-    if params[O_SURVEY] > 0.0:
-        survey(table, state, omega, phis, psis)
-    if params[O_GUARDED] > 0.0:
-        if freshest(table) > params[O_OLDEST]:
-            state[N_STALE] += 1.0
-            return priced_scores(table, params[_CALIBRATED:_LOW])
-        if strange(table, params, omega, phis, psis):
-            state[N_OUTSIDE] += 1.0
-            return priced_scores(table, params[_CALIBRATED:_LOW])
-    added = np.zeros((table.mask.size, 2))
-    if params[O_NETWORK] > 0.0:
-        network(table, params, phis, psis, added)
-    parts = np.empty((table.mask.size, N_PARTS))
-    score(table, params, omega, phis, psis, added, parts)
+@jit_no_refcount(inline=True)
+def keep(row: Record, terms: RowTerms, factors: Factors) -> None:
+    """Note what the score of a row is made of, for whoever explains it or learns."""
+    out = row.terms.view(np.float64)
+    for i in range(len(terms)):
+        out[i] = terms[i]
+    out = row.factors.view(np.float64)
+    for i in range(len(factors)):
+        out[i] = factors[i]
+
+
+@policy(
+    about="priced_greedy with learned prices, margins and threshold",
+    params=PARAMS,
+    memory=FLEET_MEMORY,
+    memory_per_server=SERVER_MEMORY,
+    counters=tuple(COUNTERS),
+)
+def edgewise(table: CandidateTable, params: Record, memory: Memory, rng: Array) -> float:
+    """The row of highest score, the first of equals, or one drawn (`OPTIONS`); its probability.
+    Rows scored below shed are no fallbacks."""
+    counters, options = memory.fleet, params.options
+    counters.decisions += 1.0
+    rows = np.empty(table.mask.size, ROW)
+    describe_all(table, memory, rows)
+    if options.survey > 0.0:
+        survey(table, memory, rows)
+    if options.guarded > 0.0:
+        if freshest(table) > options.oldest:
+            counters.stale += 1.0
+            priced_scores(table, params.calibrated)
+            return 1.0
+        if strange(table, params, memory, rows):
+            counters.outside += 1.0
+            priced_scores(table, params.calibrated)
+            return 1.0
+    if options.network > 0.0:
+        network(table, params, memory, rows)
+    else:
+        no_network(rows)
+    score(table, params, memory, rows)
     if not finite(table):
-        state[N_NOT_FINITE] += 1.0
-        return priced_scores(table, params[_CALIBRATED:_LOW])
-    if params[O_TEMPERATURE] > 0.0:
-        return drawn(table, params[O_TEMPERATURE], draws)
+        counters.not_finite += 1.0
+        priced_scores(table, params.calibrated)
+        return 1.0
+    if options.temperature > 0.0:
+        return drawn(table, options.temperature, rng)
     return 1.0
 
 
 @jit
-def strange(table: CandidateTable, params: Array, omega: Array, phis: Array, psis: Array) -> bool:
+def look(table: CandidateTable, params: Record, memory: Memory, rows: Array) -> None:
+    """Describe a decision and score it, without the guard."""
+    describe_all(table, memory, rows)
+    if params.options.network > 0.0:
+        network(table, params, memory, rows)
+    else:
+        no_network(rows)
+    score(table, params, memory, rows)
+
+
+@jit_no_refcount
+def strange(table: CandidateTable, params: Record, memory: Memory, rows: Array) -> bool:
     """Whether any feature is outside the training range."""
-    low = params[_LOW:_HIGH]
-    high = params[_HIGH:_SERVER]
-    if outside(omega, low[P + Q :], high[P + Q :]):
+    low, high = params.low, params.high
+    if outside(memory.fleet.omega.view(np.float64), low.omega, high.omega):
         return True
     last = -1
     for r in range(table.mask.size - 1):
@@ -389,38 +412,35 @@ def strange(table: CandidateTable, params: Array, omega: Array, phis: Array, psi
         s = int(table.rows.server[r])
         if s != last:
             last = s
-            if outside(phis[s], low[:P], high[:P]):
+            if outside(memory.servers[s].phi.view(np.float64), low.phi, high.phi):
                 return True
-        if outside(psis[r], low[P : P + Q], high[P : P + Q]):
+        if outside(rows[r].psi.view(np.float64), low.psi, high.psi):
             return True
     return False
 
 
-@jit
-def survey(table: CandidateTable, state: Array, omega: Array, phis: Array, psis: Array) -> None:
-    """Widen the limits in the state to the features of this decision; what has no admissible row
-    says nothing."""
-    at = N_COUNTERS
-    low = state[at : at + FEATURES]
-    high = state[at + FEATURES : at + 2 * FEATURES]
-    if not table.mask[: table.mask.size - 1].any():
-        return
-    first = low[P] == 0.0 and high[P] == 0.0  # a service time is never 0
-    widen(omega, low[P + Q :], high[P + Q :], first)
+@jit_no_refcount
+def survey(table: CandidateTable, memory: Memory, rows: Array) -> None:
+    """Widen the limits in the memory to the features of this decision; one without an admissible
+    row says nothing."""
+    low, high = memory.fleet.low, memory.fleet.high
     last = -1
+    first = low.psi[0] == 0.0 and high.psi[0] == 0.0  # a service time is never 0
     for r in range(table.mask.size - 1):
         if table.mask[r] == 0:
             continue
+        if last < 0:
+            widen(memory.fleet.omega.view(np.float64), low.omega, high.omega, first)
         s = int(table.rows.server[r])
         if s != last:
             last = s
-            widen(phis[s], low[:P], high[:P], first)
-        widen(psis[r], low[P : P + Q], high[P : P + Q], first)
+            widen(memory.servers[s].phi.view(np.float64), low.phi, high.phi, first)
+        widen(rows[r].psi.view(np.float64), low.psi, high.psi, first)
         first = False
 
 
-@jit
-def drawn(table: CandidateTable, temperature: float, draws: Array) -> float:
+@jit_no_refcount
+def drawn(table: CandidateTable, temperature: float, rng: Array) -> float:
     """Draw a row with weights exp(score / temperature), put it on top; its probability."""
     top = -math.inf
     for r in range(table.mask.size):
@@ -430,7 +450,7 @@ def drawn(table: CandidateTable, temperature: float, draws: Array) -> float:
     for r in range(table.mask.size):
         if table.mask[r] != 0:
             total += math.exp((table.scores[r] - top) / temperature)
-    left = uniform(draws) * total
+    left = uniform(rng) * total
     chosen = table.mask.size - 1
     for r in range(table.mask.size):
         if table.mask[r] != 0:
@@ -443,20 +463,26 @@ def drawn(table: CandidateTable, temperature: float, draws: Array) -> float:
     return probability
 
 
-def untrained(base: tuple[float, ...]) -> Array:
-    """Params that are the heuristic with parameters `base`, exactly: nothing learned, no limits.
+@jit_no_refcount(inline=True)
+def memory_of(memory: Array) -> Memory:
+    """The policy's memory by name, for compiled code; elsewhere `PolicySpec.named_memory`."""
+    return Memory(memory[:FLEET_END].view(FLEET)[0], memory[FLEET_END:].view(SERVER))
+
+
+def untrained(heuristic: Sequence[float]) -> Array:
+    """Params that are the heuristic with these parameters, exactly: nothing learned, no limits.
 
     The network's input layers are drawn from a fixed seed, its output is 0: at an input layer of 0
     too there would be nothing to climb from.
     """
     params = np.zeros(LENGTH)
     rng = np.random.default_rng(0)
-    params[LAYOUT["base"]] = base
-    params[LAYOUT["calibrated"]] = base
+    params[LAYOUT["priced"]] = heuristic
+    params[LAYOUT["calibrated"]] = heuristic
     params[LAYOUT["low"]] = -math.inf
     params[LAYOUT["high"]] = math.inf
     params[LAYOUT["phi_in"]] = rng.normal(0.0, 1.0 / math.sqrt(P / 2), WIDTH * P)
     params[LAYOUT["psi_in"]] = rng.normal(0.0, 1.0 / math.sqrt(Q / 2), WIDTH * Q)
     params[LAYOUT["hidden"]] = rng.normal(0.0, 1.0 / math.sqrt(WIDTH), DEPTH * 3 * WIDTH)
-    params[O_OLDEST] = math.inf
+    named(params).options.oldest = math.inf
     return params

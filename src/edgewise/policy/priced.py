@@ -24,13 +24,12 @@ rounded to where a few hundred tries on 16 training worlds had them.
 from __future__ import annotations
 
 import math
+from typing import Any, NamedTuple
 
-import numpy as np
-
-from edgewise.compile import jit
+from edgewise.compile import jit_no_refcount
 from edgewise.fleet.arrays import Array, Record
 from edgewise.fleet.table import CandidateTable
-from edgewise.policy.base import Memory, Parameter, policy
+from edgewise.policy.base import Memory, Parameter, policy, record_of
 from edgewise.score import timeliness
 
 
@@ -197,42 +196,22 @@ PRICED_GREEDY = (
         "rise of the threshold per mean utilisation of the fleet above the knee",
     ),
 )
-(
-    PRICE,
-    SPEED_EXPONENT,
-    UTILISATION_GAIN,
-    KNEE,
-    BACKLOG_GAIN,
-    BACKLOG_SCALE,
-    FLEET_GAIN,
-    CAPTIVE_GAIN,
-    LINK_PRICE,
-    LINK_GAIN,
-    PREPARE_SHARE,
-    NETWORK_MARGIN,
-    WAIT_MARGIN,
-    SERVICE_MARGIN,
-    SPREAD,
-    NETWORK_SPREAD,
-    STALE_SPREAD,
-    FAILURE_WEIGHT,
-    THRESHOLD,
-    THRESHOLD_GAIN,
-) = range(len(PRICED_GREEDY))
+PARAMS = record_of([parameter.name for parameter in PRICED_GREEDY])
+"""The record type of these parameters, for policies that have them among others."""
 
 SQRT_3 = math.sqrt(3.0)
 STALE_MAX = 2.0
 """s. An older report tells no less: by then the miniature runs on our own dispatches alone."""
 
 
-@jit
+@jit_no_refcount(inline=True)
 def load_of(server: Record) -> float:
     """A server's utilisation: reported, or what we have sent there of late if that is more (the
     report is late, and it does not know what is on the way)."""
     return max(server.utilisation, server.offered_5s)  # type: ignore[no-any-return]
 
 
-@jit
+@jit_no_refcount(inline=True)
 def fleet_load(table: CandidateTable) -> float:
     """Mean utilisation of the servers that are up, by worker and speed."""
     load = 0.0
@@ -246,20 +225,35 @@ def fleet_load(table: CandidateTable) -> float:
     return load / capacity if capacity > 0.0 else 0.0
 
 
-@jit
-def server_price(server: Record, params: Array, fleet: float) -> float:
-    """Utility per second of the server, all workers; `fleet` the load of all above the knee."""
+@jit_no_refcount(inline=True)
+def fleet_above_knee(table: CandidateTable, params: Record) -> float:
+    """By how much the fleet's mean utilisation is above the knee."""
+    return max(0.0, fleet_load(table) - params.knee)  # type: ignore[no-any-return]
+
+
+@jit_no_refcount(inline=True)
+def server_price(server: Record, params: Record, fleet: float) -> float:
+    """Utility per second of the server, all workers; `fleet` is the fleet's load above the knee."""
     contended = (
         1.0
-        + params[UTILISATION_GAIN] * max(0.0, load_of(server) - params[KNEE])
-        + params[BACKLOG_GAIN] * math.tanh(server.backlog / params[BACKLOG_SCALE])
-        + params[FLEET_GAIN] * fleet
+        + params.utilisation_gain * max(0.0, load_of(server) - params.knee)
+        + params.backlog_gain * math.tanh(server.backlog / params.backlog_scale)
+        + params.fleet_gain * fleet
     )
-    worth = server.speed ** params[SPEED_EXPONENT] / server.workers
-    return params[PRICE] * worth * contended  # type: ignore[no-any-return]
+    worth = server.speed**params.speed_exponent / server.workers
+    return params.price * worth * contended  # type: ignore[no-any-return]
 
 
-@jit
+@jit_no_refcount(inline=True)
+def prepare_price(table: CandidateTable, params: Record, fleet: float) -> float:
+    """Utility per second that the ingress spends on making payloads model-ready."""
+    if params.prepare_share <= 0.0:
+        return 0.0
+    ingress = table.servers[int(table.context.ingress)]
+    return params.prepare_share * server_price(ingress, params, fleet)  # type: ignore[no-any-return]
+
+
+@jit_no_refcount(inline=True)
 def expected_timeliness(mean: float, spread: float, deadline: float, grace: float) -> float:
     """E[g] of a latency of this mean and standard deviation, s, by three points."""
     off = SQRT_3 * spread
@@ -270,72 +264,175 @@ def expected_timeliness(mean: float, spread: float, deadline: float, grace: floa
     return (4.0 * middle + ends) / 6.0
 
 
-@jit
-def priced_scores(table: CandidateTable, params: Array) -> float:
-    """Greedy on the priced score above; certain, so its propensity is 1. params: `PRICED_GREEDY`.
+# -- the score, in terms and how they are combined ------------------------------------------------
 
-    The row of highest score, the first of equals; rows scored below shed are no fallbacks.
-    """
-    rows, scores = table.rows, table.scores
-    context = table.context
-    deadline = context.deadline
-    grace = context.grace
-    elapsed = context.elapsed
-    weight = context.accuracy_weight
-    fleet = max(0.0, fleet_load(table) - params[KNEE])
-    prepare_price = 0.0
-    ingress = table.servers[int(context.ingress)]
-    if params[PREPARE_SHARE] > 0.0:
-        prepare_price = params[PREPARE_SHARE] * server_price(ingress, params, fleet)
 
-    last = -1.0
-    price = 0.0
+Number = Any
+"""A float; for a learner an array or a tensor of them."""
+
+
+class ServerTerms(NamedTuple):
+    """What the rows of a server have in common."""
+
+    price: float
+    """Utility per second of it."""
+    link_price: float
+    """Utility per second of the link to it; 0 for the ingress."""
+    trust: float
+    """1 less the weighted share of failed answers."""
+    network_spread: float
+    """Standard deviation of the network's time, in parts of it."""
+    stale: float
+    """s of standard deviation for an old report."""
+
+
+class RowTerms(NamedTuple):
+    """What a row's score is made of. The learned policy multiplies some of them by factors."""
+
+    network: Number
+    """s, with its margin."""
+    wait: Number
+    """s, with its margin."""
+    service: Number
+    """s, with its margin."""
+    network_spread: Number
+    stale: Number
+    worth: Number
+    """accuracy^w × trust."""
+    cost: Number
+    """Utility that the server's time costs."""
+    link: Number
+    """Utility that the link's time costs."""
+    prepare: Number
+    """Utility that the ingress's time for making the payload model-ready costs."""
+
+
+class Factors(NamedTuple):
+    """What is learned of a row: factors on its terms, and a share added to its utility."""
+
+    cost: Number
+    link: Number
+    prepare: Number
+    network: Number
+    wait: Number
+    spread: Number
+    value: Number
+    """Added: utility × (1 + value)."""
+
+
+HEURISTIC = Factors(1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.0)
+"""Nothing learned: neither × 1 nor + 0 rounds."""
+
+
+@jit_no_refcount(inline=True)
+def server_terms(
+    table: CandidateTable, s: int, local: bool, params: Record, fleet: float
+) -> ServerTerms:
+    """`fleet` is the fleet's load above the knee."""
+    server = table.servers[s]
     link_price = 0.0
-    trust = 1.0
-    network_spread = 0.0
-    stale = 0.0
-    for r in range(table.mask.size - 1):
+    unsure = 0.5
+    if not local:
+        full = math.tanh(server.link_backlog / params.backlog_scale)
+        link_price = params.link_price * (1.0 + params.link_gain * full)
+        unsure += 0.5 * server.rate_age / (1.0 + server.rate_age)
+    busy = min(1.0, load_of(server))
+    return ServerTerms(
+        server_price(server, params, fleet),
+        link_price,
+        1.0 - params.failure_weight * server.failure,
+        params.network_spread * unsure,
+        params.stale_spread * busy * min(STALE_MAX, server.report_age),
+    )
+
+
+@jit_no_refcount(inline=True)
+def row_terms(
+    table: CandidateTable, r: int, on: ServerTerms, params: Record, prepare: float
+) -> RowTerms:
+    """Terms of a row on the server with the terms `on`; `prepare` is `prepare_price`."""
+    rows, context = table.rows, table.context
+    service_time = rows.service_time[r]
+    accuracy = rows.accuracy[r]
+    weight = context.accuracy_weight
+    worth = accuracy**weight if weight != 1.0 else accuracy
+    cost = on.price * service_time
+    if rows.local[r] == 0.0:
+        server = table.servers[int(rows.server[r])]
+        captive = min(1.0, server.demand_1s * service_time / server.workers)
+        cost *= 1.0 + params.captive_gain * captive
+    return RowTerms(
+        params.network_margin * (rows.ready[r] + rows.return_time[r]),
+        params.wait_margin * rows.wait[r],
+        params.service_margin * service_time,
+        on.network_spread,
+        on.stale,
+        worth * on.trust,
+        cost,
+        on.link_price * rows.transfer[r],
+        prepare * rows.prepare[r],
+    )
+
+
+@jit_no_refcount(inline=True)
+def margined_latency(terms: RowTerms, factors: Factors, elapsed: Number) -> Number:
+    """s from sent_at to the answer, with margins."""
+    return elapsed + terms.network * factors.network + terms.wait * factors.wait + terms.service
+
+
+@jit_no_refcount(inline=True)
+def deviation(terms: RowTerms, factors: Factors, spread: Number) -> Number:
+    """Standard deviation of that, s; `spread` is the parameter."""
+    network = terms.network_spread * (terms.network * factors.network)
+    own = spread * (terms.wait * factors.wait + terms.service)
+    return (own + network + terms.stale) * factors.spread
+
+
+@jit_no_refcount(inline=True)
+def combined(terms: RowTerms, factors: Factors, timely: Number) -> Number:
+    """The score, given the expected timeliness."""
+    utility = terms.worth * timely * (1.0 + factors.value)
+    rest = terms.link * factors.link + terms.prepare * factors.prepare
+    return utility - (terms.cost * factors.cost + rest)
+
+
+@jit_no_refcount(inline=True)
+def score_of(table: CandidateTable, terms: RowTerms, factors: Factors, spread: float) -> float:
+    """The score of a row."""
+    context = table.context
+    latency = margined_latency(terms, factors, context.elapsed)
+    spread_s = deviation(terms, factors, spread)
+    timely = expected_timeliness(latency, spread_s, context.deadline, context.grace)
+    return combined(terms, factors, timely)  # type: ignore[no-any-return]
+
+
+@jit_no_refcount
+def priced_scores(table: CandidateTable, params: Record) -> None:
+    """Score every row and shed by the heuristic."""
+    rows, scores = table.rows, table.scores
+    shed = table.mask.size - 1
+    fleet = fleet_above_knee(table, params)
+    prepare = prepare_price(table, params, fleet)
+    last = -1
+    on = ServerTerms(0.0, 0.0, 0.0, 0.0, 0.0)
+    for r in range(shed):
         if table.mask[r] == 0:
             scores[r] = -math.inf
             continue
-        if rows.server[r] != last:
-            # Rows of a server stand together: what they share is computed once.
-            last = rows.server[r]
-            server = table.servers[int(last)]
-            price = server_price(server, params, fleet)
-            trust = 1.0 - params[FAILURE_WEIGHT] * server.failure
-            busy = min(1.0, load_of(server))
-            stale = params[STALE_SPREAD] * busy * min(STALE_MAX, server.report_age)
-            link_price = 0.0
-            unsure = 0.5
-            if rows.local[r] == 0.0:
-                full = math.tanh(server.link_backlog / params[BACKLOG_SCALE])
-                link_price = params[LINK_PRICE] * (1.0 + params[LINK_GAIN] * full)
-                unsure += 0.5 * server.rate_age / (1.0 + server.rate_age)
-            network_spread = params[NETWORK_SPREAD] * unsure
-        network = params[NETWORK_MARGIN] * (rows.ready[r] + rows.return_time[r])
-        wait = params[WAIT_MARGIN] * rows.wait[r]
-        service = params[SERVICE_MARGIN] * rows.service_time[r]
-        spread = params[SPREAD] * (wait + service) + network_spread * network + stale
-        timely = expected_timeliness(elapsed + network + wait + service, spread, deadline, grace)
-        accuracy = rows.accuracy[r]
-        worth = accuracy**weight if weight != 1.0 else accuracy
-        cost = price * rows.service_time[r]
-        if rows.local[r] == 0.0:
-            server = table.servers[int(last)]
-            captive = min(1.0, server.demand_1s * rows.service_time[r] / server.workers)
-            cost *= 1.0 + params[CAPTIVE_GAIN] * captive
-        cost += link_price * rows.transfer[r] + prepare_price * rows.prepare[r]
-        scores[r] = worth * trust * timely - cost
-    scores[table.mask.size - 1] = params[THRESHOLD] + params[THRESHOLD_GAIN] * fleet
-    return 1.0
+        s = int(rows.server[r])
+        if s != last:  # rows of a server stand together
+            last = s
+            on = server_terms(table, s, rows.local[r] != 0.0, params, fleet)
+        terms = row_terms(table, r, on, params, prepare)
+        scores[r] = score_of(table, terms, HEURISTIC, params.spread)
+    scores[shed] = params.threshold + params.threshold_gain * fleet
 
 
 @policy(
     about="expected utility minus the price of what the request takes from others",
     parameters=PRICED_GREEDY,
-    params=np.dtype([("values", "f8", len(PRICED_GREEDY))]),
 )
 def priced_greedy(table: CandidateTable, params: Record, memory: Memory, rng: Array) -> float:
-    """Greedy on the priced score."""
-    return priced_scores(table, params.values)
+    """Greedy on the priced score; certain, so its propensity is 1."""
+    priced_scores(table, params)
+    return 1.0

@@ -1,9 +1,13 @@
-"""The learned policy's weights on disk: numbers in safetensors, and a JSON card beside them.
+"""The learned policy's weights on disk: numbers by name in safetensors, with a JSON card beside.
 
-``NAME.safetensors`` holds one float64 vector, ``params`` (`learned.LAYOUT`); ``NAME.json`` the
-card: how it was made, what it was found to be worth, within which features, and the file's sha256.
-Neither can execute anything. A file of another shape, version or checksum, or with numbers that are
-none, is refused, and the message says which.
+``NAME.safetensors`` holds a tensor for each part of the parameters (`TENSORS`). Its metadata says
+what each number belongs to: ``server_heads.price`` has a weight for each feature named there. What
+is absent has its neutral value: 0 for a weight, the tuned value for a parameter of the heuristic,
+no limit for the guard. So a file stays valid when a feature is added; an unknown name is refused.
+The small network is stored only if it is switched on.
+
+``NAME.json`` is the card: how the weights were made, what they were found to be worth, and the
+file's sha256. Neither can execute anything.
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ import math
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 import numpy as np
@@ -24,18 +28,19 @@ from safetensors.numpy import load as parse
 from safetensors.numpy import save as dump
 
 from edgewise.errors import BadInput
-from edgewise.policy import learned
-from edgewise.policy.base import PolicySpec, record_of
+from edgewise.policy import learned, priced
+from edgewise.policy.base import PolicySpec
 from edgewise.policy.features import OMEGA, PHI, PSI
-from edgewise.policy.guard import COUNTERS
+from edgewise.policy.learned import OPTIONS
+from edgewise.policy.tuning import shipped_values, tuned_as
 from edgewise.policy_names import WEIGHTS
 
 Floats = NDArray[np.float64]
 
-VERSION = 1
-"""Of the features and the layout. Another meaning of any of them is another version."""
+VERSION = 2
+"""Of the meaning of the features and of the file; a new feature is no new version."""
 _SIZE_MAX = 1 << 20
-"""Bytes; the vector has a thousand numbers. What is larger is something else."""
+"""Bytes; there are a thousand numbers. What is larger is something else."""
 
 
 class Effect(Struct, frozen=True, kw_only=True):
@@ -69,8 +74,6 @@ class WeightsCard(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """By family, against that heuristic on validation worlds; none: it was not tried."""
     accepted: bool = False
     """Whether no family's interval lies below the heuristic."""
-    limits: dict[str, tuple[float, float]] = {}
-    """By feature (phi.…, psi.…, omega.…): least and greatest in training."""
 
 
 class _Path(Protocol):
@@ -82,26 +85,62 @@ class _Path(Protocol):
     def read_bytes(self) -> bytes: ...
 
 
-FEATURE_NAMES = (
-    *(f"phi.{name}" for name in PHI),
-    *(f"psi.{name}" for name in PSI),
-    *(f"omega.{name}" for name in OMEGA),
-)
+_PRICED = tuple(parameter.name for parameter in priced.PRICED_GREEDY)
+TENSORS: dict[str, tuple[str, ...]] = {
+    "options": tuple(OPTIONS),
+    "priced": _PRICED,
+    "calibrated": _PRICED,
+    **{
+        f"{limit}.{features}": tuple(names)
+        for limit in ("low", "high")
+        for features, names in (("phi", PHI), ("psi", PSI), ("omega", OMEGA))
+    },
+    **{f"server_heads.{head}": tuple(PHI) for head in learned.SERVER_HEADS},
+    **{f"row_heads.{head}": tuple(PSI) for head in learned.ROW_HEADS},
+    "shed_head": tuple(OMEGA),
+    "phi_in": tuple(PHI),
+    "psi_in": tuple(PSI),
+    "hidden": (),
+    "bias": (),
+    "out": (),
+}
+"""The tensors of a file, and what the numbers along the last axis of each are called; () = they
+have no names."""
+_NETWORK = ("phi_in", "psi_in", "hidden", "bias", "out")
+
+
+def neutral() -> Floats:
+    """Params where nothing is learned: the tuned heuristic, without limits."""
+    tuned = tuned_as(priced.priced_greedy, shipped_values()["priced_greedy"])
+    return learned.untrained(tuned.params)
+
+
+def part_of(params: Floats, tensor: str) -> Floats:
+    """The numbers of a tensor, a view of the flat vector."""
+    name, _, row = tensor.partition(".")
+    numbers = params[learned.LAYOUT[name]]
+    if name in ("low", "high"):
+        found: Floats = numbers.view(learned.LIMITS)[row][0]
+    elif row:
+        rows = learned.SERVER_HEADS if name == "server_heads" else learned.ROW_HEADS
+        found = numbers.reshape(len(rows), -1)[rows.index(row)]
+    else:
+        kind = learned.PARAMS[name]
+        found = numbers if kind.subdtype is None else numbers.reshape(kind.shape)
+    return found
 
 
 def save(
     path: Path, params: Floats, card: WeightsCard, write: Callable[[Path, bytes], object]
 ) -> WeightsCard:
     """Write the weights to `path` (….safetensors) and the card beside, each by `write`; returns the
-    card as written, with limits and checksum."""
-    data = dump({"params": np.ascontiguousarray(params, np.float64)})
-    low, high = params[learned.LAYOUT["low"]], params[learned.LAYOUT["high"]]
-    limits = {}
-    if np.isfinite(low).all() and np.isfinite(high).all():
-        limits = {
-            name: (float(a), float(b)) for name, a, b in zip(FEATURE_NAMES, low, high, strict=True)
-        }
-    card = msgspec.structs.replace(card, sha256=hashlib.sha256(data).hexdigest(), limits=limits)
+    card as written, with its checksum."""
+    network = learned.named(params).options.network > 0.0
+    stored = [tensor for tensor in TENSORS if network or tensor not in _NETWORK]
+    tensors = {tensor: np.array(part_of(params, tensor)) for tensor in stored}
+    names = {tensor: " ".join(TENSORS[tensor]) for tensor in stored if TENSORS[tensor]}
+    data = dump(tensors, names)
+    card = msgspec.structs.replace(card, sha256=hashlib.sha256(data).hexdigest())
     write(path, data)
     text = msgspec.json.format(msgspec.json.encode(card), indent=1)
     write(path.with_suffix(".json"), text + b"\n")
@@ -146,33 +185,55 @@ def _load(path: _Path, beside: _Path) -> tuple[Floats, WeightsCard]:
         arrays = parse(data)
     except SafetensorError as error:
         raise refuse(f"not safetensors: {error}") from None
-    if set(arrays) != {"params"}:
-        raise refuse(f"expected the tensor params, got {', '.join(sorted(arrays)) or 'none'}")
-    params = arrays["params"]
-    if params.dtype != np.float64 or params.shape != (learned.LENGTH,):
-        raise refuse(f"expected float64 ({learned.LENGTH},), got {params.dtype} {params.shape}")
-    unlimited = np.zeros(learned.LENGTH, bool)
-    unlimited[learned.LAYOUT["low"]] = unlimited[learned.LAYOUT["high"]] = True
-    unlimited[learned.O_OLDEST] = True
-    if np.isnan(params).any() or not np.isfinite(params[~unlimited]).all():
-        raise refuse("not all are finite numbers")
-    return np.array(params), card
+    try:
+        return _params(arrays, _metadata(data)), card
+    except ValueError as error:
+        raise refuse(str(error)) from None
 
 
-def rule(
-    params: Floats, about: str, card: WeightsCard | None = None, name: str = "edgewise"
-) -> PolicySpec:
-    """The policy with these weights."""
+def _metadata(data: bytes) -> dict[str, str]:
+    """Of a file that was parsed: a length, then a header in JSON (the format of safetensors)."""
+    header = msgspec.json.decode(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    return dict(header.get("__metadata__", {}))
+
+
+def _params(arrays: dict[str, NDArray[Any]], names: dict[str, str]) -> Floats:
+    """The flat vector. Raises ValueError for an unknown name, a wrong shape, or a NaN."""
+    params = neutral()
+    for tensor, values in arrays.items():
+        if tensor not in TENSORS:
+            raise ValueError(f"unknown tensor {tensor}; known: {', '.join(TENSORS)}")
+        known = TENSORS[tensor]
+        found = part_of(params, tensor)
+        index = np.arange(found.shape[-1])
+        if known:
+            given = names.get(tensor, "").split()
+            unknown = [name for name in given if name not in known]
+            if unknown:
+                raise ValueError(
+                    f"{tensor} has {', '.join(unknown)}, which this version does not know"
+                )
+            index = np.array([known.index(name) for name in given], np.int64)
+        expected = (*found.shape[:-1], len(index))
+        if values.dtype != np.float64 or values.shape != expected:
+            raise ValueError(
+                f"{tensor}: expected float64 {expected}, got {values.dtype} {values.shape}"
+            )
+        without_limits = tensor.startswith(("low.", "high.")) or tensor == "options"
+        if np.isnan(values).any() or not (without_limits or np.isfinite(values).all()):
+            raise ValueError(f"{tensor}: not all are finite numbers")
+        found[..., index] = values
+    return params
+
+
+def rule(params: Floats, about: str, card: WeightsCard | None = None) -> PolicySpec:
+    """The learned policy with these params. Raises ValueError for another number of them."""
     if params.shape != (learned.LENGTH,):
         raise ValueError(f"expected {learned.LENGTH} params, got {params.shape}")
-    return PolicySpec(
-        name=name,
-        kernel=learned.edgewise,
+    return msgspec.structs.replace(
+        learned.edgewise,
         params=tuple(params.tolist()),
         tuned="" if card is None else card.command,
-        fleet_type=record_of(np.dtype([("values", "f8", learned.MEMORY)])),
-        server_type=record_of(np.dtype([("values", "f8", learned.PER_SERVER)])),
-        counters=tuple(COUNTERS),
         about=about,
     )
 
@@ -180,7 +241,7 @@ def rule(
 def shipped_rule() -> PolicySpec:
     """The policy `edgewise`."""
     params, card = shipped()
-    return rule(params, "priced_greedy with learned prices, margins and threshold", card)
+    return rule(params, learned.edgewise.about, card)
 
 
 def from_file(path: str) -> PolicySpec:
@@ -193,7 +254,8 @@ def release(params: Floats, low: Floats, high: Floats, oldest: float) -> Floats:
     """Params as they are shipped: guarded within the limits, deterministic, no survey."""
     out = params.copy()
     out[learned.LAYOUT["low"]], out[learned.LAYOUT["high"]] = low, high
-    out[learned.O_GUARDED], out[learned.O_OLDEST] = 1.0, oldest
-    out[learned.O_SURVEY] = out[learned.O_TEMPERATURE] = 0.0
+    options = learned.named(out).options
+    options.guarded, options.oldest = 1.0, oldest
+    options.survey = options.temperature = 0.0
     assert math.isfinite(float(low.sum() + high.sum()))
     return out
