@@ -24,7 +24,7 @@ from edgewise.learn.space import MEMORY, PARTS, SearchSpace
 from edgewise.learn.train import TrainOptions, TrainResult, beginning, guarded, survey
 from edgewise.learn.validation import Judgement, Validator, judge
 from edgewise.policy import POLICIES, find, learned, weight_files
-from edgewise.policy.features import PHI, Q_ACCURACY, W_FLEET_BACKLOG
+from edgewise.policy.features import OMEGA, PHI, PSI
 from edgewise.scenario import loads
 from edgewise.sim.source import WorldSource
 from edgewise.worlds import families
@@ -136,8 +136,10 @@ def test_groups_free_what_they_say() -> None:
     for group in ("base", "heads", "network"):
         space = SearchSpace(start(), (group,))
         x = np.ones(space.size)
-        changed = np.flatnonzero(space.params(x) != start())
-        moved[group] = set(changed.tolist()) - {learned.O_NETWORK}
+        made = space.params(x)
+        learned.named(made).options.network = 0.0
+        changed = np.flatnonzero(made != start())
+        moved[group] = set(changed.tolist())
     base = learned.LAYOUT["priced"]
     assert moved["base"] <= set(range(base.start, base.stop))
     assert len(moved["base"]) >= 15
@@ -311,7 +313,7 @@ def test_training_sets_limits_and_refuses_what_is_worse(
     assert (low <= high).all()
     assert low[0] == high[0] == 1.0  # phi.one
     bad = start()
-    bad[learned.LAYOUT["row_heads"]][learned.Q + Q_ACCURACY] = -50.0  # abhors accuracy
+    bad[learned.LAYOUT["row_heads"]][learned.Q + list(PSI).index("accuracy")] = -50.0
     monkeypatch.setattr(train, "beginning", lambda init: (bad, PRICED))
     refused = trained(tmp_path, monkeypatch)
     assert not refused.card.accepted
@@ -354,7 +356,7 @@ def test_the_command_trains_a_specialist_that_is_a_policy(tmp_path: Path) -> Non
     path = tmp_path / "edgewise.safetensors"
     _, card = weight_files.load(path)
     assert card.families == ("small",)
-    assert find(str(path)).kernel is learned.edgewise
+    assert find(str(path)).kernel is learned.edgewise.kernel
     run = CliRunner().invoke(app, ["train", *options, "--budget", "1m"])
     assert isinstance(run.exception, BadInput)
     run = CliRunner().invoke(app, ["train", "--init", "jsq", "--out", str(tmp_path / "no")])
@@ -438,7 +440,7 @@ def test_a_policy_that_is_worse_in_a_family_is_refused() -> None:
     """It gives up where much is offered."""
     params = start()
     shed = learned.LAYOUT["shed_head"].start
-    params[shed + W_FLEET_BACKLOG] = 60.0
+    params[shed + list(OMEGA).index("fleet_backlog")] = 60.0
     judged = judge(
         params, PRICED, WorldSource(family="train"), count=8, skip=0, names=("light", "overload")
     )

@@ -17,7 +17,6 @@ from edgewise.fleet.rng import new_rng
 from edgewise.fleet.table import CandidateTable, best_row, blank_table, observed, table_of
 from edgewise.policy import POLICIES, Policy, features, find, learned, make, weight_files
 from edgewise.policy.explain import explain, params_of
-from edgewise.policy.guard import N_NOT_FINITE, N_OUTSIDE, N_STALE
 from edgewise.sim.build import SimOptions
 from edgewise.worlds import families
 from fleet_case import NOW, queue, report, request, tracker
@@ -34,7 +33,7 @@ def params(seed: int = 0, network: bool = True) -> np.ndarray:
     made = learned.untrained(PRICED.params)
     rng = np.random.default_rng(seed)
     for part in ("server_heads", "row_heads", "shed_head", "out"):
-        made[learned.LAYOUT[part]] = rng.normal(0.0, 0.3, learned.SIZES[part])
+        made[learned.LAYOUT[part]] = rng.normal(0.0, 0.3, made[learned.LAYOUT[part]].size)
     learned.named(made).options.network = network
     return made
 
@@ -80,9 +79,8 @@ def observation() -> Observation:
 def scores(
     numbers: np.ndarray, seen: CandidateTable, state: np.ndarray | None = None
 ) -> np.ndarray:
-    memory = learned.MEMORY + learned.PER_SERVER * len(seen.servers)
-    state = np.zeros(memory) if state is None else state
-    learned.edgewise(seen, numbers, state, new_rng(1))
+    state = SHIPPED.new_memory(len(seen.servers)) if state is None else state
+    SHIPPED.kernel(seen, numbers, state, new_rng(1))
     return seen.scores.copy()
 
 
@@ -174,11 +172,11 @@ def test_a_drawn_row_comes_with_its_probability() -> None:
     numbers = params()
     learned.named(numbers).options.temperature = 0.05
     seen = table(5)
-    state = np.zeros(learned.MEMORY + learned.PER_SERVER * len(seen.servers))
+    state = SHIPPED.new_memory(len(seen.servers))
     draws = new_rng(3)
     count, said, times = 4000, np.zeros(seen.mask.size), np.zeros(seen.mask.size)
     for _ in range(count):
-        probability = learned.edgewise(seen, numbers, state, draws)
+        probability = SHIPPED.kernel(seen, numbers, state, draws)
         row = best_row(seen)
         said[row] = probability
         times[row] += 1
@@ -188,7 +186,7 @@ def test_a_drawn_row_comes_with_its_probability() -> None:
 
 
 def test_it_remembers_how_a_link_moves() -> None:
-    memory = np.zeros(features.REMEMBERED * 4)
+    memory = SHIPPED.named_memory(SHIPPED.new_memory(4))
     seen = table(0)
     for second, rate in enumerate((1e6, 1e6, 4e6, 1e6, 4e6)):
         seen.context.now = 100.0 + second
@@ -197,7 +195,10 @@ def test_it_remembers_how_a_link_moves() -> None:
         seen.context.now += 0.5  # the same measurement, faded: no step
         seen.servers.rate, seen.servers.rate_age = 1.1 * rate, 0.7
         features.remember(seen, memory)
-    log, slow, moves, at = memory[: features.REMEMBERED]
+    known = memory.servers[0]
+    log, slow, moves, at = (
+        known.log_rate, known.slow_rate, known.rate_moves, known.measured_at
+    )  # fmt: skip
     assert log == pytest.approx(math.log(4e6))
     assert math.log(1e6) < slow < math.log(4e6)
     assert moves == pytest.approx(math.log(4.0) * (1.0 - 0.8**3))
@@ -205,7 +206,7 @@ def test_it_remembers_how_a_link_moves() -> None:
     seen.servers.rate_age = 60.0  # never measured: the prior says nothing
     seen.servers.rate = 9e9
     features.remember(seen, memory)
-    assert memory[0] == log
+    assert known.log_rate == log
 
 
 # -- the guard -------------------------------------------------------------------------------------
@@ -216,6 +217,10 @@ def guarded() -> np.ndarray:
     return weight_files.release(params(), -wide, wide, 5.0)
 
 
+def counters(state: np.ndarray) -> dict[str, float]:
+    return dict(zip(SHIPPED.counters, state.tolist(), strict=False))
+
+
 def heuristic(seen: CandidateTable) -> np.ndarray:
     PRICED.kernel(seen, np.array(PRICED.params), PRICED.new_memory(len(seen.servers)), new_rng(1))
     return seen.scores.copy()
@@ -223,7 +228,7 @@ def heuristic(seen: CandidateTable) -> np.ndarray:
 
 def test_the_guard_lets_the_policy_decide_where_it_was_trained() -> None:
     seen = table(0)
-    state = np.zeros(learned.MEMORY + learned.PER_SERVER * len(seen.servers))
+    state = SHIPPED.new_memory(len(seen.servers))
     mine = scores(guarded(), seen, state)
     assert state[:4].tolist() == [1.0, 0.0, 0.0, 0.0]
     assert not np.array_equal(mine, heuristic(seen))
@@ -234,22 +239,22 @@ def test_any_feature_outside_its_range_trips_the_guard(feature: int) -> None:
     numbers = guarded()
     numbers[learned.LAYOUT["low"]][feature] = 4.0  # none is ever that large
     seen = table(0)
-    state = np.zeros(learned.MEMORY + learned.PER_SERVER * len(seen.servers))
+    state = SHIPPED.new_memory(len(seen.servers))
     mine = scores(numbers, seen, state)
-    assert state[N_OUTSIDE] == 1.0
+    assert counters(state)["outside"] == 1.0
     assert np.array_equal(mine, heuristic(seen))
 
 
 def test_a_belief_too_old_trips_the_guard() -> None:
     seen = table(0)
     seen.servers.report_age = 6.0
-    state = np.zeros(learned.MEMORY + learned.PER_SERVER * len(seen.servers))
+    state = SHIPPED.new_memory(len(seen.servers))
     mine = scores(guarded(), seen, state)
-    assert state[N_STALE] == 1.0
+    assert counters(state)["stale"] == 1.0
     assert np.array_equal(mine, heuristic(seen))
     seen.servers[0].report_age = 1.0  # one that was heard is enough
     scores(guarded(), seen, state)
-    assert state[N_STALE] == 1.0
+    assert counters(state)["stale"] == 1.0
 
 
 @pytest.mark.parametrize("part", ["server_heads", "row_heads", "shed_head", "out"])
@@ -257,9 +262,9 @@ def test_a_score_that_is_no_number_trips_the_guard(part: str) -> None:
     numbers = guarded()
     numbers[learned.LAYOUT[part]] = math.nan
     seen = table(0)
-    state = np.zeros(learned.MEMORY + learned.PER_SERVER * len(seen.servers))
+    state = SHIPPED.new_memory(len(seen.servers))
     mine = scores(numbers, seen, state)
-    assert state[N_NOT_FINITE] == 1.0
+    assert counters(state)["not_finite"] == 1.0
     assert np.array_equal(mine, heuristic(seen))
 
 
@@ -293,7 +298,7 @@ def test_weights_come_back_as_they_were_and_are_a_policy(tmp_path: Path) -> None
     path = written(tmp_path, guarded())
     numbers, read = weight_files.load(path)
     assert np.array_equal(numbers, guarded())
-    assert read.limits["phi.backlog"] == (-5.0, 5.0)
+    assert read.name == "test"
     policy = make(str(path))
     assert policy.name == "mine"
     decided = policy.decide(observation())
@@ -308,13 +313,37 @@ def edited(path: Path, **changes: object) -> None:
     beside.write_bytes(msgspec.json.encode({**read, **changes}))
 
 
-def poison(path: Path, arrays: dict[str, np.ndarray]) -> None:
+def poison(path: Path, arrays: dict[str, np.ndarray], names: dict[str, str] | None = None) -> None:
     """Other numbers, with a card whose checksum is right."""
     import hashlib
 
-    data = save(arrays)
+    data = save(arrays, names)
     path.write_bytes(data)
     edited(path, sha256=hashlib.sha256(data).hexdigest())
+
+
+def test_what_a_file_does_not_have_is_neutral(tmp_path: Path) -> None:
+    """So a feature, a head or a parameter that is new leaves old files valid."""
+    path = written(tmp_path, guarded())
+    poison(path, {"server_heads.price": np.array([0.5, -0.25])}, {"server_heads.price": "rate one"})
+    numbers, _ = weight_files.load(path)
+    expected = learned.untrained(PRICED.params)
+    head = learned.named(expected).server_heads[0]
+    head[list(features.PHI).index("rate")], head[0] = 0.5, -0.25
+    assert np.array_equal(numbers, expected)
+    poison(path, {})
+    numbers, _ = weight_files.load(path)
+    for seed in range(3):
+        assert np.array_equal(scores(numbers, table(seed)), heuristic(table(seed)))
+
+
+def test_the_network_is_stored_only_when_it_is_on(tmp_path: Path) -> None:
+    for network in (False, True):
+        numbers = params(network=network)
+        path = written(tmp_path, numbers)
+        assert (b'"hidden"' in path.read_bytes()) == network
+        read, _ = weight_files.load(path)
+        assert np.array_equal(scores(read, table(1)), scores(numbers, table(1)))
 
 
 def test_poisoned_weights_are_refused_with_the_reason(tmp_path: Path) -> None:
@@ -327,25 +356,26 @@ def test_poisoned_weights_are_refused_with_the_reason(tmp_path: Path) -> None:
 
     path.write_bytes(good[:-8] + b"\0" * 8)
     refused("sha256")
-    poison(path, {"params": guarded()[:-1]})
-    refused("expected float64")
-    poison(path, {"params": guarded().astype(np.float32)})
-    refused("expected float64")
-    poison(path, {"params": guarded(), "more": np.zeros(3)})
-    refused("expected the tensor params")
-    bad = guarded()
-    bad[-1] = math.nan
-    poison(path, {"params": bad})
-    refused("finite")
+    names = {"shed_head": "one fleet"}
+    poison(path, {"shed_head": np.zeros(3)}, names)
+    refused(r"shed_head: expected float64 \(2,\), got float64 \(3,\)")
+    poison(path, {"shed_head": np.zeros(2, np.float32)}, names)
+    refused("shed_head: expected float64")
+    poison(path, {"shed_head": np.zeros(2)}, {"shed_head": "one luck"})
+    refused("shed_head has luck, which this version does not know")
+    poison(path, {"params": np.zeros(3)})
+    refused("unknown tensor params; known: options, priced")
+    poison(path, {"shed_head": np.array([0.0, math.nan])}, names)
+    refused("shed_head: not all are finite numbers")
     import hashlib
 
     path.write_bytes(b"\x80\x04cos\nsystem\n.")  # a pickle
     edited(path, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
     refused("not safetensors")
     path.write_bytes(good)
-    edited(path, sha256=hashlib.sha256(good).hexdigest(), version=2)
-    refused("version 2, expected 1")
-    edited(path, version=1, surprise=1)
+    edited(path, sha256=hashlib.sha256(good).hexdigest(), version=1)
+    refused("version 1, expected 2")
+    edited(path, version=2, surprise=1)
     refused("not a card")
     path.with_suffix(".json").unlink()
     refused("no such file")

@@ -20,7 +20,7 @@ from edgewise.learn.rollout import DECISION, Rollout, joined, rollout
 from edgewise.learn.search import Budget, Progress, SearchResult, search
 from edgewise.policy import POLICIES, learned, weight_files
 from edgewise.policy.learned import LAYOUT, untrained
-from edgewise.policy.priced import PRICE, THRESHOLD_GAIN
+from edgewise.policy.priced import PRICED_GREEDY
 from edgewise.scenario import Scenario
 from edgewise.sim import engine
 from edgewise.sim.build import SimOptions, simulation
@@ -198,7 +198,8 @@ def test_it_learns() -> None:
     """An overloaded fleet whose heuristic thinks that seconds cost nothing: it must find out that
     they do, within a dozen small batches, and earn a tenth more on worlds that it has not seen."""
     poor = list(HEURISTIC)
-    poor[PRICE], poor[THRESHOLD_GAIN] = 0.05, 0.0
+    names = [parameter.name for parameter in PRICED_GREEDY]
+    poor[names.index("price")], poor[names.index("threshold_gain")] = 0.05, 0.0
     start = untrained(tuple(poor))
     source = WorldSource(scenario=short("overload", 4, 5.0))
     params = search(ppo.Ppo(source, start, FAST), Budget(steps=12)).params

@@ -258,8 +258,9 @@ def cheapest_service(table: CandidateTable, first: int) -> float:
     s = table.rows.server[first]
     least = table.rows.service_time[first]
     for r in range(first + 1, table.mask.size - 1):
+        if table.mask[r] == 0:
+            continue
         if table.rows.server[r] != s:
             break
-        if table.mask[r] != 0:
-            least = min(least, table.rows.service_time[r])
+        least = min(least, table.rows.service_time[r])
     return least  # type: ignore[no-any-return]
