@@ -19,7 +19,7 @@ from edgewise.fleet.table import CandidateTable, table_of
 from edgewise.live.balancer.experience import NAME, Experience, load_experience
 from edgewise.live.recorder import read
 from edgewise.live.records import RUN_SCENARIO
-from edgewise.policy import find, learned
+from edgewise.policy import find
 from edgewise.policy.explain import Explained, Floats, params_of
 from edgewise.policy.explain import explain as explain_tables
 from edgewise.scenario import Scenario, load

@@ -19,6 +19,7 @@ from edgewise.compile import jit, jit_no_refcount
 from edgewise.fleet.arrays import Array, records
 from edgewise.fleet.table import best_row
 from edgewise.policy import learned
+from edgewise.policy.base import Memory
 from edgewise.policy.learned import P, Q, W
 from edgewise.policy.priced import RowTerms, fleet_above_knee
 from edgewise.sim import engine
@@ -101,8 +102,9 @@ def record(
     n_row = 0
     while engine.advance(sim) >= 0:
         b = sim.world.slots[sim.world.clock[0].current].balancer
-        learned.look(table, named, learned.memory_of(memory[b]), looked_at)
+        fleet = memory[b][: learned.FLEET_END].view(learned.FLEET)
         servers = memory[b][learned.FLEET_END :].view(learned.SERVER)
+        learned.look(table, named, Memory(fleet[0], servers), looked_at)
         probability = learned.drawn(table, named.options.temperature, draws[b])
         row = best_row(table)
 
@@ -143,8 +145,7 @@ def record(
         one.grace = table.context.grace
         one.elapsed = table.context.elapsed
         one.threshold = own.threshold + own.threshold_gain * fleet_above_knee(table, own)
-        omega = memory[b][: learned.FLEET_END].view(learned.FLEET)[0].omega
-        copy(omega.view(np.float64), out.omega[n])
+        copy(fleet[0].omega.view(np.float64), out.omega[n])
         pool(out.phi[one.first_phi : n_phi], out.omega[n], out.seen[n])
         n += 1
 

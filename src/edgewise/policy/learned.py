@@ -463,12 +463,6 @@ def drawn(table: CandidateTable, temperature: float, rng: Array) -> float:
     return probability
 
 
-@jit_no_refcount(inline=True)
-def memory_of(memory: Array) -> Memory:
-    """The policy's memory by name, for compiled code; elsewhere `PolicySpec.named_memory`."""
-    return Memory(memory[:FLEET_END].view(FLEET)[0], memory[FLEET_END:].view(SERVER))
-
-
 def untrained(heuristic: Sequence[float]) -> Array:
     """Params that are the heuristic with these parameters, exactly: nothing learned, no limits.
 
