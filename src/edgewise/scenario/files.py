@@ -6,6 +6,7 @@ differs from the default link) and makes every path absolute. ``loads(dump(scena
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -160,33 +161,39 @@ def _short(service: dict[str, Any]) -> Any:
     return given["model"] if len(given) == 1 else given
 
 
+_PATHS = (
+    "workload.images",
+    "workload.arrivals.file",
+    "network.link.trace.path",
+    "network.access.trace.path",
+    "network.links.*.trace.path",
+    "network.access_links.*.trace.path",
+    "network.events.*.set.trace.path",
+)
+"""Fields that hold a path; * stands for every key."""
+
+
 def _absolute(raw: dict[str, Any], folder: Path) -> None:
     """Make paths absolute, so that a scenario works from any folder."""
-
-    def fix(holder: Any, key: str) -> None:
-        if isinstance(holder, dict) and isinstance(holder.get(key), str) and holder[key]:
-            holder[key] = str(folder / Path(holder[key]).expanduser())
-
-    def fix_link(link: Any) -> None:
-        if isinstance(link, dict):
-            fix(link.get("trace"), "path")
-
     for key in ("policy", "shadow"):
         if isinstance(raw.get(key), str):
             raw[key] = absolute(raw[key], folder)
-    workload, network = raw.get("workload"), raw.get("network")
-    if isinstance(workload, dict):
-        if workload.get("images") != "builtin":
-            fix(workload, "images")
-        fix(workload.get("arrivals"), "file")
-    if isinstance(network, dict):
-        for base in ("link", "access"):
-            fix_link(network.get(base))
-        for overrides in ("links", "access_links"):
-            links = network.get(overrides)
-            for link in links.values() if isinstance(links, dict) else ():
-                fix_link(link)
-        events = network.get("events")
-        for event in events if isinstance(events, list) else ():
-            if isinstance(event, dict):
-                fix_link(event.get("set"))
+    for place in _PATHS:
+        *way, key = place.split(".")
+        for holder in _at(raw, way):
+            path = holder.get(key)
+            if isinstance(path, str) and path and (place, path) != ("workload.images", "builtin"):
+                holder[key] = str(folder / Path(path).expanduser())
+
+
+def _at(raw: Any, way: list[str]) -> Iterator[dict[str, Any]]:
+    """The mappings that `way` leads to; none where something else is in the way."""
+    if isinstance(raw, list):
+        raw = dict(enumerate(raw))
+    if not isinstance(raw, dict):
+        return
+    if not way:
+        yield raw
+        return
+    for below in raw.values() if way[0] == "*" else [raw.get(way[0])]:
+        yield from _at(below, way[1:])

@@ -17,6 +17,8 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Struct
 
+from edgewise.errors import ModelError
+
 Array = npt.NDArray[np.float32]
 
 Progress = Callable[[str, str, float], None]
@@ -47,30 +49,28 @@ class Measurements(Struct, frozen=True):
     models: dict[str, MeasuredModel]
 
 
-class ModelCard(Protocol):
+class ModelCard(Struct, frozen=True):
     """What is known of a model before it runs: enough to plan with."""
 
-    @property
-    def name(self) -> str: ...
-    @property
-    def size(self) -> int:
-        """Side of its square input, pixels: model-ready payloads are made for it."""
-        ...
+    name: str
+    size: int
+    """Side of its square input, pixels: model-ready payloads are made for it."""
+    published_accuracy: float | None = None
+    """By its authors, on the task's own benchmark; None where none was published."""
+    measured: MeasuredModel | None = None
+    """By ``edgewise models measure``, on the machine and data that its record names."""
 
     @property
     def accuracy(self) -> float:
-        """Expected quality of an answer, 0–1."""
-        ...
+        """The accuracy to plan with, 0–1: the measured one, or else the published one.
 
-    @property
-    def published_accuracy(self) -> float | None:
-        """By its authors, on the task's own benchmark; None where none was published."""
-        ...
-
-    @property
-    def measured(self) -> MeasuredModel | None:
-        """By ``edgewise models measure``, on the machine and data that its record names."""
-        ...
+        The measured one comes first because models that were measured on the same data compare.
+        """
+        if self.measured is not None:
+            return self.measured.accuracy
+        if self.published_accuracy is not None:
+            return self.published_accuracy
+        raise ModelError(f"{self.name}: no accuracy is published and none was measured")
 
 
 class Model(Protocol):

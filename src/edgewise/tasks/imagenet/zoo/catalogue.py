@@ -15,7 +15,7 @@ import msgspec
 
 from edgewise.errors import ModelError
 from edgewise.tasks.imagenet.preprocessing import Channels
-from edgewise.tasks.task import MeasuredModel, Measurements
+from edgewise.tasks.task import Measurements, ModelCard
 
 
 class Weights(msgspec.Struct, frozen=True):
@@ -33,34 +33,11 @@ class Weights(msgspec.Struct, frozen=True):
         return self.path.rpartition("/")[2].rpartition(".")[0]
 
 
-class ZooModel(msgspec.Struct, frozen=True):
+class ZooModel(ModelCard, frozen=True, kw_only=True):
     """A network with its weights, at one input size."""
 
-    name: str
     weights: Weights
-    size: int
-    """Input height and width in pixels."""
     channels: Channels
-    published_accuracy: float | None
-    """By its authors, on the ImageNet validation set, 0–1; None where none was published."""
-
-    @property
-    def measured(self) -> MeasuredModel | None:
-        """The result for this model in the measurement that ships with edgewise."""
-        return reference().models.get(self.name)
-
-    @property
-    def accuracy(self) -> float:
-        """The accuracy to plan with, 0–1: the measured one, or else the published one.
-
-        The measured one comes first because all models have it from the same images, so that they
-        compare.
-        """
-        if self.measured is not None:
-            return self.measured.accuracy
-        if self.published_accuracy is not None:
-            return self.published_accuracy
-        raise ModelError(f"{self.name}: no accuracy is published and none was measured")
 
 
 def _lite(number: int, file: str, sha256: str) -> Weights:
@@ -94,29 +71,34 @@ _SQUEEZENET = Weights(
 # Published: EfficientNet-lite authors (tensorflow/tpu, models/official/efficientnet/lite) and the
 # SqueezeNet 1.1 release. SqueezeNet is slower *and* worse than lite0-160: a bad choice that a
 # balancer must learn to avoid.
-_MODELS = (
-    ZooModel("lite0-96", _LITE0, 96, "rgb", None),
-    ZooModel("lite0-128", _LITE0, 128, "rgb", None),
-    ZooModel("lite0-160", _LITE0, 160, "rgb", None),
-    ZooModel("lite0-192", _LITE0, 192, "rgb", None),
-    ZooModel("lite0-224", _LITE0, 224, "rgb", 0.751),
-    ZooModel("lite1", _LITE1, 240, "rgb", 0.767),
-    ZooModel("lite2", _LITE2, 260, "rgb", 0.776),
-    ZooModel("squeezenet", _SQUEEZENET, 227, "bgr", 0.575),
+_MODELS: tuple[tuple[str, Weights, int, Channels, float | None], ...] = (
+    ("lite0-96", _LITE0, 96, "rgb", None),
+    ("lite0-128", _LITE0, 128, "rgb", None),
+    ("lite0-160", _LITE0, 160, "rgb", None),
+    ("lite0-192", _LITE0, 192, "rgb", None),
+    ("lite0-224", _LITE0, 224, "rgb", 0.751),
+    ("lite1", _LITE1, 240, "rgb", 0.767),
+    ("lite2", _LITE2, 260, "rgb", 0.776),
+    ("squeezenet", _SQUEEZENET, 227, "bgr", 0.575),
 )
 
 
+@functools.cache
 def models() -> tuple[ZooModel, ...]:
     """All models, by growing input size; SqueezeNet last."""
-    return _MODELS
+    measured = reference().models
+    return tuple(
+        ZooModel(name, size, published, measured.get(name), weights=weights, channels=channels)
+        for name, weights, size, channels, published in _MODELS
+    )
 
 
 def find_model(name: str) -> ZooModel:
     """The model of that name. Raises ModelError, which lists the known ones."""
-    for candidate in _MODELS:
+    for candidate in models():
         if candidate.name == name:
             return candidate
-    raise ModelError(f"unknown model {name!r}; known: {', '.join(r.name for r in _MODELS)}")
+    raise ModelError(f"unknown model {name!r}; known: {', '.join(each.name for each in models())}")
 
 
 @functools.cache
