@@ -24,6 +24,7 @@ from edgewise.errors import BadInput
 from edgewise.policy.base import PolicySpec
 from edgewise.scenario import Scenario
 from edgewise.sim.build import SimOptions
+from edgewise.sim.source import WorldSource
 from edgewise.worlds import families
 
 Floats = NDArray[np.float64]
@@ -103,13 +104,13 @@ def run(
     compile_all(specs, lambda at, of, what: progress(0, total, f"compiling {what} ({at + 1}/{of})"))
     values = np.full((len(METRICS), len(names), len(policies), len(seeds)), np.nan)
     requests = np.zeros((len(names), len(seeds)), np.int64)
+    sources = [WorldSource(family=name, change=change) for name in names]
     done = 0
 
     def play_world(cell: tuple[int, int]) -> None:
         nonlocal done
         f, s = cell
-        scenario = families.scenario(names[f], seeds[s])
-        world = ReplayableWorld(scenario if change is None else change(scenario), options)
+        world = ReplayableWorld(sources[f].scenario(seeds[s]), options)
         for p, policy in enumerate(specs.values()):
             measured = world.measure(policy)
             requests[f, s] = measured.requests

@@ -143,7 +143,7 @@ def upper_bound(
 
 
 def _per_request(value: float, count: int) -> float:
-    return value / count + 1e-9
+    return float(value) / count + 1e-9
 
 
 def _first_prices(episode: Relaxation) -> tuple[Array, float]:

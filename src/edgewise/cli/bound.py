@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from edgewise.bound.gap import Effort, Gap
     from edgewise.policy.base import PolicySpec
     from edgewise.scenario import Scenario
+    from edgewise.sim.source import WorldSource
 
 FAMILY = "family:"
 SHIPPED = "edgewise"
@@ -84,55 +85,44 @@ def bound(
     label = labels(names)
     policies = {label[name]: find(name) for name in names}
     learned = {label[name] for name in names if name == SHIPPED or WEIGHTS in name}
-    worlds = _worlds(scenario, seeds, seed, duration, rate)
+    source = _source(scenario, duration, rate)
+    first = source.first_seed if seed is None else seed
+    world = source.scenario(first)
     compile_engine(names, console)
     effort = Effort(
         steps=dual.STEPS if steps is None else steps,
         trials=trials,
         seconds=math.inf if seconds is None else seconds,
     )
-    gaps = _measure(worlds, policies, effort, threads, console)
+    gaps = _measure(source, range(first, first + seeds), policies, effort, threads, console)
     mean = mean_gap(gaps)
-    console.print(_table(worlds[0], gaps, mean, learned))
+    console.print(_table(world, gaps, mean, learned))
     data = {
-        "scenario": worlds[0].name,
-        "duration": worlds[0].workload.duration,
+        "scenario": world.name,
+        "duration": world.workload.duration,
         "worlds": gaps,
         "mean": mean,
     }
     output.write_json(output.pretty_json(data), json)
 
 
-def _worlds(
-    name: str, count: int, seed: int | None, duration: float | None, rate: float | None
-) -> list[Scenario]:
+def _source(name: str, duration: float | None, rate: float | None) -> WorldSource:
     from edgewise.bound.gap import DURATION
-    from edgewise.scenario import check, load
+    from edgewise.scenario import check
+    from edgewise.sim.source import WorldSource
+
+    def change(world: Scenario) -> Scenario:
+        short = min(world.workload.duration, DURATION) if duration is None else duration
+        return check(world.with_overrides(duration=short, rate=rate), name)
 
     if name.startswith(FAMILY):
-        from edgewise.worlds import families
-
-        first = families.EVALUATION.start if seed is None else seed
-        family = name.removeprefix(FAMILY)
-        found = [families.scenario(family, first + n) for n in range(count)]
-    else:
-        one = load(name, allow_code=True)  # its own policy is not run
-        first = one.seed if seed is None else seed
-        found = [one.with_overrides(seed=first + n) for n in range(count)]
-    return [
-        check(
-            each.with_overrides(
-                duration=min(each.workload.duration, DURATION) if duration is None else duration,
-                rate=rate,
-            ),
-            name,
-        )
-        for each in found
-    ]
+        return WorldSource(family=name.removeprefix(FAMILY), change=change)
+    return WorldSource(scenario=name, change=change)
 
 
 def _measure(
-    worlds: Sequence[Scenario],
+    source: WorldSource,
+    seeds: Sequence[int],
     policies: dict[str, PolicySpec],
     effort: Effort,
     threads: int,
@@ -142,23 +132,21 @@ def _measure(
 
     from edgewise.bound.gap import measure_gap
     from edgewise.cores import usable_cores
-    from edgewise.sim.simulate import Photos
-    from edgewise.worlds.workload import generate
 
-    photos = Photos.of(worlds[0])
     with output.progress_bar(console, "loading") as bar:
-        shares = [0.0] * len(worlds)
+        shares = [0.0] * len(seeds)
 
         def measure(n: int) -> Gap:
             def progress(share: float, what: str) -> None:
                 shares[n] = share
-                bar.show(sum(shares), len(worlds), what)
+                bar.show(sum(shares), len(seeds), what)
 
-            trace = generate(worlds[n], photos.sizes if photos else None)
-            return measure_gap(worlds[n], policies, trace=trace, effort=effort, progress=progress)
+            world = source.scenario(seeds[n])
+            trace = source.trace(world)
+            return measure_gap(world, policies, trace=trace, effort=effort, progress=progress)
 
         with ThreadPoolExecutor(threads or usable_cores()) as pool:
-            return list(pool.map(measure, range(len(worlds))))
+            return list(pool.map(measure, range(len(seeds))))
 
 
 def _table(world: Scenario, gaps: Sequence[Gap], mean: Gap, learned: set[str]) -> Table:

@@ -67,7 +67,11 @@ class WorldSource:
         self._scenario: Scenario | None = None
         self._photo_sizes: tuple[int, ...] | None = None
         if scenario is not None:
-            self._scenario = scenario if isinstance(scenario, Scenario) else load(scenario)
+            self._scenario = (
+                scenario
+                if isinstance(scenario, Scenario)
+                else load(scenario, allow_code=True)  # its own policy is not run
+            )
             named = self._scenario.name if isinstance(scenario, Scenario) else scenario
             self.option = f"--scenario {named}"
             photos = Photos.of(self._scenario)
@@ -75,6 +79,7 @@ class WorldSource:
             self.servers = len(self._scenario.servers)
             self.services = len(services_of(self._scenario))
             self.seeds = range(2**31)
+            self.first_seed = self._scenario.seed
         else:
             assert family is not None
             self.families = (family,) if isinstance(family, str) else tuple(family)
@@ -84,6 +89,7 @@ class WorldSource:
             largest = [FLEETS_MAX.get(name, FLEET_MAX) for name in self.families]
             self.servers, self.services = (max(sizes) for sizes in zip(*largest, strict=True))
             self.seeds = families.TRAINING
+            self.first_seed = families.EVALUATION.start
         self._duration = duration
         self._change = change
         self._options = options or SimOptions(store=False, slots=SLOTS)
