@@ -50,55 +50,46 @@ class Addresses(Struct, frozen=True, kw_only=True):
 
 def assign_addresses(scenario: Scenario, free_port: Callable[[], int]) -> Addresses:
     """Assign the addresses of a run; `free_port` returns another port each time."""
-    names = scenario.server_names
+    names, emulate = scenario.server_names, scenario.network.emulate
     balancer = Listen(host=HOST, port=free_port())
     nodes = {name: Listen(host=HOST, port=free_port()) for name in names}
-    if not scenario.network.emulate:
-        real = {name: url_of(listen.host, listen.port) for name, listen in nodes.items()}
-        return Addresses(
-            balancer=balancer,
-            nodes=nodes,
-            peers={a: {b: real[b] for b in names if b != a} for a in names},
-            ingress=real,
-            relay=None,
-        )
     routes: list[Route] = []
 
-    def through(to: str, forward: str, backward: str) -> str:
-        """Add a route to server `to`; returns the address at which it begins."""
-        port = free_port()
+    def reach(to: str, forward: str, backward: str) -> str:
+        """The address of server `to`: its own, or that of a new route over two links."""
+        real = nodes[to]
+        if not emulate:
+            return url_of(real.host, real.port)
+        listen = Address(HOST, free_port())
         routes.append(
             Route(
-                listen=Address(HOST, port),
-                to=Address(nodes[to].host, nodes[to].port),
+                listen=listen,
+                to=Address(real.host, real.port),
                 forward=(forward,),
                 backward=(backward,),
             )
         )
-        return url_of(HOST, port)
+        return url_of(listen.host, listen.port)
 
-    ingress = {name: through(name, scenario.access_of(name)[0], return_of(name)) for name in names}
+    ingress = {name: reach(name, scenario.access_of(name)[0], return_of(name)) for name in names}
     peers = {
         a: {
-            b: through(b, scenario.link_between(a, b)[0], scenario.link_between(b, a)[0])
+            b: reach(b, scenario.link_between(a, b)[0], scenario.link_between(b, a)[0])
             for b in names
             if b != a
         }
         for a in names
     }
-    return Addresses(
-        balancer=balancer,
-        nodes=nodes,
-        peers=peers,
-        ingress=ingress,
-        relay=RelayConfig(
+    relay = None
+    if emulate:
+        relay = RelayConfig(
             routes=tuple(routes),
             links=relay_links(scenario),
             events=relay_events(scenario),
             control=Address(HOST, free_port()),
             seed=scenario.seed % 2**32,
-        ),
-    )
+        )
+    return Addresses(balancer=balancer, nodes=nodes, peers=peers, ingress=ingress, relay=relay)
 
 
 def relay_links(scenario: Scenario) -> dict[str, LinkSettings]:
