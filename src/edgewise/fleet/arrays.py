@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from edgewise.domain import Service
+from edgewise.domain import PayloadForm, Service
 from edgewise.fleet.estimates import ready_time
 
 Array = NDArray[Any]
@@ -197,7 +197,7 @@ def new_belief(
     table = records(len(services), SERVICE_STATE)
     models = sorted({service.model for service in services})
     for k, service in enumerate(services):
-        accuracy = service.accuracy if service.ready_accuracy is None else service.ready_accuracy
+        accuracy = service.accuracy_of(PayloadForm.MODEL_READY)
         table[k] = (
             of[k],
             models.index(service.model),

@@ -9,7 +9,7 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from edgewise.domain import Service
+from edgewise.domain import PayloadForm, Service
 from edgewise.fleet.arrays import QUEUE_MAX, Belief, records
 from edgewise.fleet.report_timing import GAP
 from edgewise.fleet.request_noise import luck_seed, noise_factors
@@ -241,7 +241,7 @@ def _services(
 ) -> NDArray[np.void]:
     out = records(len(services), layout.SERVICE)
     for k, service in enumerate(services):
-        ready = service.accuracy if service.ready_accuracy is None else service.ready_accuracy
+        ready = service.accuracy_of(PayloadForm.MODEL_READY)
         row = out[k]
         row["server"], row["accuracy"], row["ready_accuracy"] = of[k], service.accuracy, ready
         row["ready_bytes"], row["ready_saving"] = service.ready_bytes, service.ready_saving

@@ -20,7 +20,7 @@ from typing import Protocol
 
 from msgspec import Struct
 
-from edgewise.domain import Service
+from edgewise.domain import PayloadForm, Service
 from edgewise.errors import BadInput
 from edgewise.fleet.estimates import ready_time
 from edgewise.fleet.request_noise import RequestNoise, replay_label, replayed_class
@@ -169,9 +169,8 @@ class ReplayExecutor:
         return max(since, self._ends.pop(0)) if self._ends else now
 
     def _predict(self, item: BatchItem, service: Service, latency: float) -> Prediction:
-        accuracy = service.accuracy
-        if item.ready_size is not None and service.ready_accuracy is not None:
-            accuracy = service.ready_accuracy
+        form = PayloadForm.ORIGINAL if item.ready_size is None else PayloadForm.MODEL_READY
+        accuracy = service.accuracy_of(form)
         predicted = self._recorded.get((item.request, item.model))
         if predicted is None:
             classes, label = task_of(service.task).classes, item.label

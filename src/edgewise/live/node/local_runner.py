@@ -78,17 +78,15 @@ class LocalRunner:
         if isinstance(result, BadInput):
             return received.failed(422, str(result), self._clock.now())
         service = self.services[model]
-        accuracy = service.accuracy
-        if ready and service.ready_accuracy is not None:
-            accuracy = service.ready_accuracy
+        form = PayloadForm.MODEL_READY if ready else PayloadForm.ORIGINAL
         outcome = Outcome(
             request=request.id,
             status=Status.SERVED,
             server=service.server,
             model=model,
-            form=PayloadForm.MODEL_READY if ready else PayloadForm.ORIGINAL,
+            form=form,
             predicted=result.predicted,
-            accuracy=accuracy,
+            accuracy=service.accuracy_of(form),
             stamps=received.stamps(self._clock.now()),
         )
         return InferAnswer(outcome=outcome, code=200, score=result.score)
