@@ -18,6 +18,7 @@ from typing import Any, TypeAlias
 import msgspec
 from msgspec import Struct
 
+from edgewise.decoding import wire_error
 from edgewise.domain import Command, Name, Outcome, Report, Request, Stamp
 from edgewise.errors import PeerError
 
@@ -109,7 +110,9 @@ def decode_from_balancer(data: bytes) -> FromBalancer:
 def _decode(decoder: msgspec.msgpack.Decoder[Any], data: bytes) -> Any:
     try:
         return decoder.decode(data)
-    except (msgspec.ValidationError, msgspec.DecodeError) as error:
+    except msgspec.ValidationError as error:
+        raise PeerError(f"control channel: {wire_error(error)}") from None
+    except msgspec.DecodeError as error:
         raise PeerError(f"control channel: {error}") from None
 
 
