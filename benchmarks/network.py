@@ -1,28 +1,28 @@
-"""How far is the emulated network from the ideal one? For each backend that runs here.
+"""Measure how far each backend's emulated network is from the ideal one.
 
     python benchmarks/network.py [--quick | --all] [--backend relay,tun] [--realtime] [--json FILE]
 
-The ideal of a transfer is ``8 * size / rate + delay``; of N at once, their makespan, it is
-``8 * N * size / rate + delay``; the median of five is taken, but one where that is over a second.
-Sender, receiver and what plays the network are three processes. A transfer is timed from just
-before the sender's first ``send`` to the receiver's last byte (both read CLOCK_MONOTONIC, which is
-one clock on one machine); connections are set up before. Transfers of a single flow follow one
-another over one connection, the next when the last has been answered; the first is its warm-up:
-buffers and congestion window grow.
+The ideal time of a transfer is ``8 * size / rate + delay``. For N transfers at once it is their
+makespan, ``8 * N * size / rate + delay``. The result is the median of five, or a single measurement
+if it takes over a second. Sender, receiver and network are three processes. A transfer is timed
+from just before the sender's first ``send`` to the receiver's last byte (both read CLOCK_MONOTONIC,
+which is one clock on one machine); connections are set up before. Transfers of a single flow follow
+one another over one connection, each after the answer to the last. The first one is a warm-up, in
+which buffers and congestion window grow.
 
-``tc`` and ``tun`` carry packets, so their rate is of headers too: the ideal counts 1,448 bytes of
-payload for 1,514 (Ethernet) or 1,500 (IP) on the wire. They are not held to the targets, which are
-the relay's: TCP is real there, with its slow start and its losses. Where the kernel has no netem,
-``tc`` is measured without delay. A cell whose ideal is above the budget is left out, and counted.
-With ``--all`` none is, which takes a quarter of an hour more: 64 × 2 MB at 5 Mbit/s are 205 s.
+``tc`` and ``tun`` carry packets, so their rate includes headers: the ideal counts 1,448 bytes of
+payload for 1,514 (Ethernet) or 1,500 (IP) on the wire. The targets are the relay's and do not apply
+to them: TCP is real there, with slow start and losses. If the kernel has no netem, ``tc`` is
+measured without delay. Cells whose ideal is above the budget are left out, and counted. ``--all``
+measures them too, which takes a quarter of an hour more: 64 × 2 MB at 5 Mbit/s are 205 s.
 
-Fairness: N flows of equal size begin together on one link; the first one's time over the last
-one's. 1 is what equal sharing gives; first come, first served gives 1/N. Turns of 16 KiB cost a
-little: with n chunks per flow the first can be done (N - 1) turns before the last, so about
-1 - 1/n is the best to be had, and flows of 10 KB, a chunk each, are left out of the target.
+Fairness: N flows of equal size begin together on one link; it is the time of the first to finish
+over that of the last. Equal sharing gives 1; first come, first served gives 1/N. Turns of 16 KiB
+cost a little: with n chunks per flow the first can finish (N - 1) turns before the last, so about
+1 - 1/n is the best possible, and flows of 10 KB, a chunk each, are left out of the target.
 
-Traced: flows that never end on a link that follows a trace; the bytes that came in so many seconds
-over what the trace carries in them.
+Traced: flows that never end on a link that follows a trace; the bytes that arrived in so many
+seconds over the bytes that the trace carries in them.
 """
 
 from __future__ import annotations
@@ -270,7 +270,7 @@ class Network:
         asyncio.run(ask())
 
     def start(self) -> float:
-        """Make now the link's time 0; returns what now was."""
+        """Make now the link's time 0; returns that time."""
 
         async def ask() -> float:
             async with RelayControl(self._control) as control:
@@ -328,7 +328,7 @@ def ended(process: Any, receiver: Any) -> None:
 
 @contextlib.contextmanager
 def devices(backend: str, realtime: bool, link: LinkSettings) -> Iterator[tuple[str, str, Any]]:
-    """A namespace behind the link: (its name, the address in it, the process's configuration)."""
+    """A namespace behind the link: its name, its address, the configuration of the process."""
     from edgewise.network.kernel.devices import Device, DeviceRoute, DevicesConfig
     from edgewise.network.kernel.namespaces import HOST, Namespaces, remove_leftovers
 
@@ -383,7 +383,7 @@ def quantiles(values: Any) -> tuple[float, float]:
 
 
 def floor() -> dict[str, float]:
-    """What this machine adds by itself: 10 KB straight over the loopback, 5 ms apart, ms.
+    """What this machine adds by itself, ms: 10 KB straight over the loopback, 5 ms apart.
 
     Two processes have to wake up in time here; with a relay between them it is three, twice. So an
     error of a backend in the order of this is the machine's.

@@ -1,4 +1,4 @@
-"""Namespaces, qdiscs and TUN devices: who is told what; as root, that bytes take their time."""
+"""Namespaces, qdiscs, TUN devices: their configuration and, as root, the time that bytes take."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def laid(topology: str, backend: netns.Backend) -> tuple[Any, DevicesConfig]:
     return where, where.relay
 
 
-# -- who is told what ------------------------------------------------------------------------------
+# -- configurations and addresses ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("topology", ["uplink", "pair"])
@@ -100,7 +100,7 @@ def test_tc_has_one_device_for_each_link(topology: str) -> None:
 
 
 @pytest.mark.parametrize("topology", ["uplink", "pair"])
-def test_tun_knows_the_link_of_every_way(topology: str) -> None:
+def test_tun_has_the_link_of_every_route(topology: str) -> None:
     where, config = laid(topology, "tun")
     link = {(route.source, route.to): route.link for route in config.routes}
     host = {d.namespace: d.address for d in config.devices}
@@ -113,7 +113,7 @@ def test_tun_knows_the_link_of_every_way(topology: str) -> None:
     assert where.peers["a"]["b"] == where.ingress["b"]
 
 
-def test_nobody_has_the_address_of_another() -> None:
+def test_addresses_are_unique() -> None:
     plan = netns.AddressPlan(BLOCK, 1, netns.MAX_SERVERS)
     servers = range(netns.MAX_SERVERS)
     control = [address for i in servers for address in plan.control(i)]
@@ -137,11 +137,11 @@ def test_a_configuration_of_devices_and_one_of_a_relay_are_told_apart(tmp_path: 
         load(file)
 
 
-# -- what a packet goes through --------------------------------------------------------------------
+# -- packets ---------------------------------------------------------------------------------------
 
 
 class Clock:
-    """Timers that fire when told to."""
+    """Timers that fire when `run` is called."""
 
     def __init__(self) -> None:
         self.heap: list[Timer] = []
@@ -192,7 +192,7 @@ def test_packets_arrive_in_order_at_the_rate_and_after_the_delay() -> None:
     assert link.delivered == 3000
 
 
-def test_a_full_queue_drops_and_so_does_loss_and_all_is_counted() -> None:
+def test_packets_that_a_full_queue_drops_or_the_link_loses_are_counted() -> None:
     clock, far = Clock(), Far()
     link = shaper(clock, rate_mbps=8, queue_bytes=2500)
     for _ in range(4):
@@ -234,10 +234,10 @@ def test_throughput_is_of_the_last_second_whoever_asks_how_often() -> None:
 
 
 class FakeNamespaces:
-    """Records what the kernel would be told."""
+    """Records the settings that the kernel would get."""
 
     def __init__(self) -> None:
-        self.told: list[tuple[str, str, float]] = []
+        self.settings: list[tuple[str, str, float]] = []
         self.kicks = 0
 
     def index(self, namespace: str, device: str) -> int:
@@ -257,13 +257,13 @@ class FakeNamespaces:
         self, verb: str, kind: str, namespace: str, index: int, handle: int, **more: Any
     ) -> None:
         if kind == "tbf":
-            self.told.append((verb, kind, 8.0 * more["rate"]))
+            self.settings.append((verb, kind, 8.0 * more["rate"]))
 
 
 NO_NETEM = capabilities.Capability("tc netem", "", "modprobe sch_netem")
 
 
-def test_the_kernel_is_told_each_step_of_a_trace_and_of_an_outage() -> None:
+def test_the_kernel_gets_each_step_of_a_trace_and_of_an_outage() -> None:
     clock, namespaces = Clock(), FakeNamespaces()
     capacity = stepwise([0, 1, 2], [4e6, 8e6], repeat=True)
     settings = LinkSettings(outages=(Outage(at=2.5, duration=0.25),))
@@ -273,9 +273,9 @@ def test_the_kernel_is_told_each_step_of_a_trace_and_of_an_outage() -> None:
     )  # fmt: skip
     link.restore(0.0, settings, capacity, restart=True)
     clock.run(3.5)
-    rates = [rate for _, _, rate in namespaces.told]
+    rates = [rate for _, _, rate in namespaces.settings]
     assert rates == pytest.approx([4e6, 8e6, 4e6, 1e3, 4e6, 8e6])
-    assert [verb for verb, _, _ in namespaces.told] == ["add", *["change"] * 5]
+    assert [verb for verb, _, _ in namespaces.settings] == ["add", *["change"] * 5]
     assert namespaces.kicks == 1
     with pytest.raises(BadInput, match=r"delay: the tc backend does not.*needs netem.*modprobe"):
         link.change(3.6, LinkSettings(delay=0.01))
@@ -309,7 +309,7 @@ def ours(pid: int) -> list[str]:
 
 @contextlib.contextmanager
 def behind(backend: str, link: LinkSettings) -> Iterator[tuple[str, DevicesConfig]]:
-    """A namespace behind a link: its address, and what the backend is to be told."""
+    """A namespace behind a link: its address, and the configuration of the backend."""
     with Namespaces() as namespaces:
         block = namespaces.free_block()
         near, far = str(block[2]), str(block[3])
@@ -352,7 +352,7 @@ with socket.create_server(("0.0.0.0", 5001)) as server:
 
 @contextlib.contextmanager
 def sink(namespace: str) -> Iterator[None]:
-    """Something in a namespace that counts what it gets and says so."""
+    """A process in a namespace that counts the bytes it receives and answers their number."""
     command = ["nsenter", f"--net=/run/netns/{namespace}", sys.executable, "-I", "-S", "-c", SINK]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         try:

@@ -43,7 +43,7 @@ def without(monkeypatch: pytest.MonkeyPatch, *modules: str) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", find)
 
 
-def test_it_says_everything_in_a_line_each_and_as_json() -> None:
+def test_one_line_per_capability_and_the_same_as_json() -> None:
     result = CliRunner().invoke(main.app, ["doctor", "--json"])
     assert result.exit_code == 0
     assert all("ok" in each for each in msgspec.json.decode(result.stdout))

@@ -50,7 +50,7 @@ def test_equal_sharing_by_hand() -> None:
     assert ends == pytest.approx([10.0, 1.0])
 
 
-def test_a_link_is_found_again_through_its_queues_and_streamed_uploads() -> None:
+def test_a_link_is_fitted_through_queues_and_streamed_uploads() -> None:
     rng = RNG(1)
     starts = np.cumsum(rng.exponential(0.05, 300))
     sizes = rng.lognormal(math.log(1e5), 0.5, 300)
@@ -65,7 +65,7 @@ def test_a_link_is_found_again_through_its_queues_and_streamed_uploads() -> None
     assert blind.error > found.error  # that the upload holds it up is seen
 
 
-def test_transfers_that_only_share_do_not_judge() -> None:
+def test_transfers_that_only_share_the_link_are_not_fitted() -> None:
     rng = RNG(2)
     starts = np.cumsum(rng.exponential(0.05, 200))
     sizes = rng.lognormal(math.log(1e5), 0.5, 200)
@@ -87,7 +87,7 @@ def test_conversions_wait_for_what_runs_and_for_each_other() -> None:
     assert done == pytest.approx([0.6, 0.7, 5.05])
 
 
-def test_noise_is_found_in_spite_of_slow_spells() -> None:
+def test_noise_is_fitted_in_spite_of_slow_spells() -> None:
     rng = RNG(3)
     sigma = math.sqrt(math.log1p(0.2**2))
     seconds = 0.02 * np.exp(sigma * rng.standard_normal(2000) - 0.5 * sigma**2)
@@ -106,7 +106,7 @@ def test_arrivals_are_told_apart() -> None:
     assert fitting.fit_arrivals(even, 20.0) is None
 
 
-def test_bursts_are_found_again() -> None:
+def test_bursts_are_fitted() -> None:
     text = dump(load("smoke").with_overrides(duration=400.0))
     world = msgspec.structs.replace(loads(text), seed=5)
     bursts = MmppArrivals(rates=(15.0, 90.0), sojourns=(6.0, 2.0))
@@ -120,7 +120,7 @@ def test_bursts_are_found_again() -> None:
     assert found.sojourns == pytest.approx((6.0, 2.0), rel=0.4)  # some fifty of each were seen
 
 
-def test_the_report_period_is_seen_through_early_reports() -> None:
+def test_early_reports_do_not_change_the_report_period() -> None:
     rng = RNG(6)
     gaps = np.where(rng.random(200) < 0.3, rng.uniform(0.02, 0.1, 200), 0.1)
     sent = np.cumsum(gaps + rng.exponential(0.0003, 200))
@@ -171,7 +171,7 @@ def test_a_different_ranking_is_listed_with_its_noise() -> None:
     assert inversion.noise > 0.0
 
 
-def test_the_picture_and_the_page_show_both_worlds() -> None:
+def test_the_picture_and_the_page_show_both_sides() -> None:
     runs = {"p<q": (run_of(RNG(1).random(50)), run_of(RNG(1).random(50), 0.2))}
     found = compare_runs(runs, scenario="x", sides=("one", "other"), seeds=(1,), tolerance=0.02)
     drawn = comparison_report.svg(runs, found.sides)
@@ -189,7 +189,7 @@ def test_requests_are_matched_by_their_number() -> None:
         number_of("x")
 
 
-def test_both_worlds_play_the_same_and_what_is_not_as_written_is_said() -> None:
+def test_both_sides_run_the_same_scenario_and_differences_are_noted() -> None:
     volatile = load("volatile")
     shared, notes = live_comparison.shared_scenario(volatile)
     assert shared.service_noise == volatile.service_noise
@@ -257,7 +257,7 @@ workload:
     ("content", "problem"),
     [(None, "cannot be read"), ("models: 3", "models: expected a mapping"), ("{", "not YAML")],
 )
-def test_a_profile_that_is_none_is_named(content: str | None, problem: str, tmp_path: Path) -> None:
+def test_a_bad_profile_is_named(content: str | None, problem: str, tmp_path: Path) -> None:
     if content is not None:
         (tmp_path / "p.yaml").write_text(content)
     text = dump(load("smoke")).replace("profile: null", "profile: p.yaml")
@@ -354,7 +354,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.study
-def test_a_simulated_run_is_found_again(recorded: Path) -> None:
+def test_calibration_recovers_a_simulated_run(recorded: Path) -> None:
     found, said = calibrate(recorded / "run-1")
     small, large = found.servers["a"].services[0], found.servers["b"].services[0]
     assert small.latency is not None
@@ -401,7 +401,7 @@ def test_it_reproduces_a_second_run_and_the_wrong_scenario_does_not(recorded: Pa
 
 
 @pytest.mark.study
-def test_the_command_prints_what_it_found(recorded: Path, tmp_path: Path) -> None:
+def test_the_command_prints_the_fitted_values(recorded: Path, tmp_path: Path) -> None:
     out, answer = tmp_path / "fitted.yaml", tmp_path / "a.json"
     arguments = ["calibrate", str(recorded / "run-1"), "--out", str(out), "--json", str(answer)]
     arguments += ["--against", str(recorded / "run-2"), "--seeds", "1"]
@@ -427,11 +427,11 @@ def test_a_run_is_read_as_it_was_written(recorded: Path) -> None:
     assert both.times["execute"].shape == both.utility.shape
 
 
-# -- both worlds ---------------------------------------------------------------------------------
+# -- simulator and processes ----------------------------------------------------------------------
 
 
 @pytest.mark.system
-def test_both_worlds_of_smoke(tmp_path: Path) -> None:
+def test_compare_live_on_smoke(tmp_path: Path) -> None:
     arguments = ["compare-live", "smoke", "--duration", "2", "--out", str(tmp_path / "w")]
     arguments += ["--json", str(tmp_path / "a.json")]
     shown = CliRunner().invoke(main.app, arguments, env={"COLUMNS": "200"})

@@ -225,7 +225,7 @@ def test_loss_counts_packets() -> None:
     assert not any(link.depart(0, 1.0).reset for _ in range(1000))
 
 
-def test_same_seed_same_fate() -> None:
+def test_the_same_seed_gives_the_same_delays() -> None:
     def fates(seed: int) -> list[tuple[float, ...]]:
         settings = LinkSettings(loss=0.2, jitter=0.1)
         link = Link(settings, rng=np.random.default_rng(seed))

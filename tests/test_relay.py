@@ -161,7 +161,7 @@ async def test_bytes_arrive_whole_and_in_order_both_ways(links: dict[str, LinkSe
                 assert shaper.delivered == shaper.sent == 2 * len(data)
 
 
-async def test_small_writes_are_kept_apart_from_nothing() -> None:
+async def test_many_small_writes_arrive_as_their_sum() -> None:
     """Many writes smaller than a chunk: the link carries the sum."""
     async with (
         server(echo) as to,
@@ -252,7 +252,7 @@ async def test_loss_as_reset() -> None:
         await until(lambda: idle(relay))
 
 
-async def test_a_live_change_is_not_blocked_by_what_was_promised() -> None:
+async def test_a_live_change_affects_the_chunk_on_the_wire() -> None:
     collector = Collector()
     async with (
         server(collector) as to,
@@ -330,7 +330,7 @@ async def test_a_short_transfer_overtakes_a_long_one() -> None:
         assert [n for n, _ in collector.ended] == [50_000, 2_000_000]
 
 
-async def test_a_short_message_does_not_wait_for_a_turn_of_each() -> None:
+async def test_a_short_message_does_not_wait_for_a_turn_of_each_flow() -> None:
     collector = Collector()
     async with (
         server(collector) as to,
@@ -397,7 +397,7 @@ async def test_a_receiver_that_does_not_read_holds_the_sender_back() -> None:
         assert collector.got == total
 
 
-async def test_a_slow_link_bounds_what_is_taken_in() -> None:
+async def test_a_slow_link_bounds_the_bytes_that_are_read() -> None:
     link = LinkSettings(rate_mbps=0.08, queue_bytes=30_000)
     async with server(Collector()) as to, Relay(one_route(to, {"a": link})) as relay:
         tasks = [asyncio.create_task(push(relay, 2_000_000)) for _ in range(3)]
@@ -466,7 +466,7 @@ def control_url(relay: Relay) -> str:
     return f"http://{address['host']}:{address['port']}"
 
 
-async def test_control_api_names_what_is_wrong(tmp_path: Path) -> None:
+async def test_the_control_api_names_the_wrong_field(tmp_path: Path) -> None:
     (tmp_path / "ok").write_text("1\n")
     (tmp_path / "bad").write_text("1\nx\n")
     (tmp_path / "link").symlink_to("/etc/passwd")

@@ -107,7 +107,7 @@ def test_synthetic(kind: Kind) -> None:
     assert not np.array_equal(capacity.cumulative, other.cumulative)
 
 
-def test_kinds_differ_as_they_are_meant_to() -> None:
+def test_kinds_differ_in_variation() -> None:
     def variation(kind: Kind) -> float:
         values = []
         for seed in range(8):

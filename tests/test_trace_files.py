@@ -45,7 +45,7 @@ def test_mahimahi_s_opportunities_come_when_the_bytes_do(kind: Kind, tmp_path: P
         assert b - 1e-6 <= a < b + OPPORTUNITY_BYTES + millisecond
 
 
-def test_a_trace_that_ends_in_silence_keeps_its_period(tmp_path: Path) -> None:
+def test_a_trace_that_ends_with_an_outage_keeps_its_period(tmp_path: Path) -> None:
     file = tmp_path / "trace"
     file.write_text(trace_text(stepwise([0, 1, 2], [1e6, 0.0], repeat=True), "mahimahi"))
     again = read_trace(file)
@@ -53,7 +53,7 @@ def test_a_trace_that_ends_in_silence_keeps_its_period(tmp_path: Path) -> None:
     assert again.cumulative[-1] == (125_000 // OPPORTUNITY_BYTES + 1) * OPPORTUNITY_BYTES
 
 
-def test_what_cannot_be_written_says_so(tmp_path: Path) -> None:
+def test_a_capacity_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="repeats"):
         trace_text(constant(1e6), "rates")
     file = tmp_path / "trace"
@@ -95,7 +95,7 @@ def test_the_rate_is_log_normal_with_exponential_memory(
 @pytest.mark.parametrize(
     ("kind", "every", "lasting"), [("cellular", 120.0, 0.7), ("wifi", None, 0.0)]
 )
-def test_outages_come_as_often_and_last_as_long_as_said(
+def test_outages_have_the_documented_frequency_and_length(
     kind: Kind, every: float | None, lasting: float
 ) -> None:
     step = {"cellular": 0.2, "wifi": 0.1}[kind]
