@@ -100,7 +100,7 @@ class Recorder:
             self._hurry.set()
         self._parts: dict[str, _Parts] = {}
         self._gathered: dict[str, list[tuple[Any, ...]]] = {table.name: [] for table in tables}
-        self._behind: list[Future[None]] = []
+        self._behind: list[Future[tuple[int, str]]] = []
         if out is None:
             return
         try:
@@ -166,23 +166,15 @@ class Recorder:
         for future in self._behind:
             if not future.done():
                 waiting.append(future)
-            elif (error := future.exception()) is not None:
-                if not isinstance(error, _NotWritten):
-                    raise error
-                self._lose(error.rows, str(error))
+            else:
+                rows, why = future.result()
+                if rows:
+                    self._lose(rows, why)
         self._behind = waiting
 
     def _lose(self, rows: int, why: str) -> None:
         self.dropped += rows
         log.error("records: %d rows were not written: %s", rows, why)
-
-
-class _NotWritten(Exception):
-    """A segment could not be written."""
-
-    def __init__(self, rows: int, why: str) -> None:
-        self.rows = rows
-        super().__init__(why)
 
 
 class _Parts:
@@ -217,8 +209,8 @@ class _Parts:
         self._next += 1
         return path
 
-    def write(self, gathered: list[tuple[Any, ...]]) -> None:
-        """Write a segment, emptying `gathered`. Raises _NotWritten."""
+    def write(self, gathered: list[tuple[Any, ...]]) -> tuple[int, str]:
+        """Write a segment, emptying `gathered`; returns how many rows were lost, and why."""
         count = len(gathered)
         batches = []
         for start in range(0, count, SLICE_ROWS):
@@ -234,11 +226,12 @@ class _Parts:
             os.replace(temporary, path)
         except OSError as error:
             temporary.unlink(missing_ok=True)
-            raise _NotWritten(count, str(error)) from None
+            return count, str(error)
         finally:
             del batches
             # Arrow's allocator keeps the memory of its peak, and every segment is a peak.
             pa.default_memory_pool().release_unused()
+        return 0, ""
 
     def _batch(self, gathered: list[tuple[Any, ...]]) -> pa.RecordBatch:
         schema = self._table.schema

@@ -27,6 +27,14 @@ _KEYS = {"services": "model", "peers": "server"}
 """The column of the name, for fields that hold structs by name."""
 
 
+_PLAIN: dict[type, pa.DataType] = {
+    inspect.FloatType: pa.float64(),
+    inspect.IntType: pa.int64(),
+    inspect.BoolType: pa.bool_(),
+    inspect.StrType: pa.string(),
+}
+
+
 class _Columns:
     """The fields of a struct as columns.
 
@@ -71,15 +79,9 @@ def _fields(kind: type[Struct]) -> tuple[inspect.Field, ...]:
 
 def _column(kind: inspect.Type, name: str) -> tuple[pa.DataType, Callable[[Any], Any] | None]:
     """The Arrow type of a field, and what makes its values fit; None: they do."""
+    if type(kind) in _PLAIN:
+        return _PLAIN[type(kind)], None
     match kind:
-        case inspect.FloatType():
-            return pa.float64(), None
-        case inspect.IntType():
-            return pa.int64(), None
-        case inspect.BoolType():
-            return pa.bool_(), None
-        case inspect.StrType():
-            return pa.string(), None
         case inspect.EnumType():
             return pa.string() if issubclass(kind.cls, str) else pa.int8(), None
         case inspect.UnionType():  # of a plain type and None

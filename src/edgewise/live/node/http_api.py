@@ -25,7 +25,7 @@ from edgewise.live.node.received_request import ReceivedRequest, RequestRefused
 from edgewise.live.node.request_handler import RequestHandler
 from edgewise.live.wire import open_inference
 from edgewise.live.wire.open_inference import InferAnswer
-from edgewise.live.wire.request_metadata import FIELDS, HEADER, from_headers, from_parameters
+from edgewise.live.wire.request_metadata import HEADER, from_headers, from_parameters, has_headers
 from edgewise.live.wire.transfers import (
     LABEL_HEADER,
     VIA_HEADER,
@@ -40,7 +40,6 @@ DEADLINE_DEFAULT = 1.0
 """s for a client that names none: the longest that leaves a person's flow of thought unbroken
 (Nielsen, Usability Engineering, 1993, §5.5)."""
 VERSIONS = ("1",)
-METADATA_HEADERS = frozenset(HEADER + name.replace("_", "-") for name in FIELDS)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -186,25 +185,17 @@ class NodeApi:
         defaults = {
             "id": uuid.uuid4().hex,
             "ingress": server,
-            "payload_bytes": str(http.content_length or 0),
-            "sent_at": repr(accepted),
-            "deadline": repr(DEADLINE_DEFAULT),
+            "payload_bytes": http.content_length or 0,
+            "sent_at": accepted,
+            "deadline": DEADLINE_DEFAULT,
         }
-        headers = {k.lower(): v for k, v in http.headers.items() if k.lower() in METADATA_HEADERS}
-        if headers:
-            own = {HEADER + key.replace("_", "-"): value for key, value in defaults.items()}
-            request = from_headers({**own, **headers}, accepted)
+        if has_headers(http.headers):
+            request = from_headers(http.headers, accepted, defaults)
         else:
             content = open_inference.decode_request(
                 await body.whole(), http.headers.get(open_inference.HEADER_LENGTH)
             )
-            parameters = dict(content.parameters)
-            if parameters.get("timeout") == 0:  # Triton's way of saying none
-                del parameters["timeout"]
-            elif "timeout" in parameters:
-                del defaults["deadline"]
-            own = {"edgewise." + key: value for key, value in defaults.items()}
-            request = from_parameters({**own, **parameters}, accepted)
+            request = from_parameters(content.parameters, accepted, defaults)
         if request.ingress != server:
             raise WireError(HEADER + "ingress", f"expected {server!r}, got {request.ingress!r}")
         return request

@@ -12,18 +12,22 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from msgspec import Struct
+
 from edgewise.domain import PeerReport
 from edgewise.fleet.estimates import fair_rate, smooth_rate
 
 
-class Flow:
+class Flow(Struct, eq=False):
     """One transfer under way."""
 
-    def __init__(
-        self, peer: str, size: float, now: float, shared: float, finishes_at: float
-    ) -> None:
-        self.peer, self.size = peer, size
-        self.started, self.shared, self.finishes_at = now, shared, finishes_at
+    peer: str
+    size: float
+    started: float
+    shared: float
+    """The link's `_shared` at the start."""
+    finishes_at: float
+    """The link's `_sent` when the transfer is done."""
 
 
 class MeasuredLink:

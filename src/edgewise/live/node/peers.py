@@ -128,36 +128,31 @@ class PeerClient:
         tells of them. `on_answer(peer, report, rtt)` is called for each peer that answers. Runs
         until cancelled.
         """
+        timeout = aiohttp.ClientTimeout(total=2.0 * period)
+
+        async def ask(peer: str, first: float) -> None:
+            await asyncio.sleep(first)
+            while True:
+                reports = want_reports()
+                path = f"/v1/report?for={self._monitor.server}" if reports else "/v2/health/live"
+                start = self._clock.now()
+                try:
+                    url = self._urls[peer] + path
+                    async with self._session.get(url, timeout=timeout) as response:
+                        now = self._clock.now()
+                        body = await response.read()
+                    if response.status == 200:
+                        self._monitor.rtts[peer].add(now - start, now)
+                        report = decode_json(body, Report) if reports else None
+                        on_answer(peer, report, now - start)
+                except (aiohttp.ClientError, OSError, WireError):
+                    pass  # nothing is learnt of a peer that does not answer; its report ages
+                await asyncio.sleep(period / WATCHED_CLOSELY if want_reports() else period)
+
         async with asyncio.TaskGroup() as tasks:
             for i, peer in enumerate(self._urls):
                 first = period * (i + 1) / (WATCHED_CLOSELY * len(self._urls))
-                tasks.create_task(self._watch(peer, first, period, want_reports, on_answer))
-
-    async def _watch(
-        self,
-        peer: str,
-        first: float,
-        period: float,
-        want_reports: Callable[[], bool],
-        on_answer: Callable[[str, Report | None, float], None],
-    ) -> None:
-        timeout = aiohttp.ClientTimeout(total=2.0 * period)
-        await asyncio.sleep(first)
-        while True:
-            reports = want_reports()
-            path = f"/v1/report?for={self._monitor.server}" if reports else "/v2/health/live"
-            start = self._clock.now()
-            try:
-                url = self._urls[peer] + path
-                async with self._session.get(url, timeout=timeout) as response:
-                    now = self._clock.now()
-                    body = await response.read()
-                if response.status == 200:
-                    self._monitor.rtts[peer].add(now - start, now)
-                    on_answer(peer, decode_json(body, Report) if reports else None, now - start)
-            except (aiohttp.ClientError, OSError, WireError):
-                pass  # a peer that does not answer is not heard of: the belief's ages say so
-            await asyncio.sleep(period / WATCHED_CLOSELY if want_reports() else period)
+                tasks.create_task(ask(peer, first))
 
 
 async def _chunks_of(body: Upload) -> AsyncIterator[bytes]:

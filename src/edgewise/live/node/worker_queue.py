@@ -26,6 +26,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Literal, TypeVar
 
+from msgspec import Struct
+
 from edgewise.domain import QueueItem
 from edgewise.errors import EdgewiseError
 from edgewise.fleet.report_timing import busy_share
@@ -58,18 +60,13 @@ class QueueTicket:
         self._tickets.discard(self)
 
 
-class _Job:
-    def __init__(
-        self,
-        action: Callable[[], Awaitable[Any]],
-        work: float,
-        deadline: float,
-        worthless_at: float,
-        urgent: bool,
-    ) -> None:
-        self.action, self.work, self.urgent = action, work, urgent
-        self.deadline, self.worthless_at = deadline, worthless_at
-        self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+class _Job(Struct, eq=False):
+    action: Callable[[], Awaitable[Any]]
+    work: float
+    deadline: float
+    worthless_at: float
+    urgent: bool
+    future: asyncio.Future[Any]
 
 
 class WorkerQueue:
@@ -142,14 +139,15 @@ class WorkerQueue:
         """
         if not urgent and not self.idle and self._ordinary >= self.limit:
             raise QueueFull(f"{self.limit} requests wait already")
-        job = _Job(action, work, deadline, worthless_at, urgent)
+        future = asyncio.get_running_loop().create_future()
+        job = _Job(action, work, deadline, worthless_at, urgent, future)
         number = next(self._numbers)
         key = -math.inf if urgent else deadline if self._edf else float(number)
         heapq.heappush(self._heap, (key, number, job))
         self._start_jobs()
         self._changed()
         try:
-            return await job.future  # type: ignore[no-any-return]
+            return await future  # type: ignore[no-any-return]
         finally:
             if any(entry[2] is job for entry in self._heap):  # cancelled while it waited
                 self._heap = [entry for entry in self._heap if entry[2] is not job]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -22,6 +23,7 @@ HEADER = "edgewise-"
 PARAMETER = "edgewise."
 """All names of parameters begin with this, but for the standard ``timeout``."""
 FIELDS = (*Request.__struct_fields__, "budget")
+_HEADERS = frozenset(HEADER + name.replace("_", "-") for name in FIELDS)
 
 
 def to_headers(request: Request, arrival: float) -> dict[str, str]:
@@ -33,15 +35,19 @@ def to_headers(request: Request, arrival: float) -> dict[str, str]:
     }
 
 
-def from_headers(headers: Mapping[str, str], now: float | None = None) -> Request:
+def from_headers(
+    headers: Mapping[str, str],
+    now: float | None = None,
+    defaults: Mapping[str, Any] = MappingProxyType({}),
+) -> Request:
     """Read `to_headers`; names are matched without regard to case.
 
-    With `now`, the remaining budget (if given) moves `sent_at` to the receiver's clock. Raises
-    WireError naming the header.
+    With `now`, the remaining budget (if given) moves `sent_at` to the receiver's clock. `defaults`
+    are for fields that have no header. Raises WireError naming the header.
     """
     lower = {name.lower(): value for name, value in headers.items()}
     fields = {name: lower.get(HEADER + name.replace("_", "-")) for name in FIELDS}
-    return _request(fields, HEADER, now)
+    return _request(fields, HEADER, now, defaults)
 
 
 def to_parameters(request: Request, arrival: float) -> dict[str, str | int | float]:
@@ -57,22 +63,33 @@ def to_parameters(request: Request, arrival: float) -> dict[str, str | int | flo
     }
 
 
-def from_parameters(parameters: Mapping[str, Any], now: float | None = None) -> Request:
-    """Read `to_parameters`; ``timeout`` alone stands for both deadline and budget.
+def has_headers(headers: Mapping[str, str]) -> bool:
+    """Whether any of the headers belongs to a request's metadata."""
+    return any(name.lower() in _HEADERS for name in headers)
 
-    Raises WireError naming the parameter.
+
+def from_parameters(
+    parameters: Mapping[str, Any],
+    now: float | None = None,
+    defaults: Mapping[str, Any] = MappingProxyType({}),
+) -> Request:
+    """Read `to_parameters`; ``timeout`` alone stands for both deadline and budget, 0 for none.
+
+    `defaults` are for fields that have no parameter. Raises WireError naming the parameter.
     """
     fields = {name: parameters.get(PARAMETER + name) for name in FIELDS}
     timeout = parameters.get("timeout")
-    if timeout is not None and fields["deadline"] is None and now is not None:
+    if timeout not in (None, 0) and fields["deadline"] is None and now is not None:
         fields["deadline"] = _number("timeout", timeout) / 1e6
         if fields["sent_at"] is None:
             fields["sent_at"] = now
-    return _request(fields, PARAMETER, now)
+    return _request(fields, PARAMETER, now, defaults)
 
 
-def _request(fields: Mapping[str, Any], prefix: str, now: float | None) -> Request:
-    given = {name: value for name, value in fields.items() if value is not None}
+def _request(
+    fields: Mapping[str, Any], prefix: str, now: float | None, defaults: Mapping[str, Any]
+) -> Request:
+    given = {**defaults, **{name: value for name, value in fields.items() if value is not None}}
     budget = given.pop("budget", None)
     for name in ("sent_at", "deadline", "accuracy", "payload_bytes"):
         if name in given:
