@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -70,8 +71,6 @@ def bound(
 
       edgewise bound volatile --seeds 10 --seconds 20 --json bound.json
     """
-    import math
-
     from edgewise.bound import dual
     from edgewise.bound.gap import Effort, mean_gap
     from edgewise.cli.simulate import compile_engine
