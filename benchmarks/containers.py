@@ -26,7 +26,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from edgewise.bench.document import rewrite
+from edgewise.benchmark.document import rewrite
 from edgewise.live.run.containers import DEFAULT_IMAGE, ContainerEngine
 
 DEPLOY = Path(__file__).parents[1] / "deploy"

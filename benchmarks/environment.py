@@ -29,7 +29,7 @@ import numpy as np
 from edgewise.compile import jit
 from edgewise.fleet.arrays import Array
 from edgewise.fleet.rng import new_rng, uniform
-from edgewise.policy import POLICIES
+from edgewise.policies import POLICIES
 from edgewise.scenario import (
     Demand,
     LinkSettings,

@@ -21,7 +21,7 @@ from edgewise.domain import Observation, PeerReport, QueueItem, Report, Request
 from edgewise.fleet.rng import new_rng
 from edgewise.fleet.table import observed
 from edgewise.fleet.tracker import Tracker
-from edgewise.policy import POLICIES, Policy, PolicySpec, learned, weight_files
+from edgewise.policies import POLICIES, Policy, PolicySpec, learned, weight_files
 from edgewise.sim import engine
 
 SERVERS, EACH = 6, 3

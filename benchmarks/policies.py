@@ -20,7 +20,7 @@ from edgewise.compile import jit
 from edgewise.fleet import table as t
 from edgewise.fleet.arrays import Array
 from edgewise.fleet.rng import new_rng
-from edgewise.policy import POLICIES
+from edgewise.policies import POLICIES
 
 
 def filled(servers: int, services: int) -> t.CandidateTable:

@@ -21,7 +21,7 @@ from rich.progress import track
 from simulator import fleet
 
 from edgewise import scenario as sc
-from edgewise.policy import POLICIES
+from edgewise.policies import POLICIES
 from edgewise.sim.build import SimOptions, simulation
 from edgewise.sim.play import play
 from edgewise.worlds import families

@@ -25,7 +25,7 @@ import simpy
 
 from edgewise import scenario as sc
 from edgewise.fleet.table import SAMPLED, SAMPLED_ABOVE
-from edgewise.policy import POLICIES
+from edgewise.policies import POLICIES
 from edgewise.sim import engine
 from edgewise.sim.build import SimOptions, simulation
 from edgewise.sim.layout import SERVED, Sim

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from edgewise.policy import POLICIES
+from edgewise.policies import POLICIES
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "policies.md"
 BEGIN, END = "<!-- parameters: begin -->", "<!-- parameters: end -->"

@@ -11,7 +11,7 @@ import platform
 import sys
 from pathlib import Path
 
-from edgewise.bench import document
+from edgewise.benchmark import document
 
 README = Path(__file__).parent.parent / "README.md"
 

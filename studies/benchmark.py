@@ -12,7 +12,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from edgewise.bench import document, suite
+from edgewise.benchmark import document, suite
 from edgewise.worlds import families
 from studies import disciplines, published
 

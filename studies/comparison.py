@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from edgewise.bench.statistics import interval, over_families
+from edgewise.benchmark.statistics import interval, over_families
 from edgewise.learn.train import survey
-from edgewise.policy import POLICIES, PolicySpec, learned, weight_files
-from edgewise.policy.features import PHI
+from edgewise.policies import POLICIES, PolicySpec, learned, weight_files
+from edgewise.policies.features import PHI
 from edgewise.sim.source import WorldSource
 from edgewise.worlds import families
 from studies.experiment import Arm, Experiment, Section, family_condition, percent, pm

@@ -20,16 +20,16 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
-from edgewise.bench import suite, tune
-from edgewise.bench.report import table
-from edgewise.bench.statistics import Floats, Interval, over_families
+from edgewise.benchmark import suite, tune
+from edgewise.benchmark.report import table
+from edgewise.benchmark.statistics import Floats, Interval, over_families
 from edgewise.compile import jit
 from edgewise.fleet.arrays import Array
 from edgewise.fleet.table import CandidateTable
 from edgewise.learn.search import Budget
-from edgewise.policy import POLICIES
-from edgewise.policy.base import PolicySpec
-from edgewise.policy.priced import priced_greedy
+from edgewise.policies import POLICIES
+from edgewise.policies.base import PolicySpec
+from edgewise.policies.priced import priced_greedy
 from edgewise.scenario import NetworkSpec, Scenario, ServerSpec
 from edgewise.sim.build import SimOptions
 

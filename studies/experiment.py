@@ -22,12 +22,12 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from edgewise.bench import suite
-from edgewise.bench.episodes import BARE, ReplayableWorld
-from edgewise.bench.statistics import Interval, interval, over_families
+from edgewise.benchmark import suite
+from edgewise.benchmark.episodes import BARE, ReplayableWorld
+from edgewise.benchmark.statistics import Interval, interval, over_families
 from edgewise.cores import for_each
 from edgewise.errors import BadInput
-from edgewise.policy.base import PolicySpec
+from edgewise.policies.base import PolicySpec
 from edgewise.scenario import Scenario
 from edgewise.worlds import families
 

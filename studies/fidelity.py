@@ -23,7 +23,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from edgewise.bench.document import rewrite
+from edgewise.benchmark.document import rewrite
 from edgewise.scenario import dump, load, presets
 from edgewise.tasks.imagenet import zoo
 from edgewise.worlds import families

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import msgspec
 
-from edgewise.bench.statistics import interval
-from edgewise.policy.base import PolicySpec
+from edgewise.benchmark.statistics import interval
+from edgewise.policies.base import PolicySpec
 from edgewise.worlds import families
 from studies.experiment import (
     Arm,

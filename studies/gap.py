@@ -15,9 +15,9 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from edgewise.bench.statistics import interval
+from edgewise.benchmark.statistics import interval
 from edgewise.bound.gap import DURATION, Effort, measure_gap
-from edgewise.policy.base import PolicySpec
+from edgewise.policies.base import PolicySpec
 from edgewise.scenario import Scenario
 from edgewise.worlds import families
 from studies import information

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import msgspec
 
-from edgewise.bench.statistics import interval, over_families
-from edgewise.policy.base import PolicySpec
+from edgewise.benchmark.statistics import interval, over_families
+from edgewise.policies.base import PolicySpec
 from edgewise.scenario import Scenario
 from studies.experiment import (
     Arm,

@@ -20,11 +20,11 @@ from pathlib import Path
 
 import msgspec
 
-from edgewise.bench.document import rewrite
+from edgewise.benchmark.document import rewrite
 from edgewise.errors import EdgewiseError
 from edgewise.learn.search import Progress as SearchProgress
 from edgewise.learn.search import seconds
-from edgewise.policy import POLICIES, find
+from edgewise.policies import POLICIES, find
 from edgewise.worlds import families
 from studies import comparison, forms, gap, information, shift, training
 from studies.experiment import Experiment, ResultStore, Section

@@ -16,7 +16,7 @@ from edgewise.compile import jit
 from edgewise.fleet.arrays import Array
 from edgewise.fleet.estimates import ready_time
 from edgewise.fleet.table import CandidateTable
-from edgewise.policy import learned
+from edgewise.policies import learned
 from edgewise.scenario import Scenario
 from edgewise.sim.build import SimOptions, simulation
 from edgewise.tasks.services import services_of

@@ -13,12 +13,12 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
-from edgewise.bench.episodes import ReplayableWorld
-from edgewise.bench.report import table
-from edgewise.bench.statistics import Interval, interval
+from edgewise.benchmark.episodes import ReplayableWorld
+from edgewise.benchmark.report import table
+from edgewise.benchmark.statistics import Interval, interval
 from edgewise.cores import for_each
-from edgewise.policy import POLICIES
-from edgewise.policy.base import PolicySpec
+from edgewise.policies import POLICIES
+from edgewise.policies.base import PolicySpec
 from edgewise.scenario import (
     Demand,
     LinkSettings,
@@ -274,7 +274,7 @@ EWMA_TEXT = (
 )
 PREQUAL_TEXT = (
     "Prequal has its advantage over both while its probes are fresh. A probe here is a server's "
-    "last report (`edgewise.policy.rules.prequal`); in the paper it is a message of its own that "
+    "last report (`edgewise.policies.rules.prequal`); in the paper it is a message of its own that "
     "returns within a millisecond. With a report a second the pool is out of date, eight clients "
     "herd to the same cold servers, and the advantage is gone. P2C, which uses each client's own "
     "count, is not affected. Weighted round robin balances utilisation: its weights lag behind "

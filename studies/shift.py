@@ -11,8 +11,8 @@ from collections.abc import Callable
 
 import msgspec
 
-from edgewise.bench.statistics import interval
-from edgewise.policy.base import PolicySpec
+from edgewise.benchmark.statistics import interval
+from edgewise.policies.base import PolicySpec
 from edgewise.scenario import Scenario, ServerSpec
 from edgewise.worlds.families import volatile
 from edgewise.worlds.random_world import at_load, base

@@ -14,16 +14,16 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
-from edgewise.bench.statistics import interval, over_families
+from edgewise.benchmark.statistics import interval, over_families
 from edgewise.files import write_atomically
 from edgewise.learn import train
 from edgewise.learn.es import EsSettings, EvolutionStrategies
 from edgewise.learn.search import Budget, Progress, search
 from edgewise.learn.space import PARTS
 from edgewise.learn.validation import JUDGED, SPECIALISTS, Validator, judge
-from edgewise.policy import POLICIES, learned, weight_files
-from edgewise.policy.base import PolicySpec
-from edgewise.policy.weight_files import WeightsCard
+from edgewise.policies import POLICIES, learned, weight_files
+from edgewise.policies.base import PolicySpec
+from edgewise.policies.weight_files import WeightsCard
 from edgewise.sim.source import WorldSource
 from studies.experiment import (
     Arm,

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from edgewise import scenario as sc
-from edgewise.policy import POLICIES
+from edgewise.policies import POLICIES
 from edgewise.sim.build import SimOptions, simulation
 from edgewise.sim.layout import Sim
 from edgewise.sim.play import play

@@ -42,7 +42,7 @@ from edgewise.live.process_config import BalancerConfig, Listen
 from edgewise.live.recorder import Recorder, RecordTable, read
 from edgewise.live.records import DECISIONS, OUTCOMES, REPORTS, REQUESTS
 from edgewise.live.wire import messages
-from edgewise.policy import make as make_policy
+from edgewise.policies import make as make_policy
 from edgewise.score import ScoreShape, score
 from fleet_case import NOW, TEXT, queue, report, request, two_servers
 

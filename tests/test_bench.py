@@ -9,16 +9,16 @@ import msgspec
 import numpy as np
 import pytest
 
-from edgewise.bench import compare, document, page, report, suite, tune
-from edgewise.bench.episodes import METRICS, ReplayableWorld
-from edgewise.bench.statistics import Interval, interval, over_families
-from edgewise.cli.bench import chosen
+from edgewise.api import specs_of
+from edgewise.benchmark import compare, document, page, report, suite, tune
+from edgewise.benchmark.episodes import METRICS, ReplayableWorld
+from edgewise.benchmark.statistics import Interval, interval, over_families
 from edgewise.cores import for_each
 from edgewise.errors import BadInput
 from edgewise.learn.search import Budget
-from edgewise.policy import POLICIES
-from edgewise.policy.base import Parameter
-from edgewise.policy.tuning import Tuned, read_tuned, shipped_values, with_tuned, write_tuned
+from edgewise.policies import POLICIES
+from edgewise.policies.base import Parameter
+from edgewise.policies.tuning import Tuned, read_tuned, shipped_values, with_tuned, write_tuned
 from edgewise.scenario import Scenario
 from edgewise.sim import layout
 from edgewise.worlds import families
@@ -398,7 +398,8 @@ def test_a_slow_server_costs_round_robin_its_share() -> None:
 
 
 def test_policies_by_name() -> None:
-    assert tuple(chosen("sed, prequal")) == ("sed", "prequal")
-    assert chosen(None) == POLICIES
+    assert tuple(specs_of(["sed", "prequal"])) == ("sed", "prequal")
     with pytest.raises(BadInput, match="did you mean sed"):
-        chosen("sedd")
+        specs_of("sedd")
+    with pytest.raises(BadInput, match="stands twice"):
+        specs_of(["sed", POLICIES["sed"]])

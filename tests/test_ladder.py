@@ -16,8 +16,8 @@ import pytest
 
 from edgewise.fleet import table as t
 from edgewise.fleet.rng import new_rng
-from edgewise.policy import POLICIES, Parameter, Policy, PolicySpec, priced
-from edgewise.policy.rules import linucb, prequal
+from edgewise.policies import POLICIES, Parameter, Policy, PolicySpec, priced
+from edgewise.policies.rules import linucb, prequal
 
 pytestmark = pytest.mark.study
 

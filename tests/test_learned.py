@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from edgewise.bench.episodes import ReplayableWorld
+from edgewise.benchmark.episodes import ReplayableWorld
 from edgewise.domain import Observation
 from edgewise.errors import BadInput
 from edgewise.fleet.rng import new_rng
 from edgewise.fleet.table import CandidateTable, best_row, blank_table, observed, table_of
-from edgewise.policy import POLICIES, Policy, features, find, learned, make, weight_files
-from edgewise.policy.explain import explain, params_of
+from edgewise.policies import POLICIES, Policy, features, find, learned, make, weight_files
+from edgewise.policies.explain import explain, params_of
 from edgewise.sim.build import SimOptions
 from edgewise.worlds import families
 from fleet_case import NOW, queue, report, request, tracker

@@ -9,12 +9,12 @@ import msgspec
 import numpy as np
 import pytest
 
-from edgewise.bench.episodes import ReplayableWorld
+from edgewise.benchmark.episodes import ReplayableWorld
 from edgewise.errors import BadInput
 from edgewise.learn.es import EsSettings
 from edgewise.learn.search import Budget
 from edgewise.learn.train import beginning
-from edgewise.policy import POLICIES, weight_files
+from edgewise.policies import POLICIES, weight_files
 from edgewise.scenario import Scenario, Spell
 from edgewise.sim.source import WorldSource
 from edgewise.worlds import families

@@ -20,8 +20,8 @@ from edgewise.errors import BadInput, ScenarioError
 from edgewise.fleet.rng import new_rng
 from edgewise.fleet.table import best_row
 from edgewise.live.process_config import BalancerConfig, load_config
-from edgewise.policy import Policy, find, own
-from edgewise.policy.base import PolicyFailed, draw, policy
+from edgewise.policies import Policy, find, own
+from edgewise.policies.base import PolicyFailed, draw, policy
 from edgewise.scenario import load, loads
 from edgewise.sim.simulate import episode
 
@@ -31,7 +31,7 @@ BOOM = "raise RuntimeError('imported')\n"
 
 def write(folder: Path, text: str) -> str:
     file = folder / "rules.py"
-    file.write_text("import edgewise.policy as ew\n\n\n" + text)
+    file.write_text("import edgewise.policies as ew\n\n\n" + text)
     return str(file)
 
 

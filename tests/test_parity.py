@@ -16,7 +16,7 @@ from edgewise.domain import PayloadForm, Report, Status
 from edgewise.live.wire.round_trips import LeastRtt
 from edgewise.network.capacity import constant
 from edgewise.network.settings import LinkSettings, Outage
-from edgewise.policy import find
+from edgewise.policies import find
 from edgewise.scenario import Scenario, loads
 from edgewise.sim import engine
 from edgewise.sim.build import simulation

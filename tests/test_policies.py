@@ -11,12 +11,12 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from edgewise import policy
+from edgewise import policies
 from edgewise.domain import Candidate, Observation, PayloadForm, ShedReason
 from edgewise.errors import BadInput
 from edgewise.fleet import table as t
 from edgewise.fleet.tracker import Tracker
-from edgewise.policy.base import RANKED_MAX, decision
+from edgewise.policies.base import RANKED_MAX, decision
 from fleet_case import NOW, queue, report, request, tracker
 
 SIX = (
@@ -63,7 +63,7 @@ def seen(made: Tracker, **more: object) -> Observation:
 def test_what_a_certain_rule_decides(
     rule: str, busy: float, demands: dict[str, float], first: tuple[str, str, PayloadForm]
 ) -> None:
-    made = policy.make(rule).decide(seen(fleet(busy), **demands))
+    made = policies.make(rule).decide(seen(fleet(busy), **demands))
     head = made.ranked[0]
     assert (head.server, head.model, head.form) == first
     assert made.probability == 1.0
@@ -72,7 +72,7 @@ def test_what_a_certain_rule_decides(
 
 
 def test_earliest_completion_names_the_others_in_order() -> None:
-    made = policy.make("earliest_completion").decide(seen(fleet()))
+    made = policies.make("earliest_completion").decide(seen(fleet()))
     assert made.rows == (0, 2, 5, 4)
 
 
@@ -90,7 +90,7 @@ def test_why_it_sheds(rule: str, demands: dict[str, float], up: bool, reason: Sh
     if not up:
         for server in ("a", "b"):
             made.disconnect(server)
-    verdict = policy.make(rule).decide(seen(made, **demands))
+    verdict = policies.make(rule).decide(seen(made, **demands))
     assert verdict.reason is reason
     assert verdict.ranked == ()
     assert verdict.rows == (6,)
@@ -101,13 +101,13 @@ def test_local_sheds_what_only_others_could_serve() -> None:
     """There is capacity elsewhere that the rule will not use: its price is infinite."""
     made = fleet()
     made.disconnect("a")
-    verdict = policy.make("local").decide(seen(made))
+    verdict = policies.make("local").decide(seen(made))
     assert verdict.reason is ShedReason.PRICE
 
 
 def test_round_robin_takes_turns_and_skips_who_cannot() -> None:
     made = fleet()
-    rule = policy.make("round_robin")
+    rule = policies.make("round_robin")
 
     def server(**demands: float) -> str:
         return rule.decide(seen(made, **demands)).ranked[0].server
@@ -123,13 +123,13 @@ def test_a_server_only_rule_runs_the_best_model_it_has_time_for() -> None:
     """0.4 of the deadline: 50 ms is under 0.4 × 0.2 s, not under 0.4 × 0.1."""
     made = fleet()
     for deadline, model in ((0.2, "large"), (0.1, "small"), (0.01, "small")):
-        rule = policy.Policy("round_robin", policy.POLICIES["round_robin"], params=(0.4,))
+        rule = policies.Policy("round_robin", policies.POLICIES["round_robin"], params=(0.4,))
         verdict = rule.decide(seen(made, deadline=deadline))
         assert (verdict.ranked[0].server, verdict.ranked[0].model) == ("a", model)
 
 
 def test_random_draws_servers_evenly_and_says_how_likely() -> None:
-    made, rule = fleet(), policy.make("random", seed=3)
+    made, rule = fleet(), policies.make("random", seed=3)
     verdicts = [rule.decide(seen(made)) for _ in range(400)]
     drawn = Counter(verdict.ranked[0].server for verdict in verdicts)
     assert {verdict.probability for verdict in verdicts} == {0.5}
@@ -142,7 +142,7 @@ def test_the_same_seed_draws_the_same() -> None:
     made = fleet()
 
     def draws(seed: int) -> list[str]:
-        rule = policy.make("random", seed)
+        rule = policies.make("random", seed)
         return [rule.decide(seen(made)).ranked[0].server for _ in range(30)]
 
     assert draws(1) == draws(1)
@@ -186,7 +186,7 @@ def outstanding(*counts: float) -> Observation:
 def test_the_propensity_of_two_choices_is_how_often_it_happens(
     counts: tuple[float, ...], propensities: dict[str, float]
 ) -> None:
-    rule = policy.make("least_outstanding", seed=11)
+    rule = policies.make("least_outstanding", seed=11)
     table = outstanding(*counts)
     verdicts = [rule.decide(table) for _ in range(1500)]
     drawn = Counter(verdict.ranked[0].server for verdict in verdicts)
@@ -233,17 +233,17 @@ def test_the_first_row_named_is_the_best_row_of_the_compiled_loop(rule: str) -> 
     made = fleet(busy=0.2)
     for accuracy in (0.0, 0.8, 0.95):
         observation = seen(made, accuracy=accuracy)
-        live = policy.make(rule, 5).decide(observation)
-        twin = policy.make(rule, 5)
+        live = policies.make(rule, 5).decide(observation)
+        twin = policies.make(rule, 5)
         twin.decide(observation)
         assert live.rows[0] == t.best_row(twin._table)
 
 
 def test_an_unknown_policy_is_refused_with_a_hint() -> None:
     with pytest.raises(BadInput, match=r"unknown policy 'round_robbin' \(did you mean round_robin"):
-        policy.make("round_robbin")
+        policies.make("round_robbin")
 
 
 def test_parameters_of_the_wrong_number_are_refused() -> None:
     with pytest.raises(ValueError, match="takes"):
-        policy.Policy("random", policy.POLICIES["random"], params=(0.1, 0.2))
+        policies.Policy("random", policies.POLICIES["random"], params=(0.1, 0.2))

@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 import torch
 
-from edgewise.bench.statistics import Interval
+from edgewise.benchmark.statistics import Interval
 from edgewise.errors import BadInput
 from edgewise.learn import actor_critic, ppo
 from edgewise.learn.gae import by_time, gae
 from edgewise.learn.ppo_settings import PpoSettings
 from edgewise.learn.rollout import DECISION, Rollout, joined, rollout
 from edgewise.learn.search import Budget, Progress, SearchResult, search
-from edgewise.policy import POLICIES, learned, weight_files
-from edgewise.policy.learned import LAYOUT, untrained
-from edgewise.policy.priced import PRICED_GREEDY
+from edgewise.policies import POLICIES, learned, weight_files
+from edgewise.policies.learned import LAYOUT, untrained
+from edgewise.policies.priced import PRICED_GREEDY
 from edgewise.scenario import Scenario
 from edgewise.sim import engine
 from edgewise.sim.build import SimOptions, simulation

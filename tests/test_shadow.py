@@ -19,7 +19,7 @@ from edgewise.live.balancer.shadow import SHADOW
 from edgewise.live.process_config import BalancerConfig, load_config
 from edgewise.live.recorder import Recorder, read
 from edgewise.live.records import DECISIONS
-from edgewise.policy import make as make_policy
+from edgewise.policies import make as make_policy
 from fleet_case import NOW, report, request, two_servers
 
 pytestmark = pytest.mark.study

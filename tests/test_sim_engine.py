@@ -10,7 +10,7 @@ import pytest
 
 from edgewise import scenario as sc
 from edgewise.domain import Status
-from edgewise.policy import POLICIES, PolicySpec
+from edgewise.policies import POLICIES, PolicySpec
 from edgewise.sim import engine, layout, simulate
 from edgewise.sim.build import SimOptions, simulation
 from edgewise.sim.layout import Sim
@@ -354,9 +354,9 @@ def fields_equal(one: np.ndarray, other: np.ndarray) -> bool:
 
 
 def test_the_same_bits_on_any_number_of_threads() -> None:
-    policies = ["earliest_completion", "random"]
-    one = simulate.episodes(fleet(), policies, 3, threads=1)
-    four = simulate.episodes(fleet(), policies, 3, threads=4)
+    policies = {name: POLICIES[name] for name in ("earliest_completion", "random")}
+    one = simulate.episodes(fleet(), policies, range(1, 4), threads=1)
+    four = simulate.episodes(fleet(), policies, range(1, 4), threads=4)
     for policy in policies:
         for a, b in zip(one[policy], four[policy], strict=True):
             assert fields_equal(a.sim.world.results, b.sim.world.results)

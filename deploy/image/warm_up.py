@@ -9,7 +9,7 @@ import importlib
 import time
 
 from edgewise.live.balancer.balancer_process import warm_up
-from edgewise.policy import POLICIES, make
+from edgewise.policies import POLICIES, make
 from edgewise.scenario import load
 
 for role in ("node", "relay", "client", "evaluate"):

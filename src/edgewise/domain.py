@@ -64,7 +64,11 @@ DEADLINE_MAX = 3600.0
 
 
 class PayloadForm(enum.IntEnum):
-    """The form in which a payload travels between servers."""
+    """The form in which a payload travels between servers.
+
+    >>> PayloadForm(1)
+    <PayloadForm.MODEL_READY: 1>
+    """
 
     ORIGINAL = 0
     """As the client sent it. The ingress forwards it while it is still arriving."""
@@ -73,7 +77,11 @@ class PayloadForm(enum.IntEnum):
 
 
 class Status(enum.StrEnum):
-    """How a request ended. Every accepted request ends in exactly one of these ways."""
+    """How a request ended. Every accepted request ends in exactly one of these ways.
+
+    >>> [status.value for status in Status]
+    ['served', 'shed', 'expired', 'failed', 'lost']
+    """
 
     SERVED = "served"
     SHED = "shed"
@@ -87,7 +95,11 @@ class Status(enum.StrEnum):
 
 
 class ShedReason(enum.StrEnum):
-    """Why a request was refused."""
+    """Why a request was refused.
+
+    >>> ShedReason("price")
+    <ShedReason.PRICE: 'price'>
+    """
 
     NO_SERVICE = "no_service"
     """No service in the fleet meets the demanded accuracy."""
@@ -123,6 +135,12 @@ class Request(Struct, frozen=True, kw_only=True, gc=False):
 
     `sent_at` is on the clock of whoever holds the object; `live.wire.request_metadata` moves it to
     the receiver's clock on the way.
+
+    >>> request = Request(
+    ...     id="r1", ingress="plaza", payload_bytes=90_000, sent_at=100.0, deadline=0.25
+    ... )
+    >>> request.slack(100.125)
+    0.125
     """
 
     id: RequestId
@@ -154,7 +172,12 @@ class Request(Struct, frozen=True, kw_only=True, gc=False):
 
 
 class Service(Struct, frozen=True, kw_only=True):
-    """A model on a server. The same model on two servers makes two services."""
+    """A model on a server. The same model on two servers makes two services.
+
+    >>> service = Service(server="depot", model="lite0-160", accuracy=0.8, latency=(0.009,))
+    >>> service.accuracy_of(PayloadForm.MODEL_READY)
+    0.8
+    """
 
     server: Name
     model: Name
@@ -214,7 +237,12 @@ class PeerReport(Struct, frozen=True, array_like=True, gc=False):
 
 
 class Report(Struct, frozen=True, kw_only=True, gc=False):
-    """The state of a server, by the server itself; all times are on its own clock."""
+    """The state of a server, by the server itself; all times are on its own clock.
+
+    >>> report = Report(server="depot", at=100.0, workers=2, running=(0.004,), utilisation=0.5)
+    >>> report.figures()["workers"]
+    2
+    """
 
     server: Name
     at: Stamp
@@ -248,7 +276,11 @@ class Report(Struct, frozen=True, kw_only=True, gc=False):
 
 
 class Candidate(Struct, frozen=True, array_like=True, gc=False):
-    """A way to answer a request: a service, and the form in which the payload gets there."""
+    """A way to answer a request: a service, and the form in which the payload gets there.
+
+    >>> Candidate("depot", "lite0-160", PayloadForm.ORIGINAL).server
+    'depot'
+    """
 
     server: Name
     model: Name
@@ -260,6 +292,13 @@ class Observation(Struct, frozen=True, kw_only=True, eq=False, gc=False):
 
     `edgewise.fleet.table` names and documents the columns. How old the underlying reports and
     measurements are, stands in columns of its own.
+
+    >>> import edgewise as ew
+    >>> from edgewise.fleet.tracker import Tracker
+    >>> request = Request(id="r1", ingress="left", payload_bytes=9, sent_at=0.0, deadline=1.0)
+    >>> seen = Tracker(ew.load("smoke")).observe(request, now=0.0)
+    >>> len(seen.candidates) == seen.rows.shape[0] == seen.mask.size
+    True
     """
 
     request: Request
@@ -277,7 +316,14 @@ class Observation(Struct, frozen=True, kw_only=True, eq=False, gc=False):
 
 
 class Decision(Struct, frozen=True, kw_only=True, gc=False):
-    """The choice of a policy, with all that is needed to learn from it."""
+    """The choice of a policy, with all that is needed to learn from it.
+
+    >>> first = Candidate("depot", "lite0-160", PayloadForm.ORIGINAL)
+    >>> Decision(
+    ...     request="r1", ranked=(first,), rows=(4,), probability=1.0, policy="sed", at=100.0
+    ... ).ranked[0].server
+    'depot'
+    """
 
     request: RequestId
     ranked: tuple[Candidate, ...]
@@ -298,6 +344,9 @@ class Command(Struct, frozen=True, kw_only=True, tag="command", gc=False):
 
     The ingress sheds it if `server` is None, and tries the `alternatives` in order if `server`
     cannot be reached.
+
+    >>> Command(request="r1", sequence=7, reason=ShedReason.PRICE).server is None
+    True
     """
 
     request: RequestId
@@ -363,7 +412,11 @@ class Stamps(Struct, frozen=True, kw_only=True, gc=False):
 
 
 class Outcome(Struct, frozen=True, kw_only=True, gc=False):
-    """How a request ended; its id joins it to the decision."""
+    """How a request ended; its id joins it to the decision.
+
+    >>> Outcome(request="r1", status=Status.SHED, reason="price").latency is None
+    True
+    """
 
     request: RequestId
     status: Status
@@ -383,7 +436,14 @@ class Outcome(Struct, frozen=True, kw_only=True, gc=False):
 
 
 class Score(Struct, frozen=True, kw_only=True, gc=False):
-    """The value of an outcome and its parts; `edgewise.score` defines them."""
+    """The value of an outcome and its parts; `edgewise.score` defines them.
+
+    >>> from edgewise.score import ScoreShape, score
+    >>> request = Request(id="r1", ingress="a", payload_bytes=9, sent_at=0.0, deadline=0.25)
+    >>> served = Outcome(request="r1", status=Status.SERVED, latency=0.375, accuracy=0.8)
+    >>> score(request, served, ScoreShape()).expected
+    0.4
+    """
 
     expected: float
     realised: float

@@ -20,11 +20,23 @@ from edgewise.extras import install_command
 
 
 class EdgewiseError(Exception):
-    """The root of the tree; it is never raised itself."""
+    """The root of the tree; it is never raised itself.
+
+    >>> issubclass(BadInput, EdgewiseError)
+    True
+    """
 
 
 class BadInput(EdgewiseError):
-    """Input that cannot be used. The message says what is wrong and what was expected."""
+    """Input that cannot be used. The message says what is wrong and what was expected.
+
+    >>> import edgewise as ew
+    >>> try:
+    ...     ew.simulate("smoke", "sedd")
+    ... except ew.BadInput as error:
+    ...     print(str(error)[:42])
+    unknown policy 'sedd' (did you mean sed?);
+    """
 
 
 class ScenarioError(BadInput):

@@ -19,9 +19,9 @@ from edgewise.fleet.table import CandidateTable, table_of
 from edgewise.live.balancer.experience import NAME, Experience, load_experience
 from edgewise.live.recorder import read
 from edgewise.live.records import RUN_SCENARIO
-from edgewise.policy import find
-from edgewise.policy.explain import Explained, Floats, params_of
-from edgewise.policy.explain import explain as explain_tables
+from edgewise.policies import find
+from edgewise.policies.explain import Explained, Floats, params_of
+from edgewise.policies.explain import explain as explain_tables
 from edgewise.scenario import Scenario, load
 from edgewise.sim import simulate
 from edgewise.sim.results import candidates

@@ -77,7 +77,11 @@ class PolicySummary(Struct, frozen=True, kw_only=True):
 
 
 class Summary(Struct, frozen=True, kw_only=True):
-    """A run: one or several policies on the same trace."""
+    """A run: one or several policies on the same trace.
+
+    >>> Summary(scenario="smoke", seed=1, policies=()).to_json().decode().count("smoke")
+    1
+    """
 
     scenario: str
     seed: int

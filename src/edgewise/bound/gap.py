@@ -12,7 +12,7 @@ from msgspec import Struct
 from edgewise.bound import clairvoyant, dual
 from edgewise.bound.plans import row_values
 from edgewise.bound.relaxation import relax
-from edgewise.policy.base import PolicySpec
+from edgewise.policies.base import PolicySpec
 from edgewise.scenario import Scenario
 from edgewise.sim import engine
 from edgewise.sim.build import simulation

@@ -14,9 +14,8 @@ from edgewise.cli import options, output
 from edgewise.errors import BadInput
 
 if TYPE_CHECKING:
-    from edgewise.bench.compare import SuiteComparison
-    from edgewise.bench.suite import Result
-    from edgewise.policy import PolicySpec
+    from edgewise.benchmark.compare import SuiteComparison
+    from edgewise.benchmark.suite import Result
 
 WIDE = 110
 """Terminal columns that the full tables need."""
@@ -68,8 +67,8 @@ def bench(
 
       edgewise bench --policy sed,prequal,priced_greedy --html bench.html
     """
-    from edgewise.bench import compare, document, page, report
-    from edgewise.bench import suite as suites
+    from edgewise.benchmark import compare, document, page, report
+    from edgewise.benchmark import suite as suites
 
     console = output.console_beside(json)
     if read is not None:
@@ -94,38 +93,15 @@ def bench(
 
 def _run(suite: str, policy: str | None, seeds: int, threads: int) -> Result:
     """Simulate the suite; the command that does so again stands in the result."""
-    from edgewise.bench import suite as suites
-    from edgewise.cores import usable_cores
-    from edgewise.worlds import families
+    from edgewise import api
 
-    names = suites.SUITES.get(suite) or ((suite,) if suite in families.FAMILIES else ())
-    if not names:
-        known = ", ".join([*suites.SUITES, *families.FAMILIES])
-        raise BadInput(f"--suite: unknown suite {suite!r}; known: {known}")
     with output.progress_bar(Console(stderr=True), "starting") as bar:
-        result = suites.run(
-            names,
-            chosen(policy),
-            families.evaluation_seeds(seeds),
-            suite=suite,
-            threads=threads or usable_cores(),
-            progress=bar.show,
+        result = api.play_suite(
+            options.policies(policy) or None, suite, seeds, threads=threads, progress=bar.show
         )
     command = f"edgewise bench --suite {suite} --seeds {seeds}"
     command += f" --policy {policy}" if policy else ""
     return msgspec.structs.replace(result, command=command)
-
-
-def chosen(names: str | None) -> dict[str, PolicySpec]:
-    """The rules named, comma-separated; all if None. Raises BadInput for an unknown one."""
-    from edgewise.policy import POLICIES, find
-    from edgewise.policy_names import labels
-
-    if names is None:
-        return dict(POLICIES)
-    wanted = options.policies(names)
-    label = labels(wanted)
-    return {label[name]: find(name) for name in wanted}
 
 
 def _bytes(path: Path) -> bytes:
@@ -136,7 +112,7 @@ def _bytes(path: Path) -> bytes:
 
 
 def _overall(comparison: SuiteComparison, width: int) -> Table:
-    from edgewise.bench.report import percent_of
+    from edgewise.benchmark.report import percent_of
 
     result = comparison.result
     rounds = f"{len(result.families)} families × {len(result.seeds)} held-out seeds"

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from edgewise.bound.gap import Effort, Gap
-    from edgewise.policy.base import PolicySpec
+    from edgewise.policies.base import PolicySpec
     from edgewise.scenario import Scenario
     from edgewise.sim.source import WorldSource
 
@@ -71,10 +71,11 @@ def bound(
 
       edgewise bound volatile --seeds 10 --seconds 20 --json bound.json
     """
+    from edgewise.api import specs_of
     from edgewise.bound import dual
     from edgewise.bound.gap import Effort, mean_gap
     from edgewise.cli.simulate import compile_engine
-    from edgewise.policy import POLICIES, find
+    from edgewise.policies import POLICIES
     from edgewise.policy_names import WEIGHTS, labels
 
     console = output.console_beside(json)
@@ -82,12 +83,12 @@ def bound(
     if policy is None:
         names.remove("random")
     label = labels(names)
-    policies = {label[name]: find(name) for name in names}
+    policies = specs_of(names)
     learned = {label[name] for name in names if name == SHIPPED or WEIGHTS in name}
     source = _source(scenario, duration, rate)
     first = source.first_seed if seed is None else seed
     world = source.scenario(first)
-    compile_engine(names, console)
+    compile_engine(policies, console)
     effort = Effort(
         steps=dual.STEPS if steps is None else steps,
         trials=trials,

@@ -48,11 +48,11 @@ def calibrate(
 
       edgewise calibrate runs/monday --against runs/tuesday
     """
+    from edgewise.api import specs_of
     from edgewise.cli.simulate import compile_engine
     from edgewise.fidelity import comparison_report, validation
     from edgewise.fidelity.calibration import calibrate
     from edgewise.scenario import dump
-    from edgewise.sim.simulate import rule_of
 
     console = output.console_beside(json)
     scenario, calibration = calibrate(run)
@@ -63,8 +63,7 @@ def calibrate(
     comparison = None
     if against is not None:
         name = validation.policy_of(against) if policy is None else policy
-        rule_of(name)
-        compile_engine([name], console)
+        compile_engine(specs_of(name), console)
         with console.status(f"simulating {seeds} seeds"):
             comparison = validation.validate(scenario, calibration, against, name, seeds)
         console.print(comparison_report.tables(comparison))

@@ -48,18 +48,16 @@ def compare_live(
 
       edgewise compare-live smoke --seeds 3 --json -
     """
+    from edgewise.api import specs_of
     from edgewise.cli.simulate import compile_engine
     from edgewise.fidelity import comparison_report, live_comparison
     from edgewise.scenario import check, load
-    from edgewise.sim.simulate import rule_of
 
     console = output.console_beside(json)
     read = load(scenario, allow_code=allow_code)
     shortened = check(read.with_overrides(duration=duration, rate=rate, seed=seed), scenario)
     policies = options.policies(policy) or [shortened.policy]
-    for name in policies:
-        rule_of(name)
-    compile_engine(policies, console)
+    compile_engine(specs_of(policies), console)
 
     def say(line: str) -> None:
         output.note(console, line)

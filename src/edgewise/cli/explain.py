@@ -13,7 +13,7 @@ from edgewise.cli import output
 
 if TYPE_CHECKING:
     from edgewise.domain import Candidate
-    from edgewise.policy.explain import Explained
+    from edgewise.policies.explain import Explained
     from edgewise.recorded_decision import RecordedDecision
 
 

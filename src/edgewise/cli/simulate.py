@@ -13,6 +13,7 @@ from edgewise.cli import options, output
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from edgewise.policies.base import PolicySpec
     from edgewise.scenario import Scenario
     from edgewise.sim.simulate import Episode
 
@@ -45,44 +46,43 @@ def simulate(
 
       edgewise simulate three-sites --policy my_rules.py:careful,sed
     """
+    from edgewise import api
     from edgewise.files import new_folder
-    from edgewise.policy_names import labels
     from edgewise.scenario import check, load
-    from edgewise.sim import simulate as sims
-    from edgewise.summary import Summary
+    from edgewise.sim.build import SimOptions
     from edgewise.summary_tables import show
 
     console = output.console_beside(json)
     read = load(scenario, allow_code=allow_code)
     world = check(read.with_overrides(duration=duration, rate=rate, seed=seed), scenario)
-    policies = options.policies(policy) or [world.policy]
-    for name in policies:
-        sims.rule_of(name)
+    specs = api.specs_of(options.policies(policy) or world.policy)
     if out is not None:
         new_folder(out)
-    compile_engine(policies, console)
-    ended = _play(world, policies, seeds, threads or None, console, out is not None)
-    label = labels(policies)
-    ended = {label[name]: each for name, each in ended.items()}
-    summary = Summary(
-        scenario=world.name,
-        seed=world.seed,
-        policies=tuple(sims.summary_of(name, each) for name, each in ended.items()),
-    )
+    compile_engine(specs, console)
+    with output.progress_bar(console, "simulating", len(specs) * seeds) as bar:
+        results = api.simulate(
+            world,
+            specs,
+            seeds=seeds,
+            threads=threads,
+            options=SimOptions(keep_reports=out is not None),
+            progress=lambda _: bar.advance(),
+        )
+    summary = results.summary()
     show(summary, console)
     if out is not None:
-        _write(out, world, ended, summary.to_json())
+        _write(out, world, results.episodes, summary.to_json())
         output.note(console, f"results: {out}")
     output.write_json(summary.to_json(), json)
     if seeds > 1:  # last: without its extra the results above are kept
         output.note(console, f"{seeds} seeds from {world.seed}, pooled")
-        console.print(over_seeds(ended))
+        console.print(over_seeds(results.episodes))
 
 
-def compile_engine(policies: list[str], console: Console) -> None:
+def compile_engine(specs: dict[str, PolicySpec], console: Console) -> None:
     """Simulate a tiny scenario, so that what must be compiled is compiled, and say so."""
+    from edgewise import api
     from edgewise import scenario as sc
-    from edgewise.sim import simulate as sims
 
     server = sc.ServerSpec(services=(sc.ServiceSpec(model="m", accuracy=0.5, latency=(0.01,)),))
     small = sc.Scenario(
@@ -97,24 +97,7 @@ def compile_engine(policies: list[str], console: Console) -> None:
         ),
     )
     with console.status("loading the engine; the first time it is compiled, up to a minute"):
-        for name in dict.fromkeys(policies):
-            sims.episode(small, name, None)
-
-
-def _play(
-    world: Scenario,
-    policies: list[str],
-    seeds: int,
-    threads: int | None,
-    console: Console,
-    keep_reports: bool,
-) -> dict[str, list[Episode]]:
-    from edgewise.sim import simulate as sims
-    from edgewise.sim.build import SimOptions
-
-    kept = SimOptions(keep_reports=keep_reports)
-    with output.progress_bar(console, "simulating", len(policies) * seeds) as bar:
-        return sims.episodes(world, policies, seeds, lambda _: bar.advance(), threads, kept)
+        api.simulate(small, specs, threads=1)
 
 
 def over_seeds(ended: dict[str, list[Episode]]) -> Table:
@@ -127,7 +110,7 @@ def over_seeds(ended: dict[str, list[Episode]]) -> Table:
     from rich import box
     from rich.table import Table
 
-    from edgewise.bench.statistics import Interval, interval
+    from edgewise.benchmark.statistics import Interval, interval
     from edgewise.sim.layout import SERVED
 
     def shown(found: Interval, sign: str = "") -> str:

@@ -13,9 +13,9 @@ from edgewise.cli import options, output
 from edgewise.errors import BadInput
 
 if TYPE_CHECKING:
-    from edgewise.bench.tune import TuneResult
+    from edgewise.benchmark.tune import TuneResult
     from edgewise.learn.search import Progress
-    from edgewise.policy import PolicySpec
+    from edgewise.policies import PolicySpec
 
 
 def tune(
@@ -54,9 +54,9 @@ def tune(
 
       edgewise tune all --budget 1m
     """
-    from edgewise.bench import tune as tuning
+    from edgewise.benchmark import tune as tuning
     from edgewise.cores import usable_cores
-    from edgewise.policy.tuning import read_tuned, write_tuned
+    from edgewise.policies.tuning import read_tuned, write_tuned
 
     span = options.search_budget(budget, generations, "2m")
     if span is None:
@@ -86,12 +86,12 @@ def tune(
 
 
 def _rules(names: str) -> dict[str, PolicySpec]:
-    from edgewise.cli.bench import chosen
-    from edgewise.policy import POLICIES
+    from edgewise import api
+    from edgewise.policies import POLICIES
 
     if names == "all":
         return {name: rule for name, rule in POLICIES.items() if rule.parameters}
-    return chosen(names)
+    return api.specs_of(options.policies(names))
 
 
 def _show(console: Console, step: Progress) -> None:

@@ -1,6 +1,6 @@
 """The policy `edgewise` and its critic as functions that torch can differentiate.
 
-`Learner.log_probabilities` says what the compiled kernel (`edgewise.policy.learned`) says, row by
+`Learner.log_probabilities` says what the compiled kernel (`edgewise.policies.learned`) says, row by
 row, of softmax(score / temperature); a test holds the two together. `edgewise.learn.ppo` optimises
 it.
 """
@@ -14,9 +14,9 @@ from edgewise.compile import uncompiled
 from edgewise.errors import MissingExtra
 from edgewise.learn.ppo_settings import PpoSettings
 from edgewise.learn.rollout import SEEN, TERMS, Rollout, greatest, pick
-from edgewise.policy import learned, priced
-from edgewise.policy.learned import CLAMP, DEPTH, LAYOUT, SHED_SCALE, WIDTH, P, Q
-from edgewise.policy.priced import SQRT_3, Factors, RowTerms
+from edgewise.policies import learned, priced
+from edgewise.policies.learned import CLAMP, DEPTH, LAYOUT, SHED_SCALE, WIDTH, P, Q
+from edgewise.policies.priced import SQRT_3, Factors, RowTerms
 
 try:
     import torch
@@ -89,7 +89,7 @@ class Learner(nn.Module):
         return out
 
     def scores(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """(of the rows, of shed): `policy.learned.score`, differentiable."""
+        """(of the rows, of shed): `policies.learned.score`, differentiable."""
         w = self._start_32 + self._scale_32 * self.x
         heads = batch.phi @ w[LAYOUT["server_heads"]].view(5, P).T
         bend = torch.exp(heads[:, 1:].clamp(-CLAMP, CLAMP))  # link, network, wait, spread
@@ -123,7 +123,7 @@ class Learner(nn.Module):
         return rows, batch.threshold + SHED_SCALE * shift
 
     def _network(self, w: Tensor, batch: Batch) -> Tensor:
-        """`policy.learned.network`: what it adds to the two heads of each row."""
+        """`policies.learned.network`: what it adds to the two heads of each row."""
         phi_in = batch.phi @ w[LAYOUT["phi_in"]].view(WIDTH, P).T
         psi_in = batch.psi @ w[LAYOUT["psi_in"]].view(WIDTH, Q).T
         h = nn.functional.softsign(phi_in.index_select(0, batch.server) + psi_in)

@@ -36,12 +36,12 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from edgewise.bench.episodes import play_all
+from edgewise.benchmark.episodes import play_all
 from edgewise.errors import BadInput
 from edgewise.learn.search import Arrays, Step, fingerprint
 from edgewise.learn.space import SearchSpace
-from edgewise.policy import weight_files
-from edgewise.policy.base import PolicySpec
+from edgewise.policies import weight_files
+from edgewise.policies.base import PolicySpec
 from edgewise.sim.source import WorldSource
 from edgewise.worlds import families
 

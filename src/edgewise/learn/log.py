@@ -12,7 +12,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from edgewise.bench.statistics import Interval
+from edgewise.benchmark.statistics import Interval
 from edgewise.errors import BadInput
 
 

@@ -2,7 +2,7 @@
 
 Schulman et al., Proximal policy optimization algorithms, 2017, with these additions:
 
-- *The policy* is the live one (`edgewise.policy.learned`), row by row the same function of its
+- *The policy* is the live one (`edgewise.policies.learned`), row by row the same function of its
   parameters: the calibrated heuristic with learned factors, permutation-equivariant, with pooled
   context. It starts as exactly the heuristic. Its own compiled kernel plays the episodes, with rows
   drawn from softmax(score / temperature). `edgewise.learn.actor_critic` computes the same
@@ -48,7 +48,7 @@ from edgewise.learn.gae import by_time, gae
 from edgewise.learn.ppo_settings import PpoSettings
 from edgewise.learn.rollout import Rollout, joined, rollout
 from edgewise.learn.search import Arrays, Step, fingerprint
-from edgewise.policy import learned
+from edgewise.policies import learned
 from edgewise.sim import engine
 from edgewise.sim.build import simulation
 from edgewise.sim.source import WorldSource

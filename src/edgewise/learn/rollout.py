@@ -3,7 +3,7 @@
 What goes in: a simulation and the policy's params, with a temperature: rows are drawn, not the best
 taken. What comes out: a `Rollout`, arrays over decisions, over the servers that each looked at and
 over their admissible rows, one decision after the other (ragged: the shed row and masked rows take
-no place). The terms of a row (`policy.priced.RowTerms`) do not depend on the learned weights,
+no place). The terms of a row (`policies.priced.RowTerms`) do not depend on the learned weights,
 so `edgewise.learn.actor_critic` can combine them again as a function of the weights, by the same
 formula.
 """
@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from edgewise.compile import jit, jit_no_refcount
 from edgewise.fleet.arrays import Array, records
 from edgewise.fleet.table import best_row
-from edgewise.policy import learned
-from edgewise.policy.base import Memory
-from edgewise.policy.learned import P, Q, W
-from edgewise.policy.priced import RowTerms, fleet_above_knee
+from edgewise.policies import learned
+from edgewise.policies.base import Memory
+from edgewise.policies.learned import P, Q, W
+from edgewise.policies.priced import RowTerms, fleet_above_knee
 from edgewise.sim import engine
 from edgewise.sim.layout import Sim
 from edgewise.sim.play import TooManyOpenRequests

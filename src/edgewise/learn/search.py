@@ -23,7 +23,7 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from edgewise.bench.statistics import Interval, student_quantile
+from edgewise.benchmark.statistics import Interval, student_quantile
 from edgewise.errors import BadInput
 from edgewise.learn import checkpoint
 from edgewise.learn.checkpoint import Checkpoint

@@ -10,11 +10,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from edgewise.bench.tune import to_unit
+from edgewise.benchmark.tune import to_unit
 from edgewise.errors import BadInput
-from edgewise.policy import learned
-from edgewise.policy.features import OMEGA, PHI
-from edgewise.policy.priced import PRICED_GREEDY
+from edgewise.policies import learned
+from edgewise.policies.features import OMEGA, PHI
+from edgewise.policies.priced import PRICED_GREEDY
 
 Floats = NDArray[np.float64]
 

@@ -22,7 +22,7 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from edgewise.bench.statistics import Interval, student_quantile
+from edgewise.benchmark.statistics import Interval, student_quantile
 from edgewise.cores import for_each, usable_cores
 from edgewise.errors import BadInput
 from edgewise.files import write_atomically
@@ -31,10 +31,10 @@ from edgewise.learn.es import EsSettings, EvolutionStrategies
 from edgewise.learn.ppo_settings import PpoSettings
 from edgewise.learn.search import Algorithm, Budget, Progress, SearchResult, search
 from edgewise.learn.validation import SPECIALISTS, Judgement, Validator, judge
-from edgewise.policy import POLICIES, find, learned, weight_files
-from edgewise.policy.base import PolicySpec
-from edgewise.policy.guard import COUNTERS
-from edgewise.policy.weight_files import Effect, WeightsCard
+from edgewise.policies import POLICIES, find, learned, weight_files
+from edgewise.policies.base import PolicySpec
+from edgewise.policies.guard import COUNTERS
+from edgewise.policies.weight_files import Effect, WeightsCard
 from edgewise.sim import engine
 from edgewise.sim.source import WorldSource
 from edgewise.worlds import families

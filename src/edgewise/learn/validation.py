@@ -13,10 +13,10 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from edgewise.bench.episodes import Candidate, play_all
-from edgewise.bench.statistics import Interval, interval, over_families
-from edgewise.policy import weight_files
-from edgewise.policy.base import PolicySpec
+from edgewise.benchmark.episodes import Candidate, play_all
+from edgewise.benchmark.statistics import Interval, interval, over_families
+from edgewise.policies import weight_files
+from edgewise.policies.base import PolicySpec
 from edgewise.sim.source import WorldSource
 from edgewise.worlds import families
 

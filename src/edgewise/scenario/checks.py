@@ -32,6 +32,10 @@ def check(scenario: Scenario, file: str | None = None) -> Scenario:
     """Return `scenario` if it can run; `file` is the name in error messages. Raises ScenarioError.
 
     Types and ranges are checked too, so that a scenario made in Python is checked like a file.
+
+    >>> import edgewise as ew
+    >>> check(ew.load("smoke").with_overrides(rate=50.0)).name
+    'smoke'
     """
     file = scenario.name if file is None else file
     convert_document(msgspec.to_builtins(scenario), Scenario, file)

@@ -29,7 +29,11 @@ _BASES: dict[str, Any] = msgspec.to_builtins(
 
 
 def presets() -> dict[str, Path]:
-    """The scenarios that come with edgewise: a file for each name."""
+    """The scenarios that come with edgewise: a file for each name.
+
+    >>> "three-sites" in presets()
+    True
+    """
     folder = Path(str(resources.files("edgewise") / "presets"))
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
@@ -56,6 +60,9 @@ def load(name: str | Path, *, allow_code: bool = False) -> Scenario:
 
     A file whose policy or shadow is Python code is refused unless `allow_code`: whoever runs the
     policy imports that code, and a scenario may come from anywhere. Reading it imports nothing.
+
+    >>> load("smoke").server_names
+    ('left', 'right')
     """
     path = find(name)
     return loads(read_text(path), str(path), path.parent, allow_code=allow_code)

@@ -145,7 +145,12 @@ class ScoreSpec(Strict, frozen=True, kw_only=True):
 
 
 class Scenario(Strict, frozen=True, kw_only=True):
-    """A whole scenario file."""
+    """A whole scenario file.
+
+    >>> import edgewise as ew
+    >>> ew.load("smoke").with_overrides(seed=7).seed
+    7
+    """
 
     name: Name
     """Name of the scenario in results."""

@@ -23,7 +23,7 @@ from edgewise.fleet.observe import observe
 from edgewise.fleet.rng import new_rng
 from edgewise.fleet.table import TableArrays, best_row, blank_table, named
 from edgewise.network.impairments import PARAMETERS
-from edgewise.policy.base import Describe, Kernel, Learn
+from edgewise.policies.base import Describe, Kernel, Learn
 from edgewise.sim.events import index_of, kind_of, next_time, pop
 from edgewise.sim.layout import (
     ALTERNATIVES,
@@ -266,7 +266,7 @@ def take(sim: Sim, row: int, probability: float) -> None:
 
 @jit_no_refcount(internal=True)
 def why_shed(sim: Sim) -> int:
-    """As `policy.base.decision` says it."""
+    """As `policies.base.decision` says it."""
     table = sim.table
     good = False
     for r in range(table.mask.size - 1):

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from edgewise.errors import EdgewiseError
 from edgewise.fleet.rng import new_rng
 from edgewise.fleet.table import best_row
-from edgewise.policy.base import PolicySpec, call
+from edgewise.policies.base import PolicySpec, call
 from edgewise.sim import engine
 from edgewise.sim.layout import Sim
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
@@ -14,8 +14,8 @@ from edgewise.cores import usable_cores
 from edgewise.domain import Outcome, Report, Request, Service, run_name
 from edgewise.errors import BadInput
 from edgewise.fleet.table import CandidateTable
-from edgewise.policy import find
-from edgewise.policy.base import PolicySpec
+from edgewise.policies import find
+from edgewise.policies.base import PolicySpec
 from edgewise.policy_names import label
 from edgewise.scenario import ImagesPayload, Scenario
 from edgewise.score import ScoreShape
@@ -82,9 +82,13 @@ def rule_of(policy: str) -> PolicySpec:
 
 
 def episode(
-    scenario: Scenario, policy: str, photos: Photos | None, options: SimOptions | None = None
+    scenario: Scenario,
+    policy: str,
+    photos: Photos | None,
+    options: SimOptions | None = None,
+    spec: PolicySpec | None = None,
 ) -> Episode:
-    """Play `policy` on the scenario's own seed.
+    """Play a policy on the scenario's own seed: `spec`, or the one called `policy`.
 
     The policy's random numbers depend on the seed and its label, on nothing else. Raises
     TooManyOpenRequests if over `SLOTS_MAX` requests were open at a time.
@@ -99,11 +103,11 @@ def episode(
             0, task_of(scenario.task).classes, len(trace)
         )
         labels = tuple(drawn.tolist())
-    rule = rule_of(policy)
+    spec = spec or find(policy)
     while True:
         sim = simulation(scenario, trace, options, services)
         try:
-            play(sim, rule, _draws(scenario, policy))
+            play(sim, spec, _draws(scenario, policy))
         except TooManyOpenRequests:
             if options.slots >= min(SLOTS_MAX, len(trace)):
                 raise
@@ -155,26 +159,22 @@ def seen(scenario: Scenario, policy: str, number: int) -> ObservedDecision | Non
 
 def episodes(
     scenario: Scenario,
-    policies: Sequence[str],
-    seeds: int,
+    policies: Mapping[str, PolicySpec],
+    seeds: Sequence[int],
     done: Callable[[Episode], None] = lambda episode: None,
     threads: int | None = None,
     options: SimOptions | None = None,
 ) -> dict[str, list[Episode]]:
-    """Every policy on seeds `scenario.seed`, + 1, …; in threads, any number with the same result.
+    """Play every policy, by label, on every seed; any number of threads gives the same result.
 
     `done` is called as each one ends, from any thread.
     """
     photos = Photos.of(scenario)
-    tasks = [
-        (policy, scenario.with_overrides(seed=scenario.seed + n))
-        for policy in policies
-        for n in range(seeds)
-    ]
+    tasks = [(policy, scenario.with_overrides(seed=seed)) for policy in policies for seed in seeds]
 
     def one(task: tuple[str, Scenario]) -> Episode:
         policy, world = task
-        over = episode(world, policy, photos, options)
+        over = episode(world, policy, photos, options, policies[policy])
         done(over)
         return over
 

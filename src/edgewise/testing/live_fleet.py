@@ -39,9 +39,9 @@ from edgewise.live.wire.messages import ReportMessage, decode_from_node, encode
 from edgewise.live.wire.open_inference import encode_request
 from edgewise.live.wire.transport import Transport
 from edgewise.network.settings import new_capacity
-from edgewise.policy import Policy
-from edgewise.policy import make as make_policy
-from edgewise.policy.base import PolicySpec
+from edgewise.policies import Policy
+from edgewise.policies import make as make_policy
+from edgewise.policies.base import PolicySpec
 from edgewise.scenario import Scenario, SlowFailure, slowness
 from edgewise.score import ScoreShape
 from edgewise.sim.build import CONTROL_DELAY, simulation

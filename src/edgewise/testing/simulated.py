@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from edgewise.domain import request_id
-from edgewise.policy import find
-from edgewise.policy.base import PolicySpec
+from edgewise.policies import find
+from edgewise.policies.base import PolicySpec
 from edgewise.scenario import Scenario
 from edgewise.sim import results
 from edgewise.sim.build import simulation

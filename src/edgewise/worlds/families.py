@@ -7,7 +7,7 @@ The aspects of a world (fleet, network, demands, …) are drawn from streams of 
 *share worlds*: seed 7 of *heavy* is seed 7 of *light* with more requests, and of *thin_links* with
 slower links. Differences between families are then differences of the family. The price is that
 families are not independent samples, so confidence intervals over several of them must be clustered
-by seed (`edgewise.bench.statistics`).
+by seed (`edgewise.benchmark.statistics`).
 
 Seeds
 -----

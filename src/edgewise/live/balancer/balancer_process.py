@@ -23,8 +23,8 @@ from edgewise.live.process_config import BalancerConfig
 from edgewise.live.recorder import Recorder
 from edgewise.live.startup import freeze_startup_objects
 from edgewise.live.wire.sockets import listen, url_of
-from edgewise.policy import Policy
-from edgewise.policy import make as make_policy
+from edgewise.policies import Policy
+from edgewise.policies import make as make_policy
 from edgewise.policy_names import labels
 from edgewise.scenario import Scenario, load
 

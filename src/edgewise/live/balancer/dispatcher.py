@@ -26,7 +26,7 @@ from edgewise.live.balancer.open_decisions import (
 from edgewise.live.balancer.shadow import SHADOW
 from edgewise.live.recorder import Recorder, RecordTable
 from edgewise.live.records import DECISIONS, REPORTS
-from edgewise.policy import Policy
+from edgewise.policies import Policy
 from edgewise.scenario import Scenario
 from edgewise.score import score, worthless_after
 

@@ -7,7 +7,7 @@ dispatches, the last fleet reports of the balancer, and the reports that its pee
 
 from __future__ import annotations
 
-from edgewise import policy
+from edgewise import policies
 from edgewise.domain import Command, Outcome, Report, Request, Status
 from edgewise.fleet.tracker import Tracker
 from edgewise.live.wire.messages import FleetReports
@@ -19,7 +19,7 @@ class LocalDecider:
 
     def __init__(self, scenario: Scenario, server: str, now: float) -> None:
         self._tracker = Tracker(scenario)
-        self._policy = policy.make(scenario.policy, scenario.seed)
+        self._policy = policies.make(scenario.policy, scenario.seed)
         self._server = server
         self._heard_of: set[str] = set()
         # Peers remember the highest number of this node, also from before a restart.

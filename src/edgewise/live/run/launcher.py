@@ -26,7 +26,7 @@ from edgewise.live.run.deployment import Deployment, ignored_settings
 from edgewise.live.run.evaluation import evaluate
 from edgewise.live.run.platforms import LocalPlatform, Platform
 from edgewise.live.run.progress_view import ProgressView
-from edgewise.policy import find
+from edgewise.policies import find
 from edgewise.policy_names import is_code, labels
 from edgewise.scenario import ImagesPayload, Scenario, check, dump, load
 from edgewise.summary import Summary

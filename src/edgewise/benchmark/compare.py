@@ -13,8 +13,8 @@ from collections.abc import Collection
 import numpy as np
 from msgspec import Struct
 
-from edgewise.bench.statistics import Floats, Interval, interval, over_families
-from edgewise.bench.suite import Result
+from edgewise.benchmark.statistics import Floats, Interval, interval, over_families
+from edgewise.benchmark.suite import Result
 from edgewise.errors import BadInput
 
 LEARNED: frozenset[str] = frozenset({"edgewise"})

@@ -18,10 +18,10 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from edgewise.bench.episodes import METRICS, ReplayableWorld
+from edgewise.benchmark.episodes import METRICS, ReplayableWorld
 from edgewise.cores import for_each
 from edgewise.errors import BadInput
-from edgewise.policy.base import PolicySpec
+from edgewise.policies.base import PolicySpec
 from edgewise.scenario import Scenario
 from edgewise.sim.build import SimOptions
 from edgewise.sim.source import WorldSource

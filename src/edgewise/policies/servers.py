@@ -22,7 +22,7 @@ from edgewise.compile import jit
 from edgewise.fleet.arrays import Array
 from edgewise.fleet.rng import below
 from edgewise.fleet.table import CandidateTable
-from edgewise.policy.base import Parameter
+from edgewise.policies.base import Parameter
 from edgewise.score import timeliness
 
 SERVICE_SHARE = 0.4

@@ -1,8 +1,9 @@
 """Server-only rules of the literature and of public proxies, as kernels.
 
 What they share (hosts, the service on the chosen one, two choices, admission) is in
-`edgewise.policy.servers`; exact rules, sources and deviations in `docs/policies.md`. Loads are the
-corrected ones of the observation: no rule is made to forget what the balancer itself has sent.
+`edgewise.policies.servers`; exact rules, sources and deviations in `docs/policies.md`. Loads are
+the corrected ones of the observation: no rule is made to forget what the balancer itself has
+sent.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from edgewise.compile import jit
 from edgewise.fleet.arrays import Array, Record
 from edgewise.fleet.rng import below, uniform
 from edgewise.fleet.table import CandidateTable
-from edgewise.policy.base import Memory, Parameter, policy
-from edgewise.policy.servers import (
+from edgewise.policies.base import Memory, Parameter, policy
+from edgewise.policies.servers import (
     ADMISSION,
     SHARE,
     admit,

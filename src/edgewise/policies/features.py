@@ -19,8 +19,8 @@ import math
 from edgewise.compile import jit_no_refcount
 from edgewise.fleet.arrays import Record
 from edgewise.fleet.table import RATE_AGE_MAX, CandidateTable
-from edgewise.policy.base import Memory, record_of
-from edgewise.policy.priced import fleet_load, load_of
+from edgewise.policies.base import Memory, record_of
+from edgewise.policies.priced import fleet_load, load_of
 
 PHI = {
     "one": "1",

@@ -9,8 +9,8 @@ from __future__ import annotations
 from edgewise.fleet.arrays import Array, Record
 from edgewise.fleet.rng import below, uniform
 from edgewise.fleet.table import CandidateTable
-from edgewise.policy.base import Memory, Parameter, policy
-from edgewise.policy.servers import clear, utility
+from edgewise.policies.base import Memory, Parameter, policy
+from edgewise.policies.servers import clear, utility
 
 TIE = 1e-6
 """per s. Orders what is equal otherwise. Accuracies differ by over 1e-4, which 100 s outweigh."""

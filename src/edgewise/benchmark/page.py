@@ -13,8 +13,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from edgewise.bench.compare import Line, SuiteComparison
-from edgewise.bench.report import COLUMNS, versions
+from edgewise.benchmark.compare import Line, SuiteComparison
+from edgewise.benchmark.report import COLUMNS, versions
 from edgewise.errors import MissingExtra
 from edgewise.html_page import html_page, html_table
 

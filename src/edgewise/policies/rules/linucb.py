@@ -19,8 +19,8 @@ import numpy as np
 from edgewise.compile import jit
 from edgewise.fleet.arrays import Array, Record
 from edgewise.fleet.table import CandidateTable
-from edgewise.policy.base import Memory, Parameter, policy
-from edgewise.policy.servers import utility
+from edgewise.policies.base import Memory, Parameter, policy
+from edgewise.policies.servers import utility
 
 FEATURES = (
     "one",

@@ -19,8 +19,8 @@ from edgewise.compile import jit
 from edgewise.fleet.arrays import Array, Record
 from edgewise.fleet.rng import below, uniform
 from edgewise.fleet.table import CandidateTable
-from edgewise.policy.base import Memory, Parameter, policy
-from edgewise.policy.servers import (
+from edgewise.policies.base import Memory, Parameter, policy
+from edgewise.policies.servers import (
     ADMISSION,
     SHARE,
     admit,

@@ -8,10 +8,10 @@ from numpy.typing import NDArray
 
 from edgewise.fleet.arrays import Record
 from edgewise.fleet.table import CandidateTable
-from edgewise.policy import learned, priced
-from edgewise.policy.base import PolicySpec
-from edgewise.policy.features import remember
-from edgewise.policy.guard import finite, freshest
+from edgewise.policies import learned, priced
+from edgewise.policies.base import PolicySpec
+from edgewise.policies.features import remember
+from edgewise.policies.guard import finite, freshest
 
 Floats = NDArray[np.float64]
 

@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 from edgewise.compile import jit_no_refcount
 from edgewise.fleet.arrays import Array, Record
 from edgewise.fleet.table import CandidateTable
-from edgewise.policy.base import Memory, Parameter, policy, record_of
+from edgewise.policies.base import Memory, Parameter, policy, record_of
 from edgewise.score import timeliness
 
 

@@ -6,7 +6,7 @@
              + price(ingress) × exp(p(ingress)) × prepare share × prepare
     score  = value − cost                shed = threshold + threshold_gain · F + t(request)
 
-with everything as in `edgewise.policy.priced`, and the network's and the wait's margins and the
+with everything as in `edgewise.policies.priced`, and the network's and the wait's margins and the
 spread of the prediction multiplied by exp(n(server)), exp(w(server)), exp(s(server)).
 
 p, l, n, w, s are linear in the features `PHI` of a server, q and c in those of a row (`PSI`), t in
@@ -22,7 +22,7 @@ All weights 0 is the heuristic, bit for bit: exp(0) = 1, and neither × 1 nor + 
 
 *Parameters* are one flat float64 vector; `PARAMS` names its parts. ``priced`` are the heuristic's
 own parameters under the learned terms, ``calibrated`` those of the heuristic that decides where the
-guard (`edgewise.policy.guard`) says that it should.
+guard (`edgewise.policies.guard`) says that it should.
 
 *Memory* is the guard's counters, the limits of a survey, what `features.remember` keeps, and room
 for the features of a decision, so that nothing is allocated for them.
@@ -40,9 +40,9 @@ from edgewise.compile import jit, jit_no_refcount
 from edgewise.fleet.arrays import Array, Record
 from edgewise.fleet.rng import uniform
 from edgewise.fleet.table import CandidateTable
-from edgewise.policy import priced
-from edgewise.policy.base import Memory, policy, record_of
-from edgewise.policy.features import (
+from edgewise.policies import priced
+from edgewise.policies.base import Memory, policy, record_of
+from edgewise.policies.features import (
     OMEGA,
     PHI,
     PSI,
@@ -58,8 +58,8 @@ from edgewise.policy.features import (
     mean_speed,
     remember,
 )
-from edgewise.policy.guard import COUNTERS, finite, freshest, outside, widen
-from edgewise.policy.priced import (
+from edgewise.policies.guard import COUNTERS, finite, freshest, outside, widen
+from edgewise.policies.priced import (
     Factors,
     RowTerms,
     ServerTerms,

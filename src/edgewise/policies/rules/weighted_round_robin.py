@@ -11,9 +11,9 @@ from __future__ import annotations
 from edgewise.compile import jit
 from edgewise.fleet.arrays import Array, Record
 from edgewise.fleet.table import CandidateTable
-from edgewise.policy.base import Memory, Parameter, policy
-from edgewise.policy.rules.server_only import NEW_REPORT
-from edgewise.policy.servers import SHARE, offer, reported_at, server_of
+from edgewise.policies.base import Memory, Parameter, policy
+from edgewise.policies.rules.server_only import NEW_REPORT
+from edgewise.policies.servers import SHARE, offer, reported_at, server_of
 
 
 @jit

@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Struct
 
 from edgewise.errors import BadInput
-from edgewise.policy.base import PolicySpec
+from edgewise.policies.base import PolicySpec
 
 
 class Tuned(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -30,7 +30,7 @@ class Tuned(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 def shipped_values() -> dict[str, Tuned]:
     """The values that come with the package, by policy."""
-    return _parse("tuned.json", (files("edgewise.policy") / "tuned.json").read_bytes())
+    return _parse("tuned.json", (files("edgewise.policies") / "tuned.json").read_bytes())
 
 
 def read_tuned(file: Path) -> dict[str, Tuned]:

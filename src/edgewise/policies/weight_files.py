@@ -28,11 +28,11 @@ from safetensors.numpy import load as parse
 from safetensors.numpy import save as dump
 
 from edgewise.errors import BadInput
-from edgewise.policy import learned, priced
-from edgewise.policy.base import PolicySpec
-from edgewise.policy.features import OMEGA, PHI, PSI
-from edgewise.policy.learned import OPTIONS
-from edgewise.policy.tuning import shipped_values, tuned_as
+from edgewise.policies import learned, priced
+from edgewise.policies.base import PolicySpec
+from edgewise.policies.features import OMEGA, PHI, PSI
+from edgewise.policies.learned import OPTIONS
+from edgewise.policies.tuning import shipped_values, tuned_as
 from edgewise.policy_names import WEIGHTS
 
 Floats = NDArray[np.float64]
@@ -160,7 +160,7 @@ def load(path: Path) -> tuple[Floats, WeightsCard]:
 
 def shipped() -> tuple[Floats, WeightsCard]:
     """The weights of the policy `edgewise` that come with the package."""
-    folder = files("edgewise.policy") / "weights"
+    folder = files("edgewise.policies") / "weights"
     return _load(folder / f"edgewise{WEIGHTS}", folder / "edgewise.json")
 
 

@@ -14,7 +14,7 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from edgewise.cores import for_each
-from edgewise.policy.base import PolicySpec
+from edgewise.policies.base import PolicySpec
 from edgewise.scenario import Scenario
 from edgewise.sim import engine, layout
 from edgewise.sim.build import SimOptions, simulation

@@ -29,13 +29,13 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from edgewise.bench.episodes import Candidate, play_all
-from edgewise.bench.statistics import Interval, interval
-from edgewise.bench.suite import SUITES
+from edgewise.benchmark.episodes import Candidate, play_all
+from edgewise.benchmark.statistics import Interval, interval
+from edgewise.benchmark.suite import SUITES
 from edgewise.errors import BadInput, MissingExtra
 from edgewise.learn.search import Arrays, Budget, Progress, Step, search
-from edgewise.policy.base import Parameter, PolicySpec
-from edgewise.policy.tuning import Tuned
+from edgewise.policies.base import Parameter, PolicySpec
+from edgewise.policies.tuning import Tuned
 from edgewise.scenario import Scenario
 from edgewise.sim.build import SimOptions
 from edgewise.sim.source import WorldSource

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from edgewise.errors import BadInput
-from edgewise.policy import own, priced, weight_files
-from edgewise.policy.base import Kernel, Parameter, Policy, PolicySpec, decision, draw, policy
-from edgewise.policy.rules import (
+from edgewise.policies import own, priced, weight_files
+from edgewise.policies.base import Kernel, Parameter, Policy, PolicySpec, decision, draw, policy
+from edgewise.policies.rules import (
     basic,
     linucb,
     predictive,
@@ -17,7 +17,7 @@ from edgewise.policy.rules import (
     server_only,
     weighted_round_robin,
 )
-from edgewise.policy.tuning import read_tuned, shipped_values, tuned_as, with_tuned
+from edgewise.policies.tuning import read_tuned, shipped_values, tuned_as, with_tuned
 from edgewise.policy_names import WEIGHTS, labels, split_code, split_tuned
 from edgewise.policy_names import label as label_of
 

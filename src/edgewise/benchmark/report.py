@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from edgewise.bench.compare import Line, SuiteComparison
-from edgewise.bench.statistics import Interval
+from edgewise.benchmark.compare import Line, SuiteComparison
+from edgewise.benchmark.statistics import Interval
 
 COLUMNS_MAX = 8
 """Policies side by side in the table by family; a wider table wraps on a screen."""

@@ -333,6 +333,14 @@ def draw(table: CandidateTable, rng: Array) -> float:
     returns what this returns. Rows that are not admissible are never drawn. The row drawn gets the
     highest score; the others keep theirs, so that the more likely ones are the first fallbacks.
     With no weight above 0 the request is shed, which is certain.
+
+    >>> @policy(compiled=False)
+    ... def by_accuracy(table, params, memory, rng):
+    ...     table.scores[:-1] = table.rows.accuracy[:-1]
+    ...     table.scores[-1] = 0.0
+    ...     return draw(table, rng)
+    >>> by_accuracy.name
+    'by_accuracy'
     """
     shed = table.mask.size - 1
     total = 0.0
@@ -378,7 +386,7 @@ class Policy:
 
     Example
     -------
-    >>> from edgewise.policy import make
+    >>> from edgewise.policies import make
     >>> make("sed").name
     'sed'
     """

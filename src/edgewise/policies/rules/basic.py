@@ -1,6 +1,6 @@
 """The first rules to beat, as kernels. Exact rules and sources: `docs/policies.md`.
 
-How server-only rules share hosts and services: `edgewise.policy.servers`.
+How server-only rules share hosts and services: `edgewise.policies.servers`.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import math
 from edgewise.fleet.arrays import Array, Record
 from edgewise.fleet.rng import below
 from edgewise.fleet.table import CandidateTable
-from edgewise.policy.base import Memory, policy
-from edgewise.policy.servers import SHARE, clear, nth_offer, offer, power_of_two, server_of
+from edgewise.policies.base import Memory, policy
+from edgewise.policies.servers import SHARE, clear, nth_offer, offer, power_of_two, server_of
 
 
 @policy(about="a server drawn uniformly", parameters=(SHARE,), reads_servers=False)
