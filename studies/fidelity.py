@@ -172,8 +172,8 @@ def stage_table(pair: dict[str, Any], worlds: Sequence[str]) -> list[str]:
     for stage in pair["sides"][0]["times"]:
         spreads = [side["times"][stage] for side in pair["sides"]]
         cells = [spread[p] for p in ("p50_ms", "p95_ms") for spread in spreads]
-        said = " | ".join("–" if cell is None else f"{cell:.1f}" for cell in cells)
-        lines.append(f"| {stage} | {said} |")
+        line = " | ".join("–" if cell is None else f"{cell:.1f}" for cell in cells)
+        lines.append(f"| {stage} | {line} |")
     return lines
 
 
@@ -220,26 +220,26 @@ def measured(work: Path, options: argparse.Namespace) -> str:
         lines += ["", "With that profile; within: |Δ| ≤ 0.04.", "",
                   *verdict_table(work, [f"real-{name}" for name in REAL])]  # fmt: skip
     lines += ["", "### Calibrated", ""]
-    said = read(work, "calibrate")
-    if said is None:
+    calibrated = read(work, "calibrate")
+    if calibrated is None:
         lines += ["Not measured."]
     else:
         lines += [
             "An emulated run of three-sites, fitted; *was* is what its scenario says.", "",
             "| figure | was | found | unit | observations | |", "|---|---|---|---|---|---|",
         ]  # fmt: skip
-        for each in said["calibration"]["fitted"]:
+        for each in calibrated["calibration"]["fitted"]:
             was, now = ("–" if v is None else f"{v:.4g}" for v in (each["was"], each["found"]))
             cells = (each["field"], was, now, each["unit"], str(each["count"]), each["note"])
             lines.append(f"| {' | '.join(cells)} |")
-        if said["against"] is not None:
-            pair = said["against"]["policies"][0]
+        if calibrated["against"] is not None:
+            pair = calibrated["against"]["policies"][0]
             first, second = (side["utility"] for side in pair["sides"])
             lines += [
-                "", f"Simulated on {len(said['against']['seeds'])} seeds and held against a second "
-                f"run (other requests): expected utility {first:.3f} and {second:.3f}, "
+                "", f"Simulated on {len(calibrated['against']['seeds'])} seeds and compared with a "
+                f"second run (other requests): expected utility {first:.3f} and {second:.3f}, "
                 f"Δ {pair['difference']:+.3f} ± {pair['plus_minus'] or 0:.3f}.", "",
-                *stage_table(pair, said["against"]["sides"]),
+                *stage_table(pair, calibrated["against"]["sides"]),
             ]  # fmt: skip
     return "\n".join(lines)
 

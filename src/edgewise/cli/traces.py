@@ -19,7 +19,7 @@ app = typer.Typer(
 
 
 SECONDS_SHOWN = 10_000
-"""Of a longer trace, only so many seconds, evenly spaced, count for the quantiles."""
+"""Quantiles of a longer trace are those of so many seconds, evenly spaced."""
 
 
 @app.command()

@@ -142,7 +142,7 @@ def calibrate(folder: Path) -> tuple[Scenario, Calibration]:
     period, delay = _reports(record, folder)
     workload = _workload(record)
     replace = msgspec.structs.replace
-    found = replace(
+    calibrated = replace(
         scenario,
         name=f"{scenario.name[:53]}-calibrated",
         about=f"calibrated from a recorded run of {scenario.name}",
@@ -152,7 +152,7 @@ def calibrate(folder: Path) -> tuple[Scenario, Calibration]:
         network=replace(scenario.network, links=links, access_links=access),
         workload=workload,
     )
-    return check(found), Calibration(
+    return check(calibrated), Calibration(
         run=str(folder),
         requests=record.table.num_rows,
         fitted=tuple(record.fitted),
@@ -167,7 +167,7 @@ def _services(record: _Record) -> tuple[dict[str, ServerSpec], ServiceNoise]:
     replace = msgspec.structs.replace
     execute = record.column("stage_execute")
     groups: list[Floats] = []
-    found: dict[tuple[str, str], dict[str, Any]] = {}
+    changes: dict[tuple[str, str], dict[str, Any]] = {}
     for service in record.services:
         mine = (record.server == service.server) & (record.model == service.model)
         mine &= np.isfinite(execute) & (execute > 0.0)
@@ -185,7 +185,7 @@ def _services(record: _Record) -> tuple[dict[str, ServerSpec], ServiceNoise]:
         groups += [each for each in (original, ready) if len(each) >= ENOUGH]
         latency, saving = _service_time(service, original, ready)
         new = {"latency": (latency * speed,), "ready_saving": saving * speed}
-        found[service.server, service.model] = new
+        changes[service.server, service.model] = new
         record.note(f"{where}.latency", "s", was, latency * speed, count)
         if len(ready) >= ENOUGH:
             old = service.ready_saving * speed
@@ -194,7 +194,7 @@ def _services(record: _Record) -> tuple[dict[str, ServerSpec], ServiceNoise]:
         name: replace(
             server,
             services=tuple(
-                replace(spec, **found.get((name, spec.model), {})) for spec in server.services
+                replace(spec, **changes.get((name, spec.model), {})) for spec in server.services
             ),
         )
         for name, server in record.scenario.servers.items()
@@ -316,12 +316,12 @@ def _link(
     if why:
         record.note(rate_at, "Mbit/s", spec.rate_mbps, None, count, why)
         return None
-    found = fitting.fit_link(transfers)
-    mbps = found.rate * 8e-6
-    error = f"off by {1e3 * found.error:.1f} ms at the median"
-    record.note(rate_at, "Mbit/s", spec.rate_mbps, mbps, found.count, error)
-    record.note(delay_at, "s", spec.delay, found.delay, found.count)
-    return msgspec.structs.replace(spec, rate_mbps=mbps, delay=found.delay)
+    fit = fitting.fit_link(transfers)
+    mbps = fit.rate * 8e-6
+    error = f"off by {1e3 * fit.error:.1f} ms at the median"
+    record.note(rate_at, "Mbit/s", spec.rate_mbps, mbps, fit.count, error)
+    record.note(delay_at, "s", spec.delay, fit.delay, fit.count)
+    return msgspec.structs.replace(spec, rate_mbps=mbps, delay=fit.delay)
 
 
 # -- reports and workload ------------------------------------------------------------------------
@@ -357,23 +357,23 @@ def _workload(record: _Record) -> WorkloadSpec:
     duration = max(workload.duration, float(times[-1]) + 1e-9)
     arrivals: Arrivals = workload.arrivals
     was, kind = arrivals.mean_rate, "workload.arrivals"
-    found = fitting.fit_arrivals(times, duration)
-    if found is None:
+    process = fitting.fit_arrivals(times, duration)
+    if process is None:
         arrivals = ConstantArrivals(rate=count / duration)
         record.note(kind, "1/s", was, arrivals.rate, count, "constant")
-    elif isinstance(found, fitting.Bursts):
-        bursts = MmppArrivals(rates=found.rates, sojourns=found.sojourns)
+    elif isinstance(process, fitting.Bursts):
+        bursts = MmppArrivals(rates=process.rates, sojourns=process.sojourns)
         # A run has few sojourns, so their weights are uncertain; how many requests came is not.
-        rates = tuple(each * count / duration / bursts.mean_rate for each in found.rates)
+        rates = tuple(each * count / duration / bursts.mean_rate for each in process.rates)
         arrivals = replace(bursts, rates=rates)
         states = "bursts: " + ", ".join(
             f"{rate:.3g}/s for {stay:.3g} s"
-            for rate, stay in zip(rates, found.sojourns, strict=True)
+            for rate, stay in zip(rates, process.sojourns, strict=True)
         )
         record.note(kind, "1/s", was, count / duration, count, states)
     else:
-        arrivals = PoissonArrivals(rate=found)
-        record.note(kind, "1/s", was, found, count, "poisson")
+        arrivals = PoissonArrivals(rate=process)
+        record.note(kind, "1/s", was, process, count, "poisson")
     shares = {name: float((record.ingress == name).sum()) for name in record.scenario.servers}
     total = math.fsum(workload.ingress.values())
     for name, mine in shares.items():
@@ -404,11 +404,11 @@ def _demands(record: _Record) -> tuple[Demand, ...]:
     if len(levels) > DEMANDS_MAX:
         record.note("workload.demands", "", None, None, len(levels), "kept: no classes")
         return demands
-    found = []
+    classes = []
     for level in levels.tolist():
         mine = deadline[accuracy == level]
         low, high = float(mine.min()), float(mine.max())
         span: float | tuple[float, float] = low if high - low < 1e-9 * high else (low, high)
-        found.append(Demand(share=float(len(mine)), deadline=span, accuracy=level))
-    record.note("workload.demands", "classes", len(demands), len(found), len(accuracy))
-    return tuple(found)
+        classes.append(Demand(share=float(len(mine)), deadline=span, accuracy=level))
+    record.note("workload.demands", "classes", len(demands), len(classes), len(accuracy))
+    return tuple(classes)

@@ -23,7 +23,7 @@ CONSTANT_CV = 0.1
 BIN_REQUESTS = 3.0
 """Expected arrivals per bin of the burst fit. With fewer, a bin says nothing about the state."""
 BIN_LEAST = 0.1
-"""s. Shorter bursts are not told apart."""
+"""s. Shorter bursts are not distinguished."""
 ROUNDS = 200
 """Most rounds of expectation maximisation; it has converged long before."""
 
@@ -204,9 +204,9 @@ def fit_arrivals(times: Floats, duration: float) -> float | Bursts | None:
     if bins < 20:
         return rate
     counts = np.histogram(times, bins, (0.0, bins * width))[0].astype(np.float64)
-    found, gained = _bursts(counts, width)
+    bursts, gained = _bursts(counts, width)
     # Three more parameters; each must gain half the logarithm of the number of bins.
-    return found if gained > 1.5 * math.log(bins) else rate
+    return bursts if gained > 1.5 * math.log(bins) else rate
 
 
 def _bursts(counts: Floats, width: float) -> tuple[Bursts, float]:

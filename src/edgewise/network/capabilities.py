@@ -1,4 +1,4 @@
-"""What this machine can do for an emulated network: tried, not guessed from versions.
+"""Check what this machine supports of an emulated network, by trying it.
 
 Each probe makes the thing that it is about and removes it again. A kernel's configuration says
 less: a module may be missing, and a container may lack the capability.
@@ -38,9 +38,9 @@ class Capability(msgspec.Struct, frozen=True):
 
     name: str
     found: str
-    """What was tried and seen."""
+    """The result of the check."""
     needs: str = ""
-    """What is missing and how to get it; empty if nothing is."""
+    """The missing part and how to get it; empty if nothing is missing."""
 
     @property
     def ok(self) -> bool:

@@ -1,4 +1,4 @@
-"""What a link can carry, as cumulative bytes over time.
+"""The bandwidth of a link over time, as cumulative bytes.
 
 C(t) is non-decreasing and piecewise linear: the bytes that the link could have carried from its
 time 0 until t. A constant rate is a straight line; a trace of rates is a polygon; a Mahimahi trace
@@ -21,7 +21,7 @@ FloatArray = npt.NDArray[np.float64]
 
 
 class Capacity(NamedTuple):
-    """What a link can carry, as cumulative bytes.
+    """The bandwidth of a link over time, as cumulative bytes.
 
     Attributes:
         times: shape (n,), seconds from the link's time 0, non-decreasing, ``times[0] == 0``. Two

@@ -1,6 +1,6 @@
-"""What an impairment is: its settings, and the delay that it adds to a transfer.
+"""Describe an impairment: its settings, and the delay that it adds to a transfer.
 
-An impairment is one module of `edgewise.network.impairments` that defines ``IMPAIRMENT``. Nothing
+Each impairment is one module of `edgewise.network.impairments` that defines ``IMPAIRMENT``. Nothing
 else has to know it: the settings become fields of every link (`network.settings`), in scenarios, in
 the relay's configuration and in its control API; the relay applies the function to each chunk, the
 simulator to each transfer. It is the same function, run as plain Python by the relay and compiled

@@ -6,11 +6,11 @@ A link has a capacity (the bytes that it can carry, cumulated over time) and out
 which the capacity passes unused). When a chunk has left is the inverse of that (`capacity`). It
 arrives a propagation delay later, plus what each impairment adds (`impairments`).
 
-A `Link` knows only *one* chunk that has not departed yet, the head: whoever owns the queue calls
+A `Link` knows only *one* chunk that has not departed yet, the head: the owner of the queue calls
 `Link.depart` for the next chunk when the last one has left. A change at `now` re-schedules the rest
 of the head, so nothing promised earlier can block it. Three things may never happen: a chunk is
 delivered before an earlier one of the same link (jitter and a shorter delay do not reorder),
-capacity is used twice, and capacity that passed while nobody was waiting is used at all.
+capacity is used twice, and capacity that passed while nothing was waiting is used at all.
 
 Units: seconds and bytes; bits per second only where the name says ``_bps``.
 """
@@ -97,7 +97,7 @@ class Link:
 
     @property
     def settings(self) -> LinkSettings:
-        """What applies now. Outages that were added live are not among its own."""
+        """The settings that apply now. Outages that were added live are not among them."""
         return self._in_force.settings
 
     @property
@@ -198,7 +198,7 @@ class Link:
         return 8.0 * bytes_between(*self.arrays(), t0, t1) / (t1 - t0)
 
     def state(self, now: float) -> dict[str, Any]:
-        """What the control API shows of any link.
+        """The state of the link as the control API shows it.
 
         ``rate_bps`` is the rate at `now`, None while unlimited; ``settings`` has the fields that a
         live change may set.

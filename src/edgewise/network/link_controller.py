@@ -64,7 +64,7 @@ class LinkController:
         self._pending: list[Timer] = []
 
     def health(self) -> dict[str, Any]:
-        """What ``GET /healthz`` says beyond its status."""
+        """Further fields of ``GET /healthz``."""
         return {"realtime": os.sched_getscheduler(0) == os.SCHED_RR}
 
     def start(self) -> None:

@@ -173,6 +173,6 @@ def new_capacity(change: LinkChange, folder: Path) -> Capacity | None:
 
 
 def bad_field(error: msgspec.ValidationError, raw: Any, cls: type[Any]) -> BadInput:
-    """What `error`, from converting `raw` to `cls`, says: ``FIELD: expected X, got Y``."""
+    """The BadInput ``FIELD: expected X, got Y`` for an error from converting `raw` to `cls`."""
     where, problem = explain(error, raw, cls)
     return BadInput(f"{where}: {problem}" if where else problem)

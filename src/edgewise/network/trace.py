@@ -59,7 +59,7 @@ class _SyntheticTrace(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     mean_mbps: Mbps
     """[Mbit/s] Mean bandwidth."""
     seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 1
-    """Of this trace alone. Default: any; the scenario's seed does not change the network."""
+    """Seed of this trace alone. Default: any; the scenario's seed does not change the network."""
     duration: Annotated[float, Meta(ge=1.0, le=86_400.0)] = 300.0
     """[s] Period after which it repeats. Default: long against every fade of the three kinds, short
     against an experiment."""

@@ -1,6 +1,6 @@
-"""When is it sent? The inverse of what a link can carry. Compiled.
+"""When have bytes left a link? The inverse of its cumulative capacity. Compiled.
 
-What is sent from `start` on has left at the first t with C(t) − C(start) ≥ size, C being the link's
+Bytes sent from `start` on have left at the first t with C(t) − C(start) ≥ size, C being the link's
 cumulative capacity (`network.capacity`). So rate changes, outages and the repetition of a trace in
 the middle of a transfer all are one inverse, `capacity_time`. The functions take plain arrays, so
 that the simulator's compiled code can call them.

@@ -18,7 +18,7 @@ class NetworkSpec(Strict, frozen=True, kw_only=True):
     """Whether the launcher puts relays between the processes. The simulator always uses the
     figures below. Default: on one machine the real network is a loopback."""
     backend: Literal["relay", "tc", "tun", "auto"] = "relay"
-    """What plays the network live: *relay* (TCP in user space), *tc* (the kernel's queues, each
+    """Backend of the live network: *relay* (TCP in user space), *tc* (the kernel's queues, each
     server in a network namespace), *tun* (packets in user space, TCP as it is), *auto* (tc where
     the kernel shapes rate and delay, else relay). Default: it needs no privileges, and keeps
     closest to the figures that the simulator has."""

@@ -55,13 +55,13 @@ class Active(NamedTuple):
 
 def active(link: Any) -> tuple[Active, ...]:
     """The impairments that a link's settings switch on."""
-    found = []
+    switched_on = []
     for place, each in enumerate(IMPAIRMENTS):
         parameters = each.parameters(link)
         if parameters[0] > 0.0:
             draws = each.noise != 0
-            found.append(Active(place, each.extra, parameters, draws, each.in_order))
-    return tuple(found)
+            switched_on.append(Active(place, each.extra, parameters, draws, each.in_order))
+    return tuple(switched_on)
 
 
 def may_break(parameters: Parameters) -> bool:

@@ -18,7 +18,7 @@ class Loss(Struct, frozen=True):
     loss: Annotated[float, Meta(ge=0.0, lt=1.0)] = 0.0
     """[probability] Of losing a packet of 1,500 bytes. Default: none."""
     loss_mode: Literal["stall", "reset"] = "stall"
-    """What a loss does to a byte stream: *stall* until resent, or *reset* the connection.
+    """Effect of a loss on a byte stream: *stall* until resent, or *reset* the connection.
     Default: what TCP does."""
     stall: Annotated[float, Meta(ge=0.0, le=60.0)] = 0.2
     """[s] How long a stream waits for a lost packet; again, if the packet is lost again. Default:

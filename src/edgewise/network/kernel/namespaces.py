@@ -239,10 +239,10 @@ class Namespaces:
     @_on_worker
     def index(self, namespace: str, device: str) -> int:
         """The number of a device."""
-        found = self._handles[namespace].link_lookup(ifname=device)
-        if not found:
+        indices = self._handles[namespace].link_lookup(ifname=device)
+        if not indices:
             raise BadInput(f"there is no device {device} in {namespace or 'the host'}")
-        return int(found[0])
+        return int(indices[0])
 
     @_on_worker
     def veth(self, a: tuple[str, str], b: tuple[str, str]) -> None:

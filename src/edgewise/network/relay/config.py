@@ -40,7 +40,7 @@ class Address(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class NetworkConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What the processes of all backends are configured with.
+    """The part of the configuration that all backends share.
 
     Attributes:
         links: by name.
