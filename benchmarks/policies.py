@@ -76,7 +76,7 @@ def run(kernel, table, params, state, draws, calls):  # type: ignore[no-untyped-
 def measure(name: str, table: t.CandidateTable, calls: int) -> tuple[float, float]:
     """(s of the first call, ns of a call: the best of five runs)."""
     rule = POLICIES[name]
-    params = np.array(rule.params, np.float64)
+    params = rule.new_params()
     state: Array = rule.new_memory(table.servers.shape[0])
     draws = new_rng(1)
     start = time.perf_counter()

@@ -157,11 +157,9 @@ def test_live_and_simulated_scores_are_the_same() -> None:
 
 def _through(kernel: object, *arguments: object) -> float:
     """Call a compiled pointer as the engine does."""
-    from numba import njit
+    from edgewise.compile import by_reference, jit_no_refcount
 
-    from edgewise.compile import by_reference
-
-    @njit
+    @jit_no_refcount
     def call(kernel, seen, numbers, state, draws):  # type: ignore[no-untyped-def]
         return kernel(by_reference(seen), numbers, state, draws)
 

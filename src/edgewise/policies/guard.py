@@ -30,11 +30,12 @@ extremes of the family, and where the range is a single value rounding must not 
 
 @jit_no_refcount(inline=True)
 def outside(features: Array, low: Array, high: Array) -> bool:
-    """Whether any feature is beyond its limits; NaN is. A loop: numba compiles no generator."""
-    for i in range(features.size):  # noqa: SIM110
-        if not (low[i] - SLACK <= features[i] <= high[i] + SLACK):
-            return True
-    return False
+    """Whether any feature is beyond its limits; NaN is. Counted rather than returned at the first,
+    so that the loop is vectorised."""
+    within = 0
+    for i in range(features.size):
+        within += (low[i] - SLACK <= features[i]) & (features[i] <= high[i] + SLACK)
+    return within < features.size
 
 
 @jit_no_refcount(inline=True)
