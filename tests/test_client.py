@@ -71,14 +71,14 @@ class Fleet:
 
     def __init__(self) -> None:
         self.photos: dict[str, bytes] = {}
-        self.told: dict[str, Submission] = {}
+        self.submissions: dict[str, Submission] = {}
         self.outcomes: list[Outcome] = []
         self.behaviour: dict[str, str] = {}
         self.arrived = 0
         self.all_arrived = asyncio.Event()
         self.expected = 0
         self.balancer_code = 200
-        self.heard = asyncio.Event()
+        self.submitted = asyncio.Event()
         self.takes = 0.0  # s, by its own stamps
         self.server = "right"
         self.budgets: list[float] = []
@@ -97,8 +97,8 @@ class Fleet:
             await asyncio.Event().wait()
         if how == "together":  # answers only once all are here: a closed loop would never end
             await self.all_arrived.wait()
-        if how == "told":  # answers only once the balancer has heard of one
-            await self.heard.wait()
+        if how == "submitted":  # answers only once the balancer has the metadata of one
+            await self.submitted.wait()
         if how == "break":
             assert http.transport is not None
             http.transport.abort()
@@ -131,8 +131,8 @@ class Fleet:
 
     async def requests(self, http: web.Request) -> web.Response:
         submission = msgspec.json.decode(await http.read(), type=Submission)
-        self.told[submission.request.id] = submission
-        self.heard.set()
+        self.submissions[submission.request.id] = submission
+        self.submitted.set()
         return web.Response(status=self.balancer_code)
 
     async def take(self, http: web.Request) -> web.Response:
@@ -193,10 +193,11 @@ async def test_payload_to_the_ingress_and_metadata_to_the_balancer() -> None:
     fleet = Fleet()
     got, client = await outcomes(fleet, requests(3, deadline=5.0))
     assert fleet.photos == {f"t-{i}": b"photo" for i in range(3)}
-    assert set(fleet.told) == set(got) == {"t-0", "t-1", "t-2"}
-    told = fleet.told["t-1"].request
-    assert (told.ingress, told.deadline, told.accuracy, told.payload_bytes) == ("left", 5.0, 0.5, 5)
-    assert 0.0 < fleet.told["t-1"].budget <= 5.0
+    assert set(fleet.submissions) == set(got) == {"t-0", "t-1", "t-2"}
+    metadata = fleet.submissions["t-1"].request
+    assert (metadata.ingress, metadata.deadline) == ("left", 5.0)
+    assert (metadata.accuracy, metadata.payload_bytes) == (0.5, 5)
+    assert 0.0 < fleet.submissions["t-1"].budget <= 5.0
     assert client.balancer.refused == 0
 
 
@@ -257,7 +258,7 @@ async def test_requests_do_not_wait_for_answers() -> None:
 
 async def test_metadata_follow_as_soon_as_a_request_goes_out() -> None:
     fleet = Fleet()
-    fleet.behaviour = {"t-0": "told"}
+    fleet.behaviour = {"t-0": "submitted"}
     got, _ = await outcomes(fleet, requests(1, deadline=5.0))
     assert got["t-0"].status is Status.SERVED
 
@@ -342,7 +343,7 @@ def test_preparing_a_request_counts_as_delay_and_not_as_latency(
     outcome = got["t-0"]
     assert client.delays[0] == pytest.approx(0.25)
     assert outcome.latency == pytest.approx(0.25)  # the way there and back
-    assert outcome.stamps.sent == fleet.told["t-0"].request.sent_at
+    assert outcome.stamps.sent == fleet.submissions["t-0"].request.sent_at
     assert fleet.budgets == [pytest.approx(60.0)]  # all of its deadline, for it has just been sent
 
 
@@ -356,8 +357,8 @@ def test_a_budget_is_what_will_be_left_on_arrival(server: str, known: float) -> 
     sent.trace.time[:] = (0.0, 1.0)
     virtually(fleet, sent, 0.1, 0.2)
     assert fleet.budgets == [pytest.approx(60.0), pytest.approx(60.0 - known)]
-    assert fleet.told["t-0"].budget == pytest.approx(60.0)
-    assert fleet.told["t-1"].budget == pytest.approx(60.0 - 0.15)
+    assert fleet.submissions["t-0"].budget == pytest.approx(60.0)
+    assert fleet.submissions["t-1"].budget == pytest.approx(60.0 - 0.15)
 
 
 async def test_metadata_of_a_request_that_cannot_be_sent_are_posted() -> None:
@@ -366,7 +367,7 @@ async def test_metadata_of_a_request_that_cannot_be_sent_are_posted() -> None:
         nobody = msgspec.structs.replace(config, ingress={"left": "http://127.0.0.1:1"})
         client = Client(nobody, requests(2), ScoreShape(), Outcomes())
         await client.run()
-    assert sorted(fleet.told) == ["t-0", "t-1"]
+    assert sorted(fleet.submissions) == ["t-0", "t-1"]
     assert len(client.delays) == 2
 
 
@@ -389,7 +390,7 @@ async def test_the_summary_is_made_from_the_clients_files(
         client_process, "read_load", lambda scenario, run: requests(3, deadline=5.0)
     )
     monkeypatch.setattr(client_process, "warm_up", lambda shape: None)
-    said: list[tuple[str, Any]] = []
+    news: list[tuple[str, Any]] = []
     async with fleet.serve() as config:
         everything = msgspec.structs.replace(
             config, ingress=dict.fromkeys(("left", "right"), config.balancer), out=str(tmp_path)
@@ -397,9 +398,9 @@ async def test_the_summary_is_made_from_the_clients_files(
         # `run` is a whole process; here it has a thread and no signals.
         monkeypatch.setattr(client_process, "_until_signal", lambda client, tell: client.run(tell))
         done = await asyncio.to_thread(
-            client_process.run, everything, say=lambda key, value: said.append((key, value))
+            client_process.run, everything, say=lambda key, value: news.append((key, value))
         )
-    assert said[0] == ("ready", {"client": "smoke", "requests": 3})
+    assert news[0] == ("ready", {"client": "smoke", "requests": 3})
     assert done["outcomes"]["served"] == 2
     summary = evaluate(tmp_path)
     (policy,) = summary.policies

@@ -87,7 +87,7 @@ async def test_the_original_is_transferred(fleet: Fleet) -> None:
             for message in fleet.balancer.all(messages.ReportMessage)
         )
     )
-    # Only the ingress tells how it ended: what `b` said of it would be here before its pong.
+    # Only the ingress reports the outcome: a message of `b` would be here before its pong.
     await fleet.balancer.send("b", messages.Ping(at=5.0))
     await fleet.balancer.until(
         lambda: bool(outcomes(fleet)) and bool(fleet.balancer.all(messages.Pong))

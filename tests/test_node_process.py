@@ -51,9 +51,9 @@ async def node(folder: Path, scenario: str = SLOW, config: str = "") -> AsyncIte
 async def ready(process: Process) -> str:
     assert process.stdout is not None
     line = await asyncio.wait_for(process.stdout.readline(), PATIENCE)
-    said = json.loads(line)
-    assert said["ready"]["node"] == "a"
-    return str(said["ready"]["url"])
+    message = json.loads(line)
+    assert message["ready"]["node"] == "a"
+    return str(message["ready"]["url"])
 
 
 async def test_sigterm_finishes_the_requests_in_flight(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""``edgewise client``: send a scenario's requests to a fleet that runs."""
+"""``edgewise client``: send a scenario's requests to a running fleet."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from edgewise.cli import options, output
 def client(
     config: options.ConfigFile,
     hold: Annotated[
-        bool, typer.Option("--hold", help="When ready, wait for a line on stdin to begin.")
+        bool, typer.Option("--hold", help="When ready, wait for a line on stdin before sending.")
     ] = False,
     name: Annotated[
-        str | None, typer.Option(help="Begins the ids of the requests. Default: random.")
+        str | None, typer.Option(help="Beginning of the requests' ids. Default: random.")
     ] = None,
 ) -> None:
     """Send the requests of a scenario and score the answers.
 
-    Prints lines of JSON: ready, progress twice a second, and at the end done
-    with what became of the requests. With `out` in its configuration it
-    writes requests.parquet and outcomes.parquet for `edgewise evaluate`.
+    It prints lines of JSON: ready, progress twice a second, and done with the
+    counts of all outcomes. With `out` in its configuration it writes
+    requests.parquet and outcomes.parquet, which `edgewise evaluate` reads.
     """
     from edgewise.live.client.client_process import run
     from edgewise.live.process_config import ClientConfig, load_config

@@ -10,9 +10,9 @@ def node(
     config: options.ConfigFile,
     allow_code: options.AllowCode = False,
 ) -> None:
-    """Run an edge server until it is told to stop (SIGTERM, Ctrl-C), which it does when drained.
+    """Run an edge server until SIGTERM or Ctrl-C; then it finishes its requests and stops.
 
-    Prints one line of JSON with its address when it is ready; the log goes to standard error.
+    It prints one line of JSON with its address when it is ready. The log goes to standard error.
 
     [bold]Example:[/bold] edgewise node plaza.yaml
     """

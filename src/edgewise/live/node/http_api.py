@@ -164,7 +164,7 @@ class NodeApi:
         with link.flow(self._monitor.server, body.expected or 0, self._clock.now) as flow:
             await self._read(http, body)
             if body.first_at is not None and body.last_at is not None:
-                # What came with the first chunk took no time that could be measured here.
+                # The first chunk came with the headers: its time cannot be measured here.
                 link.received(
                     flow, body.size - body.first_size, body.last_at - body.first_at, body.last_at
                 )

@@ -1,4 +1,4 @@
-"""What a node measures of the links that it sends and receives on. Pure: methods take `now`.
+"""A node's measurements of the links that it sends and receives on. Pure: methods take `now`.
 
 Bytes are *on* a link from the moment the node accepts them for a peer until the peer says that the
 last of them is in. In between, their progress is estimated: the transfers on a link share its

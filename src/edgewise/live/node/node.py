@@ -55,7 +55,7 @@ log = logging.getLogger("edgewise.node")
 WATCH_PERIOD = 1.0
 """s between signs of life asked of a peer: ten samples in the window of the least round trip."""
 DRAIN_LIMIT = 10.0
-"""s that a node takes to finish what it has when told to stop; Kubernetes kills after 30."""
+"""s that a stopping node takes to finish its requests; Kubernetes kills after 30."""
 
 
 class Node:

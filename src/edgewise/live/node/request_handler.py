@@ -1,4 +1,4 @@
-"""What an edge server does with a request: decide, then run or transfer, then answer. No HTTP.
+"""The way of a request through an edge server: decide, run or transfer, answer. No HTTP.
 
 Theory of operation
 -------------------
@@ -6,7 +6,7 @@ As *ingress* (`RequestHandler.serve`), the server gives the request a queue tick
 command while the photo still comes in. Then it tries the command's candidates in order: its own
 services through its queue, other servers' by transfer. A candidate that fails or is full gives way
 to the next while there is time. After the last one comes the quickest service here that meets the
-demand, and after that an explicit error. The balancer is told how the request ended.
+demand, and after that an explicit error. The balancer learns how the request ended.
 
 As *destination* (`RequestHandler.accept`), the server runs what a peer transfers to it, or says why
 not.
