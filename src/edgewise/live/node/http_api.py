@@ -16,7 +16,7 @@ import msgspec
 from aiohttp import web
 
 from edgewise import __version__
-from edgewise.domain import DEFAULT_TASK, Request
+from edgewise.domain import Request
 from edgewise.errors import BadInput, WireError
 from edgewise.live.clock import Clock
 from edgewise.live.node.monitor import Monitor
@@ -53,6 +53,8 @@ class NodeApi:
         Bytes of a request's body at most.
     fleet:
         The names of all servers.
+    task:
+        The task of the fleet. As the name of a model it stands for any model of the task.
     """
 
     def __init__(
@@ -63,11 +65,13 @@ class NodeApi:
         metrics: NodeMetrics,
         body_limit: int,
         fleet: tuple[str, ...],
+        task: str,
     ) -> None:
         self._handler, self._clock, self._monitor = handler, clock, monitor
         self._metrics = metrics
         self._body_limit = body_limit
         self._fleet = frozenset(fleet)
+        self._task = task
 
     def app(self) -> web.Application:
         app = web.Application(middlewares=[_errors_as_json], client_max_size=self._body_limit)
@@ -104,7 +108,7 @@ class NodeApi:
                 body=body,
                 body_headers=_body_headers(http),
                 accepted=accepted,
-                model=None if model == DEFAULT_TASK else model,
+                model=None if model == self._task else model,
                 label=whole_number(http.headers, LABEL_HEADER),
             )
             answer = await self._handler.serve(received)
@@ -123,7 +127,7 @@ class NodeApi:
         origin = TransferHeaders.decode(http.headers)
         if origin.via not in self._fleet:
             raise WireError(VIA_HEADER, f"expected a server of this fleet, got {origin.via!r:.60}")
-        if model == DEFAULT_TASK:
+        if model == self._task:
             raise WireError("model", "expected a concrete model in a transfer")
         if origin.decider not in self._fleet:
             origin = msgspec.structs.replace(origin, decider="")
@@ -188,6 +192,7 @@ class NodeApi:
             "payload_bytes": http.content_length or 0,
             "sent_at": accepted,
             "deadline": DEADLINE_DEFAULT,
+            "task": self._task,
         }
         if has_headers(http.headers):
             request = from_headers(http.headers, accepted, defaults)
@@ -215,7 +220,7 @@ class NodeApi:
 
     def _known_model(self, http: web.Request) -> str:
         model = http.match_info["model"]
-        known = (DEFAULT_TASK, *self._handler.runner.services)
+        known = (self._task, *self._handler.runner.services)
         if model not in known:
             raise RequestRefused(404, f"unknown model {model[:64]!r}; known: {', '.join(known)}")
         version = http.match_info.get("version", VERSIONS[0])

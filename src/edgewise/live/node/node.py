@@ -197,6 +197,7 @@ class Node:
             self._metrics(tuple(here)),
             config.body_limit,
             scenario.server_names,
+            scenario.task,
         )
         stack.callback(self._threads.shutdown)
         stack.push_async_callback(peers.close)
