@@ -21,8 +21,9 @@ from edgewise.domain import (
     Status,
 )
 from edgewise.fleet.belief import acknowledge
+from edgewise.fleet.intake import FORGET_AFTER, RATE_MIN
 from edgewise.fleet.table import observed
-from edgewise.fleet.tracker import FORGET_AFTER, RATE_MIN, Tracker
+from edgewise.fleet.tracker import Tracker
 from fleet_case import (
     B_LARGE,
     NOW,

@@ -1,21 +1,24 @@
-"""Fill the candidate table of a request from what the balancer believes. Compiled.
+"""Fill the candidate table of a request from the belief. Compiled.
 
-`observe` is the one query on the belief.
+`observe` predicts a request's latency on each candidate, stage by stage:
 
-A request's latency is predicted stage by stage:
+    ready        until the input is at the server: upload, then pre-processing and transfer
+    wait         until a worker takes it, behind the jobs believed to be ahead of it
+    service_time running it
+    return_time  the answer's way back
 
-    ready   = until the input is at the server: upload, then pre-processing and transfer
-    wait    = until a worker takes it, among the jobs believed to be ahead of it
-    service = running it; return = the answer's way back
-
-The transfer of z bytes over a link of rate r that n flows with B bytes in all are sharing equally
+A transfer of z bytes over a link of rate r that n flows with B bytes in all are sharing equally
 takes (min(B, n·z) + z) / r: a flow ahead of ours delays it by no more than ours is long (processor
 sharing without later arrivals; Kleinrock, Queueing Systems II, §4.4).
+
+What all rows of a server share is computed once for the server (`ServerQueue`), and what all
+servers behind one link share once for the link (`LinkView`): an uplink is the same for all.
 """
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 from edgewise.compile import jit_no_refcount
 from edgewise.fleet.arrays import LOW_RATE_MEMORY, RTT_PRIOR, Array, Belief, Record
@@ -24,6 +27,64 @@ from edgewise.fleet.decay import advance_decay, decayed
 from edgewise.fleet.estimates import RATE_PRIOR
 from edgewise.fleet.rng import numbered
 from edgewise.fleet.table import RATE_AGE_MAX, CandidateTable
+
+
+class RequestView(NamedTuple):
+    """A request at its ingress, as all candidates share it. Times are s from now."""
+
+    now: float
+    ingress: int
+    due: float
+    """Absolute time of its deadline."""
+    payload: float
+    upload: float
+    """Until the original is in at the ingress."""
+    converted: float
+    """Until the model-ready form is made there."""
+    access_rtt: float
+
+
+class ServerQueue(NamedTuple):
+    """What a request finds at a server."""
+
+    up: bool
+    report_age: float
+    ahead_until: float
+    """Absolute time at which the work that goes before the request is done …"""
+    all_until: float
+    """… and all work."""
+    first_free: float
+    """s until the first of the busy workers finishes, on average."""
+
+
+class LinkView(NamedTuple):
+    """A link as a request's payload finds it. Times are s from now unless said otherwise."""
+
+    link: int
+    """−1: no link, the server is the ingress."""
+    rate: float
+    rtt: float
+    rate_age: float
+    wait: float
+    """s until the link is through with what is on it."""
+    bytes_then: float
+    """Bytes on it when the model-ready form is made …"""
+    flows_then: float
+    """… and the transfers that they belong to."""
+    transfer: float
+    """s of the link that the original takes."""
+    ready: float
+    """Until the original is at the other end."""
+    return_time: float
+
+
+class ReadyPayload(NamedTuple):
+    """A model-ready payload's way over a link. Most services take one of the same size, so it is
+    computed once: a division takes as long as the rest of a row."""
+
+    size: float
+    transfer: float
+    ready: float
 
 
 @jit_no_refcount(inline=True)
@@ -59,38 +120,18 @@ def backlog_at(belief: Belief, link: int, rate: float, now: float) -> tuple[floa
 
 
 @jit_no_refcount(inline=True)
-def answered(belief: Belief, s: int, now: float, out: Record) -> None:
-    """Fill the columns of server `s` that say what was asked of it and how it answered: means that
-    decay, and requests in flight. The growth must be of `now` (`fleet.decay`)."""
-    server = belief.servers[s]
-    one, five, _ = decayed(belief, server.offered_grown)
-    out.offered_1s = server.offered_1s * one
-    out.offered_5s = server.offered_5s * five
-    one, _, _ = decayed(belief, server.demand_grown)
-    out.demand_1s = server.demand_1s * one
-    rif = requests_in_flight(belief, s, now)
-    then = server.by_rif[rif_bucket(rif)]
-    out.rif = rif
-    out.response = server.response if server.response == server.response else 0.0
-    one, _, ten = decayed(belief, server.answers_grown)
-    out.peak = server.peak * ten
-    out.rif_response = then if then == then else 0.0
-    out.answers_1s = server.answers_1s * one
-    out.errors_1s = server.errors_1s * one
-
-
-@jit_no_refcount(inline=True)
-def waiting(arrival: float, ahead_until: float, all_until: float, soon: float) -> float:
-    """s that a request waits whose input is there at `arrival`: for what goes before it, until
-    `ahead_until`; or, if all workers are busy with less urgent work, until the first finishes."""
-    start = max(arrival, ahead_until)
-    instead = min(all_until, arrival + soon)
-    return (instead if arrival >= ahead_until and all_until > arrival else start) - arrival
+def waiting(arrival: float, queue: ServerQueue) -> float:
+    """s that a request waits whose input is there at `arrival`: until what goes before it is done;
+    or, if all workers are busy with less urgent work, until the first of them finishes."""
+    start = max(arrival, queue.ahead_until)
+    instead = min(queue.all_until, arrival + queue.first_free)
+    behind = arrival >= queue.ahead_until and queue.all_until > arrival
+    return (instead if behind else start) - arrival
 
 
 @jit_no_refcount
 def sampled(source: int, commands: int, j: int, of: int, count: int) -> int:
-    """The j-th of `of` servers that are looked at beside the ingress `source`, of `count`.
+    """The j-th of `of` servers that are considered beside the ingress `source`, of `count`.
 
     The others are cut into `of` equal parts, in the order of their numbers from the ingress on, and
     each part gives one: so none comes twice, and all come equally often (within one part's
@@ -124,181 +165,247 @@ def observe(
     scenario's score. In a fleet of over `SAMPLED_ABOVE` servers only the ingress and `SAMPLED`
     others can be admissible; of the rest only `up` is written, as 0.
     """
-    rows, mask, servers, context = table.rows, table.mask, table.servers, table.context
-    count = belief.servers.size
-    source = belief.servers[ingress]
+    context = table.context
+    context.ingress = ingress
+    context.elapsed = now - sent_at
+    context.deadline = deadline
+    context.accuracy = demanded
+    context.payload = payload
+    context.grace = grace
+    context.accuracy_weight = accuracy_weight
+    context.now = now
+    request = view_request(belief, context, sent_at, uploaded)
 
+    count = belief.servers.size
+    considered = count
+    if table.settings.sampled > 0:
+        considered = 1 + min(table.settings.sampled, count - 1)
+        table.mask[:] = 0
+        for s in range(count):
+            table.servers[s].up = 0.0
+    fill_servers = table.settings.fill_servers != 0
+    if fill_servers:
+        advance_decay(belief, now)
+
+    here = view_ingress(request)
+    remote = here
+    ready = ReadyPayload(-1.0, 0.0, 0.0)
+    for nth in range(considered):
+        s = nth
+        if considered < count:
+            s = ingress
+            if nth > 0:
+                commands = belief.servers[ingress].commands
+                s = sampled(ingress, commands, nth - 1, considered - 1, count)
+        queue = view_server(belief, s, request)
+        link = belief.path[ingress, s]
+        if link >= 0 and link != remote.link:
+            remote = view_link(belief, link, request)
+            ready = ReadyPayload(-1.0, 0.0, 0.0)
+        way = here if link < 0 else remote
+        if fill_servers:
+            fill_server(belief, s, queue, way, now, table.servers[s])
+        ready = fill_rows(belief, table, s, request, queue, way, ready)
+    return predict(table, belief.times)
+
+
+@jit_no_refcount(inline=True)
+def view_request(belief: Belief, context: Record, sent_at: float, uploaded: float) -> RequestView:
+    """The request that `context` describes; completes the context."""
+    now, ingress = context.now, int(context.ingress)
+    source = belief.servers[ingress]
     access_rtt = link_rtt(belief, ingress)
     if uploaded == uploaded:
         upload = max(0.0, uploaded - now)
     else:
         access_rate = link_rate(belief, ingress, now)
-        upload = max(0.0, sent_at + 0.5 * access_rtt + payload / access_rate - now)
-    prepare_backlog = max(0.0, source.prepare_backlog - max(0.0, now - source.prepare_at))
-    elapsed = now - sent_at
-    absolute = sent_at + deadline
-    edf = belief.edf[0] > 0.0
-
-    context.ingress = ingress
-    context.elapsed = elapsed
-    context.deadline = deadline
-    context.accuracy = demanded
-    context.payload = payload
+        upload = max(0.0, sent_at + 0.5 * access_rtt + context.payload / access_rate - now)
+    backlog = max(0.0, source.prepare_backlog - max(0.0, now - source.prepare_at))
     context.upload = upload
-    context.prepare_backlog = prepare_backlog
-    context.grace = grace
-    context.accuracy_weight = accuracy_weight
-    context.now = now
-
+    context.prepare_backlog = backlog
     # One conversion at the ingress: on a core of its own, or as the workers' most urgent job.
-    prepare_wait = prepare_backlog
+    wait = backlog
     if source.prepare_own <= 0.0:
-        workers = int(source.workers)
-        prepare_wait = level(belief.free[ingress], workers, now, prepare_backlog) - now
+        wait = level(belief.free[ingress], int(source.workers), now, backlog) - now
+    return RequestView(
+        now,
+        ingress,
+        sent_at + context.deadline,
+        context.payload,
+        upload,
+        max(upload, wait) + source.prepare_seconds,
+        access_rtt,
+    )
 
-    can_convert = source.prepare_on > 0.0
-    made = max(upload, prepare_wait) + source.prepare_seconds  # were it converted
 
-    known = -1  # the link whose state is at hand: an uplink is the same for all
-    rate = 0.0
-    rtt = 0.0
+@jit_no_refcount(inline=True)
+def view_server(belief: Belief, s: int, request: RequestView) -> ServerQueue:
+    """What the request finds at server `s`; plays its miniature forward to now."""
+    now = request.now
+    advance(belief, s, now)
+    server = belief.servers[s]
+    age = now - server.report_at if server.report_at == server.report_at else server.silence
+    up = server.connected > 0.0 and server.draining <= 0.0 and age <= server.silence
+    workers = int(server.workers)
+    free = belief.free[s]
+    edf = belief.edf[0] > 0.0
+    all_work = 0.0
+    ahead_work = 0.0
+    first_free = 0.0
+    if server.jobs > 0:
+        jobs = belief.jobs[s]
+        for j in range(server.jobs):
+            work = jobs[j].work
+            all_work += work
+            if not edf or jobs[j].deadline <= request.due:
+                ahead_work += work
+        first_free = all_work / server.jobs / (workers + 1.0)
+    if server.prepare_own <= 0.0:
+        left = max(0.0, server.prepare_backlog - max(0.0, now - server.prepare_at))
+        all_work += left
+        ahead_work += left
+    ahead_until = level(free, workers, now, ahead_work)
+    all_until = ahead_until
+    if all_work != ahead_work:
+        all_until = level(free, workers, now, all_work)
+    return ServerQueue(up, age, ahead_until, all_until, first_free)
+
+
+@jit_no_refcount(inline=True)
+def view_ingress(request: RequestView) -> LinkView:
+    """The way to the ingress itself: none."""
+    back = 0.5 * request.access_rtt
+    return LinkView(-1, 0.0, 0.0, RATE_AGE_MAX, 0.0, 0.0, 0.0, 0.0, request.upload, back)
+
+
+@jit_no_refcount(inline=True)
+def view_link(belief: Belief, link: int, request: RequestView) -> LinkView:
+    """A link from the request's ingress."""
+    now, payload = request.now, request.payload
+    state = belief.links[link]
+    rate = link_rate(belief, link, now)
+    rtt = link_rtt(belief, link)
     rate_age = RATE_AGE_MAX
-    link_bytes = 0.0
-    link_flows = 0.0
-    left_bytes = 0.0  # on the link when the conversion is made
-    left_flows = 0.0
-    link_wait = 0.0
-    transfer_over = 0.0  # of the original …
-    ready_over = 0.0  # … and when it is in
-    back_over = 0.0
-    crossing = 0.0  # of a model-ready payload …
-    there = 0.0  # … and when it is in
-    size_there = -1.0  # of the payload that both are of
-    looked_at = count
-    if table.settings.sampled > 0:
-        looked_at = 1 + min(table.settings.sampled, count - 1)
-        mask[:] = 0
-        for s in range(count):
-            servers[s].up = 0.0
-    if table.settings.fill_servers != 0:
-        advance_decay(belief, now)
-    for nth in range(looked_at):
-        s = nth
-        if looked_at < count:
-            s = ingress
-            if nth > 0:
-                s = sampled(ingress, source.commands, nth - 1, looked_at - 1, count)
-        server = belief.servers[s]
-        advance(belief, s, now)
-        age = now - server.report_at if server.report_at == server.report_at else server.silence
-        up = server.connected > 0.0 and server.draining <= 0.0 and age <= server.silence
-        workers = int(server.workers)
-        free = belief.free[s]
-        all_work = 0.0
-        ahead_work = 0.0
-        soon = 0.0
-        if server.jobs > 0:
-            jobs = belief.jobs[s]
-            for j in range(server.jobs):
-                work = jobs[j].work
-                all_work += work
-                if not edf or jobs[j].deadline <= absolute:
-                    ahead_work += work
-            # If all workers are busy with less urgent work, the first of them to finish is awaited.
-            soon = all_work / server.jobs / (workers + 1.0)
-        if server.prepare_own <= 0.0:
-            left = max(0.0, server.prepare_backlog - max(0.0, now - server.prepare_at))
-            all_work += left
-            ahead_work += left
-        ahead_until = level(free, workers, now, ahead_work)
-        all_until = ahead_until
-        if all_work != ahead_work:
-            all_until = level(free, workers, now, all_work)
+    if state.rate_at == state.rate_at:
+        rate_age = min(RATE_AGE_MAX, now - state.rate_at)
+    backlog, flows = backlog_at(belief, link, rate, now)
+    bytes_then = max(0.0, backlog - rate * request.converted)
+    flows_then = flows * bytes_then / backlog if backlog > 0.0 else 0.0
+    # The original is streamed on as it arrives, so the slower of upload and transfer decides.
+    transfer = payload / rate
+    ready = max(request.upload, min(backlog, flows * payload) / rate + transfer)
+    ready += 0.5 * rtt
+    return LinkView(
+        link,
+        rate,
+        rtt,
+        rate_age,
+        backlog / rate,
+        bytes_then,
+        flows_then,
+        transfer,
+        ready,
+        0.5 * (rtt + request.access_rtt),
+    )
 
-        link = belief.path[ingress, s]
-        local = link < 0
-        if not local and link != known:
-            known = link
-            state = belief.links[link]
-            rate = link_rate(belief, link, now)
-            rtt = link_rtt(belief, link)
-            rate_age = RATE_AGE_MAX
-            if state.rate_at == state.rate_at:
-                rate_age = min(RATE_AGE_MAX, now - state.rate_at)
-            link_bytes, link_flows = backlog_at(belief, link, rate, now)
-            left_bytes = max(0.0, link_bytes - rate * made)
-            left_flows = link_flows * left_bytes / link_bytes if link_bytes > 0.0 else 0.0
-            link_wait = link_bytes / rate
-            # The original is the same to all services: streamed on as it arrives, so the slower of
-            # upload and transfer decides.
-            transfer_over = payload / rate
-            ready_over = max(upload, min(link_bytes, link_flows * payload) / rate + transfer_over)
-            ready_over += 0.5 * rtt
-            back_over = 0.5 * (rtt + access_rtt)
-            size_there = -1.0
 
-        if table.settings.fill_servers != 0:
-            out = servers[s]
-            out.up = 1.0 if up else 0.0
-            out.workers = server.workers
-            out.speed = server.speed
-            out.backlog = all_until - now
-            out.ahead = ahead_until - now
-            out.queued = server.queued
-            out.outstanding = server.outstanding
-            out.utilisation = server.utilisation
-            out.report_age = age
-            out.failure = server.failure
-            out.rate = 0.0 if local else rate
-            out.rate_age = RATE_AGE_MAX if local else rate_age
-            out.link_backlog = 0.0 if local else link_wait
-            out.rtt = 0.0 if local else rtt
-            answered(belief, s, now, out)
+@jit_no_refcount(inline=True)
+def fill_server(
+    belief: Belief, s: int, queue: ServerQueue, way: LinkView, now: float, out: Record
+) -> None:
+    """Fill the columns of server `s`. The growth must be of `now` (`fleet.decay`)."""
+    server = belief.servers[s]
+    out.up = 1.0 if queue.up else 0.0
+    out.workers = server.workers
+    out.speed = server.speed
+    out.backlog = queue.all_until - now
+    out.ahead = queue.ahead_until - now
+    out.queued = server.queued
+    out.outstanding = server.outstanding
+    out.utilisation = server.utilisation
+    out.report_age = queue.report_age
+    out.failure = server.failure
+    out.rate = way.rate
+    out.rate_age = way.rate_age
+    out.link_backlog = way.wait
+    out.rtt = way.rtt
+    one, five, _ = decayed(belief, server.offered_grown)
+    out.offered_1s = server.offered_1s * one
+    out.offered_5s = server.offered_5s * five
+    one, _, _ = decayed(belief, server.demand_grown)
+    out.demand_1s = server.demand_1s * one
+    rif = requests_in_flight(belief, s, now)
+    then = server.by_rif[rif_bucket(rif)]
+    out.rif = rif
+    out.response = server.response if server.response == server.response else 0.0
+    one, _, ten = decayed(belief, server.answers_grown)
+    out.peak = server.peak * ten
+    out.rif_response = then if then == then else 0.0
+    out.answers_1s = server.answers_1s * one
+    out.errors_1s = server.errors_1s * one
 
-        size = 0.0 if local else payload
-        transfer = 0.0 if local else transfer_over
-        ready = upload if local else ready_over
-        back = 0.5 * access_rtt if local else back_over
-        wait = waiting(now + ready, ahead_until, all_until, soon)
-        # Model-ready payloads are mostly of one size. So what follows from it is kept, per link and
-        # per server: a division takes as long as the rest of a row.
-        converts = up and not local and can_convert
-        queued = 0.0
-        size_queued = -1.0
-        for k in range(belief.first[s], belief.first[s + 1]):
-            r = 2 * k
-            mask[r] = up
-            rows.local[r] = local
-            rows.ready[r] = ready
-            rows.wait[r] = wait
-            rows.return_time[r] = back
-            rows.transfer[r] = transfer
-            rows.size[r] = size
-            r += 1
-            mask[r] = converts
-            if converts:
-                # The whole photo must be in before it is converted; the link drains meanwhile.
-                small = rows.size[r]
-                if small != size_there:
-                    size_there = small
-                    crossing = small / rate
-                    there = made + min(left_bytes, left_flows * small) / rate + crossing + 0.5 * rtt
-                if small != size_queued:
-                    size_queued = small
-                    queued = waiting(now + there, ahead_until, all_until, soon)
-                rows.ready[r] = there
-                rows.wait[r] = queued
-                rows.return_time[r] = back
-                rows.transfer[r] = crossing
-                rows.prepare[r] = source.prepare_seconds
-    return predict(table, belief.times, elapsed, demanded)
+
+@jit_no_refcount(inline=True)
+def fill_rows(
+    belief: Belief,
+    table: CandidateTable,
+    s: int,
+    request: RequestView,
+    queue: ServerQueue,
+    way: LinkView,
+    known: ReadyPayload,
+) -> ReadyPayload:
+    """Fill the rows of server `s`, but for `predict`'s columns. `known` is the last model-ready
+    payload computed for this link; returns the last one now."""
+    rows, mask = table.rows, table.mask
+    source = belief.servers[request.ingress]
+    local = way.link < 0
+    size = 0.0 if local else request.payload
+    wait = waiting(request.now + way.ready, queue)
+    converts = queue.up and not local and source.prepare_on > 0.0
+    ready_wait = 0.0
+    waited_for = -1.0
+    for k in range(belief.first[s], belief.first[s + 1]):
+        r = 2 * k
+        mask[r] = queue.up
+        rows.local[r] = local
+        rows.ready[r] = way.ready
+        rows.wait[r] = wait
+        rows.return_time[r] = way.return_time
+        rows.transfer[r] = way.transfer
+        rows.size[r] = size
+        r += 1
+        mask[r] = converts
+        if converts:
+            small = rows.size[r]
+            if small != known.size:
+                known = send_ready(small, request, way)
+            if small != waited_for:
+                waited_for = small
+                ready_wait = waiting(request.now + known.ready, queue)
+            rows.ready[r] = known.ready
+            rows.wait[r] = ready_wait
+            rows.return_time[r] = way.return_time
+            rows.transfer[r] = known.transfer
+            rows.prepare[r] = source.prepare_seconds
+    return known
+
+
+@jit_no_refcount(inline=True)
+def send_ready(size: float, request: RequestView, way: LinkView) -> ReadyPayload:
+    """A model-ready payload's way. The whole photo must be in before it is converted; the link
+    drains meanwhile."""
+    transfer = size / way.rate
+    over = min(way.bytes_then, way.flows_then * size) / way.rate
+    return ReadyPayload(size, transfer, request.converted + over + transfer + 0.5 * way.rtt)
 
 
 @jit_no_refcount(inline=True, internal=True)
-def predict(table: CandidateTable, times: Array, elapsed: float, demanded: float) -> int:
+def predict(table: CandidateTable, times: Array) -> int:
     """Write each row's service time and latency, and leave admissible what is accurate enough.
     Returns how many rows besides shed are admissible."""
     rows, mask = table.rows, table.mask
+    elapsed, demanded = table.context.elapsed, table.context.accuracy
     shed = mask.size - 1
     admissible = 0
     for r in range(shed):

@@ -26,8 +26,19 @@ from edgewise.domain import (
     Status,
 )
 from edgewise.fleet import belief as core
-from edgewise.fleet.arrays import Belief, new_belief
+from edgewise.fleet.arrays import Belief, new_belief, records
 from edgewise.fleet.commit import commit
+from edgewise.fleet.intake import (
+    ACKNOWLEDGED,
+    FORGET_AFTER,
+    REPORT,
+    REPORT_LINK,
+    REPORT_SERVICE,
+    ReportArrays,
+    close_dispatch,
+    take_link_state,
+    take_report,
+)
 from edgewise.fleet.observe import backlog_at, link_rate, observe
 from edgewise.fleet.table import load, new_table
 from edgewise.scenario import Scenario
@@ -39,14 +50,6 @@ SILENCE_PERIODS = 10.0
 collected garbage pause must not look like a failure."""
 SILENCE_MIN = 1.0
 """s; the same for very short periods."""
-FORGET_AFTER = 5.0
-"""s past twice its deadline, after which a dispatch without an outcome is written off: its client
-has given up, and what it left in `outstanding` would stay for ever."""
-
-
-RATE_MIN, RATE_MAX = 1e3, 1e12
-"""bytes/s that an emulator's figure is kept within: a link that is out (0) or unlimited (inf) would
-make times of 0/0. At 1 kB/s a photo takes longer than any deadline."""
 
 
 class _Open(Struct, gc=False):
@@ -55,10 +58,8 @@ class _Open(Struct, gc=False):
     server: int
     dispatch: int
     decided_at: float
-    worst: float
-    """s from the decision to the moment an answer is worth nothing."""
+    worthless_at: float
     rif: int
-    give_up: float
 
 
 def belief_of(scenario: Scenario, services: tuple[Service, ...]) -> Belief:
@@ -137,52 +138,46 @@ class Tracker:
 
         Returns False if a newer one of that server was there already.
         """
+        # Links that the emulator speaks for come through `on_link`.
+        arrays = self._arrays_of(report, min(now, report.at - clock_ahead), clock_ahead)
+        return bool(take_report(self.belief, arrays, False, now))
+
+    def _arrays_of(self, report: Report, at: float, clock_ahead: float) -> ReportArrays:
+        """The report on our clock, with indices in place of names; what we do not know is left
+        out."""
         s = self._index[report.server]
-        at = min(now, report.at - clock_ahead)
-        used: bool = core.on_report(
-            self.belief,
-            s,
-            at,
-            now,
-            np.array(report.running, np.float64),
-            np.array([item.deadline - clock_ahead for item in report.queue], np.float64),
-            np.array([item.work for item in report.queue], np.float64),
-            report.prepare_backlog,
-            report.utilisation,
-            1.0 if report.draining else 0.0,
-            report.commands_seen,
-            report.arrivals_low,
-            report.arrivals_bits,
-        )
-        if not used:
-            return False
-        for model, measured in report.services.items():
-            k = self._service.get((report.server, model))
-            if k is not None and measured.served > 0:
-                core.on_service_report(self.belief, k, measured.service_time, measured.batch)
-        if self._links_given:
-            return True
-        first: set[int] = set()
+        head, seen = records(1, REPORT)[0], records(1, ACKNOWLEDGED)[0]
+        head.server, head.at = s, at
+        head.prepare_backlog, head.utilisation = report.prepare_backlog, report.utilisation
+        head.draining = report.draining
+        seen.commands = report.commands_seen
+        seen.low, seen.bits = report.arrivals_low, report.arrivals_bits
+        services = [
+            (k, measured.service_time, measured.batch, measured.served)
+            for model, measured in report.services.items()
+            if (k := self._service.get((report.server, model))) is not None
+        ]
+        links, taken = [], set()
         for name, peer in report.peers.items():
             other = self._index.get(name)
-            if other is None:
+            if other is None or self._links_given:
                 continue
             link = s if other == s else int(self.belief.path[s, other])
             measured_at = math.nan if peer.measured_at is None else peer.measured_at - clock_ahead
-            core.on_peer_report(
-                self.belief,
-                link,
-                at,
-                math.nan if peer.throughput is None else peer.throughput,
-                measured_at,
-                math.nan if peer.rtt is None else peer.rtt,
-                float(peer.backlog),
-                float(peer.flows),
-                link not in first,
-            )
-            first.add(link)
-        core.restore_sends(self.belief, s)
-        return True
+            rate = math.nan if peer.throughput is None else peer.throughput
+            rtt = math.nan if peer.rtt is None else peer.rtt
+            first = link not in taken
+            links.append((link, rate, measured_at, rtt, peer.backlog, peer.flows, first))
+            taken.add(link)
+        return ReportArrays(
+            head=head,
+            acknowledged=seen,
+            running=np.array(report.running, np.float64),
+            deadlines=np.array([item.deadline - clock_ahead for item in report.queue], np.float64),
+            works=np.array([item.work for item in report.queue], np.float64),
+            services=np.array(services, REPORT_SERVICE).view(np.recarray),
+            links=np.array(links, REPORT_LINK).view(np.recarray),
+        )
 
     def on_link(
         self,
@@ -201,14 +196,8 @@ class Tracker:
         link = self._links.get(name)
         if link is None:
             return
-        # What we have just sent is not in the emulator yet: until it is, our own reckoning holds.
-        core.drain_link(self.belief, link, now, link_rate(self.belief, link, now))
-        state = self.belief.links[link]
-        backlog = max(backlog, float(state["backlog"]))
-        flows = max(1.0, float(state["flows"]))
-        rate = min(max(rate, RATE_MIN), RATE_MAX)
         rate_at = now if measured_at is None else measured_at
-        core.on_peer_report(self.belief, link, now, rate, rate_at, rtt, backlog, flows, True)
+        take_link_state(self.belief, link, rate, rate_at, rtt, backlog, now)
 
     def commit(self, request: Request, decision: Decision, seen: Observation) -> Command:
         """Count a decision as made and turn it into the command for the ingress."""
@@ -222,9 +211,7 @@ class Tracker:
         first = decision.ranked[0]
         destination = self._index[first.server]
         worthless = request.sent_at + worthless_after(request.deadline, self.shape.grace)
-        self._open[request.id] = _Open(
-            destination, dispatch, now, worthless - now, rif, worthless + FORGET_AFTER
-        )
+        self._open[request.id] = _Open(destination, int(dispatch), now, worthless, int(rif))
         return Command(
             request=request.id,
             sequence=int(command),
@@ -248,17 +235,22 @@ class Tracker:
 
     def forget(self, now: float) -> int:
         """Write off dispatches whose client has given up; returns how many. Call about once a s."""
-        gone = [key for key, entry in self._open.items() if entry.give_up < now]
+        gone = [key for key, entry in self._open.items() if entry.worthless_at + FORGET_AFTER < now]
         for key in gone:
             self._close(self._open.pop(key), True, now)
         return len(gone)
 
     def _close(self, entry: _Open, failed: bool, now: float) -> None:
-        core.on_outcome(self.belief, entry.server, entry.dispatch, failed)
-        response = now - entry.decided_at
-        if failed:
-            response = max(response, entry.worst)
-        core.on_answer(self.belief, entry.server, now, response, entry.rif, failed)
+        close_dispatch(
+            self.belief,
+            entry.server,
+            entry.dispatch,
+            entry.rif,
+            entry.decided_at,
+            entry.worthless_at,
+            failed,
+            now,
+        )
 
     # -- what reads it ---------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from edgewise.domain import PayloadForm, Service
+from edgewise.fleet import intake
 from edgewise.fleet.arrays import QUEUE_MAX, Belief, records
 from edgewise.fleet.report_timing import GAP
 from edgewise.fleet.request_noise import luck_seed, noise_factors
@@ -179,7 +180,7 @@ def simulation(
         path=belief.path,
         numbers=number.array(),
         noise=noise,
-        seen=records((deciders, count), layout.SEEN),
+        seen=records((deciders, count), intake.ACKNOWLEDGED),
         results=results,
     )
     widest = max(spec.workers for spec in scenario.servers.values())
@@ -187,9 +188,9 @@ def simulation(
         heads=reports,
         jobs=np.zeros((2, under_way, QUEUE_MAX)),
         running=np.zeros((under_way, widest)),
-        links=records((under_way, 2 if uplink else 1 + count), layout.REPORT_LINK),
-        services=records((under_way, most), layout.REPORT_SERVICE),
-        seen=records((under_way, deciders), layout.SEEN),
+        links=records((under_way, 2 if uplink else 1 + count), intake.REPORT_LINK),
+        services=records((under_way, most), intake.REPORT_SERVICE),
+        seen=records((under_way, deciders), intake.ACKNOWLEDGED),
     )
     return Sim(
         world=world,

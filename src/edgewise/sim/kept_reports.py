@@ -67,7 +67,7 @@ def _peers(links: Any, s: int, names: Sequence[str], uplink: bool) -> dict[str, 
     for other, name in enumerate(names):
         if other != s:
             amounts = not uplink or not peers
-            peers[name] = _peer(links[1 if uplink else 1 + other], amounts)
+            peers[name] = _peer(links[1 if uplink else 1 + other - (other > s)], amounts)
     return {**peers, names[s]: _peer(links[0], True)}
 
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from edgewise.domain import PayloadForm
+from edgewise.fleet import intake
 from edgewise.fleet.arrays import Array, Belief
 from edgewise.fleet.table import CandidateTable
 from edgewise.network.impairments import PARAMETERS
@@ -321,26 +322,14 @@ SCRIPT = np.dtype(
 
 REPORT = np.dtype(
     [
-        ("server", "i8"),
+        *((name, intake.REPORT[name]) for name in intake.REPORT.names or ()),
         ("life", "i8"),
         ("next", "i8"),  # free one
-        ("at", "f8"),
         ("running", "i8"),
         ("queued", "i8"),
-        ("prepare_backlog", "f8"),
-        ("utilisation", "f8"),
     ]
 )
-
-REPORT_LINK = np.dtype(
-    [("rate", "f8"), ("rate_at", "f8"), ("rtt", "f8"), ("backlog", "f8"), ("flows", "f8")]
-)
-"""Of a report: the access link, then the sender's one uplink, or its link to each server."""
-
-REPORT_SERVICE = np.dtype([("service_time", "f8"), ("batch", "f8"), ("served", "i8")])
-
-SEEN = np.dtype([("commands", "i8"), ("low", "i8"), ("bits", "i8")])
-"""What a server acknowledges to a balancer."""
+"""A report under way: what `fleet.intake` takes, and lengths of its lists."""
 
 RESULT = np.dtype(
     [
@@ -395,7 +384,7 @@ class World(NamedTuple):
     path: Array  # int64 (S, S)
     numbers: Array  # float64: latency curves, capacities, outages, slow-downs
     noise: Array  # float64 (2^noise_bits,): factors of service times; one array for many worlds
-    seen: Array  # SEEN (B, S)
+    seen: Array  # `intake.ACKNOWLEDGED` (B, S)
     results: Array  # RESULT (N,), or (0,)
 
 
@@ -405,9 +394,9 @@ class Reports(NamedTuple):
     heads: Array  # REPORT (P,)
     jobs: Array  # float64 (2, P, QUEUE_MAX): deadlines, works
     running: Array  # float64 (P, W)
-    links: Array  # REPORT_LINK (P, 2 or 1 + S)
-    services: Array  # REPORT_SERVICE (P, most services of a server)
-    seen: Array  # SEEN (P, B)
+    links: Array  # `intake.REPORT_LINK` (P, 2 or 1 + S): the access link, then what it sends on
+    services: Array  # `intake.REPORT_SERVICE` (P, most services of a server)
+    seen: Array  # `intake.ACKNOWLEDGED` (P, B)
 
 
 class Sim(NamedTuple):

@@ -1,7 +1,8 @@
 """What servers say of themselves and the balancers hear; servers that stop and come back. Compiled.
 
 A report is true for the moment it is made, carries what `domain.Report` carries, and reaches every
-balancer after the report delay. It is applied as `fleet.tracker.Tracker.on_report` does.
+balancer after the report delay. It is taken in by
+`fleet.intake`, as in the live balancer.
 """
 
 from __future__ import annotations
@@ -10,19 +11,16 @@ import math
 
 from edgewise.compile import by_reference, jit_no_refcount
 from edgewise.fleet.arrays import QUEUE_MAX, Belief
-from edgewise.fleet.belief import (
-    drain_link,
-    on_answer,
-    on_outcome,
-    on_peer_report,
-    on_report,
-    on_service_report,
-    reset_server,
-    restore_sends,
+from edgewise.fleet.belief import reset_server
+from edgewise.fleet.intake import (
+    FORGET_AFTER,
+    RATE_MAX,
+    ReportArrays,
+    close_dispatch,
+    kept_rate,
+    take_report,
 )
-from edgewise.fleet.observe import link_rate
 from edgewise.fleet.timeouts import FLEET_PERIOD, HEARTBEAT
-from edgewise.fleet.tracker import FORGET_AFTER, RATE_MAX, RATE_MIN
 from edgewise.score import worthless_after
 from edgewise.sim.events import heap_push, push
 from edgewise.sim.heaps import remove_root
@@ -77,6 +75,8 @@ def look_at_link(world: World, reports: Reports, p: int, j: int, e: int, now: fl
     """What the ledger of link `e` says into report `p`; or what is true, where the links are
     given."""
     out = reports.links[p, j]
+    out.link = e
+    out.first = 1
     link = world.links[e]
     if world.clock[0].links_given == 0:
         out.backlog = left(world, e, now)
@@ -91,7 +91,7 @@ def look_at_link(world: World, reports: Reports, p: int, j: int, e: int, now: fl
     rate = RATE_MAX
     if link.mode != UNLIMITED:
         rate = capacity(link, world.numbers, now, now + 1e-6) * 1e6
-    out.rate = min(max(rate, RATE_MIN), RATE_MAX)
+    out.rate = kept_rate(rate)
     out.rate_at = now
 
 
@@ -141,6 +141,7 @@ def look(world: World, reports: Reports, s: int, now: float) -> None:
             report.prepare_backlog += max(0.0, core.expected - now)
     for k in range(server.first_service, server.end_service):
         out = reports.services[p, k - server.first_service]
+        out.service = k
         out.service_time = world.services[k].service_time
         out.batch = world.services[k].batch
         out.served = world.services[k].served
@@ -159,10 +160,12 @@ def look_at_links(world: World, reports: Reports, s: int, p: int, now: float) ->
     reports.links[p, 0].rtt = 2.0 * world.links[s].delay if clock.links_given != 0 else math.nan
     count = clock.servers
     if clock.uplink == 0:
+        j = 0
         for d in range(count):
             if d != s:
-                look_at_link(world, reports, p, 1 + d, world.path[s, d], now)
-                out = reports.links[p, 1 + d]
+                j += 1
+                look_at_link(world, reports, p, j, world.path[s, d], now)
+                out = reports.links[p, j]
                 out.rtt = world.links[world.path[s, d]].delay + world.links[world.path[d, s]].delay
     elif count > 1:
         # One entry for all peers says what one for each would: the measurement is the uplink's, the
@@ -186,7 +189,7 @@ def on_reported(sim: Sim, p: int, now: float) -> None:
         for b in range(clock.balancers):
             if hears(world, b, s, report.at, beliefs.servers[b, s].report_at):
                 belief = sim.belief if b == 0 else by_reference(view(beliefs, b))
-                take_in(world, reports, belief, b, p, s, now)
+                take_in(world, reports, belief, b, p, now)
     if clock.keep_reports == 0:
         report.next = clock.free_report
         clock.free_report = p
@@ -211,69 +214,43 @@ def hears(world: World, b: int, s: int, at: float, before: float) -> bool:
 
 
 @jit_no_refcount(internal=True)
-def take_in(
-    world: World, reports: Reports, belief: Belief, b: int, p: int, s: int, now: float
-) -> None:
-    """`Tracker.on_report`."""
-    clock = world.clock[0]
-    report = reports.heads[p]
-    seen = reports.seen[p, b]
-    used = on_report(
-        belief,
-        s,
-        report.at,
-        now,
-        reports.running[p, : report.running],
-        reports.jobs[0, p, : report.queued],
-        reports.jobs[1, p, : report.queued],
-        report.prepare_backlog,
-        report.utilisation,
-        0.0,
-        seen.commands,
-        seen.low,
-        seen.bits,
+def take_in(world: World, reports: Reports, belief: Belief, b: int, p: int, now: float) -> None:
+    """Report `p` reaches balancer `b`."""
+    head = reports.heads[p]
+    server = world.servers[head.server]
+    report = ReportArrays(
+        head,
+        reports.seen[p, b],
+        reports.running[p, : head.running],
+        reports.jobs[0, p, : head.queued],
+        reports.jobs[1, p, : head.queued],
+        reports.services[p, : server.end_service - server.first_service],
+        reports.links[p, : links_sent(world)],
     )
-    if not used:
-        return
-    server = world.servers[s]
-    for k in range(server.first_service, server.end_service):
-        ran = reports.services[p, k - server.first_service]
-        if ran.served > 0:
-            on_service_report(belief, k, ran.service_time, ran.batch)
-    for j in range(reports.links.shape[1]):
-        e = s
-        if j > 0:
-            if clock.servers == 1:
-                break
-            other = j - 1
-            if clock.uplink != 0:
-                other = clock.servers - 1 if s != clock.servers - 1 else clock.servers - 2
-            if other == s:
-                continue
-            e = world.path[s, other]
-        link = reports.links[p, j]
-        waiting, flows = link.backlog, link.flows
-        if clock.links_given != 0:  # `Tracker.on_link`
-            drain_link(belief, e, now, link_rate(belief, e, now))
-            waiting = max(waiting, belief.links[e].backlog)
-            flows = max(1.0, belief.links[e].flows)
-        at = report.at if clock.links_given == 0 else now
-        on_peer_report(belief, e, at, link.rate, link.rate_at, link.rtt, waiting, flows, True)
-    if clock.links_given == 0:
-        restore_sends(belief, s)
+    take_report(belief, report, world.clock[0].links_given != 0, now)
+
+
+@jit_no_refcount(inline=True, internal=True)
+def links_sent(world: World) -> int:
+    """Links in a report: the clients', and the sender's one uplink or its link to each other."""
+    servers: int = world.clock[0].servers
+    return min(servers, 2) if world.clock[0].uplink != 0 else servers
 
 
 @jit_no_refcount(internal=True)
 def close(world: World, belief: Belief, i: int, failed: bool, now: float) -> None:
-    """`Tracker._close`."""
+    """Slot `i`'s dispatch ends for its balancer."""
     slot = world.slots[i]
-    on_outcome(belief, slot.picked, slot.dispatch, failed)
-    response = now - slot.decided
-    if failed:
-        span = worthless_after(slot.deadline - slot.sent, world.clock[0].grace)
-        worthless = slot.sent + span
-        response = max(response, worthless - slot.decided)
-    on_answer(belief, slot.picked, now, response, slot.rif, failed)
+    close_dispatch(
+        belief,
+        slot.picked,
+        slot.dispatch,
+        slot.rif,
+        slot.decided,
+        slot.sent + worthless_after(slot.deadline - slot.sent, world.clock[0].grace),
+        failed,
+        now,
+    )
 
 
 @jit_no_refcount(inline=True, internal=True)

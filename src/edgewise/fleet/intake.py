@@ -1,0 +1,165 @@
+"""How a balancer takes in reports, link states and the ends of requests. Compiled.
+
+The live balancer (`fleet.tracker`) and the simulator (`sim.reports`) both call these functions, so
+their beliefs cannot drift apart.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from edgewise.compile import jit_no_refcount
+from edgewise.fleet.arrays import Array, Belief
+from edgewise.fleet.belief import (
+    drain_link,
+    on_answer,
+    on_outcome,
+    on_peer_report,
+    on_report,
+    on_service_report,
+    restore_sends,
+)
+from edgewise.fleet.observe import link_rate
+
+FORGET_AFTER = 5.0
+"""s beyond the time from which an answer is worthless, after which a dispatch without an outcome is
+written off: its client has given up, and it would count as outstanding for ever."""
+RATE_MIN, RATE_MAX = 1e3, 1e12
+"""bytes/s that an emulator's rate is kept within. A link that is out (0) or unlimited (inf) would
+make times of 0/0; at 1 kB/s a photo takes longer than any deadline."""
+
+REPORT = np.dtype(
+    [
+        ("server", "i8"),
+        ("at", "f8"),  # on the balancer's clock
+        ("prepare_backlog", "f8"),  # CPU s
+        ("utilisation", "f8"),  # 0–1
+        ("draining", "f8"),  # 1: takes nothing new
+    ]
+)
+ACKNOWLEDGED = np.dtype([("commands", "i8"), ("low", "i8"), ("bits", "i8")])
+"""What a server has seen of one balancer's commands and dispatches (`belief.acknowledged`)."""
+REPORT_SERVICE = np.dtype(
+    [("service", "i8"), ("service_time", "f8"), ("batch", "f8"), ("served", "i8")]
+)
+REPORT_LINK = np.dtype(
+    [
+        ("link", "i8"),
+        ("rate", "f8"),  # bytes/s; NaN: never measured
+        ("rate_at", "f8"),
+        ("rtt", "f8"),  # s; NaN: never measured
+        ("backlog", "f8"),  # bytes
+        ("flows", "f8"),
+        ("first", "i8"),  # 0: another entry of this report was of the same link
+    ]
+)
+
+
+class ReportArrays(NamedTuple):
+    """A report as compiled code takes it."""
+
+    head: Any  # a record with the fields of REPORT
+    acknowledged: Any  # a record of ACKNOWLEDGED
+    running: Array  # float64 (≤ workers,): s left of each job that runs
+    deadlines: Array  # float64 (n,): absolute, of the jobs that wait
+    works: Array  # float64 (n,): s of a worker
+    services: Array  # REPORT_SERVICE
+    links: Array  # REPORT_LINK
+
+
+@jit_no_refcount
+def take_report(belief: Belief, report: ReportArrays, links_true: bool, now: float) -> bool:
+    """Take in a report; returns False, and does nothing, if a newer one of that server was there.
+
+    `links_true`: its links are an emulator's own state now, not the sender's measurements.
+    """
+    head, acknowledged = report.head, report.acknowledged
+    used = on_report(
+        belief,
+        head.server,
+        head.at,
+        now,
+        report.running,
+        report.deadlines,
+        report.works,
+        head.prepare_backlog,
+        head.utilisation,
+        head.draining,
+        acknowledged.commands,
+        acknowledged.low,
+        acknowledged.bits,
+    )
+    if not used:
+        return False
+    for n in range(report.services.size):
+        service = report.services[n]
+        if service.served > 0:
+            on_service_report(belief, service.service, service.service_time, service.batch)
+    for n in range(report.links.size):
+        link = report.links[n]
+        if links_true:
+            take_link_state(belief, link.link, link.rate, link.rate_at, link.rtt, link.backlog, now)
+            continue
+        on_peer_report(
+            belief,
+            link.link,
+            head.at,
+            link.rate,
+            link.rate_at,
+            link.rtt,
+            link.backlog,
+            link.flows,
+            link.first != 0,
+        )
+    if not links_true:
+        restore_sends(belief, head.server)
+    return True
+
+
+@jit_no_refcount
+def take_link_state(
+    belief: Belief,
+    link: int,
+    rate: float,
+    rate_at: float,
+    rtt: float,
+    backlog: float,
+    now: float,
+) -> None:
+    """Take in what an emulator says of a link now: bytes/s, s and bytes.
+
+    What we have just sent is not in the emulator yet: until it is, our own reckoning holds.
+    """
+    drain_link(belief, link, now, link_rate(belief, link, now))
+    state = belief.links[link]
+    backlog = max(backlog, state.backlog)
+    flows = max(1.0, state.flows)
+    on_peer_report(belief, link, now, kept_rate(rate), rate_at, rtt, backlog, flows, True)
+
+
+@jit_no_refcount(inline=True)
+def kept_rate(rate: float) -> float:
+    """An emulator's rate within [`RATE_MIN`, `RATE_MAX`]."""
+    return min(max(rate, RATE_MIN), RATE_MAX)
+
+
+@jit_no_refcount
+def close_dispatch(
+    belief: Belief,
+    server: int,
+    dispatch: int,
+    rif: int,
+    decided_at: float,
+    worthless_at: float,
+    failed: bool,
+    now: float,
+) -> None:
+    """Take in the end of a dispatch to `server`. A failure counts as answered no sooner than the
+    answer would have been worthless: a server that fails fast must not look fast."""
+    on_outcome(belief, server, dispatch, failed)
+    response = now - decided_at
+    if failed:
+        response = max(response, worthless_at - decided_at)
+    on_answer(belief, server, now, response, rif, failed)
