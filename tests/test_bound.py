@@ -174,7 +174,7 @@ def test_no_plan_exceeds_the_bound(tinies: list[Tiny]) -> None:
     loose = []
     for each in tinies:
         bound = each.bound()
-        assert bound >= each.best, each.sim.world.clock["seed"]
+        assert bound >= each.best, each.sim.world.settings["seed"]
         loose.append(bound - each.best)
     # The test has teeth: most of these bounds are close.
     assert np.median(loose) < 0.05

@@ -8,7 +8,7 @@ import pytest
 from edgewise.compile import by_reference, jit_no_refcount
 from edgewise.fleet.arrays import Array
 from edgewise.sim.build import simulation
-from edgewise.sim.events import SOON, heap_push, index_of, kind_of, next_time, pop, push
+from edgewise.sim.events import NEAR, heap_push, index_of, kind_of, next_time, pop, push
 from edgewise.sim.layout import E_FINISH, Sim, World
 from edgewise.worlds.workload import generate
 from sim_worlds import one_server
@@ -46,7 +46,7 @@ def world() -> Sim:
     return sim
 
 
-@pytest.mark.parametrize("most", [5, SOON - 1, SOON, SOON + 1, 5 * SOON])
+@pytest.mark.parametrize("most", [5, NEAR - 1, NEAR, NEAR + 1, 5 * NEAR])
 @pytest.mark.parametrize("grid", [0.0, 0.25])
 def test_events_come_in_order_of_time_and_then_of_making(most: int, grid: float) -> None:
     """`most` wait at a time: in order alone, or in the heap too; on a `grid` many at one moment."""
@@ -76,4 +76,4 @@ def test_an_empty_queue_says_never_and_what_never_happens_is_not_kept() -> None:
     sim = world()
     assert play(sim.world, np.array([math.nan, math.inf, math.nan]), found) == 2
     assert found[:2, 0].tolist() == [math.inf, math.inf]
-    assert sim.world.clock["events"][0] == sim.world.clock["soon"][0] == 0
+    assert sim.world.clock["events"][0] == sim.world.clock["near"][0] == 0

@@ -169,7 +169,7 @@ def report_ages(times: list[float], period: float) -> list[float]:
     """How old the newest report is that each decision sees."""
     scenario = msgspec.structs.replace(one_server(1.0, 10.0), report_period=period)
     sim = simulation(scenario, trace_of(times, [1] * len(times)), AT_ONCE)
-    sim.world.moments[:] = new_next_times(len(sim.world.links), np.zeros(1))
+    sim.world.next_times[:] = new_next_times(len(sim.world.links), np.zeros(1))
     ages = []
     while engine.advance(sim) >= 0:
         now = sim.world.clock["now"][0]

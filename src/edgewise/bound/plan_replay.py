@@ -40,10 +40,10 @@ def blind_copy(sim: Sim, results: bool) -> Sim:
     """
     copy = engine.branch(sim)
     world = copy.world
-    world.clock["period"] = np.inf
+    world.settings["period"] = np.inf
     if not results:
         world = world._replace(results=world.results[:0].copy())
-        world.clock["store"] = 0
+        world.settings["store"] = 0
     copy.table.settings.fill_servers = 0
     copy.table.settings.sampled = 0  # rows of all servers: that of a plan must be admissible
     copy.table.mask[:] = 1

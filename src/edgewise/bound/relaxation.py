@@ -148,12 +148,13 @@ def relax(sim: Sim, width: float = BIN) -> Relaxation:
     """
     world = sim.world
     clock = world.clock[0]
+    settings = world.settings[0]
     if clock["processed"] or clock["decisions"] or clock["next"]:
         raise ValueError("expected a simulation at its beginning")
-    if not clock["store"]:
+    if not settings["store"]:
         raise ValueError("expected a simulation that stores its results")
     servers, services = len(world.servers), len(world.services)
-    expiry = world.requests["time"] + world.requests["deadline"] * (1.0 + clock["grace"])
+    expiry = world.requests["time"] + world.requests["deadline"] * (1.0 + settings["grace"])
     bins = max(1, math.ceil(float(expiry.max(initial=0.0)) / width) + 1)
     edges = width * np.arange(bins + 1)
     links = link_states(world, sim.script)
@@ -161,7 +162,7 @@ def relax(sim: Sim, width: float = BIN) -> Relaxation:
 
     slow = least_slowness(world, edges)
     uploaded, commanded, counts = _arrivals(sim)
-    batches = world.services["curve_count"] if clock["batching"] else np.ones(services, int)
+    batches = world.services["curve_count"] if settings["batching"] else np.ones(services, int)
     inputs = Inputs(
         world=world,
         links=links,
@@ -188,7 +189,7 @@ def relax(sim: Sim, width: float = BIN) -> Relaxation:
     )
     _fill(inputs, tables)
     candidate_count, transfer_count = tables.used.tolist()
-    own = servers if clock["prepare_own"] else 0
+    own = servers if settings["prepare_own"] else 0
     return Relaxation(
         requests=tables.requests,
         transfers=tables.transfers[:transfer_count].copy(),
@@ -198,7 +199,7 @@ def relax(sim: Sim, width: float = BIN) -> Relaxation:
         slow=slow,
         conversion=world.servers["prepare_seconds"].copy(),
         conversion_on=np.arange(servers) + own,
-        score=np.array([clock["grace"], width]),
+        score=np.array([settings["grace"], width]),
     )
 
 
@@ -207,14 +208,14 @@ def relax(sim: Sim, width: float = BIN) -> Relaxation:
 
 def _capacities(sim: Sim, links: LinkStates, edges: Array) -> tuple[Array, Array, Array]:
     """(capacity, free, the mean rates that link seconds are counted by)."""
-    world, clock = sim.world, sim.world.clock[0]
+    world, settings = sim.world, sim.world.settings[0]
     servers, bins, width = len(world.servers), len(edges) - 1, edges[1]
     reference = np.ones(len(world.links))
     amounts = np.zeros((servers + len(world.links), bins))
     free = np.zeros_like(amounts, np.uint8)
     up = up_seconds(world, sim.script, edges)
     amounts[:servers] = up * world.servers["workers"][:, None]
-    if clock["prepare_own"]:
+    if settings["prepare_own"]:
         amounts[servers : 2 * servers] = up
     for link in range(servers, len(world.links)):
         by_bin = carried_by_bin(links, world.numbers, link, edges)
@@ -263,13 +264,13 @@ def _assume_earliest(inputs: Inputs) -> None:
             )
             uploaded[r] = done + least_delay(links, link)
         if commanded[r] != commanded[r]:
-            commanded[r] = request.time + least_delay(links, link) + world.clock[0].control_delay
+            commanded[r] = request.time + least_delay(links, link) + world.settings[0].control_delay
 
 
 @jit
 def _noise_floors(world: World, batches: Array) -> Array:
     """The least noise factor of any request that may lead a batch with request r: (R, K)."""
-    grace = world.clock[0].grace
+    grace = world.settings[0].grace
     floors = np.ones((world.requests.size, world.services.size))
     for k in range(world.services.size):
         if batches[k] < 2:
@@ -294,7 +295,7 @@ def _noise_floors(world: World, batches: Array) -> Array:
 def _fill(inputs: Inputs, tables: Tables) -> None:
     """Fill requests, transfers and candidates."""
     world, used = inputs.world, tables.used
-    grace = world.clock[0].grace
+    grace = world.settings[0].grace
     bins = inputs.slow.shape[1]
     _assume_earliest(inputs)
     floors = _noise_floors(world, inputs.batches)
@@ -329,7 +330,7 @@ def _add_candidates(
     inputs: Inputs, tables: Tables, floors: Array, r: int, k: int, form: int
 ) -> None:
     """Add the candidates of request `r` with service `k` and `form`, one for each batch size."""
-    world, clock = inputs.world, inputs.world.clock[0]
+    world, settings = inputs.world, inputs.world.settings[0]
     request, service = world.requests[r], world.services[k]
     a, s = request.ingress, service.server
     if form == READY and (s == a or inputs.converts[a] <= 0.0):
@@ -343,7 +344,7 @@ def _add_candidates(
         size = service.ready_bytes if form == READY else request.payload
         link = world.path[a, s]
         transfer = _transfer(inputs, tables, r, link, size, form)
-        lag = least_lag(inputs.links, clock.seed, r, link, size)
+        lag = least_lag(inputs.links, settings.seed, r, link, size)
         start = max(tables.arrivals[transfer], inputs.uploaded[r]) + lag
         return_delay += least_delay(inputs.links, world.path[s, a])
     if not start <= inputs.stops[r]:
@@ -354,8 +355,8 @@ def _add_candidates(
         least_work = work * inputs.least_slow[s]
         latency = start + least_work + return_delay - request.time - TIME_SLACK
         best_utility = expected_utility(
-            accuracy, request.accuracy, latency, request.deadline, clock.grace,
-            clock.accuracy_weight,
+            accuracy, request.accuracy, latency, request.deadline, settings.grace,
+            settings.accuracy_weight,
         )  # fmt: skip
         if not best_utility > 0.0:
             continue
@@ -365,7 +366,12 @@ def _add_candidates(
         entry.server = s
         entry.transfer = transfer
         entry.utility = expected_utility(
-            accuracy, request.accuracy, 0.0, request.deadline, clock.grace, clock.accuracy_weight
+            accuracy,
+            request.accuracy,
+            0.0,
+            request.deadline,
+            settings.grace,
+            settings.accuracy_weight,
         )
         entry.work = work
         entry.least_work = least_work

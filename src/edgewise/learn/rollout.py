@@ -149,7 +149,7 @@ def record(
         pool(out.phi[one.first_phi : n_phi], out.omega[n], out.seen[n])
         n += 1
 
-        if sim.world.clock[0].can_fail != 0:
+        if sim.world.settings[0].can_fail != 0:
             engine.rank(sim, row)
         engine.act(sim, row, probability)
     return n, n_phi, n_row
@@ -158,7 +158,7 @@ def record(
 def rollout(sim: Sim, params: NDArray[np.float64], seed: int) -> Rollout:
     """Play `sim`, whose results are stored, to the end. Raises Crowded."""
     requests, servers = len(sim.world.requests), len(sim.world.servers)
-    balancers = int(sim.world.clock["balancers"][0])
+    balancers = int(sim.world.settings["balancers"][0])
     widest = sim.table.mask.size - 1
     out = Rollout(
         decisions=records(requests, DECISION),

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from edgewise.domain import PayloadForm, Service
 from edgewise.fleet import intake
-from edgewise.fleet.arrays import QUEUE_MAX, Belief, records
+from edgewise.fleet.arrays import QUEUE_MAX, Array, Belief, Record, records
 from edgewise.fleet.report_timing import GAP
 from edgewise.fleet.request_noise import luck_seed, noise_factors
 from edgewise.fleet.table import new_table
@@ -23,7 +23,7 @@ from edgewise.network.trace import LinkTrace
 from edgewise.scenario import DownFailure, MuteFailure, Scenario, link_events, slowness
 from edgewise.score import ScoreShape
 from edgewise.sim import layout
-from edgewise.sim.events import new_events, new_soon
+from edgewise.sim.events import new_events, new_near
 from edgewise.sim.layout import Reports, Sim, World
 from edgewise.sim.next_times import new_next_times
 from edgewise.sim.reports import MUTE_KNOWN
@@ -63,7 +63,7 @@ class SimOptions(Struct, frozen=True, kw_only=True):
 
 
 class _Numbers:
-    """The world's figures in one array; whoever adds some learns where they are."""
+    """Collects the world's curves and lists in one array; `add` returns where one begins."""
 
     def __init__(self) -> None:
         self._parts: list[Floats] = []
@@ -88,118 +88,156 @@ def simulation(
 ) -> Sim:
     """A simulation of `scenario` on the requests of `trace`, at time 0.
 
-    `services` in place of `roster.services_of(scenario)`. Raises ModelError for a model that is
-    neither described in full nor in the zoo, and ScenarioError for a trace file.
+    `services` in place of `tasks.services.services_of(scenario)`. Raises ModelError for a model
+    that is neither described in full nor in the zoo, ScenarioError for a trace file, and ValueError
+    for noise factors whose count is no power of two.
     """
-    given = options or SimOptions()
+    options = options or SimOptions()
     services = services_of(scenario) if services is None else services
-    names = scenario.server_names
-    count, number = len(names), _Numbers()
-    horizon = _horizon(scenario, trace)
-
     belief = new_belief_of(scenario, services)
-    mute = any(isinstance(failure, MuteFailure) for failure in scenario.failures)
-    deciders = scenario.balancers + (count if mute else 0)  # nodes too, when they are left alone
-    beliefs = Belief(*(np.repeat(array[None], deciders, axis=0).copy() for array in belief))
-    seed = luck_seed(scenario.seed)
-    noise = noise_factors(scenario.service_noise.cv) if given.noise is None else given.noise
+    numbers = _Numbers()
+    horizon = _horizon(scenario, trace)
+    servers, workers = _servers(scenario, belief.first, horizon, numbers)
+    links, link_changes = _links(scenario, belief.path, numbers)
+    breakable = any(map(may_break, [*links["impairments"], *link_changes["impairments"]]))
+    settings = _settings_of(scenario, trace, options, horizon, breakable)
+    reports = _reports(scenario, belief, settings[0])
+    count, slots = len(servers), min(options.slots, max(1, len(trace)))
+    noise = _noise(scenario, options)
 
-    servers, workers = _servers(scenario, belief.first, horizon, number)
-    links, link_changes = _links(scenario, belief.path, number)
-    report_delay = given.control_delay if given.report_delay is None else given.report_delay
-    under_way = count * (2 + math.ceil(report_delay / (GAP * scenario.report_period)))
-    if given.keep_reports:  # nobody reports oftener than a gap allows
-        under_way = count * (2 + math.ceil(horizon / (GAP * scenario.report_period)))
-    most = int(np.diff(belief.first).max(initial=1))
-    uplink = scenario.network.topology == "uplink"
-    slots = min(given.slots, max(1, len(trace)))
-
-    clock = records(1, layout.CLOCK)
-    clock["current"], clock["free"], clock["free_report"] = -1, 0, 0
-    clock["servers"], clock["balancers"] = count, deciders
-    clock["central"], clock["mute_since"] = scenario.balancers, np.inf
-    clock["requests"], clock["horizon"], clock["seed"] = len(trace), horizon, seed
-    clock["period"], clock["report_delay"] = scenario.report_period, report_delay
-    clock["control_delay"] = given.control_delay
-    shape = ScoreShape.of(scenario.score)
-    clock["grace"], clock["accuracy_weight"] = shape.grace, shape.accuracy_weight
-    clock["edf"], clock["fifo_links"] = scenario.discipline == "edf", given.fifo_links
-    clock["uplink"], clock["prepare_own"] = uplink, scenario.prepare.on == "own"
-    clock["batching"] = given.batching
-    clock["links_given"] = scenario.network_state == "emulator"
-    clock["can_fail"] = (
-        any(isinstance(f, DownFailure) for f in scenario.failures)
-        or any(map(may_break, [*links["impairments"], *link_changes["impairments"]]))
-        or any(server.queue_limit < NEVER_FULL for server in scenario.servers.values())
-    )
-    clock["noise_bits"] = (len(noise) - 1).bit_length()
-    clock["store"], clock["keep_reports"] = given.store, given.keep_reports
-    if len(noise) != 1 << int(clock["noise_bits"][0]):
-        raise ValueError(f"noise needs a power of two of factors, got {len(noise)}")
-
-    requests = records(len(trace), layout.REQUEST)
-    requests["time"], requests["deadline"] = trace.time, trace.deadline
-    requests["accuracy"], requests["payload"] = trace.accuracy, trace.payload_bytes
-    requests["ingress"] = trace.ingress
-
-    state = records(slots, layout.SLOT)
-    state["next"] = [*range(1, slots), -1]
-    state["wake"] = np.inf
-    reports = records(under_way, layout.REPORT)
-    reports["next"] = [*range(1, under_way), -1]
-    flows = records(2 * slots, layout.FLOW)
-    flows["link"] = -1
-    results = records(len(trace) if given.store else 0, layout.RESULT)
-    results["row"] = results["server"] = results["service"] = results["form"] = -1
-    for name in layout.RESULT.names or ():
-        if layout.RESULT[name] == np.float64 and name not in ("probability", "utility"):
-            results[name] = np.nan
-
-    # Out of step: each server's first report comes at a moment of its own.
+    # Each server first reports at a time of its own, or all would report at once.
     first_reports = np.random.default_rng([scenario.seed, 2]).random(count)
     first_reports *= scenario.report_period
     planned = [(1.0, layout.E_SWEEP, 0)]
+    clock = records(1, layout.CLOCK)
+    clock["current"], clock["free"], clock["free_report"] = -1, 0, 0
+    clock["mute_since"] = np.inf
     clock["events"] = clock["sequence"] = len(planned)
-    soon, soon_codes = new_soon()
+    # A slot has three events at most (metadata and upload, then one; and a timeout check); a worker
+    # has one, a server those of its going and coming back.
+    room = 8 * slots + len(workers) + 16 * count + len(reports.heads)
+    near, near_codes = new_near()
     world = World(
+        settings=settings,
         clock=clock,
-        # A slot has three events at most (metadata and upload, then one; and one that looks after
-        # it); a worker has one, a server those of its going and coming back.
-        soon=soon,
-        soon_codes=soon_codes,
-        events=new_events(8 * slots + len(workers) + 16 * count + under_way, planned),
-        moments=new_next_times(len(links), first_reports),
-        requests=requests,
-        slots=state,
+        near=near,
+        near_codes=near_codes,
+        events=new_events(room, planned),
+        next_times=new_next_times(len(links), first_reports),
+        requests=_requests(trace),
+        slots=_slots(slots),
         nodes=records(3 * slots, layout.NODE),
         servers=servers,
-        services=_services(services, belief.services["server"], number),
+        services=_services(services, belief.services["server"], numbers),
         workers=workers,
         links=links,
-        flows=flows,
+        flows=_flows(slots),
         path=belief.path,
-        numbers=number.array(),
+        numbers=numbers.array(),
         noise=noise,
-        seen=records((deciders, count), intake.ACKNOWLEDGED),
-        results=results,
+        seen=records((settings["balancers"][0], count), intake.ACKNOWLEDGED),
+        results=_results(len(trace) if options.store else 0),
     )
-    widest = max(spec.workers for spec in scenario.servers.values())
-    under_way_reports = Reports(
-        heads=reports,
-        jobs=np.zeros((2, under_way, QUEUE_MAX)),
-        running=np.zeros((under_way, widest)),
-        links=records((under_way, 2 if uplink else 1 + count), intake.REPORT_LINK),
-        services=records((under_way, most), intake.REPORT_SERVICE),
-        seen=records((under_way, deciders), intake.ACKNOWLEDGED),
-    )
+    balancers = int(settings["balancers"][0])
+    beliefs = Belief(*(np.repeat(array[None], balancers, axis=0).copy() for array in belief))
     return Sim(
         world=world,
         script=_script(scenario, link_changes),
-        reports=under_way_reports,
+        reports=reports,
         beliefs=beliefs,
         belief=layout.belief_of(beliefs, 0),
         table=new_table(belief),
     )
+
+
+def _settings_of(
+    scenario: Scenario, trace: Trace, options: SimOptions, horizon: float, breakable: bool
+) -> Array:
+    """What does not change while the simulation runs; `breakable`: a link may break transfers."""
+    mute = any(isinstance(failure, MuteFailure) for failure in scenario.failures)
+    shape = ScoreShape.of(scenario.score)
+    delay = options.control_delay
+    settings = records(1, layout.SETTINGS)
+    out = settings[0]
+    out.requests, out.servers = len(trace), len(scenario.servers)
+    out.central = scenario.balancers
+    # Where the balancers fall silent, nodes decide themselves.
+    out.balancers = scenario.balancers + (len(scenario.servers) if mute else 0)
+    out.horizon, out.seed = horizon, luck_seed(scenario.seed)
+    out.period, out.control_delay = scenario.report_period, delay
+    out.report_delay = delay if options.report_delay is None else options.report_delay
+    out.grace, out.accuracy_weight = shape.grace, shape.accuracy_weight
+    out.edf, out.fifo_links = scenario.discipline == "edf", options.fifo_links
+    out.uplink = scenario.network.topology == "uplink"
+    out.prepare_own, out.batching = scenario.prepare.on == "own", options.batching
+    out.links_given = scenario.network_state == "emulator"
+    out.can_fail = (
+        breakable
+        or any(isinstance(failure, DownFailure) for failure in scenario.failures)
+        or any(server.queue_limit < NEVER_FULL for server in scenario.servers.values())
+    )
+    out.noise_bits = (len(_noise(scenario, options)) - 1).bit_length()
+    out.store, out.keep_reports = options.store, options.keep_reports
+    return settings
+
+
+def _noise(scenario: Scenario, options: SimOptions) -> Floats:
+    """Equally likely factors of service times."""
+    if options.noise is None:
+        return noise_factors(scenario.service_noise.cv)
+    if len(options.noise).bit_count() != 1:
+        raise ValueError(f"noise needs a power of two of factors, got {len(options.noise)}")
+    return options.noise
+
+
+def _reports(scenario: Scenario, belief: Belief, settings: Record) -> Reports:
+    """Room for all reports that can be under way; for all there will be, if they are kept."""
+    servers, balancers = int(settings.servers), int(settings.balancers)
+    kept_for = settings.horizon if settings.keep_reports else settings.report_delay
+    # Nobody reports oftener than once in a gap.
+    room = servers * (2 + math.ceil(kept_for / (GAP * scenario.report_period)))
+    heads = records(room, layout.REPORT)
+    heads["next"] = [*range(1, room), -1]
+    most_workers = max(spec.workers for spec in scenario.servers.values())
+    most_services = int(np.diff(belief.first).max(initial=1))
+    return Reports(
+        heads=heads,
+        jobs=np.zeros((2, room, QUEUE_MAX)),
+        running=np.zeros((room, most_workers)),
+        links=records((room, 2 if settings.uplink else 1 + servers), intake.REPORT_LINK),
+        services=records((room, most_services), intake.REPORT_SERVICE),
+        seen=records((room, balancers), intake.ACKNOWLEDGED),
+    )
+
+
+def _requests(trace: Trace) -> Array:
+    requests = records(len(trace), layout.REQUEST)
+    requests["time"], requests["deadline"] = trace.time, trace.deadline
+    requests["accuracy"], requests["payload"] = trace.accuracy, trace.payload_bytes
+    requests["ingress"] = trace.ingress
+    return requests
+
+
+def _slots(count: int) -> Array:
+    slots = records(count, layout.SLOT)
+    slots["next"] = [*range(1, count), -1]
+    slots["wake"] = np.inf
+    return slots
+
+
+def _flows(slots: int) -> Array:
+    flows = records(2 * slots, layout.FLOW)
+    flows["link"] = -1
+    return flows
+
+
+def _results(count: int) -> Array:
+    results = records(count, layout.RESULT)
+    results["row"] = results["server"] = results["service"] = results["form"] = -1
+    for name in layout.RESULT.names or ():
+        if layout.RESULT[name] == np.float64 and name not in ("probability", "utility"):
+            results[name] = np.nan
+    return results
 
 
 def _horizon(scenario: Scenario, trace: Trace) -> float:
@@ -210,7 +248,7 @@ def _horizon(scenario: Scenario, trace: Trace) -> float:
 
 
 def _servers(
-    scenario: Scenario, first: NDArray[np.int64], horizon: float, number: _Numbers
+    scenario: Scenario, first: NDArray[np.int64], horizon: float, numbers: _Numbers
 ) -> tuple[NDArray[np.void], NDArray[np.void]]:
     specs = list(scenario.servers.values())
     servers = records(len(specs), layout.SERVER)
@@ -225,7 +263,7 @@ def _servers(
         out["queue_limit"] = spec.queue_limit
         out["prepare_seconds"] = scenario.prepare.seconds / spec.speed
         steps = slowness(scenario, name, horizon)
-        out["slow_at"], out["slow_count"] = number.add(np.array(steps)), len(steps)
+        out["slow_at"], out["slow_count"] = numbers.add(np.array(steps)), len(steps)
         out["idle"], out["up"] = at, 1
         for key in ("head", "tail", "prepare_head", "prepare_tail"):
             out[key] = -1
@@ -238,7 +276,7 @@ def _servers(
 
 
 def _services(
-    services: tuple[Service, ...], of: NDArray[np.int64], number: _Numbers
+    services: tuple[Service, ...], of: NDArray[np.int64], numbers: _Numbers
 ) -> NDArray[np.void]:
     out = records(len(services), layout.SERVICE)
     for k, service in enumerate(services):
@@ -246,13 +284,13 @@ def _services(
         row = out[k]
         row["server"], row["accuracy"], row["ready_accuracy"] = of[k], service.accuracy, ready
         row["ready_bytes"], row["ready_saving"] = service.ready_bytes, service.ready_saving
-        row["curve_at"], row["curve_count"] = number.add(service.latency), len(service.latency)
+        row["curve_at"], row["curve_count"] = numbers.add(service.latency), len(service.latency)
         row["queue"], row["service_time"], row["batch"] = -1, service.latency[0], 1.0
     return out
 
 
 def _links(
-    scenario: Scenario, path: NDArray[np.int64], number: _Numbers
+    scenario: Scenario, path: NDArray[np.int64], numbers: _Numbers
 ) -> tuple[NDArray[np.void], NDArray[np.void]]:
     """The links, numbered as in the belief (each server's clients, then the links between servers),
     and the script's lines that change them."""
@@ -276,22 +314,22 @@ def _links(
     for full, (e, source) in places.items():
         out = links[e]
         out["source"] = source
-        _settings(out, settings[full], number, curves)
+        _settings(out, settings[full], numbers, curves)
         spans = _merged(settings[full].outages)
-        out["outage_at"], out["outage_count"] = number.add(np.array(spans)), len(spans)
+        out["outage_at"], out["outage_count"] = numbers.add(np.array(spans)), len(spans)
     events = link_events(scenario)
     script = records(len(events), layout.SCRIPT)
     for line, (full, event) in zip(script, events, strict=True):
         settings[full] = settings[full].changed(event.set)
         line["time"], line["kind"], line["index"] = event.at, layout.S_LINK_CHANGE, places[full][0]
-        _settings(line, settings[full], number, curves)
+        _settings(line, settings[full], numbers, curves)
     return links, script
 
 
 def _settings(
     out: np.void,
     settings: LinkSettings,
-    number: _Numbers,
+    numbers: _Numbers,
     curves: dict[LinkTrace, tuple[int, int, float]],
 ) -> None:
     """Fill in `layout.LINK_SETTINGS`; `curves` are the traces that `number` has already."""
@@ -303,8 +341,8 @@ def _settings(
         return
     if settings.trace not in curves:
         capacity = settings.capacity()
-        at = number.add(capacity.times)
-        number.add(capacity.cumulative)
+        at = numbers.add(capacity.times)
+        numbers.add(capacity.cumulative)
         curves[settings.trace] = at, len(capacity.times), capacity.period
     out["mode"] = layout.CURVE
     out["curve_at"], out["curve_count"], out["curve_period"] = curves[settings.trace]

@@ -112,19 +112,20 @@ def next_line(sim: Sim) -> float:
 def go_on(sim: Sim) -> int:
     """`advance`, for compiled code that has laid the simulation down (`compile.reference`)."""
     clock = sim.world.clock[0]
+    settings = sim.world.settings[0]
     arrival = next_arrival(sim)
     line = next_line(sim)
     while True:
         if arrival == math.inf and clock.open == 0:
             return -1
         caused = next_time(sim.world)
-        moment: float = sim.world.moments[1]
+        moment: float = sim.world.next_times[1]
         event = caused if caused <= moment else moment
         now = event if event < arrival else arrival
         if line < now:
             now = line
-        if now > clock.horizon:
-            clock.now = clock.horizon
+        if now > settings.horizon:
+            clock.now = settings.horizon
             for i in range(clock.used):
                 if sim.world.slots[i].stage == OPEN:
                     lose(sim.world, i, REASON_HORIZON, clock.now)
@@ -203,6 +204,7 @@ def on_moment(sim: Sim, now: float) -> None:
 def ask(sim: Sim, i: int, now: float) -> None:
     """The metadata of slot `i` is at its balancer, which looks at what it believes."""
     clock = sim.world.clock[0]
+    settings = sim.world.settings[0]
     slot = sim.world.slots[i]
     clock.current = i
     b = slot.balancer
@@ -218,8 +220,8 @@ def ask(sim: Sim, i: int, now: float) -> None:
         slot.demanded,
         slot.payload,
         math.nan,
-        clock.grace,
-        clock.accuracy_weight,
+        settings.grace,
+        settings.accuracy_weight,
     )
 
 
@@ -237,6 +239,7 @@ def act(sim: Sim, row: int, probability: float) -> None:
 def take(sim: Sim, row: int, probability: float) -> None:
     """`act`, for compiled code that has laid the simulation down (`compile.reference`)."""
     clock = sim.world.clock[0]
+    settings = sim.world.settings[0]
     now = clock.now
     i = clock.current
     slot = sim.world.slots[i]
@@ -260,7 +263,7 @@ def take(sim: Sim, row: int, probability: float) -> None:
         slot.server = sim.world.services[row // 2].server
         slot.picked = slot.server
         slot.life = sim.world.servers[slot.server].known_life
-    command_comes(sim.world, i, now + clock.control_delay)
+    command_comes(sim.world, i, now + settings.control_delay)
     release(sim.world, i)  # the metadata's
 
 
@@ -357,7 +360,7 @@ def run(sim: Sim, kernel: Any, params: Array, memory: Array, draws: Array, decis
         sim.table.scores[shed] = -math.inf
         probability = kernel(sim.table, params, memory[b], draws[b])
         row = best_row(sim.table)
-        if sim.world.clock[0].can_fail != 0:
+        if sim.world.settings[0].can_fail != 0:
             rank(sim, row)
         take(sim, row, probability)
         done += 1
@@ -384,6 +387,7 @@ def run_learning(
     sim = by_reference(sim)
     world = sim.world
     clock = world.clock[0]
+    settings = world.settings[0]
     shed = sim.table.mask.size - 1
     clock.learning = 1
     done = 0
@@ -403,7 +407,7 @@ def run_learning(
         probability = kernel(sim.table, params, memory[b], draws[b])
         row = best_row(sim.table)
         describe(sim.table, row, features[i])
-        if clock.can_fail != 0:
+        if settings.can_fail != 0:
             rank(sim, row)
         take(sim, row, probability)
         done += 1
@@ -414,7 +418,7 @@ def run_learning(
 def decide(sim: Sim, row: int, probability: float) -> None:
     """As `act`, for a policy that is not compiled: the table's scores say which rows are next."""
     sim = by_reference(sim)
-    if sim.world.clock[0].can_fail != 0:
+    if sim.world.settings[0].can_fail != 0:
         rank(sim, row)
     take(sim, row, probability)
 

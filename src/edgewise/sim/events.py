@@ -29,17 +29,17 @@ _INDEX_MASK = (1 << INDEX_BITS) - 1
 _KIND_MASK = (1 << KIND_BITS) - 1
 _SEQUENCE_MASK = (1 << 30) - 1
 
-SOON = 128
+NEAR = 128
 """Room for events in order. Eight servers at 440 requests/s have about 60 under way."""
-_HALF = SOON // 2
+_HALF = NEAR // 2
 
 
-def new_soon() -> tuple[Array, Array]:
+def new_near() -> tuple[Array, Array]:
     """Room for the times and codes of the events in order. What comes after all of them, and never,
     stands first: so whoever looks for a place needs not look for the end."""
-    times = np.zeros(SOON + 1)
+    times = np.zeros(NEAR + 1)
     times[0] = np.inf
-    return times, np.zeros(SOON + 1, np.int64)
+    return times, np.zeros(NEAR + 1, np.int64)
 
 
 def new_events(room: int, planned: Sequence[tuple[float, int, int]]) -> Array:
@@ -74,11 +74,11 @@ def push(world: World, time: float, kind: int, index: int) -> None:
         return
     clock = world.clock[0]
     code = code_of(world, kind, index)
-    if clock.soon == SOON:
+    if clock.near == NEAR:
         move_half(world)
-    times, codes = world.soon, world.soon_codes
-    place = clock.soon + 1
-    clock.soon = place
+    times, codes = world.near, world.near_codes
+    place = clock.near + 1
+    clock.near = place
     while times[place - 1] <= time:
         times[place] = times[place - 1]
         codes[place] = codes[place - 1]
@@ -97,19 +97,19 @@ def heap_push(world: World, time: float, kind: int, index: int) -> None:
 @jit_no_refcount(internal=True)
 def move_half(world: World) -> None:
     """The later half of those in order to the heap."""
-    times, codes = world.soon, world.soon_codes
+    times, codes = world.near, world.near_codes
     for j in range(_HALF, 0, -1):
         heap_push_event(world, times[j], codes[j])
-    for j in range(_HALF + 1, SOON + 1):
+    for j in range(_HALF + 1, NEAR + 1):
         times[j - _HALF] = times[j]
         codes[j - _HALF] = codes[j]
-    world.clock[0].soon = SOON - _HALF
+    world.clock[0].near = NEAR - _HALF
 
 
 @jit_no_refcount(inline=True, internal=True)
 def next_time(world: World) -> float:
     """Of the next event; inf if there is none."""
-    time: float = world.soon[world.clock[0].soon]
+    time: float = world.near[world.clock[0].near]
     far: float = world.events[0].time
     return far if far < time else time
 
@@ -117,12 +117,12 @@ def next_time(world: World) -> float:
 @jit_no_refcount(inline=True, internal=True)
 def pop(world: World) -> int:
     """Take the next event out, of which `next_time` said that there is one; returns its code."""
-    n = world.clock[0].soon
-    code: int = world.soon_codes[n]
+    n = world.clock[0].near
+    code: int = world.near_codes[n]
     first = world.events[0]
-    time = world.soon[n]
+    time = world.near[n]
     if (first.time > time) | ((first.time == time) & (first.code > code)):
-        world.clock[0].soon = n - 1
+        world.clock[0].near = n - 1
         return code
     code = first.code
     take_root(world)

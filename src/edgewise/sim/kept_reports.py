@@ -20,14 +20,15 @@ def reports(
     each where it is a measurement.
     """
     clock = sim.world.clock[0]
-    if not clock["keep_reports"]:
+    settings = sim.world.settings[0]
+    if not settings["keep_reports"]:
         raise ValueError("the simulation did not keep its reports")
     heads = sim.reports.heads
     made = len(heads) if clock["free_report"] < 0 else int(clock["free_report"])
     order = sorted(range(made), key=lambda p: (float(heads["at"][p]), p))
     for p in order:
         at = float(heads["at"][p])
-        yield _report(sim, scenario, services, p), at + float(clock["report_delay"])
+        yield _report(sim, scenario, services, p), at + float(settings["report_delay"])
 
 
 def _report(sim: Sim, scenario: Scenario, services: Sequence[Service], p: int) -> Report:

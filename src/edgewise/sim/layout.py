@@ -89,7 +89,7 @@ CLOCK = np.dtype(
         ("current", "i8"),  # slot that waits for a decision; −1 none
         ("free", "i8"),  # first free slot; −1 none
         ("used", "i8"),  # slots that were ever in use
-        ("soon", "i8"),  # events in order …
+        ("near", "i8"),  # events in order …
         ("events", "i8"),  # … and in the heap
         ("sequence", "i8"),  # events ever made: breaks ties in order of making
         ("free_report", "i8"),
@@ -101,12 +101,17 @@ CLOCK = np.dtype(
         ("decisions", "i8"),
         ("utility", "f8"),
         ("processed", "i8"),  # events
-        # what does not change
+        ("mute_since", "f8"),  # the central balancers are silent since then; inf: they are not
+    ]
+)
+"""Where a simulation stands."""
+
+SETTINGS = np.dtype(
+    [
         ("requests", "i8"),
         ("servers", "i8"),
         ("balancers", "i8"),  # nodes that may have to decide themselves included, after …
         ("central", "i8"),  # … those that are balancers by trade
-        ("mute_since", "f8"),  # those are silent since then; inf: they are not
         ("horizon", "f8"),  # what is open then is lost
         ("seed", "u8"),  # of the luck of this world
         ("period", "f8"),  # between reports
@@ -126,6 +131,7 @@ CLOCK = np.dtype(
         ("keep_reports", "i8"),  # 1: reports are kept
     ]
 )
+"""What does not change while it runs."""
 
 REQUEST = np.dtype(
     [
@@ -368,11 +374,12 @@ class World(NamedTuple):
     tuple is passed to.
     """
 
+    settings: Array  # SETTINGS (1,)
     clock: Array  # CLOCK (1,)
-    soon: Array  # float64 (1 + SOON,): +inf, then the times of the next events, falling …
-    soon_codes: Array  # … int64 (1 + SOON,): and their codes
+    near: Array  # float64 (1 + NEAR,): +inf, then the times of the next events, falling …
+    near_codes: Array  # … int64 (1 + NEAR,): and their codes
     events: Array  # EVENT (H,), a binary heap of the rest
-    moments: Array  # float64 (2P,), P ≥ 8, L + S: `sim.next_times`
+    next_times: Array  # float64 (2P,), P ≥ 8, L + S: `sim.next_times`
     requests: Array  # REQUEST (N,)
     slots: Array  # SLOT (M,)
     nodes: Array  # NODE (3M,)

@@ -100,7 +100,7 @@ def bring_up(world: World, e: int, now: float) -> None:
     flows = link.flows
     if flows > 0 and now > link.at:
         carried = capacity(link, world.numbers, link.at, now)
-        link.served += carried if world.clock[0].fifo_links != 0 else carried / flows
+        link.served += carried if world.settings[0].fifo_links != 0 else carried / flows
         link.area += flows * (now - link.at)
         link.bytes += carried
     link.at = now
@@ -110,7 +110,7 @@ def bring_up(world: World, e: int, now: float) -> None:
 def left_of(world: World, e: int) -> float:
     """Bytes that link `e`, which is up to date, carries until its first flow is across."""
     link = world.links[e]
-    share = 1 if world.clock[0].fifo_links != 0 else link.flows
+    share = 1 if world.settings[0].fifo_links != 0 else link.flows
     left: float = max(0.0, world.nodes[link.root].key - link.served) * share
     return left
 
@@ -132,7 +132,7 @@ def join(world: World, e: int, node: int, size: float, now: float) -> None:
         link.served = 0.0
         link.last_tag = 0.0
         link.tags = 0.0
-    after = max(link.served, link.last_tag) if world.clock[0].fifo_links != 0 else link.served
+    after = max(link.served, link.last_tag) if world.settings[0].fifo_links != 0 else link.served
     tag = size + after
     link.last_tag = tag
     link.tags += tag
@@ -166,7 +166,7 @@ def withdraw(world: World, e: int, node: int, size: float) -> None:
     bring_up(world, e, world.clock[0].now)
     key = world.nodes[node].key
     # First in, first out: those behind it move up.
-    left = min(size, max(0.0, key - link.served)) if world.clock[0].fifo_links != 0 else 0.0
+    left = min(size, max(0.0, key - link.served)) if world.settings[0].fifo_links != 0 else 0.0
     link.root = remove(world.nodes, link.root, node, left)
     link.tags -= key
     link.last_tag -= left

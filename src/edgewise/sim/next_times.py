@@ -34,15 +34,15 @@ def new_next_times(links: int, reports: Array) -> Array:
 
 def reports_due(world: World) -> Array:
     """When each server reports next, s (S,): a view. For callers outside compiled code."""
-    begin = world.moments.size // 2 + world.links.size
-    due: Array = world.moments[begin : begin + world.servers.size]
+    begin = world.next_times.size // 2 + world.links.size
+    due: Array = world.next_times[begin : begin + world.servers.size]
     return due
 
 
 @jit_no_refcount(inline=True, internal=True)
 def first(world: World) -> int:
     """Whose moment is first: a link's number, or a server's on top of the number of links."""
-    tree = world.moments
+    tree = world.next_times
     leaves = tree.size >> 1
     n = 1
     while n < leaves:
@@ -66,17 +66,17 @@ def move(tree: Array, i: int, time: float) -> None:
 @jit_no_refcount(inline=True, internal=True)
 def link_at(world: World, e: int, time: float) -> None:
     """Link `e` is through with its next transfer at `time`."""
-    move(world.moments, e, time)
+    move(world.next_times, e, time)
 
 
 @jit_no_refcount(inline=True, internal=True)
 def report_at(world: World, s: int, time: float) -> None:
     """Server `s` reports at `time`."""
-    move(world.moments, world.links.size + s, time)
+    move(world.next_times, world.links.size + s, time)
 
 
 @jit_no_refcount(inline=True, internal=True)
 def report_due(world: World, s: int) -> float:
     """When server `s` reports next; inf while it is down."""
-    due: float = world.moments[(world.moments.size >> 1) + world.links.size + s]
+    due: float = world.next_times[(world.next_times.size >> 1) + world.links.size + s]
     return due

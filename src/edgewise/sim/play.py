@@ -80,7 +80,7 @@ class Player:
     def __init__(
         self, sim: Sim, spec: PolicySpec, seed: int, params: Sequence[float] | None = None
     ) -> None:
-        balancers = int(sim.world.clock["balancers"][0])
+        balancers = int(sim.world.settings["balancers"][0])
         sim.table.settings.fill_servers = spec.reads_servers
         self.sim, self.spec = sim, spec
         self.params = spec.new_params(params)

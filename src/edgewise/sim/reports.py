@@ -78,13 +78,13 @@ def look_at_link(world: World, reports: Reports, p: int, j: int, e: int, now: fl
     out.link = e
     out.first = 1
     link = world.links[e]
-    if world.clock[0].links_given == 0:
+    if world.settings[0].links_given == 0:
         out.backlog = left(world, e, now)
         out.flows = link.ledger
         out.rate = link.measured
         out.rate_at = link.measured_at
         return
-    fifo = world.clock[0].fifo_links != 0
+    fifo = world.settings[0].fifo_links != 0
     bring_up(world, e, now)
     out.flows = link.flows
     out.backlog = backlog(link, fifo)
@@ -99,8 +99,9 @@ def look_at_link(world: World, reports: Reports, p: int, j: int, e: int, now: fl
 def look(world: World, reports: Reports, s: int, now: float) -> None:
     """Server `s` reports."""
     clock = world.clock[0]
+    settings = world.settings[0]
     server = world.servers[s]
-    report_at(world, s, now + clock.period)
+    report_at(world, s, now + settings.period)
     server.reported = backlog_of(world, s, now)
     p: int = clock.free_report
     if p < 0:
@@ -135,7 +136,7 @@ def look(world: World, reports: Reports, s: int, now: float) -> None:
         i = slot.after
     report.queued = n
     report.prepare_backlog = server.prepare_waiting
-    if clock.prepare_own != 0:
+    if settings.prepare_own != 0:
         core = world.workers[world.workers.size - world.servers.size + s]
         if core.slot >= 0:
             report.prepare_backlog += max(0.0, core.expected - now)
@@ -145,21 +146,21 @@ def look(world: World, reports: Reports, s: int, now: float) -> None:
         out.service_time = world.services[k].service_time
         out.batch = world.services[k].batch
         out.served = world.services[k].served
-    for b in range(clock.balancers):
+    for b in range(settings.balancers):
         reports.seen[p, b] = world.seen[b, s]
     look_at_links(world, reports, s, p, now)
-    push(world, now + clock.report_delay, E_REPORTED, p)
+    push(world, now + settings.report_delay, E_REPORTED, p)
 
 
 @jit_no_refcount(internal=True)
 def look_at_links(world: World, reports: Reports, s: int, p: int, now: float) -> None:
     """The links that server `s` sends on, and its clients', into report `p`."""
-    clock = world.clock[0]
+    settings = world.settings[0]
     look_at_link(world, reports, p, 0, s, now)
     # A node cannot time its clients; an emulator knows.
-    reports.links[p, 0].rtt = 2.0 * world.links[s].delay if clock.links_given != 0 else math.nan
-    count = clock.servers
-    if clock.uplink == 0:
+    reports.links[p, 0].rtt = 2.0 * world.links[s].delay if settings.links_given != 0 else math.nan
+    count = settings.servers
+    if settings.uplink == 0:
         j = 0
         for d in range(count):
             if d != s:
@@ -182,15 +183,16 @@ def on_reported(sim: Sim, p: int, now: float) -> None:
     """Report `p` reaches the balancers."""
     world, reports, beliefs = sim.world, sim.reports, sim.beliefs
     clock = world.clock[0]
+    settings = world.settings[0]
     report = reports.heads[p]
     s = report.server
     server = world.servers[s]
     if report.life == server.known_life:
-        for b in range(clock.balancers):
+        for b in range(settings.balancers):
             if hears(world, b, s, report.at, beliefs.servers[b, s].report_at):
                 belief = sim.belief if b == 0 else by_reference(view(beliefs, b))
                 take_in(world, reports, belief, b, p, now)
-    if clock.keep_reports == 0:
+    if settings.keep_reports == 0:
         report.next = clock.free_report
         clock.free_report = p
 
@@ -204,10 +206,11 @@ def hears(world: World, b: int, s: int, at: float, before: float) -> bool:
     balancer is gone (`live.node.node`).
     """
     clock = world.clock[0]
-    if b < clock.central:
+    settings = world.settings[0]
+    if b < settings.central:
         heard: bool = at < clock.mute_since
         return heard
-    if b - clock.central == s or at >= clock.mute_since + MUTE_KNOWN:
+    if b - settings.central == s or at >= clock.mute_since + MUTE_KNOWN:
         return True
     told: bool = at < clock.mute_since and not (at < before + FLEET_PERIOD)
     return told
@@ -227,14 +230,14 @@ def take_in(world: World, reports: Reports, belief: Belief, b: int, p: int, now:
         reports.services[p, : server.end_service - server.first_service],
         reports.links[p, : links_sent(world)],
     )
-    take_report(belief, report, world.clock[0].links_given != 0, now)
+    take_report(belief, report, world.settings[0].links_given != 0, now)
 
 
 @jit_no_refcount(inline=True, internal=True)
 def links_sent(world: World) -> int:
     """Links in a report: the clients', and the sender's one uplink or its link to each other."""
-    servers: int = world.clock[0].servers
-    return min(servers, 2) if world.clock[0].uplink != 0 else servers
+    servers: int = world.settings[0].servers
+    return min(servers, 2) if world.settings[0].uplink != 0 else servers
 
 
 @jit_no_refcount(internal=True)
@@ -247,7 +250,7 @@ def close(world: World, belief: Belief, i: int, failed: bool, now: float) -> Non
         slot.dispatch,
         slot.rif,
         slot.decided,
-        slot.sent + worthless_after(slot.deadline - slot.sent, world.clock[0].grace),
+        slot.sent + worthless_after(slot.deadline - slot.sent, world.settings[0].grace),
         failed,
         now,
     )
@@ -284,7 +287,7 @@ def sweep(sim: Sim, now: float) -> None:
     for i in range(world.clock[0].used):
         slot = world.slots[i]
         if slot.stage == OPEN and slot.picked >= 0:
-            span = worthless_after(slot.deadline - slot.sent, world.clock[0].grace)
+            span = worthless_after(slot.deadline - slot.sent, world.settings[0].grace)
             give_up = slot.sent + span + FORGET_AFTER
             if give_up < now and slot.life == world.servers[slot.picked].known_life:
                 belief = by_reference(view(sim.beliefs, slot.balancer))
@@ -300,6 +303,7 @@ def sweep(sim: Sim, now: float) -> None:
 def stop(world: World, s: int, now: float) -> None:
     """Server `s` dies with all it has. Its clients' requests are lost, others' ingresses learn."""
     clock = world.clock[0]
+    settings = world.settings[0]
     server = world.servers[s]
     if server.up == 0:
         return
@@ -332,7 +336,7 @@ def stop(world: World, s: int, now: float) -> None:
             known_at = now + world.links[world.path[s, slot.ingress]].delay
             expect_news(world, i, known_at, E_FAILED)
     clear_server(world, s)
-    push(world, now + clock.control_delay, E_LEFT, s)
+    push(world, now + settings.control_delay, E_LEFT, s)
 
 
 @jit_no_refcount(internal=True)
@@ -389,18 +393,18 @@ def restart(world: World, s: int, now: float) -> None:
     server.busy_at = now
     server.reported_at = now
     server.utilisation = 0.0
-    for b in range(world.clock[0].balancers):
+    for b in range(world.settings[0].balancers):
         world.seen[b, s].commands = 0
         world.seen[b, s].low = 0
         world.seen[b, s].bits = 0
-    push(world, now + world.clock[0].control_delay, E_JOINED, s)
+    push(world, now + world.settings[0].control_delay, E_JOINED, s)
     report_at(world, s, now)
 
 
 @jit_no_refcount(internal=True)
 def on_left(world: World, beliefs: Belief, s: int) -> None:
     """`Tracker.disconnect`."""
-    for b in range(world.clock[0].balancers):
+    for b in range(world.settings[0].balancers):
         beliefs.servers[b, s].connected = 0.0
 
 
@@ -408,6 +412,6 @@ def on_left(world: World, beliefs: Belief, s: int) -> None:
 def on_joined(world: World, beliefs: Belief, s: int, now: float) -> None:
     """`Tracker.connect`."""
     world.servers[s].known_life = world.servers[s].life
-    for b in range(world.clock[0].balancers):
+    for b in range(world.settings[0].balancers):
         reset_server(by_reference(view(beliefs, b)), s, now)
         beliefs.servers[b, s].connected = 1.0

@@ -51,7 +51,7 @@ def outcomes(
     gave it, from luck that belongs to the request, so that a model that is right where it is least
     accurate is right for all. `labels` are the right classes, one per request.
     """
-    seed = sim.world.clock["seed"][0]
+    seed = sim.world.settings["seed"][0]
     for i, result in enumerate(sim.world.results):
         status = STATUSES[result["status"]]
         if status == "pending":

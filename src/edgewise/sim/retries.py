@@ -154,7 +154,7 @@ def expire(world: World, i: int, now: float) -> None:
         slot.transferred = math.inf
         slot.started = math.inf
     end(world, i, EXPIRED, REASON_NONE, now)
-    tell(world, i, now + world.clock[0].control_delay)
+    tell(world, i, now + world.settings[0].control_delay)
     break_off(world, i)
 
 
@@ -198,7 +198,7 @@ def try_next(world: World, i: int, now: float) -> None:
         end(world, i, SHED, REASON_QUEUE_FULL, now)
     else:
         end(world, i, FAILED, slot.reason, now)
-    tell(world, i, now + world.clock[0].control_delay)
+    tell(world, i, now + world.settings[0].control_delay)
 
 
 @jit_no_refcount(internal=True)
@@ -221,4 +221,6 @@ def pays(world: World, i: int, k: int, now: float) -> bool:
     s: int = slot.ingress
     done = now + wait_for(world, s, slot.deadline, now) + expected_work(world, k, 0)
     idle = world.servers[s].idle >= 0
-    return worth_running(done, slot.deadline, slot.deadline - slot.sent, world.clock[0].grace, idle)
+    return worth_running(
+        done, slot.deadline, slot.deadline - slot.sent, world.settings[0].grace, idle
+    )

@@ -85,7 +85,7 @@ def transfer(world: World, i: int, size: float, now: float) -> None:
     give_up = give_up_at(
         slot.deadline,
         slot.deadline - slot.sent,
-        world.clock[0].grace,
+        world.settings[0].grace,
         world.services[k].service_time if k >= 0 else math.nan,
     )
     slot.give_up = max(now, give_up)
@@ -140,7 +140,7 @@ def on_command(world: World, i: int, now: float) -> None:
     slot.commanded = now
     if slot.picked < 0:
         end(world, i, SHED, slot.reason, now)
-        tell(world, i, now + world.clock[0].control_delay)
+        tell(world, i, now + world.settings[0].control_delay)
         return
     route(world, i, now)
 
@@ -182,7 +182,7 @@ def deliver(world: World, i: int, now: float) -> None:
     """The last byte of slot `i`'s transfer has left the link, and the source had it all."""
     slot = world.slots[i]
     e = world.path[slot.ingress, slot.server]
-    extra = lag(world.links[e], world.clock[0].seed, slot.request, e, slot.bytes, now)
+    extra = lag(world.links[e], world.settings[0].seed, slot.request, e, slot.bytes, now)
     if extra < math.inf:
         expect_news(world, i, now + extra, E_DELIVERED)
     else:
@@ -228,7 +228,7 @@ def on_up(world: World, i: int, e: int, now: float) -> None:
     link = world.links[e]
     if link.mode == UNLIMITED:
         link.bytes += slot.payload
-    extra = lag(link, world.clock[0].seed, slot.request, e, slot.payload, now)
+    extra = lag(link, world.settings[0].seed, slot.request, e, slot.payload, now)
     if extra < math.inf:
         later(world, i, now + extra, E_UPLOADED)
     elif slot.stage != DONE:

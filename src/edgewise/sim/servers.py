@@ -55,10 +55,10 @@ def slowness(world: World, s: int, now: float) -> float:
 @jit_no_refcount(inline=True, internal=True)
 def noise(world: World, r: int, k: int) -> float:
     """The luck of request `r` on service `k`, as a factor with mean 1."""
-    clock = world.clock[0]
-    if clock.noise_bits == 0:
+    settings = world.settings[0]
+    if settings.noise_bits == 0:
         return 1.0
-    factor: float = world.noise[noise_place(clock.seed, r, k, clock.noise_bits)]
+    factor: float = world.noise[noise_place(settings.seed, r, k, settings.noise_bits)]
     return factor
 
 
@@ -90,7 +90,7 @@ def backlog_of(world: World, s: int, now: float) -> float:
     """s until workers and stage of `s` are through with what is here (`live.node.monitor`)."""
     server = world.servers[s]
     workers = world.workers
-    own = world.clock[0].prepare_own != 0
+    own = world.settings[0].prepare_own != 0
     work = server.work if own else server.work + server.prepare_waiting
     for w in range(server.first_worker, server.first_worker + server.workers):
         if workers[w].slot >= 0:
@@ -109,7 +109,7 @@ def backlog_of(world: World, s: int, now: float) -> float:
 def notice(world: World, s: int, now: float) -> None:
     """Something changed at `s`: if it is a jump, its next report does not wait for its period."""
     server = world.servers[s]
-    period = world.clock[0].period
+    period = world.settings[0].period
     soonest = max(now, server.reported_at + GAP * period)
     if report_due(world, s) <= soonest:
         return
@@ -127,8 +127,8 @@ def notice(world: World, s: int, now: float) -> None:
 def wait_for(world: World, s: int, due: float, now: float) -> float:
     """s until `s` would take a request due at `due` (`live.node.worker_queue.WorkerQueue.wait`)."""
     server = world.servers[s]
-    edf = world.clock[0].edf != 0
-    work = 0.0 if world.clock[0].prepare_own != 0 else server.prepare_waiting
+    edf = world.settings[0].edf != 0
+    work = 0.0 if world.settings[0].prepare_own != 0 else server.prepare_waiting
     for w in range(server.first_worker, server.first_worker + server.workers):
         if world.workers[w].slot >= 0:
             work += max(0.0, world.workers[w].expected - now)
@@ -214,7 +214,7 @@ def begin(world: World, s: int, w: int, i: int, now: float) -> None:
     count = 1
     ready = 1 if world.slots[i].form == READY else 0
     world.slots[i].started = now
-    if world.clock[0].batching != 0:
+    if world.settings[0].batching != 0:
         while (
             count < service.curve_count
             and service.queue >= 0
@@ -274,7 +274,7 @@ def next_conversion(world: World, s: int) -> int:
 def next_work(world: World, s: int, w: int, now: float) -> None:
     """Worker `w` of `s` is free: what does it do?"""
     server = world.servers[s]
-    if world.clock[0].prepare_own == 0 and server.prepare_head >= 0:
+    if world.settings[0].prepare_own == 0 and server.prepare_head >= 0:
         i = next_conversion(world, s)
         if i >= 0:
             convert(world, s, w, i, now)
@@ -311,6 +311,7 @@ def arrive(world: World, s: int, i: int, now: float) -> None:
     server = world.servers[s]
     slot = world.slots[i]
     clock = world.clock[0]
+    settings = world.settings[0]
     slot.transferred = now
     if slot.attempt == 0 and slot.dispatch > 0:
         seen = world.seen[slot.balancer, s]
@@ -340,7 +341,7 @@ def arrive(world: World, s: int, i: int, now: float) -> None:
         return
     order = clock.sequence
     clock.sequence = order + 1
-    key = slot.deadline if clock.edf != 0 else now
+    key = slot.deadline if settings.edf != 0 else now
     root = world.services[k].queue
     world.services[k].queue = insert(world.nodes, root, 2 * world.slots.size + i, key, order)
     slot.before = server.tail
@@ -362,7 +363,7 @@ def prepare(world: World, i: int, now: float) -> None:
     server = world.servers[s]
     hold(world, i)
     w = -1
-    if world.clock[0].prepare_own != 0:
+    if world.settings[0].prepare_own != 0:
         core = world.workers.size - world.servers.size + s
         if world.workers[core].slot < 0:
             w = core

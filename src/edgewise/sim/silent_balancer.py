@@ -27,10 +27,11 @@ from edgewise.sim.slots import later
 def left_alone(sim: Sim, i: int, now: float) -> bool:
     """Whether slot `i`'s balancer is mute, and its ingress is to decide, later."""
     clock = sim.world.clock[0]
+    settings = sim.world.settings[0]
     slot = sim.world.slots[i]
-    if now < clock.mute_since or slot.balancer >= clock.central:
+    if now < clock.mute_since or slot.balancer >= settings.central:
         return False
-    slot.balancer = clock.central + slot.ingress
+    slot.balancer = settings.central + slot.ingress
     if now >= clock.mute_since + MUTE_KNOWN:
         return False  # at once
     patience = min(DECISION_PATIENCE * (slot.deadline - slot.sent), max(0.0, slot.deadline - now))

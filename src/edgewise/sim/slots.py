@@ -86,6 +86,7 @@ def take_slot(world: World, now: float) -> int:
 def open_slot(world: World, r: int) -> int:
     """A slot for request `r`, which is sent now; −1 if there is none left."""
     clock = world.clock[0]
+    settings = world.settings[0]
     i = take_slot(world, world.requests[r].time)
     if i < 0:
         return -1
@@ -96,7 +97,7 @@ def open_slot(world: World, r: int) -> int:
     slot.stage = OPEN
     slot.holds = 0
     slot.ingress = request.ingress
-    slot.balancer = r % clock.central if clock.central > 1 else 0
+    slot.balancer = r % settings.central if settings.central > 1 else 0
     slot.service = -1
     slot.server = -1
     slot.form = 0
@@ -118,7 +119,7 @@ def open_slot(world: World, r: int) -> int:
     slot.predicted = math.nan
     slot.sent = request.time
     slot.deadline = request.time + request.deadline
-    slot.expiry = request.time + worthless_after(request.deadline, clock.grace)
+    slot.expiry = request.time + worthless_after(request.deadline, settings.grace)
     slot.give_up = math.inf
     slot.news = math.inf
     slot.demanded = request.accuracy
@@ -147,6 +148,7 @@ def end(world: World, i: int, status: int, reason: int, answered: float) -> None
     """Request of slot `i` ends; the ingress begins to answer at `answered` (inf = never)."""
     slot = world.slots[i]
     clock = world.clock[0]
+    settings = world.settings[0]
     slot.stage = DONE
     drop(world, i, clock.now)  # whoever has been answered is read no further
     clock.open -= 1
@@ -162,12 +164,12 @@ def end(world: World, i: int, status: int, reason: int, answered: float) -> None
             slot.demanded,
             latency,
             slot.deadline - slot.sent,
-            clock.grace,
-            clock.accuracy_weight,
+            settings.grace,
+            settings.accuracy_weight,
         )
         clock.utility += utility
     slot.utility = utility
-    if clock.store == 0:
+    if settings.store == 0:
         return
     out = world.results[slot.request]
     out.status = status
@@ -211,7 +213,7 @@ def answer(world: World, i: int, status: int, reason: int, s: int, now: float) -
     if s != slot.ingress:
         answered += world.links[world.path[s, slot.ingress]].delay
     end(world, i, status, reason, answered)
-    tell(world, i, answered + world.clock[0].control_delay)
+    tell(world, i, answered + world.settings[0].control_delay)
 
 
 @jit_no_refcount(internal=True)
@@ -225,9 +227,10 @@ def lose(world: World, i: int, reason: int, now: float) -> None:
 def turn_away(world: World, r: int) -> None:
     """Request `r` finds its ingress down."""
     clock = world.clock[0]
+    settings = world.settings[0]
     clock.ended[LOST] += 1
-    if clock.store != 0:
+    if settings.store != 0:
         out = world.results[r]
         out.status = LOST
         out.reason = REASON_INGRESS_DOWN
-        out.balancer = np.int32(r % clock.central)
+        out.balancer = np.int32(r % settings.central)

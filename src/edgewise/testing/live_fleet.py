@@ -161,7 +161,7 @@ class LiveFleet:
             await self.balancer.start()
             stack.push_async_callback(self.network.close)
             stack.push_async_callback(self.balancer.stop)
-            horizon = float(self._begun.world.clock["horizon"][0])
+            horizon = float(self._begun.world.settings["horizon"][0])
             for name, node in self.nodes.items():
                 for at, factor in slowness(self.scenario, name, horizon):
                     loop.call_at(START + at, node.slow_down, factor)

@@ -25,7 +25,7 @@ def play(world: World, who: Array, times: Array, found: Array) -> None:
             link_at(world, w, times[i])
         else:
             report_at(world, w - links, times[i])
-        found[i, 0] = world.moments[1]
+        found[i, 0] = world.next_times[1]
         found[i, 1] = first(world)
         found[i, 2] = report_due(world, 0)
 
@@ -35,7 +35,7 @@ def test_the_earliest_moment_is_first_whoever_moves(grid: float) -> None:
     scenario = families.scenario("medium", 1)
     world = simulation(scenario, generate(scenario, None)).world
     links, servers = len(world.links), len(world.servers)
-    assert world.moments.size > 2 * (links + servers)  # not full: the rest never comes
+    assert world.next_times.size > 2 * (links + servers)  # not full: the rest never comes
     rng = np.random.default_rng(3)
     times = rng.exponential(1.0, 2000)
     if grid:
@@ -43,7 +43,7 @@ def test_the_earliest_moment_is_first_whoever_moves(grid: float) -> None:
     times[rng.random(2000) < 0.1] = math.inf
     who = rng.integers(0, links + servers, 2000).astype(float)
     moments = [math.inf] * links + reports_due(world).tolist()
-    assert world.moments[1] == min(moments)
+    assert world.next_times[1] == min(moments)
     found = np.zeros((2000, 3))
     play(world, who, times, found)
     for w, time, (earliest, whose, due) in zip(who, times, found, strict=True):
