@@ -27,7 +27,7 @@ def record_episode(out: Path, episode: Episode) -> None:
     of_row = candidates(episode.services)
     tables = [records.REQUESTS, records.OUTCOMES, records.DECISIONS, records.REPORTS]
     with Recorder(out, tables, patient=True) as recorder:
-        if episode.sim.world.clock["keep_reports"][0]:
+        if episode.sim.world.settings["keep_reports"][0]:
             for report, received in episode.reports():
                 recorder.add(records.REPORTS, report, received, 0.0)
         results = episode.sim.world.results
