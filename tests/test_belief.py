@@ -109,10 +109,10 @@ def jobs(belief: Belief, s: int) -> list[tuple[float, float, int]]:
 
 def backlog(belief: Belief, s: int, now: float) -> float:
     """s until the server is through with everything."""
-    core.advance(belief, s, now)
+    core.play_forward(belief, s, now)
     n = int(belief.servers[s]["workers"])
     work = float(belief.jobs[s, : belief.servers[s]["jobs"]]["work"].sum())
-    return float(core.level(belief.free[s], n, now, work)) - now
+    return float(core.water_level(belief.free[s], n, now, work)) - now
 
 
 # -- layout ----------------------------------------------------------------------------------------
@@ -170,7 +170,7 @@ def test_a_copy_knows_the_same_and_learns_apart() -> None:
 )
 def test_level(free: list[float], work: float, expected: float) -> None:
     now = 4.0 if free == [5.0] else 10.0
-    assert core.level(np.array(free), len(free), now, work) == pytest.approx(expected)
+    assert core.water_level(np.array(free), len(free), now, work) == pytest.approx(expected)
 
 
 @QUICK
@@ -181,7 +181,7 @@ def test_level(free: list[float], work: float, expected: float) -> None:
 def test_level_is_where_the_poured_work_stands(free: list[float], work: float) -> None:
     """Its definition: Σ max(0, t − max(free, now)) = work."""
     now = 10.0
-    t = core.level(np.array(free), len(free), now, work)
+    t = core.water_level(np.array(free), len(free), now, work)
     poured = sum(max(0.0, t - max(f, now)) for f in free)
     assert poured == pytest.approx(work, abs=1e-9) or (work == 0 and t == max(free[0], now))
 
@@ -218,7 +218,7 @@ def test_two_workers_take_the_queue_in_parallel() -> None:
     """Left 0.1 and 0.4; 0.3 starts at 0.1 (to 0.4), 0.2 starts at 0.4 (to 0.6)."""
     b = fleet()
     report(b, 1, T, running=(0.1, 0.4), queue=((T + 1, 0.3), (T + 2, 0.2)))
-    core.advance(b, 1, T + 0.45)
+    core.play_forward(b, 1, T + 0.45)
     assert b.free[1, :2] == pytest.approx([T + 0.4, T + 0.6])
 
 
@@ -229,7 +229,7 @@ def test_the_queue_is_served_in_its_discipline(edf: bool, second: float) -> None
     report(b, 0, T, running=(0.1,))
     dispatch(b, T, 0, ingress=0, work=0.5, ready=T + 0.01, deadline=T + 9)
     dispatch(b, T, 0, ingress=0, work=0.25, ready=T + 0.02, deadline=T + 1)
-    core.advance(b, 0, T + 0.11)
+    core.play_forward(b, 0, T + 0.11)
     assert b.free[0, 0] == pytest.approx(T + 0.1 + second)
 
 
@@ -239,9 +239,9 @@ def test_no_job_starts_before_its_input_is_there() -> None:
     report(b, 0, T)
     dispatch(b, T, 0, work=0.5, ready=T + 0.3, deadline=T + 0.4)
     dispatch(b, T, 0, work=0.2, ready=T + 0.05, deadline=T + 9)
-    core.advance(b, 0, T + 0.1)
+    core.play_forward(b, 0, T + 0.1)
     assert b.free[0, 0] == pytest.approx(T + 0.25)
-    core.advance(b, 0, T + 0.31)
+    core.play_forward(b, 0, T + 0.31)
     assert b.free[0, 0] == pytest.approx(T + 0.8)
 
 
@@ -269,7 +269,7 @@ def test_it_never_misses_the_moment_at_which_the_next_job_starts(
             if b is thorough:
                 b.servers["next_start"] = -math.inf
             if what == "look":
-                core.advance(b, 1, now)
+                core.play_forward(b, 1, now)
             elif what == "dispatch":
                 dispatch(b, now, 1, work=seconds, ready=now + later, deadline=now + 1.0 - later)
             elif what == "report":
@@ -527,7 +527,7 @@ def test_requests_in_flight_are_those_that_wait_and_run() -> None:
     b = fleet()
     report(b, 1, T, running=(0.1, 0.2), queue=((T + 1, 0.1),))
     assert core.requests_in_flight(b, 1, T) == 3
-    core.advance(b, 1, T + 0.15)  # the queued one took the first worker until T + 0.2
+    core.play_forward(b, 1, T + 0.15)  # the queued one took the first worker until T + 0.2
     assert core.requests_in_flight(b, 1, T + 0.15) == 2
 
 
@@ -539,7 +539,7 @@ def test_first_in_first_out_keeps_the_order_of_a_report() -> None:
     def waiting() -> list[float]:
         return list(belief.jobs[0, : belief.servers[0]["jobs"]]["work"])
 
-    core.advance(belief, 0, T + 0.05)
+    core.play_forward(belief, 0, T + 0.05)
     assert waiting() == [0.2, 0.4, 0.8]
-    core.advance(belief, 0, T + 0.15)
+    core.play_forward(belief, 0, T + 0.15)
     assert waiting() == [0.4, 0.8]

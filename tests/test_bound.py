@@ -123,7 +123,7 @@ def _flat(sim: Sim) -> list[np.ndarray]:
     parts = [*sim.world._asdict().items(), *sim.reports._asdict().items()]
     parts += [*sim.beliefs._asdict().items(), *sim.table.arrays._asdict().items()]
     return [
-        engine.plain(array).reshape(-1) for name, array in parts if name not in layout.CONSTANTS
+        engine.as_bytes(array).reshape(-1) for name, array in parts if name not in layout.CONSTANTS
     ]
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from edgewise.fleet import belief as core
-from edgewise.fleet.decay import MEMORY, RENEWED, advance_decay, decay_now, decayed
+from edgewise.fleet.decay import LANDMARK_LIFE, TIME_CONSTANT, advance_decay, decay_now, decayed
 from test_belief import T, fleet
 
 
@@ -23,14 +23,14 @@ def test_what_is_left_is_what_the_exponentials_say_however_long_it_runs() -> Non
         for s in (0, 1):
             ago = now - updated[s]
             one, five, ten = decayed(b, float(b.servers["demand_grown"][s]))
-            assert ten == pytest.approx(math.exp(-ago / MEMORY), rel=1e-12, abs=1e-300)
+            assert ten == pytest.approx(math.exp(-ago / TIME_CONSTANT), rel=1e-12, abs=1e-300)
             assert five == pytest.approx(math.exp(-ago / 5.0), rel=1e-12, abs=1e-300)
             assert one == pytest.approx(math.exp(-ago), rel=1e-11, abs=1e-300)
         s = int(rng.random() < 0.3)
         core.on_request(b, s, now)
         updated[s] = now
     assert len(landmarks) > 5  # it did move
-    assert decay_now(b) < math.exp(RENEWED)
+    assert decay_now(b) < math.exp(LANDMARK_LIFE)
 
 
 def test_a_moment_before_the_last_keeps_all() -> None:

@@ -12,7 +12,7 @@ import pytest
 from edgewise import scenario as sc
 from edgewise.compile import jit_no_refcount
 from edgewise.errors import BadInput
-from edgewise.fleet.request_noise import luck
+from edgewise.fleet.request_noise import hashed_uniform
 from edgewise.network.impairments import IMPAIRMENTS, PARAMETERS, active, may_break, parameters_of
 from edgewise.network.link import Link
 from edgewise.network.settings import CHANGEABLE, LinkChange, LinkSettings
@@ -38,7 +38,7 @@ def relayed(settings: LinkSettings, request: int, size: float, now: float) -> fl
     total = 0.25
     for each in active(settings):
         noise = IMPAIRMENTS[each.place].noise
-        draw = luck(SEED, request, 3, noise) if noise else 0.0
+        draw = hashed_uniform(SEED, request, 3, noise) if noise else 0.0
         total += each.extra(each.parameters, size, draw, now)
     return total
 

@@ -9,7 +9,13 @@ from edgewise.compile import by_reference, jit_no_refcount
 from edgewise.fleet.arrays import Array
 from edgewise.sim.build import simulation
 from edgewise.sim.layout import World
-from edgewise.sim.next_times import first, link_at, report_at, report_due, reports_due
+from edgewise.sim.next_times import (
+    first_due,
+    report_time,
+    report_times,
+    set_link_time,
+    set_report_time,
+)
 from edgewise.worlds import families
 from edgewise.worlds.workload import generate
 
@@ -22,12 +28,12 @@ def play(world: World, who: Array, times: Array, found: Array) -> None:
     for i in range(who.size):
         w = int(who[i])
         if w < links:
-            link_at(world, w, times[i])
+            set_link_time(world, w, times[i])
         else:
-            report_at(world, w - links, times[i])
+            set_report_time(world, w - links, times[i])
         found[i, 0] = world.next_times[1]
-        found[i, 1] = first(world)
-        found[i, 2] = report_due(world, 0)
+        found[i, 1] = first_due(world)
+        found[i, 2] = report_time(world, 0)
 
 
 @pytest.mark.parametrize("grid", [0.0, 0.5])
@@ -42,7 +48,7 @@ def test_the_earliest_moment_is_first_whoever_moves(grid: float) -> None:
         times = np.ceil(times / grid) * grid  # many at one moment
     times[rng.random(2000) < 0.1] = math.inf
     who = rng.integers(0, links + servers, 2000).astype(float)
-    moments = [math.inf] * links + reports_due(world).tolist()
+    moments = [math.inf] * links + report_times(world).tolist()
     assert world.next_times[1] == min(moments)
     found = np.zeros((2000, 3))
     play(world, who, times, found)
@@ -50,4 +56,4 @@ def test_the_earliest_moment_is_first_whoever_moves(grid: float) -> None:
         moments[int(w)] = time
         assert (earliest, due) == (min(moments), moments[links])
         assert whose == moments.index(earliest)
-    assert reports_due(world).tolist() == moments[links:]
+    assert report_times(world).tolist() == moments[links:]

@@ -96,7 +96,7 @@ def _by_simulating(run: Path, request: str) -> RecordedDecision:
     at = _position(run, decisions["request"].to_pylist(), request)
     policy = decisions["policy"][at].as_py()
     world, number = _world_of(run, request)
-    decided = simulate.seen(world, policy, number)
+    decided = simulate.decision_on(world, policy, number)
     if decided is None:
         raise BadInput(f"{run}: no balancer decided about {request!r}: its node did, by itself")
     if [decided.row] != decisions["rows"][at].as_py()[:1]:

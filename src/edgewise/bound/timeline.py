@@ -15,7 +15,7 @@ from edgewise.fleet.arrays import Array
 from edgewise.sim import layout
 from edgewise.sim.impairments import impaired_at_best
 from edgewise.sim.layout import CONSTANT, CURVE, UNLIMITED, World
-from edgewise.sim.links import across, capacity
+from edgewise.sim.links import capacity, crossing_end
 
 
 class LinkStates(NamedTuple):
@@ -130,7 +130,7 @@ def crossing_time(links: LinkStates, numbers: Array, link: int, now: float, size
         if end <= time:
             continue
         state = links.states[n]
-        done = across(state, numbers, time, size)
+        done = crossing_end(state, numbers, time, size)
         if done <= end:
             return done
         if state.mode != UNLIMITED:

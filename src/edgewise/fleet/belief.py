@@ -3,7 +3,7 @@
 Theory of operation
 -------------------
 A report is true for one moment, `at`. From it a deterministic miniature of the server is set up:
-when each worker is free and which jobs wait, with their deadlines. `advance` plays this miniature
+when each worker is free and which jobs wait, with their deadlines. `play_forward` brings it
 forward to the present (dead reckoning): the earliest deadline whose input is there takes the next
 free worker. A decision of ours adds its job, with the moment its input is predicted to be there,
 at once; otherwise everyone is sent to the server that looked idle in the last report.
@@ -45,7 +45,7 @@ def set_free(free: Array, workers: int, worker: int, until: float) -> None:
 
 
 @jit_no_refcount(inline=True)
-def advance(belief: Belief, s: int, now: float) -> None:
+def play_forward(belief: Belief, s: int, now: float) -> None:
     """Play server `s`'s miniature forward to `now`: start every job that would have started."""
     if belief.servers[s].next_start <= now:
         start_jobs(belief, s, now)
@@ -197,7 +197,7 @@ def on_decision(
     flights[n].work = work
     flights[n].ready = ready
     target.flights = n + 1
-    advance(belief, destination, now)
+    play_forward(belief, destination, now)
     add_job(belief, destination, deadline, work, ready, target.dispatches)
     return source.commands, target.dispatches
 
@@ -303,7 +303,7 @@ def on_report(
     server.sends = kept
     server.prepare_backlog = backlog
     server.prepare_at = at
-    advance(belief, s, now)
+    play_forward(belief, s, now)
     return True
 
 
@@ -429,7 +429,7 @@ def on_answer(belief: Belief, s: int, now: float, response: float, rif: int, fai
 
 
 @jit_no_refcount(inline=True)
-def level(free: Array, workers: int, now: float, work: float) -> float:
+def water_level(free: Array, workers: int, now: float, work: float) -> float:
     """When `workers` have done `work` s more than they are busy with: the water level t at which
     Σ max(0, t − max(free, now)) = work. `free` ascending. With work 0, the first free worker."""
     t: float = work + max(free[0], now)

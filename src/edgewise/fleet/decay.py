@@ -6,7 +6,7 @@ Xu, "Forward decay", ICDE 2009: so every mean keeps the growth of its last updat
 exponential at a moment serves all means that are looked at then, where each would take its own. A
 decision looks at three of every server.
 
-The landmark moves before the growth becomes too large for a float (`renew`).
+The landmark moves before the growth becomes too large for a float (`move_landmark`).
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import math
 from edgewise.compile import jit_no_refcount
 from edgewise.fleet.arrays import Belief
 
-MEMORY = 10.0
+TIME_CONSTANT = 10.0
 """s; the time constant of the growth: the decay of peak EWMA in Finagle and Linkerd. What is left
 over 5 s and 1 s is a power of what is left over 10 s (`decayed`)."""
-RENEWED = 60.0
+LANDMARK_LIFE = 60.0
 """Time constants after which the landmark moves."""
 
 _LANDMARK, _NOW, _GROWTH, _FADE = range(4)
@@ -31,18 +31,18 @@ def advance_decay(belief: Belief, now: float) -> None:
     decay = belief.decay
     if now == decay[_NOW]:
         return
-    if not (now - decay[_LANDMARK] < RENEWED * MEMORY):  # or there is none yet
-        renew(belief, now)
+    if not (now - decay[_LANDMARK] < LANDMARK_LIFE * TIME_CONSTANT):  # or there is none yet
+        move_landmark(belief, now)
     decay[_NOW] = now
-    decay[_GROWTH] = math.exp((now - decay[_LANDMARK]) / MEMORY)
+    decay[_GROWTH] = math.exp((now - decay[_LANDMARK]) / TIME_CONSTANT)
     decay[_FADE] = 1.0 / decay[_GROWTH]
 
 
 @jit_no_refcount
-def renew(belief: Belief, now: float) -> None:
+def move_landmark(belief: Belief, now: float) -> None:
     """Let the landmark be `now`."""
     passed = now - belief.decay[_LANDMARK]
-    left = math.exp(-passed / MEMORY) if passed == passed else 0.0
+    left = math.exp(-passed / TIME_CONSTANT) if passed == passed else 0.0
     for s in range(belief.servers.size):
         server = belief.servers[s]
         server.demand_grown *= left

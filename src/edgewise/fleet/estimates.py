@@ -88,7 +88,7 @@ def fair_rate(rate: float, seconds: float, transfers: int) -> float:
 
 
 @jit_no_refcount(inline=True)
-def starved(uploaded: float, began: float, word: float) -> bool:
+def waited_for_source(uploaded: float, began: float, word: float) -> bool:
     """Whether a transfer that `began` and was known to be in at `word` waited for its own source,
     which had it all when `uploaded`, for long enough to look slow by it."""
     return uploaded - began > STARVED * (word - began)

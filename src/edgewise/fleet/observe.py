@@ -22,10 +22,10 @@ from typing import NamedTuple
 
 from edgewise.compile import jit_no_refcount
 from edgewise.fleet.arrays import LOW_RATE_MEMORY, RTT_PRIOR, Array, Belief, Record
-from edgewise.fleet.belief import advance, level, requests_in_flight, rif_bucket
+from edgewise.fleet.belief import play_forward, requests_in_flight, rif_bucket, water_level
 from edgewise.fleet.decay import advance_decay, decayed
 from edgewise.fleet.estimates import RATE_PRIOR
-from edgewise.fleet.rng import numbered
+from edgewise.fleet.rng import nth_uniform
 from edgewise.fleet.table import RATE_AGE_MAX, CandidateTable
 
 
@@ -140,7 +140,7 @@ def sampled(source: int, commands: int, j: int, of: int, count: int) -> int:
     """
     low = (count - 1) * j // of
     high = (count - 1) * (j + 1) // of
-    place = low + int(numbered(source, commands * of + j) * (high - low))
+    place = low + int(nth_uniform(source, commands * of + j) * (high - low))
     return (source + 1 + min(place, high - 1)) % count
 
 
@@ -226,7 +226,7 @@ def view_request(belief: Belief, context: Record, sent_at: float, uploaded: floa
     # One conversion at the ingress: on a core of its own, or as the workers' most urgent job.
     wait = backlog
     if source.prepare_own <= 0.0:
-        wait = level(belief.free[ingress], int(source.workers), now, backlog) - now
+        wait = water_level(belief.free[ingress], int(source.workers), now, backlog) - now
     return RequestView(
         now,
         ingress,
@@ -242,7 +242,7 @@ def view_request(belief: Belief, context: Record, sent_at: float, uploaded: floa
 def view_server(belief: Belief, s: int, request: RequestView) -> ServerQueue:
     """What the request finds at server `s`; plays its miniature forward to now."""
     now = request.now
-    advance(belief, s, now)
+    play_forward(belief, s, now)
     server = belief.servers[s]
     age = now - server.report_at if server.report_at == server.report_at else server.silence
     up = server.connected > 0.0 and server.draining <= 0.0 and age <= server.silence
@@ -264,10 +264,10 @@ def view_server(belief: Belief, s: int, request: RequestView) -> ServerQueue:
         left = max(0.0, server.prepare_backlog - max(0.0, now - server.prepare_at))
         all_work += left
         ahead_work += left
-    ahead_until = level(free, workers, now, ahead_work)
+    ahead_until = water_level(free, workers, now, ahead_work)
     all_until = ahead_until
     if all_work != ahead_work:
-        all_until = level(free, workers, now, all_work)
+        all_until = water_level(free, workers, now, all_work)
     return ServerQueue(up, age, ahead_until, all_until, first_free)
 
 

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 from edgewise.compile import jit_no_refcount
 from edgewise.domain import request_number
-from edgewise.fleet.rng import GAMMA, scrambled
+from edgewise.fleet.rng import GAMMA, mix64
 
-LUCK_SERVICE = 103
-LUCK_RIGHT = 104
+FOR_SERVICE_TIME = 103
+FOR_CORRECTNESS = 104
 NOISE_BITS = 12
 """4,096 equally likely noise factors: their spread is within 0.3 % of the lognormal's, and they fit
 into a first-level cache."""
@@ -34,20 +34,20 @@ def hashed(seed: int, a: int, b: int, purpose: int) -> np.uint64:
     """64 bits: SplitMix64's finaliser over the words, one after the other."""
     z = np.uint64(seed)
     for word in (np.uint64(a), np.uint64(b), np.uint64(purpose)):
-        z = scrambled((z ^ word) + GAMMA)
+        z = mix64((z ^ word) + GAMMA)
     return z
 
 
 @jit_no_refcount
-def luck(seed: int, a: int, b: int, purpose: int) -> float:
+def hashed_uniform(seed: int, a: int, b: int, purpose: int) -> float:
     """A number from (0, 1), the same for the same arguments."""
     return (float(hashed(seed, a, b, purpose) >> _S11) + 0.5) * (1.0 / 9007199254740992.0)
 
 
 @jit_no_refcount(inline=True)
-def noise_place(seed: int, r: int, k: int, bits: int) -> int:
+def factor_index(seed: int, r: int, k: int, bits: int) -> int:
     """Which of 2^bits equally likely factors (`noise_factors`) request r meets on service k."""
-    return int(hashed(seed, r, k, LUCK_SERVICE) >> np.uint64(64 - bits))
+    return int(hashed(seed, r, k, FOR_SERVICE_TIME) >> np.uint64(64 - bits))
 
 
 def replay_label(request: str, classes: int) -> int:
@@ -77,7 +77,7 @@ class RequestNoise:
 
     def __init__(self, seed: int, cv: float) -> None:
         # Of the type that the simulator has: a plain int would be taken for a signed one.
-        self._seed: Any = np.uint64(luck_seed(seed))
+        self._seed: Any = np.uint64(noise_seed(seed))
         self._factors = noise_factors(cv)
         self._bits = self._factors.size.bit_length() - 1
         self.service_factor("0", 0)
@@ -87,12 +87,12 @@ class RequestNoise:
         """Of the time that service `k` of the fleet takes for a request; mean 1."""
         if self._bits == 0:
             return 1.0
-        return float(self._factors[noise_place(self._seed, _number(request), k, self._bits)])
+        return float(self._factors[factor_index(self._seed, _number(request), k, self._bits)])
 
     def is_correct(self, request: str, accuracy: float) -> bool:
         """Whether a service of that accuracy is right about it: one draw for all of them, so a
         model that is right where it is least accurate is right for all."""
-        return bool(luck(self._seed, _number(request), 0, LUCK_RIGHT) < accuracy)
+        return bool(hashed_uniform(self._seed, _number(request), 0, FOR_CORRECTNESS) < accuracy)
 
 
 def _number(request: str) -> int:
@@ -103,7 +103,7 @@ def _number(request: str) -> int:
     return number
 
 
-def luck_seed(seed: int) -> int:
+def noise_seed(seed: int) -> int:
     """The seed of all luck in a world, from the scenario's."""
     return int(np.random.SeedSequence([seed, 1]).generate_state(1, np.uint64)[0])
 

@@ -1,4 +1,4 @@
-"""Random draws for compiled code: a generator that is one number in an array.
+"""Random rng for compiled code: a generator that is one number in an array.
 
 SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, OOPSLA 2014).
 NumPy's generators cannot be copied inside compiled code; here copying the array copies the
@@ -25,7 +25,7 @@ def new_rng(seed: int) -> Array:
 
 
 @jit_no_refcount(inline=True)
-def scrambled(z: np.uint64) -> np.uint64:
+def mix64(z: np.uint64) -> np.uint64:
     """SplitMix64's finaliser: 64 random bits of a word."""
     z = (z ^ (z >> _S30)) * _MIX_1
     z = (z ^ (z >> _S27)) * _MIX_2
@@ -33,25 +33,25 @@ def scrambled(z: np.uint64) -> np.uint64:
 
 
 @jit_no_refcount(inline=True)
-def mixed(z: np.uint64) -> float:
+def to_unit_interval(z: np.uint64) -> float:
     """The number from [0, 1), of 53 random bits, that SplitMix64 makes of a word."""
-    return float(scrambled(z) >> _S11) * (1.0 / 9007199254740992.0)
+    return float(mix64(z) >> _S11) * (1.0 / 9007199254740992.0)
 
 
 @jit_no_refcount
-def uniform(draws: Array) -> float:
+def uniform(rng: Array) -> float:
     """The next draw from [0, 1), with 53 random bits."""
-    draws[0] = draws[0] + GAMMA
-    return mixed(draws[0])
+    rng[0] = rng[0] + GAMMA
+    return to_unit_interval(rng[0])
 
 
 @jit_no_refcount(inline=True)
-def numbered(stream: int, n: int) -> float:
+def nth_uniform(stream: int, n: int) -> float:
     """The n-th draw from [0, 1) of a stream, without a state: the same whenever it is asked for."""
-    return mixed((np.uint64(stream) << _S32) + np.uint64(n) * GAMMA)
+    return to_unit_interval((np.uint64(stream) << _S32) + np.uint64(n) * GAMMA)
 
 
 @jit_no_refcount
-def below(draws: Array, n: int) -> int:
+def integer_below(rng: Array, n: int) -> int:
     """A draw from 0 … n − 1."""
-    return min(n - 1, int(uniform(draws) * n))
+    return min(n - 1, int(uniform(rng) * n))

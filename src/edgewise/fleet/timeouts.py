@@ -36,7 +36,7 @@ FLEET_PERIOD = 1.0
 that is left alone begins with is no older."""
 RESERVE_FACTOR, RESERVE_MIN = 2.0, 0.02
 """Of the work that a run at the ingress takes, and s: for a machine that is busy."""
-HALF = 0.5
+HALF_WORTH = 0.5
 """Of the grace, from which on a run is worth less than half of one in time."""
 
 
@@ -60,5 +60,5 @@ def worth_running(done: float, due: float, deadline: float, grace: float, idle: 
 
     `idle`: a worker has nothing else to do.
     """
-    part = 1.0 if idle else HALF
+    part = 1.0 if idle else HALF_WORTH
     return done <= due + part * (worthless_after(deadline, grace) - deadline)

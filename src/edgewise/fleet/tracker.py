@@ -62,7 +62,7 @@ class _Open(Struct, gc=False):
     rif: int
 
 
-def belief_of(scenario: Scenario, services: tuple[Service, ...]) -> Belief:
+def initial_belief(scenario: Scenario, services: tuple[Service, ...]) -> Belief:
     """The belief that a balancer of `scenario` starts with."""
     servers = scenario.servers
     return new_belief(
@@ -89,7 +89,7 @@ class Tracker:
         self.services = services_of(scenario)
         self.servers = scenario.server_names
         self.shape = ScoreShape.of(scenario.score)
-        self.belief = belief_of(scenario, self.services)
+        self.belief = initial_belief(scenario, self.services)
         self.belief.servers["connected"] = 0.0
         self._table = new_table(self.belief)
         self._index = {name: i for i, name in enumerate(self.servers)}
@@ -297,7 +297,7 @@ class Tracker:
         """The fleet as it is believed to be, with ages, ready for JSON; NaN becomes None."""
         servers = {}
         for s, name in enumerate(self.servers):
-            core.advance(self.belief, s, now)
+            core.play_forward(self.belief, s, now)
             row = self.belief.servers[s]
             workers = int(row["workers"])
             free = self.belief.free[s, :workers]
@@ -308,7 +308,7 @@ class Tracker:
                 "report_age": _known(now - row["report_at"]),
                 "reported_queue": int(row["queued"]),
                 "believed_queue": int(row["jobs"]),
-                "backlog": float(core.level(free, workers, now, work) - now),
+                "backlog": float(core.water_level(free, workers, now, work) - now),
                 "outstanding": int(row["outstanding"]),
                 "unconfirmed": int(row["flights"]),
                 "utilisation": float(row["utilisation"]),

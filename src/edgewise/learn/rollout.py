@@ -150,7 +150,7 @@ def record(
         n += 1
 
         if sim.world.settings[0].can_fail != 0:
-            engine.rank(sim, row)
+            engine.keep_alternatives(sim, row)
         engine.act(sim, row, probability)
     return n, n_phi, n_row
 

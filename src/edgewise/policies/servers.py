@@ -20,7 +20,7 @@ import math
 
 from edgewise.compile import jit
 from edgewise.fleet.arrays import Array
-from edgewise.fleet.rng import below
+from edgewise.fleet.rng import integer_below
 from edgewise.fleet.table import CandidateTable
 from edgewise.policies.base import Parameter
 from edgewise.score import timeliness
@@ -128,8 +128,8 @@ def power_of_two(table: CandidateTable, hosts: int, rng: Array) -> float:
     if hosts == 1:
         table.scores[nth_offer(table, 0)] = 1.0
         return 1.0
-    i = below(rng, hosts)
-    j = below(rng, hosts - 1)
+    i = integer_below(rng, hosts)
+    j = integer_below(rng, hosts - 1)
     if j >= i:
         j += 1
     a, b = nth_offer(table, i), nth_offer(table, j)

@@ -13,10 +13,10 @@ from edgewise.domain import PayloadForm, Service
 from edgewise.fleet import intake
 from edgewise.fleet.arrays import QUEUE_MAX, Array, Belief, Record, records
 from edgewise.fleet.report_timing import GAP
-from edgewise.fleet.request_noise import luck_seed, noise_factors
+from edgewise.fleet.request_noise import noise_factors, noise_seed
 from edgewise.fleet.table import new_table
 from edgewise.fleet.timeouts import RETRY_MAX
-from edgewise.fleet.tracker import belief_of as new_belief_of
+from edgewise.fleet.tracker import initial_belief as new_belief_of
 from edgewise.network.impairments import may_break, parameters_of
 from edgewise.network.settings import LinkSettings, Outage
 from edgewise.network.trace import LinkTrace
@@ -26,7 +26,7 @@ from edgewise.sim import layout
 from edgewise.sim.events import new_events, new_near
 from edgewise.sim.layout import Reports, Sim, World
 from edgewise.sim.next_times import new_next_times
-from edgewise.sim.reports import MUTE_KNOWN
+from edgewise.sim.reports import SILENCE_KNOWN
 from edgewise.tasks.services import services_of
 from edgewise.worlds.workload import Trace
 
@@ -163,7 +163,7 @@ def _settings_of(
     out.central = scenario.balancers
     # Where the balancers fall silent, nodes decide themselves.
     out.balancers = scenario.balancers + (len(scenario.servers) if mute else 0)
-    out.horizon, out.seed = horizon, luck_seed(scenario.seed)
+    out.horizon, out.seed = horizon, noise_seed(scenario.seed)
     out.period, out.control_delay = scenario.report_period, delay
     out.report_delay = delay if options.report_delay is None else options.report_delay
     out.grace, out.accuracy_weight = shape.grace, shape.accuracy_weight
@@ -371,7 +371,7 @@ def _script(scenario: Scenario, link_changes: NDArray[np.void]) -> NDArray[np.vo
             lines.append((until, layout.S_SERVER_UP, s))
         if isinstance(failure, MuteFailure):
             until = failure.at + failure.duration
-            if failure.duration > MUTE_KNOWN:  # a new connection first
+            if failure.duration > SILENCE_KNOWN:  # a new connection first
                 until += RETRY_MAX
             lines.append((failure.at, layout.S_MUTE, 0))
             lines.append((until, layout.S_HEARD, 0))

@@ -55,32 +55,32 @@ from edgewise.sim.layout import (
     World,
     belief_of,
 )
-from edgewise.sim.links import bring_up, schedule
-from edgewise.sim.next_times import first
+from edgewise.sim.links import schedule, update_link
+from edgewise.sim.next_times import first_due
 from edgewise.sim.reports import (
-    look,
-    on_ended,
+    belief_view,
+    forget_dispatches,
+    make_report,
     on_joined,
     on_left,
+    on_outcome_known,
     on_reported,
     restart,
     stop,
-    sweep,
-    view,
 )
-from edgewise.sim.retries import on_failed, on_wake
+from edgewise.sim.retries import on_failed, on_timeout_check
 from edgewise.sim.routes import (
-    command_comes,
     on_command,
     on_delivered,
     on_finish,
-    on_headers,
     on_link,
+    on_metadata,
     on_uploaded,
-    upload,
+    schedule_command,
+    start_upload,
 )
-from edgewise.sim.silent_balancer import hear_again, left_alone
-from edgewise.sim.slots import lose, open_slot, release, turn_away
+from edgewise.sim.silent_balancer import decides_alone, end_silence
+from edgewise.sim.slots import lose, open_slot, refuse_arrival, release
 
 
 @jit_no_refcount
@@ -89,7 +89,7 @@ def advance(sim: Sim) -> int:
 
     The table of `sim` is then filled, and `sim.world.clock["now"]` is the moment of the decision.
     """
-    return go_on(by_reference(sim))
+    return run_to_decision(by_reference(sim))
 
 
 @jit_no_refcount(inline=True, internal=True)
@@ -109,7 +109,7 @@ def next_line(sim: Sim) -> float:
 
 
 @jit_no_refcount(internal=True)
-def go_on(sim: Sim) -> int:
+def run_to_decision(sim: Sim) -> int:
     """`advance`, for compiled code that has laid the simulation down (`compile.reference`)."""
     clock = sim.world.clock[0]
     settings = sim.world.settings[0]
@@ -132,7 +132,7 @@ def go_on(sim: Sim) -> int:
             return -1
         clock.now = now
         if line == now:
-            change_world(sim, now)
+            apply_script_line(sim, now)
             line = next_line(sim)
             continue
         if event > now:
@@ -140,25 +140,25 @@ def go_on(sim: Sim) -> int:
             clock.next = r + 1
             arrival = next_arrival(sim)
             if sim.world.servers[sim.world.requests[r].ingress].up == 0:
-                turn_away(sim.world, r)
+                refuse_arrival(sim.world, r)
                 continue
             i = open_slot(sim.world, r)
             if i < 0:
                 clock.overflow = 1
                 return -1
-            upload(sim.world, i, now)
+            start_upload(sim.world, i, now)
             continue
         clock.processed += 1
         if caused > now:
-            on_moment(sim, now)
+            on_next_time(sim, now)
             continue
         code = pop(sim.world)
         kind = kind_of(code)
         index = index_of(code)
         if kind == E_METADATA:
-            on_headers(sim.world, index, now)
-            if sim.world.slots[index].stage != DONE and not left_alone(sim, index, now):
-                ask(sim, index, now)
+            on_metadata(sim.world, index, now)
+            if sim.world.slots[index].stage != DONE and not decides_alone(sim, index, now):
+                observe_request(sim, index, now)
                 request: int = sim.world.slots[index].request
                 return request
             release(sim.world, index)
@@ -167,13 +167,13 @@ def go_on(sim: Sim) -> int:
         elif kind == E_REPORTED:
             on_reported(sim, index, now)
         elif kind == E_SWEEP:
-            sweep(sim, now)
+            forget_dispatches(sim, now)
         elif kind == E_LEFT:
             on_left(sim.world, sim.beliefs, index)
         elif kind == E_JOINED:
             on_joined(sim.world, sim.beliefs, index, now)
         elif kind == E_WAKE:
-            on_wake(sim.world, index, now)
+            on_timeout_check(sim.world, index, now)
         else:
             if kind == E_COMMAND:
                 on_command(sim.world, index, now)
@@ -182,33 +182,33 @@ def go_on(sim: Sim) -> int:
             elif kind == E_DELIVERED:
                 on_delivered(sim.world, index, now)
             elif kind == E_OUTCOME:
-                on_ended(sim, index, now)
+                on_outcome_known(sim, index, now)
             elif kind == E_FAILED:
                 on_failed(sim.world, index, now)
             release(sim.world, index)
 
 
 @jit_no_refcount(inline=True, internal=True)
-def on_moment(sim: Sim, now: float) -> None:
+def on_next_time(sim: Sim, now: float) -> None:
     """The moment of a link or of a server has come."""
     world = sim.world
-    i = first(world)
+    i = first_due(world)
     s = i - world.links.size
     if s < 0:
         on_link(world, i, now)
     else:
-        look(world, sim.reports, s, now)
+        make_report(world, sim.reports, s, now)
 
 
 @jit_no_refcount(inline=True, internal=True)
-def ask(sim: Sim, i: int, now: float) -> None:
+def observe_request(sim: Sim, i: int, now: float) -> None:
     """The metadata of slot `i` is at its balancer, which looks at what it believes."""
     clock = sim.world.clock[0]
     settings = sim.world.settings[0]
     slot = sim.world.slots[i]
     clock.current = i
     b = slot.balancer
-    belief = sim.belief if b == 0 else by_reference(view(sim.beliefs, b))
+    belief = sim.belief if b == 0 else by_reference(belief_view(sim.beliefs, b))
     on_request(belief, slot.ingress, now)
     observe(
         belief,
@@ -246,7 +246,7 @@ def take(sim: Sim, row: int, probability: float) -> None:
     clock.current = -1
     clock.decisions += 1
     b = slot.balancer
-    belief = sim.belief if b == 0 else by_reference(view(sim.beliefs, b))
+    belief = sim.belief if b == 0 else by_reference(belief_view(sim.beliefs, b))
     command, dispatch, rif = commit(belief, sim.table, row, now, slot.deadline)
     slot.row = row
     slot.probability = probability
@@ -263,7 +263,7 @@ def take(sim: Sim, row: int, probability: float) -> None:
         slot.server = sim.world.services[row // 2].server
         slot.picked = slot.server
         slot.life = sim.world.servers[slot.server].known_life
-    command_comes(sim.world, i, now + settings.control_delay)
+    schedule_command(sim.world, i, now + settings.control_delay)
     release(sim.world, i)  # the metadata's
 
 
@@ -292,7 +292,7 @@ def tried_before(sim: Sim, row: int, r: int, count: int) -> bool:
 
 
 @jit_no_refcount(internal=True)
-def rank(sim: Sim, row: int) -> None:
+def keep_alternatives(sim: Sim, row: int) -> None:
     """Keep the rows that scored next to `row` as alternatives."""
     slot = sim.world.slots[sim.world.clock[0].current]
     table = sim.table
@@ -319,14 +319,14 @@ def rank(sim: Sim, row: int) -> None:
 
 
 @jit_no_refcount(internal=True)
-def change_world(sim: Sim, now: float) -> None:
+def apply_script_line(sim: Sim, now: float) -> None:
     """The next line of the script."""
     clock = sim.world.clock[0]
     line = sim.script[clock.line]
     clock.line += 1
     if line.kind == S_LINK_CHANGE:
         link = sim.world.links[line.index]
-        bring_up(sim.world, line.index, now)
+        update_link(sim.world, line.index, now)
         link.mode = line.mode
         link.rate = line.rate
         link.curve_at = line.curve_at
@@ -341,27 +341,27 @@ def change_world(sim: Sim, now: float) -> None:
     elif line.kind == S_MUTE:
         clock.mute_since = now
     elif line.kind == S_HEARD:
-        hear_again(sim.world, now)
+        end_silence(sim.world, now)
     else:
         restart(sim.world, line.index, now)
 
 
 @jit_no_refcount
-def run(sim: Sim, kernel: Any, params: Array, memory: Array, draws: Array, decisions: int) -> int:
+def run(sim: Sim, kernel: Any, params: Array, memory: Array, rng: Array, decisions: int) -> int:
     """Let a policy's `compiled` kernel decide until the end, or for so many decisions (−1: all).
 
-    `memory` (B, n) and `draws` (B, 1) are each balancer's own. Returns how many were decided.
+    `memory` (B, n) and `rng` (B, 1) are each balancer's own. Returns how many were decided.
     """
     sim = by_reference(sim)
     shed = sim.table.mask.size - 1
     done = 0
-    while done != decisions and go_on(sim) >= 0:
+    while done != decisions and run_to_decision(sim) >= 0:
         b = sim.world.slots[sim.world.clock[0].current].balancer
         sim.table.scores[shed] = -math.inf
-        probability = kernel(sim.table, params, memory[b], draws[b])
+        probability = kernel(sim.table, params, memory[b], rng[b])
         row = best_row(sim.table)
         if sim.world.settings[0].can_fail != 0:
-            rank(sim, row)
+            keep_alternatives(sim, row)
         take(sim, row, probability)
         done += 1
     return done
@@ -375,7 +375,7 @@ def run_learning(
     learn: Any,
     params: Array,
     memory: Array,
-    draws: Array,
+    rng: Array,
     features: Array,
     decisions: int,
 ) -> int:
@@ -392,23 +392,23 @@ def run_learning(
     clock.learning = 1
     done = 0
     while done != decisions:
-        going = go_on(sim)
-        for n in range(clock.lessons):
-            j: int = world.slots[n].lesson
+        going = run_to_decision(sim)
+        for n in range(clock.feedback_count):
+            j: int = world.slots[n].feedback_slot
             slot = world.slots[j]
             learn(params, memory[slot.balancer], features[j], slot.utility)
             release(world, j)
-        clock.lessons = 0
+        clock.feedback_count = 0
         if going < 0:
             return done
         i: int = clock.current
         b = world.slots[i].balancer
         sim.table.scores[shed] = -math.inf
-        probability = kernel(sim.table, params, memory[b], draws[b])
+        probability = kernel(sim.table, params, memory[b], rng[b])
         row = best_row(sim.table)
         describe(sim.table, row, features[i])
         if settings.can_fail != 0:
-            rank(sim, row)
+            keep_alternatives(sim, row)
         take(sim, row, probability)
         done += 1
     return done
@@ -419,7 +419,7 @@ def decide(sim: Sim, row: int, probability: float) -> None:
     """As `act`, for a policy that is not compiled: the table's scores say which rows are next."""
     sim = by_reference(sim)
     if sim.world.settings[0].can_fail != 0:
-        rank(sim, row)
+        keep_alternatives(sim, row)
     take(sim, row, probability)
 
 
@@ -427,10 +427,10 @@ def decide(sim: Sim, row: int, probability: float) -> None:
 def forget_lessons(sim: Sim) -> None:
     """Release the slots of requests that the policy has learned from."""
     clock = sim.world.clock[0]
-    for n in range(clock.lessons):
-        j: int = sim.world.slots[n].lesson
+    for n in range(clock.feedback_count):
+        j: int = sim.world.slots[n].feedback_slot
         release(sim.world, j)
-    clock.lessons = 0
+    clock.feedback_count = 0
 
 
 def compiled(kernel: Kernel) -> Any:
@@ -465,7 +465,7 @@ def branch(sim: Sim, memory: Array | None = None) -> Sim:
         begin, used = used, used + in_lines(array)
         order: Literal["F", "C"] = "F" if in_columns(array) else "C"
         out = np.ndarray(array.shape, array.dtype, memory, begin, order=order).view(type(array))
-        np.copyto(plain(out), plain(array))
+        np.copyto(as_bytes(out), as_bytes(array))
         return out
 
     def copies(arrays: World | Reports | Belief | TableArrays) -> dict[str, Array]:
@@ -485,13 +485,13 @@ def branch(sim: Sim, memory: Array | None = None) -> Sim:
     )
 
 
-LINE = 64
+CACHE_LINE = 64
 """Bytes of a line of a processor's cache."""
 
 
 def in_lines(array: Array) -> int:
     """Bytes of an array, in whole lines."""
-    return -(-array.nbytes // LINE) * LINE
+    return -(-array.nbytes // CACHE_LINE) * CACHE_LINE
 
 
 def bytes_of(sim: Sim) -> int:
@@ -523,7 +523,7 @@ class BranchCopier:
             for name, array in zip(of._fields, of, strict=True):
                 if name in CONSTANTS:
                     continue
-                pair = plain(getattr(to, name)), plain(array)
+                pair = as_bytes(getattr(to, name)), as_bytes(array)
                 if name in ("slots", "nodes", "flows"):  # one, three, two for each slot
                     one, other = (each.reshape(-1, slots * array.itemsize) for each in pair)
                     self._begun.append(("slots", array.itemsize, one, other))
@@ -557,6 +557,6 @@ def in_columns(array: Array) -> bool:
     return array.flags.f_contiguous and not array.flags.c_contiguous
 
 
-def plain(array: Array) -> Array:
+def as_bytes(array: Array) -> Array:
     """An array as bytes: NumPy copies records field by field, bytes at once."""
     return (array.T if in_columns(array) else array).view(np.uint8)

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from edgewise.compile import jit_no_refcount
-from edgewise.fleet.request_noise import luck
+from edgewise.fleet.request_noise import hashed_uniform
 from edgewise.network.impairment import Impairment
 from edgewise.network.impairments import offsets
 
@@ -34,7 +34,7 @@ def _then(before: Any, impairment: Impairment, begin: int, end: int) -> Any:
     ) -> float:
         total: float = before(delay, parameters, seed, request, link, size, now)
         if parameters[begin] > 0.0:
-            draw = luck(seed, request, link, noise) if noise != 0 else 0.0
+            draw = hashed_uniform(seed, request, link, noise) if noise != 0 else 0.0
             total += extra(parameters[begin:end], size, draw, now)
         return total
 

@@ -97,7 +97,7 @@ CLOCK = np.dtype(
         # sums over ended requests
         ("ended", "i8", (6,)),  # by status
         ("learning", "i8"),  # 1: ended requests are kept for the policy to learn from …
-        ("lessons", "i8"),  # … in the order in which their scores become known: so many now
+        ("feedback_count", "i8"),  # … in the order in which their scores become known: so many now
         ("decisions", "i8"),
         ("utility", "f8"),
         ("processed", "i8"),  # events
@@ -165,7 +165,10 @@ SLOT = np.dtype(
         ("rif", "i4"),
         ("reason", "i4"),
         ("next", "i4"),  # in a batch, a prepare queue, or the free slots
-        ("lesson", "i4"),  # slot n: the n-th slot whose score is known and not yet learned from
+        (
+            "feedback_slot",
+            "i4",
+        ),  # slot n: the n-th slot whose score is known and not yet learned from
         ("before", "i4"),  # in the server's queue, in order of arrival …
         ("after", "i4"),
         ("alternatives", "i4", (ALTERNATIVES,)),  # rows

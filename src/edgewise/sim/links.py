@@ -29,7 +29,7 @@ from edgewise.network.transmission import bytes_between, time_to_send
 from edgewise.sim.heaps import insert, remove, remove_root
 from edgewise.sim.impairments import impaired
 from edgewise.sim.layout import CONSTANT, CURVE, UNLIMITED, World
-from edgewise.sim.next_times import link_at
+from edgewise.sim.next_times import set_link_time
 
 SAME_BYTES = 1e-6
 """What is left of a transfer and less than this is rounding."""
@@ -65,7 +65,7 @@ def capacity(link: Record, numbers: Array, since: float, until: float) -> float:
 
 
 @jit_no_refcount(inline=True, internal=True)
-def across(link: Record, numbers: Array, now: float, size: float) -> float:
+def crossing_end(link: Record, numbers: Array, now: float, size: float) -> float:
     """When `size` bytes, alone from `now` on, are across; inf = never."""
     t = now
     if link.mode == CURVE:
@@ -94,7 +94,7 @@ def across(link: Record, numbers: Array, now: float, size: float) -> float:
 
 
 @jit_no_refcount(inline=True, internal=True)
-def bring_up(world: World, e: int, now: float) -> None:
+def update_link(world: World, e: int, now: float) -> None:
     """Bring a link's virtual time to `now`."""
     link = world.links[e]
     flows = link.flows
@@ -107,7 +107,7 @@ def bring_up(world: World, e: int, now: float) -> None:
 
 
 @jit_no_refcount(inline=True, internal=True)
-def left_of(world: World, e: int) -> float:
+def bytes_left(world: World, e: int) -> float:
     """Bytes that link `e`, which is up to date, carries until its first flow is across."""
     link = world.links[e]
     share = 1 if world.settings[0].fifo_links != 0 else link.flows
@@ -119,15 +119,19 @@ def left_of(world: World, e: int) -> float:
 def schedule(world: World, e: int) -> None:
     """Say when the first flow is across."""
     link = world.links[e]
-    t = across(link, world.numbers, link.at, left_of(world, e)) if link.root >= 0 else math.inf
-    link_at(world, e, t)
+    t = (
+        crossing_end(link, world.numbers, link.at, bytes_left(world, e))
+        if link.root >= 0
+        else math.inf
+    )
+    set_link_time(world, e, t)
 
 
 @jit_no_refcount(internal=True)
 def join(world: World, e: int, node: int, size: float, now: float) -> None:
     """Let a flow of `size` bytes join link `e`."""
     link = world.links[e]
-    bring_up(world, e, now)
+    update_link(world, e, now)
     if link.flows == 0:  # a new busy period: nothing refers to the old virtual time
         link.served = 0.0
         link.last_tag = 0.0
@@ -145,13 +149,13 @@ def join(world: World, e: int, node: int, size: float, now: float) -> None:
 def leave(world: World, e: int, now: float) -> int:
     """The node of a flow that is across by `now`, taken out; −1 if none is."""
     link = world.links[e]
-    bring_up(world, e, now)
+    update_link(world, e, now)
     root: int = link.root
     if root < 0:
         return -1
-    left = left_of(world, e)
+    left = bytes_left(world, e)
     # A time is only so fine: where the rest would take no time at all, it is across.
-    if left > SAME_BYTES and across(link, world.numbers, now, left) > now:
+    if left > SAME_BYTES and crossing_end(link, world.numbers, now, left) > now:
         return -1
     link.tags -= world.nodes[root].key
     link.root = remove_root(world.nodes, root)
@@ -160,10 +164,10 @@ def leave(world: World, e: int, now: float) -> int:
 
 
 @jit_no_refcount(internal=True)
-def withdraw(world: World, e: int, node: int, size: float) -> None:
+def remove_transfer(world: World, e: int, node: int, size: float) -> None:
     """A flow of `size` bytes on link `e` is broken off now; what it had not sent frees the link."""
     link = world.links[e]
-    bring_up(world, e, world.clock[0].now)
+    update_link(world, e, world.clock[0].now)
     key = world.nodes[node].key
     # First in, first out: those behind it move up.
     left = min(size, max(0.0, key - link.served)) if world.settings[0].fifo_links != 0 else 0.0

@@ -32,7 +32,7 @@ def new_next_times(links: int, reports: Array) -> Array:
     return tree
 
 
-def reports_due(world: World) -> Array:
+def report_times(world: World) -> Array:
     """When each server reports next, s (S,): a view. For callers outside compiled code."""
     begin = world.next_times.size // 2 + world.links.size
     due: Array = world.next_times[begin : begin + world.servers.size]
@@ -40,7 +40,7 @@ def reports_due(world: World) -> Array:
 
 
 @jit_no_refcount(inline=True, internal=True)
-def first(world: World) -> int:
+def first_due(world: World) -> int:
     """Whose moment is first: a link's number, or a server's on top of the number of links."""
     tree = world.next_times
     leaves = tree.size >> 1
@@ -52,7 +52,7 @@ def first(world: World) -> int:
 
 
 @jit_no_refcount(inline=True, internal=True)
-def move(tree: Array, i: int, time: float) -> None:
+def set_time(tree: Array, i: int, time: float) -> None:
     """Let the i-th moment be `time`; +inf = never."""
     n = (tree.size >> 1) + i
     tree[n] = time
@@ -64,19 +64,19 @@ def move(tree: Array, i: int, time: float) -> None:
 
 
 @jit_no_refcount(inline=True, internal=True)
-def link_at(world: World, e: int, time: float) -> None:
+def set_link_time(world: World, e: int, time: float) -> None:
     """Link `e` is through with its next transfer at `time`."""
-    move(world.next_times, e, time)
+    set_time(world.next_times, e, time)
 
 
 @jit_no_refcount(inline=True, internal=True)
-def report_at(world: World, s: int, time: float) -> None:
+def set_report_time(world: World, s: int, time: float) -> None:
     """Server `s` reports at `time`."""
-    move(world.next_times, world.links.size + s, time)
+    set_time(world.next_times, world.links.size + s, time)
 
 
 @jit_no_refcount(inline=True, internal=True)
-def report_due(world: World, s: int) -> float:
+def report_time(world: World, s: int) -> float:
     """When server `s` reports next; inf while it is down."""
     due: float = world.next_times[(world.next_times.size >> 1) + world.links.size + s]
     return due

@@ -110,8 +110,8 @@ class Player:
         done = 0
         while done != decisions:
             going = engine.advance(sim)
-            for n in range(int(clock["lessons"])):
-                j = int(slots[n]["lesson"])
+            for n in range(int(clock["feedback_count"])):
+                j = int(slots[n]["feedback_slot"])
                 spec.learn(
                     self.params,
                     self.memory[slots[j]["balancer"]],

@@ -40,19 +40,19 @@ from edgewise.sim.layout import (
     Sim,
     World,
 )
-from edgewise.sim.links import backlog, bring_up, capacity, schedule
-from edgewise.sim.next_times import report_at
+from edgewise.sim.links import backlog, capacity, schedule, update_link
+from edgewise.sim.next_times import set_report_time
 from edgewise.sim.servers import account, backlog_of
-from edgewise.sim.slots import expect_news, hold, lose, release
-from edgewise.sim.transfers import left, tear_up
+from edgewise.sim.slots import expect_result, hold, lose, release
+from edgewise.sim.transfers import believed_backlog, clear_ledger
 
-MUTE_KNOWN = 1.5 * HEARTBEAT
+SILENCE_KNOWN = 1.5 * HEARTBEAT
 """s until nodes know that a balancer is mute: they ask for a sign of life, and wait for half of the
 time again."""
 
 
 @jit_no_refcount(inline=True, internal=True)
-def view(beliefs: Belief, b: int) -> Belief:
+def belief_view(beliefs: Belief, b: int) -> Belief:
     """What balancer `b` believes."""
     return Belief(
         beliefs.servers[b],
@@ -71,7 +71,7 @@ def view(beliefs: Belief, b: int) -> Belief:
 
 
 @jit_no_refcount(internal=True)
-def look_at_link(world: World, reports: Reports, p: int, j: int, e: int, now: float) -> None:
+def report_link(world: World, reports: Reports, p: int, j: int, e: int, now: float) -> None:
     """What the ledger of link `e` says into report `p`; or what is true, where the links are
     given."""
     out = reports.links[p, j]
@@ -79,13 +79,13 @@ def look_at_link(world: World, reports: Reports, p: int, j: int, e: int, now: fl
     out.first = 1
     link = world.links[e]
     if world.settings[0].links_given == 0:
-        out.backlog = left(world, e, now)
+        out.backlog = believed_backlog(world, e, now)
         out.flows = link.ledger
         out.rate = link.measured
         out.rate_at = link.measured_at
         return
     fifo = world.settings[0].fifo_links != 0
-    bring_up(world, e, now)
+    update_link(world, e, now)
     out.flows = link.flows
     out.backlog = backlog(link, fifo)
     rate = RATE_MAX
@@ -96,12 +96,12 @@ def look_at_link(world: World, reports: Reports, p: int, j: int, e: int, now: fl
 
 
 @jit_no_refcount(internal=True)
-def look(world: World, reports: Reports, s: int, now: float) -> None:
+def make_report(world: World, reports: Reports, s: int, now: float) -> None:
     """Server `s` reports."""
     clock = world.clock[0]
     settings = world.settings[0]
     server = world.servers[s]
-    report_at(world, s, now + settings.period)
+    set_report_time(world, s, now + settings.period)
     server.reported = backlog_of(world, s, now)
     p: int = clock.free_report
     if p < 0:
@@ -148,15 +148,15 @@ def look(world: World, reports: Reports, s: int, now: float) -> None:
         out.served = world.services[k].served
     for b in range(settings.balancers):
         reports.seen[p, b] = world.seen[b, s]
-    look_at_links(world, reports, s, p, now)
+    report_links(world, reports, s, p, now)
     push(world, now + settings.report_delay, E_REPORTED, p)
 
 
 @jit_no_refcount(internal=True)
-def look_at_links(world: World, reports: Reports, s: int, p: int, now: float) -> None:
+def report_links(world: World, reports: Reports, s: int, p: int, now: float) -> None:
     """The links that server `s` sends on, and its clients', into report `p`."""
     settings = world.settings[0]
-    look_at_link(world, reports, p, 0, s, now)
+    report_link(world, reports, p, 0, s, now)
     # A node cannot time its clients; an emulator knows.
     reports.links[p, 0].rtt = 2.0 * world.links[s].delay if settings.links_given != 0 else math.nan
     count = settings.servers
@@ -165,7 +165,7 @@ def look_at_links(world: World, reports: Reports, s: int, p: int, now: float) ->
         for d in range(count):
             if d != s:
                 j += 1
-                look_at_link(world, reports, p, j, world.path[s, d], now)
+                report_link(world, reports, p, j, world.path[s, d], now)
                 out = reports.links[p, j]
                 out.rtt = world.links[world.path[s, d]].delay + world.links[world.path[d, s]].delay
     elif count > 1:
@@ -173,7 +173,7 @@ def look_at_links(world: World, reports: Reports, s: int, p: int, now: float) ->
         # last round trip stays, bytes and flows add up (`fleet.belief.on_peer_report`).
         other = count - 1 if s != count - 1 else count - 2
         e = world.path[s, other]
-        look_at_link(world, reports, p, 1, e, now)
+        report_link(world, reports, p, 1, e, now)
         out = reports.links[p, 1]
         out.rtt = world.links[e].delay + world.links[world.path[other, s]].delay
 
@@ -189,16 +189,16 @@ def on_reported(sim: Sim, p: int, now: float) -> None:
     server = world.servers[s]
     if report.life == server.known_life:
         for b in range(settings.balancers):
-            if hears(world, b, s, report.at, beliefs.servers[b, s].report_at):
-                belief = sim.belief if b == 0 else by_reference(view(beliefs, b))
-                take_in(world, reports, belief, b, p, now)
+            if receives_report(world, b, s, report.at, beliefs.servers[b, s].report_at):
+                belief = sim.belief if b == 0 else by_reference(belief_view(beliefs, b))
+                receive_report(world, reports, belief, b, p, now)
     if settings.keep_reports == 0:
         report.next = clock.free_report
         clock.free_report = p
 
 
 @jit_no_refcount(inline=True, internal=True)
-def hears(world: World, b: int, s: int, at: float, before: float) -> bool:
+def receives_report(world: World, b: int, s: int, at: float, before: float) -> bool:
     """Whether decider `b` gets the report that server `s` made `at`, after one of `before`.
 
     A balancer does unless it is mute. A node has its own at once, and the others' from the
@@ -210,14 +210,16 @@ def hears(world: World, b: int, s: int, at: float, before: float) -> bool:
     if b < settings.central:
         heard: bool = at < clock.mute_since
         return heard
-    if b - settings.central == s or at >= clock.mute_since + MUTE_KNOWN:
+    if b - settings.central == s or at >= clock.mute_since + SILENCE_KNOWN:
         return True
     told: bool = at < clock.mute_since and not (at < before + FLEET_PERIOD)
     return told
 
 
 @jit_no_refcount(internal=True)
-def take_in(world: World, reports: Reports, belief: Belief, b: int, p: int, now: float) -> None:
+def receive_report(
+    world: World, reports: Reports, belief: Belief, b: int, p: int, now: float
+) -> None:
     """Report `p` reaches balancer `b`."""
     head = reports.heads[p]
     server = world.servers[head.server]
@@ -241,7 +243,7 @@ def links_sent(world: World) -> int:
 
 
 @jit_no_refcount(internal=True)
-def close(world: World, belief: Belief, i: int, failed: bool, now: float) -> None:
+def end_dispatch(world: World, belief: Belief, i: int, failed: bool, now: float) -> None:
     """Slot `i`'s dispatch ends for its balancer."""
     slot = world.slots[i]
     close_dispatch(
@@ -257,31 +259,31 @@ def close(world: World, belief: Belief, i: int, failed: bool, now: float) -> Non
 
 
 @jit_no_refcount(inline=True, internal=True)
-def to_learn(world: World, i: int) -> None:
+def queue_feedback(world: World, i: int) -> None:
     """Keep slot `i` until the policy has learned from it."""
     clock = world.clock[0]
     hold(world, i)
-    world.slots[clock.lessons].lesson = i
-    clock.lessons += 1
+    world.slots[clock.feedback_count].feedback_slot = i
+    clock.feedback_count += 1
 
 
 @jit_no_refcount(inline=True, internal=True)
-def on_ended(sim: Sim, i: int, now: float) -> None:
+def on_outcome_known(sim: Sim, i: int, now: float) -> None:
     """The balancer hears how slot `i`'s request ended."""
     world = sim.world
     slot = world.slots[i]
     if world.clock[0].learning != 0:
-        to_learn(world, i)
+        queue_feedback(world, i)
     if slot.picked < 0 or slot.life != world.servers[slot.picked].known_life:
         return  # shed; or its server has begun a new life, or the dispatch was written off
     served_there = slot.finished < math.inf and slot.server == slot.picked
     b = slot.balancer
-    belief = sim.belief if b == 0 else by_reference(view(sim.beliefs, b))
-    close(world, belief, i, not served_there, now)
+    belief = sim.belief if b == 0 else by_reference(belief_view(sim.beliefs, b))
+    end_dispatch(world, belief, i, not served_there, now)
 
 
 @jit_no_refcount(internal=True)
-def sweep(sim: Sim, now: float) -> None:
+def forget_dispatches(sim: Sim, now: float) -> None:
     """`Tracker.forget`: once a second."""
     world = sim.world
     for i in range(world.clock[0].used):
@@ -290,8 +292,8 @@ def sweep(sim: Sim, now: float) -> None:
             span = worthless_after(slot.deadline - slot.sent, world.settings[0].grace)
             give_up = slot.sent + span + FORGET_AFTER
             if give_up < now and slot.life == world.servers[slot.picked].known_life:
-                belief = by_reference(view(sim.beliefs, slot.balancer))
-                close(world, belief, i, True, now)
+                belief = by_reference(belief_view(sim.beliefs, slot.balancer))
+                end_dispatch(world, belief, i, True, now)
                 slot.life = -1
     heap_push(world, now + 1.0, E_SWEEP, 0)
 
@@ -309,12 +311,12 @@ def stop(world: World, s: int, now: float) -> None:
         return
     account(world, s, now, -server.busy)
     server.up = 0
-    report_at(world, s, math.inf)
+    set_report_time(world, s, math.inf)
     server.life += 1
     slots = world.slots.size
     for e in range(world.links.size):
         if world.links[e].source == s:
-            bring_up(world, e, now)
+            update_link(world, e, now)
             while world.links[e].root >= 0:
                 node = world.links[e].root
                 world.links[e].root = remove_root(world.nodes, node)
@@ -324,7 +326,7 @@ def stop(world: World, s: int, now: float) -> None:
             world.links[e].flows = 0
             world.links[e].tags = 0.0
             schedule(world, e)
-            tear_up(world, e)
+            clear_ledger(world, e)
     for i in range(clock.used):
         slot = world.slots[i]
         if slot.stage == FREE:
@@ -334,7 +336,7 @@ def stop(world: World, s: int, now: float) -> None:
         elif slot.stage == OPEN and slot.at == s:
             slot.reason = REASON_SERVER_DOWN
             known_at = now + world.links[world.path[s, slot.ingress]].delay
-            expect_news(world, i, known_at, E_FAILED)
+            expect_result(world, i, known_at, E_FAILED)
     clear_server(world, s)
     push(world, now + settings.control_delay, E_LEFT, s)
 
@@ -398,7 +400,7 @@ def restart(world: World, s: int, now: float) -> None:
         world.seen[b, s].low = 0
         world.seen[b, s].bits = 0
     push(world, now + world.settings[0].control_delay, E_JOINED, s)
-    report_at(world, s, now)
+    set_report_time(world, s, now)
 
 
 @jit_no_refcount(internal=True)
@@ -413,5 +415,5 @@ def on_joined(world: World, beliefs: Belief, s: int, now: float) -> None:
     """`Tracker.connect`."""
     world.servers[s].known_life = world.servers[s].life
     for b in range(world.settings[0].balancers):
-        reset_server(by_reference(view(beliefs, b)), s, now)
+        reset_server(by_reference(belief_view(beliefs, b)), s, now)
         beliefs.servers[b, s].connected = 1.0

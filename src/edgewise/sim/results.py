@@ -18,7 +18,7 @@ from edgewise.domain import (
     Status,
     request_id,
 )
-from edgewise.fleet.request_noise import LUCK_RIGHT, luck, replayed_class
+from edgewise.fleet.request_noise import FOR_CORRECTNESS, hashed_uniform, replayed_class
 from edgewise.scenario import Scenario
 from edgewise.sim.layout import REASONS, SERVED, STATUSES, Sim
 from edgewise.tasks import task_of
@@ -65,7 +65,7 @@ def outcomes(
         accuracy = predicted = None
         if service is not None:
             accuracy = service.accuracy_of(PayloadForm(int(result["form"])))
-            right = luck(seed, i, 0, LUCK_RIGHT) < accuracy
+            right = hashed_uniform(seed, i, 0, FOR_CORRECTNESS) < accuracy
             predicted = replayed_class(labels[i], right, task_of(service.task).classes)
         yield Outcome(
             request=request_id(i, run),

@@ -31,23 +31,29 @@ from edgewise.sim.layout import (
     SHED,
     World,
 )
-from edgewise.sim.links import withdraw
-from edgewise.sim.routes import quickest_here, route
-from edgewise.sim.servers import expected_work, no_more_unready, notice, unlink, wait_for
-from edgewise.sim.slots import arm, end, release, take_slot, tell
-from edgewise.sim.transfers import drop
+from edgewise.sim.links import remove_transfer
+from edgewise.sim.routes import quickest_here, send_to_server
+from edgewise.sim.servers import (
+    expected_work,
+    no_more_unready,
+    remove_from_queue,
+    report_if_jumped,
+    wait_for,
+)
+from edgewise.sim.slots import end_request, notify_balancer, release, schedule_timeout, take_slot
+from edgewise.sim.transfers import drop_entry
 
 
 @jit_no_refcount(internal=True)
-def break_off(world: World, i: int) -> None:
+def abort_transfer(world: World, i: int) -> None:
     """The transfer of slot `i`, if one is under way, ends here."""
     slot = world.slots[i]
     slot.news = math.inf
     slot.give_up = math.inf
-    drop(world, world.slots.size + i, world.clock[0].now)
+    drop_entry(world, world.slots.size + i, world.clock[0].now)
     if slot.link < 0:
         return
-    withdraw(
+    remove_transfer(
         world,
         slot.link,
         world.slots.size + i,
@@ -64,10 +70,10 @@ def leave_queue(world: World, i: int, now: float) -> None:
     s: int = slot.at
     service = world.services[slot.service]
     service.queue = remove(world.nodes, service.queue, 2 * world.slots.size + i, 0.0)
-    unlink(world, s, i)
+    remove_from_queue(world, s, i)
     slot.at = -1
     release(world, i)
-    notice(world, s, now)
+    report_if_jumped(world, s, now)
 
 
 @jit_no_refcount(internal=True)
@@ -110,7 +116,7 @@ def leave_worker(world: World, i: int) -> bool:
 
 
 @jit_no_refcount(internal=True)
-def on_wake(world: World, i: int, time: float) -> None:
+def on_timeout_check(world: World, i: int, time: float) -> None:
     """Slot `i`'s time may be up: for the peer that is to answer it, or for good."""
     slot = world.slots[i]
     if time != slot.wake:
@@ -126,19 +132,19 @@ def on_wake(world: World, i: int, time: float) -> None:
             if slot.started <= time:
                 if not leave_worker(world, i):
                     slot.give_up = math.inf
-                    arm(world, i)
+                    schedule_timeout(world, i)
                     return
             else:
                 leave_queue(world, i, time)
         # What its peer knows of it never comes, also if it is through and its answer on the way.
         slot.transferred = math.inf
         slot.started = math.inf
-        break_off(world, i)
+        abort_transfer(world, i)
         slot.reason = REASON_NO_TIME
         try_next(world, i, time)
         if slot.stage != OPEN:
             return
-    arm(world, i)
+    schedule_timeout(world, i)
 
 
 @jit_no_refcount(internal=True)
@@ -149,13 +155,13 @@ def expire(world: World, i: int, now: float) -> None:
         leave_queue(world, i, now)
     elif slot.unready != 0:  # it stays in line, as nobody, until its turn
         no_more_unready(world, slot.ingress, i)
-        notice(world, slot.ingress, now)
+        report_if_jumped(world, slot.ingress, now)
     if slot.server != slot.ingress:  # its ingress does not know how far its peer is
         slot.transferred = math.inf
         slot.started = math.inf
-    end(world, i, EXPIRED, REASON_NONE, now)
-    tell(world, i, now + world.settings[0].control_delay)
-    break_off(world, i)
+    end_request(world, i, EXPIRED, REASON_NONE, now)
+    notify_balancer(world, i, now + world.settings[0].control_delay)
+    abort_transfer(world, i)
 
 
 @jit_no_refcount(internal=True)
@@ -166,7 +172,7 @@ def on_failed(world: World, i: int, now: float) -> None:
         return
     slot.news = math.inf
     slot.give_up = math.inf
-    drop(world, world.slots.size + i, now)
+    drop_entry(world, world.slots.size + i, now)
     try_next(world, i, now)
 
 
@@ -184,25 +190,25 @@ def try_next(world: World, i: int, now: float) -> None:
         slot.alternatives[a] = -1
         k = row // 2
         s = world.services[k].server
-        if s == tried or (s == slot.ingress and not pays(world, i, k, now)):
+        if s == tried or (s == slot.ingress and not pays_at_ingress(world, i, k, now)):
             continue
-        go(world, i, k, row % 2, now)
+        run_at_ingress(world, i, k, row % 2, now)
         return
     k = quickest_here(world, i)
-    if k >= 0 and tried != slot.ingress and slot.refused == 0 and pays(world, i, k, now):
-        go(world, i, k, 0, now)
+    if k >= 0 and tried != slot.ingress and slot.refused == 0 and pays_at_ingress(world, i, k, now):
+        run_at_ingress(world, i, k, 0, now)
         return
     if now >= slot.deadline:
-        end(world, i, EXPIRED, REASON_NONE, now)
+        end_request(world, i, EXPIRED, REASON_NONE, now)
     elif slot.reason == REASON_QUEUE_FULL:
-        end(world, i, SHED, REASON_QUEUE_FULL, now)
+        end_request(world, i, SHED, REASON_QUEUE_FULL, now)
     else:
-        end(world, i, FAILED, slot.reason, now)
-    tell(world, i, now + world.settings[0].control_delay)
+        end_request(world, i, FAILED, slot.reason, now)
+    notify_balancer(world, i, now + world.settings[0].control_delay)
 
 
 @jit_no_refcount(internal=True)
-def go(world: World, i: int, k: int, form: int, now: float) -> None:
+def run_at_ingress(world: World, i: int, k: int, form: int, now: float) -> None:
     """Service `k` is to run slot `i` now."""
     slot = world.slots[i]
     slot.attempt += 1
@@ -211,11 +217,11 @@ def go(world: World, i: int, k: int, form: int, now: float) -> None:
     slot.form = form
     slot.reason = REASON_NONE
     slot.started = math.inf
-    route(world, i, now)
+    send_to_server(world, i, now)
 
 
 @jit_no_refcount(internal=True)
-def pays(world: World, i: int, k: int, now: float) -> bool:
+def pays_at_ingress(world: World, i: int, k: int, now: float) -> bool:
     """Whether the ingress runs slot `i` by its service `k` after others have failed."""
     slot = world.slots[i]
     s: int = slot.ingress

@@ -37,16 +37,25 @@ from edgewise.sim.layout import (
 )
 from edgewise.sim.links import join, lag, leave, schedule
 from edgewise.sim.servers import (
-    arrive,
-    convert,
-    measured,
+    enqueue,
+    enqueue_conversion,
+    measure_service,
     next_conversion,
     next_work,
-    notice,
-    prepare,
+    report_if_jumped,
+    start_conversion,
 )
-from edgewise.sim.slots import answer, arm, end, expect_news, hold, later, release, tell
-from edgewise.sim.transfers import note, received, word_comes
+from edgewise.sim.slots import (
+    answer_client,
+    end_request,
+    expect_result,
+    hold,
+    notify_balancer,
+    release,
+    schedule_for,
+    schedule_timeout,
+)
+from edgewise.sim.transfers import add_entry, received, schedule_acknowledgement
 
 
 @jit_no_refcount(inline=True, internal=True)
@@ -65,7 +74,7 @@ def quickest_here(world: World, i: int) -> int:
 
 
 @jit_no_refcount(inline=True, internal=True)
-def upload(world: World, i: int, now: float) -> None:
+def start_upload(world: World, i: int, now: float) -> None:
     """The client begins to send the photo of slot `i`."""
     slot = world.slots[i]
     hold(world, i)
@@ -73,7 +82,7 @@ def upload(world: World, i: int, now: float) -> None:
 
 
 @jit_no_refcount(inline=True, internal=True)
-def transfer(world: World, i: int, size: float, now: float) -> None:
+def start_transfer(world: World, i: int, size: float, now: float) -> None:
     """The ingress begins to send `size` bytes of slot `i` to the server that is to run it."""
     slot = world.slots[i]
     target = world.servers[slot.server]
@@ -89,14 +98,14 @@ def transfer(world: World, i: int, size: float, now: float) -> None:
         world.services[k].service_time if k >= 0 else math.nan,
     )
     slot.give_up = max(now, give_up)
-    arm(world, i)
+    schedule_timeout(world, i)
     if now >= give_up:
         return  # no time left to try it, which comes up at once
-    note(world, link, world.slots.size + i, size, now)
+    add_entry(world, link, world.slots.size + i, size, now)
     if target.up == 0:  # nobody takes the connection: known after a round trip
         slot.reason = REASON_SERVER_DOWN
         back = world.links[world.path[slot.server, slot.ingress]].delay
-        expect_news(world, i, now + world.links[link].delay + back, E_FAILED)
+        expect_result(world, i, now + world.links[link].delay + back, E_FAILED)
         return
     hold(world, i)
     slot.link = link
@@ -104,20 +113,20 @@ def transfer(world: World, i: int, size: float, now: float) -> None:
 
 
 @jit_no_refcount(internal=True)
-def route(world: World, i: int, now: float) -> None:
+def send_to_server(world: World, i: int, now: float) -> None:
     """The ingress has command and server of slot `i`, and perhaps the body: what can be done?"""
     slot = world.slots[i]
     if slot.server == slot.ingress:
         if slot.uploaded <= now:
-            arrive(world, slot.server, i, now)
+            enqueue(world, slot.server, i, now)
     elif slot.form != READY:
-        transfer(world, i, slot.payload, now)
+        start_transfer(world, i, slot.payload, now)
     elif slot.uploaded <= now:
-        prepare(world, i, now)
+        enqueue_conversion(world, i, now)
 
 
 @jit_no_refcount(inline=True, internal=True)
-def command_comes(world: World, i: int, time: float) -> None:
+def schedule_command(world: World, i: int, time: float) -> None:
     """The ingress will have the command of slot `i` at `time`.
 
     A request that it is to run itself waits for its body anyway. Where that is still on its way,
@@ -127,7 +136,7 @@ def command_comes(world: World, i: int, time: float) -> None:
     if slot.picked == slot.ingress and slot.uploaded == math.inf:
         slot.commanded = time
     else:
-        later(world, i, time, E_COMMAND)
+        schedule_for(world, i, time, E_COMMAND)
 
 
 @jit_no_refcount(inline=True, internal=True)
@@ -139,18 +148,18 @@ def on_command(world: World, i: int, now: float) -> None:
     seen.commands = max(seen.commands, slot.command)
     slot.commanded = now
     if slot.picked < 0:
-        end(world, i, SHED, slot.reason, now)
-        tell(world, i, now + world.settings[0].control_delay)
+        end_request(world, i, SHED, slot.reason, now)
+        notify_balancer(world, i, now + world.settings[0].control_delay)
         return
-    route(world, i, now)
+    send_to_server(world, i, now)
 
 
 @jit_no_refcount(inline=True, internal=True)
-def on_headers(world: World, i: int, now: float) -> None:
+def on_metadata(world: World, i: int, now: float) -> None:
     """The ingress has the headers of slot `i`'s photo; they come with the metadata."""
     slot = world.slots[i]
     if slot.stage != DONE and slot.uploaded == math.inf and world.flows[i].link < 0:
-        note(world, slot.ingress, i, slot.payload, now)
+        add_entry(world, slot.ingress, i, slot.payload, now)
 
 
 @jit_no_refcount(inline=True, internal=True)
@@ -164,15 +173,15 @@ def on_uploaded(world: World, i: int, now: float) -> None:
     if slot.stage == DONE or slot.commanded == math.inf:
         return
     if slot.commanded > now:  # the body was quicker
-        later(world, i, slot.commanded, E_COMMAND)
+        schedule_for(world, i, slot.commanded, E_COMMAND)
     elif slot.server == s:
         # With no event for the command it is acknowledged here. Nothing hangs on that: what is put
         # back after a report are transfers, and of those this is none.
         seen = world.seen[slot.balancer, s]
         seen.commands = max(seen.commands, slot.command)
-        arrive(world, s, i, now)
+        enqueue(world, s, i, now)
     elif slot.form == READY:
-        prepare(world, i, now)
+        enqueue_conversion(world, i, now)
     elif slot.crossed < math.inf:
         deliver(world, i, now)
 
@@ -184,10 +193,10 @@ def deliver(world: World, i: int, now: float) -> None:
     e = world.path[slot.ingress, slot.server]
     extra = lag(world.links[e], world.settings[0].seed, slot.request, e, slot.bytes, now)
     if extra < math.inf:
-        expect_news(world, i, now + extra, E_DELIVERED)
+        expect_result(world, i, now + extra, E_DELIVERED)
     else:
         slot.reason = REASON_RESET
-        expect_news(world, i, now + world.links[e].delay, E_FAILED)
+        expect_result(world, i, now + world.links[e].delay, E_FAILED)
 
 
 @jit_no_refcount(inline=True, internal=True)
@@ -199,11 +208,13 @@ def on_delivered(world: World, i: int, now: float) -> None:
     server = world.servers[s]
     if server.up == 0 or server.life != slot.destination_life:
         slot.reason = REASON_SERVER_DOWN
-        expect_news(world, i, now + world.links[world.path[s, slot.ingress]].delay, E_FAILED)
+        expect_result(world, i, now + world.links[world.path[s, slot.ingress]].delay, E_FAILED)
         return
     # Its sender hears so, and learns of the link, with what was under way meanwhile.
-    word_comes(world, world.slots.size + i, now + world.links[world.path[s, slot.ingress]].delay)
-    arrive(world, s, i, now)
+    schedule_acknowledgement(
+        world, world.slots.size + i, now + world.links[world.path[s, slot.ingress]].delay
+    )
+    enqueue(world, s, i, now)
 
 
 @jit_no_refcount(inline=True, internal=True)
@@ -215,14 +226,14 @@ def on_link(world: World, e: int, time: float) -> None:
         if node < 0:
             break
         if node < slots:
-            on_up(world, node, e, time)
+            on_upload_done(world, node, e, time)
         else:
-            on_across(world, node - slots, e, time)
+            on_transfer_done(world, node - slots, e, time)
     schedule(world, e)
 
 
 @jit_no_refcount(inline=True, internal=True)
-def on_up(world: World, i: int, e: int, now: float) -> None:
+def on_upload_done(world: World, i: int, e: int, now: float) -> None:
     """The client has sent the last byte of slot `i`'s photo."""
     slot = world.slots[i]
     link = world.links[e]
@@ -230,15 +241,15 @@ def on_up(world: World, i: int, e: int, now: float) -> None:
         link.bytes += slot.payload
     extra = lag(link, world.settings[0].seed, slot.request, e, slot.payload, now)
     if extra < math.inf:
-        later(world, i, now + extra, E_UPLOADED)
+        schedule_for(world, i, now + extra, E_UPLOADED)
     elif slot.stage != DONE:
-        end(world, i, FAILED, REASON_RESET, now)
-        tell(world, i, now + link.delay)
+        end_request(world, i, FAILED, REASON_RESET, now)
+        notify_balancer(world, i, now + link.delay)
     release(world, i)
 
 
 @jit_no_refcount(inline=True, internal=True)
-def on_across(world: World, i: int, e: int, now: float) -> None:
+def on_transfer_done(world: World, i: int, e: int, now: float) -> None:
     """The link is through with slot `i`'s transfer."""
     slot = world.slots[i]
     link = world.links[e]
@@ -262,15 +273,15 @@ def on_finish(world: World, w: int, time: float) -> None:
     own = w - (world.workers.size - world.servers.size)
     if worker.preparing != 0:
         if world.slots[i].stage != DONE:
-            transfer(world, i, world.services[world.slots[i].service].ready_bytes, time)
+            start_transfer(world, i, world.services[world.slots[i].service].ready_bytes, time)
         release(world, i)
         if own >= 0:
             j = next_conversion(world, s)
             if j >= 0:
-                convert(world, s, w, j, time)
+                start_conversion(world, s, w, j, time)
             else:
                 worker.slot = -1
-            notice(world, s, time)
+            report_if_jumped(world, s, time)
             return
     else:
         batch = worker.batch
@@ -278,7 +289,7 @@ def on_finish(world: World, w: int, time: float) -> None:
         while i >= 0:
             slot = world.slots[i]
             after = slot.next
-            measured(world, slot.service, slot.form, seconds, batch)
+            measure_service(world, slot.service, slot.form, seconds, batch)
             slot.at = -1
             if slot.stage != DONE:
                 back = 0.0
@@ -286,8 +297,8 @@ def on_finish(world: World, w: int, time: float) -> None:
                     back = world.links[world.path[s, slot.ingress]].delay
                 if time + back <= slot.give_up:  # else its ingress has given up before it is in
                     slot.finished = time
-                    answer(world, i, SERVED, REASON_NONE, s, time)
+                    answer_client(world, i, SERVED, REASON_NONE, s, time)
             release(world, i)
             i = after
     next_work(world, s, w, time)
-    notice(world, s, time)
+    report_if_jumped(world, s, time)

@@ -22,7 +22,7 @@ from edgewise.compile import jit_no_refcount
 from edgewise.fleet.belief import acknowledge
 from edgewise.fleet.estimates import SERVICE_MEMORY, ready_time
 from edgewise.fleet.report_timing import GAP, busy_share, jumped
-from edgewise.fleet.request_noise import noise_place
+from edgewise.fleet.request_noise import factor_index
 from edgewise.sim.events import push
 from edgewise.sim.heaps import insert, remove_root
 from edgewise.sim.layout import (
@@ -35,8 +35,8 @@ from edgewise.sim.layout import (
     REASON_QUEUE_FULL,
     World,
 )
-from edgewise.sim.next_times import report_at, report_due
-from edgewise.sim.slots import answer, expect_news, hold, release
+from edgewise.sim.next_times import report_time, set_report_time
+from edgewise.sim.slots import answer_client, expect_result, hold, release
 
 
 @jit_no_refcount(inline=True, internal=True)
@@ -58,7 +58,7 @@ def noise(world: World, r: int, k: int) -> float:
     settings = world.settings[0]
     if settings.noise_bits == 0:
         return 1.0
-    factor: float = world.noise[noise_place(settings.seed, r, k, settings.noise_bits)]
+    factor: float = world.noise[factor_index(settings.seed, r, k, settings.noise_bits)]
     return factor
 
 
@@ -106,12 +106,12 @@ def backlog_of(world: World, s: int, now: float) -> float:
 
 
 @jit_no_refcount(inline=True, internal=True)
-def notice(world: World, s: int, now: float) -> None:
+def report_if_jumped(world: World, s: int, now: float) -> None:
     """Something changed at `s`: if it is a jump, its next report does not wait for its period."""
     server = world.servers[s]
     period = world.settings[0].period
     soonest = max(now, server.reported_at + GAP * period)
-    if report_due(world, s) <= soonest:
+    if report_time(world, s) <= soonest:
         return
     since = now - server.reported_at
     # The backlog is no more than this, and mostly that is enough to know.
@@ -120,7 +120,7 @@ def notice(world: World, s: int, now: float) -> None:
     if jumped(most, 0.0, 0.0, period) or jumped(0.0, server.reported, since, period):
         backlog = backlog_of(world, s, now)
         if jumped(backlog, server.reported, since, period):
-            report_at(world, s, soonest)
+            set_report_time(world, s, soonest)
 
 
 @jit_no_refcount(internal=True)
@@ -142,7 +142,7 @@ def wait_for(world: World, s: int, due: float, now: float) -> float:
 
 
 @jit_no_refcount(inline=True, internal=True)
-def unlink(world: World, s: int, i: int) -> None:
+def remove_from_queue(world: World, s: int, i: int) -> None:
     """Slot `i` is in the queue of `s` no more; its node is out of the heap already."""
     server = world.servers[s]
     slot = world.slots[i]
@@ -170,7 +170,7 @@ def take_idle(world: World, s: int, now: float) -> int:
 
 
 @jit_no_refcount(inline=True, internal=True)
-def work_on(
+def occupy_worker(
     world: World, w: int, i: int, preparing: int, now: float, work: float, time: float
 ) -> None:
     """Worker `w` takes slot `i`: it expects `work` s, and it will be `time` s."""
@@ -186,27 +186,27 @@ def work_on(
 
 
 @jit_no_refcount(internal=True)
-def take(world: World, s: int, k: int, now: float) -> int:
+def take_batch(world: World, s: int, k: int, now: float) -> int:
     """The first that waits for service `k` of `s`, out of the queue; −1 if it cannot score."""
     service = world.services[k]
     node: int = service.queue
     service.queue = remove_root(world.nodes, node)
     i: int = node - 2 * world.slots.size
     slot = world.slots[i]
-    unlink(world, s, i)
+    remove_from_queue(world, s, i)
     if slot.stage == DONE:
         release(world, i)
         return -1
     if now >= slot.expiry:
         slot.at = -1
-        answer(world, i, EXPIRED, REASON_NONE, s, now)
+        answer_client(world, i, EXPIRED, REASON_NONE, s, now)
         release(world, i)
         return -1
     return i
 
 
 @jit_no_refcount(internal=True)
-def begin(world: World, s: int, w: int, i: int, now: float) -> None:
+def start_batch(world: World, s: int, w: int, i: int, now: float) -> None:
     """Worker `w` runs slot `i`, with others that wait for the same service if batches pay."""
     k = world.slots[i].service
     service = world.services[k]
@@ -220,7 +220,7 @@ def begin(world: World, s: int, w: int, i: int, now: float) -> None:
             and service.queue >= 0
             and now + world.numbers[service.curve_at + count] <= world.slots[i].deadline
         ):
-            j = take(world, s, k, now)
+            j = take_batch(world, s, k, now)
             if j >= 0:
                 world.slots[last].next = j
                 world.slots[j].started = now
@@ -233,15 +233,15 @@ def begin(world: World, s: int, w: int, i: int, now: float) -> None:
         time = ready_time(time, service.ready_saving * ready / count)
     time *= noise(world, world.slots[i].request, k) * slowness(world, s, now)
     world.workers[w].batch = count
-    work_on(world, w, i, 0, now, world.slots[i].work * count, time)
+    occupy_worker(world, w, i, 0, now, world.slots[i].work * count, time)
 
 
 @jit_no_refcount(inline=True, internal=True)
-def convert(world: World, s: int, w: int, i: int, now: float) -> None:
+def start_conversion(world: World, s: int, w: int, i: int, now: float) -> None:
     """Worker `w` makes slot `i`'s payload model-ready."""
     seconds = world.servers[s].prepare_seconds
     world.slots[i].next = -1
-    work_on(world, w, i, 1, now, seconds, seconds * slowness(world, s, now))
+    occupy_worker(world, w, i, 1, now, seconds, seconds * slowness(world, s, now))
 
 
 @jit_no_refcount(inline=True, internal=True)
@@ -277,7 +277,7 @@ def next_work(world: World, s: int, w: int, now: float) -> None:
     if world.settings[0].prepare_own == 0 and server.prepare_head >= 0:
         i = next_conversion(world, s)
         if i >= 0:
-            convert(world, s, w, i, now)
+            start_conversion(world, s, w, i, now)
             return
     while server.waiting > 0:
         best = -1
@@ -294,9 +294,9 @@ def next_work(world: World, s: int, w: int, now: float) -> None:
                     )
                 ):
                     best = k
-        i = take(world, s, best, now)
+        i = take_batch(world, s, best, now)
         if i >= 0:
-            begin(world, s, w, i, now)
+            start_batch(world, s, w, i, now)
             return
     worker = world.workers[w]
     worker.slot = -1
@@ -306,7 +306,7 @@ def next_work(world: World, s: int, w: int, now: float) -> None:
 
 
 @jit_no_refcount(internal=True)
-def arrive(world: World, s: int, i: int, now: float) -> None:
+def enqueue(world: World, s: int, i: int, now: float) -> None:
     """Slot `i`'s input is in at server `s`, which is to run it."""
     server = world.servers[s]
     slot = world.slots[i]
@@ -319,7 +319,7 @@ def arrive(world: World, s: int, i: int, now: float) -> None:
         seen.low = low
         seen.bits = bits
     if now >= slot.expiry:
-        answer(world, i, EXPIRED, REASON_NONE, s, now)
+        answer_client(world, i, EXPIRED, REASON_NONE, s, now)
         return
     w = take_idle(world, s, now)
     if w < 0 and server.waiting >= server.queue_limit:
@@ -329,15 +329,15 @@ def arrive(world: World, s: int, i: int, now: float) -> None:
         slot.reason = REASON_QUEUE_FULL
         if s == slot.ingress:
             slot.refused = 1
-        expect_news(world, i, now + back, E_FAILED)
+        expect_result(world, i, now + back, E_FAILED)
         return
     slot.at = s
     hold(world, i)
     k = slot.service
     slot.work = expected_work(world, k, slot.form)
     if w >= 0:
-        begin(world, s, w, i, now)
-        notice(world, s, now)
+        start_batch(world, s, w, i, now)
+        report_if_jumped(world, s, now)
         return
     order = clock.sequence
     clock.sequence = order + 1
@@ -353,11 +353,11 @@ def arrive(world: World, s: int, i: int, now: float) -> None:
     server.tail = i
     server.waiting += 1
     server.work += slot.work
-    notice(world, s, now)
+    report_if_jumped(world, s, now)
 
 
 @jit_no_refcount(internal=True)
-def prepare(world: World, i: int, now: float) -> None:
+def enqueue_conversion(world: World, i: int, now: float) -> None:
     """The whole photo of slot `i` is in at its ingress and is to be made model-ready there."""
     s = world.slots[i].ingress
     server = world.servers[s]
@@ -370,8 +370,8 @@ def prepare(world: World, i: int, now: float) -> None:
     else:
         w = take_idle(world, s, now)
     if w >= 0:
-        convert(world, s, w, i, now)
-        notice(world, s, now)
+        start_conversion(world, s, w, i, now)
+        report_if_jumped(world, s, now)
         return
     world.slots[i].next = -1
     if server.prepare_tail >= 0:
@@ -381,11 +381,11 @@ def prepare(world: World, i: int, now: float) -> None:
     server.prepare_tail = i
     server.prepare_waiting += server.prepare_seconds
     world.slots[i].unready = 1
-    notice(world, s, now)
+    report_if_jumped(world, s, now)
 
 
 @jit_no_refcount(inline=True, internal=True)
-def measured(world: World, k: int, form: int, seconds: float, batch: int) -> None:
+def measure_service(world: World, k: int, form: int, seconds: float, batch: int) -> None:
     """Service `k` ran one request of a batch in `seconds` per request.
 
     What a model-ready payload saved is added: the mean is of payloads as they come, and whoever

@@ -18,13 +18,13 @@ import math
 from edgewise.compile import jit_no_refcount
 from edgewise.fleet.timeouts import DECISION_PATIENCE
 from edgewise.sim.layout import E_METADATA, Sim, World
-from edgewise.sim.next_times import report_at
-from edgewise.sim.reports import MUTE_KNOWN
-from edgewise.sim.slots import later
+from edgewise.sim.next_times import set_report_time
+from edgewise.sim.reports import SILENCE_KNOWN
+from edgewise.sim.slots import schedule_for
 
 
 @jit_no_refcount(inline=True, internal=True)
-def left_alone(sim: Sim, i: int, now: float) -> bool:
+def decides_alone(sim: Sim, i: int, now: float) -> bool:
     """Whether slot `i`'s balancer is mute, and its ingress is to decide, later."""
     clock = sim.world.clock[0]
     settings = sim.world.settings[0]
@@ -32,17 +32,17 @@ def left_alone(sim: Sim, i: int, now: float) -> bool:
     if now < clock.mute_since or slot.balancer >= settings.central:
         return False
     slot.balancer = settings.central + slot.ingress
-    if now >= clock.mute_since + MUTE_KNOWN:
+    if now >= clock.mute_since + SILENCE_KNOWN:
         return False  # at once
     patience = min(DECISION_PATIENCE * (slot.deadline - slot.sent), max(0.0, slot.deadline - now))
-    later(sim.world, i, now + patience, E_METADATA)
+    schedule_for(sim.world, i, now + patience, E_METADATA)
     return True
 
 
 @jit_no_refcount(inline=True, internal=True)
-def hear_again(world: World, now: float) -> None:
+def end_silence(world: World, now: float) -> None:
     """The balancers go on, and every node reports to them."""
     world.clock[0].mute_since = math.inf
     for s in range(world.servers.size):
         if world.servers[s].up != 0:
-            report_at(world, s, now)
+            set_report_time(world, s, now)

@@ -138,7 +138,7 @@ class ObservedDecision(Struct, frozen=True, kw_only=True):
     services: tuple[Service, ...]
 
 
-def seen(scenario: Scenario, policy: str, number: int) -> ObservedDecision | None:
+def decision_on(scenario: Scenario, policy: str, number: int) -> ObservedDecision | None:
     """Play an episode again up to the first decision on request `number` of its trace; None if
     nobody decided about it. Raises BadInput for a trace without it, and what `episode` raises."""
     photos = Photos.of(scenario)

@@ -22,7 +22,7 @@ from edgewise.sim.layout import (
     SERVED,
     World,
 )
-from edgewise.sim.transfers import drop
+from edgewise.sim.transfers import drop_entry
 
 
 @jit_no_refcount(inline=True, internal=True)
@@ -43,14 +43,14 @@ def release(world: World, i: int) -> None:
 
 
 @jit_no_refcount(inline=True, internal=True)
-def later(world: World, i: int, time: float, kind: int) -> None:
+def schedule_for(world: World, i: int, time: float, kind: int) -> None:
     """Let an event of slot `i` happen at `time`."""
     world.slots[i].holds += 1
     push(world, time, kind, i)
 
 
 @jit_no_refcount(inline=True, internal=True)
-def arm(world: World, i: int) -> None:
+def schedule_timeout(world: World, i: int) -> None:
     """See that slot `i` is looked at no later than its time is up.
 
     One event under way serves all the requests that the slot sees meanwhile, so most requests cost
@@ -64,10 +64,10 @@ def arm(world: World, i: int) -> None:
 
 
 @jit_no_refcount(inline=True, internal=True)
-def expect_news(world: World, i: int, time: float, kind: int) -> None:
+def expect_result(world: World, i: int, time: float, kind: int) -> None:
     """Slot `i`'s transfer is in, or known to have failed, at `time`, unless it is given up."""
     world.slots[i].news = time
-    later(world, i, time, kind)
+    schedule_for(world, i, time, kind)
 
 
 @jit_no_refcount(internal=True)
@@ -78,7 +78,9 @@ def take_slot(world: World, now: float) -> int:
     if i >= 0:
         clock.free = world.slots[i].next
         clock.used = max(clock.used, i + 1)
-        drop(world, world.slots.size + i, now)  # its last one's, of which there was word since
+        drop_entry(
+            world, world.slots.size + i, now
+        )  # its last one's, of which there was word since
     return i
 
 
@@ -132,8 +134,8 @@ def open_slot(world: World, r: int) -> int:
     slot.transferred = math.inf
     slot.started = math.inf
     slot.finished = math.inf
-    later(world, i, request.time + world.links[request.ingress].delay, E_METADATA)
-    arm(world, i)
+    schedule_for(world, i, request.time + world.links[request.ingress].delay, E_METADATA)
+    schedule_timeout(world, i)
     return i
 
 
@@ -144,13 +146,13 @@ def known(stamp: float) -> float:
 
 
 @jit_no_refcount(internal=True)
-def end(world: World, i: int, status: int, reason: int, answered: float) -> None:
+def end_request(world: World, i: int, status: int, reason: int, answered: float) -> None:
     """Request of slot `i` ends; the ingress begins to answer at `answered` (inf = never)."""
     slot = world.slots[i]
     clock = world.clock[0]
     settings = world.settings[0]
     slot.stage = DONE
-    drop(world, i, clock.now)  # whoever has been answered is read no further
+    drop_entry(world, i, clock.now)  # whoever has been answered is read no further
     clock.open -= 1
     clock.ended[status] += 1
     received = answered + world.links[slot.ingress].delay
@@ -198,33 +200,33 @@ def end(world: World, i: int, status: int, reason: int, answered: float) -> None
 
 
 @jit_no_refcount(inline=True, internal=True)
-def tell(world: World, i: int, time: float) -> None:
+def notify_balancer(world: World, i: int, time: float) -> None:
     """The balancer hears of the end at `time`, if that is news to it."""
     slot = world.slots[i]
     if slot.picked >= 0 or (world.clock[0].learning != 0 and slot.row >= 0):
-        later(world, i, time, E_OUTCOME)
+        schedule_for(world, i, time, E_OUTCOME)
 
 
 @jit_no_refcount(internal=True)
-def answer(world: World, i: int, status: int, reason: int, s: int, now: float) -> None:
+def answer_client(world: World, i: int, status: int, reason: int, s: int, now: float) -> None:
     """Server `s` is through with slot `i`: the answer goes back, and word of it to the balancer."""
     slot = world.slots[i]
     answered = now
     if s != slot.ingress:
         answered += world.links[world.path[s, slot.ingress]].delay
-    end(world, i, status, reason, answered)
-    tell(world, i, answered + world.settings[0].control_delay)
+    end_request(world, i, status, reason, answered)
+    notify_balancer(world, i, answered + world.settings[0].control_delay)
 
 
 @jit_no_refcount(internal=True)
 def lose(world: World, i: int, reason: int, now: float) -> None:
     """No answer comes. The client knows and says so."""
-    end(world, i, LOST, reason, math.inf)
-    tell(world, i, now + world.links[world.slots[i].ingress].delay)
+    end_request(world, i, LOST, reason, math.inf)
+    notify_balancer(world, i, now + world.links[world.slots[i].ingress].delay)
 
 
 @jit_no_refcount(internal=True)
-def turn_away(world: World, r: int) -> None:
+def refuse_arrival(world: World, r: int) -> None:
     """Request `r` finds its ingress down."""
     clock = world.clock[0]
     settings = world.settings[0]

@@ -9,9 +9,10 @@ an upload from its headers to its last byte. In between the transfers share what
 link equally (`fleet.estimates`). Reports say what the ledger says, and the rate is measured by what
 leaves it.
 
-A ledger is a list of flows threaded through `world.flows`, with a virtual time of its own. The word
-that a transfer is in has no event: it is taken in (`hear`), at the moment it came, when the ledger
-is next looked at, for until then nobody can tell. A slot that is used again is looked at first.
+A ledger is a list of flows threaded through `world.flows`, with a virtual time of its own. The
+acknowledgement of a transfer has no event: `process_acknowledgements` applies it, at the time it
+came, when the ledger is next read, for until then nothing depends on it. Before a slot is used
+again its ledger is brought up to date.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from __future__ import annotations
 import math
 
 from edgewise.compile import jit_no_refcount
-from edgewise.fleet.estimates import fair_rate, smooth_rate, starved
+from edgewise.fleet.estimates import fair_rate, smooth_rate, waited_for_source
 from edgewise.sim.layout import READY, World
 
 
 @jit_no_refcount(inline=True, internal=True)
-def reckon(world: World, e: int, now: float) -> None:
+def update_ledger(world: World, e: int, now: float) -> None:
     """Bring the ledger of link `e` to `now`."""
     link = world.links[e]
     seconds = now - link.ledger_at
@@ -35,7 +36,7 @@ def reckon(world: World, e: int, now: float) -> None:
 
 
 @jit_no_refcount(internal=True)
-def strike(world: World, f: int) -> None:
+def remove_entry(world: World, f: int) -> None:
     """Take flow `f` out of its ledger, which is up to date."""
     flow = world.flows[f]
     link = world.links[flow.link]
@@ -50,7 +51,7 @@ def strike(world: World, f: int) -> None:
 
 
 @jit_no_refcount(inline=True, internal=True)
-def measure(
+def measure_rate(
     world: World, e: int, f: int, size: float, seconds: float, waited: bool, now: float
 ) -> None:
     """Flow `f` of link `e`, just struck out, of `size` bytes took `seconds`."""
@@ -64,7 +65,7 @@ def measure(
 
 
 @jit_no_refcount(internal=True)
-def hear(world: World, e: int, now: float) -> None:
+def process_acknowledgements(world: World, e: int, now: float) -> None:
     """Take in the word that has come to the sender of link `e` by `now`, as it came."""
     link = world.links[e]
     while link.ledger_word <= now:
@@ -86,22 +87,22 @@ def hear(world: World, e: int, now: float) -> None:
             link.ledger_word = world.flows[first].word if first >= 0 else math.inf
             return
         at = world.flows[first].word
-        reckon(world, e, at)
-        strike(world, first)
+        update_ledger(world, e, at)
+        remove_entry(world, first)
         slot = world.slots[first - world.slots.size]
         rtt = link.delay + world.links[world.path[slot.server, slot.ingress]].delay
         began = world.flows[first].began
         # What was made ready here, or was in before, had no source to wait for.
-        waited = slot.form != READY and starved(slot.uploaded, began, at)
-        measure(world, e, first, slot.bytes, at - began - rtt, waited, at)
+        waited = slot.form != READY and waited_for_source(slot.uploaded, began, at)
+        measure_rate(world, e, first, slot.bytes, at - began - rtt, waited, at)
 
 
 @jit_no_refcount(internal=True)
-def note(world: World, e: int, f: int, size: float, now: float) -> None:
+def add_entry(world: World, e: int, f: int, size: float, now: float) -> None:
     """Flow `f` of `size` bytes on link `e` begins."""
     if world.links[e].ledger_word <= now:
-        hear(world, e, now)
-    reckon(world, e, now)
+        process_acknowledgements(world, e, now)
+    update_ledger(world, e, now)
     link = world.links[e]
     flow = world.flows[f]
     flow.link = e
@@ -118,7 +119,7 @@ def note(world: World, e: int, f: int, size: float, now: float) -> None:
 
 
 @jit_no_refcount(inline=True, internal=True)
-def word_comes(world: World, f: int, time: float) -> None:
+def schedule_acknowledgement(world: World, f: int, time: float) -> None:
     """The sender of flow `f` will have word at `time` that it is in."""
     flow = world.flows[f]
     flow.word = time
@@ -127,16 +128,16 @@ def word_comes(world: World, f: int, time: float) -> None:
 
 
 @jit_no_refcount(internal=True)
-def drop(world: World, f: int, now: float) -> None:
+def drop_entry(world: World, f: int, now: float) -> None:
     """Flow `f`, if it is in a ledger, is no more: broken off, or of no use to anybody."""
     e: int = world.flows[f].link
     if e < 0:
         return
     if world.links[e].ledger_word <= now:
-        hear(world, e, now)
+        process_acknowledgements(world, e, now)
     if world.flows[f].link >= 0:
-        reckon(world, e, now)
-        strike(world, f)
+        update_ledger(world, e, now)
+        remove_entry(world, f)
 
 
 @jit_no_refcount(internal=True)
@@ -145,17 +146,17 @@ def received(world: World, i: int, size: float, now: float) -> None:
     e: int = world.flows[i].link
     if e < 0:
         return
-    reckon(world, e, now)
-    strike(world, i)
-    measure(world, e, i, size, now - world.flows[i].began, False, now)
+    update_ledger(world, e, now)
+    remove_entry(world, i)
+    measure_rate(world, e, i, size, now - world.flows[i].began, False, now)
 
 
 @jit_no_refcount(internal=True)
-def left(world: World, e: int, now: float) -> float:
+def believed_backlog(world: World, e: int, now: float) -> float:
     """Bytes that the node of link `e` believes to be on it; the ledger is then at `now`."""
     if world.links[e].ledger_word <= now:
-        hear(world, e, now)
-    reckon(world, e, now)
+        process_acknowledgements(world, e, now)
+    update_ledger(world, e, now)
     total = 0.0
     f: int = world.links[e].ledger_first
     while f >= 0:
@@ -165,7 +166,7 @@ def left(world: World, e: int, now: float) -> float:
 
 
 @jit_no_refcount(internal=True)
-def tear_up(world: World, e: int) -> None:
+def clear_ledger(world: World, e: int) -> None:
     """The node of link `e` is gone, with its ledger and what it had measured."""
     link = world.links[e]
     f: int = link.ledger_first

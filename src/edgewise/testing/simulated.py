@@ -13,7 +13,7 @@ from edgewise.scenario import Scenario
 from edgewise.sim import results
 from edgewise.sim.build import simulation
 from edgewise.sim.layout import Sim
-from edgewise.sim.next_times import reports_due
+from edgewise.sim.next_times import report_times
 from edgewise.sim.play import Player
 from edgewise.tasks.services import services_of
 from edgewise.testing.transcript import DecisionRecord, Transcript
@@ -22,7 +22,7 @@ from edgewise.worlds.workload import Trace
 
 def first_reports(sim: Sim) -> list[float]:
     """When each server of a simulation that has not begun sends its first report, s."""
-    due: list[float] = reports_due(sim.world).tolist()
+    due: list[float] = report_times(sim.world).tolist()
     return due
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from edgewise import __version__
 from edgewise.domain import Report, Request, Service
 from edgewise.errors import BadInput
-from edgewise.fleet.estimates import starved
+from edgewise.fleet.estimates import waited_for_source
 from edgewise.fleet.request_noise import RequestNoise
 from edgewise.live.clock import Clock
 from edgewise.live.node.command_source import CommandSource
@@ -245,7 +245,7 @@ class Node:
         SequencesSeen().arrived(1)
         link = MeasuredLink()
         with link.flow("", 1.0, self.clock.now) as flow:
-            link.arrived(flow, now, 0.0, starved(now, now, now))
+            link.arrived(flow, now, 0.0, waited_for_source(now, now, now))
         self.reporter.check_backlog()
         self.local_decider.warm_up(request, now)
         self.local_decider.on_own_report(self.monitor.report(now, self.config.server), now)

@@ -12,7 +12,7 @@ from msgspec import Struct
 from edgewise.decoding import decode_json
 from edgewise.domain import Report, Request
 from edgewise.errors import PeerError, WireError
-from edgewise.fleet.estimates import starved
+from edgewise.fleet.estimates import waited_for_source
 from edgewise.live.clock import Clock
 from edgewise.live.node.monitor import Monitor
 from edgewise.live.wire.open_inference import InferAnswer, decode_answer
@@ -105,7 +105,7 @@ class PeerClient:
                         now = self._clock.now()
                         rtt = self._monitor.rtts[peer].get(now) or 0.0
                         uploaded = now if body.last_at is None else body.last_at
-                        link.arrived(flow, now, rtt, starved(uploaded, flow.started, now))
+                        link.arrived(flow, now, rtt, waited_for_source(uploaded, flow.started, now))
                     answer = await response.read()
                     code = response.status
             except (aiohttp.ClientError, OSError) as error:

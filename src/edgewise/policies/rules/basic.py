@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 
 from edgewise.fleet.arrays import Array, Record
-from edgewise.fleet.rng import below
+from edgewise.fleet.rng import integer_below
 from edgewise.fleet.table import CandidateTable
 from edgewise.policies.base import Memory, policy
 from edgewise.policies.servers import SHARE, clear, nth_offer, offer, power_of_two, server_of
@@ -20,7 +20,7 @@ def random(table: CandidateTable, params: Record, memory: Memory, rng: Array) ->
     hosts = offer(table, params.share)
     if hosts == 0:
         return 1.0
-    table.scores[nth_offer(table, below(rng, hosts))] = 1.0
+    table.scores[nth_offer(table, integer_below(rng, hosts))] = 1.0
     return 1.0 / hosts
 
 

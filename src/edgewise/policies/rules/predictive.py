@@ -7,7 +7,7 @@ Exact rules, sources and deviations: `docs/policies.md`.
 from __future__ import annotations
 
 from edgewise.fleet.arrays import Array, Record
-from edgewise.fleet.rng import below, uniform
+from edgewise.fleet.rng import integer_below, uniform
 from edgewise.fleet.table import CandidateTable
 from edgewise.policies.base import Memory, Parameter, policy
 from edgewise.policies.servers import clear, utility
@@ -161,7 +161,7 @@ def slo_headroom(table: CandidateTable, params: Record, memory: Memory, rng: Arr
         return 1.0
     if uniform(rng) >= params.explore:
         return 1.0 - params.explore  # type: ignore[no-any-return]
-    n = below(rng, late)
+    n = integer_below(rng, late)
     for r in range(table.mask.size - 1):
         if table.mask[r] == 1 and table.scores[r] < 0.0:
             if n == 0:

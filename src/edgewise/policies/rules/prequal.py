@@ -17,7 +17,7 @@ import numpy as np
 
 from edgewise.compile import jit
 from edgewise.fleet.arrays import Array, Record
-from edgewise.fleet.rng import below, uniform
+from edgewise.fleet.rng import integer_below, uniform
 from edgewise.fleet.table import CandidateTable
 from edgewise.policies.base import Memory, Parameter, policy
 from edgewise.policies.servers import (
@@ -291,7 +291,7 @@ def from_pool(table: CandidateTable, settings: PoolSettings, memory: Memory, rng
         if entry.uses <= 0.0:
             entry.owner = 0.0
     else:
-        table.scores[nth_offer(table, below(rng, hosts))] = 1.0
+        table.scores[nth_offer(table, integer_below(rng, hosts))] = 1.0
         chance = 1.0 / hosts
     remove_one(settings, memory)
 

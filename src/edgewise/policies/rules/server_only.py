@@ -12,7 +12,7 @@ import math
 
 from edgewise.compile import jit
 from edgewise.fleet.arrays import Array, Record
-from edgewise.fleet.rng import below, uniform
+from edgewise.fleet.rng import integer_below, uniform
 from edgewise.fleet.table import CandidateTable
 from edgewise.policies.base import Memory, Parameter, policy
 from edgewise.policies.servers import (
@@ -110,7 +110,7 @@ def jiq(table: CandidateTable, params: Record, memory: Memory, rng: Array) -> fl
         memory.servers[server_of(table, first)].place = 0.0
         table.scores[first] = 1.0
         return 1.0
-    table.scores[nth_offer(table, below(rng, hosts))] = 1.0
+    table.scores[nth_offer(table, integer_below(rng, hosts))] = 1.0
     return 1.0 / hosts
 
 

@@ -136,11 +136,11 @@ def credit(sim: Sim, own: Buffers, lane: int, i: int, n: int) -> int:
 def hear(sim: Sim, own: Buffers, lane: int, n: int) -> int:
     """Note the scores that the balancers have heard of since the last time."""
     clock = sim.world.clock[0]
-    for c in range(clock.lessons):
-        j: int = sim.world.slots[c].lesson
+    for c in range(clock.feedback_count):
+        j: int = sim.world.slots[c].feedback_slot
         n = credit(sim, own, lane, j, n)
         release(sim.world, j)
-    clock.lessons = 0
+    clock.feedback_count = 0
     return n
 
 
@@ -150,7 +150,7 @@ def play_out(sim: Sim, own: Buffers, lane: int, going: int, n: int) -> int:
     shed = sim.table.mask.size - 1
     while going >= 0:
         engine.take(sim, shed, 1.0)
-        going = engine.go_on(sim)
+        going = engine.run_to_decision(sim)
         n = hear(sim, own, lane, n)
     # The world stops when the last request has ended, with word of it still under way.
     for i in range(sim.world.clock[0].used):
@@ -202,7 +202,7 @@ def step_block(
             lane.decisions += 1
             before = clock.now
             engine.take(sim, row, 1.0)
-        going = engine.go_on(sim)
+        going = engine.run_to_decision(sim)
         n = hear(sim, own, i, n)
         lane.now = clock.now
         lane.waited = clock.now - before if before >= 0.0 else 0.0
@@ -302,10 +302,10 @@ class BatchedSims:
         huge pages for it, and a step of all lanes has fewer pages than a processor keeps at hand.
         """
         if self._memory.size == 0:
-            lines = engine.bytes_of(sim) * 5 // 4 // engine.LINE | 1  # odd: as of `_room`
-            size = len(self.sims) * lines * engine.LINE
-            memory = np.zeros(size + engine.LINE, np.uint8)
-            begin = -memory.ctypes.data % engine.LINE
+            lines = engine.bytes_of(sim) * 5 // 4 // engine.CACHE_LINE | 1  # odd: as of `_room`
+            size = len(self.sims) * lines * engine.CACHE_LINE
+            memory = np.zeros(size + engine.CACHE_LINE, np.uint8)
+            begin = -memory.ctypes.data % engine.CACHE_LINE
             self._memory = memory[begin : begin + size].reshape(len(self.sims), -1)
         own: Array = self._memory[lane]
         return own if engine.bytes_of(sim) <= own.size else None
