@@ -424,7 +424,7 @@ def decide(sim: Sim, row: int, probability: float) -> None:
 
 
 @jit_no_refcount
-def forget_lessons(sim: Sim) -> None:
+def drop_feedback(sim: Sim) -> None:
     """Release the slots of requests that the policy has learned from."""
     clock = sim.world.clock[0]
     for n in range(clock.feedback_count):

@@ -118,7 +118,7 @@ class Player:
                     self.features[j],
                     float(slots[j]["utility"]),
                 )
-            engine.forget_lessons(sim)
+            engine.drop_feedback(sim)
             if going < 0:
                 return done
             i = int(clock["current"])
