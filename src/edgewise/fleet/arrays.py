@@ -144,7 +144,7 @@ def records(shape: int | tuple[int, ...], dtype: np.dtype[Any]) -> Array:
 
 
 class Belief(NamedTuple):
-    """All that the balancer knows; copying the arrays copies the knowledge."""
+    """All that the balancer knows of the fleet. A copy of the arrays is a copy of it."""
 
     servers: Array  # SERVER_STATE (S,)
     services: Array  # SERVICE_STATE (K,), sorted by server
@@ -173,7 +173,7 @@ def new_belief(
     edf: bool,
     silence: float,
 ) -> Belief:
-    """Allocate a belief that has heard nothing yet.
+    """Allocate the belief of a balancer that has had no report yet.
 
     `services` must be sorted by the position of their server in `server_names`. Raises ValueError
     if they are not, or if a length does not match.
@@ -241,5 +241,5 @@ def new_belief(
 
 
 def copy(belief: Belief) -> Belief:
-    """A belief with arrays of its own."""
+    """A copy of a belief that shares no arrays with it."""
     return Belief(*(array.copy() for array in belief))

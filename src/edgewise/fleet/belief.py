@@ -80,8 +80,8 @@ def start_jobs(belief: Belief, s: int, now: float) -> None:
 
 @jit_no_refcount(inline=True)
 def take_job(belief: Belief, s: int, j: int) -> None:
-    """Take the j-th job out. In first in first out the list keeps its order: jobs of one report
-    have come at the same moment, and only their place says which was first."""
+    """Remove the j-th job. Under first in, first out the list keeps its order: all jobs of a
+    report become ready at once, and only their position says which came first."""
     server = belief.servers[s]
     jobs = belief.jobs[s]
     last = server.jobs - 1
@@ -97,7 +97,7 @@ def take_job(belief: Belief, s: int, j: int) -> None:
 def add_job(
     belief: Belief, s: int, deadline: float, work: float, ready: float, dispatch: int
 ) -> None:
-    """Let a job wait on `s`. When the list is full its work is added to the last one's."""
+    """Add a waiting job to `s`. When the list is full, its work is added to the last job's."""
     server = belief.servers[s]
     jobs = belief.jobs[s]
     n = server.jobs
@@ -213,7 +213,7 @@ def acknowledged(dispatch: int, low: int, bits: int) -> bool:
 
 @jit_no_refcount(inline=True)
 def acknowledge(low: int, bits: int, dispatch: int) -> tuple[int, int]:
-    """The destination's side: note that `dispatch` arrived; returns the new (low, bits).
+    """Record at the destination that `dispatch` arrived; returns the new (low, bits).
 
     A number that never arrives (its ingress failed, or another server took it) leaves a hole. When
     a later one falls outside the window of 63, the oldest holes are given up, as if seen.
@@ -248,7 +248,7 @@ def on_report(
     arrivals_low: int,
     arrivals_bits: int,
 ) -> bool:
-    """Set server `s`'s miniature up anew from its report; returns whether it was used.
+    """Rebuild server `s`'s miniature from its report; returns whether the report was used.
 
     `at` on the balancer's clock, not after `now`; `running` (≤ workers,) seconds left; `deadlines`
     absolute and `works` in s, (n,) each. A report older than the last one is ignored.
@@ -319,7 +319,7 @@ def on_peer_report(
     flows: float,
     first: bool,
 ) -> None:
-    """What a report says of one of the sender's links. NaN = not measured.
+    """Take in a report's figures of one of the sender's links; NaN = not measured.
 
     The sender's peers can share a link: the `first` of them in a report sets backlog and flows,
     the others add theirs. The newest measurement of rate wins, the least round trip stays.
@@ -340,7 +340,7 @@ def on_peer_report(
 
 @jit_no_refcount
 def restore_sends(belief: Belief, s: int) -> None:
-    """After a report's links are in: put back the bytes of commands it had not seen yet."""
+    """Add back the bytes of commands that a report had not seen, once its links are taken in."""
     for i in range(belief.servers[s].sends):
         send = belief.sends[s, i]
         belief.links[send.link].backlog += send.bytes
@@ -349,7 +349,7 @@ def restore_sends(belief: Belief, s: int) -> None:
 
 @jit_no_refcount(inline=True)
 def on_service_report(belief: Belief, k: int, service_time: float, batch: float) -> None:
-    """Measured seconds per request of service `k` and its mean batch size."""
+    """Take in the measured seconds per request of service `k`, and its mean batch size."""
     service = belief.services[k]
     service.service_time = service_time
     belief.times[2 * k] = service_time
@@ -359,7 +359,7 @@ def on_service_report(belief: Belief, k: int, service_time: float, batch: float)
 
 @jit_no_refcount(inline=True)
 def on_outcome(belief: Belief, s: int, dispatch: int, failed: bool) -> None:
-    """A dispatch to `s` ended. If its job still waits in the miniature it is taken out."""
+    """End a dispatch to `s`. If its job still waits in the miniature, it is removed."""
     server = belief.servers[s]
     server.outstanding = max(0.0, server.outstanding - 1.0)
     server.failure += FAILURE_MEMORY * ((1.0 if failed else 0.0) - server.failure)
@@ -379,7 +379,7 @@ def on_outcome(belief: Belief, s: int, dispatch: int, failed: bool) -> None:
 
 @jit_no_refcount(inline=True)
 def rif_bucket(rif: int) -> int:
-    """Where `rif` requests in flight stand in `by_rif`: 0, 1, 2–3, 4–7, …
+    """The bucket of `by_rif` for `rif` requests in flight: 0, 1, 2–3, 4–7, …
 
     Without a branch: how often a loop would run is as good as random.
     """
@@ -403,8 +403,8 @@ def requests_in_flight(belief: Belief, s: int, now: float) -> int:
 
 @jit_no_refcount(inline=True)
 def on_answer(belief: Belief, s: int, now: float, response: float, rif: int, failed: bool) -> None:
-    """How long server `s` took to answer, s from our decision; `rif` requests were in flight there
-    when it was taken. For a failure the caller passes the worst response, never the real one: a
+    """Take in an answer of server `s`, `response` s after our decision, when `rif` requests were in
+    flight there. For a failure the caller passes the worst response, never the real one: a
     server that fails fast must not look fast."""
     server = belief.servers[s]
     if server.response == server.response:
@@ -445,7 +445,7 @@ def water_level(free: Array, workers: int, now: float, work: float) -> float:
 
 @jit_no_refcount
 def reset_server(belief: Belief, s: int, now: float) -> None:
-    """Forget what was believed to be on `s`: it restarted, or its channel broke.
+    """Forget the work believed to be on `s`, which restarted or lost its channel.
 
     The numbering of commands and dispatches goes on: a server that merely reconnects still
     acknowledges the old numbers, and would confirm new ones that it has never seen.

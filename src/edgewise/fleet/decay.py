@@ -40,7 +40,7 @@ def advance_decay(belief: Belief, now: float) -> None:
 
 @jit_no_refcount
 def move_landmark(belief: Belief, now: float) -> None:
-    """Let the landmark be `now`."""
+    """Move the landmark to `now`; the growths kept with the means are scaled to match."""
     passed = now - belief.decay[_LANDMARK]
     left = math.exp(-passed / TIME_CONSTANT) if passed == passed else 0.0
     for s in range(belief.servers.size):
@@ -53,7 +53,7 @@ def move_landmark(belief: Belief, now: float) -> None:
 
 @jit_no_refcount(inline=True)
 def decay_now(belief: Belief) -> float:
-    """What a mean that is updated at the moment of `advance_decay` has to keep."""
+    """The growth at the time of `advance_decay`: a mean updated then keeps it."""
     now: float = belief.decay[_GROWTH]
     return now
 

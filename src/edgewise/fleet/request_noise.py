@@ -1,4 +1,4 @@
-"""Luck by name: uniform numbers hashed from what they are for. Partly compiled.
+"""Random numbers by name: hashed from the seed, the request and their purpose. Partly compiled.
 
 The noise of request i on service k is the same whatever was decided before and for others, so two
 policies, or two branches, meet the same world (common random numbers); so do the simulator and a
@@ -65,7 +65,7 @@ def replayed_class(label: int, is_correct: bool, classes: int) -> int:
 
 
 class RequestNoise:
-    """What befalls the requests of a world, by their ids.
+    """Service time and correctness of each request of a world, drawn by its id.
 
     Parameters
     ----------
@@ -84,14 +84,14 @@ class RequestNoise:
         self.is_correct("0", 0.5)  # both are compiled now, or loaded
 
     def service_factor(self, request: str, k: int) -> float:
-        """Of the time that service `k` of the fleet takes for a request; mean 1."""
+        """The factor on service `k`'s time for a request; mean 1."""
         if self._bits == 0:
             return 1.0
         return float(self._factors[factor_index(self._seed, _number(request), k, self._bits)])
 
     def is_correct(self, request: str, accuracy: float) -> bool:
-        """Whether a service of that accuracy is right about it: one draw for all of them, so a
-        model that is right where it is least accurate is right for all."""
+        """Whether a service of that accuracy answers it correctly. One draw serves all services, so
+        where a less accurate model is right, a more accurate one is too."""
         return bool(hashed_uniform(self._seed, _number(request), 0, FOR_CORRECTNESS) < accuracy)
 
 
@@ -104,7 +104,7 @@ def _number(request: str) -> int:
 
 
 def noise_seed(seed: int) -> int:
-    """The seed of all luck in a world, from the scenario's."""
+    """The seed of all request noise in a world, from the scenario's seed."""
     return int(np.random.SeedSequence([seed, 1]).generate_state(1, np.uint64)[0])
 
 

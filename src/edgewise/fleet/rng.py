@@ -53,5 +53,5 @@ def nth_uniform(stream: int, n: int) -> float:
 
 @jit_no_refcount
 def integer_below(rng: Array, n: int) -> int:
-    """A draw from 0 … n − 1."""
+    """The next integer from 0 … n − 1, uniform."""
     return min(n - 1, int(uniform(rng) * n))

@@ -56,7 +56,7 @@ def give_up_at(due: float, deadline: float, grace: float, work: float) -> float:
 
 @jit_no_refcount
 def worth_running(done: float, due: float, deadline: float, grace: float, idle: bool) -> bool:
-    """Whether the ingress runs what others failed at: it would be `done` then.
+    """Whether the ingress runs a request that others failed at, and would finish at `done`.
 
     `idle`: a worker has nothing else to do.
     """

@@ -80,7 +80,7 @@ def initial_belief(scenario: Scenario, services: tuple[Service, ...]) -> Belief:
 
 
 class Tracker:
-    """What one balancer knows of the fleet of a scenario.
+    """The belief of one balancer, by server, model and request names.
 
     All servers start as not connected; `connect` says otherwise.
     """
@@ -119,18 +119,18 @@ class Tracker:
         self.belief.servers["dispatches"] = first
 
     def connect(self, server: str, now: float) -> None:
-        """`server` opened its control channel; what was believed of an earlier life is void."""
+        """Mark `server` as connected, and forget what was believed before it restarted."""
         s = self._index[server]
         core.reset_server(self.belief, s, now)
         self._open = {key: entry for key, entry in self._open.items() if entry.server != s}
         self.belief.servers[s]["connected"] = 1.0
 
     def disconnect(self, server: str) -> None:
-        """`server`'s control channel broke: it is no candidate until it connects again."""
+        """Mark `server` as disconnected: it is no candidate until it connects again."""
         self.belief.servers[self._index[server]]["connected"] = 0.0
 
     def on_request(self, request: Request, now: float) -> None:
-        """A request arrived; call once each, before `observe`."""
+        """Count an arrival; call it once for each request, before `observe`."""
         core.on_request(self.belief, self._index[request.ingress], now)
 
     def on_report(self, report: Report, now: float, clock_ahead: float = 0.0) -> bool:
@@ -143,7 +143,7 @@ class Tracker:
         return bool(take_report(self.belief, arrays, False, now))
 
     def _arrays_of(self, report: Report, at: float, clock_ahead: float) -> ReportArrays:
-        """The report on our clock, with indices in place of names; what we do not know is left
+        """The report on our clock, with indices in place of names. Unknown models and peers are left
         out."""
         s = self._index[report.server]
         head, seen = records(1, REPORT)[0], records(1, ACKNOWLEDGED)[0]
@@ -188,7 +188,7 @@ class Tracker:
         now: float,
         measured_at: float | None = None,
     ) -> None:
-        """What the emulator itself says of a link (scenario: ``network_state: emulator``).
+        """Take in a link's state from the emulator (``network_state: emulator``).
 
         `rate` bytes/s, inf for unlimited; `rtt` s; `backlog` bytes, all true at
         `measured_at`, None: now. Unknown names are ignored.
@@ -223,7 +223,7 @@ class Tracker:
         )
 
     def on_outcome(self, outcome: Outcome, now: float) -> bool:
-        """A request ended; the first word of it counts. Returns False if it was not open."""
+        """End a request; later outcomes of it are ignored. Returns False if it was not open."""
         entry = self._open.pop(outcome.request, None)
         if entry is None:
             return False
@@ -285,7 +285,7 @@ class Tracker:
 
     @property
     def candidates(self) -> tuple[Candidate | None, ...]:
-        """Who stands behind each row of an observation; None = shed."""
+        """The candidate of each row of an observation; None = shed."""
         return self._candidates
 
     @property

@@ -1,4 +1,4 @@
-"""From a scenario and its requests to a simulation that is about to begin."""
+"""Build a simulation from a scenario and its requests."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ deadlines and are dropped, so a queue that takes them does not fill up."""
 
 
 class SimOptions(Struct, frozen=True, kw_only=True):
-    """What a scenario file does not say."""
+    """Settings of the simulator that are no part of a scenario."""
 
     batching: bool = True
     """Services with a latency curve longer than 1 run batches."""

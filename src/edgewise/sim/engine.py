@@ -85,7 +85,7 @@ from edgewise.sim.slots import lose, open_slot, refuse_arrival, release
 
 @jit_no_refcount
 def advance(sim: Sim) -> int:
-    """Play on to the next decision; returns the number of its request, −1 at the end.
+    """Run to the next decision; returns the number of its request, −1 at the end.
 
     The table of `sim` is then filled, and `sim.world.clock["now"]` is the moment of the decision.
     """
@@ -94,7 +94,7 @@ def advance(sim: Sim) -> int:
 
 @jit_no_refcount(inline=True, internal=True)
 def next_arrival(sim: Sim) -> float:
-    """When the next request arrives; inf if none does any more."""
+    """Arrival time of the next request; inf after the last."""
     r = sim.world.clock[0].next
     time: float = sim.world.requests[r].time if r < sim.world.requests.size else math.inf
     return time
@@ -102,7 +102,7 @@ def next_arrival(sim: Sim) -> float:
 
 @jit_no_refcount(inline=True, internal=True)
 def next_line(sim: Sim) -> float:
-    """When the script goes on; inf if it is at its end."""
+    """Time of the script's next line; inf at its end."""
     n = sim.world.clock[0].line
     time: float = sim.script[n].time if n < sim.script.size else math.inf
     return time
@@ -110,7 +110,7 @@ def next_line(sim: Sim) -> float:
 
 @jit_no_refcount(internal=True)
 def run_to_decision(sim: Sim) -> int:
-    """`advance`, for compiled code that has laid the simulation down (`compile.reference`)."""
+    """`advance`, for compiled code that has a reference to the simulation."""
     clock = sim.world.clock[0]
     settings = sim.world.settings[0]
     arrival = next_arrival(sim)
@@ -190,7 +190,7 @@ def run_to_decision(sim: Sim) -> int:
 
 @jit_no_refcount(inline=True, internal=True)
 def on_next_time(sim: Sim, now: float) -> None:
-    """The moment of a link or of a server has come."""
+    """Handle the link or the server whose time has come."""
     world = sim.world
     i = first_due(world)
     s = i - world.links.size
@@ -202,7 +202,7 @@ def on_next_time(sim: Sim, now: float) -> None:
 
 @jit_no_refcount(inline=True, internal=True)
 def observe_request(sim: Sim, i: int, now: float) -> None:
-    """The metadata of slot `i` is at its balancer, which looks at what it believes."""
+    """Fill the candidate table for slot `i`, whose metadata has reached its balancer."""
     clock = sim.world.clock[0]
     settings = sim.world.settings[0]
     slot = sim.world.slots[i]
@@ -237,7 +237,7 @@ def act(sim: Sim, row: int, probability: float) -> None:
 
 @jit_no_refcount(internal=True)
 def take(sim: Sim, row: int, probability: float) -> None:
-    """`act`, for compiled code that has laid the simulation down (`compile.reference`)."""
+    """`act`, for compiled code that has a reference to the simulation."""
     clock = sim.world.clock[0]
     settings = sim.world.settings[0]
     now = clock.now
@@ -320,7 +320,7 @@ def keep_alternatives(sim: Sim, row: int) -> None:
 
 @jit_no_refcount(internal=True)
 def apply_script_line(sim: Sim, now: float) -> None:
-    """The next line of the script."""
+    """Apply the next line of the script."""
     clock = sim.world.clock[0]
     line = sim.script[clock.line]
     clock.line += 1
@@ -450,7 +450,7 @@ _TABLE, _FLOATS = blank_table(1, 1), np.zeros(1)  # examples
 
 
 def branch(sim: Sim, memory: Array | None = None) -> Sim:
-    """A copy that goes its own way from here, on the same luck.
+    """A copy of a simulation. Both meet the same arrivals, links and noise from here on.
 
     What never changes is shared. Simulations that keep no results (`Options.store`) are small to
     copy; a result array is as long as the trace. `memory` (uint8) is where the copy is to lie,
@@ -490,12 +490,12 @@ CACHE_LINE = 64
 
 
 def in_lines(array: Array) -> int:
-    """Bytes of an array, in whole lines."""
+    """Bytes of an array, rounded up to whole cache lines."""
     return -(-array.nbytes // CACHE_LINE) * CACHE_LINE
 
 
 def bytes_of(sim: Sim) -> int:
-    """What a branch of `sim` takes."""
+    """Bytes that a branch of `sim` takes."""
     parts = (sim.world, sim.reports, sim.beliefs, sim.table.arrays)
     arrays = [each for part in parts for each in part._asdict().items()]
     return sum(in_lines(array) for name, array in arrays if name not in CONSTANTS)
@@ -553,7 +553,7 @@ class BranchCopier:
 
 
 def in_columns(array: Array) -> bool:
-    """Whether it is laid out in Fortran's order."""
+    """Whether an array is in Fortran's order."""
     return array.flags.f_contiguous and not array.flags.c_contiguous
 
 

@@ -108,7 +108,7 @@ def move_half(world: World) -> None:
 
 @jit_no_refcount(inline=True, internal=True)
 def next_time(world: World) -> float:
-    """Of the next event; inf if there is none."""
+    """Time of the next event; inf if there is none."""
     time: float = world.near[world.clock[0].near]
     far: float = world.events[0].time
     return far if far < time else time
@@ -116,7 +116,7 @@ def next_time(world: World) -> float:
 
 @jit_no_refcount(inline=True, internal=True)
 def pop(world: World) -> int:
-    """Take the next event out, of which `next_time` said that there is one; returns its code."""
+    """Remove the next event and return its code; there must be one (`next_time`)."""
     n = world.clock[0].near
     code: int = world.near_codes[n]
     first = world.events[0]
@@ -131,7 +131,7 @@ def pop(world: World) -> int:
 
 @jit_no_refcount(inline=True, internal=True)
 def settle(events: Array, hole: int, time: float, code: int) -> None:
-    """Put an event into the heap's hole, or where it belongs on the way up from there."""
+    """Sift an event up from the heap's hole."""
     while hole > 0:
         parent = (hole - 1) >> 1
         other = events[parent].time
@@ -146,7 +146,7 @@ def settle(events: Array, hole: int, time: float, code: int) -> None:
 
 @jit_no_refcount(internal=True)
 def heap_push_event(world: World, time: float, code: int) -> None:
-    """An event into the heap."""
+    """Push an event onto the heap."""
     n = world.clock[0].events
     world.clock[0].events = n + 1
     settle(world.events, n, time, code)
@@ -154,7 +154,7 @@ def heap_push_event(world: World, time: float, code: int) -> None:
 
 @jit_no_refcount(internal=True)
 def take_root(world: World) -> None:
-    """The heap's first event out of it. There must be one."""
+    """Remove the heap's first event; there must be one."""
     events = world.events
     n = world.clock[0].events - 1
     world.clock[0].events = n

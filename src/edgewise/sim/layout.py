@@ -370,7 +370,7 @@ RESULT = np.dtype(
 
 
 class World(NamedTuple):
-    """What happens, but for what balancers are told of it. S servers, K services, L links,
+    """The state of the world, without reports and beliefs. S servers, K services, L links,
     B balancers, M slots.
 
     Apart from the rest, for every array of a tuple costs compile time in every function that the

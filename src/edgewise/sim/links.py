@@ -129,7 +129,7 @@ def schedule(world: World, e: int) -> None:
 
 @jit_no_refcount(internal=True)
 def join(world: World, e: int, node: int, size: float, now: float) -> None:
-    """Let a flow of `size` bytes join link `e`."""
+    """Add a flow of `size` bytes to link `e`."""
     link = world.links[e]
     update_link(world, e, now)
     if link.flows == 0:  # a new busy period: nothing refers to the old virtual time
@@ -147,7 +147,7 @@ def join(world: World, e: int, node: int, size: float, now: float) -> None:
 
 @jit_no_refcount(inline=True, internal=True)
 def leave(world: World, e: int, now: float) -> int:
-    """The node of a flow that is across by `now`, taken out; −1 if none is."""
+    """Remove a flow that is across by `now` and return its node; −1 if none is."""
     link = world.links[e]
     update_link(world, e, now)
     root: int = link.root
@@ -165,7 +165,7 @@ def leave(world: World, e: int, now: float) -> int:
 
 @jit_no_refcount(internal=True)
 def remove_transfer(world: World, e: int, node: int, size: float) -> None:
-    """A flow of `size` bytes on link `e` is broken off now; what it had not sent frees the link."""
+    """Abort a flow of `size` bytes on link `e`; the rest of it is not sent."""
     link = world.links[e]
     update_link(world, e, world.clock[0].now)
     key = world.nodes[node].key

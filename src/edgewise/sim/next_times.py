@@ -41,7 +41,7 @@ def report_times(world: World) -> Array:
 
 @jit_no_refcount(inline=True, internal=True)
 def first_due(world: World) -> int:
-    """Whose moment is first: a link's number, or a server's on top of the number of links."""
+    """Index of the earliest: a link's number, or the number of links plus a server's."""
     tree = world.next_times
     leaves = tree.size >> 1
     n = 1
@@ -53,7 +53,7 @@ def first_due(world: World) -> int:
 
 @jit_no_refcount(inline=True, internal=True)
 def set_time(tree: Array, i: int, time: float) -> None:
-    """Let the i-th moment be `time`; +inf = never."""
+    """Set the i-th time; +inf = never."""
     n = (tree.size >> 1) + i
     tree[n] = time
     while n > 1:
@@ -65,13 +65,13 @@ def set_time(tree: Array, i: int, time: float) -> None:
 
 @jit_no_refcount(inline=True, internal=True)
 def set_link_time(world: World, e: int, time: float) -> None:
-    """Link `e` is through with its next transfer at `time`."""
+    """Set when link `e` finishes its next transfer."""
     set_time(world.next_times, e, time)
 
 
 @jit_no_refcount(inline=True, internal=True)
 def set_report_time(world: World, s: int, time: float) -> None:
-    """Server `s` reports at `time`."""
+    """Set when server `s` reports next."""
     set_time(world.next_times, world.links.size + s, time)
 
 

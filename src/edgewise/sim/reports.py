@@ -1,4 +1,4 @@
-"""What servers say of themselves and the balancers hear; servers that stop and come back. Compiled.
+"""Reports from servers to balancers; servers that stop and come back. Compiled.
 
 A report is true for the moment it is made, carries what `domain.Report` carries, and reaches every
 balancer after the report delay. It is taken in by
@@ -53,7 +53,7 @@ time again."""
 
 @jit_no_refcount(inline=True, internal=True)
 def belief_view(beliefs: Belief, b: int) -> Belief:
-    """What balancer `b` believes."""
+    """The belief of balancer `b`, as views."""
     return Belief(
         beliefs.servers[b],
         beliefs.services[b],
@@ -72,8 +72,8 @@ def belief_view(beliefs: Belief, b: int) -> Belief:
 
 @jit_no_refcount(internal=True)
 def report_link(world: World, reports: Reports, p: int, j: int, e: int, now: float) -> None:
-    """What the ledger of link `e` says into report `p`; or what is true, where the links are
-    given."""
+    """Write link `e` into report `p`: its node's ledger, or its true state where the emulator
+    reports it."""
     out = reports.links[p, j]
     out.link = e
     out.first = 1
@@ -97,7 +97,7 @@ def report_link(world: World, reports: Reports, p: int, j: int, e: int, now: flo
 
 @jit_no_refcount(internal=True)
 def make_report(world: World, reports: Reports, s: int, now: float) -> None:
-    """Server `s` reports."""
+    """Make server `s`'s report and send it."""
     clock = world.clock[0]
     settings = world.settings[0]
     server = world.servers[s]
@@ -154,7 +154,7 @@ def make_report(world: World, reports: Reports, s: int, now: float) -> None:
 
 @jit_no_refcount(internal=True)
 def report_links(world: World, reports: Reports, s: int, p: int, now: float) -> None:
-    """The links that server `s` sends on, and its clients', into report `p`."""
+    """Write the links that server `s` sends on, and its clients', into report `p`."""
     settings = world.settings[0]
     report_link(world, reports, p, 0, s, now)
     # A node cannot time its clients; an emulator knows.
@@ -244,7 +244,7 @@ def links_sent(world: World) -> int:
 
 @jit_no_refcount(internal=True)
 def end_dispatch(world: World, belief: Belief, i: int, failed: bool, now: float) -> None:
-    """Slot `i`'s dispatch ends for its balancer."""
+    """End slot `i`'s dispatch in its balancer's belief."""
     slot = world.slots[i]
     close_dispatch(
         belief,
@@ -269,7 +269,7 @@ def queue_feedback(world: World, i: int) -> None:
 
 @jit_no_refcount(inline=True, internal=True)
 def on_outcome_known(sim: Sim, i: int, now: float) -> None:
-    """The balancer hears how slot `i`'s request ended."""
+    """The balancer receives the outcome of slot `i`'s request."""
     world = sim.world
     slot = world.slots[i]
     if world.clock[0].learning != 0:
@@ -284,7 +284,7 @@ def on_outcome_known(sim: Sim, i: int, now: float) -> None:
 
 @jit_no_refcount(internal=True)
 def forget_dispatches(sim: Sim, now: float) -> None:
-    """`Tracker.forget`: once a second."""
+    """Write off dispatches whose client has given up, as `Tracker.forget`; once a second."""
     world = sim.world
     for i in range(world.clock[0].used):
         slot = world.slots[i]
@@ -303,7 +303,7 @@ def forget_dispatches(sim: Sim, now: float) -> None:
 
 @jit_no_refcount(internal=True)
 def stop(world: World, s: int, now: float) -> None:
-    """Server `s` dies with all it has. Its clients' requests are lost, others' ingresses learn."""
+    """Stop server `s`. Its clients' requests are lost; other ingresses are told."""
     clock = world.clock[0]
     settings = world.settings[0]
     server = world.servers[s]
@@ -343,7 +343,7 @@ def stop(world: World, s: int, now: float) -> None:
 
 @jit_no_refcount(internal=True)
 def clear_server(world: World, s: int) -> None:
-    """Empty its workers and queues. Their requests have been told already."""
+    """Empty the workers and queues of `s`, whose requests have ended or failed already."""
     server = world.servers[s]
     own = world.workers.size - world.servers.size + s
     server.idle = -1
@@ -387,7 +387,7 @@ def clear_server(world: World, s: int) -> None:
 
 @jit_no_refcount(internal=True)
 def restart(world: World, s: int, now: float) -> None:
-    """Server `s` is back, empty."""
+    """Start server `s` again, empty."""
     server = world.servers[s]
     if server.up != 0:
         return
@@ -405,14 +405,14 @@ def restart(world: World, s: int, now: float) -> None:
 
 @jit_no_refcount(internal=True)
 def on_left(world: World, beliefs: Belief, s: int) -> None:
-    """`Tracker.disconnect`."""
+    """The balancers learn that server `s` is gone, as `Tracker.disconnect`."""
     for b in range(world.settings[0].balancers):
         beliefs.servers[b, s].connected = 0.0
 
 
 @jit_no_refcount(internal=True)
 def on_joined(world: World, beliefs: Belief, s: int, now: float) -> None:
-    """`Tracker.connect`."""
+    """The balancers learn that server `s` is back, as `Tracker.connect`."""
     world.servers[s].known_life = world.servers[s].life
     for b in range(world.settings[0].balancers):
         reset_server(by_reference(belief_view(beliefs, b)), s, now)

@@ -83,7 +83,7 @@ def outcomes(
 
 
 def candidates(services: Sequence[Service]) -> tuple[Candidate | None, ...]:
-    """Who stands behind each row of the table; None = shed."""
+    """The candidate of each row of the table; None = shed."""
     rows: list[Candidate | None] = [
         Candidate(service.server, service.model, form)
         for service in services

@@ -46,7 +46,7 @@ from edgewise.sim.transfers import drop_entry
 
 @jit_no_refcount(internal=True)
 def abort_transfer(world: World, i: int) -> None:
-    """The transfer of slot `i`, if one is under way, ends here."""
+    """Abort the transfer of slot `i`, if one is under way."""
     slot = world.slots[i]
     slot.news = math.inf
     slot.give_up = math.inf
@@ -65,7 +65,7 @@ def abort_transfer(world: World, i: int) -> None:
 
 @jit_no_refcount(internal=True)
 def leave_queue(world: World, i: int, now: float) -> None:
-    """Slot `i`, which waits in a server's queue, waits there no more."""
+    """Remove slot `i` from the server's queue that it waits in."""
     slot = world.slots[i]
     s: int = slot.at
     service = world.services[slot.service]
@@ -117,7 +117,7 @@ def leave_worker(world: World, i: int) -> bool:
 
 @jit_no_refcount(internal=True)
 def on_timeout_check(world: World, i: int, time: float) -> None:
-    """Slot `i`'s time may be up: for the peer that is to answer it, or for good."""
+    """Check whether slot `i` has passed give_up (its peer is too late) or expiry."""
     slot = world.slots[i]
     if time != slot.wake:
         return  # an earlier event has taken its place
@@ -149,7 +149,7 @@ def on_timeout_check(world: World, i: int, time: float) -> None:
 
 @jit_no_refcount(internal=True)
 def expire(world: World, i: int, now: float) -> None:
-    """Slot `i`'s request can no longer score, and its ingress says so."""
+    """End slot `i`'s request as expired: no answer can score any more."""
     slot = world.slots[i]
     if slot.at >= 0 and slot.started > now:
         leave_queue(world, i, now)
@@ -166,7 +166,7 @@ def expire(world: World, i: int, now: float) -> None:
 
 @jit_no_refcount(internal=True)
 def on_failed(world: World, i: int, now: float) -> None:
-    """The ingress learns that what it tried with slot `i` failed."""
+    """The ingress learns that the attempt with slot `i` failed."""
     slot = world.slots[i]
     if slot.stage == DONE or now != slot.news:
         return
@@ -178,7 +178,7 @@ def on_failed(world: World, i: int, now: float) -> None:
 
 @jit_no_refcount(internal=True)
 def try_next(world: World, i: int, now: float) -> None:
-    """The server of slot `i` has not answered: what else can be done?"""
+    """Try the next alternative of slot `i`, then the ingress itself; else end it."""
     slot = world.slots[i]
     tried = slot.server
     for a in range(ALTERNATIVES):
@@ -209,7 +209,7 @@ def try_next(world: World, i: int, now: float) -> None:
 
 @jit_no_refcount(internal=True)
 def run_at_ingress(world: World, i: int, k: int, form: int, now: float) -> None:
-    """Service `k` is to run slot `i` now."""
+    """Send slot `i` to service `k` now."""
     slot = world.slots[i]
     slot.attempt += 1
     slot.service = k

@@ -75,7 +75,7 @@ def quickest_here(world: World, i: int) -> int:
 
 @jit_no_refcount(inline=True, internal=True)
 def start_upload(world: World, i: int, now: float) -> None:
-    """The client begins to send the photo of slot `i`."""
+    """Start the client's upload of slot `i`'s photo."""
     slot = world.slots[i]
     hold(world, i)
     join(world, slot.ingress, i, slot.payload, now)
@@ -83,7 +83,7 @@ def start_upload(world: World, i: int, now: float) -> None:
 
 @jit_no_refcount(inline=True, internal=True)
 def start_transfer(world: World, i: int, size: float, now: float) -> None:
-    """The ingress begins to send `size` bytes of slot `i` to the server that is to run it."""
+    """Start the transfer of `size` bytes of slot `i` from the ingress to its server."""
     slot = world.slots[i]
     target = world.servers[slot.server]
     link = world.path[slot.ingress, slot.server]
@@ -127,7 +127,7 @@ def send_to_server(world: World, i: int, now: float) -> None:
 
 @jit_no_refcount(inline=True, internal=True)
 def schedule_command(world: World, i: int, time: float) -> None:
-    """The ingress will have the command of slot `i` at `time`.
+    """Schedule the command of slot `i` to reach the ingress at `time`.
 
     A request that it is to run itself waits for its body anyway. Where that is still on its way,
     the command needs no event of its own (`on_uploaded`).

@@ -41,7 +41,7 @@ from edgewise.sim.slots import answer_client, expect_result, hold, release
 
 @jit_no_refcount(inline=True, internal=True)
 def slowness(world: World, s: int, now: float) -> float:
-    """By what factor everything takes longer on server `s` now."""
+    """The factor by which server `s` is slowed now."""
     server = world.servers[s]
     if server.slow_count == 0:
         return 1.0
@@ -54,7 +54,7 @@ def slowness(world: World, s: int, now: float) -> float:
 
 @jit_no_refcount(inline=True, internal=True)
 def noise(world: World, r: int, k: int) -> float:
-    """The luck of request `r` on service `k`, as a factor with mean 1."""
+    """The factor on service `k`'s time for request `r`; mean 1."""
     settings = world.settings[0]
     if settings.noise_bits == 0:
         return 1.0
@@ -107,7 +107,7 @@ def backlog_of(world: World, s: int, now: float) -> float:
 
 @jit_no_refcount(inline=True, internal=True)
 def report_if_jumped(world: World, s: int, now: float) -> None:
-    """Something changed at `s`: if it is a jump, its next report does not wait for its period."""
+    """Let server `s` report early if its backlog has jumped."""
     server = world.servers[s]
     period = world.settings[0].period
     soonest = max(now, server.reported_at + GAP * period)
@@ -143,7 +143,7 @@ def wait_for(world: World, s: int, due: float, now: float) -> float:
 
 @jit_no_refcount(inline=True, internal=True)
 def remove_from_queue(world: World, s: int, i: int) -> None:
-    """Slot `i` is in the queue of `s` no more; its node is out of the heap already."""
+    """Remove slot `i` from the queue of `s`; its node is out of the heap already."""
     server = world.servers[s]
     slot = world.slots[i]
     server.waiting -= 1
@@ -160,7 +160,7 @@ def remove_from_queue(world: World, s: int, i: int) -> None:
 
 @jit_no_refcount(inline=True, internal=True)
 def take_idle(world: World, s: int, now: float) -> int:
-    """An idle worker, busy from now on; −1 if there is none."""
+    """Make an idle worker busy and return it; −1 if there is none."""
     server = world.servers[s]
     w: int = server.idle
     if w >= 0:
@@ -187,7 +187,7 @@ def occupy_worker(
 
 @jit_no_refcount(internal=True)
 def take_batch(world: World, s: int, k: int, now: float) -> int:
-    """The first that waits for service `k` of `s`, out of the queue; −1 if it cannot score."""
+    """Dequeue the first slot that waits for service `k` of `s`; −1 if it can no longer score."""
     service = world.services[k]
     node: int = service.queue
     service.queue = remove_root(world.nodes, node)
@@ -246,7 +246,7 @@ def start_conversion(world: World, s: int, w: int, i: int, now: float) -> None:
 
 @jit_no_refcount(inline=True, internal=True)
 def no_more_unready(world: World, s: int, i: int) -> None:
-    """Slot `i` waits to be converted at `s` no more."""
+    """Clear slot `i`'s mark that it waits to be converted at `s`."""
     if world.slots[i].unready != 0:
         world.slots[i].unready = 0
         server = world.servers[s]
@@ -255,7 +255,7 @@ def no_more_unready(world: World, s: int, i: int) -> None:
 
 @jit_no_refcount(inline=True, internal=True)
 def next_conversion(world: World, s: int) -> int:
-    """The first that waits to be converted, out of its queue; −1 if none does."""
+    """Dequeue the first slot that waits to be converted; −1 if none does."""
     server = world.servers[s]
     while server.prepare_head >= 0:
         i: int = server.prepare_head
@@ -272,7 +272,7 @@ def next_conversion(world: World, s: int) -> int:
 
 @jit_no_refcount(inline=True, internal=True)
 def next_work(world: World, s: int, w: int, now: float) -> None:
-    """Worker `w` of `s` is free: what does it do?"""
+    """Give worker `w` of `s` its next work, or make it idle."""
     server = world.servers[s]
     if world.settings[0].prepare_own == 0 and server.prepare_head >= 0:
         i = next_conversion(world, s)
@@ -307,7 +307,7 @@ def next_work(world: World, s: int, w: int, now: float) -> None:
 
 @jit_no_refcount(internal=True)
 def enqueue(world: World, s: int, i: int, now: float) -> None:
-    """Slot `i`'s input is in at server `s`, which is to run it."""
+    """Queue slot `i`, whose input has reached server `s`."""
     server = world.servers[s]
     slot = world.slots[i]
     clock = world.clock[0]
@@ -358,7 +358,7 @@ def enqueue(world: World, s: int, i: int, now: float) -> None:
 
 @jit_no_refcount(internal=True)
 def enqueue_conversion(world: World, i: int, now: float) -> None:
-    """The whole photo of slot `i` is in at its ingress and is to be made model-ready there."""
+    """Queue slot `i`, whose photo is in at its ingress, to be made model-ready."""
     s = world.slots[i].ingress
     server = world.servers[s]
     hold(world, i)
@@ -386,7 +386,7 @@ def enqueue_conversion(world: World, i: int, now: float) -> None:
 
 @jit_no_refcount(inline=True, internal=True)
 def measure_service(world: World, k: int, form: int, seconds: float, batch: int) -> None:
-    """Service `k` ran one request of a batch in `seconds` per request.
+    """Update service `k`'s measured time and batch size.
 
     What a model-ready payload saved is added: the mean is of payloads as they come, and whoever
     predicts subtracts it again.

@@ -25,7 +25,7 @@ from edgewise.sim.slots import schedule_for
 
 @jit_no_refcount(inline=True, internal=True)
 def decides_alone(sim: Sim, i: int, now: float) -> bool:
-    """Whether slot `i`'s balancer is mute, and its ingress is to decide, later."""
+    """Whether slot `i`'s balancer is silent; its ingress then decides, later."""
     clock = sim.world.clock[0]
     settings = sim.world.settings[0]
     slot = sim.world.slots[i]
@@ -41,7 +41,7 @@ def decides_alone(sim: Sim, i: int, now: float) -> bool:
 
 @jit_no_refcount(inline=True, internal=True)
 def end_silence(world: World, now: float) -> None:
-    """The balancers go on, and every node reports to them."""
+    """End the balancers' silence; every node reports to them at once."""
     world.clock[0].mute_since = math.inf
     for s in range(world.servers.size):
         if world.servers[s].up != 0:

@@ -34,7 +34,7 @@ fraction of what is asked of it."""
 
 
 class Photos(Struct, frozen=True):
-    """What a trace needs to know of the photos."""
+    """Sizes and labels of the photos that a trace sends."""
 
     sizes: tuple[int, ...]
     labels: tuple[int, ...]
@@ -49,7 +49,7 @@ class Photos(Struct, frozen=True):
 
 
 class Episode(Struct, frozen=True, kw_only=True):
-    """One policy on one seed, over."""
+    """A finished run of one policy on one seed."""
 
     policy: str
     scenario: Scenario
@@ -69,7 +69,7 @@ class Episode(Struct, frozen=True, kw_only=True):
         return results.requests(self.scenario, self.trace, run_name(self.scenario.seed))
 
     def reports(self) -> Iterator[tuple[Report, float]]:
-        """Each with when the balancer had it; needs `SimOptions.keep_reports`."""
+        """Each report with the time the balancer had it; needs `SimOptions.keep_reports`."""
         return kept_reports.reports(self.sim, self.scenario, self.services)
 
     def outcomes(self) -> Iterator[Outcome]:

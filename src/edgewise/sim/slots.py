@@ -27,13 +27,13 @@ from edgewise.sim.transfers import drop_entry
 
 @jit_no_refcount(inline=True, internal=True)
 def hold(world: World, i: int) -> None:
-    """Something refers to slot `i`: an event, a transfer, a queue."""
+    """Count a reference to slot `i`, by an event, a transfer or a queue."""
     world.slots[i].holds += 1
 
 
 @jit_no_refcount(inline=True, internal=True)
 def release(world: World, i: int) -> None:
-    """It does no longer. A slot whose request has ended is free after the last one."""
+    """Drop a reference to slot `i`. It is free once its request has ended and none is left."""
     slot = world.slots[i]
     slot.holds -= 1
     if slot.holds == 0 and slot.stage == DONE:
@@ -44,14 +44,14 @@ def release(world: World, i: int) -> None:
 
 @jit_no_refcount(inline=True, internal=True)
 def schedule_for(world: World, i: int, time: float, kind: int) -> None:
-    """Let an event of slot `i` happen at `time`."""
+    """Schedule an event of slot `i` at `time`."""
     world.slots[i].holds += 1
     push(world, time, kind, i)
 
 
 @jit_no_refcount(inline=True, internal=True)
 def schedule_timeout(world: World, i: int) -> None:
-    """See that slot `i` is looked at no later than its time is up.
+    """Schedule a timeout check for slot `i` at min(give_up, expiry).
 
     One event under way serves all the requests that the slot sees meanwhile, so most requests cost
     none. It holds nothing: what it finds is as good as what it was made for.
@@ -65,14 +65,14 @@ def schedule_timeout(world: World, i: int) -> None:
 
 @jit_no_refcount(inline=True, internal=True)
 def expect_result(world: World, i: int, time: float, kind: int) -> None:
-    """Slot `i`'s transfer is in, or known to have failed, at `time`, unless it is given up."""
+    """Schedule the arrival, or the known failure, of slot `i`'s transfer at `time`."""
     world.slots[i].news = time
     schedule_for(world, i, time, kind)
 
 
 @jit_no_refcount(internal=True)
 def take_slot(world: World, now: float) -> int:
-    """A slot that is free no more; −1 if there is none."""
+    """Take a free slot; −1 if there is none."""
     clock = world.clock[0]
     i: int = clock.free
     if i >= 0:
@@ -86,7 +86,7 @@ def take_slot(world: World, now: float) -> int:
 
 @jit_no_refcount(inline=True, internal=True)
 def open_slot(world: World, r: int) -> int:
-    """A slot for request `r`, which is sent now; −1 if there is none left."""
+    """Take a slot for request `r`, which is sent now; −1 if there is none."""
     clock = world.clock[0]
     settings = world.settings[0]
     i = take_slot(world, world.requests[r].time)
@@ -141,13 +141,13 @@ def open_slot(world: World, r: int) -> int:
 
 @jit_no_refcount(inline=True, internal=True)
 def known(stamp: float) -> float:
-    """A stamp as results have it: NaN where it never came."""
+    """A time as results have it: NaN if it was never reached."""
     return stamp if stamp < math.inf else math.nan
 
 
 @jit_no_refcount(internal=True)
 def end_request(world: World, i: int, status: int, reason: int, answered: float) -> None:
-    """Request of slot `i` ends; the ingress begins to answer at `answered` (inf = never)."""
+    """End the request of slot `i`; the ingress begins to answer at `answered` (inf = never)."""
     slot = world.slots[i]
     clock = world.clock[0]
     settings = world.settings[0]
@@ -201,7 +201,7 @@ def end_request(world: World, i: int, status: int, reason: int, answered: float)
 
 @jit_no_refcount(inline=True, internal=True)
 def notify_balancer(world: World, i: int, time: float) -> None:
-    """The balancer hears of the end at `time`, if that is news to it."""
+    """Schedule the outcome to reach the balancer at `time`, unless it knows."""
     slot = world.slots[i]
     if slot.picked >= 0 or (world.clock[0].learning != 0 and slot.row >= 0):
         schedule_for(world, i, time, E_OUTCOME)
@@ -209,7 +209,7 @@ def notify_balancer(world: World, i: int, time: float) -> None:
 
 @jit_no_refcount(internal=True)
 def answer_client(world: World, i: int, status: int, reason: int, s: int, now: float) -> None:
-    """Server `s` is through with slot `i`: the answer goes back, and word of it to the balancer."""
+    """Send server `s`'s answer of slot `i` back, and the outcome to the balancer."""
     slot = world.slots[i]
     answered = now
     if s != slot.ingress:
@@ -220,14 +220,14 @@ def answer_client(world: World, i: int, status: int, reason: int, s: int, now: f
 
 @jit_no_refcount(internal=True)
 def lose(world: World, i: int, reason: int, now: float) -> None:
-    """No answer comes. The client knows and says so."""
+    """End slot `i` without an answer; the client reports the loss."""
     end_request(world, i, LOST, reason, math.inf)
     notify_balancer(world, i, now + world.links[world.slots[i].ingress].delay)
 
 
 @jit_no_refcount(internal=True)
 def refuse_arrival(world: World, r: int) -> None:
-    """Request `r` finds its ingress down."""
+    """End request `r`, whose ingress is down."""
     clock = world.clock[0]
     settings = world.settings[0]
     clock.ended[LOST] += 1

@@ -54,7 +54,7 @@ def remove_entry(world: World, f: int) -> None:
 def measure_rate(
     world: World, e: int, f: int, size: float, seconds: float, waited: bool, now: float
 ) -> None:
-    """Flow `f` of link `e`, just struck out, of `size` bytes took `seconds`."""
+    """Update link `e`'s measured rate: flow `f` of `size` bytes took `seconds`."""
     link = world.links[e]
     flow = world.flows[f]
     lasted = now - flow.began
@@ -66,7 +66,7 @@ def measure_rate(
 
 @jit_no_refcount(internal=True)
 def process_acknowledgements(world: World, e: int, now: float) -> None:
-    """Take in the word that has come to the sender of link `e` by `now`, as it came."""
+    """Apply the acknowledgements that the sender of link `e` had by `now`, in order."""
     link = world.links[e]
     while link.ledger_word <= now:
         first = -1
@@ -99,7 +99,7 @@ def process_acknowledgements(world: World, e: int, now: float) -> None:
 
 @jit_no_refcount(internal=True)
 def add_entry(world: World, e: int, f: int, size: float, now: float) -> None:
-    """Flow `f` of `size` bytes on link `e` begins."""
+    """Enter flow `f` of `size` bytes into the ledger of link `e`."""
     if world.links[e].ledger_word <= now:
         process_acknowledgements(world, e, now)
     update_ledger(world, e, now)
@@ -120,7 +120,7 @@ def add_entry(world: World, e: int, f: int, size: float, now: float) -> None:
 
 @jit_no_refcount(inline=True, internal=True)
 def schedule_acknowledgement(world: World, f: int, time: float) -> None:
-    """The sender of flow `f` will have word at `time` that it is in."""
+    """Set when the sender of flow `f` learns that it has arrived."""
     flow = world.flows[f]
     flow.word = time
     link = world.links[flow.link]
@@ -129,7 +129,7 @@ def schedule_acknowledgement(world: World, f: int, time: float) -> None:
 
 @jit_no_refcount(internal=True)
 def drop_entry(world: World, f: int, now: float) -> None:
-    """Flow `f`, if it is in a ledger, is no more: broken off, or of no use to anybody."""
+    """Remove flow `f` from its ledger, if it is in one: it was aborted, or nobody needs it."""
     e: int = world.flows[f].link
     if e < 0:
         return
@@ -142,7 +142,7 @@ def drop_entry(world: World, f: int, now: float) -> None:
 
 @jit_no_refcount(internal=True)
 def received(world: World, i: int, size: float, now: float) -> None:
-    """The ingress has the last byte of slot `i`'s photo, of `size` bytes."""
+    """Measure the upload of slot `i`'s photo, of `size` bytes, which is in."""
     e: int = world.flows[i].link
     if e < 0:
         return
@@ -167,7 +167,7 @@ def believed_backlog(world: World, e: int, now: float) -> float:
 
 @jit_no_refcount(internal=True)
 def clear_ledger(world: World, e: int) -> None:
-    """The node of link `e` is gone, with its ledger and what it had measured."""
+    """Clear the ledger and measurements of link `e`, whose node stopped."""
     link = world.links[e]
     f: int = link.ledger_first
     while f >= 0:
