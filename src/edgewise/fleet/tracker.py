@@ -143,8 +143,8 @@ class Tracker:
         return bool(take_report(self.belief, arrays, False, now))
 
     def _arrays_of(self, report: Report, at: float, clock_ahead: float) -> ReportArrays:
-        """The report on our clock, with indices in place of names. Unknown models and peers are left
-        out."""
+        """The report on our clock, with indices in place of names. Unknown models and peers
+        are left out."""
         s = self._index[report.server]
         head, seen = records(1, REPORT)[0], records(1, ACKNOWLEDGED)[0]
         head.server, head.at = s, at

@@ -78,8 +78,8 @@ def leave_queue(world: World, i: int, now: float) -> None:
 
 @jit_no_refcount(internal=True)
 def leave_worker(world: World, i: int) -> bool:
-    """Slot `i`, which a worker runs, is run for nobody from now on. False if there is no slot left
-    to stand in for it."""
+    """Detach slot `i` from the worker that runs it; the worker finishes on a placeholder slot.
+    Returns False if no slot is free for that."""
     slot = world.slots[i]
     now = world.clock[0].now
     server = world.servers[slot.at]
