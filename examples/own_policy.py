@@ -5,7 +5,7 @@ edgewise up three-sites --policy examples/own_policy.py:frugal,examples/own_poli
 edgewise tune examples/own_policy.py:frugal
 """
 
-import edgewise.policies as ew
+import edgewise as ew
 
 
 @ew.policy(parameters=[ew.Parameter(name="margin", default=1.3, low=0.5, high=3.0)])

@@ -31,7 +31,7 @@ BOOM = "raise RuntimeError('imported')\n"
 
 def write(folder: Path, text: str) -> str:
     file = folder / "rules.py"
-    file.write_text("import edgewise.policies as ew\n\n\n" + text)
+    file.write_text("import edgewise as ew\n\n\n" + text)
     return str(file)
 
 
@@ -270,6 +270,14 @@ def test_a_draw_is_as_frequent_as_it_says() -> None:
     assert said == {0: pytest.approx(1 / 6), 3: pytest.approx(0.5), 4: pytest.approx(1 / 3)}
     for row, probability in said.items():
         assert rows[row] / 3000 == pytest.approx(probability, abs=0.04)
+
+
+def test_a_compiled_policy_can_draw(tmp_path: Path) -> None:
+    body = "table.scores[:] = 1.0\n    return ew.draw(table, rng)"
+    spec = find(f"{write(tmp_path, kernel(body))}:mine")
+    table = own._sample_table()
+    said = spec.kernel(table, spec.new_params(), spec.new_memory(2), new_rng(1))
+    assert said == pytest.approx(0.2)
 
 
 def test_a_draw_without_weights_sheds_for_certain() -> None:

@@ -87,7 +87,7 @@ def _module(path: str, _modified: int) -> ModuleType:
 
 def _checked(found: object, where: str) -> PolicySpec:
     if not isinstance(found, PolicySpec):
-        raise BadInput(f"{where}: not a policy; put @edgewise.policies() above the function")
+        raise BadInput(f"{where}: not a policy; put @edgewise.policy() above the function")
     found = msgspec.structs.replace(found, source=where)
     try:
         try_out(found)
