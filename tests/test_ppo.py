@@ -47,7 +47,7 @@ def anything(seed: int, network: bool) -> np.ndarray:
     params = untrained(HEURISTIC)
     rng = np.random.default_rng(seed)
     for name in actor_critic.SCALES:
-        if network or name in actor_critic.HEAD:
+        if network or name in actor_critic.HEADS:
             params[LAYOUT[name]] += rng.normal(0.0, 0.2, params[LAYOUT[name]].size)
     learned.named(params).options.network = float(network)
     return params

@@ -256,7 +256,7 @@ def update(
     everything = joined([one for one, _ in pairs])
     lengths = [len(one.decisions) for one, _ in pairs]
     with torch.no_grad():
-        values = learner.value(torch.from_numpy(everything.seen)).double().numpy()
+        values = learner.value(torch.from_numpy(everything.critic_input)).double().numpy()
     bounds = np.cumsum([0, *lengths])
     spans = list(itertools.pairwise(bounds))
     advantage = np.concatenate(
@@ -280,7 +280,7 @@ def update(
         ratio, weight = torch.exp(log_ratio), weights[part]
         clipped = ratio.clamp(1.0 - settings.clip, 1.0 + settings.clip)
         policy_loss = -torch.minimum(ratio * weight, clipped * weight).sum() / of
-        value = learner.value(batch.seen) / learner.value_scale
+        value = learner.value(batch.critic_input) / learner.value_scale
         value_loss = nn.functional.huber_loss(value, targets[part], reduction="sum") / of
         # This estimate is never negative and has little variance (Schulman, Approximating KL
         # divergence, 2020).

@@ -1,11 +1,11 @@
-"""Episodes of the learned policy, with all that a gradient needs of each decision. Compiled.
+"""Episodes of the learned policy with everything that a gradient needs of each decision. Compiled.
 
-What goes in: a simulation and the policy's params, with a temperature: rows are drawn, not the best
-taken. What comes out: a `Rollout`, arrays over decisions, over the servers that each looked at and
-over their admissible rows, one decision after the other (ragged: the shed row and masked rows take
-no place). The terms of a row (`policies.priced.RowTerms`) do not depend on the learned weights,
-so `edgewise.learn.actor_critic` can combine them again as a function of the weights, by the same
-formula.
+The input is a simulation and the policy's params with a temperature: rows are drawn, instead of
+taking the best one. The output is a `Rollout`: arrays over decisions, over the servers of each
+decision and over its admissible rows, one decision after the other (ragged: the shed row and masked
+rows are left out). The terms of a row (`policies.priced.RowTerms`) do not depend on the learned
+weights, so `edgewise.learn.actor_critic` can combine them again as a function of the weights, by
+the same formula.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from edgewise.sim.play import TooManyOpenRequests
 TERMS = RowTerms._fields
 ROW_WIDTH = len(TERMS) + Q
 """`priced.RowTerms`, then `PSI`."""
-SEEN = W + 2 * P
-"""What a value is a function of: `OMEGA`, and the mean and the maximum of `PHI`."""
+CRITIC_WIDTH = W + 2 * P
+"""The critic's input: `OMEGA`, and the mean and the maximum of `PHI`."""
 
 DECISION = np.dtype(
     [
         ("request", "i8"),
         ("time", "f8"),
-        ("first_row", "i8"),
-        ("rows", "i8"),
-        ("first_phi", "i8"),
-        ("phis", "i8"),
-        ("home", "i8"),  # of `phis`: the ingress's
-        ("chosen", "i8"),  # of `rows`; `rows` itself = shed
+        ("first_row", "i8"),  # in `Rollout.rows`
+        ("rows", "i8"),  # how many
+        ("first_phi", "i8"),  # in `Rollout.phi`
+        ("phis", "i8"),  # how many servers
+        ("ingress", "i8"),  # its number among these servers
+        ("chosen", "i8"),  # number of the row; that after the last = shed
         ("log_probability", "f4"),
         ("deadline", "f4"),
         ("grace", "f4"),
@@ -55,24 +55,24 @@ class Rollout(NamedTuple):
     """One episode, or several end to end (`joined`)."""
 
     decisions: Array  # DECISION (n,)
-    rewards: Array  # float64 (n,): the score of the very request
+    rewards: Array  # float64 (n,): the score of each decision's own request
     omega: Array  # float32 (n, W)
-    seen: Array  # float32 (n, SEEN)
+    critic_input: Array  # float32 (n, CRITIC_WIDTH)
     phi: Array  # float32 (all servers, P)
     rows: Array  # float32 (all rows, ROW_WIDTH)
-    server: Array  # int64 (all rows,): of `phi`
+    server: Array  # int64 (all rows,): the row's server in `phi`
 
 
 @jit_no_refcount(inline=True, internal=True)
 def copy(source: Array, out: Array) -> None:
-    """All of `source` to the beginning of `out`."""
+    """Copy `source` to the beginning of `out`."""
     for j in range(source.size):
         out[j] = source[j]
 
 
 @jit_no_refcount(internal=True)
-def pool(phis: Array, omega: Array, out: Array) -> None:
-    """`SEEN`."""
+def fill_critic_input(phis: Array, omega: Array, out: Array) -> None:
+    """Write `omega`, and the mean and the maximum over servers of `phis`, to `out`."""
     copy(omega, out)
     for j in range(P):
         total = 0.0
@@ -86,12 +86,12 @@ def pool(phis: Array, omega: Array, out: Array) -> None:
 
 @jit_no_refcount
 def record(
-    sim: Sim, params: Array, memory: Array, draws: Array, looked_at: Array, out: Rollout
+    sim: Sim, params: Array, memory: Array, rng: Array, rows: Array, out: Rollout
 ) -> tuple[int, int, int]:
-    """Play to the end; returns how many decisions, phis and rows of `out` were written.
+    """Play to the end; returns the numbers of decisions, phis and rows written to `out`.
 
-    `memory` (B, n) and `draws` (B, 1) are each balancer's own; `looked_at` (R,) is room for the
-    rows of a decision, records `learned.ROW`.
+    `memory` (B, n) and `rng` (B, 1) are each balancer's own. `rows` (R,), records `learned.ROW`, is
+    work space for the rows of a decision.
     """
     table = sim.table
     named = params.view(learned.PARAMS)[0]
@@ -104,36 +104,36 @@ def record(
         b = sim.world.slots[sim.world.clock[0].current].balancer
         fleet = memory[b][: learned.FLEET_END].view(learned.FLEET)
         servers = memory[b][learned.FLEET_END :].view(learned.SERVER)
-        learned.look(table, named, Memory(fleet[0], servers), looked_at)
-        probability = learned.drawn(table, named.options.temperature, draws[b])
+        learned.look(table, named, Memory(fleet[0], servers), rows)
+        probability = learned.drawn(table, named.options.temperature, rng[b])
         row = best_row(table)
 
-        home = int(table.context.ingress)
+        ingress = int(table.context.ingress)
         one = out.decisions[n]
         one.request = sim.world.slots[sim.world.clock[0].current].request
         one.time = sim.world.clock[0].now
         one.first_row = n_row
         one.first_phi = n_phi
-        one.home = 0
-        copy(servers[home].phi.view(np.float64), out.phi[n_phi])
-        place = 0
-        last = home
+        one.ingress = 0
+        copy(servers[ingress].phi.view(np.float64), out.phi[n_phi])
+        number = 0
+        last = ingress
         for r in range(shed):
             if table.mask[r] == 0:
                 continue
             s = int(table.rows.server[r])
             if s != last:
                 last = s
-                place = 0
-                if s != home:
+                number = 0
+                if s != ingress:
                     n_phi += 1
                     copy(servers[s].phi.view(np.float64), out.phi[n_phi])
-                    place = n_phi - one.first_phi
+                    number = n_phi - one.first_phi
             if r == row:
                 one.chosen = n_row - one.first_row
-            copy(looked_at[r].terms.view(np.float64), out.rows[n_row])
-            copy(looked_at[r].psi.view(np.float64), out.rows[n_row, ROW_WIDTH - Q :])
-            out.server[n_row] = one.first_phi + place
+            copy(rows[r].terms.view(np.float64), out.rows[n_row])
+            copy(rows[r].psi.view(np.float64), out.rows[n_row, ROW_WIDTH - Q :])
+            out.server[n_row] = one.first_phi + number
             n_row += 1
         n_phi += 1
         one.rows = n_row - one.first_row
@@ -146,7 +146,7 @@ def record(
         one.elapsed = table.context.elapsed
         one.threshold = own.threshold + own.threshold_gain * fleet_above_knee(table, own)
         copy(fleet[0].omega.view(np.float64), out.omega[n])
-        pool(out.phi[one.first_phi : n_phi], out.omega[n], out.seen[n])
+        fill_critic_input(out.phi[one.first_phi : n_phi], out.omega[n], out.critic_input[n])
         n += 1
 
         if sim.world.settings[0].can_fail != 0:
@@ -156,7 +156,7 @@ def record(
 
 
 def rollout(sim: Sim, params: NDArray[np.float64], seed: int) -> Rollout:
-    """Play `sim`, whose results are stored, to the end. Raises Crowded."""
+    """Play `sim`, which must store results, to the end. Raises TooManyOpenRequests."""
     requests, servers = len(sim.world.requests), len(sim.world.servers)
     balancers = int(sim.world.settings["balancers"][0])
     widest = sim.table.mask.size - 1
@@ -164,23 +164,23 @@ def rollout(sim: Sim, params: NDArray[np.float64], seed: int) -> Rollout:
         decisions=records(requests, DECISION),
         rewards=np.empty(0),
         omega=np.empty((requests, W), np.float32),
-        seen=np.empty((requests, SEEN), np.float32),
+        critic_input=np.empty((requests, CRITIC_WIDTH), np.float32),
         phi=np.empty((requests * (servers + 1), P), np.float32),
         rows=np.empty((requests * widest, ROW_WIDTH), np.float32),
         server=np.empty(requests * widest, np.int64),
     )
     sim.table.settings.fill_servers = 1
     memory = np.repeat(learned.edgewise.new_memory(servers)[None], balancers, axis=0)
-    draws = np.random.SeedSequence([seed, 6]).generate_state(balancers, np.uint64)[:, None]
-    looked_at = np.zeros(widest + 1, learned.ROW)
-    n, n_phi, n_row = record(sim, params, memory, draws.copy(), looked_at, out)
+    rng = np.random.SeedSequence([seed, 6]).generate_state(balancers, np.uint64)[:, None]
+    space = np.zeros(widest + 1, learned.ROW)
+    n, n_phi, n_row = record(sim, params, memory, rng.copy(), space, out)
     if sim.world.clock["overflow"][0]:
         raise TooManyOpenRequests(f"over {len(sim.world.slots)} requests were open at a time")
     return Rollout(
         decisions=out.decisions[:n],
         rewards=sim.world.results["utility"][out.decisions["request"][:n]],
         omega=out.omega[:n],
-        seen=out.seen[:n],
+        critic_input=out.critic_input[:n],
         phi=out.phi[:n_phi].copy(),
         rows=out.rows[:n_row].copy(),
         server=out.server[:n_row].copy(),
@@ -188,74 +188,76 @@ def rollout(sim: Sim, params: NDArray[np.float64], seed: int) -> Rollout:
 
 
 def joined(rollouts: list[Rollout]) -> Rollout:
-    """Several end to end, their indices moved along."""
-    rows = np.cumsum([0, *(len(each.rows) for each in rollouts)])
-    phis = np.cumsum([0, *(len(each.phi) for each in rollouts)])
-    decisions = np.concatenate([each.decisions for each in rollouts])
-    at = np.repeat(np.arange(len(rollouts)), [len(each.decisions) for each in rollouts])
+    """Several rollouts end to end, with their indices moved accordingly."""
+    rows = np.cumsum([0, *(len(one.rows) for one in rollouts)])
+    phis = np.cumsum([0, *(len(one.phi) for one in rollouts)])
+    decisions = np.concatenate([one.decisions for one in rollouts])
+    at = np.repeat(np.arange(len(rollouts)), [len(one.decisions) for one in rollouts])
     decisions["first_row"] += rows[at]
     decisions["first_phi"] += phis[at]
     return Rollout(
         decisions=decisions,
-        rewards=np.concatenate([each.rewards for each in rollouts]),
-        omega=np.concatenate([each.omega for each in rollouts]),
-        seen=np.concatenate([each.seen for each in rollouts]),
-        phi=np.concatenate([each.phi for each in rollouts]),
-        rows=np.concatenate([each.rows for each in rollouts]),
-        server=np.concatenate([each.server + p for each, p in zip(rollouts, phis, strict=False)]),
+        rewards=np.concatenate([one.rewards for one in rollouts]),
+        omega=np.concatenate([one.omega for one in rollouts]),
+        critic_input=np.concatenate([one.critic_input for one in rollouts]),
+        phi=np.concatenate([one.phi for one in rollouts]),
+        rows=np.concatenate([one.rows for one in rollouts]),
+        server=np.concatenate([one.server + p for one, p in zip(rollouts, phis, strict=False)]),
     )
 
 
-class Picked(NamedTuple):
-    """Indices of some decisions' rows and servers, numbered anew."""
+class BatchIndex(NamedTuple):
+    """The rows and servers of a batch of decisions, and their new numbers within the batch."""
 
-    rows: Array  # of `Rollout.rows`
-    of: Array  # decision of each row, 0 … m − 1
-    phis: Array  # of `Rollout.phi`
-    server: Array  # of each row, in `phis`
-    home: Array  # of each decision, in `phis`
-    chosen: Array  # row of each decision, in `rows`; −1 = shed
+    rows: Array  # indices into `Rollout.rows`
+    decision: Array  # of each row, 0 … m − 1
+    phis: Array  # indices into `Rollout.phi`
+    server: Array  # of each row, index into `phis`
+    ingress: Array  # of each decision, index into `phis`
+    chosen: Array  # row of each decision, index into `rows`; −1 = shed
 
 
 @jit
-def pick(decisions: Array, server: Array, which: Array) -> Picked:
-    """What a batch of the decisions `which` (m,) consists of."""
+def batch_index(decisions: Array, server: Array, which: Array) -> BatchIndex:
+    """The index of a batch of the decisions `which` (m,)."""
     n_rows = 0
     n_phis = 0
     for i in which:
         n_rows += decisions[i].rows
         n_phis += decisions[i].phis
     rows = np.empty(n_rows, np.int64)
-    of = np.empty(n_rows, np.int64)
+    decision = np.empty(n_rows, np.int64)
     phis = np.empty(n_phis, np.int64)
     servers = np.empty(n_rows, np.int64)
-    home = np.empty(which.size, np.int64)
+    ingress = np.empty(which.size, np.int64)
     chosen = np.empty(which.size, np.int64)
     r = 0
     p = 0
     for m in range(which.size):
         one = decisions[which[m]]
-        home[m] = p + one.home
+        ingress[m] = p + one.ingress
         chosen[m] = r + one.chosen if one.chosen < one.rows else -1
         for j in range(one.rows):
             rows[r] = one.first_row + j
-            of[r] = m
+            decision[r] = m
             servers[r] = p + server[one.first_row + j] - one.first_phi
             r += 1
         for j in range(one.phis):
             phis[p] = one.first_phi + j
             p += 1
-    return Picked(rows, of, phis, servers, home, chosen)
+    return BatchIndex(rows, decision, phis, servers, ingress, chosen)
 
 
 @jit
-def greatest(values: Array, of: Array, count: int) -> Array:
-    """The row of the greatest of each column of `values` (rows, n) in each of `count` decisions,
-    the first of equals; `of` rises. Row 0 for a decision without rows."""
+def argmax_by_decision(values: Array, decision: Array, count: int) -> Array:
+    """The row of the maximum of each column of `values` (rows, n) in each of `count` decisions.
+
+    The first of equals counts; row 0 for a decision without rows. `decision` (rows,) is sorted.
+    """
     out = np.full((count, values.shape[1]), -1, np.int64)
     for r in range(values.shape[0]):
         for j in range(values.shape[1]):
-            best = out[of[r], j]
+            best = out[decision[r], j]
             if best < 0 or values[r, j] > values[best, j]:
-                out[of[r], j] = r
+                out[decision[r], j] = r
     return np.maximum(out, 0)
