@@ -1,8 +1,8 @@
-"""Which numbers of the policy are searched, and how far a step goes in each.
+"""The space of an evolution strategy: which of the policy's numbers are searched, at which scale.
 
-A search sees a vector of coordinates around 0: one unit of any of them is about as large a change
-of the policy as one unit of any other. The heuristic's own parameters are searched in the unit cube
-that `edgewise tune` uses (logarithmic where it says so); weights on features are linear.
+A search sees a vector of coordinates around 0, scaled so that a unit of each changes the policy by
+about as much. The heuristic's own parameters are searched in the unit cube of `edgewise tune`
+(logarithmic where the parameter says so); weights on features are linear.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from edgewise.policies.priced import PRICED_GREEDY
 
 Floats = NDArray[np.float64]
 
-# Scales such that a step of 1.5 in all of a group costs about as much as in all of another: on 40
-# training worlds the heuristic's own parameters lost 0.005 of utility by 0.045 of their range, the
-# price's head 0.001 by weights of 0.15, the others nothing that could be told from 0 by those.
+# With these scales a step of 1.5 in all numbers of one group costs about as much as in another. On
+# 40 training worlds, a change by 0.045 of the range of the heuristic's own parameters lost 0.005 of
+# utility; weights of 0.15 in the price's head lost 0.001, in the others no measurable utility.
 CUBE = 0.015
-"""Of a parameter's range: a tenth more or less of a price."""
+"""Share of a parameter's range: about a tenth of a price."""
 PRICE = 0.12
-"""Weights of the server's price, on features of size ½."""
+"""Weights in the head of the server's price, on features of about ½."""
 WEIGHT = 0.2
-"""Weights of other factors."""
+"""Weights in other heads."""
 VALUE = 0.05
-"""Weights on the worth of an answer, whose differences between candidates are smaller."""
+"""Weights in the head of an answer's value, in which candidates differ less."""
 SHED = 0.4
-"""Times `learned.SHED_SCALE`: 0.04 of utility."""
+"""Weights in the head of the threshold; times `learned.SHED_SCALE` it is 0.04 of utility."""
 
 HEADS: dict[str, tuple[str, ...]] = {
     "price": (
@@ -49,8 +49,8 @@ HEADS: dict[str, tuple[str, ...]] = {
     ),
     "spread": ("one", "utilisation", "report_age", "rate_moves", "deadline", "local"),
 }  # fmt: skip
-"""Features that each head of a server may use: those with a reason to. The others' weights stay 0;
-what they could add is not worth the dimensions of the search."""
+"""The features that each head of a server uses, each for a reason. The weights of other features
+stay 0, since they would add dimensions to the search for little gain."""
 
 WIDE: dict[str, tuple[str, ...]] = {
     "price": ("failure", "link_backlog"),
@@ -59,24 +59,24 @@ WIDE: dict[str, tuple[str, ...]] = {
     "wait": ("in_flight", "fleet_backlog", "speed"),
     "spread": ("rate_age", "rate", "aged_moves", "backlog"),
 }
-"""Features beyond `HEADS`, in the group *wide*: for finding out whether they give anything."""
+"""Further features, in the group *wide*, to find out whether they gain anything."""
 
 MEMORY = ("rate_moves", "rate_off", "aged_moves")
-"""Features that come from what the policy remembers of links."""
+"""Features from the policy's memory of links."""
 
 PARTS = ("price", "link", "margins", "rows", "shed", "memory")
-"""Of the heads, for ablations: the server's price; the link's; the margins and the spread; what
-depends on the row; the threshold; and the weights of `MEMORY` in all of them."""
+"""Parts of the heads, for ablations: the price of the server; that of the link; the margins and the
+spread; the row's heads; the threshold; and the weights of `MEMORY` in all of these."""
 GROUPS = ("base", "heads", "wide", "network", *PARTS)
-"""*heads* are all of `PARTS`; *wide* are weights that no part has."""
+"""Groups of numbers to search. *heads* is all of `PARTS`; *wide* is in no part."""
 
 _PART = {"price": "price", "link": "link", "network": "margins", "wait": "margins",
          "spread": "margins"}  # fmt: skip
-"""Which part a head of a server belongs to."""
+"""The part that each head of a server belongs to."""
 
 
 class SearchSpace:
-    """The free numbers of `params` (its values are the origin), in the groups named.
+    """The numbers of `groups` that are searched, with the values of `params` as the origin.
 
     Raises BadInput for an unknown group or none.
     """
@@ -150,7 +150,7 @@ _SPAN = np.log(np.where(_LOG, _HIGH, 2.0) / np.where(_LOG, _LOW, 1.0))
 
 
 def _values(unit: Floats) -> Floats:
-    """As `tune.from_unit`, but for the rounding: a step must not vanish in it."""
+    """As `tune.from_unit`, but without rounding, in which a small step would vanish."""
     linear = _LOW + unit * (_HIGH - _LOW)
     found: Floats = np.where(_LOG, np.where(_LOG, _LOW, 1.0) * np.exp(unit * _SPAN), linear)
     return found
