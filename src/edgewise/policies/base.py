@@ -259,7 +259,7 @@ def policy(
     reads_servers:
         False if it never reads the table's columns of servers; it is then simulated faster.
     compiled:
-        Compile with numba. False runs it as plain Python: slower, but it may use anything.
+        False: run as plain Python, which is slower but may use anything.
     features, describe, learn:
         For a policy that learns from rewards: see `PolicySpec`.
 
@@ -277,15 +277,8 @@ def policy(
 
     def make(function: Callable[..., Any]) -> PolicySpec:
         fleet, servers = record_of(memory), record_of(memory_per_server)
-        kinds: dict[str, Any] = {
-            "Memory": Memory,
-            "PARAMS": record_of(
-                [parameter.name for parameter in parameters] if params is None else params
-            ),
-            "FLEET": fleet,
-            "FLEET_END": fleet.itemsize // 8,
-            "SERVERS": servers,
-        }
+        names = [parameter.name for parameter in parameters]
+        kinds = _record_types(record_of(names if params is None else params), fleet, servers)
         inner = jit(inline=True) if compiled else _plain
         outer = jit if compiled else _plain
         kernel = specialised(
@@ -312,6 +305,19 @@ def policy(
         )
 
     return make
+
+
+def _record_types(
+    params: np.dtype[Any], fleet: np.dtype[Any], servers: np.dtype[Any]
+) -> dict[str, Any]:
+    """What the templates `_kernel` and `_learn` see as globals."""
+    return {
+        "Memory": Memory,
+        "PARAMS": params,
+        "FLEET": fleet,
+        "FLEET_END": fleet.itemsize // 8,
+        "SERVERS": servers,
+    }
 
 
 def _plain(function: Callable[..., Any]) -> Callable[..., Any]:
