@@ -407,14 +407,11 @@ def predict(table: CandidateTable, times: Array) -> int:
     rows, mask = table.rows, table.mask
     elapsed, demanded = table.context.elapsed, table.context.accuracy
     shed = mask.size - 1
-    # A loop for each column: one that wrote to several would not be vectorised.
-    for r in range(shed):
-        rows.service_time[r] = times[r]
-    for r in range(shed):
-        until_run = elapsed + rows.ready[r] + rows.wait[r]
-        rows.latency[r] = until_run + times[r] + rows.return_time[r]
     admissible = 0
     for r in range(shed):
+        until_run = elapsed + rows.ready[r] + rows.wait[r]
+        rows.service_time[r] = times[r]
+        rows.latency[r] = until_run + times[r] + rows.return_time[r]
         good = (mask[r] != 0) & (rows.accuracy[r] >= demanded)
         mask[r] = good
         admissible += good
