@@ -12,7 +12,8 @@ A *row* is a candidate (service, payload form); the last row is *shed*. Columns 
 - ``table.scores[r]``: where a policy writes its scores; higher is better, −inf for never.
 
 `fleet.observe.observe` fills the table. The dictionaries `ROW`, `SERVER` and `CONTEXT` name each
-column and say what it means, in the order in which `TableArrays` stores them.
+column and describe it as ``[unit] meaning``, in the order in which `TableArrays` stores them.
+``[0–1]`` and ``[0 or 1]`` are ranges. `docs/environment.md` is made from these descriptions.
 """
 
 from __future__ import annotations
@@ -34,62 +35,66 @@ class Rows(NamedTuple):
     change: server, service, form, accuracy, and the size of a model-ready payload.
     """
 
-    server: Annotated[Array, "index of the server; −1 on the shed row"]
-    service: Annotated[Array, "index of the service; −1 on the shed row"]
-    form: Annotated[Array, "0 original, 1 model-ready"]
-    local: Annotated[Array, "1 if the server is the ingress"]
-    accuracy: Annotated[Array, "of the service fed this form, 0–1"]
-    ready: Annotated[Array, "s from now until the input is at the server, in this form"]
-    wait: Annotated[Array, "s in the server's queue after that"]
-    service_time: Annotated[Array, "s running it"]
-    return_time: Annotated[Array, "s for the answer to reach the client"]
+    server: Annotated[Array, "[index] server that would run it; −1 on the shed row"]
+    service: Annotated[Array, "[index] service that would run it; −1 on the shed row"]
+    form: Annotated[Array, "[0 or 1] payload form: 0 original, 1 model-ready"]
+    local: Annotated[Array, "[0 or 1] 1 if the server is the ingress"]
+    accuracy: Annotated[Array, "[0–1] accuracy of the service when fed this form"]
+    ready: Annotated[Array, "[s] time from now until the input is at the server, in this form"]
+    wait: Annotated[Array, "[s] time in the server's queue after that"]
+    service_time: Annotated[Array, "[s] time on a worker"]
+    return_time: Annotated[Array, "[s] time from there until the answer has reached the client"]
     latency: Annotated[
-        Array, "s from sent_at to the answer at the client: the four above and what has passed"
+        Array,
+        "[s] time from sending to the answer at the client:"
+        " elapsed + ready + wait + service_time + return_time",
     ]
-    transfer: Annotated[Array, "s of the link it takes: bytes / rate"]
-    prepare: Annotated[Array, "s of the ingress's CPU it takes"]
-    size: Annotated[Array, "bytes across the link"]
+    transfer: Annotated[Array, "[s] time that the payload occupies the link: size / rate"]
+    prepare: Annotated[Array, "[s] CPU time of the ingress to make the payload model-ready"]
+    size: Annotated[Array, "[bytes] what crosses the link"]
 
 
 ROW: dict[str, str] = {
     name: hint.__metadata__[0] for name, hint in get_type_hints(Rows, include_extras=True).items()
 }
 SERVER = {
-    "up": "1 if it can be chosen",
-    "workers": "count",
-    "speed": "relative to the machine of the latency profiles",
-    "backlog": "s until its workers are through with all that is believed to be there",
-    "ahead": "s of that which go before this request",
-    "queued": "requests it last reported waiting",
-    "outstanding": "our dispatches without an outcome",
-    "utilisation": "0–1, reported",
-    "report_age": "s since its report was true; as old as its silence limit if never heard",
-    "failure": "EWMA share of failed answers, 0–1",
-    "offered_1s": "worker seconds per s and worker that we sent there, over 1 s",
-    "offered_5s": "the same over 5 s",
-    "demand_1s": "requests/s that arrive there as ingress, over 1 s",
-    "rate": "bytes/s believed of the link from the ingress now; 0 for the ingress itself",
-    "rate_age": "s since that was measured; 60 if never",
-    "link_backlog": "s until the link is through with what is believed to be on it",
-    "rtt": "s of the round trip from the ingress",
-    "rif": "requests believed to wait or run there",
-    "response": "EWMA s from decision to answer; 0 before the first",
-    "peak": "peak EWMA of the same, decayed to now",
-    "rif_response": "EWMA of the same when as many were in flight as now; 0 if that never was",
-    "answers_1s": "answers/s, over 1 s",
-    "errors_1s": "failed answers/s, over 1 s",
+    "up": "[0 or 1] 1 if the server can be chosen",
+    "workers": "[workers] number of workers",
+    "speed": "[ratio] speed relative to the machine on which the latency profiles were measured",
+    "backlog": "[s] time until its workers have finished all the work believed to be there",
+    "ahead": "[s] the same for the work that is served before this request",
+    "queued": "[requests] requests waiting there, by its last report",
+    "outstanding": "[requests] requests that this balancer sent there and has no outcome of",
+    "utilisation": "[0–1] busy share of its workers, by its last report",
+    "report_age": "[s] age of its last report; its silence limit if there was none",
+    "failure": "[0–1] share of failed answers, exponentially weighted",
+    "offered_1s": "[ratio] work that this balancer sent there over the last 1 s: worker seconds per"
+    " second and worker",
+    "offered_5s": "[ratio] the same over 5 s",
+    "demand_1s": "[requests/s] rate of requests that arrive there from clients, over 1 s",
+    "rate": "[bytes/s] believed rate of the link from the ingress; 0 for the ingress itself",
+    "rate_age": "[s] time since that rate was measured; 60 if it never was",
+    "link_backlog": "[s] time until the link has sent all that is believed to be on it",
+    "rtt": "[s] round-trip time from the ingress",
+    "rif": "[requests] requests in flight: believed to wait or run there",
+    "response": "[s] mean time from decision to answer, exponentially weighted; 0 before the first",
+    "peak": "[s] decaying peak of that time",
+    "rif_response": "[s] mean of that time over answers that met about as many requests in flight"
+    " as now; 0 if there were none",
+    "answers_1s": "[answers/s] rate of answers, over 1 s",
+    "errors_1s": "[answers/s] rate of failed answers, over 1 s",
 }
 CONTEXT = {
-    "ingress": "index of the server",
-    "elapsed": "s since sent_at",
-    "deadline": "s from sent_at",
-    "accuracy": "demanded, 0–1",
-    "payload": "bytes of the original",
-    "upload": "s from now until the photo is at the ingress",
-    "prepare_backlog": "s of CPU waiting in the ingress's pre-processing stage",
-    "grace": "of the score: how far past the deadline an answer still counts, in deadlines",
-    "accuracy_weight": "of the score: exponent of the accuracy",
-    "now": "s on the balancer's clock: for timers in a policy's memory, not a feature to learn by",
+    "ingress": "[index] server at which the request arrived",
+    "elapsed": "[s] time since the request was sent",
+    "deadline": "[s] time allowed from sending to the answer",
+    "accuracy": "[0–1] accuracy demanded",
+    "payload": "[bytes] size of the original payload",
+    "upload": "[s] time from now until the original payload is at the ingress",
+    "prepare_backlog": "[s] CPU time of the payloads that wait in the ingress's converter",
+    "grace": "[deadlines] how late an answer may be and still score; 0: a hard deadline",
+    "accuracy_weight": "[exponent] exponent of the accuracy in the score",
+    "now": "[s] the balancer's clock: for timers in a policy's memory, not a feature to learn by",
 }
 SERVER_COLUMNS = np.dtype([(name, "f8") for name in SERVER])
 CONTEXT_COLUMNS = np.dtype([(name, "f8") for name in CONTEXT])
