@@ -9,7 +9,7 @@ import numpy as np
 from edgewise.benchmark.statistics import interval, over_families
 from edgewise.learn.train import survey
 from edgewise.policies import POLICIES, PolicySpec, learned, weight_files
-from edgewise.policies.features import PHI
+from edgewise.policies.features import SERVER_FEATURES
 from edgewise.sim.source import WorldSource
 from edgewise.worlds import families
 from studies.experiment import Arm, Experiment, Section, family_condition, percent, pm
@@ -140,7 +140,7 @@ def without(policy: PolicySpec, part: str) -> PolicySpec:
         for head in range(len(learned.SERVER_HEADS)):
             at = learned.LAYOUT["server_heads"].start + head * learned.P
             for name in ("rate_moves", "rate_off", "aged_moves"):
-                numbers[at + list(PHI).index(name)] = 0.0
+                numbers[at + list(SERVER_FEATURES).index(name)] = 0.0
     elif part == "guard":
         learned.named(numbers).options.guarded = 0.0
     else:

@@ -24,7 +24,7 @@ from edgewise.learn.space import MEMORY, PARTS, SearchSpace
 from edgewise.learn.train import TrainOptions, TrainResult, beginning, guarded, survey
 from edgewise.learn.validation import Judgement, Validator, judge
 from edgewise.policies import POLICIES, find, learned, weight_files
-from edgewise.policies.features import OMEGA, PHI, PSI
+from edgewise.policies.features import REQUEST_FEATURES, ROW_FEATURES, SERVER_FEATURES
 from edgewise.scenario import loads
 from edgewise.sim.source import WorldSource
 from edgewise.worlds import families
@@ -311,9 +311,9 @@ def test_training_sets_limits_and_refuses_what_is_worse(
     params = np.array(find(str(good.path)).params)
     low, high = params[learned.LAYOUT["low"]], params[learned.LAYOUT["high"]]
     assert (low <= high).all()
-    assert low[0] == high[0] == 1.0  # phi.one
+    assert low[0] == high[0] == 1.0  # "one" of the server
     bad = start()
-    bad[learned.LAYOUT["row_heads"]][learned.Q + list(PSI).index("accuracy")] = -50.0
+    bad[learned.LAYOUT["row_heads"]][learned.Q + list(ROW_FEATURES).index("accuracy")] = -50.0
     monkeypatch.setattr(train, "beginning", lambda init: (bad, PRICED))
     refused = trained(tmp_path, monkeypatch)
     assert not refused.card.accepted
@@ -412,7 +412,7 @@ def test_parts_are_the_heads() -> None:
     rest = SearchSpace(start(), tuple(part for part in PARTS if part != "memory"))
     at = learned.LAYOUT["server_heads"]
     heads = whole.params(np.ones(whole.size))[at] - rest.params(np.ones(rest.size))[at]
-    names = [*PHI] * len(learned.SERVER_HEADS)
+    names = [*SERVER_FEATURES] * len(learned.SERVER_HEADS)
     assert {names[i] for i in np.flatnonzero(heads)} == set(MEMORY)
 
 
@@ -440,7 +440,7 @@ def test_a_policy_that_is_worse_in_a_family_is_refused() -> None:
     """It gives up where much is offered."""
     params = start()
     shed = learned.LAYOUT["shed_head"].start
-    params[shed + list(OMEGA).index("fleet_backlog")] = 60.0
+    params[shed + list(REQUEST_FEATURES).index("fleet_backlog")] = 60.0
     judged = judge(
         params, PRICED, WorldSource(family="train"), count=8, skip=0, names=("light", "overload")
     )

@@ -327,7 +327,7 @@ def test_what_a_file_does_not_have_is_neutral(tmp_path: Path) -> None:
     numbers, _ = weight_files.load(path)
     expected = learned.untrained(PRICED.params)
     head = learned.named(expected).server_heads[0]
-    head[list(features.PHI).index("rate")], head[0] = 0.5, -0.25
+    head[list(features.SERVER_FEATURES).index("rate")], head[0] = 0.5, -0.25
     assert np.array_equal(numbers, expected)
     poison(path, {})
     numbers, _ = weight_files.load(path)

@@ -35,8 +35,8 @@ SCALES = {
     "server_heads": 0.1,
     "row_heads": 0.1,
     "shed_head": 0.2,
-    "phi_in": 0.3,
-    "psi_in": 0.3,
+    "server_in": 0.3,
+    "row_in": 0.3,
     "hidden": 0.3,
     "bias": 0.3,
     "out": 0.1,
@@ -94,9 +94,9 @@ class Learner(nn.Module):
     def scores(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The scores of rows and of shedding, as `policies.learned.score` has them."""
         w = self._start_32 + self._scale_32 * self.x
-        heads = batch.phi @ w[LAYOUT["server_heads"]].view(5, P).T
+        heads = batch.server_features @ w[LAYOUT["server_heads"]].view(5, P).T
         bend = torch.exp(heads[:, 1:].clamp(-CLAMP, CLAMP))  # link, network, wait, spread
-        cost, value = (batch.psi @ w[LAYOUT["row_heads"]].view(2, Q).T).unbind(1)
+        cost, value = (batch.row_features @ w[LAYOUT["row_heads"]].view(2, Q).T).unbind(1)
         if self.network:
             more = self._network(w, batch)
             cost, value = cost + more[:, 0], value + more[:, 1]
@@ -123,15 +123,15 @@ class Learner(nn.Module):
 
         expected = (4.0 * timely(mean) + timely(mean - off) + timely(mean + off)) / 6.0
         rows = combined(terms, factors, expected)
-        shift = (batch.omega @ w[LAYOUT["shed_head"]]).clamp(-CLAMP, CLAMP)
+        shift = (batch.request_features @ w[LAYOUT["shed_head"]]).clamp(-CLAMP, CLAMP)
         return rows, batch.threshold + SHED_SCALE * shift
 
     def _network(self, w: Tensor, batch: Batch) -> Tensor:
         """The network's additions to the two heads of each row, as `policies.learned.network`."""
-        phi_in = batch.phi @ w[LAYOUT["phi_in"]].view(WIDTH, P).T
-        psi_in = batch.psi @ w[LAYOUT["psi_in"]].view(WIDTH, Q).T
-        h = nn.functional.softsign(phi_in.index_select(0, batch.server) + psi_in)
-        m = len(batch.omega)
+        server_in = batch.server_features @ w[LAYOUT["server_in"]].view(WIDTH, P).T
+        row_in = batch.row_features @ w[LAYOUT["row_in"]].view(WIDTH, Q).T
+        h = nn.functional.softsign(server_in.index_select(0, batch.server) + row_in)
+        m = len(batch.request_features)
         mean = torch.zeros(m, WIDTH).index_add(0, batch.decision, h)
         mean = mean / batch.counts.clamp_min(1.0)[:, None]
         # The gradient of a maximum is that of its row, so the row is found without a gradient.
@@ -163,9 +163,9 @@ class Batch:
         index = batch_index(played.decisions, played.server, which)
         some = played.decisions[which]
         rows = torch.from_numpy(played.rows[index.rows])
-        self.terms, self.psi = torch.split(rows, [len(TERMS), Q], 1)
-        self.phi = torch.from_numpy(played.phi[index.phis])
-        self.omega = torch.from_numpy(played.omega[which])
+        self.terms, self.row_features = torch.split(rows, [len(TERMS), Q], 1)
+        self.server_features = torch.from_numpy(played.server_features[index.servers])
+        self.request_features = torch.from_numpy(played.request_features[which])
         self.critic_input = torch.from_numpy(played.critic_input[which])
         self.decision = torch.from_numpy(index.decision)
         self.server = torch.from_numpy(index.server)

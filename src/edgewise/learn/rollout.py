@@ -28,9 +28,9 @@ from edgewise.sim.play import TooManyOpenRequests
 
 TERMS = RowTerms._fields
 ROW_WIDTH = len(TERMS) + Q
-"""`priced.RowTerms`, then `PSI`."""
+"""A row's terms (`priced.RowTerms`), then its features."""
 CRITIC_WIDTH = W + 2 * P
-"""The critic's input: `OMEGA`, and the mean and the maximum of `PHI`."""
+"""The critic's input: the request's features, and the mean and the maximum of the servers'."""
 
 DECISION = np.dtype(
     [
@@ -38,8 +38,8 @@ DECISION = np.dtype(
         ("time", "f8"),
         ("first_row", "i8"),  # in `Rollout.rows`
         ("rows", "i8"),  # how many
-        ("first_phi", "i8"),  # in `Rollout.phi`
-        ("phis", "i8"),  # how many servers
+        ("first_server", "i8"),  # in `Rollout.server_features`
+        ("servers", "i8"),  # how many servers
         ("ingress", "i8"),  # its number among these servers
         ("chosen", "i8"),  # number of the row; that after the last = shed
         ("log_probability", "f4"),
@@ -56,11 +56,11 @@ class Rollout(NamedTuple):
 
     decisions: Array  # DECISION (n,)
     rewards: Array  # float64 (n,): the score of each decision's own request
-    omega: Array  # float32 (n, W)
+    request_features: Array  # float32 (n, W)
     critic_input: Array  # float32 (n, CRITIC_WIDTH)
-    phi: Array  # float32 (all servers, P)
+    server_features: Array  # float32 (all servers, P)
     rows: Array  # float32 (all rows, ROW_WIDTH)
-    server: Array  # int64 (all rows,): the row's server in `phi`
+    server: Array  # int64 (all rows,): the row's server in `server_features`
 
 
 @jit_no_refcount(inline=True, internal=True)
@@ -71,16 +71,17 @@ def copy(source: Array, out: Array) -> None:
 
 
 @jit_no_refcount(internal=True)
-def fill_critic_input(phis: Array, omega: Array, out: Array) -> None:
-    """Write `omega`, and the mean and the maximum over servers of `phis`, to `out`."""
-    copy(omega, out)
+def fill_critic_input(server_features: Array, request_features: Array, out: Array) -> None:
+    """Write the critic's input to `out`: the request's features, and the mean and the maximum of
+    the servers' features."""
+    copy(request_features, out)
     for j in range(P):
         total = 0.0
-        most = phis[0, j]
-        for i in range(phis.shape[0]):
-            total += phis[i, j]
-            most = max(most, phis[i, j])
-        out[W + j] = total / phis.shape[0]
+        most = server_features[0, j]
+        for i in range(server_features.shape[0]):
+            total += server_features[i, j]
+            most = max(most, server_features[i, j])
+        out[W + j] = total / server_features.shape[0]
         out[W + P + j] = most
 
 
@@ -88,7 +89,7 @@ def fill_critic_input(phis: Array, omega: Array, out: Array) -> None:
 def record(
     sim: Sim, params: Array, memory: Array, rng: Array, rows: Array, out: Rollout
 ) -> tuple[int, int, int]:
-    """Play to the end; returns the numbers of decisions, phis and rows written to `out`.
+    """Play to the end; returns the numbers of decisions, servers and rows written to `out`.
 
     `memory` (B, n) and `rng` (B, 1) are each balancer's own. `rows` (R,), records `learned.ROW`, is
     work space for the rows of a decision.
@@ -98,7 +99,7 @@ def record(
     own = named.priced
     shed = table.mask.size - 1
     n = 0
-    n_phi = 0
+    n_server = 0
     n_row = 0
     while engine.advance(sim) >= 0:
         b = sim.world.slots[sim.world.clock[0].current].balancer
@@ -113,9 +114,9 @@ def record(
         one.request = sim.world.slots[sim.world.clock[0].current].request
         one.time = sim.world.clock[0].now
         one.first_row = n_row
-        one.first_phi = n_phi
+        one.first_server = n_server
         one.ingress = 0
-        copy(servers[ingress].phi.view(np.float64), out.phi[n_phi])
+        copy(servers[ingress].features.view(np.float64), out.server_features[n_server])
         number = 0
         last = ingress
         for r in range(shed):
@@ -126,18 +127,18 @@ def record(
                 last = s
                 number = 0
                 if s != ingress:
-                    n_phi += 1
-                    copy(servers[s].phi.view(np.float64), out.phi[n_phi])
-                    number = n_phi - one.first_phi
+                    n_server += 1
+                    copy(servers[s].features.view(np.float64), out.server_features[n_server])
+                    number = n_server - one.first_server
             if r == row:
                 one.chosen = n_row - one.first_row
             copy(rows[r].terms.view(np.float64), out.rows[n_row])
-            copy(rows[r].psi.view(np.float64), out.rows[n_row, ROW_WIDTH - Q :])
-            out.server[n_row] = one.first_phi + number
+            copy(rows[r].features.view(np.float64), out.rows[n_row, ROW_WIDTH - Q :])
+            out.server[n_row] = one.first_server + number
             n_row += 1
-        n_phi += 1
+        n_server += 1
         one.rows = n_row - one.first_row
-        one.phis = n_phi - one.first_phi
+        one.servers = n_server - one.first_server
         if row == shed:
             one.chosen = one.rows
         one.log_probability = np.log(probability)
@@ -145,14 +146,15 @@ def record(
         one.grace = table.context.grace
         one.elapsed = table.context.elapsed
         one.threshold = own.threshold + own.threshold_gain * fleet_above_knee(table, own)
-        copy(fleet[0].omega.view(np.float64), out.omega[n])
-        fill_critic_input(out.phi[one.first_phi : n_phi], out.omega[n], out.critic_input[n])
+        copy(fleet[0].request.view(np.float64), out.request_features[n])
+        features = out.server_features[one.first_server : n_server]
+        fill_critic_input(features, out.request_features[n], out.critic_input[n])
         n += 1
 
         if sim.world.settings[0].can_fail != 0:
             engine.keep_alternatives(sim, row)
         engine.act(sim, row, probability)
-    return n, n_phi, n_row
+    return n, n_server, n_row
 
 
 def rollout(sim: Sim, params: NDArray[np.float64], seed: int) -> Rollout:
@@ -163,9 +165,9 @@ def rollout(sim: Sim, params: NDArray[np.float64], seed: int) -> Rollout:
     out = Rollout(
         decisions=records(requests, DECISION),
         rewards=np.empty(0),
-        omega=np.empty((requests, W), np.float32),
+        request_features=np.empty((requests, W), np.float32),
         critic_input=np.empty((requests, CRITIC_WIDTH), np.float32),
-        phi=np.empty((requests * (servers + 1), P), np.float32),
+        server_features=np.empty((requests * (servers + 1), P), np.float32),
         rows=np.empty((requests * widest, ROW_WIDTH), np.float32),
         server=np.empty(requests * widest, np.int64),
     )
@@ -173,15 +175,15 @@ def rollout(sim: Sim, params: NDArray[np.float64], seed: int) -> Rollout:
     memory = np.repeat(learned.edgewise.new_memory(servers)[None], balancers, axis=0)
     rng = np.random.SeedSequence([seed, 6]).generate_state(balancers, np.uint64)[:, None]
     space = np.zeros(widest + 1, learned.ROW)
-    n, n_phi, n_row = record(sim, params, memory, rng.copy(), space, out)
+    n, n_server, n_row = record(sim, params, memory, rng.copy(), space, out)
     if sim.world.clock["overflow"][0]:
         raise TooManyOpenRequests(f"over {len(sim.world.slots)} requests were open at a time")
     return Rollout(
         decisions=out.decisions[:n],
         rewards=sim.world.results["utility"][out.decisions["request"][:n]],
-        omega=out.omega[:n],
+        request_features=out.request_features[:n],
         critic_input=out.critic_input[:n],
-        phi=out.phi[:n_phi].copy(),
+        server_features=out.server_features[:n_server].copy(),
         rows=out.rows[:n_row].copy(),
         server=out.server[:n_row].copy(),
     )
@@ -190,19 +192,19 @@ def rollout(sim: Sim, params: NDArray[np.float64], seed: int) -> Rollout:
 def joined(rollouts: list[Rollout]) -> Rollout:
     """Several rollouts end to end, with their indices moved accordingly."""
     rows = np.cumsum([0, *(len(one.rows) for one in rollouts)])
-    phis = np.cumsum([0, *(len(one.phi) for one in rollouts)])
+    servers = np.cumsum([0, *(len(one.server_features) for one in rollouts)])
     decisions = np.concatenate([one.decisions for one in rollouts])
     at = np.repeat(np.arange(len(rollouts)), [len(one.decisions) for one in rollouts])
     decisions["first_row"] += rows[at]
-    decisions["first_phi"] += phis[at]
+    decisions["first_server"] += servers[at]
     return Rollout(
         decisions=decisions,
         rewards=np.concatenate([one.rewards for one in rollouts]),
-        omega=np.concatenate([one.omega for one in rollouts]),
+        request_features=np.concatenate([one.request_features for one in rollouts]),
         critic_input=np.concatenate([one.critic_input for one in rollouts]),
-        phi=np.concatenate([one.phi for one in rollouts]),
+        server_features=np.concatenate([one.server_features for one in rollouts]),
         rows=np.concatenate([one.rows for one in rollouts]),
-        server=np.concatenate([one.server + p for one, p in zip(rollouts, phis, strict=False)]),
+        server=np.concatenate([one.server + p for one, p in zip(rollouts, servers, strict=False)]),
     )
 
 
@@ -211,9 +213,9 @@ class BatchIndex(NamedTuple):
 
     rows: Array  # indices into `Rollout.rows`
     decision: Array  # of each row, 0 … m − 1
-    phis: Array  # indices into `Rollout.phi`
-    server: Array  # of each row, index into `phis`
-    ingress: Array  # of each decision, index into `phis`
+    servers: Array  # indices into `Rollout.server_features`
+    server: Array  # of each row, index into `servers`
+    ingress: Array  # of each decision, index into `servers`
     chosen: Array  # row of each decision, index into `rows`; −1 = shed
 
 
@@ -221,14 +223,14 @@ class BatchIndex(NamedTuple):
 def batch_index(decisions: Array, server: Array, which: Array) -> BatchIndex:
     """The index of a batch of the decisions `which` (m,)."""
     n_rows = 0
-    n_phis = 0
+    n_servers = 0
     for i in which:
         n_rows += decisions[i].rows
-        n_phis += decisions[i].phis
+        n_servers += decisions[i].servers
     rows = np.empty(n_rows, np.int64)
     decision = np.empty(n_rows, np.int64)
-    phis = np.empty(n_phis, np.int64)
-    servers = np.empty(n_rows, np.int64)
+    servers = np.empty(n_servers, np.int64)
+    server_of_row = np.empty(n_rows, np.int64)
     ingress = np.empty(which.size, np.int64)
     chosen = np.empty(which.size, np.int64)
     r = 0
@@ -240,12 +242,12 @@ def batch_index(decisions: Array, server: Array, which: Array) -> BatchIndex:
         for j in range(one.rows):
             rows[r] = one.first_row + j
             decision[r] = m
-            servers[r] = p + server[one.first_row + j] - one.first_phi
+            server_of_row[r] = p + server[one.first_row + j] - one.first_server
             r += 1
-        for j in range(one.phis):
-            phis[p] = one.first_phi + j
+        for j in range(one.servers):
+            servers[p] = one.first_server + j
             p += 1
-    return BatchIndex(rows, decision, phis, servers, ingress, chosen)
+    return BatchIndex(rows, decision, servers, server_of_row, ingress, chosen)
 
 
 @jit

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from edgewise.benchmark.tune import to_unit
 from edgewise.errors import BadInput
 from edgewise.policies import learned
-from edgewise.policies.features import OMEGA, PHI
+from edgewise.policies.features import REQUEST_FEATURES, SERVER_FEATURES
 from edgewise.policies.priced import PRICED_GREEDY
 
 Floats = NDArray[np.float64]
@@ -100,7 +100,7 @@ class SearchSpace:
 
         wanted = set(PARTS) if "heads" in groups else set(PARTS) & set(groups)
         at = learned.LAYOUT["server_heads"].start
-        names = list(PHI)
+        names = list(SERVER_FEATURES)
         for h, head in enumerate(learned.SERVER_HEADS):
             for name in HEADS[head]:
                 if ("memory" if name in MEMORY else _PART[head]) in wanted:
@@ -115,12 +115,12 @@ class SearchSpace:
                 free(at + i, WEIGHT)
             for i in range(learned.Q):
                 free(at + learned.Q + i, VALUE)
-        for i, name in enumerate(OMEGA):
+        for i, name in enumerate(REQUEST_FEATURES):
             if i and ("memory" if name in MEMORY else "shed") in wanted:
                 free(learned.LAYOUT["shed_head"].start + i, SHED)
         if "network" in groups:
             for part, width in (
-                ("phi_in", PRICE), ("psi_in", PRICE), ("hidden", PRICE), ("bias", PRICE),
+                ("server_in", PRICE), ("row_in", PRICE), ("hidden", PRICE), ("bias", PRICE),
             ):  # fmt: skip
                 span = learned.LAYOUT[part]
                 for i in range(span.start, span.stop):

@@ -249,7 +249,7 @@ def survey(
         counters += own[:counted]
         fleet = policy.named_memory(own).fleet
         lowest, highest = (
-            np.concatenate([limit["phi"], limit["psi"], limit["omega"]])
+            np.concatenate([limit["server"], limit["row"], limit["request"]])
             for limit in (fleet.low, fleet.high)
         )
         if highest.any():  # it decided something

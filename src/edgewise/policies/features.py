@@ -1,15 +1,14 @@
-"""What the learned policy looks at: the candidate table in numbers of one size. Compiled.
+"""The features of the learned policy: the candidate table in numbers of similar size. Compiled.
 
-Every feature is a fixed function of the table (no statistics of a training set in it) and most lie
-in [−1, 1]: a quantity x ≥ 0 with the natural scale a becomes x / (a + x), which is linear below a
-and never explodes; a signed one x / (1 + |x|). `PHI` belong to a server, `PSI` to a row, `OMEGA` to
-the request.
+Every feature is a fixed function of the table and uses no statistics of a training set. Most lie in
+[−1, 1]. A quantity x ≥ 0 with the natural scale a becomes x / (a + x), which is nearly linear below
+a and never exceeds 1; a signed quantity becomes x / (1 + |x|).
 
-*Memory.* Bandwidth is measured when something is transferred, and what is known then grows old
-until the next time. What the table says of a link is that one number and its age; how much it moves
-and where it usually is, the policy remembers by itself, per ingress: a slow mean of the logarithm
-of the measured rates, and an EWMA of the absolute steps between them. So a link that has just
-dropped to a tenth, and one that always was this slow, look different.
+*Memory.* A link's bandwidth is measured only when something is transferred, so the measurement ages
+until the next transfer. The table has the last measurement and its age. The policy itself remembers
+how much the rate varies and where it usually lies, for each ingress: a slow mean of the logarithm
+of the measured rates, and an EWMA of the absolute steps between them. These tell a link that has
+just dropped to a tenth from one that has always been this slow.
 """
 
 from __future__ import annotations
@@ -22,88 +21,91 @@ from edgewise.fleet.table import RATE_AGE_MAX, CandidateTable
 from edgewise.policies.base import Memory, record_of
 from edgewise.policies.priced import fleet_load, load_of
 
-PHI = {
+SERVER_FEATURES = {
     "one": "1",
-    "utilisation": "reported, 0–1",
-    "offered_1s": "offered over 1 s; scale 1",
-    "offered_5s": "offered over 5 s; scale 1",
-    "backlog": "until its workers are through; scale 0.3 s",
-    "captive": "share of its workers that its own ingress asks for, all served cheaply; scale 1",
+    "utilisation": "as reported, 0–1",
+    "offered_1s": "load offered over the last 1 s; scale 1",
+    "offered_5s": "load offered over the last 5 s; scale 1",
+    "backlog": "seconds until its workers are done; scale 0.3 s",
+    "captive": "share of its workers that its own clients need at the cheapest service; scale 1",
     "fleet": "mean load of the fleet; scale 1",
     "fleet_backlog": "mean backlog of the fleet; scale 0.3 s",
-    "workers": "log2 of the count, halved, less ½",
-    "speed": "log of the speed over the fleet's mean, signed",
+    "workers": "half the log2 of their number, less ½",
+    "speed": "log of its speed over the fleet's mean, signed",
     "deadline": "log of the deadline over 0.5 s, signed",
-    "demanded": "accuracy, less ½",
+    "demanded": "accuracy that the request demands, less ½",
     "local": "1 if it is the ingress",
-    "report_age": "scale 0.3 s",
+    "report_age": "age of its last report; scale 0.3 s",
     "failure": "share of failed answers",
-    "trend": "offered over 1 s less that over 5 s, signed",
-    "in_flight": "requests believed there per worker; scale 4",
-    "link_backlog": "scale 0.3 s; 0 for the ingress itself",
-    "rate_age": "scale 1 s; 0 for the ingress itself",
+    "trend": "load offered over 1 s less that over 5 s, signed",
+    "in_flight": "requests believed to wait or run, per worker; scale 4",
+    "link_backlog": "backlog of the link to it; scale 0.3 s; 0 for the ingress itself",
+    "rate_age": "age of the link's rate; scale 1 s; 0 for the ingress itself",
     "rate": "log of the link's rate over 1 MB/s, signed; 0 for the ingress itself",
-    "rate_moves": "EWMA of steps of the log rate, of the ingress's links; scale 1",
-    "rate_off": "log of the rate over its slow mean, of the ingress's links, signed",
-    "loaded_deadline": "load × deadline feature: who waits long is overtaken often (EDF)",
+    "rate_moves": "EWMA of the steps of the log rate of the ingress's links; scale 1",
+    "rate_off": "log of the rate of the ingress's links over its slow mean, signed",
+    "loaded_deadline": "load × deadline: with long deadlines many others go first (EDF)",
     "aged_moves": "rate_moves × rate_age",
 }
-PSI = {
-    "service": "its service time in deadlines; scale 1",
-    "dearer": "log of its service seconds × speed over the cheapest admissible one's; scale 2",
-    "accuracy": "less ½",
-    "surplus": "accuracy above the demanded",
-    "form": "1 model-ready",
-    "late": "log of predicted latency over deadline, signed",
+"""The features of a server, and what each is."""
+ROW_FEATURES = {
+    "service": "service time in deadlines; scale 1",
+    "dearer": "log of its work (service time × speed) over the least admissible one; scale 2",
+    "accuracy": "accuracy of the service, less ½",
+    "surplus": "accuracy above the demanded one",
+    "form": "1 if the payload is sent model-ready",
+    "late": "log of the predicted latency over the deadline, signed",
 }
-OMEGA = {
+"""The features of a row, and what each is."""
+REQUEST_FEATURES = {
     "one": "1",
     "fleet": "mean load of the fleet; scale 1",
-    "fleet_backlog": "mean backlog; scale 0.3 s",
+    "fleet_backlog": "mean backlog of the fleet; scale 0.3 s",
     "deadline": "log of the deadline over 0.5 s, signed",
-    "demanded": "accuracy, less ½",
-    "trend": "mean over the servers that are up, by capacity",
-    "elapsed": "in deadlines",
-    "rate_moves": "as above",
+    "demanded": "accuracy that it demands, less ½",
+    "trend": "the servers' trend, averaged by capacity over those that are up",
+    "elapsed": "time since it was sent, in deadlines",
+    "rate_moves": "EWMA of the steps of the log rate of the ingress's links; scale 1",
 }
+"""The features of the request, and what each is."""
 
-SERVER_FEATURES = record_of(list(PHI))
-ROW_FEATURES = record_of(list(PSI))
-REQUEST_FEATURES = record_of(list(OMEGA))
+SERVER_FEATURES_TYPE = record_of(list(SERVER_FEATURES))
+ROW_FEATURES_TYPE = record_of(list(ROW_FEATURES))
+REQUEST_FEATURES_TYPE = record_of(list(REQUEST_FEATURES))
 
 REMEMBERED = (
-    ("log_rate", "f8"),  # last measured; 0: none yet
-    ("slow_rate", "f8"),  # its slow mean
+    ("log_rate", "f8"),  # log of the last measured rate; 0 = none yet
+    ("slow_rate", "f8"),  # slow mean of log_rate
     ("rate_moves", "f8"),  # EWMA of the absolute steps between measurements
-    ("measured_at", "f8"),  # when the newest was made, s on the balancer's clock
+    ("measured_at", "f8"),  # time of the newest measurement, s on the balancer's clock
 )
-"""Kept for each server, as ingress."""
+"""Memory about the links of each server as an ingress."""
 SLOW = 0.1
-"""Weight of a new measurement in the slow mean: ten of them, some seconds of a link in use."""
+"""Weight of a new measurement in the slow mean: it spans about ten, some seconds of a busy link."""
 MOVES = 0.2
-"""Weight of a new step in the mean step: five."""
+"""Weight of a new step in the mean step, which spans about five."""
 SAME = 1e-6
-"""s. Closer together, two measurements are one: now − age rounds."""
+"""s. Two measurements closer together are the same one: now − age has rounding errors."""
 
 
 @jit_no_refcount(inline=True)
 def squash(x: float, scale: float) -> float:
-    """x ≥ 0 to [0, 1)."""
+    """Map x ≥ 0 to [0, 1)."""
     return x / (scale + x)
 
 
 @jit_no_refcount(inline=True)
 def signed(x: float) -> float:
-    """To (−1, 1)."""
+    """Map any x to (−1, 1)."""
     return x / (1.0 + abs(x))
 
 
 @jit_no_refcount(inline=True)
 def remember(table: CandidateTable, memory: Memory) -> None:
-    """Take in what the table says of the ingress's links.
+    """Update the memory with the table's rates of the ingress's links.
 
-    A rate that was never measured is a prior, and says nothing. The mean is over the links, of
-    which there is one where they share an uplink.
+    Rates that were never measured are priors and are ignored. The rate is the mean over the links;
+    where all share one uplink, they have the same rate.
     """
     ingress = int(table.context.ingress)
     known = memory.servers[ingress]
@@ -113,7 +115,7 @@ def remember(table: CandidateTable, memory: Memory) -> None:
         if s != ingress and server.rate > 0.0:
             youngest = min(youngest, server.rate_age)
     measured_at = table.context.now - youngest
-    # The rate the table has fades with its age; only a new measurement is a step.
+    # The table's rate fades towards the prior with age; only a new measurement counts as a step.
     if youngest >= RATE_AGE_MAX or (
         known.log_rate != 0.0 and measured_at <= known.measured_at + SAME
     ):
@@ -136,8 +138,8 @@ def remember(table: CandidateTable, memory: Memory) -> None:
 
 
 @jit_no_refcount(inline=True)
-def describe_request(table: CandidateTable, memory: Memory, omega: Record) -> None:
-    """Fill in the features of the request; after `remember`."""
+def describe_request(table: CandidateTable, memory: Memory, out: Record) -> None:
+    """Write the features of the request. Call `remember` first."""
     context = table.context
     capacity = 0.0
     backlog = 0.0
@@ -152,14 +154,14 @@ def describe_request(table: CandidateTable, memory: Memory, omega: Record) -> No
     if capacity > 0.0:
         backlog /= capacity
         trend /= capacity
-    omega.one = 1.0
-    omega.fleet = squash(fleet_load(table), 1.0)
-    omega.fleet_backlog = squash(backlog, 0.3)
-    omega.deadline = signed(math.log(context.deadline / 0.5))
-    omega.demanded = context.accuracy - 0.5
-    omega.trend = signed(trend)
-    omega.elapsed = squash(max(0.0, context.elapsed / context.deadline), 1.0)
-    omega.rate_moves = squash(memory.servers[int(context.ingress)].rate_moves, 1.0)
+    out.one = 1.0
+    out.fleet = squash(fleet_load(table), 1.0)
+    out.fleet_backlog = squash(backlog, 0.3)
+    out.deadline = signed(math.log(context.deadline / 0.5))
+    out.demanded = context.accuracy - 0.5
+    out.trend = signed(trend)
+    out.elapsed = squash(max(0.0, context.elapsed / context.deadline), 1.0)
+    out.rate_moves = squash(memory.servers[int(context.ingress)].rate_moves, 1.0)
 
 
 @jit_no_refcount(inline=True)
@@ -178,58 +180,58 @@ def mean_speed(table: CandidateTable) -> float:
 def describe_server(
     table: CandidateTable,
     memory: Memory,
-    omega: Record,
+    request: Record,
     s: int,
     cheapest: float,
     mean: float,
-    phi: Record,
+    out: Record,
 ) -> None:
-    """Fill in the features of server `s`.
+    """Write the features of server `s`.
 
-    `cheapest` s: the shortest service time of its admissible rows, 0 if it has none; `mean` is
-    `mean_speed`.
+    `request` has the features of the request, `cheapest` is the server's `cheapest_service` (0 if
+    none is admissible), `mean` the fleet's `mean_speed`.
     """
     server = table.servers[s]
     ingress = int(table.context.ingress)
-    phi.one = 1.0
-    phi.utilisation = server.utilisation
-    phi.offered_1s = squash(server.offered_1s, 1.0)
-    phi.offered_5s = squash(server.offered_5s, 1.0)
-    phi.backlog = squash(max(0.0, server.backlog), 0.3)
-    phi.captive = squash(server.demand_1s * cheapest / server.workers, 1.0)
-    phi.fleet = omega.fleet
-    phi.fleet_backlog = omega.fleet_backlog
-    phi.workers = 0.5 * math.log2(server.workers) - 0.5
-    phi.speed = signed(math.log(server.speed / mean))
-    phi.deadline = omega.deadline
-    phi.demanded = omega.demanded
-    phi.report_age = squash(max(0.0, server.report_age), 0.3)
-    phi.failure = server.failure
-    phi.trend = signed(server.offered_1s - server.offered_5s)
-    phi.in_flight = squash(max(0.0, server.rif) / server.workers, 4.0)
-    phi.loaded_deadline = min(2.0, load_of(server)) * omega.deadline
+    out.one = 1.0
+    out.utilisation = server.utilisation
+    out.offered_1s = squash(server.offered_1s, 1.0)
+    out.offered_5s = squash(server.offered_5s, 1.0)
+    out.backlog = squash(max(0.0, server.backlog), 0.3)
+    out.captive = squash(server.demand_1s * cheapest / server.workers, 1.0)
+    out.fleet = request.fleet
+    out.fleet_backlog = request.fleet_backlog
+    out.workers = 0.5 * math.log2(server.workers) - 0.5
+    out.speed = signed(math.log(server.speed / mean))
+    out.deadline = request.deadline
+    out.demanded = request.demanded
+    out.report_age = squash(max(0.0, server.report_age), 0.3)
+    out.failure = server.failure
+    out.trend = signed(server.offered_1s - server.offered_5s)
+    out.in_flight = squash(max(0.0, server.rif) / server.workers, 4.0)
+    out.loaded_deadline = min(2.0, load_of(server)) * request.deadline
     if s == ingress:
-        phi.local = 1.0
-        phi.link_backlog = 0.0
-        phi.rate_age = 0.0
-        phi.rate = 0.0
-        phi.rate_moves = 0.0
-        phi.rate_off = 0.0
-        phi.aged_moves = 0.0
+        out.local = 1.0
+        out.link_backlog = 0.0
+        out.rate_age = 0.0
+        out.rate = 0.0
+        out.rate_moves = 0.0
+        out.rate_off = 0.0
+        out.aged_moves = 0.0
         return
     known = memory.servers[ingress]
-    phi.local = 0.0
-    phi.link_backlog = squash(server.link_backlog, 0.3)
-    phi.rate_age = squash(max(0.0, server.rate_age), 1.0)
-    phi.rate = signed(math.log(max(1.0, server.rate) / 1e6))
-    phi.rate_moves = omega.rate_moves
-    phi.rate_off = signed(known.log_rate - known.slow_rate) if known.log_rate != 0.0 else 0.0
-    phi.aged_moves = omega.rate_moves * phi.rate_age
+    out.local = 0.0
+    out.link_backlog = squash(server.link_backlog, 0.3)
+    out.rate_age = squash(max(0.0, server.rate_age), 1.0)
+    out.rate = signed(math.log(max(1.0, server.rate) / 1e6))
+    out.rate_moves = request.rate_moves
+    out.rate_off = signed(known.log_rate - known.slow_rate) if known.log_rate != 0.0 else 0.0
+    out.aged_moves = request.rate_moves * out.rate_age
 
 
 @jit_no_refcount(inline=True)
 def cheapest_work(table: CandidateTable) -> float:
-    """Service seconds × speed of the cheapest admissible row, s at speed 1; 0 if there is none."""
+    """Least service time × speed of all admissible rows, s at speed 1; 0 if there are none."""
     least = math.inf
     for r in range(table.mask.size - 1):
         if table.mask[r] != 0:
@@ -239,22 +241,22 @@ def cheapest_work(table: CandidateTable) -> float:
 
 
 @jit_no_refcount(inline=True)
-def describe_row(table: CandidateTable, r: int, least: float, psi: Record) -> None:
-    """Fill in the features of an admissible row; `least` is `cheapest_work`."""
+def describe_row(table: CandidateTable, r: int, least: float, out: Record) -> None:
+    """Write the features of an admissible row; `least` is `cheapest_work`."""
     rows, context = table.rows, table.context
     deadline = context.deadline
     work = rows.service_time[r] * table.servers[int(rows.server[r])].speed
-    psi.service = squash(rows.service_time[r] / deadline, 1.0)
-    psi.dearer = squash(math.log(work / least), 2.0) if work > least else 0.0
-    psi.accuracy = rows.accuracy[r] - 0.5
-    psi.surplus = rows.accuracy[r] - context.accuracy
-    psi.form = rows.form[r]
-    psi.late = signed(math.log(max(1e-6, rows.latency[r]) / deadline))
+    out.service = squash(rows.service_time[r] / deadline, 1.0)
+    out.dearer = squash(math.log(work / least), 2.0) if work > least else 0.0
+    out.accuracy = rows.accuracy[r] - 0.5
+    out.surplus = rows.accuracy[r] - context.accuracy
+    out.form = rows.form[r]
+    out.late = signed(math.log(max(1e-6, rows.latency[r]) / deadline))
 
 
 @jit_no_refcount(inline=True)
 def cheapest_service(table: CandidateTable, first: int) -> float:
-    """Shortest service time among the admissible rows of a server; `first` is its first one."""
+    """Shortest service time of a server's admissible rows, s; `first` is the first of them."""
     s = table.rows.server[first]
     least = table.rows.service_time[first]
     for r in range(first + 1, table.mask.size - 1):

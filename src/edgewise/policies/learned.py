@@ -6,26 +6,27 @@
              + price(ingress) × exp(p(ingress)) × prepare share × prepare
     score  = value − cost                shed = threshold + threshold_gain · F + t(request)
 
-with everything as in `edgewise.policies.priced`, and the network's and the wait's margins and the
-spread of the prediction multiplied by exp(n(server)), exp(w(server)), exp(s(server)).
+Everything else is as in `edgewise.policies.priced`. In addition the margin on the network is
+multiplied by exp(n(server)), the margin on the wait by exp(w(server)), and the spread of the
+prediction by exp(s(server)).
 
-p, l, n, w, s are linear in the features `PHI` of a server, q and c in those of a row (`PSI`), t in
-those of the request (`OMEGA`); a small network adds to q and c:
+p, l, n, w and s are linear in the features of a server, q and c in those of a row, and t in those
+of the request (`edgewise.policies.features`). A small network can add to q and c:
 
-    h_r = σ(A φ + B ψ)          z_r = σ(C h_r + D mean(h) + E max(h) + b)          (q, c) += F z_r
+    h = σ(A server + B row)        z = σ(C h + D mean(h) + E max(h) + b)        (q, c) += F z
 
-with σ(x) = x / (1 + |x|), mean and maximum over the admissible rows. All rows are treated alike
-and pooled symmetrically, so the order of servers, services and rows changes nothing, and any number
-of them will do. With its output weights 0 the network is not evaluated.
+with σ(x) = x / (1 + |x|), and the mean and maximum taken over the admissible rows. All rows are
+treated alike and pooled symmetrically, so the policy works for any number of servers, services and
+rows, and their order does not matter. The option ``network`` switches the network off.
 
-All weights 0 is the heuristic, bit for bit: exp(0) = 1, and neither × 1 nor + 0 rounds.
+With all weights 0 this is the heuristic, bit for bit: exp(0) = 1, and neither × 1 nor + 0 rounds.
 
-*Parameters* are one flat float64 vector; `PARAMS` names its parts. ``priced`` are the heuristic's
-own parameters under the learned terms, ``calibrated`` those of the heuristic that decides where the
-guard (`edgewise.policies.guard`) says that it should.
+*Parameters* are one flat float64 vector, whose parts are named in `PARAMS`. ``priced`` holds the
+heuristic's parameters that the learned terms build on. ``calibrated`` holds those of the plain
+heuristic that decides when the guard (`edgewise.policies.guard`) steps in.
 
-*Memory* is the guard's counters, the limits of a survey, what `features.remember` keeps, and room
-for the features of a decision, so that nothing is allocated for them.
+*Memory* holds the guard's counters, the limits found by a survey, the link rates that
+`features.remember` keeps, and space for the features of one decision, so that none is allocated.
 """
 
 from __future__ import annotations
@@ -43,13 +44,13 @@ from edgewise.fleet.table import CandidateTable
 from edgewise.policies import priced
 from edgewise.policies.base import Memory, policy, record_of
 from edgewise.policies.features import (
-    OMEGA,
-    PHI,
-    PSI,
     REMEMBERED,
     REQUEST_FEATURES,
+    REQUEST_FEATURES_TYPE,
     ROW_FEATURES,
+    ROW_FEATURES_TYPE,
     SERVER_FEATURES,
+    SERVER_FEATURES_TYPE,
     cheapest_service,
     cheapest_work,
     describe_request,
@@ -71,21 +72,22 @@ from edgewise.policies.priced import (
     server_terms,
 )
 
-P, Q, W = len(PHI), len(PSI), len(OMEGA)
+P, Q, W = len(SERVER_FEATURES), len(ROW_FEATURES), len(REQUEST_FEATURES)
+"""The numbers of features of a server, of a row, and of the request."""
 FEATURES = P + Q + W
 WIDTH, DEPTH = 8, 6
-"""Of the network's two hidden layers: a decision among 32 candidates stays within 10 µs."""
+"""Widths of the network's two hidden layers: a decision among 32 candidates stays within 10 µs."""
 SERVER_HEADS = ("price", "link", "network", "wait", "spread")
 ROW_HEADS = ("price", "value")
 
 OPTIONS = {
-    "temperature": "0: the best row; above it rows are drawn with weights exp(score / temperature)",
+    "temperature": "0: choose the best row; > 0: draw a row, weighted by exp(score / temperature)",
     "guarded": "1: the guard is on",
-    "network": "1: the network is evaluated",
-    "oldest": "s; no report younger than this: the heuristic decides",
-    "survey": "1: keep the range of the features in the memory",
+    "network": "1: the network is on",
+    "oldest": "s; if even the newest report is older than this, the heuristic decides",
+    "survey": "1: record the range of the features in the memory",
 }
-LIMITS = np.dtype([("phi", "f8", P), ("psi", "f8", Q), ("omega", "f8", W)])
+LIMITS = np.dtype([("server", "f8", P), ("row", "f8", Q), ("request", "f8", W)])
 PARAMS = record_of(
     np.dtype(
         [
@@ -97,8 +99,8 @@ PARAMS = record_of(
             ("server_heads", "f8", (len(SERVER_HEADS), P)),
             ("row_heads", "f8", (len(ROW_HEADS), Q)),
             ("shed_head", "f8", W),
-            ("phi_in", "f8", (WIDTH, P)),
-            ("psi_in", "f8", (WIDTH, Q)),
+            ("server_in", "f8", (WIDTH, P)),
+            ("row_in", "f8", (WIDTH, Q)),
             ("hidden", "f8", (DEPTH, 3 * WIDTH)),
             ("bias", "f8", DEPTH),
             ("out", "f8", (2, DEPTH)),
@@ -119,48 +121,48 @@ def _layout() -> dict[str, slice]:
 
 
 LAYOUT = _layout()
-"""Where each part stands in the flat vector."""
+"""The slice of the flat vector that holds each part."""
 
 FLEET_MEMORY = np.dtype(
     [
         *((name, "f8") for name in COUNTERS),
         ("low", LIMITS),
         ("high", LIMITS),
-        ("omega", REQUEST_FEATURES, 1),
+        ("request", REQUEST_FEATURES_TYPE, 1),
     ]
 )
-SERVER_MEMORY = np.dtype([*REMEMBERED, ("phi", SERVER_FEATURES, 1)])
+SERVER_MEMORY = np.dtype([*REMEMBERED, ("features", SERVER_FEATURES_TYPE, 1)])
 FLEET, SERVER = record_of(FLEET_MEMORY), record_of(SERVER_MEMORY)
 FLEET_END = FLEET.itemsize // 8
 
 ROW = record_of(
     np.dtype(
         [
-            ("psi", ROW_FEATURES, 1),
+            ("features", ROW_FEATURES_TYPE, 1),
             ("terms", record_of(RowTerms._fields), 1),
             ("factors", record_of(Factors._fields), 1),
-            ("cost_head", "f8"),  # what the network adds to the two heads of the row
+            ("cost_head", "f8"),  # added to the row's two heads by the network
             ("value_head", "f8"),
         ]
     )
 )
-"""What is known of an admissible row when it has been scored."""
+"""The features of an admissible row and the parts of its score."""
 
 CLAMP = 3.0
-"""On every logarithm of a factor: twenty times more or less is more than any world asks for, and
-whatever the weights, a score stays a number."""
+"""Limit on the logarithm of every factor. No world asks for a factor above 20 or below 1/20, and
+with the limit a score stays finite whatever the weights."""
 SHED_SCALE = 0.1
-"""Utility; the threshold moves by less than three times this."""
+"""Utility. The learned term moves the threshold by at most CLAMP times this."""
 
 
 def named(params: Array) -> Record:
-    """A flat vector with its parts by name; a view."""
+    """A view of a flat vector with its parts by name."""
     return params.view(PARAMS)[0]
 
 
 @jit_no_refcount(inline=True)
 def clamp(x: float) -> float:
-    """x within ±CLAMP; NaN stays NaN, so that the guard sees it (min and max would hide it)."""
+    """x limited to ±CLAMP. NaN stays NaN, so that the guard sees it; min and max would hide it."""
     if x > CLAMP:
         return CLAMP
     if x < -CLAMP:
@@ -170,13 +172,13 @@ def clamp(x: float) -> float:
 
 @jit_no_refcount(inline=True)
 def factor(x: float) -> float:
-    """exp of x, kept within e^±CLAMP."""
+    """exp(x), limited to e^±CLAMP."""
     return math.exp(clamp(x))
 
 
 @jit_no_refcount(inline=True)
 def soft(x: float) -> float:
-    """To (−1, 1)."""
+    """Map any x to (−1, 1)."""
     return x / (1.0 + abs(x))
 
 
@@ -191,16 +193,19 @@ def dot(weights: Array, features: Array) -> float:
 
 @jit_no_refcount
 def describe_all(table: CandidateTable, memory: Memory, rows: Array) -> None:
-    """Compute every feature of a decision: those of the request and of the servers with admissible
-    rows in `memory`, those of the admissible rows in `rows` (R,), records `ROW`."""
-    omega = memory.fleet.omega[0]
+    """Compute every feature of a decision.
+
+    Writes those of the request and of the servers with admissible rows to `memory`, and those of
+    the admissible rows to `rows`, records `ROW` (R,).
+    """
+    request = memory.fleet.request[0]
     remember(table, memory)
-    describe_request(table, memory, omega)
+    describe_request(table, memory, request)
     mean = mean_speed(table)
     least = cheapest_work(table)
     home = int(table.context.ingress)
-    # The ingress has a price, for making payloads model-ready, even without an admissible row.
-    describe_server(table, memory, omega, home, 0.0, mean, memory.servers[home].phi[0])
+    # Making payloads model-ready at the ingress has a price even if no row there is admissible.
+    describe_server(table, memory, request, home, 0.0, mean, memory.servers[home].features[0])
     last = -1
     for r in range(table.mask.size - 1):
         if table.mask[r] == 0:
@@ -209,13 +214,15 @@ def describe_all(table: CandidateTable, memory: Memory, rows: Array) -> None:
         if s != last:
             last = s
             cheapest = cheapest_service(table, r)
-            describe_server(table, memory, omega, s, cheapest, mean, memory.servers[s].phi[0])
-        describe_row(table, r, least, rows[r].psi[0])
+            describe_server(
+                table, memory, request, s, cheapest, mean, memory.servers[s].features[0]
+            )
+        describe_row(table, r, least, rows[r].features[0])
 
 
 @jit
 def network(table: CandidateTable, params: Record, memory: Memory, rows: Array) -> None:
-    """What the network adds to the heads of the admissible rows: `cost_head` and `value_head`."""
+    """Evaluate the network: writes `cost_head` and `value_head` of the admissible rows."""
     hidden = np.empty((table.mask.size, WIDTH))
     shared = np.empty(WIDTH)
     pooled = np.zeros(2 * WIDTH)
@@ -229,13 +236,13 @@ def network(table: CandidateTable, params: Record, memory: Memory, rows: Array) 
         s = int(table.rows.server[r])
         if s != last:
             last = s
-            phi = memory.servers[s].phi.view(np.float64)
+            features = memory.servers[s].features.view(np.float64)
             for h in range(WIDTH):
-                shared[h] = dot(params.phi_in[h], phi)
+                shared[h] = dot(params.server_in[h], features)
         count += 1
-        psi = rows[r].psi.view(np.float64)
+        features = rows[r].features.view(np.float64)
         for h in range(WIDTH):
-            value = soft(shared[h] + dot(params.psi_in[h], psi))
+            value = soft(shared[h] + dot(params.row_in[h], features))
             hidden[r, h] = value
             pooled[h] += value
             pooled[WIDTH + h] = max(pooled[WIDTH + h], value)
@@ -259,14 +266,14 @@ def network(table: CandidateTable, params: Record, memory: Memory, rows: Array) 
 
 @jit_no_refcount(inline=True)
 def no_network(rows: Array) -> None:
-    """The network is off: it adds nothing."""
+    """Set the network's additions to 0, as it is off."""
     for r in range(rows.size):
         rows[r].cost_head = 0.0
         rows[r].value_head = 0.0
 
 
 class ServerHeads(NamedTuple):
-    """The heads of a server: logarithms of factors."""
+    """The outputs of a server's linear heads: logarithms of factors."""
 
     price: float
     link: float
@@ -276,9 +283,11 @@ class ServerHeads(NamedTuple):
 
 
 @jit_no_refcount(inline=True)
-def server_heads(params: Record, phi: Array) -> ServerHeads:
-    """The heads of a server with the features `phi` (P,). One loop: five sums at a time are no
-    slower than one, as each has to wait for its last addition."""
+def server_heads(params: Record, features: Array) -> ServerHeads:
+    """The heads of a server with these features (P,).
+
+    One loop for all five: each sum waits for its own last addition, so five take as long as one.
+    """
     weights = params.server_heads
     price = 0.0
     link = 0.0
@@ -286,24 +295,26 @@ def server_heads(params: Record, phi: Array) -> ServerHeads:
     wait = 0.0
     spread = 0.0
     for i in range(P):
-        price += weights[0, i] * phi[i]
-        link += weights[1, i] * phi[i]
-        network += weights[2, i] * phi[i]
-        wait += weights[3, i] * phi[i]
-        spread += weights[4, i] * phi[i]
+        price += weights[0, i] * features[i]
+        link += weights[1, i] * features[i]
+        network += weights[2, i] * features[i]
+        wait += weights[3, i] * features[i]
+        spread += weights[4, i] * features[i]
     return ServerHeads(price, link, network, wait, spread)
 
 
 @jit_no_refcount
 def score(table: CandidateTable, params: Record, memory: Memory, rows: Array) -> None:
-    """Write the scores, from the features of `describe_all` and what `network` added; the terms of
-    each row are kept in `rows`."""
+    """Score every row and shed. Call `describe_all` and `network` (or `no_network`) first.
+
+    The terms and factors of each score are written to `rows`.
+    """
     own = params.priced
     shed = table.mask.size - 1
     home = int(table.context.ingress)
     fleet = fleet_above_knee(table, own)
     prepare = prepare_price(table, own, fleet)
-    at_home = factor(dot(params.server_heads[0], memory.servers[home].phi.view(np.float64)))
+    at_home = factor(dot(params.server_heads[0], memory.servers[home].features.view(np.float64)))
     last = -1
     on = ServerTerms(0.0, 0.0, 0.0, 0.0, 0.0)
     price = 0.0
@@ -320,27 +331,27 @@ def score(table: CandidateTable, params: Record, memory: Memory, rows: Array) ->
             last = s
             local = table.rows.local[r] != 0.0
             on = server_terms(table, s, local, own, fleet)
-            heads = server_heads(params, memory.servers[s].phi.view(np.float64))
+            heads = server_heads(params, memory.servers[s].features.view(np.float64))
             price = heads.price
             link = factor(heads.link)
             over = factor(heads.network)
             wait = factor(heads.wait)
             spread = factor(heads.spread)
         row = rows[r]
-        psi = row.psi.view(np.float64)
-        cost = factor(price + dot(params.row_heads[0], psi) + row.cost_head)
-        value = soft(dot(params.row_heads[1], psi) + row.value_head)
+        features = row.features.view(np.float64)
+        cost = factor(price + dot(params.row_heads[0], features) + row.cost_head)
+        value = soft(dot(params.row_heads[1], features) + row.value_head)
         terms = row_terms(table, r, on, own, prepare)
         factors = Factors(cost, link, at_home, over, wait, spread, value)
         table.scores[r] = score_of(table, terms, factors, own.spread)
         keep(row, terms, factors)
-    shift = clamp(dot(params.shed_head, memory.fleet.omega.view(np.float64)))
+    shift = clamp(dot(params.shed_head, memory.fleet.request.view(np.float64)))
     table.scores[shed] = own.threshold + own.threshold_gain * fleet + SHED_SCALE * shift
 
 
 @jit_no_refcount(inline=True)
 def keep(row: Record, terms: RowTerms, factors: Factors) -> None:
-    """Note what the score of a row is made of, for whoever explains it or learns."""
+    """Write the terms and factors of a row's score to `row`, for explanations and for learning."""
     out = row.terms.view(np.float64)
     for i in range(len(terms)):
         out[i] = terms[i]
@@ -357,8 +368,8 @@ def keep(row: Record, terms: RowTerms, factors: Factors) -> None:
     counters=tuple(COUNTERS),
 )
 def edgewise(table: CandidateTable, params: Record, memory: Memory, rng: Array) -> float:
-    """The row of highest score, the first of equals, or one drawn (`OPTIONS`); its probability.
-    Rows scored below shed are no fallbacks."""
+    """Choose the row of highest score, the first among equals, or draw one (`OPTIONS`); returns its
+    probability. Rows scored below shed are no fallbacks."""
     counters, options = memory.fleet, params.options
     counters.decisions += 1.0
     rows = np.empty(table.mask.size, ROW)
@@ -403,7 +414,7 @@ def look(table: CandidateTable, params: Record, memory: Memory, rows: Array) -> 
 def strange(table: CandidateTable, params: Record, memory: Memory, rows: Array) -> bool:
     """Whether any feature is outside the training range."""
     low, high = params.low, params.high
-    if outside(memory.fleet.omega.view(np.float64), low.omega, high.omega):
+    if outside(memory.fleet.request.view(np.float64), low.request, high.request):
         return True
     last = -1
     for r in range(table.mask.size - 1):
@@ -412,36 +423,37 @@ def strange(table: CandidateTable, params: Record, memory: Memory, rows: Array) 
         s = int(table.rows.server[r])
         if s != last:
             last = s
-            if outside(memory.servers[s].phi.view(np.float64), low.phi, high.phi):
+            if outside(memory.servers[s].features.view(np.float64), low.server, high.server):
                 return True
-        if outside(rows[r].psi.view(np.float64), low.psi, high.psi):
+        if outside(rows[r].features.view(np.float64), low.row, high.row):
             return True
     return False
 
 
 @jit_no_refcount
 def survey(table: CandidateTable, memory: Memory, rows: Array) -> None:
-    """Widen the limits in the memory to the features of this decision; one without an admissible
-    row says nothing."""
+    """Widen the limits in the memory to include the features of this decision. A decision without
+    an admissible row changes nothing."""
     low, high = memory.fleet.low, memory.fleet.high
     last = -1
-    first = low.psi[0] == 0.0 and high.psi[0] == 0.0  # a service time is never 0
+    first = low.row[0] == 0.0 and high.row[0] == 0.0  # a service time is never 0
     for r in range(table.mask.size - 1):
         if table.mask[r] == 0:
             continue
         if last < 0:
-            widen(memory.fleet.omega.view(np.float64), low.omega, high.omega, first)
+            widen(memory.fleet.request.view(np.float64), low.request, high.request, first)
         s = int(table.rows.server[r])
         if s != last:
             last = s
-            widen(memory.servers[s].phi.view(np.float64), low.phi, high.phi, first)
-        widen(rows[r].psi.view(np.float64), low.psi, high.psi, first)
+            widen(memory.servers[s].features.view(np.float64), low.server, high.server, first)
+        widen(rows[r].features.view(np.float64), low.row, high.row, first)
         first = False
 
 
 @jit_no_refcount
 def drawn(table: CandidateTable, temperature: float, rng: Array) -> float:
-    """Draw a row with weights exp(score / temperature), put it on top; its probability."""
+    """Draw a row with weights exp(score / temperature) and give it the highest score; returns its
+    probability."""
     top = -math.inf
     for r in range(table.mask.size):
         if table.mask[r] != 0:
@@ -464,10 +476,10 @@ def drawn(table: CandidateTable, temperature: float, rng: Array) -> float:
 
 
 def untrained(heuristic: Sequence[float]) -> Array:
-    """Params that are the heuristic with these parameters, exactly: nothing learned, no limits.
+    """Params that reproduce the heuristic with these parameters exactly, without limits.
 
-    The network's input layers are drawn from a fixed seed, its output is 0: at an input layer of 0
-    too there would be nothing to climb from.
+    The network's output weights are 0. Its other weights are drawn with a fixed seed: if they were
+    0 too, every gradient would be 0 and training could not start.
     """
     params = np.zeros(LENGTH)
     rng = np.random.default_rng(0)
@@ -475,8 +487,8 @@ def untrained(heuristic: Sequence[float]) -> Array:
     params[LAYOUT["calibrated"]] = heuristic
     params[LAYOUT["low"]] = -math.inf
     params[LAYOUT["high"]] = math.inf
-    params[LAYOUT["phi_in"]] = rng.normal(0.0, 1.0 / math.sqrt(P / 2), WIDTH * P)
-    params[LAYOUT["psi_in"]] = rng.normal(0.0, 1.0 / math.sqrt(Q / 2), WIDTH * Q)
+    params[LAYOUT["server_in"]] = rng.normal(0.0, 1.0 / math.sqrt(P / 2), WIDTH * P)
+    params[LAYOUT["row_in"]] = rng.normal(0.0, 1.0 / math.sqrt(Q / 2), WIDTH * Q)
     params[LAYOUT["hidden"]] = rng.normal(0.0, 1.0 / math.sqrt(WIDTH), DEPTH * 3 * WIDTH)
     named(params).options.oldest = math.inf
     return params

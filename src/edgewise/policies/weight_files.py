@@ -30,7 +30,7 @@ from safetensors.numpy import save as dump
 from edgewise.errors import BadInput
 from edgewise.policies import learned, priced
 from edgewise.policies.base import PolicySpec
-from edgewise.policies.features import OMEGA, PHI, PSI
+from edgewise.policies.features import REQUEST_FEATURES, ROW_FEATURES, SERVER_FEATURES
 from edgewise.policies.learned import OPTIONS
 from edgewise.policies.tuning import shipped_values, tuned_as
 from edgewise.policy_names import WEIGHTS
@@ -93,20 +93,24 @@ TENSORS: dict[str, tuple[str, ...]] = {
     **{
         f"{limit}.{features}": tuple(names)
         for limit in ("low", "high")
-        for features, names in (("phi", PHI), ("psi", PSI), ("omega", OMEGA))
+        for features, names in (
+            ("server", SERVER_FEATURES),
+            ("row", ROW_FEATURES),
+            ("request", REQUEST_FEATURES),
+        )
     },
-    **{f"server_heads.{head}": tuple(PHI) for head in learned.SERVER_HEADS},
-    **{f"row_heads.{head}": tuple(PSI) for head in learned.ROW_HEADS},
-    "shed_head": tuple(OMEGA),
-    "phi_in": tuple(PHI),
-    "psi_in": tuple(PSI),
+    **{f"server_heads.{head}": tuple(SERVER_FEATURES) for head in learned.SERVER_HEADS},
+    **{f"row_heads.{head}": tuple(ROW_FEATURES) for head in learned.ROW_HEADS},
+    "shed_head": tuple(REQUEST_FEATURES),
+    "server_in": tuple(SERVER_FEATURES),
+    "row_in": tuple(ROW_FEATURES),
     "hidden": (),
     "bias": (),
     "out": (),
 }
 """The tensors of a file, and what the numbers along the last axis of each are called; () = they
 have no names."""
-_NETWORK = ("phi_in", "psi_in", "hidden", "bias", "out")
+_NETWORK = ("server_in", "row_in", "hidden", "bias", "out")
 
 
 def neutral() -> Floats:
