@@ -18,7 +18,7 @@ from edgewise import scenario
 from edgewise.compile import by_reference, jit_no_refcount
 from edgewise.domain import Observation, PeerReport, QueueItem, Report, Request
 from edgewise.fleet.rng import new_rng
-from edgewise.fleet.table import observed
+from edgewise.fleet.table import table_of_observation
 from edgewise.fleet.tracker import Tracker
 from edgewise.policies import POLICIES, Policy, PolicySpec, learned, weight_files
 from edgewise.sim import engine
@@ -61,7 +61,7 @@ def observation() -> Observation:
 
 def simulated(rule: PolicySpec, seen: Observation) -> float:
     """µs a call."""
-    table = observed(seen)
+    table = table_of_observation(seen)
     kernel = engine.compiled(rule.kernel)
     numbers, state = rule.new_params(), rule.new_memory(len(seen.servers))
     draws = new_rng(1)

@@ -49,11 +49,11 @@ def filled(servers: int, services: int) -> t.CandidateTable:
                 rows.server[r], rows.service[r], rows.form[r] = s, s * services + k, form
                 rows.local[r] = s == 0
                 rows.accuracy[r] = 0.55 + 0.3 * (k + 1) / services
-                rows.ready[r] = luck.uniform(0.01, 0.1)
+                rows.until_input[r] = luck.uniform(0.01, 0.1)
                 rows.wait[r] = known.backlog
                 rows.service_time[r] = 0.01 * 2.0**k / known.speed
                 rows.return_time[r] = 0.01
-                rows.latency[r] = 0.01 + rows.ready[r] + rows.wait[r]
+                rows.latency[r] = 0.01 + rows.until_input[r] + rows.wait[r]
                 rows.latency[r] += rows.service_time[r] + rows.return_time[r]
                 rows.transfer[r] = 0.02
     context = table.context

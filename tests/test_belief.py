@@ -104,7 +104,7 @@ def dispatch(
 def jobs(belief: Belief, s: int) -> list[tuple[float, float, int]]:
     """(ready, work, dispatch) of what waits on a server."""
     rows = belief.jobs[s, : belief.servers[s]["jobs"]]
-    return sorted((float(j["ready"]), float(j["work"]), int(j["dispatch"])) for j in rows)
+    return sorted((float(j["input_at"]), float(j["work"]), int(j["dispatch"])) for j in rows)
 
 
 def backlog(belief: Belief, s: int, now: float) -> float:

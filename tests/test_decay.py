@@ -22,7 +22,7 @@ def test_what_is_left_is_what_the_exponentials_say_however_long_it_runs() -> Non
         landmarks.add(float(b.decay[0]))
         for s in (0, 1):
             ago = now - updated[s]
-            one, five, ten = decayed(b, float(b.servers["demand_grown"][s]))
+            one, five, ten = decayed(b, float(b.servers["demand_growth"][s]))
             assert ten == pytest.approx(math.exp(-ago / TIME_CONSTANT), rel=1e-12, abs=1e-300)
             assert five == pytest.approx(math.exp(-ago / 5.0), rel=1e-12, abs=1e-300)
             assert one == pytest.approx(math.exp(-ago), rel=1e-11, abs=1e-300)
@@ -37,10 +37,10 @@ def test_a_moment_before_the_last_keeps_all() -> None:
     b = fleet()
     core.on_request(b, 0, T)
     advance_decay(b, T - 0.5)  # an answer stamped before the request that was looked at
-    assert decayed(b, float(b.servers["demand_grown"][0])) == (1.0, 1.0, 1.0)
+    assert decayed(b, float(b.servers["demand_growth"][0])) == (1.0, 1.0, 1.0)
 
 
 def test_nothing_is_left_of_what_never_was() -> None:
     b = fleet()
     advance_decay(b, T)
-    assert decayed(b, float(b.servers["answers_grown"][0])) == (0.0, 0.0, 0.0)
+    assert decayed(b, float(b.servers["answers_growth"][0])) == (0.0, 0.0, 0.0)

@@ -14,7 +14,13 @@ from edgewise.benchmark.episodes import ReplayableWorld
 from edgewise.domain import Observation
 from edgewise.errors import BadInput
 from edgewise.fleet.rng import new_rng
-from edgewise.fleet.table import CandidateTable, best_row, blank_table, observed, table_of
+from edgewise.fleet.table import (
+    CandidateTable,
+    best_row,
+    blank_table,
+    table_of,
+    table_of_observation,
+)
 from edgewise.policies import POLICIES, Policy, features, find, learned, make, weight_files
 from edgewise.policies.explain import explain, params_of
 from edgewise.sim.build import SimOptions
@@ -53,7 +59,7 @@ def table(seed: int = 0, servers: int = 4, each: int = 3) -> CandidateTable:
     rows.local[:-1] = of == 0
     rows.accuracy[:] = rng.uniform(0.5, 0.9, count)
     rows.wait[:] = rng.exponential(0.1, count)
-    rows.latency[:] = rows.ready + rows.wait + rows.service_time + rows.return_time
+    rows.latency[:] = rows.until_input + rows.wait + rows.service_time + rows.return_time
     rows.server[-1] = rows.service[-1] = -1.0
     made.mask[:] = rng.random(count) < 0.8
     made.mask[-1] = 1
@@ -147,7 +153,7 @@ def test_live_and_simulated_scores_are_the_same() -> None:
     seen = observation()
     policy = Policy("edgewise", SHIPPED)
     decided = policy.decide(seen)
-    copied = observed(seen)
+    copied = table_of_observation(seen)
     state = SHIPPED.new_memory(len(seen.servers))
     kernel = engine.compiled(SHIPPED.kernel)
     assert _through(kernel, copied, np.array(SHIPPED.params), state, new_rng(0)) == 1.0

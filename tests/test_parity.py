@@ -21,7 +21,7 @@ from edgewise.scenario import Scenario, loads
 from edgewise.sim import engine
 from edgewise.sim.build import simulation
 from edgewise.sim.layout import DONE
-from edgewise.sim.play import seeds_of_draws
+from edgewise.sim.play import new_rngs
 from edgewise.tasks.services import services_of
 from edgewise.testing import (
     Deadlock,
@@ -253,7 +253,7 @@ def test_peers_are_given_up_while_they_run() -> None:
     rule = find("round_robin")
     kernel = engine.compiled(rule.kernel)
     memory = rule.new_memory(len(scenario.servers))[None].copy()
-    numbers, draws = np.array(rule.params, float), seeds_of_draws(scenario.seed, 1)
+    numbers, draws = np.array(rule.params, float), new_rngs(scenario.seed, 1)
     seen = set()
     while engine.run(sim, kernel, numbers, memory, draws, 1) == 1:
         slots = sim.world.slots[sim.world.workers["slot"][sim.world.workers["slot"] >= 0]]

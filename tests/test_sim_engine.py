@@ -460,7 +460,7 @@ def test_a_policy_that_learns_survives_a_server_that_stops() -> None:
 
 def test_a_policy_nobody_knows_is_named() -> None:
     with pytest.raises(Exception, match="unknown policy 'nobody'"):
-        simulate.rule_of("nobody")
+        simulate.spec_of("nobody")
     assert IDEAL.rate_mbps is None
 
 

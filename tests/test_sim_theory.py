@@ -112,4 +112,4 @@ def test_nothing_is_lost_on_the_way(busy: Sim) -> None:
     in_order = world.soon_codes[1 : 1 + world.clock["soon"][0]].tolist()
     in_heap = world.events["code"][: world.clock["events"][0]].tolist()
     news = [kind_of.py_func(code) == layout.E_OUTCOME for code in in_order + in_heap]
-    assert world.slots["holds"].sum() == sum(news) < 3
+    assert world.slots["references"].sum() == sum(news) < 3

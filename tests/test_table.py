@@ -37,7 +37,7 @@ READY = 0.44 * 224**2 + 1800
 
 def seen(fleet: Tracker, uploaded: float | None = NOW, **more: object) -> t.CandidateTable:
     """What is believed of a photo that is at `a` already."""
-    return t.observed(fleet.observe(request(**more), NOW, uploaded))  # type: ignore[arg-type]
+    return t.table_of_observation(fleet.observe(request(**more), NOW, uploaded))  # type: ignore[arg-type]
 
 
 def idle() -> Tracker:
@@ -93,7 +93,7 @@ def test_every_field_of_the_belief_says_what_it_is() -> None:
 def test_running_it_here() -> None:
     """No wait, no transfer: the model and half the client's round trip."""
     table = seen(idle())
-    assert figures(table, A_SMALL, "ready", "wait", "service_time", "return_time") == (
+    assert figures(table, A_SMALL, "until_input", "wait", "service_time", "return_time") == (
         pytest.approx([0.0, 0.0, 0.02, 0.5 * RTT])
     )
     assert table.rows.latency[A_SMALL] == pytest.approx(0.025)
@@ -103,7 +103,7 @@ def test_running_it_here() -> None:
 def test_sending_the_original() -> None:
     """100 kB at 1 MB/s and half a round trip; back over both halves."""
     table = seen(idle())
-    assert table.rows.ready[B_LARGE] == pytest.approx(0.1 + 0.005)
+    assert table.rows.until_input[B_LARGE] == pytest.approx(0.1 + 0.005)
     assert table.rows.return_time[B_LARGE] == pytest.approx(0.010)
     assert table.rows.latency[B_LARGE] == pytest.approx(0.105 + 0.04 + 0.010)
     assert figures(table, B_LARGE, "size", "transfer") == pytest.approx([SIZE, 0.1])
@@ -115,7 +115,7 @@ def test_sending_it_model_ready() -> None:
     size = round(READY)
     assert table.rows.size[B_LARGE_READY] == size
     assert table.rows.prepare[B_LARGE_READY] == pytest.approx(0.003)
-    assert table.rows.ready[B_LARGE_READY] == pytest.approx(0.003 + size / RATE + 0.005)
+    assert table.rows.until_input[B_LARGE_READY] == pytest.approx(0.003 + size / RATE + 0.005)
 
 
 def test_a_photo_that_is_still_coming_is_waited_for() -> None:
@@ -124,9 +124,9 @@ def test_a_photo_that_is_still_coming_is_waited_for() -> None:
     table = seen(idle(), uploaded=None)
     upload = 0.5 * RTT + SIZE / RATE
     assert table.context.upload == pytest.approx(upload)
-    assert table.rows.ready[A_SMALL] == pytest.approx(upload)
-    assert table.rows.ready[B_LARGE] == pytest.approx(upload + 0.005)
-    assert table.rows.ready[B_LARGE_READY] == pytest.approx(
+    assert table.rows.until_input[A_SMALL] == pytest.approx(upload)
+    assert table.rows.until_input[B_LARGE] == pytest.approx(upload + 0.005)
+    assert table.rows.until_input[B_LARGE_READY] == pytest.approx(
         upload + 0.003 + round(READY) / RATE + 0.005
     )
 
@@ -173,7 +173,7 @@ def test_a_less_urgent_job_that_runs_is_not_interrupted() -> None:
     arrival = 0.105
     assert table.rows.wait[B_LARGE] == pytest.approx(0.6 / 3.0)
     assert table.servers[1].ahead == pytest.approx(0.1)
-    assert table.rows.ready[B_LARGE] == pytest.approx(arrival)
+    assert table.rows.until_input[B_LARGE] == pytest.approx(arrival)
 
 
 def test_a_photo_under_way_hides_the_wait() -> None:
@@ -191,7 +191,7 @@ def test_conversions_wait_behind_the_models_they_share_workers_with() -> None:
     fleet.on_report(report("b"), NOW)
     table = seen(fleet)
     expected = 0.08 + 0.01 + 0.003 + round(READY) / RATE + 0.005
-    assert table.rows.ready[B_LARGE_READY] == pytest.approx(expected)
+    assert table.rows.until_input[B_LARGE_READY] == pytest.approx(expected)
     assert table.context.prepare_backlog == pytest.approx(0.01)
     assert table.rows.wait[A_SMALL] == pytest.approx(0.09)  # conversions are most urgent
 
@@ -201,7 +201,7 @@ def test_a_stage_of_its_own_does_not_touch_the_workers() -> None:
     fleet.on_report(report("a", running=(0.08,), prepare_backlog=0.01), NOW)
     fleet.on_report(report("b"), NOW)
     table = seen(fleet)
-    assert table.rows.ready[B_LARGE_READY] == pytest.approx(
+    assert table.rows.until_input[B_LARGE_READY] == pytest.approx(
         0.01 + 0.003 + round(READY) / RATE + 0.005
     )
     assert table.rows.wait[A_SMALL] == pytest.approx(0.08)
@@ -241,7 +241,7 @@ def test_a_link_that_one_bad_sample_made_slow_is_tried_again() -> None:
             slow = {"b": PeerReport(1e4, NOW, RTT, 0, 0)} if server == "a" else {}
             fleet.on_report(report(server, at=now, peers=slow), now)
         photo = request(sent_at=now, accuracy=0.85)
-        return float(t.observed(fleet.observe(photo, now, now)).rows.latency[B_LARGE])
+        return float(t.table_of_observation(fleet.observe(photo, now, now)).rows.latency[B_LARGE])
 
     assert latency(NOW) > 10.0
     assert latency(NOW + LOW_RATE_MEMORY) < 2.0
@@ -265,7 +265,7 @@ def test_transfers_share_a_link_equally(backlog: int, flows: int, seconds: float
     fleet.on_report(report("a", peers=peers), NOW)
     fleet.on_report(report("b"), NOW)
     table = seen(fleet)
-    assert table.rows.ready[B_LARGE] == pytest.approx(seconds + 0.005)
+    assert table.rows.until_input[B_LARGE] == pytest.approx(seconds + 0.005)
     assert table.servers[1].link_backlog == pytest.approx(backlog / RATE)
 
 
@@ -278,7 +278,7 @@ def test_while_it_is_converted_the_link_drains() -> None:
     made, size = 0.303, round(READY)
     left = 400_000 - made * RATE
     shared = min(left, 4 * left / 400_000 * size)
-    assert seen(fleet).rows.ready[B_LARGE_READY] == pytest.approx(
+    assert seen(fleet).rows.until_input[B_LARGE_READY] == pytest.approx(
         made + (shared + size) / RATE + 0.005
     )
 
@@ -288,7 +288,7 @@ def test_before_a_measurement_the_prior_is_used_and_its_age_says_so() -> None:
     assert table.servers[1].rate == RATE_PRIOR
     assert table.servers[1].rtt == RTT_PRIOR
     assert table.servers[1].rate_age == t.RATE_AGE_MAX
-    assert table.rows.ready[B_LARGE] == pytest.approx(SIZE / RATE_PRIOR + 0.5 * RTT_PRIOR)
+    assert table.rows.until_input[B_LARGE] == pytest.approx(SIZE / RATE_PRIOR + 0.5 * RTT_PRIOR)
 
 
 # -- ages and masks --------------------------------------------------------------------------------
@@ -326,7 +326,7 @@ def test_a_server_that_is_not_up_has_no_rows(why: str) -> None:
     else:
         fleet.on_report(report("a", NOW + 1.01), NOW + 1.01)
     now = NOW + 1.01 if why == "silent" else NOW
-    table = t.observed(fleet.observe(request(), now))
+    table = t.table_of_observation(fleet.observe(request(), now))
     assert table.mask.tolist() == [1, 0, 1, 0, 0, 0, 1]
     assert table.servers[1].up == 0.0
 
@@ -351,7 +351,7 @@ def test_no_number_is_ever_nan_or_infinite() -> None:
 def test_flatten_gathers_what_belongs_to_a_row() -> None:
     fleet = idle()
     source = fleet.observe(request(accuracy=0.8), NOW, NOW)
-    table = t.observed(source)
+    table = t.table_of_observation(source)
     wide = len(t.ROW), len(t.ROW) + len(t.SERVER)
     out = np.full((7, wide[1] + len(t.CONTEXT)), np.nan)
     t.flatten(table, out)

@@ -22,7 +22,7 @@ from edgewise.domain import (
 )
 from edgewise.fleet.belief import acknowledge
 from edgewise.fleet.intake import FORGET_AFTER, RATE_MIN
-from edgewise.fleet.table import observed
+from edgewise.fleet.table import table_of_observation
 from edgewise.fleet.tracker import Tracker
 from fleet_case import (
     B_LARGE,
@@ -132,7 +132,7 @@ def test_a_dispatch_counts_exactly_once_from_decision_to_outcome() -> None:
         fleet.on_report(report(server), NOW)
 
     def count(now: float) -> int:
-        table = observed(fleet.observe(request("probe"), now, now))
+        table = table_of_observation(fleet.observe(request("probe"), now, now))
         return int(table.servers[1].rif)
 
     decide(fleet, request())
@@ -166,7 +166,7 @@ def test_a_local_failure_that_answers_fast_does_not_look_fast() -> None:
     fleet = tracker()
     decide(fleet, request("r1"))
     fleet.on_outcome(outcome("r1", Status.FAILED), NOW + 0.001)
-    table = observed(fleet.observe(request("probe"), NOW + 0.001, NOW))
+    table = table_of_observation(fleet.observe(request("probe"), NOW + 0.001, NOW))
     assert table.servers[1].response == pytest.approx(2.0), "until it is worth nothing"
     assert table.servers[1].failure == pytest.approx(0.1)
 
@@ -226,7 +226,7 @@ def test_a_clock_that_is_wrong_changes_nothing(ahead: float) -> None:
         peers={"b": measured(at=NOW + ahead - 5.0), "a": measured(at=NOW + ahead)},
     )
     fleet.on_report(told, NOW, ahead)
-    table = observed(fleet.observe(request(), NOW, NOW))
+    table = table_of_observation(fleet.observe(request(), NOW, NOW))
     assert table.servers[0].report_age == pytest.approx(0.1)
     assert table.servers[0].ahead == pytest.approx(0.4)
     assert table.servers[1].rate_age == pytest.approx(5.0)
@@ -319,7 +319,7 @@ def test_what_has_not_reached_the_emulator_yet_is_not_forgotten() -> None:
 def test_a_link_that_is_out_is_slow_beyond_any_deadline() -> None:
     fleet = tracker(EMULATOR)
     fleet.on_link("uplink:a", 0.0, 0.01, 0.0, NOW)
-    table = observed(fleet.observe(request(), NOW, NOW))
+    table = table_of_observation(fleet.observe(request(), NOW, NOW))
     assert table.rows.transfer[B_LARGE] == SIZE / RATE_MIN
 
 
@@ -339,8 +339,10 @@ def test_what_was_sent_lately_is_remembered(
 ) -> None:
     fleet = tracker()
     decide(fleet, request("r1"))
-    assert read(observed(fleet.observe(request("probe"), NOW, NOW))) == pytest.approx(expected)
-    later = read(observed(fleet.observe(request("probe"), NOW + 60.0, NOW)))
+    assert read(table_of_observation(fleet.observe(request("probe"), NOW, NOW))) == pytest.approx(
+        expected
+    )
+    later = read(table_of_observation(fleet.observe(request("probe"), NOW + 60.0, NOW)))
     assert later == pytest.approx(0.0, abs=1e-6)
 
 

@@ -73,21 +73,21 @@ SERVER_STATE = np.dtype(
         ("prepare_seconds", "f8"),  # CPU s here to make one payload model-ready
         ("prepare_on", "f8"),  # 1: it can make payloads model-ready at all
         ("demand_1s", "f8"),  # requests/s arriving at it, EWMA over 1 s …
-        ("demand_grown", "f8"),  # … as of this growth (`fleet.decay`)
+        ("demand_growth", "f8"),  # … as of this growth (`fleet.decay`)
         # -- what we did ------------------------------------------------------------------------
         ("offered_1s", "f8"),  # worker seconds dispatched to it per s, EWMA over 1 s …
         ("offered_5s", "f8"),  # … and over 5 s, both as of this
-        ("offered_grown", "f8"),  # growth (`fleet.decay`)
+        ("offered_growth", "f8"),  # growth (`fleet.decay`)
         ("commands", "i8"),  # commands sent to it as ingress
         ("dispatches", "i8"),  # dispatches sent to it as destination
         ("flights", "i8"),  # fill of its rows in `flights` …
         ("sends", "i8"),  # … and `sends`
         # -- how it answered us: what server-only rules go by ------------------------------------
         ("response", "f8"),  # EWMA s from decision to answer; NaN: no answer yet
-        ("peak", "f8"),  # peak EWMA of the same, as of answers_grown (Finagle)
+        ("peak", "f8"),  # peak EWMA of the same, as of answers_growth (Finagle)
         ("answers_1s", "f8"),  # answers/s, EWMA over 1 s …
         ("errors_1s", "f8"),  # … and failed ones, both as of this
-        ("answers_grown", "f8"),  # growth (`fleet.decay`)
+        ("answers_growth", "f8"),  # growth (`fleet.decay`)
         ("by_rif", "f8", (RIF_BUCKETS,)),  # EWMA response by requests in flight then; NaN: none
     ]
 )
@@ -121,13 +121,13 @@ JOB = np.dtype(
     [
         ("deadline", "f8"),
         ("work", "f8"),  # s of a worker
-        ("ready", "f8"),  # when its input is there
+        ("input_at", "f8"),  # when its input is there
         ("dispatch", "i8"),  # ours, not yet confirmed by a report; 0: from the report
     ]
 )
 """A request believed to wait on a server."""
 
-FLIGHT = np.dtype([("dispatch", "i8"), ("deadline", "f8"), ("work", "f8"), ("ready", "f8")])
+FLIGHT = np.dtype([("dispatch", "i8"), ("deadline", "f8"), ("work", "f8"), ("input_at", "f8")])
 """A dispatch of ours that the destination's reports have not confirmed."""
 
 SEND = np.dtype([("command", "i8"), ("link", "i8"), ("bytes", "f8"), ("prepare", "f8")])

@@ -1,21 +1,22 @@
-"""How the belief changes: on a report, on a decision, on an outcome. Compiled.
+"""How reports, decisions and outcomes change the belief. Compiled.
 
 Theory of operation
 -------------------
-A report is true for one moment, `at`. From it a deterministic miniature of the server is set up:
-when each worker is free and which jobs wait, with their deadlines. `play_forward` brings it
-forward to the present (dead reckoning): the earliest deadline whose input is there takes the next
-free worker. A decision of ours adds its job, with the moment its input is predicted to be there,
-at once; otherwise everyone is sent to the server that looked idle in the last report.
+A report describes its server at one time, `at`. It sets up a deterministic miniature of the server:
+when each worker becomes free, and which jobs wait with which deadlines. `play_forward` then plays
+the miniature up to the present (dead reckoning): the next free worker takes the job with the
+earliest deadline among those whose input has arrived. Each decision adds its job at once, with the
+time at which its input is predicted to arrive. Otherwise all requests would be sent to the server
+that was idle in the last report.
 
-When the next report comes, the miniature is thrown away and set up anew, and our own dispatches
-that the report cannot know are put back. Which those are is exact: the destination acknowledges
-dispatches by number (`arrivals_low`, `arrivals_bits`), the ingress commands (`commands_seen`).
+The next report replaces the miniature. Dispatches that the report cannot include are then added
+again. They are identified exactly: the destination acknowledges dispatches by number
+(`arrivals_low`, `arrivals_bits`), and the ingress acknowledges commands (`commands_seen`).
 
-What may never happen: a dispatch counted twice (once as reported, once as ours), or not at all
-between two reports; time going backwards in a miniature; an allocation.
+Invariants: between two reports every dispatch counts exactly once, either as reported or as our
+own; time never runs backwards in a miniature; nothing is allocated.
 
-Nothing here knows a clock, a socket or a random generator.
+These functions use no clock, no socket and no random numbers.
 """
 
 from __future__ import annotations
@@ -32,12 +33,13 @@ from edgewise.fleet.estimates import ready_time
 FAILURE_MEMORY = 0.1
 """Weight of one outcome in the failure share: about the last ten answers."""
 RESPONSE_MEMORY = 0.2
-"""Weight of one answer in the mean response: about the last five; Elasticsearch's C3 uses 0.3."""
+"""Weight of one answer in the mean response time: about the last five answers. Elasticsearch's C3
+uses 0.3."""
 
 
 @jit_no_refcount(inline=True)
 def set_free(free: Array, workers: int, worker: int, until: float) -> None:
-    """Make `worker` busy until `until`, keeping the row ascending."""
+    """Make `worker` busy until `until` and keep `free` ascending."""
     while worker + 1 < workers and free[worker + 1] < until:
         free[worker] = free[worker + 1]
         worker += 1
@@ -46,7 +48,7 @@ def set_free(free: Array, workers: int, worker: int, until: float) -> None:
 
 @jit_no_refcount(inline=True)
 def play_forward(belief: Belief, s: int, now: float) -> None:
-    """Play server `s`'s miniature forward to `now`: start every job that would have started."""
+    """Play the miniature of server `s` up to `now`: start every job that would have started."""
     if belief.servers[s].next_start <= now:
         start_jobs(belief, s, now)
 
@@ -60,18 +62,18 @@ def start_jobs(belief: Belief, s: int, now: float) -> None:
     edf = belief.edf[0] > 0.0
     while server.jobs > 0:
         count = server.jobs
-        first_ready = math.inf
+        first_input = math.inf
         for j in range(count):
-            first_ready = min(first_ready, jobs[j].ready)
-        start = max(free[0], first_ready)
+            first_input = min(first_input, jobs[j].input_at)
+        start = max(free[0], first_input)
         if start > now:
             server.next_start = start
             return
         best = -1
         for j in range(count):
-            if jobs[j].ready <= start:
-                key = jobs[j].deadline if edf else jobs[j].ready
-                if best < 0 or key < (jobs[best].deadline if edf else jobs[best].ready):
+            if jobs[j].input_at <= start:
+                key = jobs[j].deadline if edf else jobs[j].input_at
+                if best < 0 or key < (jobs[best].deadline if edf else jobs[best].input_at):
                     best = j
         set_free(free, int(server.workers), 0, start + jobs[best].work)
         take_job(belief, s, best)
@@ -80,8 +82,11 @@ def start_jobs(belief: Belief, s: int, now: float) -> None:
 
 @jit_no_refcount(inline=True)
 def take_job(belief: Belief, s: int, j: int) -> None:
-    """Remove the j-th job. Under first in, first out the list keeps its order: all jobs of a
-    report become ready at once, and only their position says which came first."""
+    """Remove the j-th job from the list of `s`.
+
+    Under first in, first out the list keeps its order: a report's jobs all have the same
+    `input_at`, so only their position tells which came first.
+    """
     server = belief.servers[s]
     jobs = belief.jobs[s]
     last = server.jobs - 1
@@ -95,9 +100,9 @@ def take_job(belief: Belief, s: int, j: int) -> None:
 
 @jit_no_refcount(inline=True)
 def add_job(
-    belief: Belief, s: int, deadline: float, work: float, ready: float, dispatch: int
+    belief: Belief, s: int, deadline: float, work: float, input_at: float, dispatch: int
 ) -> None:
-    """Add a waiting job to `s`. When the list is full, its work is added to the last job's."""
+    """Add a waiting job to `s`. If the list is full, add its work to the last job instead."""
     server = belief.servers[s]
     jobs = belief.jobs[s]
     n = server.jobs
@@ -106,15 +111,16 @@ def add_job(
         return
     jobs[n].deadline = deadline
     jobs[n].work = work
-    jobs[n].ready = ready
+    jobs[n].input_at = input_at
     jobs[n].dispatch = dispatch
     server.jobs = n + 1
-    server.next_start = min(server.next_start, max(belief.free[s, 0], ready))
+    server.next_start = min(server.next_start, max(belief.free[s, 0], input_at))
 
 
 @jit_no_refcount(inline=True)
 def drain_link(belief: Belief, link: int, now: float, rate: float) -> None:
-    """Bring a link's believed backlog to `now`. Its flows shrink with it."""
+    """Reduce a link's believed backlog by what `rate` has sent until `now`, and its flows in
+    proportion."""
     state = belief.links[link]
     left = max(0.0, state.backlog - rate * max(0.0, now - state.backlog_at))
     state.flows = state.flows * left / state.backlog if state.backlog > 0.0 else 0.0
@@ -124,12 +130,12 @@ def drain_link(belief: Belief, link: int, now: float, rate: float) -> None:
 
 @jit_no_refcount(inline=True)
 def on_request(belief: Belief, ingress: int, now: float) -> None:
-    """A request arrived at `ingress`: its demand goes up by one request per EWMA second."""
+    """Add a request that arrived at `ingress` to its demand (EWMA over 1 s)."""
     server = belief.servers[ingress]
     advance_decay(belief, now)
-    one, _, _ = decayed(belief, server.demand_grown)
+    one, _, _ = decayed(belief, server.demand_growth)
     server.demand_1s = server.demand_1s * one + 1.0
-    server.demand_grown = decay_now(belief)
+    server.demand_growth = decay_now(belief)
 
 
 @jit_no_refcount(inline=True)
@@ -140,16 +146,17 @@ def on_decision(
     destination: int,
     deadline: float,
     work: float,
-    ready: float,
+    input_at: float,
     size: float,
     prepare: float,
     rate: float,
 ) -> tuple[int, int]:
-    """Count a dispatch of ours; returns (command number, dispatch number), both from 1.
+    """Add a decision to the belief; returns (command number, dispatch number), both from 1.
 
-    `deadline` absolute; `work` worker seconds at `destination`; `ready` when its input will be
-    there, absolute; `size` bytes across the link (0 = local); `prepare` CPU seconds at the
-    ingress; `rate` bytes/s believed of the link. `destination` −1 = shed: only the command counts.
+    `deadline` and `input_at` (when the input will be at the destination) are absolute; `work` is in
+    worker seconds at `destination`, `size` in bytes across the link (0 = local), `prepare` in CPU
+    seconds at the ingress, `rate` the link's believed bytes/s. `destination` −1 = shed: this counts
+    a command and no dispatch.
     """
     source = belief.servers[ingress]
     source.commands += 1
@@ -182,10 +189,10 @@ def on_decision(
     target.outstanding += 1.0
     load = work / target.workers
     advance_decay(belief, now)
-    one, five, _ = decayed(belief, target.offered_grown)
+    one, five, _ = decayed(belief, target.offered_growth)
     target.offered_1s = target.offered_1s * one + load
     target.offered_5s = target.offered_5s * five + load / 5.0
-    target.offered_grown = decay_now(belief)
+    target.offered_growth = decay_now(belief)
     flights = belief.flights[destination]
     n = target.flights
     if n == FLIGHTS_MAX:
@@ -195,16 +202,17 @@ def on_decision(
     flights[n].dispatch = target.dispatches
     flights[n].deadline = deadline
     flights[n].work = work
-    flights[n].ready = ready
+    flights[n].input_at = input_at
     target.flights = n + 1
     play_forward(belief, destination, now)
-    add_job(belief, destination, deadline, work, ready, target.dispatches)
+    add_job(belief, destination, deadline, work, input_at, target.dispatches)
     return source.commands, target.dispatches
 
 
 @jit_no_refcount(inline=True)
 def acknowledged(dispatch: int, low: int, bits: int) -> bool:
-    """Whether a destination has seen a dispatch (`Report.arrivals_low`, `arrivals_bits`)."""
+    """Whether a destination has acknowledged a dispatch (`Report.arrivals_low`,
+    `arrivals_bits`)."""
     if dispatch <= low:
         return True
     ahead = dispatch - low - 1
@@ -215,13 +223,13 @@ def acknowledged(dispatch: int, low: int, bits: int) -> bool:
 def acknowledge(low: int, bits: int, dispatch: int) -> tuple[int, int]:
     """Record at the destination that `dispatch` arrived; returns the new (low, bits).
 
-    A number that never arrives (its ingress failed, or another server took it) leaves a hole. When
-    a later one falls outside the window of 63, the oldest holes are given up, as if seen.
+    A number that never arrives (its ingress failed, or another server took the request) leaves a
+    gap. When a later number falls outside the window of 63, the oldest gaps count as arrived.
     """
     if dispatch <= low:
         return low, bits
     ahead = dispatch - low - 63
-    if ahead > 0:  # at once: a balancer may begin its numbers anywhere
+    if ahead > 0:  # in one step: a balancer may start numbering anywhere
         bits = bits >> ahead if ahead < 63 else 0
         low += ahead
     if dispatch > low:
@@ -248,10 +256,11 @@ def on_report(
     arrivals_low: int,
     arrivals_bits: int,
 ) -> bool:
-    """Rebuild server `s`'s miniature from its report; returns whether the report was used.
+    """Rebuild the miniature of server `s` from its report; returns whether the report was used.
 
-    `at` on the balancer's clock, not after `now`; `running` (≤ workers,) seconds left; `deadlines`
-    absolute and `works` in s, (n,) each. A report older than the last one is ignored.
+    `at` is on the balancer's clock and not after `now`; `running` (≤ workers,) the seconds left of
+    each running job; `deadlines` absolute and `works` in s, (n,) each. A report older than the last
+    one is ignored.
     """
     server = belief.servers[s]
     if at < server.report_at:  # False while report_at is NaN
@@ -271,7 +280,7 @@ def on_report(
     server.next_start = math.inf
     for i in range(deadlines.size):
         add_job(belief, s, deadlines[i], works[i], at, 0)
-    # Our dispatches that it has not seen come back, not before now: they have not arrived yet.
+    # Add our dispatches that it has not acknowledged. They had not arrived before `at`.
     flights = belief.flights[s]
     kept = 0
     for i in range(server.flights):
@@ -279,13 +288,13 @@ def on_report(
         if not acknowledged(flight.dispatch, arrivals_low, arrivals_bits):
             if kept != i:
                 flights[kept] = flights[i]
-            flights[kept].ready = max(flights[kept].ready, at)
+            flights[kept].input_at = max(flights[kept].input_at, at)
             add_job(
                 belief,
                 s,
                 flights[kept].deadline,
                 flights[kept].work,
-                flights[kept].ready,
+                flights[kept].input_at,
                 flights[kept].dispatch,
             )
             kept += 1
@@ -319,10 +328,10 @@ def on_peer_report(
     flows: float,
     first: bool,
 ) -> None:
-    """Take in a report's figures of one of the sender's links; NaN = not measured.
+    """Update one of the sender's links from its report; NaN = not measured.
 
-    The sender's peers can share a link: the `first` of them in a report sets backlog and flows,
-    the others add theirs. The newest measurement of rate wins, the least round trip stays.
+    Several peers of the sender can share a link: the `first` of them in a report sets backlog and
+    flows, the others add theirs. The newest measured rate is kept, and the last round trip.
     """
     state = belief.links[link]
     if measured_at == measured_at and not (measured_at <= state.rate_at):
@@ -340,7 +349,10 @@ def on_peer_report(
 
 @jit_no_refcount
 def restore_sends(belief: Belief, s: int) -> None:
-    """Add back the bytes of commands that a report had not seen, once its links are taken in."""
+    """Add the bytes of commands that the report of `s` had not acknowledged to their links again.
+
+    Call it after the report's links (`on_peer_report`).
+    """
     for i in range(belief.servers[s].sends):
         send = belief.sends[s, i]
         belief.links[send.link].backlog += send.bytes
@@ -349,7 +361,7 @@ def restore_sends(belief: Belief, s: int) -> None:
 
 @jit_no_refcount(inline=True)
 def on_service_report(belief: Belief, k: int, service_time: float, batch: float) -> None:
-    """Take in the measured seconds per request of service `k`, and its mean batch size."""
+    """Set the measured seconds per request of service `k` and its mean batch size."""
     service = belief.services[k]
     service.service_time = service_time
     belief.times[2 * k] = service_time
@@ -381,7 +393,8 @@ def on_outcome(belief: Belief, s: int, dispatch: int, failed: bool) -> None:
 def rif_bucket(rif: int) -> int:
     """The bucket of `by_rif` for `rif` requests in flight: 0, 1, 2–3, 4–7, …
 
-    Without a branch: how often a loop would run is as good as random.
+    The loop always runs to its end: an early exit would be a branch that the processor cannot
+    predict.
     """
     bucket = 0
     for b in range(RIF_BUCKETS - 1):
@@ -391,7 +404,7 @@ def rif_bucket(rif: int) -> int:
 
 @jit_no_refcount(inline=True)
 def requests_in_flight(belief: Belief, s: int, now: float) -> int:
-    """Requests believed to be on `s` or on their way there: waiting, and running at `now`."""
+    """Requests believed to wait on `s`, to run there at `now`, or to be on their way there."""
     server = belief.servers[s]
     running = 0
     for w in range(int(server.workers)):
@@ -403,23 +416,25 @@ def requests_in_flight(belief: Belief, s: int, now: float) -> int:
 
 @jit_no_refcount(inline=True)
 def on_answer(belief: Belief, s: int, now: float, response: float, rif: int, failed: bool) -> None:
-    """Take in an answer of server `s`, `response` s after our decision, when `rif` requests were in
-    flight there. For a failure the caller passes the worst response, never the real one: a
-    server that fails fast must not look fast."""
+    """Update the response times of server `s` by an answer `response` s after the decision.
+
+    `rif` requests were in flight there when it was decided. For a failure the caller passes the
+    worst response time instead of the real one: a server that fails fast must not look fast.
+    """
     server = belief.servers[s]
     if server.response == server.response:
         server.response += RESPONSE_MEMORY * (response - server.response)
     else:
         server.response = response
     advance_decay(belief, now)
-    one, _, ten = decayed(belief, server.answers_grown)
+    one, _, ten = decayed(belief, server.answers_growth)
     if response > server.peak:
         server.peak = response
     else:
         server.peak = server.peak * ten + response * (1.0 - ten)
     server.answers_1s = server.answers_1s * one + 1.0
     server.errors_1s = server.errors_1s * one + (1.0 if failed else 0.0)
-    server.answers_grown = decay_now(belief)
+    server.answers_growth = decay_now(belief)
     known = server.by_rif
     bucket = rif_bucket(rif)
     if known[bucket] == known[bucket]:
@@ -430,8 +445,11 @@ def on_answer(belief: Belief, s: int, now: float, response: float, rif: int, fai
 
 @jit_no_refcount(inline=True)
 def water_level(free: Array, workers: int, now: float, work: float) -> float:
-    """When `workers` have done `work` s more than they are busy with: the water level t at which
-    Σ max(0, t − max(free, now)) = work. `free` ascending. With work 0, the first free worker."""
+    """When `workers` will have done `work` s on top of their present jobs.
+
+    This is the water level t with Σ max(0, t − max(free, now)) = work; `free` is ascending. With
+    `work` 0 it is the time at which the first worker is free.
+    """
     t: float = work + max(free[0], now)
     total = t
     for k in range(1, workers):
@@ -445,10 +463,10 @@ def water_level(free: Array, workers: int, now: float, work: float) -> float:
 
 @jit_no_refcount
 def reset_server(belief: Belief, s: int, now: float) -> None:
-    """Forget the work believed to be on `s`, which restarted or lost its channel.
+    """Forget the work believed to be on `s`, which restarted or lost its connection.
 
-    The numbering of commands and dispatches goes on: a server that merely reconnects still
-    acknowledges the old numbers, and would confirm new ones that it has never seen.
+    Commands and dispatches are numbered on from where they were: a server that merely reconnected
+    still acknowledges the old numbers, and so would confirm restarted ones that it never received.
     """
     server = belief.servers[s]
     server.jobs = 0

@@ -32,7 +32,7 @@ def commit(
         destination,
         deadline,
         table.rows.service_time[row],
-        now + table.rows.ready[row],
+        now + table.rows.until_input[row],
         table.rows.size[row],
         table.rows.prepare[row],
         link_rate(belief, link, now) if link >= 0 else 1.0,

@@ -136,11 +136,11 @@ def take_link_state(
     state = belief.links[link]
     backlog = max(backlog, state.backlog)
     flows = max(1.0, state.flows)
-    on_peer_report(belief, link, now, kept_rate(rate), rate_at, rtt, backlog, flows, True)
+    on_peer_report(belief, link, now, clamp_rate(rate), rate_at, rtt, backlog, flows, True)
 
 
 @jit_no_refcount(inline=True)
-def kept_rate(rate: float) -> float:
+def clamp_rate(rate: float) -> float:
     """An emulator's rate within [`RATE_MIN`, `RATE_MAX`]."""
     return min(max(rate, RATE_MIN), RATE_MAX)
 

@@ -2,17 +2,17 @@
 
 `observe` predicts a request's latency on each candidate, stage by stage:
 
-    ready        until the input is at the server: upload, then pre-processing and transfer
+    until_input  until the input is at the server: upload, then pre-processing and transfer
     wait         until a worker takes it, behind the jobs believed to be ahead of it
-    service_time running it
-    return_time  the answer's way back
+    service_time while the worker runs it
+    return_time  until the answer is back at the client
 
-A transfer of z bytes over a link of rate r that n flows with B bytes in all are sharing equally
-takes (min(B, n·z) + z) / r: a flow ahead of ours delays it by no more than ours is long (processor
-sharing without later arrivals; Kleinrock, Queueing Systems II, §4.4).
+A link of rate r carries n flows with B bytes in all, shared equally. A transfer of z bytes that
+joins them takes (min(B, n·z) + z) / r: each of the other flows delays it by at most z bytes
+(processor sharing without later arrivals; Kleinrock, Queueing Systems II, §4.4).
 
-What all rows of a server share is computed once for the server (`ServerQueue`), and what all
-servers behind one link share once for the link (`LinkView`): an uplink is the same for all.
+`ServerQueue` is computed once per server and shared by its rows; `LinkView` is computed once per
+link and shared by the servers behind it (all of them, for an uplink).
 """
 
 from __future__ import annotations
@@ -30,69 +30,83 @@ from edgewise.fleet.table import RATE_AGE_MAX, CandidateTable
 
 
 class RequestView(NamedTuple):
-    """A request at its ingress, as all candidates share it. Times are s from now."""
+    """The figures of a request that all its candidates share."""
 
     now: float
     ingress: int
     due: float
     """Absolute time of its deadline."""
     payload: float
+    """Bytes of the original."""
     upload: float
-    """Until the original is in at the ingress."""
+    """s until the original is at the ingress."""
     converted: float
-    """Until the model-ready form is made there."""
+    """s until the ingress has made the model-ready form."""
     access_rtt: float
+    """s between client and ingress and back."""
 
 
 class ServerQueue(NamedTuple):
-    """What a request finds at a server."""
+    """The believed queue of a server, as one request would join it."""
 
     up: bool
+    """Whether the server may be chosen."""
     report_age: float
+    """s since its last report was made."""
     ahead_until: float
-    """Absolute time at which the work that goes before the request is done …"""
+    """Absolute time at which the work that goes before the request is done."""
     all_until: float
-    """… and all work."""
-    first_free: float
-    """s until the first of the busy workers finishes, on average."""
+    """Absolute time at which all of its work is done."""
+    next_free: float
+    """Estimated s until a busy worker becomes free: mean job length / (workers + 1)."""
 
 
 class LinkView(NamedTuple):
-    """A link as a request's payload finds it. Times are s from now unless said otherwise."""
+    """The link from the ingress to a server, as one request's payload would find it."""
 
     link: int
-    """−1: no link, the server is the ingress."""
+    """Its number; −1: no link, the server is the ingress."""
     rate: float
+    """Believed bytes/s."""
     rtt: float
+    """s."""
     rate_age: float
+    """s since the rate was measured."""
     wait: float
-    """s until the link is through with what is on it."""
+    """s until the link has carried the bytes that are on it now."""
     bytes_then: float
-    """Bytes on it when the model-ready form is made …"""
+    """Bytes that will still be on it when the model-ready form has been made."""
     flows_then: float
-    """… and the transfers that they belong to."""
+    """The transfers that these bytes belong to."""
     transfer: float
-    """s of the link that the original takes."""
-    ready: float
-    """Until the original is at the other end."""
+    """s of link time that the original takes."""
+    until_input: float
+    """s from now until the original is at the server."""
     return_time: float
+    """s for the answer to reach the client."""
 
 
 class ReadyPayload(NamedTuple):
-    """A model-ready payload's way over a link. Most services take one of the same size, so it is
-    computed once: a division takes as long as the rest of a row."""
+    """The transfer of a model-ready payload over one link.
+
+    Most services take the same size, so the last result is reused: its divisions take as long as
+    the rest of a row.
+    """
 
     size: float
+    """Bytes; −1: none computed yet."""
     transfer: float
-    ready: float
+    """s of link time."""
+    until_input: float
+    """s from now until the payload is at the server."""
 
 
 @jit_no_refcount(inline=True)
 def link_rate(belief: Belief, link: int, now: float) -> float:
-    """bytes/s believed of a link at `now`; the prior until it has been measured.
+    """The believed rate of a link at `now`, bytes/s; the prior if it was never measured.
 
-    What was measured below the prior fades towards it with age (`layout.LOW_RATE_MEMORY`): the
-    geometric mean of both, the measurement weighing exp(−age / memory).
+    A measurement below the prior fades towards it with age: the result is the geometric mean of
+    both, in which the measurement weighs exp(−age / `arrays.LOW_RATE_MEMORY`).
     """
     state = belief.links[link]
     rate: float = state.rate
@@ -104,14 +118,14 @@ def link_rate(belief: Belief, link: int, now: float) -> float:
 
 @jit_no_refcount(inline=True)
 def link_rtt(belief: Belief, link: int) -> float:
-    """s; the prior until it has been measured."""
+    """The believed round trip of a link, s; the prior if it was never measured."""
     rtt: float = belief.links[link].rtt
     return rtt if rtt == rtt else RTT_PRIOR
 
 
 @jit_no_refcount(inline=True)
 def backlog_at(belief: Belief, link: int, rate: float, now: float) -> tuple[float, float]:
-    """(bytes, flows) believed to be on a link at `now`, without changing the belief."""
+    """(bytes, flows) believed to be on a link at `now`; leaves the belief unchanged."""
     state = belief.links[link]
     if state.backlog <= 0.0:
         return 0.0, 0.0
@@ -121,22 +135,25 @@ def backlog_at(belief: Belief, link: int, rate: float, now: float) -> tuple[floa
 
 @jit_no_refcount(inline=True)
 def waiting(arrival: float, queue: ServerQueue) -> float:
-    """s that a request waits whose input is there at `arrival`: until what goes before it is done;
-    or, if all workers are busy with less urgent work, until the first of them finishes."""
+    """s that a request waits for a worker if its input reaches the server at `arrival`.
+
+    It waits until the work that goes before it is done. If that is done and all workers are busy
+    with less urgent work, it waits until one of them becomes free.
+    """
     start = max(arrival, queue.ahead_until)
-    instead = min(queue.all_until, arrival + queue.first_free)
+    instead = min(queue.all_until, arrival + queue.next_free)
     behind = arrival >= queue.ahead_until and queue.all_until > arrival
     return (instead if behind else start) - arrival
 
 
 @jit_no_refcount
 def sampled(source: int, commands: int, j: int, of: int, count: int) -> int:
-    """The j-th of `of` servers that are considered beside the ingress `source`, of `count`.
+    """The j-th of `of` servers sampled as candidates besides the ingress `source`; `count` in all.
 
-    The others are cut into `of` equal parts, in the order of their numbers from the ingress on, and
-    each part gives one: so none comes twice, and all come equally often (within one part's
-    rounding). The draw is a function of the ingress and of its command's number: the simulator and
-    the live balancer draw alike, and a question asked twice gets the same answer.
+    The other servers, numbered from the ingress on, are cut into `of` equal parts, and one server
+    is drawn from each. So no server is drawn twice, and all are drawn equally often (within one
+    part's rounding). The draw depends only on the ingress and the number of its next command.
+    Therefore the simulator and the live balancer draw alike, and repeating it gives the same.
     """
     low = (count - 1) * j // of
     high = (count - 1) * (j + 1) // of
@@ -160,10 +177,10 @@ def observe(
 ) -> int:
     """Fill `table` for one request at `now`; returns how many rows besides shed are admissible.
 
-    `deadline` in s from `sent_at`; `payload` bytes; `uploaded` absolute time at which the photo was
-    in at the ingress, NaN if that is still to be predicted; `grace` and `accuracy_weight` of the
-    scenario's score. In a fleet of over `SAMPLED_ABOVE` servers only the ingress and `SAMPLED`
-    others can be admissible; of the rest only `up` is written, as 0.
+    `deadline` in s from `sent_at`; `payload` in bytes; `uploaded` the absolute time at which the
+    photo was at the ingress, NaN if that is still to be predicted; `grace` and `accuracy_weight`
+    from the scenario's score. In a fleet of over `SAMPLED_ABOVE` servers only the ingress and
+    `SAMPLED` others can be admissible; for the rest only `up` is written, as 0.
     """
     context = table.context
     context.ingress = ingress
@@ -211,7 +228,7 @@ def observe(
 
 @jit_no_refcount(inline=True)
 def view_request(belief: Belief, context: Record, sent_at: float, uploaded: float) -> RequestView:
-    """The request that `context` describes; completes the context."""
+    """Compute the request's view from `context`; writes context.upload and .prepare_backlog."""
     now, ingress = context.now, int(context.ingress)
     source = belief.servers[ingress]
     access_rtt = link_rtt(belief, ingress)
@@ -223,7 +240,7 @@ def view_request(belief: Belief, context: Record, sent_at: float, uploaded: floa
     backlog = max(0.0, source.prepare_backlog - max(0.0, now - source.prepare_at))
     context.upload = upload
     context.prepare_backlog = backlog
-    # One conversion at the ingress: on a core of its own, or as the workers' most urgent job.
+    # The converter runs on a core of its own, or conversions are the workers' most urgent jobs.
     wait = backlog
     if source.prepare_own <= 0.0:
         wait = water_level(belief.free[ingress], int(source.workers), now, backlog) - now
@@ -240,7 +257,7 @@ def view_request(belief: Belief, context: Record, sent_at: float, uploaded: floa
 
 @jit_no_refcount(inline=True)
 def view_server(belief: Belief, s: int, request: RequestView) -> ServerQueue:
-    """What the request finds at server `s`; plays its miniature forward to now."""
+    """Compute the believed queue of server `s` for the request; plays its miniature up to now."""
     now = request.now
     play_forward(belief, s, now)
     server = belief.servers[s]
@@ -251,7 +268,7 @@ def view_server(belief: Belief, s: int, request: RequestView) -> ServerQueue:
     edf = belief.edf[0] > 0.0
     all_work = 0.0
     ahead_work = 0.0
-    first_free = 0.0
+    next_free = 0.0
     if server.jobs > 0:
         jobs = belief.jobs[s]
         for j in range(server.jobs):
@@ -259,7 +276,7 @@ def view_server(belief: Belief, s: int, request: RequestView) -> ServerQueue:
             all_work += work
             if not edf or jobs[j].deadline <= request.due:
                 ahead_work += work
-        first_free = all_work / server.jobs / (workers + 1.0)
+        next_free = all_work / server.jobs / (workers + 1.0)
     if server.prepare_own <= 0.0:
         left = max(0.0, server.prepare_backlog - max(0.0, now - server.prepare_at))
         all_work += left
@@ -268,19 +285,19 @@ def view_server(belief: Belief, s: int, request: RequestView) -> ServerQueue:
     all_until = ahead_until
     if all_work != ahead_work:
         all_until = water_level(free, workers, now, all_work)
-    return ServerQueue(up, age, ahead_until, all_until, first_free)
+    return ServerQueue(up, age, ahead_until, all_until, next_free)
 
 
 @jit_no_refcount(inline=True)
 def view_ingress(request: RequestView) -> LinkView:
-    """The way to the ingress itself: none."""
+    """The view that stands for a link where the server is the ingress itself."""
     back = 0.5 * request.access_rtt
     return LinkView(-1, 0.0, 0.0, RATE_AGE_MAX, 0.0, 0.0, 0.0, 0.0, request.upload, back)
 
 
 @jit_no_refcount(inline=True)
 def view_link(belief: Belief, link: int, request: RequestView) -> LinkView:
-    """A link from the request's ingress."""
+    """Compute the view of a link from the request's ingress."""
     now, payload = request.now, request.payload
     state = belief.links[link]
     rate = link_rate(belief, link, now)
@@ -293,8 +310,8 @@ def view_link(belief: Belief, link: int, request: RequestView) -> LinkView:
     flows_then = flows * bytes_then / backlog if backlog > 0.0 else 0.0
     # The original is streamed on as it arrives, so the slower of upload and transfer decides.
     transfer = payload / rate
-    ready = max(request.upload, min(backlog, flows * payload) / rate + transfer)
-    ready += 0.5 * rtt
+    until_input = max(request.upload, min(backlog, flows * payload) / rate + transfer)
+    until_input += 0.5 * rtt
     return LinkView(
         link,
         rate,
@@ -304,7 +321,7 @@ def view_link(belief: Belief, link: int, request: RequestView) -> LinkView:
         bytes_then,
         flows_then,
         transfer,
-        ready,
+        until_input,
         0.5 * (rtt + request.access_rtt),
     )
 
@@ -313,7 +330,7 @@ def view_link(belief: Belief, link: int, request: RequestView) -> LinkView:
 def fill_server(
     belief: Belief, s: int, queue: ServerQueue, way: LinkView, now: float, out: Record
 ) -> None:
-    """Fill the columns of server `s`. The growth must be of `now` (`fleet.decay`)."""
+    """Fill the columns of server `s`. Call `advance_decay(belief, now)` first."""
     server = belief.servers[s]
     out.up = 1.0 if queue.up else 0.0
     out.workers = server.workers
@@ -329,16 +346,16 @@ def fill_server(
     out.rate_age = way.rate_age
     out.link_backlog = way.wait
     out.rtt = way.rtt
-    one, five, _ = decayed(belief, server.offered_grown)
+    one, five, _ = decayed(belief, server.offered_growth)
     out.offered_1s = server.offered_1s * one
     out.offered_5s = server.offered_5s * five
-    one, _, _ = decayed(belief, server.demand_grown)
+    one, _, _ = decayed(belief, server.demand_growth)
     out.demand_1s = server.demand_1s * one
     rif = requests_in_flight(belief, s, now)
     then = server.by_rif[rif_bucket(rif)]
     out.rif = rif
     out.response = server.response if server.response == server.response else 0.0
-    one, _, ten = decayed(belief, server.answers_grown)
+    one, _, ten = decayed(belief, server.answers_growth)
     out.peak = server.peak * ten
     out.rif_response = then if then == then else 0.0
     out.answers_1s = server.answers_1s * one
@@ -353,15 +370,17 @@ def fill_rows(
     request: RequestView,
     queue: ServerQueue,
     way: LinkView,
-    known: ReadyPayload,
+    ready: ReadyPayload,
 ) -> ReadyPayload:
-    """Fill the rows of server `s`, but for `predict`'s columns. `known` is the last model-ready
-    payload computed for this link; returns the last one now."""
+    """Fill the rows of server `s`, except for the columns that `predict` fills.
+
+    `ready` is the model-ready payload last computed for this link; returns the one last computed.
+    """
     rows, mask = table.rows, table.mask
     source = belief.servers[request.ingress]
     local = way.link < 0
     size = 0.0 if local else request.payload
-    wait = waiting(request.now + way.ready, queue)
+    wait = waiting(request.now + way.until_input, queue)
     converts = queue.up and not local and source.prepare_on > 0.0
     ready_wait = 0.0
     waited_for = -1.0
@@ -369,7 +388,7 @@ def fill_rows(
         r = 2 * k
         mask[r] = queue.up
         rows.local[r] = local
-        rows.ready[r] = way.ready
+        rows.until_input[r] = way.until_input
         rows.wait[r] = wait
         rows.return_time[r] = way.return_time
         rows.transfer[r] = way.transfer
@@ -378,23 +397,23 @@ def fill_rows(
         mask[r] = converts
         if converts:
             small = rows.size[r]
-            if small != known.size:
-                known = send_ready(small, request, way)
+            if small != ready.size:
+                ready = send_ready(small, request, way)
             if small != waited_for:
                 waited_for = small
-                ready_wait = waiting(request.now + known.ready, queue)
-            rows.ready[r] = known.ready
+                ready_wait = waiting(request.now + ready.until_input, queue)
+            rows.until_input[r] = ready.until_input
             rows.wait[r] = ready_wait
             rows.return_time[r] = way.return_time
-            rows.transfer[r] = known.transfer
+            rows.transfer[r] = ready.transfer
             rows.prepare[r] = source.prepare_seconds
-    return known
+    return ready
 
 
 @jit_no_refcount(inline=True)
 def send_ready(size: float, request: RequestView, way: LinkView) -> ReadyPayload:
-    """A model-ready payload's way. The whole photo must be in before it is converted; the link
-    drains meanwhile."""
+    """Compute the transfer of a model-ready payload of `size` bytes. The link drains while the
+    photo is uploaded and converted."""
     transfer = size / way.rate
     over = min(way.bytes_then, way.flows_then * size) / way.rate
     return ReadyPayload(size, transfer, request.converted + over + transfer + 0.5 * way.rtt)
@@ -402,14 +421,14 @@ def send_ready(size: float, request: RequestView, way: LinkView) -> ReadyPayload
 
 @jit_no_refcount(inline=True, internal=True)
 def predict(table: CandidateTable, times: Array) -> int:
-    """Write each row's service time and latency, and leave admissible what is accurate enough.
+    """Write each row's service time and latency, and mask the rows that are not accurate enough.
     Returns how many rows besides shed are admissible."""
     rows, mask = table.rows, table.mask
     elapsed, demanded = table.context.elapsed, table.context.accuracy
     shed = mask.size - 1
     admissible = 0
     for r in range(shed):
-        until_run = elapsed + rows.ready[r] + rows.wait[r]
+        until_run = elapsed + rows.until_input[r] + rows.wait[r]
         rows.service_time[r] = times[r]
         rows.latency[r] = until_run + times[r] + rows.return_time[r]
         good = (mask[r] != 0) & (rows.accuracy[r] >= demanded)

@@ -1,15 +1,15 @@
-"""The candidate table: one request, and every way to answer it that the balancer knows of.
+"""The candidate table: the figures by which a policy decides one request.
 
 A *row* is a candidate (service, payload form); the last row is *shed*. Columns have names:
 
-- ``table.rows.latency[r]``: a figure of row r. Row 2k + f is service k fed payload form f. A column
-  is one contiguous array, so a loop over rows is vectorised.
-- ``table.servers[s].failure``: a figure that all rows of server s share.
-- ``table.context.deadline``: a figure that all rows share.
-- ``table.mask[r]``: 1 where row r may be chosen: its accuracy is at least the demanded one, its
-  server is up and not draining, and the form makes sense (model-ready only for a transfer). Shed
-  always may.
-- ``table.scores[r]``: where a policy writes its scores; higher is better, −inf for never.
+- ``table.rows.latency[r]`` belongs to row r. Row 2k + f is service k fed payload form f. Each
+  column is one contiguous array, so a loop over rows is vectorised.
+- ``table.servers[s].failure`` belongs to server s; all its rows share it.
+- ``table.context.deadline`` belongs to the request; all rows share it.
+- ``table.mask[r]`` is 1 if row r may be chosen: its accuracy is at least the demanded one, its
+  server is up and not draining, and the payload form makes sense (model-ready only for a transfer).
+  The shed row may always be chosen.
+- ``table.scores[r]`` is written by the policy: higher is better, −inf means never.
 
 `fleet.observe.observe` fills the table. The dictionaries `ROW`, `SERVER` and `CONTEXT` name each
 column and describe it as ``[unit] meaning``, in the order in which `TableArrays` stores them.
@@ -29,10 +29,10 @@ from edgewise.fleet.arrays import Array, Belief
 
 
 class Rows(NamedTuple):
-    """The columns that differ from row to row, float64 (R,) each.
+    """The columns with one value per row, float64 (R,) each.
 
-    Rows that are not admissible hold figures too. These mean nothing, except those that never
-    change: server, service, form, accuracy, and the size of a model-ready payload.
+    On rows that are not admissible only the constant columns are meaningful: server, service, form,
+    accuracy, and the size of a model-ready payload.
     """
 
     server: Annotated[Array, "[index] server that would run it; −1 on the shed row"]
@@ -40,14 +40,16 @@ class Rows(NamedTuple):
     form: Annotated[Array, "[0 or 1] payload form: 0 original, 1 model-ready"]
     local: Annotated[Array, "[0 or 1] 1 if the server is the ingress"]
     accuracy: Annotated[Array, "[0–1] accuracy of the service when fed this form"]
-    ready: Annotated[Array, "[s] time from now until the input is at the server, in this form"]
+    until_input: Annotated[
+        Array, "[s] time from now until the input is at the server, in this form"
+    ]
     wait: Annotated[Array, "[s] time in the server's queue after that"]
     service_time: Annotated[Array, "[s] time on a worker"]
     return_time: Annotated[Array, "[s] time from there until the answer has reached the client"]
     latency: Annotated[
         Array,
         "[s] time from sending to the answer at the client:"
-        " elapsed + ready + wait + service_time + return_time",
+        " elapsed + until_input + wait + service_time + return_time",
     ]
     transfer: Annotated[Array, "[s] time that the payload occupies the link: size / rate"]
     prepare: Annotated[Array, "[s] CPU time of the ingress to make the payload model-ready"]
@@ -106,15 +108,15 @@ SETTINGS = np.dtype(
 )
 
 RATE_AGE_MAX = 60.0
-"""s. By then a mobile link's rate tells nothing any more of what it was (Norway HSDPA traces)."""
+"""s. A mobile link's rate this old predicts nothing any more (Norway HSDPA traces)."""
 
 SAMPLED_ABOVE = 32
-"""Servers. In a larger fleet a request is offered the ingress and a sample of the others: a look at
-all of them would cost more time than the choice among the last few hundred is worth."""
+"""Servers. In a larger fleet the candidates of a request are the ingress and a sample of the other
+servers: observing all of them would cost more time than the wider choice is worth."""
 SAMPLED = 15
 """Servers in the sample. Two random choices already avoid most of the queueing (Mitzenmacher, IEEE
-TPDS 12(10), 2001); with unequal servers more are needed to have a fast one among them.
-`benchmarks/simulator.py` prints what it costs."""
+TPDS 12(10), 2001); among unequal servers a larger sample is needed to contain a fast one.
+`benchmarks/simulator.py` measures the cost."""
 
 
 class TableArrays(NamedTuple):
@@ -132,7 +134,7 @@ class TableArrays(NamedTuple):
 
 
 class CandidateTable(NamedTuple):
-    """What a policy's kernel sees, and where it writes its scores. Allocated once.
+    """The input of a policy's kernel, and the scores that it writes. Allocated once.
 
     The named columns are views of `arrays`.
     """
@@ -147,7 +149,7 @@ class CandidateTable(NamedTuple):
 
 
 def named(arrays: TableArrays) -> CandidateTable:
-    """The table whose memory is `arrays`."""
+    """The candidate table with `arrays` as its memory."""
     return CandidateTable(
         rows=Rows(*arrays.rows.T),
         servers=arrays.servers.view(SERVER_COLUMNS).view(np.recarray)[:, 0],
@@ -160,7 +162,7 @@ def named(arrays: TableArrays) -> CandidateTable:
 
 
 def blank_table(servers: int, services: int) -> CandidateTable:
-    """Allocate the table of a fleet of so many."""
+    """Allocate a candidate table for a fleet with these numbers of servers and services."""
     count = 2 * services + 1
     table = named(
         TableArrays(
@@ -179,9 +181,10 @@ def blank_table(servers: int, services: int) -> CandidateTable:
 
 
 def table_of(rows: Array, mask: Array, servers: Array, context: Array) -> CandidateTable:
-    """The table with these figures, named; no scores yet.
+    """A candidate table with these figures and no scores yet.
 
-    The columns are views of the arrays, unless these lie in another order than `TableArrays` says.
+    Its columns are views of the arrays, or of copies where these are not laid out as `TableArrays`
+    says.
     """
     table = named(
         TableArrays(
@@ -197,13 +200,13 @@ def table_of(rows: Array, mask: Array, servers: Array, context: Array) -> Candid
     return table
 
 
-def observed(seen: Observation) -> CandidateTable:
-    """The table that an observation shows."""
+def table_of_observation(seen: Observation) -> CandidateTable:
+    """The candidate table of an observation."""
     return table_of(seen.rows, seen.mask, seen.servers, seen.context)
 
 
 def load(table: CandidateTable, observation: Observation) -> None:
-    """Copy an observation of the same fleet into `table`; quicker than `table_of`."""
+    """Copy an observation of the same fleet into `table`; faster than `table_of`."""
     np.copyto(table.arrays.rows, observation.rows)
     np.copyto(table.arrays.mask, observation.mask)
     np.copyto(table.arrays.servers, observation.servers)
@@ -211,7 +214,7 @@ def load(table: CandidateTable, observation: Observation) -> None:
 
 
 def new_table(belief: Belief) -> CandidateTable:
-    """Allocate the table that `observe` fills from `belief`, or from one of the same fleet."""
+    """Allocate the table that `observe` fills from `belief` or another belief of the same fleet."""
     services = belief.services
     table = blank_table(len(belief.servers), len(services))
     rows = table.rows
@@ -243,7 +246,7 @@ def flatten(table: CandidateTable, out: Array) -> None:
 
 @jit_no_refcount(inline=True)
 def best_row(table: CandidateTable) -> int:
-    """The admissible row of highest score, the first of equals; shed if none is above −inf."""
+    """The admissible row with the highest score, the first among equals; shed if all are −inf."""
     scores, mask = table.scores, table.mask
     best = mask.size - 1
     value = -math.inf

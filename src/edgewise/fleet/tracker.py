@@ -101,7 +101,7 @@ class Tracker:
         ]
         self._candidates = (*candidates, None)
         self._open: dict[str, _Open] = {}
-        self._links_given = scenario.network_state == "emulator"
+        self._true_links = scenario.network_state == "emulator"
         names = {}
         for i, a in enumerate(self.servers):
             names[scenario.access_of(a)[0]] = i
@@ -160,7 +160,7 @@ class Tracker:
         links, taken = [], set()
         for name, peer in report.peers.items():
             other = self._index.get(name)
-            if other is None or self._links_given:
+            if other is None or self._true_links:
                 continue
             link = s if other == s else int(self.belief.path[s, other])
             measured_at = math.nan if peer.measured_at is None else peer.measured_at - clock_ahead
@@ -280,7 +280,7 @@ class Tracker:
             candidates=self._candidates,
         )
 
-    def knows(self, server: str) -> bool:
+    def has_server(self, server: str) -> bool:
         return server in self._index
 
     @property

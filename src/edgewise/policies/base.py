@@ -22,7 +22,7 @@ from edgewise.domain import Candidate, Decision, Observation, ShedReason
 from edgewise.errors import EdgewiseError
 from edgewise.fleet.arrays import Array, Record
 from edgewise.fleet.rng import new_rng, uniform
-from edgewise.fleet.table import CandidateTable, blank_table, load, observed
+from edgewise.fleet.table import CandidateTable, blank_table, load, table_of_observation
 
 logger = logging.getLogger(__name__)
 
@@ -520,7 +520,7 @@ def decision(
 def _why_shed(observation: Observation) -> ShedReason:
     if observation.mask[:-1].any():
         return ShedReason.PRICE
-    table = observed(observation)
+    table = table_of_observation(observation)
     if (table.rows.accuracy[:-1] >= table.context.accuracy).any():
         return ShedReason.NONE_UP
     return ShedReason.NO_SERVICE

@@ -362,7 +362,7 @@ def row_terms(
         captive = min(1.0, server.demand_1s * service_time / server.workers)
         cost *= 1.0 + params.captive_gain * captive
     return RowTerms(
-        params.network_margin * (rows.ready[r] + rows.return_time[r]),
+        params.network_margin * (rows.until_input[r] + rows.return_time[r]),
         params.wait_margin * rows.wait[r],
         params.service_margin * service_time,
         on.network_spread,

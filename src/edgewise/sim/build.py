@@ -170,7 +170,7 @@ def _settings_of(
     out.edf, out.fifo_links = scenario.discipline == "edf", options.fifo_links
     out.uplink = scenario.network.topology == "uplink"
     out.prepare_own, out.batching = scenario.prepare.on == "own", options.batching
-    out.links_given = scenario.network_state == "emulator"
+    out.true_links = scenario.network_state == "emulator"
     out.can_fail = (
         breakable
         or any(isinstance(failure, DownFailure) for failure in scenario.failures)
@@ -221,7 +221,7 @@ def _requests(trace: Trace) -> Array:
 def _slots(count: int) -> Array:
     slots = records(count, layout.SLOT)
     slots["next"] = [*range(1, count), -1]
-    slots["wake"] = np.inf
+    slots["timeout_at"] = np.inf
     return slots
 
 
@@ -308,7 +308,7 @@ def _links(
     links = records(int(path.max(initial=len(names) - 1)) + 1, layout.LINK)
     links["root"] = -1
     links["measured"] = links["measured_at"] = np.nan
-    links["ledger_first"], links["ledger_word"] = -1, np.inf
+    links["ledger_first"], links["next_ack"] = -1, np.inf
     links["mode"] = layout.UNLIMITED
     curves: dict[LinkTrace, tuple[int, int, float]] = {}
     for full, (e, source) in places.items():
@@ -374,7 +374,7 @@ def _script(scenario: Scenario, link_changes: NDArray[np.void]) -> NDArray[np.vo
             if failure.duration > SILENCE_KNOWN:  # a new connection first
                 until += RETRY_MAX
             lines.append((failure.at, layout.S_MUTE, 0))
-            lines.append((until, layout.S_HEARD, 0))
+            lines.append((until, layout.S_UNMUTE, 0))
     failures = records(len(lines), layout.SCRIPT)
     for out, line in zip(failures, lines, strict=True):
         out["time"], out["kind"], out["index"] = line

@@ -39,17 +39,17 @@ from edgewise.sim.layout import (
     E_OUTCOME,
     E_REPORTED,
     E_SWEEP,
+    E_TIMEOUT,
     E_UPLOADED,
-    E_WAKE,
     OPEN,
     REASON_HORIZON,
     REASON_NO_SERVICE,
     REASON_NONE_UP,
     REASON_PRICE,
-    S_HEARD,
     S_LINK_CHANGE,
     S_MUTE,
     S_SERVER_DOWN,
+    S_UNMUTE,
     Reports,
     Sim,
     World,
@@ -80,7 +80,7 @@ from edgewise.sim.routes import (
     start_upload,
 )
 from edgewise.sim.silent_balancer import decides_alone, end_silence
-from edgewise.sim.slots import lose, open_slot, refuse_arrival, release
+from edgewise.sim.slots import drop_reference, lose, open_slot, refuse_arrival
 
 
 @jit_no_refcount
@@ -161,7 +161,7 @@ def run_to_decision(sim: Sim) -> int:
                 observe_request(sim, index, now)
                 request: int = sim.world.slots[index].request
                 return request
-            release(sim.world, index)
+            drop_reference(sim.world, index)
         elif kind == E_FINISH:
             on_finish(sim.world, index, now)
         elif kind == E_REPORTED:
@@ -172,7 +172,7 @@ def run_to_decision(sim: Sim) -> int:
             on_left(sim.world, sim.beliefs, index)
         elif kind == E_JOINED:
             on_joined(sim.world, sim.beliefs, index, now)
-        elif kind == E_WAKE:
+        elif kind == E_TIMEOUT:
             on_timeout_check(sim.world, index, now)
         else:
             if kind == E_COMMAND:
@@ -185,7 +185,7 @@ def run_to_decision(sim: Sim) -> int:
                 on_outcome_known(sim, index, now)
             elif kind == E_FAILED:
                 on_failed(sim.world, index, now)
-            release(sim.world, index)
+            drop_reference(sim.world, index)
 
 
 @jit_no_refcount(inline=True, internal=True)
@@ -232,11 +232,11 @@ def act(sim: Sim, row: int, probability: float) -> None:
     `probability` is the one with which the row was drawn, for the record. The row must be
     admissible.
     """
-    take(by_reference(sim), row, probability)
+    choose_row(by_reference(sim), row, probability)
 
 
 @jit_no_refcount(internal=True)
-def take(sim: Sim, row: int, probability: float) -> None:
+def choose_row(sim: Sim, row: int, probability: float) -> None:
     """`act`, for compiled code that has a reference to the simulation."""
     clock = sim.world.clock[0]
     settings = sim.world.settings[0]
@@ -264,7 +264,7 @@ def take(sim: Sim, row: int, probability: float) -> None:
         slot.picked = slot.server
         slot.life = sim.world.servers[slot.server].known_life
     schedule_command(sim.world, i, now + settings.control_delay)
-    release(sim.world, i)  # the metadata's
+    drop_reference(sim.world, i)  # the metadata's
 
 
 @jit_no_refcount(internal=True)
@@ -340,7 +340,7 @@ def apply_script_line(sim: Sim, now: float) -> None:
         stop(sim.world, line.index, now)
     elif line.kind == S_MUTE:
         clock.mute_since = now
-    elif line.kind == S_HEARD:
+    elif line.kind == S_UNMUTE:
         end_silence(sim.world, now)
     else:
         restart(sim.world, line.index, now)
@@ -362,7 +362,7 @@ def run(sim: Sim, kernel: Any, params: Array, memory: Array, rng: Array, decisio
         row = best_row(sim.table)
         if sim.world.settings[0].can_fail != 0:
             keep_alternatives(sim, row)
-        take(sim, row, probability)
+        choose_row(sim, row, probability)
         done += 1
     return done
 
@@ -397,7 +397,7 @@ def run_learning(
             j: int = world.slots[n].feedback_slot
             slot = world.slots[j]
             learn(params, memory[slot.balancer], features[j], slot.utility)
-            release(world, j)
+            drop_reference(world, j)
         clock.feedback_count = 0
         if going < 0:
             return done
@@ -409,7 +409,7 @@ def run_learning(
         describe(sim.table, row, features[i])
         if settings.can_fail != 0:
             keep_alternatives(sim, row)
-        take(sim, row, probability)
+        choose_row(sim, row, probability)
         done += 1
     return done
 
@@ -420,7 +420,7 @@ def decide(sim: Sim, row: int, probability: float) -> None:
     sim = by_reference(sim)
     if sim.world.settings[0].can_fail != 0:
         keep_alternatives(sim, row)
-    take(sim, row, probability)
+    choose_row(sim, row, probability)
 
 
 @jit_no_refcount
@@ -429,7 +429,7 @@ def drop_feedback(sim: Sim) -> None:
     clock = sim.world.clock[0]
     for n in range(clock.feedback_count):
         j: int = sim.world.slots[n].feedback_slot
-        release(sim.world, j)
+        drop_reference(sim.world, j)
     clock.feedback_count = 0
 
 

@@ -75,7 +75,7 @@ def push(world: World, time: float, kind: int, index: int) -> None:
     clock = world.clock[0]
     code = code_of(world, kind, index)
     if clock.near == NEAR:
-        move_half(world)
+        move_half_to_heap(world)
     times, codes = world.near, world.near_codes
     place = clock.near + 1
     clock.near = place
@@ -95,7 +95,7 @@ def heap_push(world: World, time: float, kind: int, index: int) -> None:
 
 
 @jit_no_refcount(internal=True)
-def move_half(world: World) -> None:
+def move_half_to_heap(world: World) -> None:
     """The later half of those in order to the heap."""
     times, codes = world.near, world.near_codes
     for j in range(_HALF, 0, -1):
@@ -125,12 +125,12 @@ def pop(world: World) -> int:
         world.clock[0].near = n - 1
         return code
     code = first.code
-    take_root(world)
+    heap_pop(world)
     return code
 
 
 @jit_no_refcount(inline=True, internal=True)
-def settle(events: Array, hole: int, time: float, code: int) -> None:
+def sift_up(events: Array, hole: int, time: float, code: int) -> None:
     """Sift an event up from the heap's hole."""
     while hole > 0:
         parent = (hole - 1) >> 1
@@ -149,11 +149,11 @@ def heap_push_event(world: World, time: float, code: int) -> None:
     """Push an event onto the heap."""
     n = world.clock[0].events
     world.clock[0].events = n + 1
-    settle(world.events, n, time, code)
+    sift_up(world.events, n, time, code)
 
 
 @jit_no_refcount(internal=True)
-def take_root(world: World) -> None:
+def heap_pop(world: World) -> None:
     """Remove the heap's first event; there must be one."""
     events = world.events
     n = world.clock[0].events - 1
@@ -173,7 +173,7 @@ def take_root(world: World) -> None:
         events[hole].code = events[child].code
         hole = child
         child = 2 * hole + 1
-    settle(events, hole, events[n].time, events[n].code)
+    sift_up(events, hole, events[n].time, events[n].code)
 
 
 @jit_no_refcount(inline=True, internal=True)

@@ -61,11 +61,11 @@ REASONS = (
     E_LEFT,  # server: the balancers learn that it is gone
     E_JOINED,  # server: … that it is back
     E_SWEEP,  # once a second: dispatches whose client has given up are written off
-    E_WAKE,  # slot: its ingress gives up on a peer, or on it
+    E_TIMEOUT,  # slot: its ingress gives up on a peer, or on it
 ) = range(12)
 
 # -- kinds of script entries --------------------------------------------------------------------
-S_LINK_CHANGE, S_SERVER_DOWN, S_SERVER_UP, S_MUTE, S_HEARD = range(5)
+S_LINK_CHANGE, S_SERVER_DOWN, S_SERVER_UP, S_MUTE, S_UNMUTE = range(5)
 
 # -- link modes ---------------------------------------------------------------------------------
 CONSTANT, UNLIMITED, CURVE = range(3)
@@ -124,7 +124,7 @@ SETTINGS = np.dtype(
         ("uplink", "i8"),  # 1: a sender's transfers share one link
         ("prepare_own", "i8"),
         ("batching", "i8"),
-        ("links_given", "i8"),  # 1: the balancer is told the links' true state
+        ("true_links", "i8"),  # 1: the balancer is told the links' true state
         ("can_fail", "i8"),  # 1: alternatives are kept
         ("noise_bits", "i8"),  # logarithm of the count of noise factors
         ("store", "i8"),  # 1: results are kept
@@ -147,14 +147,14 @@ SLOT = np.dtype(
     [
         ("request", "i8"),
         ("stage", "i4"),
-        ("holds", "i4"),  # events, transfers and queues that refer to it
+        ("references", "i4"),  # events, transfers and queues that refer to it
         ("ingress", "i4"),
         ("balancer", "i4"),
         ("service", "i4"),  # that is to run it now; −1 none
         ("server", "i4"),  # of that service
         ("form", "i4"),
         ("at", "i4"),  # server in whose queue or worker it is; −1 nowhere
-        ("unready", "i4"),  # 1: it waits to be made model-ready
+        ("awaits_conversion", "i4"),  # 1: it waits to be made model-ready
         ("refused", "i4"),  # 1: its ingress had no room for it
         ("row", "i4"),  # decided
         ("picked", "i4"),  # server decided; −1 shed
@@ -165,10 +165,8 @@ SLOT = np.dtype(
         ("rif", "i4"),
         ("reason", "i4"),
         ("next", "i4"),  # in a batch, a prepare queue, or the free slots
-        (
-            "feedback_slot",
-            "i4",
-        ),  # slot n: the n-th slot whose score is known and not yet learned from
+        # In slot n: the n-th slot whose score is known and that has not been learned from.
+        ("feedback_slot", "i4"),
         ("before", "i4"),  # in the server's queue, in order of arrival …
         ("after", "i4"),
         ("alternatives", "i4", (ALTERNATIVES,)),  # rows
@@ -177,8 +175,9 @@ SLOT = np.dtype(
         ("deadline", "f8"),  # absolute
         ("expiry", "f8"),  # absolute: from then on it cannot score
         ("give_up", "f8"),  # absolute: how long a peer is waited for; inf: none is
-        ("wake", "f8"),  # of the event under way that looks at the two; inf none. Outlives the slot
-        ("news", "f8"),  # of the delivery or failure that counts; inf none
+        # of the timeout check under way, at the earlier of these two; inf: none. Outlives the slot.
+        ("timeout_at", "f8"),
+        ("result_at", "f8"),  # of the delivery or failure that counts; inf none
         ("demanded", "f8"),
         ("payload", "f8"),
         ("bytes", "f8"),  # of the transfer under way
@@ -291,12 +290,12 @@ LINK = np.dtype(
         # what its node knows (`sim.transfers`)
         ("measured", "f8"),  # bytes/s by its own transfers; NaN never
         ("measured_at", "f8"),
-        ("ledger", "i8"),  # transfers under way …
+        ("ledger_count", "i8"),  # transfers under way …
         ("ledger_first", "i8"),  # … the latest of them, in `flows`; −1 none
         ("ledger_sent", "f8"),  # bytes that one present throughout is believed to have sent
         ("ledger_area", "f8"),  # ∫ ledger dt
         ("ledger_at", "f8"),  # when these two were brought up to date
-        ("ledger_word", "f8"),  # when the next word comes that one is in, or before; inf none
+        ("next_ack", "f8"),  # when the next word comes that one is in, or before; inf none
     ]
 )
 
@@ -308,7 +307,7 @@ FLOW = np.dtype(
         ("began", "f8"),
         ("area", "f8"),  # the ledger's, then
         ("tag", "f8"),  # it is believed to be across when the ledger has sent so much
-        ("word", "f8"),  # when its sender hears that it is in; inf not known
+        ("acked_at", "f8"),  # when its sender hears that it is in; inf not known
     ]
 )
 """A transfer as its node knows it. Slot i has two: i of its upload, M + i of its transfer."""

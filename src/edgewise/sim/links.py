@@ -188,7 +188,9 @@ def backlog(link: Record, fifo: bool) -> float:
 
 
 @jit_no_refcount(inline=True, internal=True)
-def lag(link: Record, seed: int, request: int, e: int, size: float, now: float) -> float:
+def delay_after_link(
+    link: Record, seed: int, request: int, e: int, size: float, now: float
+) -> float:
     """s from the moment `now` at which a transfer has left until it is in; inf = it is reset."""
     seconds: float = impaired(link.delay, link.impairments, seed, request, e, size, now)
     return seconds

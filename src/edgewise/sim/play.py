@@ -18,7 +18,7 @@ from edgewise.sim.layout import Sim
 Floats = NDArray[np.float64]
 
 
-SAME = 1e-6
+TIME_TOLERANCE = 1e-6
 """s. Times that differ by less may be one, rounded."""
 
 
@@ -32,7 +32,7 @@ def policy_seeds(seed: int, balancers: int) -> list[int]:
     return [int(child.generate_state(1, np.uint64)[0]) for child in children]
 
 
-def seeds_of_draws(seed: int, balancers: int) -> np.ndarray:
+def new_rngs(seed: int, balancers: int) -> np.ndarray:
     """The state of each balancer's random draws, uint64 (B, 1)."""
     return np.stack([new_rng(each) for each in policy_seeds(seed, balancers)])
 
@@ -65,7 +65,7 @@ def play_until(sim: Sim, spec: PolicySpec, seed: int, request: int) -> tuple[Flo
     sent = float(sim.world.requests["time"][request])
     while player.run(1) == 1:
         now = float(clock["now"][0])
-        if abs(now - float(context.elapsed) - sent) > SAME:
+        if abs(now - float(context.elapsed) - sent) > TIME_TOLERANCE:
             continue
         mine = (slots["request"] == request) & (slots["row"] >= 0) & (slots["decided"] == now)
         for slot in slots[mine]:
@@ -87,7 +87,7 @@ class Player:
         one = spec.new_memory(len(sim.world.servers))
         self.memory = np.repeat(one[None], balancers, axis=0)
         """(B, n): each balancer's own."""
-        self.rng = seeds_of_draws(seed, balancers)
+        self.rng = new_rngs(seed, balancers)
         self.features = np.zeros((len(sim.world.slots), spec.features))
 
     def run(self, decisions: int = -1) -> int:

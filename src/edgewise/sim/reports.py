@@ -16,8 +16,8 @@ from edgewise.fleet.intake import (
     FORGET_AFTER,
     RATE_MAX,
     ReportArrays,
+    clamp_rate,
     close_dispatch,
-    kept_rate,
     take_report,
 )
 from edgewise.fleet.timeouts import FLEET_PERIOD, HEARTBEAT
@@ -42,8 +42,8 @@ from edgewise.sim.layout import (
 )
 from edgewise.sim.links import backlog, capacity, schedule, update_link
 from edgewise.sim.next_times import set_report_time
-from edgewise.sim.servers import account, backlog_of
-from edgewise.sim.slots import expect_result, hold, lose, release
+from edgewise.sim.servers import backlog_of, change_busy
+from edgewise.sim.slots import add_reference, drop_reference, expect_result, lose
 from edgewise.sim.transfers import believed_backlog, clear_ledger
 
 SILENCE_KNOWN = 1.5 * HEARTBEAT
@@ -78,9 +78,9 @@ def report_link(world: World, reports: Reports, p: int, j: int, e: int, now: flo
     out.link = e
     out.first = 1
     link = world.links[e]
-    if world.settings[0].links_given == 0:
+    if world.settings[0].true_links == 0:
         out.backlog = believed_backlog(world, e, now)
-        out.flows = link.ledger
+        out.flows = link.ledger_count
         out.rate = link.measured
         out.rate_at = link.measured_at
         return
@@ -91,7 +91,7 @@ def report_link(world: World, reports: Reports, p: int, j: int, e: int, now: flo
     rate = RATE_MAX
     if link.mode != UNLIMITED:
         rate = capacity(link, world.numbers, now, now + 1e-6) * 1e6
-    out.rate = kept_rate(rate)
+    out.rate = clamp_rate(rate)
     out.rate_at = now
 
 
@@ -112,7 +112,7 @@ def make_report(world: World, reports: Reports, s: int, now: float) -> None:
     report.life = server.life
     report.at = now
 
-    account(world, s, now, 0)
+    change_busy(world, s, now, 0)
     server.reported_at = now
     report.utilisation = min(1.0, max(0.0, server.utilisation))
 
@@ -158,7 +158,7 @@ def report_links(world: World, reports: Reports, s: int, p: int, now: float) -> 
     settings = world.settings[0]
     report_link(world, reports, p, 0, s, now)
     # A node cannot time its clients; an emulator knows.
-    reports.links[p, 0].rtt = 2.0 * world.links[s].delay if settings.links_given != 0 else math.nan
+    reports.links[p, 0].rtt = 2.0 * world.links[s].delay if settings.true_links != 0 else math.nan
     count = settings.servers
     if settings.uplink == 0:
         j = 0
@@ -232,7 +232,7 @@ def receive_report(
         reports.services[p, : server.end_service - server.first_service],
         reports.links[p, : links_sent(world)],
     )
-    take_report(belief, report, world.settings[0].links_given != 0, now)
+    take_report(belief, report, world.settings[0].true_links != 0, now)
 
 
 @jit_no_refcount(inline=True, internal=True)
@@ -262,7 +262,7 @@ def end_dispatch(world: World, belief: Belief, i: int, failed: bool, now: float)
 def queue_feedback(world: World, i: int) -> None:
     """Keep slot `i` until the policy has learned from it."""
     clock = world.clock[0]
-    hold(world, i)
+    add_reference(world, i)
     world.slots[clock.feedback_count].feedback_slot = i
     clock.feedback_count += 1
 
@@ -309,7 +309,7 @@ def stop(world: World, s: int, now: float) -> None:
     server = world.servers[s]
     if server.up == 0:
         return
-    account(world, s, now, -server.busy)
+    change_busy(world, s, now, -server.busy)
     server.up = 0
     set_report_time(world, s, math.inf)
     server.life += 1
@@ -320,7 +320,7 @@ def stop(world: World, s: int, now: float) -> None:
             while world.links[e].root >= 0:
                 node = world.links[e].root
                 world.links[e].root = remove_root(world.nodes, node)
-                release(world, node if node < slots else node - slots)
+                drop_reference(world, node if node < slots else node - slots)
                 if node >= slots:
                     world.slots[node - slots].link = -1
             world.links[e].flows = 0
@@ -354,7 +354,7 @@ def clear_server(world: World, s: int) -> None:
         while i >= 0:
             after: int = world.slots[i].next if worker.preparing == 0 else -1
             world.slots[i].at = -1
-            release(world, i)
+            drop_reference(world, i)
             i = after
         worker.slot = -1
         if n < server.workers:
@@ -364,12 +364,12 @@ def clear_server(world: World, s: int) -> None:
     while i >= 0:
         after = world.slots[i].after
         world.slots[i].at = -1
-        release(world, i)
+        drop_reference(world, i)
         i = after
     i = server.prepare_head
     while i >= 0:
         after = world.slots[i].next
-        release(world, i)
+        drop_reference(world, i)
         i = after
     for k in range(server.first_service, server.end_service):
         world.services[k].queue = -1

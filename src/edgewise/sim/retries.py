@@ -34,13 +34,19 @@ from edgewise.sim.layout import (
 from edgewise.sim.links import remove_transfer
 from edgewise.sim.routes import quickest_here, send_to_server
 from edgewise.sim.servers import (
+    clear_conversion_mark,
     expected_work,
-    no_more_unready,
     remove_from_queue,
     report_if_jumped,
     wait_for,
 )
-from edgewise.sim.slots import end_request, notify_balancer, release, schedule_timeout, take_slot
+from edgewise.sim.slots import (
+    drop_reference,
+    end_request,
+    notify_balancer,
+    schedule_timeout,
+    take_slot,
+)
 from edgewise.sim.transfers import drop_entry
 
 
@@ -48,7 +54,7 @@ from edgewise.sim.transfers import drop_entry
 def abort_transfer(world: World, i: int) -> None:
     """Abort the transfer of slot `i`, if one is under way."""
     slot = world.slots[i]
-    slot.news = math.inf
+    slot.result_at = math.inf
     slot.give_up = math.inf
     drop_entry(world, world.slots.size + i, world.clock[0].now)
     if slot.link < 0:
@@ -60,7 +66,7 @@ def abort_transfer(world: World, i: int) -> None:
         slot.bytes,
     )
     slot.link = -1
-    release(world, i)
+    drop_reference(world, i)
 
 
 @jit_no_refcount(internal=True)
@@ -72,12 +78,12 @@ def leave_queue(world: World, i: int, now: float) -> None:
     service.queue = remove(world.nodes, service.queue, 2 * world.slots.size + i, 0.0)
     remove_from_queue(world, s, i)
     slot.at = -1
-    release(world, i)
+    drop_reference(world, i)
     report_if_jumped(world, s, now)
 
 
 @jit_no_refcount(internal=True)
-def leave_worker(world: World, i: int) -> bool:
+def detach_from_worker(world: World, i: int) -> bool:
     """Detach slot `i` from the worker that runs it; the worker finishes on a placeholder slot.
     Returns False if no slot is free for that."""
     slot = world.slots[i]
@@ -86,19 +92,19 @@ def leave_worker(world: World, i: int) -> bool:
     other = take_slot(world, now)
     if other < 0:
         return False
-    nobody = world.slots[other]
-    nobody.request = slot.request
-    nobody.stage = DONE
-    nobody.holds = 1
-    nobody.ingress = slot.ingress
-    nobody.service = slot.service
-    nobody.server = slot.server
-    nobody.form = slot.form
-    nobody.at = slot.at
-    nobody.picked = -1
-    nobody.unready = 0
-    nobody.link = -1
-    nobody.next = slot.next
+    placeholder = world.slots[other]
+    placeholder.request = slot.request
+    placeholder.stage = DONE
+    placeholder.references = 1
+    placeholder.ingress = slot.ingress
+    placeholder.service = slot.service
+    placeholder.server = slot.server
+    placeholder.form = slot.form
+    placeholder.at = slot.at
+    placeholder.picked = -1
+    placeholder.awaits_conversion = 0
+    placeholder.link = -1
+    placeholder.next = slot.next
     for w in range(server.first_worker, server.first_worker + server.workers):
         worker = world.workers[w]
         if worker.slot == i:
@@ -111,7 +117,7 @@ def leave_worker(world: World, i: int) -> bool:
             world.slots[j].next = other
             break
     slot.at = -1
-    release(world, i)
+    drop_reference(world, i)
     return True
 
 
@@ -119,9 +125,9 @@ def leave_worker(world: World, i: int) -> bool:
 def on_timeout_check(world: World, i: int, time: float) -> None:
     """Check whether slot `i` has passed give_up (its peer is too late) or expiry."""
     slot = world.slots[i]
-    if time != slot.wake:
+    if time != slot.timeout_at:
         return  # an earlier event has taken its place
-    slot.wake = math.inf
+    slot.timeout_at = math.inf
     if slot.stage != OPEN:
         return
     if time >= slot.expiry:
@@ -130,7 +136,7 @@ def on_timeout_check(world: World, i: int, time: float) -> None:
     if time >= slot.give_up:
         if slot.at >= 0:
             if slot.started <= time:
-                if not leave_worker(world, i):
+                if not detach_from_worker(world, i):
                     slot.give_up = math.inf
                     schedule_timeout(world, i)
                     return
@@ -153,8 +159,8 @@ def expire(world: World, i: int, now: float) -> None:
     slot = world.slots[i]
     if slot.at >= 0 and slot.started > now:
         leave_queue(world, i, now)
-    elif slot.unready != 0:  # it stays in line, as nobody, until its turn
-        no_more_unready(world, slot.ingress, i)
+    elif slot.awaits_conversion != 0:  # it stays in line, as nobody, until its turn
+        clear_conversion_mark(world, slot.ingress, i)
         report_if_jumped(world, slot.ingress, now)
     if slot.server != slot.ingress:  # its ingress does not know how far its peer is
         slot.transferred = math.inf
@@ -168,9 +174,9 @@ def expire(world: World, i: int, now: float) -> None:
 def on_failed(world: World, i: int, now: float) -> None:
     """The ingress learns that the attempt with slot `i` failed."""
     slot = world.slots[i]
-    if slot.stage == DONE or now != slot.news:
+    if slot.stage == DONE or now != slot.result_at:
         return
-    slot.news = math.inf
+    slot.result_at = math.inf
     slot.give_up = math.inf
     drop_entry(world, world.slots.size + i, now)
     try_next(world, i, now)

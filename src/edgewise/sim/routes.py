@@ -35,7 +35,7 @@ from edgewise.sim.layout import (
     UNLIMITED,
     World,
 )
-from edgewise.sim.links import join, lag, leave, schedule
+from edgewise.sim.links import delay_after_link, join, leave, schedule
 from edgewise.sim.servers import (
     enqueue,
     enqueue_conversion,
@@ -46,16 +46,16 @@ from edgewise.sim.servers import (
     start_conversion,
 )
 from edgewise.sim.slots import (
+    add_reference,
     answer_client,
+    drop_reference,
     end_request,
     expect_result,
-    hold,
     notify_balancer,
-    release,
     schedule_for,
     schedule_timeout,
 )
-from edgewise.sim.transfers import add_entry, received, schedule_acknowledgement
+from edgewise.sim.transfers import add_entry, measure_upload, schedule_acknowledgement
 
 
 @jit_no_refcount(inline=True, internal=True)
@@ -77,7 +77,7 @@ def quickest_here(world: World, i: int) -> int:
 def start_upload(world: World, i: int, now: float) -> None:
     """Start the client's upload of slot `i`'s photo."""
     slot = world.slots[i]
-    hold(world, i)
+    add_reference(world, i)
     join(world, slot.ingress, i, slot.payload, now)
 
 
@@ -107,7 +107,7 @@ def start_transfer(world: World, i: int, size: float, now: float) -> None:
         back = world.links[world.path[slot.server, slot.ingress]].delay
         expect_result(world, i, now + world.links[link].delay + back, E_FAILED)
         return
-    hold(world, i)
+    add_reference(world, i)
     slot.link = link
     join(world, link, world.slots.size + i, size, now)
 
@@ -169,7 +169,7 @@ def on_uploaded(world: World, i: int, now: float) -> None:
     if slot.stage == DONE and world.servers[s].up == 0:
         return
     slot.uploaded = now
-    received(world, i, slot.payload, now)
+    measure_upload(world, i, slot.payload, now)
     if slot.stage == DONE or slot.commanded == math.inf:
         return
     if slot.commanded > now:  # the body was quicker
@@ -191,7 +191,9 @@ def deliver(world: World, i: int, now: float) -> None:
     """The last byte of slot `i`'s transfer has left the link, and the source had it all."""
     slot = world.slots[i]
     e = world.path[slot.ingress, slot.server]
-    extra = lag(world.links[e], world.settings[0].seed, slot.request, e, slot.bytes, now)
+    extra = delay_after_link(
+        world.links[e], world.settings[0].seed, slot.request, e, slot.bytes, now
+    )
     if extra < math.inf:
         expect_result(world, i, now + extra, E_DELIVERED)
     else:
@@ -202,7 +204,7 @@ def deliver(world: World, i: int, now: float) -> None:
 @jit_no_refcount(inline=True, internal=True)
 def on_delivered(world: World, i: int, now: float) -> None:
     slot = world.slots[i]
-    if slot.stage == DONE or now != slot.news:
+    if slot.stage == DONE or now != slot.result_at:
         return
     s = slot.server
     server = world.servers[s]
@@ -239,13 +241,13 @@ def on_upload_done(world: World, i: int, e: int, now: float) -> None:
     link = world.links[e]
     if link.mode == UNLIMITED:
         link.bytes += slot.payload
-    extra = lag(link, world.settings[0].seed, slot.request, e, slot.payload, now)
+    extra = delay_after_link(link, world.settings[0].seed, slot.request, e, slot.payload, now)
     if extra < math.inf:
         schedule_for(world, i, now + extra, E_UPLOADED)
     elif slot.stage != DONE:
         end_request(world, i, FAILED, REASON_RESET, now)
         notify_balancer(world, i, now + link.delay)
-    release(world, i)
+    drop_reference(world, i)
 
 
 @jit_no_refcount(inline=True, internal=True)
@@ -259,7 +261,7 @@ def on_transfer_done(world: World, i: int, e: int, now: float) -> None:
     slot.link = -1
     if slot.stage != DONE and slot.uploaded <= now:
         deliver(world, i, now)
-    release(world, i)
+    drop_reference(world, i)
 
 
 @jit_no_refcount(inline=True, internal=True)
@@ -274,7 +276,7 @@ def on_finish(world: World, w: int, time: float) -> None:
     if worker.preparing != 0:
         if world.slots[i].stage != DONE:
             start_transfer(world, i, world.services[world.slots[i].service].ready_bytes, time)
-        release(world, i)
+        drop_reference(world, i)
         if own >= 0:
             j = next_conversion(world, s)
             if j >= 0:
@@ -298,7 +300,7 @@ def on_finish(world: World, w: int, time: float) -> None:
                 if time + back <= slot.give_up:  # else its ingress has given up before it is in
                     slot.finished = time
                     answer_client(world, i, SERVED, REASON_NONE, s, time)
-            release(world, i)
+            drop_reference(world, i)
             i = after
     next_work(world, s, w, time)
     report_if_jumped(world, s, time)

@@ -36,7 +36,7 @@ from edgewise.sim.layout import (
     World,
 )
 from edgewise.sim.next_times import report_time, set_report_time
-from edgewise.sim.slots import answer_client, expect_result, hold, release
+from edgewise.sim.slots import add_reference, answer_client, drop_reference, expect_result
 
 
 @jit_no_refcount(inline=True, internal=True)
@@ -73,7 +73,7 @@ def expected_work(world: World, k: int, form: int) -> float:
 
 
 @jit_no_refcount(inline=True, internal=True)
-def account(world: World, s: int, now: float, change: int) -> None:
+def change_busy(world: World, s: int, now: float, change: int) -> None:
     """`change` more workers of `s` are busy from now on."""
     server = world.servers[s]
     seconds = now - server.busy_at
@@ -165,7 +165,7 @@ def take_idle(world: World, s: int, now: float) -> int:
     w: int = server.idle
     if w >= 0:
         server.idle = world.workers[w].next
-        account(world, s, now, 1)
+        change_busy(world, s, now, 1)
     return w
 
 
@@ -195,12 +195,12 @@ def take_batch(world: World, s: int, k: int, now: float) -> int:
     slot = world.slots[i]
     remove_from_queue(world, s, i)
     if slot.stage == DONE:
-        release(world, i)
+        drop_reference(world, i)
         return -1
     if now >= slot.expiry:
         slot.at = -1
         answer_client(world, i, EXPIRED, REASON_NONE, s, now)
-        release(world, i)
+        drop_reference(world, i)
         return -1
     return i
 
@@ -245,10 +245,10 @@ def start_conversion(world: World, s: int, w: int, i: int, now: float) -> None:
 
 
 @jit_no_refcount(inline=True, internal=True)
-def no_more_unready(world: World, s: int, i: int) -> None:
+def clear_conversion_mark(world: World, s: int, i: int) -> None:
     """Clear slot `i`'s mark that it waits to be converted at `s`."""
-    if world.slots[i].unready != 0:
-        world.slots[i].unready = 0
+    if world.slots[i].awaits_conversion != 0:
+        world.slots[i].awaits_conversion = 0
         server = world.servers[s]
         server.prepare_waiting = max(0.0, server.prepare_waiting - server.prepare_seconds)
 
@@ -260,13 +260,13 @@ def next_conversion(world: World, s: int) -> int:
     while server.prepare_head >= 0:
         i: int = server.prepare_head
         server.prepare_head = world.slots[i].next
-        no_more_unready(world, s, i)
+        clear_conversion_mark(world, s, i)
         if server.prepare_head < 0:
             server.prepare_tail = -1
             server.prepare_waiting = 0.0
         if world.slots[i].stage != DONE:
             return i
-        release(world, i)
+        drop_reference(world, i)
     return -1
 
 
@@ -302,7 +302,7 @@ def next_work(world: World, s: int, w: int, now: float) -> None:
     worker.slot = -1
     worker.next = server.idle
     server.idle = w
-    account(world, s, now, -1)
+    change_busy(world, s, now, -1)
 
 
 @jit_no_refcount(internal=True)
@@ -332,7 +332,7 @@ def enqueue(world: World, s: int, i: int, now: float) -> None:
         expect_result(world, i, now + back, E_FAILED)
         return
     slot.at = s
-    hold(world, i)
+    add_reference(world, i)
     k = slot.service
     slot.work = expected_work(world, k, slot.form)
     if w >= 0:
@@ -361,7 +361,7 @@ def enqueue_conversion(world: World, i: int, now: float) -> None:
     """Queue slot `i`, whose photo is in at its ingress, to be made model-ready."""
     s = world.slots[i].ingress
     server = world.servers[s]
-    hold(world, i)
+    add_reference(world, i)
     w = -1
     if world.settings[0].prepare_own != 0:
         core = world.workers.size - world.servers.size + s
@@ -380,7 +380,7 @@ def enqueue_conversion(world: World, i: int, now: float) -> None:
         server.prepare_head = i
     server.prepare_tail = i
     server.prepare_waiting += server.prepare_seconds
-    world.slots[i].unready = 1
+    world.slots[i].awaits_conversion = 1
     report_if_jumped(world, s, now)
 
 

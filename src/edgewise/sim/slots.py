@@ -13,7 +13,7 @@ from edgewise.sim.layout import (
     DONE,
     E_METADATA,
     E_OUTCOME,
-    E_WAKE,
+    E_TIMEOUT,
     FREE,
     LOST,
     OPEN,
@@ -26,17 +26,17 @@ from edgewise.sim.transfers import drop_entry
 
 
 @jit_no_refcount(inline=True, internal=True)
-def hold(world: World, i: int) -> None:
+def add_reference(world: World, i: int) -> None:
     """Count a reference to slot `i`, by an event, a transfer or a queue."""
-    world.slots[i].holds += 1
+    world.slots[i].references += 1
 
 
 @jit_no_refcount(inline=True, internal=True)
-def release(world: World, i: int) -> None:
+def drop_reference(world: World, i: int) -> None:
     """Drop a reference to slot `i`. It is free once its request has ended and none is left."""
     slot = world.slots[i]
-    slot.holds -= 1
-    if slot.holds == 0 and slot.stage == DONE:
+    slot.references -= 1
+    if slot.references == 0 and slot.stage == DONE:
         slot.stage = FREE
         slot.next = world.clock[0].free
         world.clock[0].free = i
@@ -45,7 +45,7 @@ def release(world: World, i: int) -> None:
 @jit_no_refcount(inline=True, internal=True)
 def schedule_for(world: World, i: int, time: float, kind: int) -> None:
     """Schedule an event of slot `i` at `time`."""
-    world.slots[i].holds += 1
+    world.slots[i].references += 1
     push(world, time, kind, i)
 
 
@@ -58,15 +58,15 @@ def schedule_timeout(world: World, i: int) -> None:
     """
     slot = world.slots[i]
     time = min(slot.give_up, slot.expiry)
-    if time < slot.wake:
-        slot.wake = time
-        heap_push(world, time, E_WAKE, i)
+    if time < slot.timeout_at:
+        slot.timeout_at = time
+        heap_push(world, time, E_TIMEOUT, i)
 
 
 @jit_no_refcount(inline=True, internal=True)
 def expect_result(world: World, i: int, time: float, kind: int) -> None:
     """Schedule the arrival, or the known failure, of slot `i`'s transfer at `time`."""
-    world.slots[i].news = time
+    world.slots[i].result_at = time
     schedule_for(world, i, time, kind)
 
 
@@ -97,14 +97,14 @@ def open_slot(world: World, r: int) -> int:
     request = world.requests[r]
     slot.request = r
     slot.stage = OPEN
-    slot.holds = 0
+    slot.references = 0
     slot.ingress = request.ingress
     slot.balancer = r % settings.central if settings.central > 1 else 0
     slot.service = -1
     slot.server = -1
     slot.form = 0
     slot.at = -1
-    slot.unready = 0
+    slot.awaits_conversion = 0
     slot.refused = 0
     slot.link = -1
     slot.row = -1
@@ -123,7 +123,7 @@ def open_slot(world: World, r: int) -> int:
     slot.deadline = request.time + request.deadline
     slot.expiry = request.time + worthless_after(request.deadline, settings.grace)
     slot.give_up = math.inf
-    slot.news = math.inf
+    slot.result_at = math.inf
     slot.demanded = request.accuracy
     slot.payload = request.payload
     slot.probability = 1.0
@@ -140,7 +140,7 @@ def open_slot(world: World, r: int) -> int:
 
 
 @jit_no_refcount(inline=True, internal=True)
-def known(stamp: float) -> float:
+def nan_if_never(stamp: float) -> float:
     """A time as results have it: NaN if it was never reached."""
     return stamp if stamp < math.inf else math.nan
 
@@ -189,14 +189,14 @@ def end_request(world: World, i: int, status: int, reason: int, answered: float)
     out.predicted = slot.predicted
     out.latency = latency
     out.utility = utility
-    out.decided_at = known(slot.decided)
-    out.uploaded = known(slot.uploaded)
+    out.decided_at = nan_if_never(slot.decided)
+    out.uploaded = nan_if_never(slot.uploaded)
     out.decided = slot.commanded if slot.commanded <= clock.now else math.nan
-    out.transferred = known(slot.transferred)
-    out.started = known(slot.started)
-    out.finished = known(slot.finished)
-    out.answered = known(answered)
-    out.received = known(received)
+    out.transferred = nan_if_never(slot.transferred)
+    out.started = nan_if_never(slot.started)
+    out.finished = nan_if_never(slot.finished)
+    out.answered = nan_if_never(answered)
+    out.received = nan_if_never(received)
 
 
 @jit_no_refcount(inline=True, internal=True)

@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 
 from edgewise.compile import jit_no_refcount
-from edgewise.fleet.estimates import fair_rate, smooth_rate, waited_for_source
+from edgewise.fleet.estimates import bytes_per_transfer, smooth_rate, waited_for_source
 from edgewise.sim.layout import READY, World
 
 
@@ -29,9 +29,9 @@ def update_ledger(world: World, e: int, now: float) -> None:
     """Bring the ledger of link `e` to `now`."""
     link = world.links[e]
     seconds = now - link.ledger_at
-    if link.ledger > 0 and seconds > 0.0:
-        link.ledger_area += seconds * link.ledger
-        link.ledger_sent += fair_rate(link.measured, seconds, link.ledger)
+    if link.ledger_count > 0 and seconds > 0.0:
+        link.ledger_area += seconds * link.ledger_count
+        link.ledger_sent += bytes_per_transfer(link.measured, seconds, link.ledger_count)
     link.ledger_at = now
 
 
@@ -40,7 +40,7 @@ def remove_entry(world: World, f: int) -> None:
     """Take flow `f` out of its ledger, which is up to date."""
     flow = world.flows[f]
     link = world.links[flow.link]
-    link.ledger -= 1
+    link.ledger_count -= 1
     if flow.before >= 0:
         world.flows[flow.before].after = flow.after
     else:
@@ -68,25 +68,25 @@ def measure_rate(
 def process_acknowledgements(world: World, e: int, now: float) -> None:
     """Apply the acknowledgements that the sender of link `e` had by `now`, in order."""
     link = world.links[e]
-    while link.ledger_word <= now:
+    while link.next_ack <= now:
         first = -1
         second = math.inf
         f: int = link.ledger_first
         while f >= 0:
-            word = world.flows[f].word
+            acked_at = world.flows[f].acked_at
             # Of those that come at one moment the one that began first: the list begins with the
             # last. Transfers of one size that began in an outage end together.
-            if first < 0 or word <= world.flows[first].word:
-                second = world.flows[first].word if first >= 0 else math.inf
+            if first < 0 or acked_at <= world.flows[first].acked_at:
+                second = world.flows[first].acked_at if first >= 0 else math.inf
                 first = f
-            elif word < second:
-                second = word
+            elif acked_at < second:
+                second = acked_at
             f = world.flows[f].after
-        link.ledger_word = second
-        if first < 0 or not (world.flows[first].word <= now):
-            link.ledger_word = world.flows[first].word if first >= 0 else math.inf
+        link.next_ack = second
+        if first < 0 or not (world.flows[first].acked_at <= now):
+            link.next_ack = world.flows[first].acked_at if first >= 0 else math.inf
             return
-        at = world.flows[first].word
+        at = world.flows[first].acked_at
         update_ledger(world, e, at)
         remove_entry(world, first)
         slot = world.slots[first - world.slots.size]
@@ -100,7 +100,7 @@ def process_acknowledgements(world: World, e: int, now: float) -> None:
 @jit_no_refcount(internal=True)
 def add_entry(world: World, e: int, f: int, size: float, now: float) -> None:
     """Enter flow `f` of `size` bytes into the ledger of link `e`."""
-    if world.links[e].ledger_word <= now:
+    if world.links[e].next_ack <= now:
         process_acknowledgements(world, e, now)
     update_ledger(world, e, now)
     link = world.links[e]
@@ -111,20 +111,20 @@ def add_entry(world: World, e: int, f: int, size: float, now: float) -> None:
     if link.ledger_first >= 0:
         world.flows[link.ledger_first].before = f
     link.ledger_first = f
-    link.ledger += 1
+    link.ledger_count += 1
     flow.began = now
     flow.area = link.ledger_area
     flow.tag = link.ledger_sent + size
-    flow.word = math.inf
+    flow.acked_at = math.inf
 
 
 @jit_no_refcount(inline=True, internal=True)
 def schedule_acknowledgement(world: World, f: int, time: float) -> None:
     """Set when the sender of flow `f` learns that it has arrived."""
     flow = world.flows[f]
-    flow.word = time
+    flow.acked_at = time
     link = world.links[flow.link]
-    link.ledger_word = min(link.ledger_word, time)
+    link.next_ack = min(link.next_ack, time)
 
 
 @jit_no_refcount(internal=True)
@@ -133,7 +133,7 @@ def drop_entry(world: World, f: int, now: float) -> None:
     e: int = world.flows[f].link
     if e < 0:
         return
-    if world.links[e].ledger_word <= now:
+    if world.links[e].next_ack <= now:
         process_acknowledgements(world, e, now)
     if world.flows[f].link >= 0:
         update_ledger(world, e, now)
@@ -141,7 +141,7 @@ def drop_entry(world: World, f: int, now: float) -> None:
 
 
 @jit_no_refcount(internal=True)
-def received(world: World, i: int, size: float, now: float) -> None:
+def measure_upload(world: World, i: int, size: float, now: float) -> None:
     """Measure the upload of slot `i`'s photo, of `size` bytes, which is in."""
     e: int = world.flows[i].link
     if e < 0:
@@ -154,7 +154,7 @@ def received(world: World, i: int, size: float, now: float) -> None:
 @jit_no_refcount(internal=True)
 def believed_backlog(world: World, e: int, now: float) -> float:
     """Bytes that the node of link `e` believes to be on it; the ledger is then at `now`."""
-    if world.links[e].ledger_word <= now:
+    if world.links[e].next_ack <= now:
         process_acknowledgements(world, e, now)
     update_ledger(world, e, now)
     total = 0.0
@@ -173,8 +173,8 @@ def clear_ledger(world: World, e: int) -> None:
     while f >= 0:
         world.flows[f].link = -1
         f = world.flows[f].after
-    link.ledger = 0
+    link.ledger_count = 0
     link.ledger_first = -1
-    link.ledger_word = math.inf
+    link.next_ack = math.inf
     link.measured = math.nan
     link.measured_at = math.nan

@@ -85,7 +85,7 @@ class BalancerApi:
         balancer, dispatcher = self._balancer, self._dispatcher
         now = balancer.clock.now()
         request = decode_json(body, Submission).anchored(now)
-        if not dispatcher.tracker.knows(request.ingress):
+        if not dispatcher.tracker.has_server(request.ingress):
             servers = ", ".join(dispatcher.tracker.servers)
             problem = f"no server is called {request.ingress!r}; there are: {servers}"
             raise HttpError(404, problem, "request.ingress")

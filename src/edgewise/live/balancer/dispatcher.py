@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from edgewise.domain import Outcome, Report, Request, Status
 from edgewise.errors import WireError
-from edgewise.fleet.table import observed
+from edgewise.fleet.table import table_of_observation
 from edgewise.fleet.tracker import Tracker
 from edgewise.live.balancer.experience import experience_table
 from edgewise.live.balancer.open_decisions import (
@@ -145,7 +145,9 @@ class Dispatcher:
         counts = self.counts
         counts.requests += 1
         counts.actions[entry.action] += 1
-        predicted = float(observed(observation).rows.latency[row]) if decision.ranked else None
+        predicted = (
+            float(table_of_observation(observation).rows.latency[row]) if decision.ranked else None
+        )
         self.recorder.add(DECISIONS, request, decision, command, trigger, predicted)
         if self.shadow is not None:
             other = self.shadow.decide(observation)

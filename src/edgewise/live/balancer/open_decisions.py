@@ -24,7 +24,7 @@ from typing import Any
 from msgspec import Struct
 
 from edgewise.domain import Command, Decision, Observation, Outcome, Request, Score
-from edgewise.fleet.table import CONTEXT, ROW, SERVER, observed
+from edgewise.fleet.table import CONTEXT, ROW, SERVER, table_of_observation
 
 SETTLE_AFTER = 5.0
 """s past twice the deadline: the client has given up by then and has had time to report."""
@@ -78,7 +78,7 @@ class TrackedDecision(Struct, kw_only=True, eq=False, gc=False):
         seen, decision = self.observation, self.decision
         ranked = []
         for candidate, row in zip(decision.ranked, decision.rows, strict=False):
-            server = seen.servers[int(observed(seen).rows.server[row])]
+            server = seen.servers[int(table_of_observation(seen).rows.server[row])]
             ranked.append(
                 {
                     "server": candidate.server,

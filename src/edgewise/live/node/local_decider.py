@@ -53,7 +53,7 @@ class LocalDecider:
             self._on_report(report, now, report.at - (now - 0.5 * rtt))
 
     def _on_report(self, report: Report, now: float, clock_ahead: float) -> None:
-        if report.server == self._server or not self._tracker.knows(report.server):
+        if report.server == self._server or not self._tracker.has_server(report.server):
             return
         if report.server not in self._heard_of:
             self._heard_of.add(report.server)

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from msgspec import Struct
 
 from edgewise.domain import PeerReport
-from edgewise.fleet.estimates import fair_rate, smooth_rate
+from edgewise.fleet.estimates import bytes_per_transfer, smooth_rate
 
 
 class Flow(Struct, eq=False):
@@ -48,7 +48,7 @@ class MeasuredLink:
     def _advance(self, now: float) -> None:
         seconds = max(0.0, now - self._at)
         self._shared += seconds * len(self._flows)
-        self._sent += fair_rate(self.rate, seconds, len(self._flows))
+        self._sent += bytes_per_transfer(self.rate, seconds, len(self._flows))
         self._at = max(now, self._at)
 
     @contextmanager

@@ -36,7 +36,7 @@ from edgewise.sim import engine
 from edgewise.sim.env.observation import CONTEXT, ROW, SERVER, WIDTH, write_flat, write_parts
 from edgewise.sim.layout import DONE, FREE, Sim
 from edgewise.sim.play import TooManyOpenRequests
-from edgewise.sim.slots import release
+from edgewise.sim.slots import drop_reference
 from edgewise.sim.source import WorldSource
 
 RESET = -1
@@ -139,7 +139,7 @@ def hear(sim: Sim, own: Buffers, lane: int, n: int) -> int:
     for c in range(clock.feedback_count):
         j: int = sim.world.slots[c].feedback_slot
         n = credit(sim, own, lane, j, n)
-        release(sim.world, j)
+        drop_reference(sim.world, j)
     clock.feedback_count = 0
     return n
 
@@ -149,7 +149,7 @@ def play_out(sim: Sim, own: Buffers, lane: int, going: int, n: int) -> int:
     """Shed what still waits for a decision and play until every score is known."""
     shed = sim.table.mask.size - 1
     while going >= 0:
-        engine.take(sim, shed, 1.0)
+        engine.choose_row(sim, shed, 1.0)
         going = engine.run_to_decision(sim)
         n = hear(sim, own, lane, n)
     # The world stops when the last request has ended, with word of it still under way.
@@ -201,7 +201,7 @@ def step_block(
             of[i, clock.current] = lane.decisions
             lane.decisions += 1
             before = clock.now
-            engine.take(sim, row, 1.0)
+            engine.choose_row(sim, row, 1.0)
         going = engine.run_to_decision(sim)
         n = hear(sim, own, i, n)
         lane.now = clock.now
