@@ -40,9 +40,7 @@ class Rows(NamedTuple):
     form: Annotated[Array, "[0 or 1] payload form: 0 original, 1 model-ready"]
     local: Annotated[Array, "[0 or 1] 1 if the server is the ingress"]
     accuracy: Annotated[Array, "[0–1] accuracy of the service when fed this form"]
-    until_input: Annotated[
-        Array, "[s] time from now until the input is at the server, in this form"
-    ]
+    until_input: Annotated[Array, "[s] time from now until this form is at the server"]
     wait: Annotated[Array, "[s] time in the server's queue after that"]
     service_time: Annotated[Array, "[s] time on a worker"]
     return_time: Annotated[Array, "[s] time from there until the answer has reached the client"]
