@@ -41,7 +41,7 @@ ONLY_IN = {
     "aiohttp": ("live", "network.emulated_network", "network.control", "cli", "testing"),
     "onnxruntime": ("tasks",),
     "onnx": ("tasks",),
-    "PIL": ("tasks",),
+    "PIL": ("tasks", "sim.env.render"),
     "typer": ("cli",),
     "pyroute2": ("network.kernel.namespaces",),
 }
