@@ -59,11 +59,11 @@ def observation() -> Observation:
     return tracker.observe(request, now + 0.01, now)
 
 
-def simulated(rule: PolicySpec, seen: Observation) -> float:
+def simulated(spec: PolicySpec, seen: Observation) -> float:
     """µs a call."""
     table = table_of_observation(seen)
-    kernel = engine.compiled(rule.kernel)
-    numbers, state = rule.new_params(), rule.new_memory(len(seen.servers))
+    kernel = engine.compiled(spec.kernel)
+    numbers, state = spec.new_params(), spec.new_memory(len(seen.servers))
     draws = new_rng(1)
 
     @jit_no_refcount
@@ -82,9 +82,9 @@ def simulated(rule: PolicySpec, seen: Observation) -> float:
     return 1e6 * median(times)
 
 
-def live(rule: PolicySpec, seen: Observation) -> float:
+def live(spec: PolicySpec, seen: Observation) -> float:
     """µs a decision."""
-    policy = Policy("p", rule)
+    policy = Policy("p", spec)
     policy.decide(seen)
     times = []
     for _ in range(BATCHES):
@@ -103,16 +103,18 @@ def main() -> None:
     shipped[learned.LAYOUT["low"]], shipped[learned.LAYOUT["high"]] = -np.inf, np.inf
     with_network = shipped.copy()
     learned.named(with_network).options.network = 1.0
-    rules = {
+    specs = {
         "earliest_completion": POLICIES["earliest_completion"],
         "priced_greedy": POLICIES["priced_greedy"],
-        "edgewise": weight_files.rule(shipped, "without limits"),
-        "edgewise, with network": weight_files.rule(with_network, "with its network evaluated"),
+        "edgewise": weight_files.learned_spec(shipped, "without limits"),
+        "edgewise, with network": weight_files.learned_spec(
+            with_network, "with its network evaluated"
+        ),
     }
     print(f"{int(seen.mask[:-1].sum())} candidates; median CPU time of {BATCHES} batches")
     print(f"{'policy':24} {'simulator':>12} {'live':>10}")
-    for name, rule in rules.items():
-        print(f"{name:24} {simulated(rule, seen):9.2f} µs {live(rule, seen):7.1f} µs")
+    for name, spec in specs.items():
+        print(f"{name:24} {simulated(spec, seen):9.2f} µs {live(spec, seen):7.1f} µs")
 
 
 if __name__ == "__main__":

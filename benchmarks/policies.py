@@ -75,18 +75,18 @@ def run(kernel, table, params, state, draws, calls):  # type: ignore[no-untyped-
 
 def measure(name: str, table: t.CandidateTable, calls: int) -> tuple[float, float]:
     """(s of the first call, ns of a call: the best of five runs)."""
-    rule = POLICIES[name]
-    params = rule.new_params()
-    state: Array = rule.new_memory(table.servers.shape[0])
+    spec = POLICIES[name]
+    params = spec.new_params()
+    state: Array = spec.new_memory(table.servers.shape[0])
     draws = new_rng(1)
     start = time.perf_counter()
-    rule.kernel(table, params, state, draws)
+    spec.kernel(table, params, state, draws)
     first = time.perf_counter() - start
-    run(rule.kernel, table, params, state, draws, 10)
+    run(spec.kernel, table, params, state, draws, 10)
     best = float("inf")
     for _ in range(5):
         start = time.perf_counter()
-        run(rule.kernel, table, params, state, draws, calls)
+        run(spec.kernel, table, params, state, draws, calls)
         best = min(best, time.perf_counter() - start)
     return first, best / calls * 1e9
 

@@ -85,15 +85,15 @@ def speed(
 ) -> tuple[float, float, int, float]:
     """Decisions/s, events per decision, decisions, mean utility. Without `sampled` all servers of a
     large fleet are looked at (`fleet.table.SAMPLED`)."""
-    rule = POLICIES[policy]
+    spec = POLICIES[policy]
     start = simulation(scenario, generate(scenario, None), SimOptions(store=False))
     if not sampled:
         start.table.settings.sampled = 0
-    play(engine.branch(start), rule, 1)  # compiles, and warms the caches
+    play(engine.branch(start), spec, 1)  # compiles, and warms the caches
     last: list[Sim] = []
 
     def run(sim: Sim) -> None:
-        last.append(play(sim, rule, 1))
+        last.append(play(sim, spec, 1))
 
     seconds = best_of(repeat, lambda: engine.branch(start), run)
     clock = last[-1].world.clock[0]
@@ -172,14 +172,14 @@ def beside_simpy(quick: bool) -> None:
             wait = simpy_queues(280.0, 0.01, 4, count, joint)
             times.append(time.process_time() - began)
         scenario = ours(280.0, 0.01, 4, 10 * count / 280.0, joint)
-        rule = POLICIES[policy]
+        spec = POLICIES[policy]
         options = SimOptions(control_delay=0.0, noise=exponential())
         start = simulation(scenario, generate(scenario, None), options)
-        play(engine.branch(start), rule, 1)
+        play(engine.branch(start), spec, 1)
         last: list[Sim] = []
 
-        def run(sim: Sim, rule=rule, last=last) -> None:  # type: ignore[no-untyped-def]
-            last.append(play(sim, rule, 1))
+        def run(sim: Sim, spec=spec, last=last) -> None:  # type: ignore[no-untyped-def]
+            last.append(play(sim, spec, 1))
 
         seconds = best_of(3, lambda start=start: engine.branch(start), run)  # type: ignore[misc]
         results = last[-1].world.results

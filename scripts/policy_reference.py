@@ -19,16 +19,16 @@ BEGIN, END = "<!-- parameters: begin -->", "<!-- parameters: end -->"
 
 def reference() -> Iterator[str]:
     """The lines between the marks."""
-    for name, rule in POLICIES.items():
-        if not rule.parameters:
+    for name, spec in POLICIES.items():
+        if not spec.parameters:
             continue
         yield f"### `{name}`"
         yield ""
-        yield f"Values: tuned by `{rule.tuned}`." if rule.tuned else "Values: defaults, not tuned."
+        yield f"Values: tuned by `{spec.tuned}`." if spec.tuned else "Values: defaults, not tuned."
         yield ""
         yield "| parameter | value | default | range | unit | what |"
         yield "|---|---|---|---|---|---|"
-        for parameter, value in zip(rule.parameters, rule.params, strict=True):
+        for parameter, value in zip(spec.parameters, spec.params, strict=True):
             scale = ", log" if parameter.log else ""
             yield (
                 f"| `{parameter.name}` | {value:.4g} | {parameter.default:.4g} "

@@ -145,7 +145,7 @@ def without(policy: PolicySpec, part: str) -> PolicySpec:
         learned.named(numbers).options.guarded = 0.0
     else:
         raise ValueError(part)
-    return weight_files.rule(numbers, f"without {part}")
+    return weight_files.learned_spec(numbers, f"without {part}")
 
 
 def ablation(experiment: Experiment, policy: PolicySpec) -> Section:

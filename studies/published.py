@@ -51,9 +51,9 @@ def with_defaults(names: Sequence[str], **changes: float) -> dict[str, PolicySpe
     """Rules with their published parameters instead of the tuned ones, except for `changes`."""
     found = {}
     for name in names:
-        rule = POLICIES[name]
-        params = tuple(changes.get(p.name, p.default) for p in rule.parameters)
-        found[name] = msgspec.structs.replace(rule, params=params) if params else rule
+        spec = POLICIES[name]
+        params = tuple(changes.get(p.name, p.default) for p in spec.parameters)
+        found[name] = msgspec.structs.replace(spec, params=params) if params else spec
     return found
 
 
@@ -113,8 +113,8 @@ def peak_ewma(
 
     def play(s: int) -> None:
         replayable = ReplayableWorld(slow_server(seeds[s], usual))
-        for p, rule in enumerate(rules.values()):
-            world = replayable.play(rule).world
+        for p, spec in enumerate(rules.values()):
+            world = replayable.play(spec).world
             served = world.results["status"] == layout.SERVED
             good = served & (world.results["latency"] <= EWMA_TIMEOUT)
             then = (world.requests["time"] >= 15.0) & (world.requests["time"] < 45.0)
@@ -197,8 +197,8 @@ def prequal(seeds: Sequence[int], load: float, period: float, threads: int = 2) 
 
     def play(s: int) -> None:
         replayable = ReplayableWorld(unequal(seeds[s], load, period), SimOptions(slots=1 << 16))
-        for p, rule in enumerate(rules.values()):
-            world = replayable.play(rule).world
+        for p, spec in enumerate(rules.values()):
+            world = replayable.play(spec).world
             warm = world.requests["time"] >= WARM
             served = world.results["status"] == layout.SERVED
             latency = world.results["latency"][warm & served]

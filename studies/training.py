@@ -74,7 +74,7 @@ class TrainingRuns(Struct, frozen=True, kw_only=True):
         path = folder / train.FILE
         if path.exists():
             params, card = weight_files.load(path)
-            return weight_files.rule(params, name, card)
+            return weight_files.learned_spec(params, name, card)
         if time.monotonic() >= self.until:
             return None
         heuristic = msgspec.structs.replace(
@@ -97,7 +97,7 @@ class TrainingRuns(Struct, frozen=True, kw_only=True):
             decisions=found.decisions,
             heuristic={},
         )
-        return weight_files.rule(
+        return weight_files.learned_spec(
             final, name, weight_files.save(path, final, card, write_atomically)
         )
 

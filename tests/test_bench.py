@@ -280,11 +280,11 @@ def test_search_is_reproducible_and_says_how(name: str) -> None:
 def test_search_finds_a_better_value() -> None:
     """A rule that triples every latency and sheds below a utility of 0.6 serves almost nothing, so
     any search finds better values."""
-    rule = POLICIES["sed_admission"]
+    spec = POLICIES["sed_admission"]
     worst = {"threshold": 0.6, "margin": 3.0}
-    bad = tuple(worst.get(p.name, p.default) for p in rule.parameters)
+    bad = tuple(worst.get(p.name, p.default) for p in spec.parameters)
     settings = tune.TuneSettings(worlds=3, start=bad, step=0.3, change=short, validation=4)
-    policy = msgspec.structs.replace(rule, params=bad)
+    policy = msgspec.structs.replace(spec, params=bad)
     found = tune.tune("sed_admission", policy, Budget(steps=3), settings)
     assert found.better
     assert found.over_current.sign == 1
@@ -316,18 +316,18 @@ def test_a_file_that_is_no_tuned_values_is_refused(tmp_path: Path) -> None:
 
 def test_tuned_values_fit_their_rules() -> None:
     for name, values in shipped_values().items():
-        rule = POLICIES[name]
-        assert set(values.params) == set(rule.names), f"edgewise tune {name} is due"
-        assert rule.params == tuple(values.params[each] for each in rule.names)
-        assert rule.tuned == values.command
-        for p in rule.parameters:
+        spec = POLICIES[name]
+        assert set(values.params) == set(spec.names), f"edgewise tune {name} is due"
+        assert spec.params == tuple(values.params[each] for each in spec.names)
+        assert spec.tuned == values.command
+        for p in spec.parameters:
             assert p.low <= values.params[p.name] <= p.high
 
 
 def test_a_rule_that_changed_keeps_what_still_fits() -> None:
-    rule = msgspec.structs.replace(POLICIES["sed_admission"], params=())
+    spec = msgspec.structs.replace(POLICIES["sed_admission"], params=())
     values = {"sed_admission": Tuned(command="c", gain="", params={"margin": 2.0, "gone": 1.0})}
-    found = with_tuned({"sed_admission": rule}, values)["sed_admission"]
+    found = with_tuned({"sed_admission": spec}, values)["sed_admission"]
     assert dict(zip(found.names, found.params, strict=True))["margin"] == 2.0
     assert found.tuned == "c"
 
@@ -368,8 +368,8 @@ def test_forced_sends_nothing_as_it_came() -> None:
     replayable = ReplayableWorld(short(families.scenario("hot_spot", 3)))
 
     def originals(condition: str) -> int:
-        rule = disciplines.policy_of(disciplines.CONDITIONS[condition])
-        world = replayable.play(rule).world
+        spec = disciplines.policy_of(disciplines.CONDITIONS[condition])
+        world = replayable.play(spec).world
         moved = world.results["server"] != world.requests["ingress"]
         served = world.results["status"] == layout.SERVED
         return int((served & moved & (world.results["form"] == 0)).sum())

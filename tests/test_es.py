@@ -286,7 +286,7 @@ def test_a_checkpoint_is_whole_or_not_there(tmp_path: Path) -> None:
 def test_nodes_that_decide_themselves_are_surveyed_too() -> None:
     """Where the balancer falls silent there are more deciders than balancers."""
     world = loads(SMALL + "failures: [{kind: mute, at: 0.2, duration: 0.5}]\n")
-    policy = weight_files.rule(start(), "start")
+    policy = weight_files.learned_spec(start(), "start")
     _, _, counters = survey(start(), WorldSource(scenario=world), [world.seed], 1)
     clock = ReplayableWorld(world).play(policy, start()).world.clock
     assert counters[0] == clock["decisions"][0] > 0

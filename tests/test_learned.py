@@ -108,9 +108,9 @@ def test_untrained_is_the_heuristic_bit_for_bit(network: bool) -> None:
 
 def test_untrained_plays_a_whole_world_as_the_heuristic_does() -> None:
     stage = ReplayableWorld(families.scenario("volatile", 11).with_overrides(duration=5.0), BARE)
-    rule = weight_files.rule(learned.untrained(PRICED.params), "untrained")
-    assert stage.utility(rule) == stage.utility(PRICED)
-    assert stage.utility(weight_files.rule(params(), "random")) != stage.utility(PRICED)
+    spec = weight_files.learned_spec(learned.untrained(PRICED.params), "untrained")
+    assert stage.utility(spec) == stage.utility(PRICED)
+    assert stage.utility(weight_files.learned_spec(params(), "random")) != stage.utility(PRICED)
 
 
 def test_the_order_of_servers_changes_nothing() -> None:

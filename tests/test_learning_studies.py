@@ -125,7 +125,7 @@ def test_studies_make_their_sections(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(information, "FAMILIES", ("volatile",))
     monkeypatch.setattr(families, "STANDARD", ("thin_links",))
     experiment = Experiment(ResultStore(tmp_path / "figures.jsonl"), SEEDS)
-    priced = weight_files.rule(beginning()[0], "the heuristic")
+    priced = weight_files.learned_spec(beginning()[0], "the heuristic")
     found = information.study(experiment, priced, EDGEWISE, priced)
     assert set(found.figures) >= {"gains", "recovered", "recovered_of_retuned"}
     assert forms.study(experiment, EDGEWISE).lines[4].startswith("| thin_links |")

@@ -145,7 +145,7 @@ def test_untrained_it_is_the_heuristic() -> None:
     params = learner.params()
     learned.named(params).options.temperature = 0.0
     assert (params == untrained(HEURISTIC)).all()
-    rule = weight_files.rule(untrained(HEURISTIC), "untrained")
+    rule = weight_files.learned_spec(untrained(HEURISTIC), "untrained")
     scenario = short("heavy", 3)
     mine = play(simulated(scenario), rule, 0, tuple(params.tolist()))
     theirs = play(simulated(scenario), POLICIES["priced_greedy"], 0)
@@ -208,7 +208,7 @@ def test_it_learns() -> None:
         found = []
         for scenario in map(source.scenario, families.validation_seeds(10)):
             sim = simulation(scenario, generate(scenario, None), SimOptions(store=False))
-            play(sim, weight_files.rule(start, "start"), 0, tuple(given.tolist()))
+            play(sim, weight_files.learned_spec(start, "start"), 0, tuple(given.tolist()))
             found.append(float(sim.world.clock["utility"][0]) / len(sim.world.requests))
         return np.array(found)
 

@@ -10,7 +10,7 @@ import pytest
 
 from edgewise import scenario as sc
 from edgewise.domain import Status
-from edgewise.policies import POLICIES, PolicySpec
+from edgewise.policies import POLICIES, PolicySpec, find
 from edgewise.sim import engine, layout, simulate
 from edgewise.sim.build import SimOptions, simulation
 from edgewise.sim.layout import Sim
@@ -460,7 +460,7 @@ def test_a_policy_that_learns_survives_a_server_that_stops() -> None:
 
 def test_a_policy_nobody_knows_is_named() -> None:
     with pytest.raises(Exception, match="unknown policy 'nobody'"):
-        simulate.spec_of("nobody")
+        find("nobody")
     assert IDEAL.rate_mbps is None
 
 

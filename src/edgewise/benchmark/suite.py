@@ -124,7 +124,7 @@ def run(
         suite=suite,
         families=tuple(names),
         policies=policies,
-        tuned={name: rule.tuned for name, rule in specs.items() if rule.parameters},
+        tuned={name: spec.tuned for name, spec in specs.items() if spec.parameters},
         seeds=tuple(seeds),
         requests=requests.tolist(),
         metrics={name: _nullable(values[m]) for m, name in enumerate(METRICS)},

@@ -66,19 +66,19 @@ def tune(
     )
     console = Console()
     kept = read_tuned(out) if out.exists() else {}
-    for name, rule in _rules(policy).items():
-        console.print(f"[bold]{name}[/]: {len(rule.parameters)} parameters", highlight=False)
+    for name, spec in _rules(policy).items():
+        console.print(f"[bold]{name}[/]: {len(spec.parameters)} parameters", highlight=False)
         with output.stoppable(console):
             found = tuning.tune(
-                name, rule, span, settings, progress=lambda step: _show(console, step)
+                name, spec, span, settings, progress=lambda step: _show(console, step)
             )
-        console.print(_table(rule, found))
+        console.print(_table(spec, found))
         if dry:
             continue
         if not found.better:
             console.print("not better than the values in use, which stay", highlight=False)
             continue
-        kept[rule.name] = found.tuned()
+        kept[spec.name] = found.tuned()
         write_tuned(out, kept)
         console.print(
             f"written to {out}; `--policy {name}@{out}` uses it", highlight=False, soft_wrap=True
@@ -90,7 +90,7 @@ def _rules(names: str) -> dict[str, PolicySpec]:
     from edgewise.policies import POLICIES
 
     if names == "all":
-        return {name: rule for name, rule in POLICIES.items() if rule.parameters}
+        return {name: spec for name, spec in POLICIES.items() if spec.parameters}
     return api.specs_of(options.policies(names))
 
 
@@ -103,7 +103,7 @@ def _show(console: Console, step: Progress) -> None:
     )
 
 
-def _table(rule: PolicySpec, found: TuneResult) -> Table:
+def _table(spec: PolicySpec, found: TuneResult) -> Table:
     table = Table(
         title=f"{found.policy}: utility {found.utility:.4f} on validation worlds",
         caption=f"over the defaults {found.over_defaults:+.4f}, over the values in use "
@@ -111,7 +111,7 @@ def _table(rule: PolicySpec, found: TuneResult) -> Table:
     )
     for heading in ("parameter", "default", "in use", "found", "unit", "range"):
         table.add_column(heading)
-    for parameter, used in zip(rule.parameters, rule.params, strict=True):
+    for parameter, used in zip(spec.parameters, spec.params, strict=True):
         table.add_row(
             parameter.name,
             f"{parameter.default:g}",

@@ -141,7 +141,7 @@ class EvolutionStrategies:
     ) -> None:
         self._source, self._settings, self._threads = source, settings, threads
         self._space = SearchSpace(start, settings.groups)
-        self._policy = weight_files.rule(self._space.origin, "being trained")
+        self._policy = weight_files.learned_spec(self._space.origin, "being trained")
         self._state = initial_state(self._space.size)
         self.fingerprint = fingerprint("es", source, settings, start)
 

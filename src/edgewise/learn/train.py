@@ -228,7 +228,7 @@ def survey(
     """
     surveying = params.copy()
     learned.named(surveying).options.survey = 1.0
-    policy = weight_files.rule(params, "being surveyed")
+    policy = weight_files.learned_spec(params, "being surveyed")
     kernel = engine.compiled(policy.kernel)
     memories: list[Floats] = [np.zeros(0)] * len(seeds)
 

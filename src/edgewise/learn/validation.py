@@ -54,7 +54,7 @@ class Validator:
         """The mean difference in utility. `params` are the learned policy's."""
         if self._reference is None:
             self._reference = self._utilities((self._heuristic, None))
-        candidate = weight_files.rule(params, "being validated"), params
+        candidate = weight_files.learned_spec(params, "being validated"), params
         return interval(self._utilities(candidate) - self._reference)
 
     def _utilities(self, candidate: Candidate) -> Floats:
@@ -93,7 +93,7 @@ def judge(
     the source, if that is one scenario.
     """
     candidates: list[Candidate] = [
-        (weight_files.rule(params, "being judged"), params),
+        (weight_files.learned_spec(params, "being judged"), params),
         (reference, None),
     ]
     sources = [WorldSource(family=name) for name in names] if source.families else [source]

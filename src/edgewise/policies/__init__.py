@@ -1,4 +1,4 @@
-"""Every policy by name. Each scores the same candidate table through the same kind of kernel."""
+"""All policies by name. Each is a kernel that scores the same candidate table."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _MODULES = (basic, server_only, prequal, weighted_round_robin, predictive, linuc
 
 
 def _rules() -> Iterator[PolicySpec]:
-    """Those that the modules define, in the order of their files."""
+    """The policies that these modules define, in order."""
     for module in _MODULES:
         for found in vars(module).values():
             if isinstance(found, PolicySpec):
@@ -49,16 +49,17 @@ def _rules() -> Iterator[PolicySpec]:
 
 POLICIES: dict[str, PolicySpec] = {
     **with_tuned({spec.name: spec for spec in _rules()}, shipped_values()),
-    "edgewise": weight_files.shipped_rule(),
+    "edgewise": weight_files.shipped_spec(),
 }
 
 
 def find(name: str) -> PolicySpec:
-    """The policy of this name: of this package, of an installed one, learned weights, or Python
-    code, with tuned values or without (`edgewise.policy_names`).
+    """The policy of this name.
 
-    Imports the code that it names. Raises BadInput: nothing is called that (the known ones are
-    named), or the file that is named cannot be used, and why.
+    The name is that of a policy of this package or of an installed one, a file of weights, or a
+    policy in a Python file; it may name a file of tuned values too (`edgewise.policy_names`).
+    Imports the code that it names. Raises BadInput, with the reason, if there is no such policy or
+    if a file cannot be used.
     """
     source, tuned = split_tuned(name)
     code = split_code(source)
@@ -80,7 +81,7 @@ def find(name: str) -> PolicySpec:
 
 
 def _installed(name: str) -> PolicySpec:
-    """Of an installed package."""
+    """The policy of this name in an installed package. Raises BadInput if there is none."""
     points = own.installed()
     if name in points:
         return own.from_entry_point(points[name])

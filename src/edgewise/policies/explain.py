@@ -1,4 +1,4 @@
-"""Why the priced policies chose what they chose: each candidate's score, part by part."""
+"""Explanations of priced decisions: the parts of each candidate's score."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ Floats = NDArray[np.float64]
 
 
 class Why(Struct, frozen=True, kw_only=True):
-    """One admissible row. All but the latencies in units of utility."""
+    """The parts of an admissible row's score, in units of utility; the two latencies are in s."""
 
     row: int
     latency: float
-    """s predicted, from sent_at to the answer at the client."""
+    """Predicted, from the sending of the request to the answer at the client, s."""
     margined: float
-    """s, with the policy's margins: what its utility is computed of."""
+    """The same with the policy's margins, s; the utility is computed from it."""
     utility: float
     """accuracy^w × trust × E[timeliness]."""
     server_price: float
@@ -31,48 +31,48 @@ class Why(Struct, frozen=True, kw_only=True):
     prepare_price: float
     score: float
     heuristic: float
-    """The score that the calibrated heuristic gives."""
+    """The score that the calibrated heuristic gives this row."""
 
     @property
     def price(self) -> float:
-        """Of all resources."""
+        """The price of all resources together."""
         return self.server_price + self.link_price + self.prepare_price
 
     @property
     def correction(self) -> float:
-        """What was learned: the score less the heuristic's."""
+        """The effect of what was learned: the score less the heuristic's."""
         return self.score - self.heuristic
 
 
 class Explained(Struct, frozen=True, kw_only=True):
-    """A decision."""
+    """A decision with the parts of every score."""
 
     rows: tuple[Why, ...]
     """The candidates, best first."""
     shed: float
-    """Score of shedding."""
+    """The score of shedding."""
     shed_heuristic: float
     guard: str
     """Why the heuristic decided: ``outside``, ``not_finite`` or ``stale``; "" = it did not."""
 
 
-def params_of(rule: PolicySpec) -> Floats | None:
-    """The rule as params of the learned policy; None if it has no prices."""
-    if rule.kernel is learned.edgewise.kernel:
-        return np.array(rule.params)
-    if rule.kernel is priced.priced_greedy.kernel:
-        return learned.untrained(rule.params)
+def params_of(spec: PolicySpec) -> Floats | None:
+    """A priced policy as params of the learned policy; None if the policy has no prices."""
+    if spec.kernel is learned.edgewise.kernel:
+        return np.array(spec.params)
+    if spec.kernel is priced.priced_greedy.kernel:
+        return learned.untrained(spec.params)
     return None
 
 
 def explain(
     tables: list[CandidateTable], params: Floats, memory: Floats | None = None
 ) -> Explained:
-    """The decision on the last of `tables`; those before it are the decisions before, in order, of
-    which the policy remembers the links' rates. Writes its `scores`.
+    """Explain the decision on the last of `tables`, and write its scores.
 
-    `memory` is the policy's at that decision. None, or that of another policy: it has nothing to
-    remember.
+    The tables before it are those of earlier decisions, in order; the policy remembers the links'
+    rates from them. `memory` is the policy's memory at the first of these decisions. The policy
+    starts with an empty one if it is None or that of another policy.
     """
     table = tables[-1]
     spec = learned.edgewise
@@ -116,7 +116,7 @@ def explain(
 def _why(
     table: CandidateTable, r: int, row: Record, spread: float, score: float, heuristic: float
 ) -> Why:
-    """What the score of a row is made of; `row` as `learned.score` left it."""
+    """The parts of the score of row `r`; `row` is its record, as `learned.score` wrote it."""
     terms = priced.RowTerms(*row.terms[0].tolist())
     factors = priced.Factors(*row.factors[0].tolist())
     context = table.context

@@ -1,9 +1,9 @@
-"""When the learned policy does not trust itself. Compiled.
+"""The guard of the learned policy: when the heuristic decides in its place. Compiled.
 
-Training has seen features within limits, which stand with the weights. Where a request's features
-leave them, where a score is not a number, or where no server has reported for long, the calibrated
-heuristic decides, and a counter in the policy's state says so. The counters are what the balancer's
-``/metrics`` shows.
+The weights come with limits: the range of each feature seen in training. The calibrated heuristic
+decides if a feature lies outside its limits, if a score is not a finite number, or if no server has
+reported for too long. The policy counts these decisions, and the balancer's ``/metrics`` shows the
+counters.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from edgewise.fleet.arrays import Array
 from edgewise.fleet.table import CandidateTable
 
 COUNTERS = {
-    "decisions": "all that were made",
+    "decisions": "all decisions",
     "outside": "decided by the heuristic: a feature was outside the training range",
     "not_finite": "decided by the heuristic: a score was not a finite number",
     "stale": "decided by the heuristic: no server has reported for too long",
 }
-"""The first numbers of the policy's memory."""
+"""The counters, which are the first numbers of the policy's memory."""
 
 SLACK = 0.02
-"""By which a feature may leave the range seen in training. Features are squashed to about [−1, 1],
-so this is a hundredth of what they can span: the extremes of some hundred worlds are not the
-extremes of the family, and where the range is a single value rounding must not trip the guard."""
+"""A feature may exceed its limits by this much. Features lie in about [−1, 1], so this is a
+hundredth of their span. It allows for worlds a little more extreme than the hundreds seen in
+training, and for rounding where the range is a single value."""
 
 
 @jit_no_refcount(inline=True)
 def outside(features: Array, low: Array, high: Array) -> bool:
-    """Whether any feature is beyond its limits; NaN is. Counted rather than returned at the first,
-    so that the loop is vectorised."""
+    """Whether any feature lies beyond its limits or is NaN. The loop counts them all, without an
+    early return, so that it is vectorised."""
     within = 0
     for i in range(features.size):
         within += (low[i] - SLACK <= features[i]) & (features[i] <= high[i] + SLACK)
@@ -40,8 +40,8 @@ def outside(features: Array, low: Array, high: Array) -> bool:
 
 @jit_no_refcount(inline=True)
 def freshest(table: CandidateTable) -> float:
-    """Age of the youngest report among the servers that are up, s; 0 if none is up, for then there
-    is nothing to be decided."""
+    """Age of the newest report of all servers that are up, s; 0 if none is up, as then there is
+    nothing to decide."""
     age = math.inf
     for s in range(table.servers.shape[0]):
         if table.servers[s].up > 0.0:
@@ -60,7 +60,7 @@ def finite(table: CandidateTable) -> bool:
 
 @jit_no_refcount(inline=True)
 def widen(features: Array, low: Array, high: Array, first: bool) -> None:
-    """Make the limits include `features`; a survey of training worlds does this."""
+    """Widen the limits to include `features`; the first ones set them. Used for surveys."""
     for i in range(features.size):
         if first:
             low[i] = features[i]

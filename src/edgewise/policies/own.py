@@ -1,9 +1,9 @@
-"""Policies that do not come with the package: a Python file of the user's, or an installed package.
+"""Policies from outside the package: from a Python file or from another installed package.
 
-Importing a file runs it. So this is called only for a file that was named on a command line or by
-Python code; scenario and process files that name one are refused when they are read, unless the
-user allows it (`edgewise.scenario.load`). Packages are installed by the user; theirs are found by
-the entry-point group ``edgewise.policies``.
+Importing a file runs it. So a file is imported only if a command line or Python code names it. A
+scenario or process configuration that names one is refused when it is read, unless the user allows
+it (`edgewise.scenario.load`). Policies of installed packages are found by the entry-point group
+``edgewise.policies``.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ GROUP = "edgewise.policies"
 
 
 def from_file(file: str, name: str) -> PolicySpec:
-    """The policy `name` of a Python file, tried out once.
+    """The policy `name` of a Python file, after a trial decision.
 
-    Raises BadInput naming the file and the policy: there is no such file, importing it raises, it
-    has no such policy, or the policy cannot be compiled or raises.
+    Raises BadInput, naming the file and the policy, if the file cannot be read, if importing it
+    raises, if it has no such policy, or if the policy cannot be compiled or raises.
     """
     path = Path(file)
     try:
@@ -43,12 +43,16 @@ def from_file(file: str, name: str) -> PolicySpec:
 
 
 def installed() -> dict[str, EntryPoint]:
-    """Policies of installed packages by name; nothing is imported."""
+    """Policies of installed packages by name, without importing them."""
     return {each.name: each for each in entry_points(group=GROUP)}
 
 
 def from_entry_point(point: EntryPoint) -> PolicySpec:
-    """Raises BadInput: importing it raises, or it is not a policy."""
+    """The policy of an installed package, after a trial decision.
+
+    Raises BadInput if importing it raises, if it is not a policy, or if the policy cannot be
+    compiled or raises.
+    """
     where = f"{point.name} ({point.value})"
     try:
         found = point.load()
@@ -97,13 +101,13 @@ def _checked(found: object, where: str) -> PolicySpec:
 
 
 def try_out(spec: PolicySpec) -> None:
-    """Let a policy decide once, on a made-up table. Raises PolicyFailed."""
+    """Let a policy make one decision on a made-up table. Raises PolicyFailed."""
     table = _sample_table()
     call(spec, table, spec.new_params(), spec.new_memory(len(table.servers)), new_rng(1))
 
 
 def _sample_table() -> CandidateTable:
-    """Two servers with one service each; every number is 1 but indices and forms."""
+    """A table of two servers with one service each; all numbers but indices and forms are 1."""
     table = blank_table(2, 2)
     arrays = table.arrays
     arrays.rows[:-1] = 1.0
@@ -118,7 +122,7 @@ def _sample_table() -> CandidateTable:
 
 
 def _raised(error: Exception, path: str = "") -> str:
-    """An exception in a line, with the line of the file that it came from."""
+    """An exception as one line of text, with the line number in the file `path`."""
     if isinstance(error, SyntaxError):
         return f"line {error.lineno}: {error.msg}"
     lines = [

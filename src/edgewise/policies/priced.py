@@ -1,4 +1,4 @@
-"""The strongest heuristic: expected utility minus the price of what the request takes from others.
+"""The strongest heuristic: expected utility minus the price of the resources that a request uses.
 
     score = accuracy^w × (1 − f·failure) × E[g(margined latency / deadline)]
             − price(server) × service seconds / workers
@@ -6,19 +6,20 @@
             − price(link) × transfer seconds
     shed  = threshold, which rises with the load of the fleet
 
-A worker second taken here is a second that a later request cannot have. What it would have earned
-depends on how contended it is, so the price of a server rises with its utilisation above a knee,
-with its backlog and with the load of the whole fleet (an idle server is worth keeping free when the
-others are full), and for requests from elsewhere with the demand at its own doorstep (*captive*
-demand, that would have to cross a link to be served anywhere else). A second of a fast server is
-worth more by a power of its speed.
+A second of a worker that this request uses is lost to later requests. How much they would have
+earned with it depends on how contended the server is. So the price of a server rises with its
+utilisation above a knee, with its backlog, and with the load of the whole fleet: an idle server is
+worth keeping free when the others are full. For requests from other ingresses it also rises with
+the demand of the server's own clients (*captive* demand), who would have to cross a link to be
+served elsewhere. A second of a faster server costs more, by a power of its speed.
 
-The latency is margined part by part (network, wait, service), for they err differently, and g is
-averaged over three points of the spread of the prediction (Gauss-Hermite: 1/6, 2/3, 1/6 at −√3, 0,
-+√3 standard deviations), which makes the edge of the deadline soft before it is reached.
+Each part of the latency (network, wait, service) has its own margin, as their predictions err
+differently. g is averaged over three points of the prediction's distribution (Gauss-Hermite
+quadrature: weights 1/6, 2/3, 1/6 at −√3, 0 and +√3 standard deviations). So the expected utility
+falls gradually as the latency approaches the deadline.
 
-The 20 parameters are tuned together by CMA-ES (`edgewise tune`). The defaults are reasoned, and
-rounded to where a few hundred tries on 16 training worlds had them.
+The 20 parameters are tuned together by CMA-ES (`edgewise tune`). The defaults were reasoned, then
+rounded towards the best of a few hundred tries on 16 training worlds.
 """
 
 from __future__ import annotations
@@ -32,188 +33,194 @@ from edgewise.fleet.table import CandidateTable
 from edgewise.policies.base import Memory, Parameter, policy, record_of
 from edgewise.score import timeliness
 
-
-def _parameter(
-    name: str,
-    default: float,
-    low: float,
-    high: float,
-    unit: str,
-    about: str,
-    log: bool = False,
-) -> Parameter:
-    return Parameter(
-        name=name, default=default, low=low, high=high, unit=unit, about=about, log=log
-    )
-
-
 PRICED_GREEDY = (
-    _parameter(
-        "price",
-        4.0,
-        0.05,
-        60.0,
-        "utility/s",
-        "of a worker second at speed 1, uncontended: a model 10 ms slower must be 0.04 better, "
-        "about what the next rung of a ladder is",
+    Parameter(
+        name="price",
+        default=4.0,
+        low=0.05,
+        high=60.0,
+        unit="utility/s",
+        about="Price of one worker second at speed 1 on an idle server. At 4, a model that takes "
+        "10 ms longer must be 0.04 more accurate, about the step between neighbouring models.",
         log=True,
     ),
-    _parameter(
-        "speed_exponent",
-        0.7,
-        0.0,
-        2.0,
-        "",
-        "of the speed in the price: 1 = a request costs as much on every server, 0 = in proportion "
-        "to the seconds it takes there; between them",
+    Parameter(
+        name="speed_exponent",
+        default=0.7,
+        low=0.0,
+        high=2.0,
+        about="Power of the server's speed in its price. At 1 a request costs the same on every "
+        "server; at 0 it costs in proportion to the seconds it takes. The default lies between.",
     ),
-    _parameter(
-        "utilisation_gain",
-        5.0,
-        0.0,
-        30.0,
-        "",
-        "rise of the price per utilisation above the knee: 3.5 times the price when full",
+    Parameter(
+        name="utilisation_gain",
+        default=5.0,
+        low=0.0,
+        high=30.0,
+        about="Rise of the price per unit of utilisation above the knee. By default a fully used "
+        "server costs 3.5 times as much.",
     ),
-    _parameter(
-        "knee", 0.5, 0.0, 1.2, "utilisation", "above which waiting begins to cost (M/M/1: ρ/(1−ρ))"
+    Parameter(
+        name="knee",
+        default=0.5,
+        low=0.0,
+        high=1.2,
+        unit="utilisation",
+        about="Utilisation above which prices rise, as waiting times do (M/M/1: ρ/(1−ρ)).",
     ),
-    _parameter(
-        "backlog_gain",
-        5.0,
-        0.0,
-        50.0,
-        "",
-        "rise of the price with a full queue, times tanh(backlog / scale); with the other gains it "
-        "reaches ten times the price, where only cheap models pay",
+    Parameter(
+        name="backlog_gain",
+        default=5.0,
+        low=0.0,
+        high=50.0,
+        about="Rise of the price with the backlog, times tanh(backlog / backlog_scale). With the "
+        "other gains, a full queue costs about ten times as much, so that only cheap models are "
+        "worth running.",
     ),
-    _parameter(
-        "backlog_scale",
-        0.3,
-        0.02,
-        2.0,
-        "s",
-        "of backlog at which the queue counts as long: about a usual deadline",
+    Parameter(
+        name="backlog_scale",
+        default=0.3,
+        low=0.02,
+        high=2.0,
+        unit="s",
+        about="Backlog at which a queue counts as long: about a usual deadline.",
         log=True,
     ),
-    _parameter(
-        "fleet_gain", 2.0, 0.0, 30.0, "", "rise of all prices per mean utilisation above the knee"
+    Parameter(
+        name="fleet_gain",
+        default=2.0,
+        low=0.0,
+        high=30.0,
+        about="Rise of all prices per unit of the fleet's mean utilisation above the knee.",
     ),
-    _parameter(
-        "captive_gain",
-        1.3,
-        0.0,
-        10.0,
-        "",
-        "rise of the price to requests from elsewhere, times the share of the server that its own "
-        "ingress asks for",
+    Parameter(
+        name="captive_gain",
+        default=1.3,
+        low=0.0,
+        high=10.0,
+        about="Rise of the price for requests from other ingresses, times the share of the server "
+        "that its own clients demand.",
     ),
-    _parameter(
-        "link_price",
-        0.1,
-        0.001,
-        10.0,
-        "utility/s",
-        "of a second of a link: a transfer of 50 ms costs 0.005, enough to break ties for local",
+    Parameter(
+        name="link_price",
+        default=0.1,
+        low=0.001,
+        high=10.0,
+        unit="utility/s",
+        about="Price of a second of a link. By default a transfer of 50 ms costs 0.005, enough to "
+        "prefer the ingress among equals.",
         log=True,
     ),
-    _parameter(
-        "link_gain",
-        2.0,
-        0.0,
-        30.0,
-        "",
-        "rise of that price with a busy link, times tanh(its backlog / backlog_scale)",
+    Parameter(
+        name="link_gain",
+        default=2.0,
+        low=0.0,
+        high=30.0,
+        about="Rise of the link's price with its backlog, times tanh(link backlog / "
+        "backlog_scale).",
     ),
-    _parameter(
-        "prepare_share",
-        0.9,
-        0.0,
-        3.0,
-        "",
-        "of the ingress's worker price that its pre-processing seconds cost: nearly all, as it "
-        "seldom has a core of its own",
+    Parameter(
+        name="prepare_share",
+        default=0.9,
+        low=0.0,
+        high=3.0,
+        about="Price of a second spent on making payloads model-ready, as a share of the "
+        "ingress's price. Nearly 1, as this work seldom has a core of its own.",
     ),
-    _parameter(
-        "network_margin",
-        1.5,
-        0.5,
-        4.0,
-        "",
-        "on what the network takes: rates drift and drop",
+    Parameter(
+        name="network_margin",
+        default=1.5,
+        low=0.5,
+        high=4.0,
+        about="Factor on the predicted network time. It is large, as rates drift and drop.",
         log=True,
     ),
-    _parameter(
-        "wait_margin", 1.8, 0.3, 4.0, "", "on the wait: urgent requests still to come go before"
+    Parameter(
+        name="wait_margin",
+        default=1.8,
+        low=0.3,
+        high=4.0,
+        about="Factor on the predicted wait. It is above 1, as more urgent requests that arrive "
+        "later go first.",
     ),
-    _parameter("service_margin", 1.0, 0.7, 2.0, "", "on the service time: it is a measured mean"),
-    _parameter(
-        "spread",
-        0.15,
-        0.0,
-        1.0,
-        "",
-        "standard deviation of wait and service, in parts of them: service noise",
+    Parameter(
+        name="service_margin",
+        default=1.0,
+        low=0.7,
+        high=2.0,
+        about="Factor on the service time. It is 1, as the service time is a measured mean.",
     ),
-    _parameter(
-        "network_spread",
-        0.3,
-        0.0,
-        1.5,
-        "",
-        "the same of the network, for a link not measured for a while; half for a fresh one",
+    Parameter(
+        name="spread",
+        default=0.15,
+        low=0.0,
+        high=1.0,
+        about="Standard deviation of wait and service time, relative to them. It stands for the "
+        "noise of service times.",
     ),
-    _parameter(
-        "stale_spread",
-        0.1,
-        0.0,
-        1.0,
-        "s/s",
-        "the same, added per second of age of a busy server's report",
+    Parameter(
+        name="network_spread",
+        default=0.3,
+        low=0.0,
+        high=1.5,
+        about="Standard deviation of the network time, relative to it, for a link without a "
+        "recent measurement. A fresh measurement halves it.",
     ),
-    _parameter(
-        "failure_weight",
-        0.5,
-        0.0,
-        1.0,
-        "",
-        "of the share of failed answers: half, as it counts requests that came late too",
+    Parameter(
+        name="stale_spread",
+        default=0.1,
+        low=0.0,
+        high=1.0,
+        unit="s/s",
+        about="Standard deviation added for each second of age of a busy server's last report.",
     ),
-    _parameter(
-        "threshold",
-        0.0,
-        -0.2,
-        0.5,
-        "utility",
-        "of shedding: what is worth more than its price is run",
+    Parameter(
+        name="failure_weight",
+        default=0.5,
+        low=0.0,
+        high=1.0,
+        about="Weight of the share of failed answers. It is a half, as that share includes "
+        "answers that came late.",
     ),
-    _parameter(
-        "threshold_gain",
-        0.3,
-        0.0,
-        2.0,
-        "utility",
-        "rise of the threshold per mean utilisation of the fleet above the knee",
+    Parameter(
+        name="threshold",
+        default=0.0,
+        low=-0.2,
+        high=0.5,
+        unit="utility",
+        about="Score of shedding. At 0 every request is run that is worth more than its price.",
+    ),
+    Parameter(
+        name="threshold_gain",
+        default=0.3,
+        low=0.0,
+        high=2.0,
+        unit="utility",
+        about="Rise of the score of shedding per unit of the fleet's mean utilisation above the "
+        "knee.",
     ),
 )
 PARAMS = record_of([parameter.name for parameter in PRICED_GREEDY])
-"""The record type of these parameters, for policies that have them among others."""
+"""The record type of these parameters, for policies that have others as well."""
 
 SQRT_3 = math.sqrt(3.0)
 STALE_MAX = 2.0
-"""s. An older report tells no less: by then the miniature runs on our own dispatches alone."""
+"""s. The uncertainty of a report stops growing at this age: by then the belief about the server
+rests on our own dispatches alone."""
 
 
 @jit_no_refcount(inline=True)
 def load_of(server: Record) -> float:
-    """A server's utilisation: reported, or what we have sent there of late if that is more (the
-    report is late, and it does not know what is on the way)."""
+    """A server's utilisation: the larger of the reported one and the load that we offered over 5 s.
+
+    The report is out of date and does not include requests on the way.
+    """
     return max(server.utilisation, server.offered_5s)  # type: ignore[no-any-return]
 
 
 @jit_no_refcount(inline=True)
 def fleet_load(table: CandidateTable) -> float:
-    """Mean utilisation of the servers that are up, by worker and speed."""
+    """Mean utilisation of the servers that are up, weighted by workers × speed."""
     load = 0.0
     capacity = 0.0
     for s in range(table.servers.shape[0]):
@@ -227,13 +234,13 @@ def fleet_load(table: CandidateTable) -> float:
 
 @jit_no_refcount(inline=True)
 def fleet_above_knee(table: CandidateTable, params: Record) -> float:
-    """By how much the fleet's mean utilisation is above the knee."""
+    """Excess of the fleet's mean utilisation over the knee, at least 0."""
     return max(0.0, fleet_load(table) - params.knee)  # type: ignore[no-any-return]
 
 
 @jit_no_refcount(inline=True)
 def server_price(server: Record, params: Record, fleet: float) -> float:
-    """Utility per second of the server, all workers; `fleet` is the fleet's load above the knee."""
+    """Price of a second of the whole server, utility/s; `fleet` is `fleet_above_knee`."""
     contended = (
         1.0
         + params.utilisation_gain * max(0.0, load_of(server) - params.knee)
@@ -246,7 +253,7 @@ def server_price(server: Record, params: Record, fleet: float) -> float:
 
 @jit_no_refcount(inline=True)
 def prepare_price(table: CandidateTable, params: Record, fleet: float) -> float:
-    """Utility per second that the ingress spends on making payloads model-ready."""
+    """Price of a second that the ingress spends on making a payload model-ready, utility/s."""
     if params.prepare_share <= 0.0:
         return 0.0
     ingress = table.servers[int(table.context.ingress)]
@@ -255,7 +262,7 @@ def prepare_price(table: CandidateTable, params: Record, fleet: float) -> float:
 
 @jit_no_refcount(inline=True)
 def expected_timeliness(mean: float, spread: float, deadline: float, grace: float) -> float:
-    """E[g] of a latency of this mean and standard deviation, s, by three points."""
+    """Expected timeliness of a latency with this mean and standard deviation, s: three points."""
     off = SQRT_3 * spread
     if mean + off <= deadline:
         return 1.0
@@ -264,51 +271,50 @@ def expected_timeliness(mean: float, spread: float, deadline: float, grace: floa
     return (4.0 * middle + ends) / 6.0
 
 
-# -- the score, in terms and how they are combined ------------------------------------------------
-
+# -- the score: its terms, and how they are combined ----------------------------------------------
 
 Number = Any
-"""A float; for a learner an array or a tensor of them."""
+"""A float; an array or tensor of them in training."""
 
 
 class ServerTerms(NamedTuple):
-    """What the rows of a server have in common."""
+    """The terms that all rows of a server have in common."""
 
     price: float
-    """Utility per second of it."""
+    """Price of a second of the server, utility/s."""
     link_price: float
-    """Utility per second of the link to it; 0 for the ingress."""
+    """Price of a second of the link to it, utility/s; 0 for the ingress."""
     trust: float
-    """1 less the weighted share of failed answers."""
+    """1 minus the weighted share of failed answers."""
     network_spread: float
-    """Standard deviation of the network's time, in parts of it."""
+    """Standard deviation of the network's time, relative to it."""
     stale: float
-    """s of standard deviation for an old report."""
+    """Standard deviation added for an old report, s."""
 
 
 class RowTerms(NamedTuple):
-    """What a row's score is made of. The learned policy multiplies some of them by factors."""
+    """The terms of a row's score. The learned policy multiplies some of them by factors."""
 
     network: Number
-    """s, with its margin."""
+    """Time that the network takes, with its margin, s."""
     wait: Number
-    """s, with its margin."""
+    """Time in the server's queue, with its margin, s."""
     service: Number
-    """s, with its margin."""
+    """Service time with its margin, s."""
     network_spread: Number
     stale: Number
     worth: Number
     """accuracy^w × trust."""
     cost: Number
-    """Utility that the server's time costs."""
+    """Price of the server's time, in utility."""
     link: Number
-    """Utility that the link's time costs."""
+    """Price of the link's time, in utility."""
     prepare: Number
-    """Utility that the ingress's time for making the payload model-ready costs."""
+    """Price of the ingress's time for making the payload model-ready, in utility."""
 
 
 class Factors(NamedTuple):
-    """What is learned of a row: factors on its terms, and a share added to its utility."""
+    """The learned part of a row's score: factors on its terms, and a correction of its utility."""
 
     cost: Number
     link: Number
@@ -317,18 +323,18 @@ class Factors(NamedTuple):
     wait: Number
     spread: Number
     value: Number
-    """Added: utility × (1 + value)."""
+    """Correction: the utility is multiplied by 1 + value."""
 
 
 HEURISTIC = Factors(1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.0)
-"""Nothing learned: neither × 1 nor + 0 rounds."""
+"""The factors with nothing learned. They change no bit, as neither × 1 nor + 0 rounds."""
 
 
 @jit_no_refcount(inline=True)
 def server_terms(
     table: CandidateTable, s: int, local: bool, params: Record, fleet: float
 ) -> ServerTerms:
-    """`fleet` is the fleet's load above the knee."""
+    """The terms of server `s`; `fleet` is `fleet_above_knee`."""
     server = table.servers[s]
     link_price = 0.0
     unsure = 0.5
@@ -350,7 +356,7 @@ def server_terms(
 def row_terms(
     table: CandidateTable, r: int, on: ServerTerms, params: Record, prepare: float
 ) -> RowTerms:
-    """Terms of a row on the server with the terms `on`; `prepare` is `prepare_price`."""
+    """The terms of a row; `on` are its server's terms, `prepare` is `prepare_price`."""
     rows, context = table.rows, table.context
     service_time = rows.service_time[r]
     accuracy = rows.accuracy[r]
@@ -376,13 +382,13 @@ def row_terms(
 
 @jit_no_refcount(inline=True)
 def margined_latency(terms: RowTerms, factors: Factors, elapsed: Number) -> Number:
-    """s from sent_at to the answer, with margins."""
+    """Predicted latency with margins, from the sending of the request to its answer, s."""
     return elapsed + terms.network * factors.network + terms.wait * factors.wait + terms.service
 
 
 @jit_no_refcount(inline=True)
 def deviation(terms: RowTerms, factors: Factors, spread: Number) -> Number:
-    """Standard deviation of that, s; `spread` is the parameter."""
+    """Standard deviation of the margined latency, s; `spread` is the parameter of that name."""
     network = terms.network_spread * (terms.network * factors.network)
     own = spread * (terms.wait * factors.wait + terms.service)
     return (own + network + terms.stale) * factors.spread
@@ -390,7 +396,7 @@ def deviation(terms: RowTerms, factors: Factors, spread: Number) -> Number:
 
 @jit_no_refcount(inline=True)
 def combined(terms: RowTerms, factors: Factors, timely: Number) -> Number:
-    """The score, given the expected timeliness."""
+    """The score of a row, given its expected timeliness."""
     utility = terms.worth * timely * (1.0 + factors.value)
     rest = terms.link * factors.link + terms.prepare * factors.prepare
     return utility - (terms.cost * factors.cost + rest)
@@ -398,7 +404,7 @@ def combined(terms: RowTerms, factors: Factors, timely: Number) -> Number:
 
 @jit_no_refcount(inline=True)
 def score_of(table: CandidateTable, terms: RowTerms, factors: Factors, spread: float) -> float:
-    """The score of a row."""
+    """The score of a row; `spread` is the parameter of that name."""
     context = table.context
     latency = margined_latency(terms, factors, context.elapsed)
     spread_s = deviation(terms, factors, spread)
@@ -429,10 +435,10 @@ def priced_scores(table: CandidateTable, params: Record) -> None:
 
 
 @policy(
-    about="expected utility minus the price of what the request takes from others",
+    about="expected utility minus the price of the resources that the request uses",
     parameters=PRICED_GREEDY,
 )
 def priced_greedy(table: CandidateTable, params: Record, memory: Memory, rng: Array) -> float:
-    """Greedy on the priced score; certain, so its propensity is 1."""
+    """Choose the row of highest priced score. Deterministic, so the propensity is 1."""
     priced_scores(table, params)
     return 1.0

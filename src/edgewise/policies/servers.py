@@ -1,17 +1,16 @@
-"""How a server-only rule chooses: the part that all of them share. Compiled.
+"""The steps that all server-only rules share. Compiled.
 
-A server-only rule knows nothing of models. It chooses among the *hosts*, the servers with an
-admissible service; the service on it is then the most accurate one whose own service time is under
-a share of the deadline, else the cheapest; the photo travels as it came.
+A server-only rule knows nothing of models. It chooses a *host*: a server with an admissible
+service. On that host it runs the most accurate service whose service time is below a share of the
+deadline, or the cheapest one if none is. The payload is sent in its original form.
 
-`offer` finds that row on every host in one pass, for the rows of a server stand together, and
-scores it 0 and all others −inf. So the scores themselves are the list of hosts: a rule overwrites
-the 0 by minus its idea of the server's load, and the best score is its choice, the others are its
-fallbacks in the order it would take them. Of equal scores the lower row wins, which is the server
-that the scenario names first.
+`offer` finds this row on every host in one pass (the rows of a server are adjacent), scores it 0
+and scores all other rows −inf. So the scores themselves list the hosts. A rule replaces each 0 by
+minus its estimate of the server's load. The best score is its choice, and the others are its
+fallbacks in order. Among equal scores the lower row wins: the server that the scenario names first.
 
-*With admission* (`admit`) the same choice of server is followed by a choice of service and form
-that looks at predicted latency, and by a refusal if nothing there is worth running.
+*With admission* (`admit`), the same choice of server is followed by a choice of service and form by
+predicted latency. The request is shed if nothing on that server is worth running.
 """
 
 from __future__ import annotations
@@ -26,8 +25,8 @@ from edgewise.policies.base import Parameter
 from edgewise.score import timeliness
 
 SERVICE_SHARE = 0.4
-"""Of the deadline, that a service's own time may take under a server-only rule (BASELINES): the
-rest is for the network and the queue, of which such a rule knows nothing."""
+"""Share of the deadline that a service's time may take under a server-only rule. Chosen: it leaves
+the larger part to the network and the queue, of which such a rule knows nothing."""
 
 SHARE = Parameter(
     name="share",
@@ -35,29 +34,32 @@ SHARE = Parameter(
     low=0.02,
     high=1.0,
     unit="deadlines",
-    about="that a service's own time may take to be chosen for its accuracy; the rest is for the "
-    "network and the queue",
+    about="The rule runs the most accurate service whose service time is below this share of the "
+    "deadline. The rest is left for the network and the queue.",
+    log=True,
+)
+MARGIN = Parameter(
+    name="margin",
+    default=1.2,
+    low=0.5,
+    high=3.0,
+    about="Factor on the predicted latency. The default adds a fifth, as a prediction does not "
+    "know of requests that arrive later.",
     log=True,
 )
 ADMISSION = (
-    Parameter(
-        name="margin",
-        default=1.2,
-        low=0.5,
-        high=3.0,
-        about="on the predicted latency; a fifth more, as predictions miss what arrives later",
-        log=True,
-    ),
+    MARGIN,
     Parameter(
         name="threshold",
         default=0.05,
         low=0.0,
         high=0.6,
         unit="utility",
-        about="under which a request is shed: a twentieth is worth less than the time it takes",
+        about="The request is shed if no utility on the chosen server is above this. A request "
+        "that earns less than 0.05 is not worth the server's time.",
     ),
 )
-"""The parameters that every rule with admission has besides its own."""
+"""The parameters that every rule with admission has in addition to its own."""
 
 
 @jit
@@ -69,8 +71,10 @@ def clear(table: CandidateTable) -> None:
 
 @jit
 def offer(table: CandidateTable, share: float) -> int:
-    """Score the row that a server-only rule would run on each host 0 and all others −inf; returns
-    how many hosts there are."""
+    """Score 0 the row that a server-only rule would run on each host, and −inf all other rows.
+
+    Returns the number of hosts.
+    """
     rows, scores = table.rows, table.scores
     limit = share * table.context.deadline
     hosts = 0
@@ -101,7 +105,7 @@ def offer(table: CandidateTable, share: float) -> int:
 
 @jit
 def nth_offer(table: CandidateTable, n: int) -> int:
-    """The row of the n-th host (from 0) after `offer`; −1 if there are fewer."""
+    """The row of the n-th host (from 0) after `offer`; −1 if there are not that many."""
     for r in range(table.mask.size - 1):
         if table.scores[r] > -math.inf:
             if n == 0:
@@ -112,16 +116,16 @@ def nth_offer(table: CandidateTable, n: int) -> int:
 
 @jit
 def server_of(table: CandidateTable, row: int) -> int:
-    """The server of a row that was offered."""
+    """The index of the server of a row."""
     return int(table.rows.server[row])
 
 
 @jit
 def power_of_two(table: CandidateTable, hosts: int, rng: Array) -> float:
-    """Two hosts drawn without replacement, the better score wins, the first drawn of equals.
+    """Draw two hosts without replacement and choose the one with the better score.
 
-    Scores of the hosts must stand and be ≤ 0; the winner's becomes 1. Returns the propensity: the
-    share of the ordered pairs in which it wins.
+    The first one drawn wins a tie. The hosts must have scores ≤ 0; the winner's becomes 1. Returns
+    the propensity: the share of all ordered pairs in which this host would win.
     """
     if hosts == 0:
         return 1.0
@@ -148,13 +152,13 @@ def power_of_two(table: CandidateTable, hosts: int, rng: Array) -> float:
 
 @jit
 def reported_at(table: CandidateTable, server: int) -> float:
-    """When the last report of a server was true, s on the balancer's clock; to tell a new one."""
+    """The time of a server's last report, s on the balancer's clock. A new report has another."""
     return table.context.now - table.servers[server].report_age  # type: ignore[no-any-return]
 
 
 @jit
 def utility(table: CandidateTable, row: int, latency: float) -> float:
-    """What an answer of this row after `latency` s from sent_at is worth: accuracy^w × g."""
+    """Utility of an answer from this row `latency` s after the request was sent: accuracy^w × g."""
     context = table.context
     accuracy = table.rows.accuracy[row]
     weight = context.accuracy_weight
@@ -164,8 +168,10 @@ def utility(table: CandidateTable, row: int, latency: float) -> float:
 
 @jit
 def best_on(table: CandidateTable, server: float, margin: float, threshold: float) -> int:
-    """The row on `server` of best utility at `margin` × its predicted latency, the earlier of
-    equals; −1 if none is worth more than `threshold`."""
+    """The row on `server` with the highest utility at `margin` × its predicted latency.
+
+    Among equals it is the one with the lower latency. −1 if no utility is above `threshold`.
+    """
     choice = -1
     worth = threshold
     for r in range(table.mask.size - 1):
@@ -183,12 +189,12 @@ def best_on(table: CandidateTable, server: float, margin: float, threshold: floa
 
 @jit
 def admit(table: CandidateTable, margin: float, threshold: float) -> bool:
-    """Deadline-aware service choice and admission, behind any server-only rule's scores.
+    """Add a deadline-aware choice of service and admission to the scores of a server-only rule.
 
-    The (service, form) of best utility on the chosen server takes the place of the row the rule
-    would run there (`best_on`); if nothing there is worth more than the threshold, the request is
-    shed and the answer False. Other servers' rows stay as fallbacks. `margin` and `threshold` as in
-    `ADMISSION`.
+    The best row on the chosen server (`best_on`) takes the score of the row that the rule would run
+    there. The rows of other servers stay as fallbacks. If no row on the chosen server has a utility
+    above the threshold, the request is shed and False is returned. `margin` and `threshold` are the
+    parameters of `ADMISSION`.
     """
     best = -1
     for r in range(table.mask.size - 1):
@@ -208,16 +214,18 @@ def admit(table: CandidateTable, margin: float, threshold: float) -> bool:
 
 @jit
 def refuse(table: CandidateTable) -> None:
-    """Shed."""
+    """Shed the request: the last row is the only one with a score above −inf."""
     clear(table)
     table.scores[table.mask.size - 1] = 0.0
 
 
 @jit
 def chance_of_refusal(table: CandidateTable, margin: float, threshold: float, pairs: bool) -> float:
-    """The propensity of shedding when a drawn server is followed by `admit`: any of several servers
-    may have led there. The scores must stand as before the draw, which was of two (`pairs`, see
-    `power_of_two`) or uniform."""
+    """The propensity of shedding when `admit` follows a random choice of server.
+
+    Several servers may lead to shedding, so their probabilities are added. The scores must be as
+    before the draw. `pairs` says that it was by `power_of_two`; otherwise it was uniform.
+    """
     hosts = 0
     chance = 0.0
     for r in range(table.mask.size - 1):

@@ -1,7 +1,7 @@
-"""Tuned parameters: values by name, in a JSON file that ``edgewise tune`` writes.
+"""Tuned parameters: values by name, in a JSON file written by ``edgewise tune``.
 
-The values that come with the package are in ``tuned.json`` beside this module. A user's own file is
-named behind a policy: ``sed@tuned.json``.
+The package's own values are in ``tuned.json`` beside this module. A user names a file of their own
+after the policy: ``sed@tuned.json``.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from edgewise.policies.base import PolicySpec
 
 
 class Tuned(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a tuner found for one policy."""
+    """The result of tuning one policy."""
 
     command: str
-    """That found it."""
+    """The command that found the values."""
     gain: str
-    """Over the defaults, on worlds that it was not tuned on."""
+    """The gain over the defaults, on worlds that were not used for tuning."""
     params: dict[str, float]
-    """By name of the parameter."""
+    """The values by name of the parameter."""
 
 
 def shipped_values() -> dict[str, Tuned]:
@@ -43,7 +43,7 @@ def read_tuned(file: Path) -> dict[str, Tuned]:
 
 
 def write_tuned(file: Path, values: Mapping[str, Tuned]) -> None:
-    """Write the values, sorted by policy. Raises BadInput if that cannot be done."""
+    """Write the values, sorted by policy. Raises BadInput if the file cannot be written."""
     text = msgspec.json.encode({name: values[name] for name in sorted(values)})
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -55,8 +55,8 @@ def write_tuned(file: Path, values: Mapping[str, Tuned]) -> None:
 def tuned_as(spec: PolicySpec, values: Tuned) -> PolicySpec:
     """The policy with tuned values.
 
-    Values are kept by name: one of a parameter that the policy has lost is ignored, and a parameter
-    without a value keeps its default. Then the policy should be tuned anew, and a test says so.
+    Values are matched by name. A value whose parameter no longer exists is ignored, and a parameter
+    without a value keeps its default. The policy should then be tuned again; a test checks that.
     """
     params = tuple(values.params.get(p.name, p.default) for p in spec.parameters)
     return msgspec.structs.replace(spec, params=params, tuned=values.command)
@@ -65,7 +65,7 @@ def tuned_as(spec: PolicySpec, values: Tuned) -> PolicySpec:
 def with_tuned(
     specs: Mapping[str, PolicySpec], values: Mapping[str, Tuned]
 ) -> dict[str, PolicySpec]:
-    """The policies, those that were tuned with the values found."""
+    """The same policies, with tuned values where there are any."""
     return {
         name: tuned_as(spec, values[name]) if name in values and spec.parameters else spec
         for name, spec in specs.items()

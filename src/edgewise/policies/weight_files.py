@@ -1,13 +1,13 @@
-"""The learned policy's weights on disk: numbers by name in safetensors, with a JSON card beside.
+"""Files of weights for the learned policy: numbers by name in safetensors, with a card in JSON.
 
-``NAME.safetensors`` holds a tensor for each part of the parameters (`TENSORS`). Its metadata says
-what each number belongs to: ``server_heads.price`` has a weight for each feature named there. What
-is absent has its neutral value: 0 for a weight, the tuned value for a parameter of the heuristic,
-no limit for the guard. So a file stays valid when a feature is added; an unknown name is refused.
-The small network is stored only if it is switched on.
+``NAME.safetensors`` holds one tensor for each part of the parameters (`TENSORS`). Its metadata
+names the numbers of each tensor: ``server_heads.price`` has one weight for each feature listed
+there. A number that is absent has its neutral value: 0 for a weight, the tuned value for a
+parameter of the heuristic, no limit for the guard. So a file stays valid when a feature is added.
+Unknown names are refused. The small network is stored only if it is switched on.
 
-``NAME.json`` is the card: how the weights were made, what they were found to be worth, and the
-file's sha256. Neither can execute anything.
+``NAME.json`` is the card: how the weights were made, how much they gained, and the sha256 of the
+weights. Reading either file executes no code.
 """
 
 from __future__ import annotations
@@ -38,46 +38,46 @@ from edgewise.policy_names import WEIGHTS
 Floats = NDArray[np.float64]
 
 VERSION = 2
-"""Of the meaning of the features and of the file; a new feature is no new version."""
+"""Version of the format and of the meaning of the features. A new feature needs no new version."""
 _SIZE_MAX = 1 << 20
-"""Bytes; there are a thousand numbers. What is larger is something else."""
+"""Bytes. Weights are about a thousand numbers, so a larger file is something else."""
 
 
 class Effect(Struct, frozen=True, kw_only=True):
-    """A paired difference in mean expected utility to the heuristic."""
+    """The gain over the heuristic in mean expected utility, from paired runs."""
 
     mean: float
     half: float
-    """Of the 95 % confidence interval, clustered by seed."""
+    """Half the width of its 95 % confidence interval, clustered by seed."""
 
 
 class WeightsCard(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What stands beside the weights."""
+    """How the weights were made and how much they gained."""
 
     version: int = VERSION
     name: str
     sha256: str = ""
-    """Of the weights' file."""
+    """Checksum of the weights' file."""
     command: str
-    """That trained them."""
+    """The command that trained them."""
     seeds: tuple[int, ...]
-    """Of the training runs, in order."""
+    """The seeds of the training runs, in order."""
     families: tuple[str, ...]
-    """Trained on, or the scenario's name."""
+    """The families that they were trained on, or the name of the scenario."""
     commit: str
-    """Of the source; "" = not known."""
+    """The commit of the source; "" = not known."""
     decisions: int
-    """Training decisions."""
+    """The number of decisions made in training."""
     heuristic: dict[str, float]
-    """Parameters of the heuristic that they were judged by and that the guard falls back to."""
+    """Parameters of the heuristic that they are compared with; the guard falls back to it."""
     results: dict[str, Effect] = {}
-    """By family, against that heuristic on validation worlds; none: it was not tried."""
+    """The gain over that heuristic on validation worlds, by family; empty = not measured."""
     accepted: bool = False
-    """Whether no family's interval lies below the heuristic."""
+    """Whether they were accepted: no family's interval lies wholly below the heuristic."""
 
 
 class _Path(Protocol):
-    """What `Path` and a resource of a package have in common."""
+    """A `Path`, or a resource of a package."""
 
     @property
     def name(self) -> str: ...
@@ -108,19 +108,18 @@ TENSORS: dict[str, tuple[str, ...]] = {
     "bias": (),
     "out": (),
 }
-"""The tensors of a file, and what the numbers along the last axis of each are called; () = they
-have no names."""
+"""The tensors of a file. The names are those of the numbers along the last axis; () = none."""
 _NETWORK = ("server_in", "row_in", "hidden", "bias", "out")
 
 
 def neutral() -> Floats:
-    """Params where nothing is learned: the tuned heuristic, without limits."""
+    """Params of the tuned heuristic, with nothing learned and no limits."""
     tuned = tuned_as(priced.priced_greedy, shipped_values()["priced_greedy"])
     return learned.untrained(tuned.params)
 
 
 def part_of(params: Floats, tensor: str) -> Floats:
-    """The numbers of a tensor, a view of the flat vector."""
+    """A view of a tensor's numbers in the flat vector."""
     name, _, row = tensor.partition(".")
     numbers = params[learned.LAYOUT[name]]
     if name in ("low", "high"):
@@ -137,8 +136,10 @@ def part_of(params: Floats, tensor: str) -> Floats:
 def save(
     path: Path, params: Floats, card: WeightsCard, write: Callable[[Path, bytes], object]
 ) -> WeightsCard:
-    """Write the weights to `path` (….safetensors) and the card beside, each by `write`; returns the
-    card as written, with its checksum."""
+    """Write the weights to `path` (….safetensors) and the card beside it.
+
+    `write` writes each file. Returns the card as written, with the checksum.
+    """
     network = learned.named(params).options.network > 0.0
     stored = [tensor for tensor in TENSORS if network or tensor not in _NETWORK]
     tensors = {tensor: np.array(part_of(params, tensor)) for tensor in stored}
@@ -152,7 +153,7 @@ def save(
 
 
 def load(path: Path) -> tuple[Floats, WeightsCard]:
-    """Weights and card from `path`. Raises BadInput saying what is wrong with it."""
+    """The weights in `path`, and their card. Raises BadInput saying what is wrong with a file."""
     beside = path.with_suffix(".json")
     for each in (path, beside):
         if not each.is_file():
@@ -196,13 +197,14 @@ def _load(path: _Path, beside: _Path) -> tuple[Floats, WeightsCard]:
 
 
 def _metadata(data: bytes) -> dict[str, str]:
-    """Of a file that was parsed: a length, then a header in JSON (the format of safetensors)."""
+    """The metadata of a safetensors file, which begins with a length and a header in JSON."""
     header = msgspec.json.decode(data[8 : 8 + int.from_bytes(data[:8], "little")])
     return dict(header.get("__metadata__", {}))
 
 
 def _params(arrays: dict[str, NDArray[Any]], names: dict[str, str]) -> Floats:
-    """The flat vector. Raises ValueError for an unknown name, a wrong shape, or a NaN."""
+    """The flat vector that the tensors make. Raises ValueError for an unknown name, a wrong shape,
+    or a number that is not finite."""
     params = neutral()
     for tensor, values in arrays.items():
         if tensor not in TENSORS:
@@ -230,8 +232,8 @@ def _params(arrays: dict[str, NDArray[Any]], names: dict[str, str]) -> Floats:
     return params
 
 
-def rule(params: Floats, about: str, card: WeightsCard | None = None) -> PolicySpec:
-    """The learned policy with these params. Raises ValueError for another number of them."""
+def learned_spec(params: Floats, about: str, card: WeightsCard | None = None) -> PolicySpec:
+    """The learned policy with these params. Raises ValueError if their number is wrong."""
     if params.shape != (learned.LENGTH,):
         raise ValueError(f"expected {learned.LENGTH} params, got {params.shape}")
     return msgspec.structs.replace(
@@ -242,20 +244,23 @@ def rule(params: Floats, about: str, card: WeightsCard | None = None) -> PolicyS
     )
 
 
-def shipped_rule() -> PolicySpec:
-    """The policy `edgewise`."""
+def shipped_spec() -> PolicySpec:
+    """The policy `edgewise`: the learned policy with the weights of the package."""
     params, card = shipped()
-    return rule(params, learned.edgewise.about, card)
+    return learned_spec(params, learned.edgewise.about, card)
 
 
 def from_file(path: str) -> PolicySpec:
     """The policy in a weights file. Raises BadInput as `load` does."""
     params, card = load(Path(path))
-    return rule(params, f"{card.name}, trained on {', '.join(card.families)}", card)
+    return learned_spec(params, f"{card.name}, trained on {', '.join(card.families)}", card)
 
 
 def release(params: Floats, low: Floats, high: Floats, oldest: float) -> Floats:
-    """Params as they are shipped: guarded within the limits, deterministic, no survey."""
+    """Params for release: deterministic, without a survey, and guarded by these limits.
+
+    `oldest` is the option of that name (`learned.OPTIONS`), s.
+    """
     out = params.copy()
     out[learned.LAYOUT["low"]], out[learned.LAYOUT["high"]] = low, high
     options = learned.named(out).options

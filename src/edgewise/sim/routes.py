@@ -7,7 +7,7 @@ The photo streams up to the ingress from the moment of sending. On the command t
   the command on, and the body is in at the far end a propagation delay after the later of *the
   link is through with it* and *the upload was in*: a transfer that waits for its source keeps its
   share, and what the source sends last takes no time of the link any more. This is what
-  `fleet.table` predicts; real chunks would add one chunk's time;
+  `fleet.observe` predicts; real chunks would add one chunk's time;
 - or, once the body is in, has it made model-ready and sends that.
 
 What the ingress does when that fails, or takes too long, is in `sim.retries`.

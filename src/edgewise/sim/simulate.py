@@ -76,11 +76,6 @@ class Episode(Struct, frozen=True, kw_only=True):
         return results.outcomes(self.sim, self.services, self.labels, run_name(self.scenario.seed))
 
 
-def spec_of(policy: str) -> PolicySpec:
-    """Raises BadInput naming the known ones."""
-    return find(policy)
-
-
 def episode(
     scenario: Scenario,
     policy: str,
@@ -147,10 +142,10 @@ def decision_on(scenario: Scenario, policy: str, number: int) -> ObservedDecisio
     if not 0 <= number < len(trace):
         raise BadInput(f"{scenario.name}: expected a request below {len(trace)}, got {number}")
     sim = simulation(scenario, trace, SimOptions(slots=SLOTS_MAX), services)
-    rule = spec_of(policy)
-    if rule.features > 0:
+    spec = find(policy)
+    if spec.features > 0:
         raise BadInput(f"{policy} learns as it goes; only what does not can be played again")
-    decided = play_until(sim, rule, _draws(scenario, policy), number)
+    decided = play_until(sim, spec, _draws(scenario, policy), number)
     if decided is None:
         return None
     state, row = decided

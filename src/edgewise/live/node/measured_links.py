@@ -72,7 +72,7 @@ class MeasuredLink:
     def arrived(self, flow: Flow, now: float, delay: float, starved: bool) -> None:
         """The peer has the last byte; its word of that took `delay` s and came at `now`.
 
-        `starved`: the link waited for the sender (`fleet.estimates.starved`).
+        `starved`: the link waited for the sender (`fleet.estimates.waited_for_source`).
         """
         self._end(flow, flow.size, now - flow.started - delay, now, starved)
 

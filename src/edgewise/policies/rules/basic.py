@@ -1,6 +1,7 @@
-"""The first rules to beat, as kernels. Exact rules and sources: `docs/policies.md`.
+"""The simplest rules, as a baseline for all others. Compiled.
 
-How server-only rules share hosts and services: `edgewise.policies.servers`.
+Exact rules and sources are in `docs/policies.md`. The steps that server-only rules share are in
+`edgewise.policies.servers`.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from edgewise.policies.base import Memory, policy
 from edgewise.policies.servers import SHARE, clear, nth_offer, offer, power_of_two, server_of
 
 
-@policy(about="a server drawn uniformly", parameters=(SHARE,), reads_servers=False)
+@policy(about="a server drawn at random", parameters=(SHARE,), reads_servers=False)
 def random(table: CandidateTable, params: Record, memory: Memory, rng: Array) -> float:
-    """A server drawn uniformly from those that host an admissible service."""
+    """Draw a server uniformly from those that host an admissible service."""
     hosts = offer(table, params.share)
     if hosts == 0:
         return 1.0
@@ -24,9 +25,9 @@ def random(table: CandidateTable, params: Record, memory: Memory, rng: Array) ->
     return 1.0 / hosts
 
 
-@policy(about="the servers in turn", parameters=(SHARE,), memory=("next",), reads_servers=False)
+@policy(about="each server in turn", parameters=(SHARE,), memory=("next",), reads_servers=False)
 def round_robin(table: CandidateTable, params: Record, memory: Memory, rng: Array) -> float:
-    """The servers in turn, skipping those that host no admissible service.
+    """Choose each server in turn, skipping those without an admissible service.
 
     `next` is the server whose turn is next.
     """
@@ -47,9 +48,9 @@ def round_robin(table: CandidateTable, params: Record, memory: Memory, rng: Arra
     return 1.0
 
 
-@policy(about="the ingress itself, cheapest admissible service", reads_servers=False)
+@policy(about="the cheapest admissible service at the ingress", reads_servers=False)
 def local(table: CandidateTable, params: Record, memory: Memory, rng: Array) -> float:
-    """The ingress server, cheapest admissible service; shed if it hosts none."""
+    """Choose the cheapest admissible service at the ingress; shed if it hosts none."""
     offer(table, 0.0)
     ingress = int(table.context.ingress)
     here = -1
@@ -62,11 +63,13 @@ def local(table: CandidateTable, params: Record, memory: Memory, rng: Array) -> 
     return 1.0
 
 
-@policy(about="of two random servers the one with fewer of our requests (P2C)", parameters=(SHARE,))
+@policy(about="the one of two random servers with fewer of our requests (P2C)", parameters=(SHARE,))
 def least_outstanding(table: CandidateTable, params: Record, memory: Memory, rng: Array) -> float:
-    """Power of two choices: two servers drawn without replacement, fewer of our outstanding wins.
+    """Power of two choices: of two servers drawn at random, take the one with fewer outstanding
+    requests of ours.
 
-    A tie goes to the first drawn. Envoy's least_request with equal weights.
+    They are drawn without replacement, and the first one drawn wins a tie. This is Envoy's
+    least_request with equal weights.
     """
     hosts = offer(table, params.share)
     for r in range(table.mask.size - 1):
@@ -75,12 +78,12 @@ def least_outstanding(table: CandidateTable, params: Record, memory: Memory, rng
     return power_of_two(table, hosts, rng)
 
 
-@policy(about="least predicted latency", reads_servers=False)
+@policy(about="the least predicted latency", reads_servers=False)
 def earliest_completion(table: CandidateTable, params: Record, memory: Memory, rng: Array) -> float:
-    """The admissible (server, service, form) of least predicted latency. It never sheds."""
+    """Choose the admissible row of least predicted latency. It never sheds."""
     shed = table.mask.size - 1
     for r in range(shed):
-        latency = table.rows.latency[r]  # read in any case: then the loop is vectorised
+        latency = table.rows.latency[r]  # read for every row, so that the loop is vectorised
         table.scores[r] = -latency if table.mask[r] != 0 else -math.inf
     table.scores[shed] = -math.inf
     return 1.0
@@ -90,14 +93,14 @@ def earliest_completion(table: CandidateTable, params: Record, memory: Memory, r
 def most_accurate_feasible(
     table: CandidateTable, params: Record, memory: Memory, rng: Array
 ) -> float:
-    """The most accurate one predicted within the deadline, the earlier of equals; if none is, the
-    earliest."""
+    """Choose the most accurate row that is predicted to meet the deadline, the earlier among
+    equals. If there is none, choose the earliest row."""
     clear(table)
     deadline = table.context.deadline
     for r in range(table.mask.size - 1):
         if table.mask[r] == 1:
             latency = table.rows.latency[r]
-            # Accuracies differ by over 1e-4; a feasible latency is under an hour.
+            # Accuracies differ by more than 1e-4, and a feasible latency is below an hour.
             bonus = 1e9 * (1.0 + table.rows.accuracy[r]) if latency <= deadline else 0.0
             table.scores[r] = bonus - latency
     return 1.0

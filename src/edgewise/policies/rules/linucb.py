@@ -1,13 +1,13 @@
-"""LinUCB over the features of the candidate table. Compiled; learns from rewards on line.
+"""LinUCB on features of the candidate table: a bandit that learns from rewards online. Compiled.
 
 Li, Chu, Langford, Schapire: A contextual-bandit approach to personalized news article
-recommendation, WWW 2010, algorithm 1 with one θ for all arms (their shared part): the arms are
-described by their features, so what one teaches holds for the others, and fleets of any size fit.
+recommendation, WWW 2010, algorithm 1 with one θ for all arms (their shared part). The features
+describe the arms, so a reward for one arm teaches about the others, and a fleet may have any size.
 
     choose argmax θᵀx + α √(xᵀ A⁻¹ x);   then A += x xᵀ, b += r x, θ = A⁻¹ b
 
-A⁻¹ is kept itself and updated by Sherman-Morrison, A⁻¹ −= (A⁻¹x)(A⁻¹x)ᵀ / (1 + xᵀA⁻¹x), with θ
-beside it: 2d + d² numbers whatever the number of decisions. Shedding is known to earn 0.
+The memory holds A⁻¹, b and θ: 2d + d² numbers, however many decisions are made. A⁻¹ is updated by
+the Sherman-Morrison formula, A⁻¹ −= (A⁻¹x)(A⁻¹x)ᵀ / (1 + xᵀA⁻¹x). Shedding is known to earn 0.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ FEATURES = (
     "local",
     "model-ready",
 )
-"""What a row is described by; all within −1 … 2, so that one ridge fits all."""
+"""The features of a row. All lie between −1 and 2, so that one ridge suits all of them."""
 D = len(FEATURES)
 MEMORY = np.dtype(
     [
-        ("started", "f8"),  # 1 once it was set up
+        ("started", "f8"),  # 1 after `set_up`
         ("theta", "f8", D),
         ("b", "f8", D),
         ("inverse", "f8", (D, D)),  # A⁻¹
@@ -53,7 +53,7 @@ MEMORY = np.dtype(
 
 @jit
 def set_up(params: Record, known: Record) -> None:
-    """A⁻¹ = I / ridge, unless that has been done."""
+    """Set A⁻¹ to I / ridge before the first decision."""
     if known.started == 0.0:
         known.started = 1.0
         for i in range(D):
@@ -62,7 +62,7 @@ def set_up(params: Record, known: Record) -> None:
 
 @jit
 def describe(table: CandidateTable, row: int, out: Array) -> None:
-    """Write the `FEATURES` of a row; of the shed row zeros, which teach nothing."""
+    """Write the features of a row to `out`; zeros for the shed row, which teaches nothing."""
     s = int(table.rows.server[row])
     if s < 0:
         for i in range(D):
@@ -87,7 +87,7 @@ def describe(table: CandidateTable, row: int, out: Array) -> None:
 
 
 def learn(params: Record, memory: Memory, features: Array, reward: float) -> None:
-    """One rewarded choice. Allocates nothing."""
+    """Update A⁻¹, b and θ with the reward of one choice. Allocates nothing."""
     known = memory.fleet
     set_up(params, known)
     along = known.scratch
@@ -109,7 +109,7 @@ def learn(params: Record, memory: Memory, features: Array, reward: float) -> Non
 
 
 @policy(
-    about="a linear bandit on the candidates' features, learning on line (LinUCB)",
+    about="a linear bandit on the candidates' features that learns online (LinUCB)",
     parameters=(
         Parameter(
             name="alpha",
@@ -117,15 +117,15 @@ def learn(params: Record, memory: Memory, features: Array, reward: float) -> Non
             low=0.0,
             high=3.0,
             unit="utility",
-            about="weight of the uncertainty: rewards lie in 0–1, so that a third of their range "
-            "is explored at first",
+            about="Weight of the uncertainty in the score. Rewards lie between 0 and 1, so 0.3 is "
+            "about a third of their range.",
         ),
         Parameter(
             name="ridge",
             default=1.0,
             low=0.01,
             high=100.0,
-            about="A starts as ridge × I: the paper's 1",
+            about="A starts as ridge × I. The paper uses 1.",
             log=True,
         ),
     ),
@@ -135,7 +135,7 @@ def learn(params: Record, memory: Memory, features: Array, reward: float) -> Non
     learn=learn,
 )
 def linucb(table: CandidateTable, params: Record, memory: Memory, rng: Array) -> float:
-    """Score rows by their upper confidence bound and shed by 0."""
+    """Score each row by the upper confidence bound of its reward, and shedding by 0."""
     known = memory.fleet
     set_up(params, known)
     x = known.scratch

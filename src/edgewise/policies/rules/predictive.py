@@ -1,7 +1,7 @@
-"""Rules that go by predicted latency, candidate by candidate, as kernels.
+"""Rules that score each candidate by its predicted latency. Compiled.
 
-Each sees the same predictions (`edgewise.fleet.table`); they differ in what they make of them.
-Exact rules, sources and deviations: `docs/policies.md`.
+All use the same predictions (`edgewise.fleet.observe`). Exact rules, sources and deviations are in
+`docs/policies.md`.
 """
 
 from __future__ import annotations
@@ -10,30 +10,23 @@ from edgewise.fleet.arrays import Array, Record
 from edgewise.fleet.rng import integer_below, uniform
 from edgewise.fleet.table import CandidateTable
 from edgewise.policies.base import Memory, Parameter, policy
-from edgewise.policies.servers import clear, utility
+from edgewise.policies.servers import MARGIN, clear, utility
 
 TIE = 1e-6
-"""per s. Orders what is equal otherwise. Accuracies differ by over 1e-4, which 100 s outweigh."""
+"""Score per second that breaks ties. It decides between different accuracies only above 100 s, as
+they differ by more than 1e-4."""
 
 
 @policy(
-    about="most expected utility at a margined predicted latency",
-    parameters=(
-        Parameter(
-            name="margin",
-            default=1.2,
-            low=0.5,
-            high=3.0,
-            about="on the predicted latency; a fifth more, as predictions miss what arrives later",
-            log=True,
-        ),
-    ),
+    about="the highest utility at the predicted latency with a margin",
+    parameters=(MARGIN,),
     reads_servers=False,
 )
 def earliest_completion_margin(
     table: CandidateTable, params: Record, memory: Memory, rng: Array
 ) -> float:
-    """Most accuracy^w × g(margin × latency / deadline); of equals the earliest. It never sheds."""
+    """Choose the row with the highest accuracy^w × g(margin × latency / deadline), the earliest
+    among equals. It never sheds."""
     clear(table)
     for r in range(table.mask.size - 1):
         if table.mask[r] == 1:
@@ -43,7 +36,7 @@ def earliest_completion_margin(
 
 
 @policy(
-    about="the slowest service that is fast enough, on the least loaded server (INFaaS)",
+    about="the slowest service that is fast enough, on its least loaded server (INFaaS)",
     parameters=(
         Parameter(
             name="slack",
@@ -51,17 +44,17 @@ def earliest_completion_margin(
             low=0.05,
             high=1.0,
             unit="deadlines",
-            about="that a variant's profiled latency may take: the whole deadline as published, "
-            "which counts no network and no queue",
+            about="Share of the deadline that a variant's profiled latency may take. The paper "
+            "allows all of it, without time for the network and the queue.",
             log=True,
         ),
     ),
 )
 def infaas(table: CandidateTable, params: Record, memory: Memory, rng: Array) -> float:
-    """INFaaS's query front end: of the variants that are accurate and by profile fast enough the
-    one of least slack; of the servers with that variant the least loaded.
+    """INFaaS's query front end: choose the admissible variant that is only just fast enough by its
+    profile, on the least loaded server that has it.
 
-    Equal accuracy = the same model. If none is fast enough, the fastest.
+    Variants of equal accuracy count as the same model. If none is fast enough, choose the fastest.
     """
     clear(table)
     rows = table.rows
@@ -92,7 +85,7 @@ def infaas(table: CandidateTable, params: Record, memory: Memory, rng: Array) ->
 
 
 @policy(
-    about="the most accurate service that fits twice into the budget (Jellyfish)",
+    about="the most accurate service that fits into the budget twice (Jellyfish)",
     parameters=(
         Parameter(
             name="rounds",
@@ -100,14 +93,17 @@ def infaas(table: CandidateTable, params: Record, memory: Memory, rng: Array) ->
             low=1.0,
             high=6.0,
             unit="service times",
-            about="that must fit into the budget: 2 as published, the batch under way and the own",
+            about="Number of service times that must fit into the budget. The paper uses 2: the "
+            "batch under way and the request's own.",
         ),
     ),
 )
 def jellyfish(table: CandidateTable, params: Record, memory: Memory, rng: Array) -> float:
-    """Jellyfish: the most accurate service with budget ≥ 2 × latency(batch 1), the budget being
-    what the network leaves of the deadline; of equals the server of least backlog. If none is
-    feasible, the one that misses its budget by least.
+    """Jellyfish: choose the most accurate service whose service time fits into the budget `rounds`
+    times, on the server of least backlog among equals.
+
+    The budget is the part of the deadline that the network leaves. If no service fits, choose the
+    one that exceeds its budget by least.
     """
     clear(table)
     rows = table.rows
@@ -115,7 +111,8 @@ def jellyfish(table: CandidateTable, params: Record, memory: Memory, rng: Array)
     for r in range(table.mask.size - 1):
         if table.mask[r] == 0 or rows.form[r] != 0.0:
             continue
-        # Streamed on as it arrives: the slower of upload and transfer; 2·wire is both ways back.
+        # The payload is streamed on as it arrives, so the slower of upload and transfer counts;
+        # return_time is one way.
         network = max(context.upload, rows.transfer[r]) + 2.0 * rows.return_time[r]
         budget = context.deadline - context.elapsed - network
         spare = budget - params.rounds * rows.service_time[r]
@@ -128,21 +125,24 @@ def jellyfish(table: CandidateTable, params: Record, memory: Memory, rng: Array)
 
 
 @policy(
-    about="of those in time the one of least headroom (llm-d)",
+    about="the candidate in time with the least headroom (llm-d)",
     parameters=(
         Parameter(
             name="explore",
             default=0.01,
             low=0.0,
             high=0.1,
-            about="share of requests that tries one predicted to be late: llm-d's 1 %",
+            about="Share of requests that try a candidate predicted to be late. llm-d uses 1 %.",
         ),
     ),
     reads_servers=False,
 )
 def slo_headroom(table: CandidateTable, params: Record, memory: Memory, rng: Array) -> float:
-    """llm-d: of the candidates predicted in time the one of *least* headroom (bin packing); 1 % of
-    the time one of the others, uniformly. None in time: the one that is least late.
+    """llm-d: choose the candidate with the *least* headroom among those predicted in time, which
+    packs the load.
+
+    A share `explore` of requests goes to a late candidate drawn uniformly. If all are late, choose
+    the one that is least late.
     """
     clear(table)
     deadline = table.context.deadline

@@ -1,11 +1,11 @@
-"""Prequal: a pool of probe replies, hot and cold servers, reuse and removal. Compiled.
+"""Prequal: choose from a pool of probe replies, by hot and cold servers. Compiled.
 
 Wydrowski, Kleinberg, Rumble, Archer: Load is not what you should balance: introducing Prequal,
-NSDI'24. A probe's reply is (requests in flight, latency near that number of requests). Here the
-reply is what the observation offers at that moment: the corrected requests in flight (`rif`) and
-the mean response at that level (`rif_response`), at no cost in messages and with the age of the
-server's report. Otherwise the pool ages as published: between two probes of a server its entry
-knows only what this rule has added to it.
+NSDI'24. The reply to a probe is a pair: requests in flight, and the latency near that number. Here
+it comes from the candidate table: the corrected requests in flight (`rif`) and the mean response at
+that number (`rif_response`). So a probe costs no message and is as old as the server's report. The
+pool ages as in the paper: between two probes of a server, its entry changes only by the requests
+that this rule sends there.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ PREQUAL = (
         default=0.84,
         low=0.0,
         high=1.0,
-        about="of recent requests in flight above which a server is hot: the paper's 2^(−1/4)",
+        about="Quantile of recent requests in flight above which a server is hot. The paper "
+        "uses 2^(−1/4).",
     ),
     Parameter(
         name="pool",
@@ -46,8 +47,8 @@ PREQUAL = (
         low=2.0,
         high=16.0,
         unit="entries",
-        about="at most (the paper's 16), and at most half as many as there are servers, else "
-        "the reuse rule divides by nothing; at least 2",
+        about="Entries in the pool, 16 in the paper. It has at least 2, and otherwise at most half "
+        "as many as there are servers: with more, the paper's limit on reuse has no value.",
     ),
     Parameter(
         name="probes",
@@ -55,7 +56,7 @@ PREQUAL = (
         low=1.0,
         high=5.0,
         unit="per request",
-        about="the paper's 3; a whole number",
+        about="Probes for each request, rounded down. The paper uses 3.",
     ),
     Parameter(
         name="age",
@@ -63,7 +64,7 @@ PREQUAL = (
         low=0.05,
         high=5.0,
         unit="s",
-        about="after which an entry is dropped: the paper's 1 s",
+        about="Age at which an entry is dropped. The paper uses 1 s.",
         log=True,
     ),
     Parameter(
@@ -71,7 +72,7 @@ PREQUAL = (
         default=1.0,
         low=0.0,
         high=4.0,
-        about="of the reuse rule: the paper's 1",
+        about="δ in the paper's limit on reuse. The paper uses 1.",
     ),
     Parameter(
         name="reuse",
@@ -79,7 +80,7 @@ PREQUAL = (
         low=1.0,
         high=16.0,
         unit="times",
-        about="an entry is used at most: for fleets so small that the paper's rule has no bound",
+        about="Upper bound on the uses of an entry, for fleets too small for the paper's limit.",
     ),
     Parameter(
         name="idle",
@@ -87,20 +88,21 @@ PREQUAL = (
         low=0.01,
         high=1.0,
         unit="s",
-        about="without a request after which probes go out all the same: a tenth of the age limit",
+        about="Probes are sent after this long without a request. Chosen: a tenth of `age`.",
         log=True,
     ),
 )
 POOL_MAX = 16
 RING = 64
-"""Replies that the quantile is taken over: about twenty requests' worth, as the load moves."""
+"""Number of replies from which the quantile is computed: those of about twenty requests, so that it
+follows the load."""
 ENTRY = np.dtype(
     [
-        ("owner", "f8"),  # server + 1; 0: empty
+        ("owner", "f8"),  # index of the server + 1; 0 = empty
         ("rif", "f8"),  # requests in flight
         ("latency", "f8"),  # s
-        ("at", "f8"),  # when it was probed
-        ("uses", "f8"),  # left
+        ("at", "f8"),  # time of the probe
+        ("uses", "f8"),  # uses left
     ]
 )
 MEMORY = np.dtype(
@@ -108,17 +110,17 @@ MEMORY = np.dtype(
         ("pool", ENTRY, POOL_MAX),
         ("ring", "f8", RING),  # requests in flight of recent replies
         ("filled", "f8"),  # replies in the ring
-        ("next", "f8"),  # where the next reply goes
-        ("decided_at", "f8"),  # when the last decision was made
+        ("next", "f8"),  # index of the next reply in the ring
+        ("decided_at", "f8"),  # time of the last decision
         ("started", "f8"),  # 1 after the first decision
-        ("turn", "f8"),  # to be removed: 0 the oldest, 1 the worst
-        ("cursor", "f8"),  # server that the next idle probe goes to
+        ("turn", "f8"),  # entry to remove next: 0 = the oldest, 1 = the worst
+        ("cursor", "f8"),  # server of the next idle probe
     ]
 )
 
 
 class PoolSettings(NamedTuple):
-    """The parameters `PREQUAL`."""
+    """The values of the parameters `PREQUAL`."""
 
     share: float
     quantile: float
@@ -132,13 +134,13 @@ class PoolSettings(NamedTuple):
 
 @jit
 def pool_size(settings: PoolSettings, servers: int) -> int:
-    """m of the paper: the parameter, but at most half as many as there are servers."""
+    """The size of the pool, m in the paper: at most half the number of servers, but at least 2."""
     return max(2, min(POOL_MAX, int(settings.pool), servers // 2))
 
 
 @jit
 def reuse_limit(settings: PoolSettings, servers: int) -> float:
-    """How often an entry may be used: max(1, (1 + δ) / ((1 − m/n)·r_probe − r_remove))."""
+    """The limit on the uses of an entry: max(1, (1 + δ) / ((1 − m/n)·r_probe − r_remove))."""
     spare = (1.0 - pool_size(settings, servers) / servers) * settings.probes - 1.0
     if spare <= 0.0:
         return settings.reuse
@@ -149,8 +151,11 @@ def reuse_limit(settings: PoolSettings, servers: int) -> float:
 def probe(
     table: CandidateTable, settings: PoolSettings, memory: Memory, server: int, spin: float
 ) -> None:
-    """Take a reply of `server` into the pool: in place of its last one, in an empty place, or in
-    the oldest's. `spin` in [0, 1) rounds the number of its uses."""
+    """Probe `server`: put its reply into the pool.
+
+    It replaces the server's earlier reply if there is one; otherwise it takes an empty place, or
+    that of the oldest entry. `spin` in [0, 1) decides how the limit on its uses is rounded.
+    """
     now = table.context.now
     size = pool_size(settings, table.servers.shape[0])
     pool = memory.fleet.pool
@@ -182,7 +187,7 @@ def probe(
 
 @jit
 def is_hot(settings: PoolSettings, memory: Memory, rif: float) -> bool:
-    """Whether `rif` is above the quantile of recent replies: at least so many are below it."""
+    """Whether `rif` is above the quantile: at least that share of recent replies is below it."""
     filled = int(memory.fleet.filled)
     ring = memory.fleet.ring
     below_it = 0
@@ -194,8 +199,11 @@ def is_hot(settings: PoolSettings, memory: Memory, rif: float) -> bool:
 
 @jit
 def remove_one(settings: PoolSettings, memory: Memory) -> None:
-    """Take an entry out, in turn the oldest and the worst: the hot one of most requests in flight,
-    or if none is hot the one of highest latency."""
+    """Remove an entry: the oldest and the worst in turn.
+
+    The worst is the hot entry with the most requests in flight, or the one of highest latency if
+    none is hot.
+    """
     pool = memory.fleet.pool
     gone = -1
     hot = False
@@ -220,8 +228,10 @@ def remove_one(settings: PoolSettings, memory: Memory) -> None:
 
 @jit
 def choose(table: CandidateTable, settings: PoolSettings, memory: Memory) -> int:
-    """The pool's entry to use among those of hosts (hot-cold lexicographic rule), ready in the
-    scores; −1 if fewer than two are usable."""
+    """Choose among the hosts in the pool by the hot-cold lexicographic rule, and score the row.
+
+    Returns the index of the entry in the pool; −1 if fewer than two can be used.
+    """
     pool = memory.fleet.pool
     usable = 0
     best = -1
@@ -254,10 +264,10 @@ def choose(table: CandidateTable, settings: PoolSettings, memory: Memory) -> int
 
 @jit
 def from_pool(table: CandidateTable, settings: PoolSettings, memory: Memory, rng: Array) -> float:
-    """Hot-cold lexicographic choice from the pool, then this request's probes.
+    """Choose from the pool, then send this request's probes; returns the propensity.
 
-    As in the paper's asynchronous mode the probes come too late for their own request. So the
-    choice is certain given the pool (propensity 1), but for the random one when the pool is short.
+    As in the paper's asynchronous mode, the probes serve later requests. So the choice is certain
+    given the pool. It is random only if fewer than two entries can be used.
     """
     hosts = offer(table, settings.share)
     now = table.context.now
@@ -271,7 +281,7 @@ def from_pool(table: CandidateTable, settings: PoolSettings, memory: Memory, rng
         ):
             entry.owner = 0.0
     if fleet.started > 0.0 and now - fleet.decided_at > settings.idle:
-        # What idle probing has brought in meanwhile; in turn, so that nothing is drawn here.
+        # The idle probes since then. They go to the servers in turn, so that none is drawn here.
         for _ in range(min(count, int(settings.probes))):
             s = int(fleet.cursor)
             fleet.cursor = (s + 1) % count
@@ -295,7 +305,7 @@ def from_pool(table: CandidateTable, settings: PoolSettings, memory: Memory, rng
         chance = 1.0 / hosts
     remove_one(settings, memory)
 
-    # Probes: so many hosts, uniformly without replacement (selection sampling, Knuth 3.4.2 S).
+    # Probe hosts drawn uniformly without replacement (selection sampling, Knuth 3.4.2 S).
     wanted = min(hosts, int(settings.probes))
     left = hosts
     for r in range(table.mask.size - 1):
@@ -310,12 +320,12 @@ def from_pool(table: CandidateTable, settings: PoolSettings, memory: Memory, rng
 
 
 @policy(
-    about="from a pool of probes the fastest of those not hot (Prequal)",
+    about="the fastest server that is not hot, from a pool of probes (Prequal)",
     parameters=PREQUAL,
     memory=MEMORY,
 )
 def prequal(table: CandidateTable, params: Record, memory: Memory, rng: Array) -> float:
-    """The choice of `from_pool`."""
+    """Choose from the pool (`from_pool`)."""
     settings = PoolSettings(
         params.share,
         params.quantile,

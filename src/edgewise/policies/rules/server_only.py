@@ -1,9 +1,8 @@
-"""Server-only rules of the literature and of public proxies, as kernels.
+"""Server-only rules from the literature and from public proxies. Compiled.
 
-What they share (hosts, the service on the chosen one, two choices, admission) is in
-`edgewise.policies.servers`; exact rules, sources and deviations in `docs/policies.md`. Loads are
-the corrected ones of the observation: no rule is made to forget what the balancer itself has
-sent.
+The steps that they share (hosts, the service on a host, power of two choices, admission) are in
+`edgewise.policies.servers`. Exact rules, sources and deviations are in `docs/policies.md`. All
+rules see corrected loads, which include the requests sent since a server's last report.
 """
 
 from __future__ import annotations
@@ -29,15 +28,16 @@ from edgewise.policies.servers import (
 )
 
 NEW_REPORT = 1e-5
-"""s by which a report must be newer to count as another one: a stamp since 1970 has 0.2 µs."""
+"""s. A report counts as a new one if it is newer by this much. Times since 1970 have a resolution
+of 0.2 µs."""
 
 
 # -- queues ---------------------------------------------------------------------------------------
 
 
-@policy(about="the shortest queue", parameters=(SHARE,))
+@policy(about="the server with the shortest queue", parameters=(SHARE,))
 def jsq(table: CandidateTable, params: Record, memory: Memory, rng: Array) -> float:
-    """Join the shortest queue: fewest requests believed to wait or run."""
+    """Join the shortest queue: choose the host with the fewest requests believed to wait or run."""
     offer(table, params.share)
     for r in range(table.mask.size - 1):
         if table.scores[r] == 0.0:
@@ -47,7 +47,7 @@ def jsq(table: CandidateTable, params: Record, memory: Memory, rng: Array) -> fl
 
 @jit
 def offer_by_delay(table: CandidateTable, share: float) -> None:
-    """Score hosts by minus their expected delay."""
+    """Score each host by minus its expected delay."""
     offer(table, share)
     for r in range(table.mask.size - 1):
         if table.scores[r] == 0.0:
@@ -56,9 +56,12 @@ def offer_by_delay(table: CandidateTable, share: float) -> None:
             table.scores[r] = -(server.outstanding + 1.0) / rate
 
 
-@policy(about="the shortest queue for its speed (shortest expected delay)", parameters=(SHARE,))
+@policy(
+    about="the server with the shortest queue for its speed (shortest expected delay)",
+    parameters=(SHARE,),
+)
 def sed(table: CandidateTable, params: Record, memory: Memory, rng: Array) -> float:
-    """Shortest expected delay: least (outstanding + 1) / (speed × workers)."""
+    """Shortest expected delay: choose the least (outstanding + 1) / (speed × workers)."""
     offer_by_delay(table, params.share)
     return 1.0
 
@@ -75,17 +78,17 @@ def sed_admission(table: CandidateTable, params: Record, memory: Memory, rng: Ar
 
 
 @policy(
-    about="a server that reported idle, else a random one (Join-Idle-Queue)",
+    about="a server that reported to be idle, or a random one (Join-Idle-Queue)",
     parameters=(SHARE,),
     memory=("joins",),
     memory_per_server=("reported_at", "place"),
 )
 def jiq(table: CandidateTable, params: Record, memory: Memory, rng: Array) -> float:
-    """Join-Idle-Queue: the server that has waited longest since it reported idle, and it leaves the
-    queue; a host drawn uniformly if none waits.
+    """Join-Idle-Queue: servers that report to be idle join a queue, and the first one in it is
+    chosen and leaves it. If no host is in the queue, one is drawn uniformly.
 
-    `joins` counts the joins; of each server, `reported_at` is the time of its last report seen and
-    `place` its place in the queue, 0 = not in it.
+    `joins` counts the joins. For each server, `reported_at` is the time of the last report seen and
+    `place` its place in the queue (0 = not in it).
     """
     hosts = offer(table, params.share)
     for s in range(table.servers.shape[0]):
@@ -117,8 +120,8 @@ def jiq(table: CandidateTable, params: Record, memory: Memory, rng: Array) -> fl
 # -- latencies ------------------------------------------------------------------------------------
 
 PENALTY = 1e5
-"""s; load of a server of cost 0 with requests pending: more than any response can give. Finagle has
-Long.MaxValue >> 16 ns, 39 h."""
+"""s. Load of a server of cost 0 with requests pending, larger than any response time can give.
+Finagle uses Long.MaxValue >> 16 ns, or 39 h."""
 PEAK_EWMA = (
     SHARE,
     Parameter(
@@ -127,8 +130,8 @@ PEAK_EWMA = (
         low=0.01,
         high=10.0,
         unit="s",
-        about="response assumed of a server that has not answered yet: 1 s as in Finagle and "
-        "tower, so that a cold server is tried but not flooded; 0 = Finagle's penalty alone",
+        about="Response time assumed for a server that has not answered yet. Finagle and tower use "
+        "1 s, so that a cold server is tried but not flooded. 0 leaves only Finagle's penalty.",
         log=True,
     ),
 )
@@ -136,7 +139,8 @@ PEAK_EWMA = (
 
 @jit
 def offer_by_peak(table: CandidateTable, share: float, cold: float) -> int:
-    """Score hosts by minus Finagle's load, cost × (pending + 1); returns how many there are."""
+    """Score each host by minus its load as in Finagle, cost × (pending + 1); returns the number of
+    hosts."""
     hosts = offer(table, share)
     for r in range(table.mask.size - 1):
         if table.scores[r] == 0.0:
@@ -149,11 +153,11 @@ def offer_by_peak(table: CandidateTable, share: float, cold: float) -> int:
 
 
 @policy(
-    about="of two random servers the one of lower peak latency × pending (Finagle)",
+    about="the one of two random servers with less peak latency × pending requests (Finagle)",
     parameters=PEAK_EWMA,
 )
 def peak_ewma(table: CandidateTable, params: Record, memory: Memory, rng: Array) -> float:
-    """Of two random hosts the one of lower load."""
+    """Choose the host of lower load from two drawn at random."""
     return power_of_two(table, offer_by_peak(table, params.share, params.cold), rng)
 
 
@@ -172,7 +176,7 @@ def peak_ewma_admission(table: CandidateTable, params: Record, memory: Memory, r
 
 
 @policy(
-    about="least response time with a cubic queue term (C3, as in Elasticsearch)",
+    about="the server with the least response time plus a cubic queue term (C3, Elasticsearch)",
     parameters=(
         SHARE,
         Parameter(
@@ -181,30 +185,31 @@ def peak_ewma_admission(table: CandidateTable, params: Record, memory: Memory, r
             low=0.0,
             high=10.0,
             unit="balancers",
-            about="by which our own outstanding requests are multiplied: one balancer by default",
+            about="Number of balancers like this one, by which our own outstanding requests are "
+            "multiplied.",
         ),
         Parameter(
             name="queue_memory",
             default=0.3,
             low=0.05,
             high=1.0,
-            about="weight of a new report in the mean queue: Elasticsearch's 0.3",
+            about="Weight of a new report in the mean queue. Elasticsearch uses 0.3.",
         ),
         Parameter(
             name="exponent",
             default=3.0,
             low=1.0,
             high=4.0,
-            about="of the queue estimate: cubic as published",
+            about="Power of the queue estimate. The paper uses 3.",
         ),
     ),
     memory_per_server=("reported_at", "queue", "reported"),
 )
 def c3(table: CandidateTable, params: Record, memory: Memory, rng: Array) -> float:
-    """Elasticsearch's form of C3: least R − s + q̂³·s, q̂ = 1 + outstanding × clients + q̄.
+    """C3 as in Elasticsearch: choose the least R − s + q̂³·s with q̂ = 1 + outstanding × clients + q̄.
 
-    Of each server, `reported_at` is the time of its last report seen, `queue` the EWMA q̄ of its
-    reported queue, and `reported` 1 once there was a report.
+    For each server, `reported_at` is the time of the last report seen, `queue` the EWMA q̄ of its
+    reported queue, and `reported` is 1 after the first report.
     """
     offer(table, params.share)
     for s in range(table.servers.shape[0]):
@@ -240,14 +245,15 @@ def c3(table: CandidateTable, params: Record, memory: Memory, rng: Array) -> flo
             low=1.0,
             high=100.0,
             unit="requests/worker",
-            about="that a replica takes: Ray's default max_ongoing_requests; the same node is "
-            "preferred until its replicas have as many",
+            about="Requests that a replica takes at a time: Ray's default max_ongoing_requests. "
+            "The ingress is preferred until all its replicas have as many.",
             log=True,
         ),
     ),
 )
 def ray_p2c(table: CandidateTable, params: Record, memory: Memory, rng: Array) -> float:
-    """The ingress while it has room, else of two random hosts the one of fewer requests.
+    """Choose the ingress while it has room, otherwise the host with fewer requests from two drawn
+    at random.
 
     Each worker counts as a replica.
     """
@@ -268,7 +274,7 @@ def ray_p2c(table: CandidateTable, params: Record, memory: Memory, rng: Array) -
 
 
 @policy(
-    about="the ingress unless it is busier than the others, then by headroom (Envoy)",
+    about="the ingress unless it is busier than the others, then a server by headroom (Envoy)",
     parameters=(
         SHARE,
         Parameter(
@@ -277,22 +283,22 @@ def ray_p2c(table: CandidateTable, params: Record, memory: Memory, rng: Array) -
             low=0.0,
             high=0.5,
             unit="utilisation",
-            about="by which the ingress may exceed the others' mean and still keep all: "
-            "Envoy's 0.1",
+            about="Excess of the ingress's utilisation over the others' mean up to which it keeps "
+            "its requests. Envoy uses 0.1.",
         ),
         Parameter(
             name="memory",
             default=0.3,
             low=0.05,
             high=1.0,
-            about="weight of a new utilisation in its mean (BASELINES 0.3; Envoy's is 0.18)",
+            about="Weight of a new report in the mean utilisation. Chosen; Envoy uses 0.18.",
         ),
         Parameter(
             name="probe",
             default=0.03,
             low=0.0,
             high=0.3,
-            about="share that goes to the others all the same: Envoy's 3 %, to keep data fresh",
+            about="Share that goes to the others all the same, to keep data fresh. Envoy uses 3 %.",
         ),
         Parameter(
             name="period",
@@ -300,7 +306,7 @@ def ray_p2c(table: CandidateTable, params: Record, memory: Memory, rng: Array) -
             low=0.1,
             high=5.0,
             unit="s",
-            about="between two updates of the means: Envoy's 1 s",
+            about="Time between two updates of the means. Envoy uses 1 s.",
             log=True,
         ),
     ),
@@ -308,10 +314,11 @@ def ray_p2c(table: CandidateTable, params: Record, memory: Memory, rng: Array) -
     memory_per_server=("utilisation",),
 )
 def load_aware_locality(table: CandidateTable, params: Record, memory: Memory, rng: Array) -> float:
-    """Envoy's: stay at the ingress unless it is busier than the others, then spread by headroom.
+    """Envoy's load-aware locality: stay at the ingress unless it is busier than the others; then
+    spread the requests by headroom.
 
-    `updated_at` is when the means were last updated, `updated` 1 once they were; `utilisation` is a
-    server's mean.
+    `updated_at` is the time of the last update of the means, and `updated` is 1 after the first.
+    `utilisation` is a server's mean.
     """
     hosts = offer(table, params.share)
     servers = table.servers
@@ -329,9 +336,9 @@ def load_aware_locality(table: CandidateTable, params: Record, memory: Memory, r
 
     ingress = int(table.context.ingress)
     here = -1
-    far = 0.0  # workers elsewhere, …
-    far_busy = 0.0  # … of them busy, …
-    room = 0.0  # … and idle workers of all hosts
+    far = 0.0  # workers of the other hosts
+    far_busy = 0.0  # busy workers of the other hosts
+    room = 0.0  # idle workers of all hosts
     for r in range(table.mask.size - 1):
         if table.scores[r] == 0.0:
             s = server_of(table, r)

@@ -1,9 +1,9 @@
-"""Weighted round robin by reported utilisation, as gRPC has it (gRFC A58). Compiled.
+"""Weighted round robin by reported utilisation, as in gRPC (gRFC A58). Compiled.
 
-A server's weight is what it gets done per utilisation, qps / (utilisation + eps/qps × penalty), in
-the expectation that a server at half its utilisation could take twice as much. The weight counts
-only after the server has reported for a *blackout* period, and no longer than an *expiration*
-period after its last report; it is looked up once in an update period.
+A server's weight is its rate of answers per utilisation, qps / (utilisation + eps/qps × penalty): a
+server that is half used is expected to be able to take twice as much. The weight counts only after
+the server has reported for a *blackout* period, and until an *expiration* period after its last
+report. The weights in use are refreshed once in an *update* period.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from edgewise.policies.servers import SHARE, offer, reported_at, server_of
 
 @jit
 def update_weights(table: CandidateTable, params: Record, memory: Memory) -> None:
-    """Take in new reports, and look the weights up when it is time."""
+    """Compute weights from new reports, and refresh the weights in use when it is time."""
     now = table.context.now
     count = table.servers.shape[0]
     for s in range(count):
         mine = memory.servers[s]
         server = table.servers[s]
         if server.up == 0.0:
-            mine.ready = 0.0  # when it comes back the blackout starts again
+            mine.ready = 0.0  # the blackout starts again when it is back
         at = reported_at(table, s)
         if at <= mine.seen + NEW_REPORT:
             continue
@@ -64,7 +64,7 @@ def update_weights(table: CandidateTable, params: Record, memory: Memory) -> Non
 
 
 @policy(
-    about="the servers in proportion to answers per utilisation (gRPC A58)",
+    about="the servers in turn, weighted by answers per utilisation (gRPC A58)",
     parameters=(
         SHARE,
         Parameter(
@@ -73,8 +73,8 @@ def update_weights(table: CandidateTable, params: Record, memory: Memory) -> Non
             low=0.1,
             high=60.0,
             unit="s",
-            about="for which a server must have reported before its weight counts: A58's 10 s, "
-            "against churn at the start",
+            about="A server's weight counts after it has reported for this long. A58 uses 10 s, to "
+            "avoid churn at the start.",
             log=True,
         ),
         Parameter(
@@ -83,7 +83,7 @@ def update_weights(table: CandidateTable, params: Record, memory: Memory) -> Non
             low=1.0,
             high=600.0,
             unit="s",
-            about="after which a weight without a report is void: A58's 3 min",
+            about="A weight is void this long after the last report. A58 uses 3 min.",
             log=True,
         ),
         Parameter(
@@ -92,7 +92,7 @@ def update_weights(table: CandidateTable, params: Record, memory: Memory) -> Non
             low=0.1,
             high=10.0,
             unit="s",
-            about="between two looks at the weights: A58's 1 s; less than 0.1 counts as 0.1",
+            about="Time between two refreshes of the weights in use, at least 0.1 s. A58 uses 1 s.",
             log=True,
         ),
         Parameter(
@@ -100,7 +100,7 @@ def update_weights(table: CandidateTable, params: Record, memory: Memory) -> Non
             default=1.0,
             low=0.0,
             high=5.0,
-            about="of errors: A58's 1.0 makes a failed request cost as much as one that uses all",
+            about="Utilisation that failed answers add: this, times their share. A58 uses 1.",
         ),
     ),
     memory=("looked_up_at", "looked_up", "mean_weight"),
@@ -109,12 +109,12 @@ def update_weights(table: CandidateTable, params: Record, memory: Memory) -> Non
 def weighted_round_robin(
     table: CandidateTable, params: Record, memory: Memory, rng: Array
 ) -> float:
-    """Smooth weighted round robin over the hosts (nginx): each gains its weight in credit, the
-    richest is chosen and pays what all have gained.
+    """Smooth weighted round robin over the hosts (nginx): each host gains its weight in credit, and
+    the one with most credit is chosen and pays the sum of these weights.
 
-    Of each server: `seen` is the time of its last report, `since` when non-empty reports began (if
-    `ready` is 1), `weight` what it gets done per utilisation, as of `updated`; `used` the weight as
-    last looked up, 0 = none; `credit` as in nginx.
+    The memory has for each server: `seen`, the time of its last report; `since`, when non-empty
+    reports began (if `ready` is 1); `weight`, its answers per utilisation at time `updated`;
+    `used`, the weight in use (0 = none); and `credit`.
     """
     offer(table, params.share)
     update_weights(table, params, memory)
@@ -124,7 +124,7 @@ def weighted_round_robin(
     for r in range(table.mask.size - 1):
         if table.scores[r] == 0.0:
             mine = memory.servers[server_of(table, r)]
-            # In means, so that a credit keeps its worth when all weights change.
+            # Relative to the mean, so that a credit keeps its value when all weights change.
             weight = mine.used / mean if mean > 0.0 and mine.used > 0.0 else 1.0
             mine.credit += weight
             total += weight
