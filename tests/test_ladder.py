@@ -43,7 +43,7 @@ def fleet(servers: int = 3, forms: int = 1, **context: float) -> t.CandidateTabl
                 r = row_of(s, service, form)
                 table.mask[r] = 1
                 set_row(table, r, server=s, service=2 * s + service, form=form)
-                set_row(table, r, local=s == 0, accuracy=accuracy, ready=0.01)
+                set_row(table, r, local=s == 0, accuracy=accuracy, until_input=0.01)
                 set_row(table, r, service_time=seconds, latency=seconds + 0.01)
     table.mask[SHED] = 1
     return table
@@ -648,7 +648,7 @@ def test_priced_greedy_without_price_is_expected_utility() -> None:
 def test_priced_greedy_margins_each_part_on_its_own() -> None:
     table = fleet()
     row = row_of(0, SLOW)
-    set_row(table, row, ready=0.2, wait=0.2, service_time=0.2, return_time=0.1)
+    set_row(table, row, until_input=0.2, wait=0.2, service_time=0.2, return_time=0.1)
     base = 0.8 * (2.0 - 0.7 / 0.4)
     assert score_of(table, row) == pytest.approx(base)
     for name, part in (("network", 0.3), ("wait", 0.2), ("service", 0.2)):
@@ -659,7 +659,7 @@ def test_priced_greedy_margins_each_part_on_its_own() -> None:
 def test_priced_greedy_averages_over_the_spread() -> None:
     table = fleet(grace=0.0)
     row = row_of(0, SLOW)
-    set_row(table, row, ready=0.0, service_time=0.39)
+    set_row(table, row, until_input=0.0, service_time=0.39)
     assert score_of(table, row, spread=0.0) == pytest.approx(0.8)
     assert score_of(table, row, spread=0.1) == pytest.approx(0.8 * 5 / 6)
     set_row(table, row, service_time=0.41)
