@@ -316,6 +316,16 @@ def test_what_has_not_reached_the_emulator_yet_is_not_forgotten() -> None:
     assert fleet.state(NOW + 9.0)["links"]["uplink:a"]["backlog"] == 0.0
 
 
+def test_a_report_adds_nothing_to_links_that_the_emulator_speaks_for() -> None:
+    """Its link states already count what is on the way; measured links count it again instead."""
+    fleet = tracker(EMULATOR)
+    fleet.on_link("uplink:a", RATE, 0.01, 0.0, NOW)
+    decide(fleet, request("r1"))
+    fleet.on_report(report("a", NOW + 0.01), NOW + 0.01)  # made before the command arrived
+    left = fleet.state(NOW + 0.01)["links"]["uplink:a"]["backlog"]
+    assert left == pytest.approx(90_000, rel=0.01)
+
+
 def test_a_link_that_is_out_is_slow_beyond_any_deadline() -> None:
     fleet = tracker(EMULATOR)
     fleet.on_link("uplink:a", 0.0, 0.01, 0.0, NOW)

@@ -138,9 +138,9 @@ class Tracker:
 
         Returns False if a newer one of that server was there already.
         """
-        # Links that the emulator speaks for come through `on_link`.
+        # True states of links come through `on_link`; what a report says of links is left out then.
         arrays = self._arrays_of(report, min(now, report.at - clock_ahead), clock_ahead)
-        return bool(take_report(self.belief, arrays, False, now))
+        return bool(take_report(self.belief, arrays, self._true_links, now))
 
     def _arrays_of(self, report: Report, at: float, clock_ahead: float) -> ReportArrays:
         """The report on our clock, with indices in place of names. Unknown models and peers
