@@ -1,7 +1,8 @@
-"""Write the sections of docs/benchmark.md on disciplines and on published results, in place.
+"""Write the sections of docs/benchmark.md on disciplines, published results and scale, in place.
 
     python -m studies.benchmark disciplines [--seeds 20] [--generations 25]
     python -m studies.benchmark published [--seeds 10]
+    python -m studies.benchmark scale [--seeds 100]
 
 ``edgewise bench --docs docs/benchmark.md`` makes the section on the suite.
 """
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from edgewise.benchmark import document, suite
 from edgewise.worlds import families
-from studies import disciplines, published
+from studies import disciplines, published, scale
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "benchmark.md"
 
@@ -24,8 +25,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("study", choices=("disciplines", "published"))
-    parser.add_argument("--seeds", type=int, help="worlds (default: disciplines 20, published 10)")
+    parser.add_argument("study", choices=("disciplines", "published", "scale"))
+    parser.add_argument("--seeds", type=int, help="worlds (default: 20, 10 and 100)")
     parser.add_argument("--generations", type=int, default=25, help="of re-tuning; 0: none")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--docs", type=Path, default=DOCUMENT)
@@ -39,6 +40,9 @@ def main() -> None:
         seeds = families.evaluation_seeds(options.seeds or 10)
         command += f" --seeds {len(seeds)}"
         text = published.markdown(seeds, command, options.threads, show)
+    elif options.study == "scale":
+        command += f" --seeds {options.seeds or 100}"
+        text = scale.markdown(options.seeds or 100, command, options.threads, show)
     else:
         seeds = families.evaluation_seeds(options.seeds or 20)
         command += f" --seeds {len(seeds)} --generations {options.generations}"

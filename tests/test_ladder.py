@@ -8,6 +8,7 @@ import itertools
 import math
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -728,6 +729,67 @@ def test_priced_greedy_prefers_an_idle_server_and_the_cheap_model_under_load() -
     assert run(table) == row_of(1, SLOW)
     for s in range(3):
         set_server(table, s, utilisation=1.0, backlog=0.3)
+    assert run(table) in [row_of(s, FAST) for s in range(3)]
+
+
+# -- opportunity_cost -----------------------------------------------------------------------------
+
+TIMES = ("until_input", "wait", "service_time", "return_time", "transfer", "prepare", "latency")
+
+
+def busy_fleet(k: float, workers: int = 1) -> Iterator[t.CandidateTable]:
+    """Six requests at fleets that differ, with every time `k` times as long."""
+    rng = np.random.default_rng(7)
+    for _ in range(6):
+        table = fleet(forms=2, deadline=0.4 * k, elapsed=0.01 * k)
+        for s in range(3):
+            load = rng.uniform(0.2, 1.2)
+            set_server(table, s, utilisation=load, offered_5s=load, workers=workers)
+            set_server(table, s, speed=1.0 + s, failure=0.1 * s)
+            set_server(table, s, backlog=k * rng.uniform(0, 0.3), report_age=0.05 * k)
+            set_server(table, s, link_backlog=k * rng.uniform(0, 0.1), rate_age=2.0 * k)
+            set_server(table, s, demand_1s=workers * rng.uniform(0, 20) / k)
+        for r in range(table.mask.size - 1):
+            set_row(table, r, wait=rng.uniform(0, 0.2), return_time=0.005)
+            set_row(table, r, transfer=rng.uniform(0, 0.1), prepare=0.004 * (r % 2))
+            for name in TIMES:
+                getattr(table.rows, name)[r] *= k
+        yield table
+
+
+@pytest.mark.parametrize("k", [0.05, 0.3, 7.0, 50.0])
+def test_opportunity_cost_has_no_units(k: float) -> None:
+    """With all times multiplied and all rates divided by k, every score is the same."""
+    plain, scaled = Run("opportunity_cost"), Run("opportunity_cost")
+    for table, other in zip(busy_fleet(1.0), busy_fleet(k), strict=True):
+        assert plain(table) == scaled(other)
+        np.testing.assert_allclose(other.scores, table.scores, rtol=1e-9, atol=1e-12)
+
+
+def test_opportunity_cost_of_a_worker_is_the_same_among_many() -> None:
+    one, many = Run("opportunity_cost"), Run("opportunity_cost")
+    for table, other in zip(busy_fleet(1.0), busy_fleet(1.0, workers=16), strict=True):
+        one(table), many(other)
+        np.testing.assert_allclose(other.scores, table.scores, rtol=1e-9)
+
+
+@pytest.mark.parametrize("k", [1.0, 30.0])
+def test_opportunity_cost_sheds_nothing_on_an_idle_fleet(k: float) -> None:
+    """It takes the most accurate service that is in time, however slow the models are."""
+    run = Run("opportunity_cost")
+    for _ in range(20):
+        table = fleet(deadline=0.4 * k)
+        for r in range(table.mask.size - 1):
+            for name in TIMES:
+                getattr(table.rows, name)[r] *= k
+        assert run(table) == row_of(0, SLOW)
+
+
+def test_opportunity_cost_takes_the_cheap_model_under_load() -> None:
+    run = Run("opportunity_cost")
+    table = fleet()
+    for s in range(3):
+        set_server(table, s, utilisation=1.0, offered_5s=1.2, backlog=0.3)
     assert run(table) in [row_of(s, FAST) for s in range(3)]
 
 

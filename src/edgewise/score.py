@@ -1,4 +1,4 @@
-"""How much an answer is worth. Nothing outside this module knows: to change the reward, edit it.
+"""How much an answer is worth: the only definition. To change the reward, edit this module.
 
 Let x = latency / deadline, with the latency measured at the client, from sending the request to the
 last byte of the answer. *Timeliness* g(x) is 1 for x ≤ 1. With a soft deadline (the default) it

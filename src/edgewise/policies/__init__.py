@@ -12,6 +12,7 @@ from edgewise.policies.base import Kernel, Parameter, Policy, PolicySpec, decisi
 from edgewise.policies.rules import (
     basic,
     linucb,
+    opportunity_cost,
     predictive,
     prequal,
     server_only,
@@ -36,7 +37,16 @@ __all__ = [
     "policy",
 ]
 
-_MODULES = (basic, server_only, prequal, weighted_round_robin, predictive, linucb, priced)
+_MODULES = (
+    basic,
+    server_only,
+    prequal,
+    weighted_round_robin,
+    predictive,
+    linucb,
+    priced,
+    opportunity_cost,
+)
 
 
 def _rules() -> Iterator[PolicySpec]:
