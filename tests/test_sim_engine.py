@@ -381,10 +381,11 @@ def test_a_branch_goes_on_as_the_original_would() -> None:
     scenario = fleet()
     rule = POLICIES["earliest_completion"]
     kernel = engine.compiled(rule.kernel)
-    nothing, draws = np.zeros((1, 0)), np.zeros((1, 1), np.uint64)
+    params = rule.new_params()
+    memory, rng = rule.new_memory(len(scenario.servers))[None], np.zeros((1, 1), np.uint64)
 
     def go_on(sim: Sim, decisions: int = -1) -> Sim:
-        engine.run(sim, kernel, np.zeros(0), nothing, draws.copy(), decisions)
+        engine.run(sim, kernel, params, memory, rng.copy(), decisions)
         return sim
 
     whole = go_on(simulation(scenario, generate(scenario, None)))
@@ -401,10 +402,10 @@ def test_a_branch_goes_on_as_the_original_would() -> None:
     np.testing.assert_array_equal(*uploaded)
     assert not fields_equal(odd.world.results[301:], whole.world.results[301:])
     # The same where all arrays of the copy lie in one piece of memory, one after the other.
-    memory = np.zeros(engine.bytes_of(start), np.uint8)
-    packed = engine.branch(start, memory)
-    assert np.shares_memory(packed.world.slots, memory)
-    assert np.shares_memory(packed.belief.servers, memory)
+    space = np.zeros(engine.bytes_of(start), np.uint8)
+    packed = engine.branch(start, space)
+    assert np.shares_memory(packed.world.slots, space)
+    assert np.shares_memory(packed.belief.servers, space)
     engine.act(packed, usual, 1.0)
     assert fields_equal(go_on(packed).world.results, whole.world.results)
     # Back to where it branched off, in place.

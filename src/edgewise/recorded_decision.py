@@ -104,7 +104,7 @@ def _by_simulating(run: Path, request: str) -> RecordedDecision:
             f"{run}: simulated again, {request!r} is decided otherwise; another version of "
             "edgewise or of the weights made this run"
         )
-    table, state = decided.table, decided.state
+    table, state = decided.table, decided.memory
     return RecordedDecision(
         request=request,
         policy=policy,

@@ -1,14 +1,15 @@
-"""The arrays of the belief: what the balancer knows, one row per server, service and link.
+"""The arrays of a balancer's belief about servers, services and links.
 
-Everything a decision rests on lives in one `Belief`: a tuple of structured arrays, allocated once.
-The same arrays and the same compiled functions (`belief`, `table`) serve the simulator and the
-live balancer, so what a policy is trained on and what it is served cannot drift apart.
+One `Belief`, a tuple of structured arrays that are allocated once, holds everything that decisions
+rest on. The simulator and the live balancer use the same arrays and the same compiled functions
+(`belief`, `observe`), so training and live service cannot drift apart.
 
 Times are absolute seconds on the balancer's clock, sizes bytes, rates bytes/s. NaN = never
-measured; every measurement stands beside the time it was made.
+measured. The time of each measurement is stored beside it.
 
-Links are numbered: link s (0 ≤ s < S) is the clients' way to server s; then come the links between
-servers, S uplinks (a sender's transfers share one) or S×S pairs, as `path` tells.
+Links are numbered: link s (0 ≤ s < S) is the access link of server s, which its clients share. The
+links between servers follow: S uplinks (all transfers of a sender share one) or S×S pairs; `path`
+gives the number for each pair.
 """
 
 from __future__ import annotations
@@ -27,43 +28,42 @@ Record: TypeAlias = Any
 """An element of a structured array."""
 
 QUEUE_MAX = 256
-"""Believed jobs per server. A longer report is folded: the rest's work is added to the last item,
-which keeps the backlog right and only blurs the order far from the head."""
+"""Believed jobs per server. Of a longer report, the work beyond this is added to the last job. This
+keeps the backlog right and only blurs the order far from the head."""
 FLIGHTS_MAX = 256
-"""Own dispatches per server that no report has confirmed yet. At 500 decisions/s to one server and
+"""Dispatches per server that no report has acknowledged yet. At 500 decisions/s to one server and
 a report every 0.1 s about 50 are open; beyond the limit the oldest is forgotten."""
-_APART = 2
-"""Records by which a row of these lists is longer than used. Rows of 8 KiB exactly would begin in
-the same set of the processor's cache, and push each other out."""
+_PADDING = 2
+"""Unused records at the end of each row of these lists. Rows of exactly 8 KiB would start in the
+same set of the processor's cache and evict each other."""
 
 LOW_RATE_MEMORY = 30.0
-"""s over which a low measurement fades towards the prior. A link believed to be slow is avoided,
-and one that is avoided is never measured: a first sample that was too low (a peer that stalled, a
-moment's outage) would stand for ever. So doubt grows with age, and always in the link's favour:
-optimism under uncertainty. It costs a request tried in vain about every so many seconds on a link
-that is really slow, one in a thousand at 35 requests/s. A high measurement needs no fading: its
-link is used, and tells."""
+"""s over which a low measured rate fades towards the prior. A link believed to be slow is avoided,
+and so never measured again. Without fading, one sample that was too low (a stalled peer, a short
+outage) would last for ever. On a link that really is slow, the fading costs one request tried in
+vain about every 30 s: one in a thousand at 35 requests/s. A high measurement needs no fading: its
+link is used and so measured again."""
 RTT_PRIOR = 0.01
-"""s assumed of a link before the first round trip: a metro network."""
+"""s. The round trip assumed of a link before the first measurement: a metro network."""
 
 RIF_BUCKETS = 8
-"""Requests in flight are told apart as 0, 1, 2–3, 4–7, …, ≥ 64: response grows about linearly with
-them, so equal steps of its logarithm are equally informative."""
+"""Buckets of requests in flight: 0, 1, 2–3, 4–7, …, ≥ 64. Response times grow about linearly with
+them, so each bucket covers an equal step of the logarithm."""
 
 SERVER_STATE = np.dtype(
     [
-        # What every look at it reads comes first, in two lines of the processor's cache.
+        # The fields that every observation reads come first, in two lines of the cache.
         ("workers", "f8"),
         ("speed", "f8"),  # relative to the machine of the latency profiles
-        ("prepare_own", "f8"),  # 1: the pre-processing stage has a core of its own
+        ("prepare_own", "f8"),  # 1: the converter has a core of its own
         ("silence", "f8"),  # s without a report after which it counts as down
-        ("connected", "f8"),  # 1: its control channel stands
+        ("connected", "f8"),  # 1: its control connection is open
         ("outstanding", "f8"),  # our dispatches without an outcome
         ("failure", "f8"),  # EWMA share of failed answers, 0–1
-        ("jobs", "i8"),  # fill of its row in `jobs`
-        ("next_start", "f8"),  # no job of these starts before; inf: there is none
-        # -- what it reported ------------------------------------------------------------------
-        ("report_at", "f8"),  # NaN: never heard
+        ("jobs", "i8"),  # used length of its row in `jobs`
+        ("next_start", "f8"),  # earliest time at which one of these starts; inf: there is none
+        # -- from its reports ------------------------------------------------------------------
+        ("report_at", "f8"),  # NaN: no report yet
         ("queued", "f8"),  # waiting requests
         ("utilisation", "f8"),  # 0–1
         ("draining", "f8"),  # 1: takes nothing new
@@ -72,22 +72,22 @@ SERVER_STATE = np.dtype(
         # -- as ingress ------------------------------------------------------------------------
         ("prepare_seconds", "f8"),  # CPU s here to make one payload model-ready
         ("prepare_on", "f8"),  # 1: it can make payloads model-ready at all
-        ("demand_1s", "f8"),  # requests/s arriving at it, EWMA over 1 s …
-        ("demand_growth", "f8"),  # … as of this growth (`fleet.decay`)
-        # -- what we did ------------------------------------------------------------------------
-        ("offered_1s", "f8"),  # worker seconds dispatched to it per s, EWMA over 1 s …
-        ("offered_5s", "f8"),  # … and over 5 s, both as of this
-        ("offered_growth", "f8"),  # growth (`fleet.decay`)
+        ("demand_1s", "f8"),  # requests/s arriving at it, EWMA over 1 s
+        ("demand_growth", "f8"),  # growth (`fleet.decay`) when it was last updated
+        # -- our decisions ----------------------------------------------------------------------
+        ("offered_1s", "f8"),  # worker seconds dispatched per s and worker, EWMA over 1 s
+        ("offered_5s", "f8"),  # the same over 5 s
+        ("offered_growth", "f8"),  # growth when the two were last updated
         ("commands", "i8"),  # commands sent to it as ingress
         ("dispatches", "i8"),  # dispatches sent to it as destination
-        ("flights", "i8"),  # fill of its rows in `flights` …
-        ("sends", "i8"),  # … and `sends`
-        # -- how it answered us: what server-only rules go by ------------------------------------
+        ("flights", "i8"),  # used length of its row in `flights`
+        ("sends", "i8"),  # used length of its row in `sends`
+        # -- its answers to us, for policies that look at servers only ---------------------------
         ("response", "f8"),  # EWMA s from decision to answer; NaN: no answer yet
-        ("peak", "f8"),  # peak EWMA of the same, as of answers_growth (Finagle)
-        ("answers_1s", "f8"),  # answers/s, EWMA over 1 s …
-        ("errors_1s", "f8"),  # … and failed ones, both as of this
-        ("answers_growth", "f8"),  # growth (`fleet.decay`)
+        ("peak", "f8"),  # peak EWMA of the response (Finagle)
+        ("answers_1s", "f8"),  # answers/s, EWMA over 1 s
+        ("errors_1s", "f8"),  # failed answers/s, EWMA over 1 s
+        ("answers_growth", "f8"),  # growth when the last three were updated
         ("by_rif", "f8", (RIF_BUCKETS,)),  # EWMA response by requests in flight then; NaN: none
     ]
 )
@@ -99,19 +99,19 @@ SERVICE_STATE = np.dtype(
         ("accuracy", "f8"),
         ("ready_accuracy", "f8"),  # accuracy when fed the model-ready form
         ("ready_bytes", "f8"),
-        ("ready_saving", "f8"),  # s here that a model-ready payload saves
-        ("latency", "f8"),  # s here, profile at batch 1
-        ("service_time", "f8"),  # s here, as measured; the profile before the first report
+        ("ready_saving", "f8"),  # s on this server that a model-ready payload saves
+        ("latency", "f8"),  # s on this server at batch 1, from the profile
+        ("service_time", "f8"),  # s on this server as measured; before, the profile's
         ("batch", "f8"),  # reported mean batch size
     ]
 )
 
 LINK_STATE = np.dtype(
     [
-        ("rate", "f8"),  # bytes/s to one transfer alone; NaN: never measured
+        ("rate", "f8"),  # bytes/s of a transfer that is alone on it; NaN: never measured
         ("rate_at", "f8"),
         ("rtt", "f8"),  # s; NaN: never measured
-        ("backlog", "f8"),  # bytes accepted and not yet across, as of backlog_at
+        ("backlog", "f8"),  # bytes still to be carried, as of backlog_at
         ("flows", "f8"),  # transfers sharing it, as of backlog_at
         ("backlog_at", "f8"),
     ]
@@ -121,43 +121,44 @@ JOB = np.dtype(
     [
         ("deadline", "f8"),
         ("work", "f8"),  # s of a worker
-        ("input_at", "f8"),  # when its input is there
-        ("dispatch", "i8"),  # ours, not yet confirmed by a report; 0: from the report
+        ("input_at", "f8"),  # time at which its input is at the server
+        ("dispatch", "i8"),  # number of our dispatch, not acknowledged yet; 0: from the report
     ]
 )
 """A request believed to wait on a server."""
 
 FLIGHT = np.dtype([("dispatch", "i8"), ("deadline", "f8"), ("work", "f8"), ("input_at", "f8")])
-"""A dispatch of ours that the destination's reports have not confirmed."""
+"""A dispatch of ours that the destination's reports have not acknowledged."""
 
 SEND = np.dtype([("command", "i8"), ("link", "i8"), ("bytes", "f8"), ("prepare", "f8")])
-"""A command of ours that the ingress's reports have not confirmed; link −1: nothing to transfer."""
+"""A command of ours that the ingress's reports have not acknowledged; it causes a transfer."""
 
 
 def records(shape: int | tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-    """Zeros of a structured dtype whose elements have their fields as attributes.
+    """A structured array of zeros whose elements have their fields as attributes.
 
-    Compiled code sees an ordinary structured array; run as plain Python, ``array[i].field`` works
-    there too. No field may be called what a NumPy scalar has an attribute for (``size``, ``max``).
+    To compiled code it is an ordinary structured array. ``array[i].field`` works there and in plain
+    Python alike. No field may have the name of an attribute of NumPy scalars (``size``, ``max``).
     """
     return np.zeros(shape, dtype).view(np.recarray)
 
 
 class Belief(NamedTuple):
-    """All that the balancer knows of the fleet. A copy of the arrays is a copy of it."""
+    """A balancer's belief about the fleet. S servers, K services, L links, W workers of the
+    largest server. Copying the arrays copies the belief."""
 
     servers: Array  # SERVER_STATE (S,)
     services: Array  # SERVICE_STATE (K,), sorted by server
-    times: Array  # float64 (2K,): s of service k fed form f, at 2k + f; follows its service_time
+    times: Array  # float64 (2K,): at 2k + f the service time of service k fed form f, s
     first: Array  # int64 (S + 1,): services of server s are first[s] … first[s + 1] − 1
     links: Array  # LINK_STATE (L,)
     path: Array  # int64 (S, S): link from a to b; diagonal −1
     free: Array  # float64 (S, W): when each worker is free, ascending; unused ones +inf
-    jobs: Array  # JOB (S, QUEUE_MAX + a few that stay empty)
-    flights: Array  # FLIGHT (S, FLIGHTS_MAX + a few that stay empty)
-    sends: Array  # SEND (S, FLIGHTS_MAX + a few that stay empty)
+    jobs: Array  # JOB (S, QUEUE_MAX + padding)
+    flights: Array  # FLIGHT (S, FLIGHTS_MAX + padding)
+    sends: Array  # SEND (S, FLIGHTS_MAX + padding)
     edf: Array  # float64 (1,): 1 earliest deadline first, 0 first in first out
-    decay: Array  # float64 (4,): landmark, moment, growth then and 1 / growth (`fleet.decay`)
+    decay: Array  # float64 (4,): landmark, time, growth at that time, 1 / growth (`fleet.decay`)
 
 
 def new_belief(
@@ -232,9 +233,9 @@ def new_belief(
         links=links,
         path=path.astype(np.int64),
         free=free,
-        jobs=records((count, QUEUE_MAX + _APART), JOB),
-        flights=records((count, FLIGHTS_MAX + _APART), FLIGHT),
-        sends=records((count, FLIGHTS_MAX + _APART), SEND),
+        jobs=records((count, QUEUE_MAX + _PADDING), JOB),
+        flights=records((count, FLIGHTS_MAX + _PADDING), FLIGHT),
+        sends=records((count, FLIGHTS_MAX + _PADDING), SEND),
         edf=np.array([1.0 if edf else 0.0]),
         decay=np.full(4, np.nan),
     )

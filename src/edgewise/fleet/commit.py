@@ -1,4 +1,4 @@
-"""What follows a choice of row, in one place for the simulator and the live balancer. Compiled."""
+"""Apply a decision to the belief; the simulator and the live balancer share this. Compiled."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from edgewise.fleet.table import CandidateTable
 def commit(
     belief: Belief, table: CandidateTable, row: int, now: float, deadline: float
 ) -> tuple[int, int, int]:
-    """Count the choice of `row` of an observed table; `deadline` absolute.
+    """Add the choice of `row` of an observed table to the belief; `deadline` is absolute.
 
-    Returns the command's number, the dispatch's (0 for shed), and how many requests were in flight
-    at the destination (`fleet.belief.on_answer` wants it back).
+    Returns the number of the command, that of the dispatch (0 for shed), and the requests in flight
+    at the destination before it, which `fleet.belief.on_answer` needs later.
     """
     ingress = int(table.context.ingress)
     destination = int(table.rows.server[row])

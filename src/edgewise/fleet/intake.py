@@ -1,6 +1,6 @@
-"""How a balancer takes in reports, link states and the ends of requests. Compiled.
+"""Update a belief by reports, link states and ends of requests. Compiled.
 
-The live balancer (`fleet.tracker`) and the simulator (`sim.reports`) both call these functions, so
+The live balancer (`fleet.tracker`) and the simulator (`sim.reports`) share these functions, so
 their beliefs cannot drift apart.
 """
 
@@ -24,11 +24,11 @@ from edgewise.fleet.belief import (
 from edgewise.fleet.observe import link_rate
 
 FORGET_AFTER = 5.0
-"""s beyond the time from which an answer is worthless, after which a dispatch without an outcome is
-written off: its client has given up, and it would count as outstanding for ever."""
+"""s. A dispatch without an outcome is closed this long after its answer became worthless. Its
+client has given up, and otherwise it would count as outstanding for ever."""
 RATE_MIN, RATE_MAX = 1e3, 1e12
-"""bytes/s that an emulator's rate is kept within. A link that is out (0) or unlimited (inf) would
-make times of 0/0; at 1 kB/s a photo takes longer than any deadline."""
+"""bytes/s. Bounds for rates from the emulator, because 0 (an outage) or inf (unlimited) would lead
+to 0/0. At 1 kB/s a photo takes longer than any deadline."""
 
 REPORT = np.dtype(
     [
@@ -40,7 +40,7 @@ REPORT = np.dtype(
     ]
 )
 ACKNOWLEDGED = np.dtype([("commands", "i8"), ("low", "i8"), ("bits", "i8")])
-"""What a server has seen of one balancer's commands and dispatches (`belief.acknowledged`)."""
+"""One balancer's commands and dispatches that a server acknowledges (`belief.acknowledged`)."""
 REPORT_SERVICE = np.dtype(
     [("service", "i8"), ("service_time", "f8"), ("batch", "f8"), ("served", "i8")]
 )
@@ -52,28 +52,29 @@ REPORT_LINK = np.dtype(
         ("rtt", "f8"),  # s; NaN: never measured
         ("backlog", "f8"),  # bytes
         ("flows", "f8"),
-        ("first", "i8"),  # 0: another entry of this report was of the same link
+        ("first", "i8"),  # 0: an earlier entry of this report has the same link
     ]
 )
 
 
 class ReportArrays(NamedTuple):
-    """A report as compiled code takes it."""
+    """A report, as arrays for compiled code."""
 
     head: Any  # a record with the fields of REPORT
     acknowledged: Any  # a record of ACKNOWLEDGED
-    running: Array  # float64 (≤ workers,): s left of each job that runs
-    deadlines: Array  # float64 (n,): absolute, of the jobs that wait
-    works: Array  # float64 (n,): s of a worker
+    running: Array  # float64 (≤ workers,): s left of each running job
+    deadlines: Array  # float64 (n,): absolute, of the waiting jobs
+    works: Array  # float64 (n,): their work, s of a worker
     services: Array  # REPORT_SERVICE
     links: Array  # REPORT_LINK
 
 
 @jit_no_refcount
 def take_report(belief: Belief, report: ReportArrays, links_true: bool, now: float) -> bool:
-    """Take in a report; returns False, and does nothing, if a newer one of that server was there.
+    """Update the belief by a report. Returns False, and changes nothing, if a newer report of that
+    server came before.
 
-    `links_true`: its links are an emulator's own state now, not the sender's measurements.
+    `links_true`: its links hold the emulator's true state, not the sender's measurements.
     """
     head, acknowledged = report.head, report.acknowledged
     used = on_report(
@@ -128,9 +129,10 @@ def take_link_state(
     backlog: float,
     now: float,
 ) -> None:
-    """Take in what an emulator says of a link now: bytes/s, s and bytes.
+    """Update a link by its true state from an emulator.
 
-    What we have just sent is not in the emulator yet: until it is, our own reckoning holds.
+    `rate` in bytes/s as of `rate_at`, `rtt` in s, `backlog` in bytes. Transfers just decided have
+    not reached the emulator yet, so the larger of its backlog and the believed one holds.
     """
     drain_link(belief, link, now, link_rate(belief, link, now))
     state = belief.links[link]
@@ -141,7 +143,7 @@ def take_link_state(
 
 @jit_no_refcount(inline=True)
 def clamp_rate(rate: float) -> float:
-    """An emulator's rate within [`RATE_MIN`, `RATE_MAX`]."""
+    """Limit an emulator's rate to [`RATE_MIN`, `RATE_MAX`]."""
     return min(max(rate, RATE_MIN), RATE_MAX)
 
 
@@ -156,8 +158,11 @@ def close_dispatch(
     failed: bool,
     now: float,
 ) -> None:
-    """Take in the end of a dispatch to `server`. A failure counts as answered no sooner than the
-    answer would have been worthless: a server that fails fast must not look fast."""
+    """Update the belief by the end of a dispatch to `server`.
+
+    The response time of a failure counts at least until the answer would have been worthless: a
+    server that fails fast must not look fast.
+    """
     on_outcome(belief, server, dispatch, failed)
     response = now - decided_at
     if failed:

@@ -1,7 +1,8 @@
-"""Random numbers by name: hashed from the seed, the request and their purpose. Partly compiled.
+"""The random part of service times and answers, hashed from seed and request. Partly compiled.
 
-The noise of request i on service k is the same whatever was decided before and for others, so two
-policies, or two branches, meet the same world (common random numbers); so do the simulator and a
+Each number is a hash of the seed, the request and a purpose, not a draw from a sequence. So the
+noise of request i on service k does not depend on other decisions, and two policies or two branches
+of a simulation meet the same world (common random numbers). The same holds for the simulator and a
 live fleet that replays recorded latencies.
 """
 
@@ -23,65 +24,65 @@ from edgewise.fleet.rng import GAMMA, mix64
 FOR_SERVICE_TIME = 103
 FOR_CORRECTNESS = 104
 NOISE_BITS = 12
-"""4,096 equally likely noise factors: their spread is within 0.3 % of the lognormal's, and they fit
-into a first-level cache."""
+"""Binary logarithm of the number of noise factors. The standard deviation of 4,096 equally likely
+factors is within 0.3 % of the lognormal's, and they fit into a first-level cache."""
 
 _S11 = np.uint64(11)
 
 
 @jit_no_refcount(inline=True)
 def hashed(seed: int, a: int, b: int, purpose: int) -> np.uint64:
-    """64 bits: SplitMix64's finaliser over the words, one after the other."""
+    """Hash four numbers to 64 bits, with SplitMix64's finaliser after each."""
     z = np.uint64(seed)
-    for word in (np.uint64(a), np.uint64(b), np.uint64(purpose)):
-        z = mix64((z ^ word) + GAMMA)
+    for number in (np.uint64(a), np.uint64(b), np.uint64(purpose)):
+        z = mix64((z ^ number) + GAMMA)
     return z
 
 
 @jit_no_refcount
 def hashed_uniform(seed: int, a: int, b: int, purpose: int) -> float:
-    """A number from (0, 1), the same for the same arguments."""
+    """Hash four numbers to a float in (0, 1)."""
     return (float(hashed(seed, a, b, purpose) >> _S11) + 0.5) * (1.0 / 9007199254740992.0)
 
 
 @jit_no_refcount(inline=True)
 def factor_index(seed: int, r: int, k: int, bits: int) -> int:
-    """Which of 2^bits equally likely factors (`noise_factors`) request r meets on service k."""
+    """The index of the noise factor of request r on service k, among 2^bits (`noise_factors`)."""
     return int(hashed(seed, r, k, FOR_SERVICE_TIME) >> np.uint64(64 - bits))
 
 
 def replay_label(request: str, classes: int) -> int:
-    """The right answer of a request without a real payload: client and node agree on it.
+    """The true label of a request without a real payload, below `classes` (`Task.classes`).
 
-    One of `classes` labels (`Task.classes`), hashed from the id of the request.
+    It is hashed from the id of the request, so that client and node agree on it.
     """
     digest = hashlib.blake2b(request.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") % classes
 
 
 def replayed_class(label: int, is_correct: bool, classes: int) -> int:
-    """The class that a replayed model names: the right one, or the one after it."""
+    """The class that a replayed model predicts: `label` if it is correct, else the next class."""
     return label if is_correct else (label + 1) % classes
 
 
 class RequestNoise:
-    """Service time and correctness of each request of a world, drawn by its id.
+    """The noise of each request of a world, by its id: service time and correctness.
 
     Parameters
     ----------
     seed:
-        The scenario's.
+        Seed of the scenario.
     cv:
         Coefficient of variation of service times.
     """
 
     def __init__(self, seed: int, cv: float) -> None:
-        # Of the type that the simulator has: a plain int would be taken for a signed one.
+        # Unsigned, as in the simulator: compiled code would take a plain int for a signed one.
         self._seed: Any = np.uint64(noise_seed(seed))
         self._factors = noise_factors(cv)
         self._bits = self._factors.size.bit_length() - 1
         self.service_factor("0", 0)
-        self.is_correct("0", 0.5)  # both are compiled now, or loaded
+        self.is_correct("0", 0.5)  # these calls compile both, or load them from the cache
 
     def service_factor(self, request: str, k: int) -> float:
         """The factor on service `k`'s time for a request; mean 1."""
@@ -90,8 +91,8 @@ class RequestNoise:
         return float(self._factors[factor_index(self._seed, _number(request), k, self._bits)])
 
     def is_correct(self, request: str, accuracy: float) -> bool:
-        """Whether a service of that accuracy answers it correctly. One draw serves all services, so
-        where a less accurate model is right, a more accurate one is too."""
+        """Whether a service of that accuracy answers the request correctly. All services share one
+        draw, so where a less accurate model is right, a more accurate one is too."""
         return bool(hashed_uniform(self._seed, _number(request), 0, FOR_CORRECTNESS) < accuracy)
 
 
@@ -104,17 +105,17 @@ def _number(request: str) -> int:
 
 
 def noise_seed(seed: int) -> int:
-    """The seed of all request noise in a world, from the scenario's seed."""
+    """The seed of a world's request noise, derived from the scenario's seed."""
     return int(np.random.SeedSequence([seed, 1]).generate_state(1, np.uint64)[0])
 
 
 @lru_cache(maxsize=16)
 def noise_factors(cv: float) -> NDArray[np.float64]:
-    """Equally likely lognormal factors of mean 1 and coefficient of variation `cv`. One array for
-    all who ask, not to be written to: the worlds of many environments share a processor's cache.
+    """Equally likely lognormal factors of mean 1 and coefficient of variation `cv`.
 
-    Each is the mean of its share of the distribution, so the mean is right and only the far tail is
-    folded in.
+    Each factor is the mean over its share of the distribution. So the overall mean is exact, and
+    only the far tail is shortened. All calls with one `cv` return the same array, so that many
+    worlds share it in the processor's cache; do not write to it.
     """
     if cv <= 0.0:
         return np.ones(1)

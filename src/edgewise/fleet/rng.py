@@ -1,8 +1,8 @@
-"""Random rng for compiled code: a generator that is one number in an array.
+"""A random number generator for compiled code. Its state is one number in an array.
 
-SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, OOPSLA 2014).
-NumPy's generators cannot be copied inside compiled code; here copying the array copies the
-generator, which branching a simulation needs, and the stream does not depend on threads.
+The algorithm is SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators,
+OOPSLA 2014). Copying the array copies the generator, which branching a simulation needs and NumPy's
+generators do not allow inside compiled code.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ _S32 = np.uint64(32)
 
 
 def new_rng(seed: int) -> Array:
-    """A generator's state, uint64 (1,)."""
+    """The initial state of a generator, uint64 (1,)."""
     return np.array([seed % 2**64], np.uint64)
 
 
 @jit_no_refcount(inline=True)
 def mix64(z: np.uint64) -> np.uint64:
-    """SplitMix64's finaliser: 64 random bits of a word."""
+    """SplitMix64's finaliser: mix the bits of a 64-bit number."""
     z = (z ^ (z >> _S30)) * _MIX_1
     z = (z ^ (z >> _S27)) * _MIX_2
     return z ^ (z >> _S31)
@@ -34,7 +34,7 @@ def mix64(z: np.uint64) -> np.uint64:
 
 @jit_no_refcount(inline=True)
 def to_unit_interval(z: np.uint64) -> float:
-    """The number from [0, 1), of 53 random bits, that SplitMix64 makes of a word."""
+    """Hash a 64-bit number to a float in [0, 1) with 53 random bits."""
     return float(mix64(z) >> _S11) * (1.0 / 9007199254740992.0)
 
 
@@ -47,7 +47,8 @@ def uniform(rng: Array) -> float:
 
 @jit_no_refcount(inline=True)
 def nth_uniform(stream: int, n: int) -> float:
-    """The n-th draw from [0, 1) of a stream, without a state: the same whenever it is asked for."""
+    """The n-th draw from [0, 1) of a numbered stream. It has no state: equal arguments give equal
+    draws."""
     return to_unit_interval((np.uint64(stream) << _S32) + np.uint64(n) * GAMMA)
 
 

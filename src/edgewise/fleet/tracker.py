@@ -1,8 +1,8 @@
-"""The belief by name: what the live balancer (and a node left alone) holds.
+"""A belief addressed by names, for the live balancer and for nodes that decide without one.
 
-`belief` and `table` speak in indices and arrays. `Tracker` turns reports, decisions and outcomes
-into calls of theirs, remembers which dispatch belongs to which request, and hands observations to
-a policy. It has no clock: every method takes `now`.
+The functions of `fleet.belief` and `fleet.observe` take indices and arrays. `Tracker` translates
+reports, decisions and outcomes into calls of them, stores which dispatch belongs to which request,
+and makes observations for a policy. It reads no clock: its methods take `now`.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ from edgewise.score import ScoreShape, worthless_after
 from edgewise.tasks.services import services_of
 
 SILENCE_PERIODS = 10.0
-"""Report periods without a report after which a server counts as down: a dropped report or a
-collected garbage pause must not look like a failure."""
+"""Report periods without a report after which a server counts as down. A lost report or a garbage
+collector's pause must not look like a failure."""
 SILENCE_MIN = 1.0
-"""s; the same for very short periods."""
+"""s. Least such time, for very short periods."""
 
 
 class _Open(Struct, gc=False):
@@ -80,9 +80,9 @@ def initial_belief(scenario: Scenario, services: tuple[Service, ...]) -> Belief:
 
 
 class Tracker:
-    """The belief of one balancer, by server, model and request names.
+    """The belief of one balancer, addressed by names of servers, models and requests.
 
-    All servers start as not connected; `connect` says otherwise.
+    No server is connected at first (`connect`).
     """
 
     def __init__(self, scenario: Scenario) -> None:
@@ -110,16 +110,18 @@ class Tracker:
                     names[scenario.link_between(a, b)[0]] = int(self.belief.path[i, j])
         self._links: dict[str, int] = names
 
-    # -- what changes it -----------------------------------------------------------------------
+    # -- changing --------------------------------------------------------------------------------
 
     def number_from(self, first: int) -> None:
-        """Number commands and dispatches from `first` + 1. A balancer that is restarted must go on
-        above what it gave out before, for nodes acknowledge by number; call it before anything."""
+        """Number commands and dispatches from `first` + 1; call it before all other methods.
+
+        Nodes acknowledge by number, so a restarted balancer must not reuse its earlier numbers.
+        """
         self.belief.servers["commands"] = first
         self.belief.servers["dispatches"] = first
 
     def connect(self, server: str, now: float) -> None:
-        """Mark `server` as connected, and forget what was believed before it restarted."""
+        """Mark `server` as connected and forget its earlier dispatches and report."""
         s = self._index[server]
         core.reset_server(self.belief, s, now)
         self._open = {key: entry for key, entry in self._open.items() if entry.server != s}
@@ -130,21 +132,23 @@ class Tracker:
         self.belief.servers[self._index[server]]["connected"] = 0.0
 
     def on_request(self, request: Request, now: float) -> None:
-        """Count an arrival; call it once for each request, before `observe`."""
+        """Count an arrival. Call it once per request, before `observe`."""
         core.on_request(self.belief, self._index[request.ingress], now)
 
     def on_report(self, report: Report, now: float, clock_ahead: float = 0.0) -> bool:
-        """Take in a report; `clock_ahead` s is how far its clock is ahead of ours.
+        """Update the belief by a report; the server's clock is `clock_ahead` s ahead of ours.
 
-        Returns False if a newer one of that server was there already.
+        Returns False, and changes nothing, if a newer report of that server came before.
         """
-        # True states of links come through `on_link`; what a report says of links is left out then.
         arrays = self._arrays_of(report, min(now, report.at - clock_ahead), clock_ahead)
         return bool(take_report(self.belief, arrays, self._true_links, now))
 
     def _arrays_of(self, report: Report, at: float, clock_ahead: float) -> ReportArrays:
-        """The report on our clock, with indices in place of names. Unknown models and peers
-        are left out."""
+        """Translate a report to arrays: times on our clock, indices instead of names.
+
+        Unknown models and peers are left out, and all links if the emulator reports them
+        (`on_link`).
+        """
         s = self._index[report.server]
         head, seen = records(1, REPORT)[0], records(1, ACKNOWLEDGED)[0]
         head.server, head.at = s, at
@@ -188,10 +192,10 @@ class Tracker:
         now: float,
         measured_at: float | None = None,
     ) -> None:
-        """Take in a link's state from the emulator (``network_state: emulator``).
+        """Update a link by its true state from the emulator (``network_state: emulator``).
 
-        `rate` bytes/s, inf for unlimited; `rtt` s; `backlog` bytes, all true at
-        `measured_at`, None: now. Unknown names are ignored.
+        `rate` in bytes/s (inf for unlimited), `rtt` in s and `backlog` in bytes, all as of
+        `measured_at` (None: now). Unknown names are ignored.
         """
         link = self._links.get(name)
         if link is None:
@@ -199,10 +203,13 @@ class Tracker:
         rate_at = now if measured_at is None else measured_at
         take_link_state(self.belief, link, rate, rate_at, rtt, backlog, now)
 
-    def commit(self, request: Request, decision: Decision, seen: Observation) -> Command:
-        """Count a decision as made and turn it into the command for the ingress."""
+    def commit(self, request: Request, decision: Decision, observation: Observation) -> Command:
+        """Add a decision to the belief and make the command for the ingress.
+
+        `observation` is the one that the decision was made by.
+        """
         now = decision.at
-        load(self._table, seen)
+        load(self._table, observation)
         command, dispatch, rif = commit(
             self.belief, self._table, decision.rows[0], now, request.sent_at + request.deadline
         )
@@ -223,18 +230,20 @@ class Tracker:
         )
 
     def on_outcome(self, outcome: Outcome, now: float) -> bool:
-        """End a request; later outcomes of it are ignored. Returns False if it was not open."""
+        """End a request by its first outcome. Returns False, and changes nothing, if the request
+        is not open."""
         entry = self._open.pop(outcome.request, None)
         if entry is None:
             return False
         picked = self.servers[entry.server]
-        # Another server answered, or none did: the one picked failed (or expired) all the same.
+        # If another server answered, or none did, the one that was picked has failed.
         failed = outcome.status is not Status.SERVED or outcome.server != picked
         self._close(entry, failed, now)
         return True
 
     def forget(self, now: float) -> int:
-        """Write off dispatches whose client has given up; returns how many. Call about once a s."""
+        """Close, as failed, dispatches whose client has given up; returns how many. Call it about
+        once a second."""
         gone = [key for key, entry in self._open.items() if entry.worthless_at + FORGET_AFTER < now]
         for key in gone:
             self._close(self._open.pop(key), True, now)
@@ -252,10 +261,13 @@ class Tracker:
             now,
         )
 
-    # -- what reads it ---------------------------------------------------------------------------
+    # -- reading ---------------------------------------------------------------------------------
 
     def observe(self, request: Request, now: float, uploaded: float | None = None) -> Observation:
-        """The request's candidate table at `now`, in arrays of its own."""
+        """The request's candidate table at `now`, copied to new arrays.
+
+        `uploaded` is the time at which its photo was complete at the ingress; None: not yet.
+        """
         table = self._table.arrays
         observe(
             self.belief,
@@ -294,7 +306,7 @@ class Tracker:
         return len(self._open)
 
     def state(self, now: float) -> dict[str, Any]:
-        """The fleet as it is believed to be, with ages, ready for JSON; NaN becomes None."""
+        """The belief about the fleet at `now`, for JSON: NaN and infinity become None."""
         servers = {}
         for s, name in enumerate(self.servers):
             core.play_forward(self.belief, s, now)
@@ -305,7 +317,7 @@ class Tracker:
             servers[name] = {
                 "connected": bool(row["connected"]),
                 "draining": bool(row["draining"]),
-                "report_age": _known(now - row["report_at"]),
+                "report_age": _finite_or_none(now - row["report_at"]),
                 "reported_queue": int(row["queued"]),
                 "believed_queue": int(row["jobs"]),
                 "backlog": float(core.water_level(free, workers, now, work) - now),
@@ -329,15 +341,15 @@ class Tracker:
             rate = link_rate(self.belief, link, now)
             backlog, flows = backlog_at(self.belief, link, rate, now)
             links[name] = {
-                "rate_bps": _known(8.0 * state["rate"]),
+                "rate_bps": _finite_or_none(8.0 * state["rate"]),
                 "believed_bps": float(8.0 * rate),
-                "rate_age": _known(now - state["rate_at"]),
-                "rtt": _known(state["rtt"]),
+                "rate_age": _finite_or_none(now - state["rate_at"]),
+                "rtt": _finite_or_none(state["rtt"]),
                 "backlog": float(backlog),
                 "flows": float(flows),
             }
         return {"at": now, "servers": servers, "links": links, "open": self.open}
 
 
-def _known(value: float) -> float | None:
+def _finite_or_none(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None

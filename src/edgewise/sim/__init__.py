@@ -1,4 +1,4 @@
-"""The simulated world: event-driven and compiled, with the live belief, policies and score.
+"""An event-driven, compiled simulator that uses the live balancer's belief, policies and score.
 
-``world`` makes a simulation of a scenario, ``engine`` runs it, ``results`` reads it out.
+``build`` makes a simulation of a scenario, ``engine`` runs it, ``results`` reads its results.
 """

@@ -33,37 +33,39 @@ from edgewise.worlds.workload import Trace
 Floats = NDArray[np.float64]
 
 CONTROL_DELAY = 0.0005
-"""s from balancer to node and back each: a WebSocket within a town or a machine; the scenario file
-does not describe the control plane's network."""
+"""s in each direction between balancer and node: a WebSocket within a town or a machine. The
+scenario file does not describe the network of the control connections."""
 SLOTS = 1 << 14
-"""Requests open at a time. At 1,000 requests/s this is 16 s of them."""
+"""Requests open at a time: 16 s of requests at 1,000 requests/s."""
 NEVER_FULL = 256
-"""Waiting requests, the default limit of a queue. So many at a few ms each have passed their
-deadlines and are dropped, so a queue that takes them does not fill up."""
+"""Waiting requests: the default limit of a queue. Among so many, at a few ms each, the oldest have
+expired and are dropped, so a queue with this limit does not fill up."""
 
 
 class SimOptions(Struct, frozen=True, kw_only=True):
-    """Settings of the simulator that are no part of a scenario."""
+    """Settings of the simulator that do not belong to a scenario."""
 
     batching: bool = True
-    """Services with a latency curve longer than 1 run batches."""
+    """Run batches on services whose latency curve is longer than 1."""
     fifo_links: bool = False
-    """Transfers one after the other in place of equal sharing."""
+    """Let links send one transfer after the other instead of sharing equally."""
     control_delay: float = CONTROL_DELAY
+    """s in each direction between balancer and node."""
     report_delay: float | None = None
-    """s until a report is there; None: the control delay."""
+    """s until a report reaches the balancer; None: the control delay."""
     noise: Floats | None = None
-    """Equally likely factors of service times, as many as a power of two; None: lognormal with the
-    scenario's cv."""
+    """Equally likely noise factors of service times; their number is a power of two. None:
+    lognormal with the scenario's cv."""
     slots: int = SLOTS
+    """Requests that may be open at a time."""
     store: bool = True
-    """Keep a result per request, not just sums."""
+    """Keep a result per request, not only sums."""
     keep_reports: bool = False
-    """Keep every report (`sim.kept_reports`): some kB each."""
+    """Keep every report (`sim.kept_reports`), some kB each."""
 
 
 class _Numbers:
-    """Collects the world's curves and lists in one array; `add` returns where one begins."""
+    """Collects the world's curves and lists in one array; `add` returns the offset of each."""
 
     def __init__(self) -> None:
         self._parts: list[Floats] = []
@@ -86,11 +88,11 @@ def simulation(
     options: SimOptions | None = None,
     services: tuple[Service, ...] | None = None,
 ) -> Sim:
-    """A simulation of `scenario` on the requests of `trace`, at time 0.
+    """Build the simulation of `scenario` on the requests of `trace`, at time 0.
 
-    `services` in place of `tasks.services.services_of(scenario)`. Raises ModelError for a model
-    that is neither described in full nor in the zoo, ScenarioError for a trace file, and ValueError
-    for noise factors whose count is no power of two.
+    `services` defaults to `tasks.services.services_of(scenario)`. Raises ModelError for a model
+    that is neither described in full nor in the zoo, ScenarioError for a bad trace file, and
+    ValueError if the number of noise factors is not a power of two.
     """
     options = options or SimOptions()
     services = services_of(scenario) if services is None else services
@@ -105,7 +107,7 @@ def simulation(
     count, slots = len(servers), min(options.slots, max(1, len(trace)))
     noise = _noise(scenario, options)
 
-    # Each server first reports at a time of its own, or all would report at once.
+    # The first reports are spread at random over a period, so that servers do not report together.
     first_reports = np.random.default_rng([scenario.seed, 2]).random(count)
     first_reports *= scenario.report_period
     planned = [(1.0, layout.E_SWEEP, 0)]
@@ -113,8 +115,8 @@ def simulation(
     clock["current"], clock["free"], clock["free_report"] = -1, 0, 0
     clock["mute_since"] = np.inf
     clock["events"] = clock["sequence"] = len(planned)
-    # A slot has three events at most (metadata and upload, then one; and a timeout check); a worker
-    # has one, a server those of its going and coming back.
+    # A slot has at most three events (metadata and upload, later one; and a timeout check), a
+    # worker has one, and a server those of its stops and restarts.
     room = 8 * slots + len(workers) + 16 * count + len(reports.heads)
     near, near_codes = new_near()
     world = World(
@@ -153,7 +155,7 @@ def simulation(
 def _settings_of(
     scenario: Scenario, trace: Trace, options: SimOptions, horizon: float, breakable: bool
 ) -> Array:
-    """What does not change while the simulation runs; `breakable`: a link may break transfers."""
+    """The constants of the simulation; `breakable`: a link can break transfers."""
     mute = any(isinstance(failure, MuteFailure) for failure in scenario.failures)
     shape = ScoreShape.of(scenario.score)
     delay = options.control_delay
@@ -182,7 +184,7 @@ def _settings_of(
 
 
 def _noise(scenario: Scenario, options: SimOptions) -> Floats:
-    """Equally likely factors of service times."""
+    """Equally likely noise factors of service times."""
     if options.noise is None:
         return noise_factors(scenario.service_noise.cv)
     if len(options.noise).bit_count() != 1:
@@ -191,10 +193,10 @@ def _noise(scenario: Scenario, options: SimOptions) -> Floats:
 
 
 def _reports(scenario: Scenario, belief: Belief, settings: Record) -> Reports:
-    """Room for all reports that can be under way; for all there will be, if they are kept."""
+    """Allocate all reports that can be under way; all of the run's reports if they are kept."""
     servers, balancers = int(settings.servers), int(settings.balancers)
     kept_for = settings.horizon if settings.keep_reports else settings.report_delay
-    # Nobody reports oftener than once in a gap.
+    # Two reports of a server are at least `GAP` of the period apart.
     room = servers * (2 + math.ceil(kept_for / (GAP * scenario.report_period)))
     heads = records(room, layout.REPORT)
     heads["next"] = [*range(1, room), -1]
@@ -241,8 +243,8 @@ def _results(count: int) -> Array:
 
 
 def _horizon(scenario: Scenario, trace: Trace) -> float:
-    """When whoever still waits has given up: the client's patience is the longest deadline, thrice,
-    and a while for what is stuck behind an outage."""
+    """The time at which the run ends at the latest, and requests still open are lost: three times
+    the longest deadline after the last arrival, and 10 s for requests delayed by an outage."""
     last = float(trace.time[-1]) if len(trace) else 0.0
     return last + 3.0 * float(trace.deadline.max(initial=0.0)) + 10.0
 
@@ -292,11 +294,11 @@ def _services(
 def _links(
     scenario: Scenario, path: NDArray[np.int64], numbers: _Numbers
 ) -> tuple[NDArray[np.void], NDArray[np.void]]:
-    """The links, numbered as in the belief (each server's clients, then the links between servers),
-    and the script's lines that change them."""
+    """The links, numbered as in the belief (access links, then links between servers), and the
+    lines of the script that change them."""
     names = scenario.server_names
     settings: dict[str, LinkSettings] = {}
-    places: dict[str, tuple[int, int]] = {}  # number of the link, and of the server that sends
+    places: dict[str, tuple[int, int]] = {}  # numbers of the link and of the server that sends
     for s, name in enumerate(names):
         full, settings[full] = scenario.access_of(name)
         places[full] = s, s
@@ -332,7 +334,8 @@ def _settings(
     numbers: _Numbers,
     curves: dict[LinkTrace, tuple[int, int, float]],
 ) -> None:
-    """Fill in `layout.LINK_SETTINGS`; `curves` are the traces that `number` has already."""
+    """Fill in `layout.LINK_SETTINGS`; `curves` maps the traces already added to `numbers` to their
+    offset, length and period."""
     out["delay"], out["impairments"] = settings.delay, parameters_of(settings)
     if settings.trace is None:
         capacity = settings.capacity()
@@ -349,7 +352,7 @@ def _settings(
 
 
 def _merged(outages: Sequence[Outage]) -> list[list[float]]:
-    """Sorted, disjoint (from, to)."""
+    """The outages as sorted, disjoint (from, to) pairs."""
     spans: list[list[float]] = []
     for outage in sorted(outages, key=lambda each: each.at):
         if spans and outage.at <= spans[-1][1]:
@@ -360,7 +363,7 @@ def _merged(outages: Sequence[Outage]) -> list[list[float]]:
 
 
 def _script(scenario: Scenario, link_changes: NDArray[np.void]) -> NDArray[np.void]:
-    """Failures and changes of links, in order of time."""
+    """The script of failures and link changes, in order of time."""
     names = scenario.server_names
     lines: list[tuple[float, int, int]] = []
     for failure in scenario.failures:
@@ -371,7 +374,7 @@ def _script(scenario: Scenario, link_changes: NDArray[np.void]) -> NDArray[np.vo
             lines.append((until, layout.S_SERVER_UP, s))
         if isinstance(failure, MuteFailure):
             until = failure.at + failure.duration
-            if failure.duration > SILENCE_KNOWN:  # a new connection first
+            if failure.duration > SILENCE_KNOWN:  # the nodes have to reconnect first
                 until += RETRY_MAX
             lines.append((failure.at, layout.S_MUTE, 0))
             lines.append((until, layout.S_UNMUTE, 0))

@@ -1,11 +1,11 @@
 """The event loop. Compiled.
 
-`advance` plays the world to the next decision and fills its candidate table, `act` takes a row of
-it, `run` does both with a policy until the end. `branch` copies a simulation: two copies that take
-different rows meet the same arrivals, links and luck from there on.
+`advance` runs the world to the next decision and fills the candidate table, `act` chooses a row of
+it, and `run` repeats both with a policy until the end. `branch` copies a simulation: two copies
+that choose different rows meet the same arrivals, links and noise from there on.
 
-Ties: what the scenario dictates (failures, link changes) comes before events, events in the order
-in which they were made, arrivals last.
+At equal times the scenario's script (failures, link changes) comes first, then events in the order
+in which they were made, then arrivals.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ from edgewise.sim.slots import drop_reference, lose, open_slot, refuse_arrival
 def advance(sim: Sim) -> int:
     """Run to the next decision; returns the number of its request, −1 at the end.
 
-    The table of `sim` is then filled, and `sim.world.clock["now"]` is the moment of the decision.
+    `sim.table` is then filled, and `sim.world.clock["now"]` is the time of the decision.
     """
     return run_to_decision(by_reference(sim))
 
@@ -102,7 +102,7 @@ def next_arrival(sim: Sim) -> float:
 
 @jit_no_refcount(inline=True, internal=True)
 def next_line(sim: Sim) -> float:
-    """Time of the script's next line; inf at its end."""
+    """Time of the next line of the script; inf after the last."""
     n = sim.world.clock[0].line
     time: float = sim.script[n].time if n < sim.script.size else math.inf
     return time
@@ -110,7 +110,7 @@ def next_line(sim: Sim) -> float:
 
 @jit_no_refcount(internal=True)
 def run_to_decision(sim: Sim) -> int:
-    """`advance`, for compiled code that has a reference to the simulation."""
+    """Do as `advance`, for compiled code that has a reference to the simulation."""
     clock = sim.world.clock[0]
     settings = sim.world.settings[0]
     arrival = next_arrival(sim)
@@ -118,9 +118,9 @@ def run_to_decision(sim: Sim) -> int:
     while True:
         if arrival == math.inf and clock.open == 0:
             return -1
-        caused = next_time(sim.world)
-        moment: float = sim.world.next_times[1]
-        event = caused if caused <= moment else moment
+        queued = next_time(sim.world)
+        rescheduled: float = sim.world.next_times[1]
+        event = queued if queued <= rescheduled else rescheduled
         now = event if event < arrival else arrival
         if line < now:
             now = line
@@ -149,7 +149,7 @@ def run_to_decision(sim: Sim) -> int:
             start_upload(sim.world, i, now)
             continue
         clock.processed += 1
-        if caused > now:
+        if queued > now:
             on_next_time(sim, now)
             continue
         code = pop(sim.world)
@@ -190,7 +190,7 @@ def run_to_decision(sim: Sim) -> int:
 
 @jit_no_refcount(inline=True, internal=True)
 def on_next_time(sim: Sim, now: float) -> None:
-    """Handle the link or the server whose time has come."""
+    """Handle the link or the server whose time is the earliest."""
     world = sim.world
     i = first_due(world)
     s = i - world.links.size
@@ -202,7 +202,7 @@ def on_next_time(sim: Sim, now: float) -> None:
 
 @jit_no_refcount(inline=True, internal=True)
 def observe_request(sim: Sim, i: int, now: float) -> None:
-    """Fill the candidate table for slot `i`, whose metadata has reached its balancer."""
+    """Count the arrival of slot `i`'s metadata at its balancer, and fill the candidate table."""
     clock = sim.world.clock[0]
     settings = sim.world.settings[0]
     slot = sim.world.slots[i]
@@ -227,17 +227,16 @@ def observe_request(sim: Sim, i: int, now: float) -> None:
 
 @jit_no_refcount
 def act(sim: Sim, row: int, probability: float) -> None:
-    """Decide the request that `advance` stopped at by a row of its table; the last one sheds.
+    """Decide the request at which `advance` stopped by `row` of its table; the last row sheds.
 
-    `probability` is the one with which the row was drawn, for the record. The row must be
-    admissible.
+    The row must be admissible. `probability` is the propensity that the results record.
     """
     choose_row(by_reference(sim), row, probability)
 
 
 @jit_no_refcount(internal=True)
 def choose_row(sim: Sim, row: int, probability: float) -> None:
-    """`act`, for compiled code that has a reference to the simulation."""
+    """Do as `act`, for compiled code that has a reference to the simulation."""
     clock = sim.world.clock[0]
     settings = sim.world.settings[0]
     now = clock.now
@@ -264,12 +263,12 @@ def choose_row(sim: Sim, row: int, probability: float) -> None:
         slot.picked = slot.server
         slot.life = sim.world.servers[slot.server].known_life
     schedule_command(sim.world, i, now + settings.control_delay)
-    drop_reference(sim.world, i)  # the metadata's
+    drop_reference(sim.world, i)  # of the metadata event
 
 
 @jit_no_refcount(internal=True)
 def why_shed(sim: Sim) -> int:
-    """As `policies.base.decision` says it."""
+    """The reason why the table's request is shed, as in `policies.base.decision`."""
     table = sim.table
     good = False
     for r in range(table.mask.size - 1):
@@ -282,18 +281,18 @@ def why_shed(sim: Sim) -> int:
 
 @jit_no_refcount(internal=True)
 def tried_before(sim: Sim, row: int, r: int, count: int) -> bool:
-    """Whether the server of row `r` is that of `row` or of one of the first alternatives."""
+    """Whether the server of row `r` is that of `row` or of the first `count` alternatives."""
     s = sim.world.services[r // 2].server
     slot = sim.world.slots[sim.world.clock[0].current]
-    found: bool = s == sim.world.services[row // 2].server
+    same: bool = s == sim.world.services[row // 2].server
     for a in range(count):
-        found = found or sim.world.services[slot.alternatives[a] // 2].server == s
-    return found
+        same = same or sim.world.services[slot.alternatives[a] // 2].server == s
+    return same
 
 
 @jit_no_refcount(internal=True)
 def keep_alternatives(sim: Sim, row: int) -> None:
-    """Keep the rows that scored next to `row` as alternatives."""
+    """Keep the best rows after `row` as alternatives, each on a server of its own."""
     slot = sim.world.slots[sim.world.clock[0].current]
     table = sim.table
     shed = table.mask.size - 1
@@ -348,9 +347,9 @@ def apply_script_line(sim: Sim, now: float) -> None:
 
 @jit_no_refcount
 def run(sim: Sim, kernel: Any, params: Array, memory: Array, rng: Array, decisions: int) -> int:
-    """Let a policy's `compiled` kernel decide until the end, or for so many decisions (−1: all).
+    """Let a kernel (from `compiled`) decide until the end, or for `decisions` decisions (−1: all).
 
-    `memory` (B, n) and `rng` (B, 1) are each balancer's own. Returns how many were decided.
+    `memory` (B, n) and `rng` (B, 1) have a row per balancer. Returns the number of decisions.
     """
     sim = by_reference(sim)
     shed = sim.table.mask.size - 1
@@ -379,10 +378,10 @@ def run_learning(
     features: Array,
     decisions: int,
 ) -> int:
-    """As `run`, for a policy that learns on line; `features` (M, n) are kept with the slots.
+    """Do as `run` for a policy that learns online; `features` (M, n) has a row per slot.
 
-    What it learns from becomes known when the balancer hears how a request ended, and it has
-    learned from all of that before its next decision.
+    The policy learns from a request when its outcome reaches the balancer, always before the next
+    decision.
     """
     sim = by_reference(sim)
     world = sim.world
@@ -416,7 +415,8 @@ def run_learning(
 
 @jit_no_refcount
 def decide(sim: Sim, row: int, probability: float) -> None:
-    """As `act`, for a policy that is not compiled: the table's scores say which rows are next."""
+    """Do as `act` for a policy that is not compiled. The alternatives come from the table's
+    scores."""
     sim = by_reference(sim)
     if sim.world.settings[0].can_fail != 0:
         keep_alternatives(sim, row)
@@ -434,12 +434,12 @@ def drop_feedback(sim: Sim) -> None:
 
 
 def compiled(kernel: Kernel) -> Any:
-    """A policy's kernel as `run` takes it."""
+    """Compile a policy's kernel for `run`."""
     return as_pointer(kernel, float, _TABLE, _FLOATS, _FLOATS, new_rng(0))
 
 
 def compiled_learner(describe: Describe, learn: Learn) -> tuple[Any, Any]:
-    """The other two kernels of a policy that learns, for `run_learning`."""
+    """Compile the other two kernels of a policy that learns, for `run_learning`."""
     return (
         as_pointer(describe, None, _TABLE, 0, _FLOATS),
         as_pointer(learn, None, _FLOATS, _FLOATS, _FLOATS, 0.0),
@@ -450,11 +450,12 @@ _TABLE, _FLOATS = blank_table(1, 1), np.zeros(1)  # examples
 
 
 def branch(sim: Sim, memory: Array | None = None) -> Sim:
-    """A copy of a simulation. Both meet the same arrivals, links and noise from here on.
+    """Copy a simulation. Both copies meet the same arrivals, links and noise from here on.
 
-    What never changes is shared. Simulations that keep no results (`Options.store`) are small to
-    copy; a result array is as long as the trace. `memory` (uint8) is where the copy is to lie,
-    array beside array: as many bytes as `bytes_of` says.
+    Constant arrays are shared. A copy is small unless the simulation keeps results
+    (`SimOptions.store`), which take a record per request of the trace. `memory` (uint8,
+    `bytes_of(sim)` bytes) receives the arrays of the copy, one after the other; None allocates
+    them.
     """
     used = 0
 
@@ -495,17 +496,17 @@ def in_lines(array: Array) -> int:
 
 
 def bytes_of(sim: Sim) -> int:
-    """Bytes that a branch of `sim` takes."""
+    """The bytes of memory that a branch of `sim` takes."""
     parts = (sim.world, sim.reports, sim.beliefs, sim.table.arrays)
     arrays = [each for part in parts for each in part._asdict().items()]
     return sum(in_lines(array) for name, array in arrays if name not in CONSTANTS)
 
 
 class BranchCopier:
-    """Sets `target`, a branch of the same simulation, to where `source` is, at each call.
+    """Copies the state of `source` to `target`, a branch of the same simulation, at each call.
 
-    There is room for thousands of open requests, and lists of hundreds of jobs: of these only what
-    either of the two has used is copied.
+    The arrays have room for thousands of open requests and for lists of hundreds of jobs. Only the
+    parts that one of the two simulations has used are copied.
     """
 
     def __init__(self, target: Sim, source: Sim) -> None:
@@ -539,7 +540,7 @@ class BranchCopier:
         servers, reports = self._source.beliefs.servers, self._source.reports.heads
         counts = {
             "slots": max(int(target["used"]), int(source["used"])),
-            "events": max(1, int(source["events"])),  # if there is none the first says so
+            "events": max(1, int(source["events"])),  # the first record also marks an empty heap
             "flights": int(servers["flights"].max(initial=0)),
             "sends": int(servers["sends"].max(initial=0)),
             "jobs of beliefs": int(servers["jobs"].max(initial=0)),
@@ -558,5 +559,5 @@ def in_columns(array: Array) -> bool:
 
 
 def as_bytes(array: Array) -> Array:
-    """An array as bytes: NumPy copies records field by field, bytes at once."""
+    """A view of an array as bytes, which NumPy copies at once; it copies records field by field."""
     return (array.T if in_columns(array) else array).view(np.uint8)

@@ -1,14 +1,14 @@
-"""What is to happen, and when: the queue of events. Compiled.
+"""The event queue: a sorted list of near events and a heap of far ones. Compiled.
 
-It has two parts, and what comes next is the first of either. Most of what is to happen has been
-caused just now and happens soon: such events stand in order, the last to come first. So the next
-one is the last, and taking it is counting down; a new one goes in from there, and those before it
-move up by one. Timers (`heap_push`) would move past all of these, and wait in a binary heap. (A
-heap
-alone takes longer: its branches are as good as random.) When there is no room in order, the later
-half goes to the heap too. What has a moment that moves is not in it at all (`sim.next_times`).
+The next event is the earlier of the first of the list and the first of the heap. Most events happen
+soon after they are made. These go to the list, which is sorted by falling time: the next event is
+the last element, so removing it decrements a counter, and inserting one moves only the few events
+that come before it. Timers (`heap_push`) would have to move past all of these, so they go to a
+binary heap. A heap alone would be slower, because its branches are hard to predict. When the list
+is full, its later half moves to the heap. Times that are often rescheduled are in `sim.next_times`
+instead.
 
-Ties go in the order in which events were made.
+Events at equal times happen in the order in which they were made.
 """
 
 from __future__ import annotations
@@ -24,34 +24,38 @@ from edgewise.sim.layout import EVENT, World
 
 KIND_BITS = 4
 INDEX_BITS = 29
-"""5 × 10⁸ slots, links or workers; the 30 bits above count 10⁹ events before ties may mix."""
+"""Enough for 5 × 10⁸ slots, links or workers. The 30 bits above number 10⁹ events before their
+order at equal times may be wrong."""
 _INDEX_MASK = (1 << INDEX_BITS) - 1
 _KIND_MASK = (1 << KIND_BITS) - 1
 _SEQUENCE_MASK = (1 << 30) - 1
 
 NEAR = 128
-"""Room for events in order. Eight servers at 440 requests/s have about 60 under way."""
+"""Capacity of the sorted list. Eight servers at 440 requests/s have about 60 events under way."""
 _HALF = NEAR // 2
 
 
 def new_near() -> tuple[Array, Array]:
-    """Room for the times and codes of the events in order. What comes after all of them, and never,
-    stands first: so whoever looks for a place needs not look for the end."""
+    """Allocate the times and codes of the sorted list. Element 0 is a sentinel at +inf, so that an
+    insertion need not check for the end of the list."""
     times = np.zeros(NEAR + 1)
     times[0] = np.inf
     return times, np.zeros(NEAR + 1, np.int64)
 
 
 def new_events(room: int, planned: Sequence[tuple[float, int, int]]) -> Array:
-    """A heap with room for `room` events, with those `planned`: (time, kind, index) each, in the
-    order in which they are made. The clock has to be told how many."""
+    """Make a heap with room for `room` events that holds those `planned`.
+
+    Each of these is (time, kind, index), in order of making. The caller sets `clock.events` and
+    `clock.sequence` to their number.
+    """
     events = records(max(1, room), EVENT)
     events[0]["time"] = np.inf
     codes = [
         (n << (KIND_BITS + INDEX_BITS)) | (kind << INDEX_BITS) | index
         for n, (_, kind, index) in enumerate(planned)
     ]
-    # What is sorted is a heap.
+    # A sorted list is a heap.
     for n, event in enumerate(sorted(zip((p[0] for p in planned), codes, strict=True))):
         events[n] = event
     return events
@@ -59,7 +63,7 @@ def new_events(room: int, planned: Sequence[tuple[float, int, int]]) -> Array:
 
 @jit_no_refcount(inline=True, internal=True)
 def code_of(world: World, kind: int, index: int) -> int:
-    """Of an event that is made now."""
+    """The code of an event that is made now; counts it."""
     clock = world.clock[0]
     sequence = clock.sequence
     clock.sequence = sequence + 1
@@ -69,7 +73,8 @@ def code_of(world: World, kind: int, index: int) -> int:
 
 @jit_no_refcount(internal=True)
 def push(world: World, time: float, kind: int, index: int) -> None:
-    """Let an event happen at `time`, +inf = never. There is room for all that can be under way."""
+    """Schedule an event at `time`; +inf = never. The arrays have room for all events that can be
+    under way."""
     if time == math.inf:
         return
     clock = world.clock[0]
@@ -89,14 +94,14 @@ def push(world: World, time: float, kind: int, index: int) -> None:
 
 @jit_no_refcount(internal=True)
 def heap_push(world: World, time: float, kind: int, index: int) -> None:
-    """As `push`, for timers: as a rule they come after most of what is under way."""
+    """Schedule an event as `push` does, for timers: they mostly come after all other events."""
     if time < math.inf:
         heap_push_event(world, time, code_of(world, kind, index))
 
 
 @jit_no_refcount(internal=True)
 def move_half_to_heap(world: World) -> None:
-    """The later half of those in order to the heap."""
+    """Move the later half of the sorted list to the heap."""
     times, codes = world.near, world.near_codes
     for j in range(_HALF, 0, -1):
         heap_push_event(world, times[j], codes[j])
@@ -131,7 +136,7 @@ def pop(world: World) -> int:
 
 @jit_no_refcount(inline=True, internal=True)
 def sift_up(events: Array, hole: int, time: float, code: int) -> None:
-    """Sift an event up from the heap's hole."""
+    """Sift an event up from the free position `hole` of the heap."""
     while hole > 0:
         parent = (hole - 1) >> 1
         other = events[parent].time
@@ -161,8 +166,8 @@ def heap_pop(world: World) -> None:
     if n == 0:
         events[0].time = math.inf
         return
-    # The hole goes all the way down along the lesser children, and the last event up from there:
-    # it was a leaf and mostly belongs near one.
+    # Move the hole down to a leaf along the lesser children, then sift the last event up from
+    # there: it was a leaf and mostly belongs near one.
     hole = 0
     child = 1
     while child < n:

@@ -1,7 +1,7 @@
-"""Flows of a link and requests of a queue, by what comes first. Compiled.
+"""Pairing heaps, for the flows of a link and the requests of a queue. Compiled.
 
-They are in *pairing heaps* (Fredman, Sedgewick, Sleator, Tarjan, Algorithmica 1, 1986) threaded
-through one array of nodes: there are many small ones, and none of them needs a size of its own.
+All heaps (Fredman, Sedgewick, Sleator, Tarjan, Algorithmica 1, 1986) are linked lists in one array
+of nodes. There are many small ones, and so none needs a capacity of its own.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from edgewise.fleet.arrays import Array
 
 @jit_no_refcount(inline=True, internal=True)
 def meld(nodes: Array, a: int, b: int) -> int:
-    """Join two heaps by their roots (−1 = empty); returns the root. Equal keys go in order."""
+    """Join two heaps by their roots (−1 = empty); returns the new root. Among equal keys the lesser
+    `order` comes first."""
     if a < 0:
         return b
     if b < 0:
@@ -38,8 +39,10 @@ def insert(nodes: Array, root: int, node: int, key: float, order: int) -> int:
 
 @jit_no_refcount(internal=True)
 def remove(nodes: Array, root: int, node: int, shift: float) -> int:
-    """Take any node out; returns the root. Keys above its own fall by `shift`. Looks at every node:
-    for what is rare."""
+    """Remove any node and lower all keys above its own by `shift`; returns the new root.
+
+    It visits every node of the heap, so it is meant for rare cases.
+    """
     removed = nodes[node].key
     pending = root
     root = -1
@@ -63,7 +66,8 @@ def remove(nodes: Array, root: int, node: int, shift: float) -> int:
 
 @jit_no_refcount(internal=True)
 def remove_root(nodes: Array, root: int) -> int:
-    """Take the least node out; returns the new root: its children in pairs, then right to left."""
+    """Remove the least node; returns the new root. Its children are joined in pairs, and the pairs
+    from right to left."""
     first = nodes[root].child
     pairs = -1
     while first >= 0:

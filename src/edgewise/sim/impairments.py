@@ -1,8 +1,8 @@
-"""What a link's impairments add to a transfer: one compiled function, made of all of them.
+"""The delay that a link's impairments add to a transfer, as one compiled function.
 
-Each impairment's own function (`network.impairments`) is called where its parameters switch it on.
-Its random number is hashed from the request and the link, not drawn in order, so whatever was
-decided before, the same transfer meets the same fate.
+It chains the functions of all impairments (`network.impairments`) and calls each whose parameters
+switch it on. Random numbers are hashed from the request and the link instead of drawn in sequence,
+so the same transfer gets the same delay whatever was decided before.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def _nothing(
 
 
 def _then(before: Any, impairment: Impairment, begin: int, end: int) -> Any:
-    """`before`, and then what one more impairment adds."""
+    """A function that calls `before` and adds the delay of one more impairment."""
     extra = jit_no_refcount(inline=True, internal=True)(impairment.extra)
     noise = impairment.noise
 
@@ -49,9 +49,9 @@ def _chain(parts: Iterable[tuple[Impairment, int, int]]) -> Any:
 
 
 impaired = _chain(offsets())
-"""``impaired(delay, parameters, seed, request, link, size, now)``: `delay` and what all impairments
-add to it for a transfer of `size` bytes that left the link at `now`, s; inf: the connection breaks.
-`parameters` are those of the link (`network.impairments.parameters_of`)."""
+"""``impaired(delay, parameters, seed, request, link, size, now)`` returns `delay` plus the delays
+of all impairments, s, for a transfer of `size` bytes that ended on the link at `now`; inf means
+that the connection breaks. `parameters` are the link's (`network.impairments.parameters_of`)."""
 
 impaired_at_best = _chain(part for part in offsets() if not part[0].timed)
-"""The same without impairments that depend on the time: what a transfer takes at least."""
+"""The same without the impairments that depend on the time: the least delay of a transfer."""

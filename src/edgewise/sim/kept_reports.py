@@ -1,4 +1,4 @@
-"""From a finished simulation that kept them to its reports, in the words of `domain`."""
+"""Read the reports of a finished simulation that kept them, as `domain.Report`."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from edgewise.sim.layout import Sim
 def reports(
     sim: Sim, scenario: Scenario, services: Sequence[Service]
 ) -> Iterator[tuple[Report, float]]:
-    """Every report of `sim`, as the first balancer got it, and when it did, in order of time.
+    """Every report of `sim` as the first balancer received it, with the time of receipt, in order
+    of time.
 
-    Needs `Options.keep_reports`; raises ValueError without. What a report says of one uplink that
-    all peers share stands with the first of them where it is an amount (bytes, transfers), and with
-    each where it is a measurement.
+    Needs `SimOptions.keep_reports`; raises ValueError without. Where all peers share one uplink,
+    its backlog and flows are given with the first peer only, and its measurements with each.
     """
     clock = sim.world.clock[0]
     settings = sim.world.settings[0]

@@ -1,10 +1,10 @@
-"""The arrays of a simulation: what the world is and where it stands. Units: s, bytes, bytes/s.
+"""The arrays that hold a simulation: its settings and its state. Units: s, bytes, bytes/s.
 
-A simulation is one `Sim`: a tuple of arrays that are allocated once. Nothing else holds state, so
-copying the arrays copies the simulation, its future included (`engine.branch`).
+A simulation is one `Sim`, a tuple of arrays that are allocated once. They hold its entire state, so
+copying the arrays copies the simulation and determines its future (`engine.branch`).
 
-A request takes a *slot* while it is open. Slots are recycled, so what an event touches stays in
-the processor's cache however long the trace is; what is to be kept goes to `results`.
+An open request occupies a *slot*. Slots are reused, so the data of open requests stays in the
+processor's cache however long the trace is. The results of ended requests go to `results`.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from edgewise.fleet.arrays import Array, Belief
 from edgewise.fleet.table import CandidateTable
 from edgewise.network.impairments import PARAMETERS
 
-# -- how a request ends: RESULT.status ----------------------------------------------------------
+# -- status of a request: RESULT.status ---------------------------------------------------------
 PENDING, SERVED, SHED, EXPIRED, FAILED, LOST = range(6)
 STATUSES = ("pending", "served", "shed", "expired", "failed", "lost")
-# Why: RESULT.reason.
+# Reason of the status: RESULT.reason.
 (
     REASON_NONE,
     REASON_NO_SERVICE,
@@ -50,18 +50,19 @@ REASONS = (
 
 # -- kinds of events ----------------------------------------------------------------------------
 (
-    E_METADATA,  # slot: the balancer has the metadata and decides
-    E_COMMAND,  # slot: the ingress has the command
-    E_UPLOADED,  # slot: the body is in at the ingress
-    E_DELIVERED,  # slot: the body is in at the serving server
-    E_OUTCOME,  # slot: the balancer learns how it ended
-    E_FAILED,  # slot: the ingress learns that the dispatch failed
-    E_FINISH,  # worker: it is done
+    # The comments give the array that the event's index refers to.
+    E_METADATA,  # slot: the metadata reaches the balancer, which decides
+    E_COMMAND,  # slot: the command reaches the ingress
+    E_UPLOADED,  # slot: the upload is complete at the ingress
+    E_DELIVERED,  # slot: the transfer is complete at the serving server
+    E_OUTCOME,  # slot: the outcome reaches the balancer
+    E_FAILED,  # slot: the failure of a dispatch is known at the ingress
+    E_FINISH,  # worker: it finishes a batch or a conversion
     E_REPORTED,  # report: it reaches the balancers
-    E_LEFT,  # server: the balancers learn that it is gone
-    E_JOINED,  # server: … that it is back
-    E_SWEEP,  # once a second: dispatches whose client has given up are written off
-    E_TIMEOUT,  # slot: its ingress gives up on a peer, or on it
+    E_LEFT,  # server: its stop is known at the balancers
+    E_JOINED,  # server: its restart is known at the balancers
+    E_SWEEP,  # none; once a second: dispatches whose client has given up are closed
+    E_TIMEOUT,  # slot: timeout check; its ingress may give up a peer, or the request
 ) = range(12)
 
 # -- kinds of script entries --------------------------------------------------------------------
@@ -76,45 +77,43 @@ FREE, OPEN, DONE = range(3)
 READY = int(PayloadForm.MODEL_READY)
 
 ALTERNATIVES = 3
-"""Fallbacks kept with a request where servers can fail or fill up, each on a server of its own.
+"""Alternatives kept with a request if servers can fail or fill up, each on a server of its own.
 Each failed attempt costs a round trip, so a fourth would come after any usual deadline."""
 
 CLOCK = np.dtype(
     [
-        # where it stands
         ("now", "f8"),
         ("next", "i8"),  # request that arrives next
-        ("line", "i8"),  # script entry that comes next
+        ("line", "i8"),  # line of the script that comes next
         ("open", "i8"),  # requests that have not ended
         ("current", "i8"),  # slot that waits for a decision; −1 none
         ("free", "i8"),  # first free slot; −1 none
         ("used", "i8"),  # slots that were ever in use
-        ("near", "i8"),  # events in order …
-        ("events", "i8"),  # … and in the heap
-        ("sequence", "i8"),  # events ever made: breaks ties in order of making
-        ("free_report", "i8"),
+        ("near", "i8"),  # events in the sorted list (`sim.events`)
+        ("events", "i8"),  # events in the heap
+        ("sequence", "i8"),  # number of events made so far: orders events at equal times
+        ("free_report", "i8"),  # first free report; −1 none
         ("overflow", "i8"),  # 1: more requests were open than there are slots
-        # sums over ended requests
-        ("ended", "i8", (6,)),  # by status
-        ("learning", "i8"),  # 1: ended requests are kept for the policy to learn from …
-        ("feedback_count", "i8"),  # … in the order in which their scores become known: so many now
-        ("decisions", "i8"),
-        ("utility", "f8"),
-        ("processed", "i8"),  # events
-        ("mute_since", "f8"),  # the central balancers are silent since then; inf: they are not
+        ("ended", "i8", (6,)),  # number of ended requests by status
+        ("learning", "i8"),  # 1: slots are kept until the policy has learned from them
+        ("feedback_count", "i8"),  # number of slots from which it can learn now
+        ("decisions", "i8"),  # number of decisions
+        ("utility", "f8"),  # sum over ended requests
+        ("processed", "i8"),  # number of events
+        ("mute_since", "f8"),  # time since which the balancers are silent; inf: they are not
     ]
 )
-"""Where a simulation stands."""
+"""The counters and sums of a simulation."""
 
 SETTINGS = np.dtype(
     [
         ("requests", "i8"),
         ("servers", "i8"),
-        ("balancers", "i8"),  # nodes that may have to decide themselves included, after …
-        ("central", "i8"),  # … those that are balancers by trade
-        ("horizon", "f8"),  # what is open then is lost
-        ("seed", "u8"),  # of the luck of this world
-        ("period", "f8"),  # between reports
+        ("balancers", "i8"),  # deciders: the balancers, then nodes that may have to decide
+        ("central", "i8"),  # number of balancers proper
+        ("horizon", "f8"),  # requests still open at this time are lost
+        ("seed", "u8"),  # of the request noise
+        ("period", "f8"),  # s between reports
         ("report_delay", "f8"),
         ("control_delay", "f8"),
         ("grace", "f8"),
@@ -124,14 +123,14 @@ SETTINGS = np.dtype(
         ("uplink", "i8"),  # 1: a sender's transfers share one link
         ("prepare_own", "i8"),
         ("batching", "i8"),
-        ("true_links", "i8"),  # 1: the balancer is told the links' true state
+        ("true_links", "i8"),  # 1: reports hold the links' true state, from the emulator
         ("can_fail", "i8"),  # 1: alternatives are kept
         ("noise_bits", "i8"),  # logarithm of the count of noise factors
         ("store", "i8"),  # 1: results are kept
         ("keep_reports", "i8"),  # 1: reports are kept
     ]
 )
-"""What does not change while it runs."""
+"""The constants of a simulation."""
 
 REQUEST = np.dtype(
     [
@@ -150,47 +149,47 @@ SLOT = np.dtype(
         ("references", "i4"),  # events, transfers and queues that refer to it
         ("ingress", "i4"),
         ("balancer", "i4"),
-        ("service", "i4"),  # that is to run it now; −1 none
-        ("server", "i4"),  # of that service
+        ("service", "i4"),  # service of the present attempt; −1 none
+        ("server", "i4"),  # server of that service
         ("form", "i4"),
-        ("at", "i4"),  # server in whose queue or worker it is; −1 nowhere
+        ("at", "i4"),  # server where it is queued or runs; −1 none
         ("awaits_conversion", "i4"),  # 1: it waits to be made model-ready
-        ("refused", "i4"),  # 1: its ingress had no room for it
-        ("row", "i4"),  # decided
+        ("refused", "i4"),  # 1: the queue of its ingress was full
+        ("row", "i4"),  # row decided; −1 none yet
         ("picked", "i4"),  # server decided; −1 shed
-        ("life", "i4"),  # of the picked server as the balancer knew it
-        ("link", "i4"),  # that its transfer is on; −1 none
-        ("destination_life", "i4"),  # of the server that a transfer goes to
-        ("attempt", "i4"),
-        ("rif", "i4"),
+        ("life", "i4"),  # `known_life` of the picked server at the decision; −1: dispatch closed
+        ("link", "i4"),  # link that carries its transfer; −1 none
+        ("destination_life", "i4"),  # `life` of the destination when its transfer started
+        ("attempt", "i4"),  # number of earlier attempts
+        ("rif", "i4"),  # requests in flight at the picked server at the decision
         ("reason", "i4"),
-        ("next", "i4"),  # in a batch, a prepare queue, or the free slots
+        ("next", "i4"),  # next slot of a batch, of a converter's queue, or of the free slots
         # In slot n: the n-th slot whose score is known and that has not been learned from.
         ("feedback_slot", "i4"),
-        ("before", "i4"),  # in the server's queue, in order of arrival …
+        ("before", "i4"),  # neighbours in the server's queue, in order of arrival; −1 none
         ("after", "i4"),
-        ("alternatives", "i4", (ALTERNATIVES,)),  # rows
+        ("alternatives", "i4", (ALTERNATIVES,)),  # rows; −1 none
         ("dispatch", "i8"),
         ("command", "i8"),
         ("deadline", "f8"),  # absolute
         ("expiry", "f8"),  # absolute: from then on it cannot score
-        ("give_up", "f8"),  # absolute: how long a peer is waited for; inf: none is
+        ("give_up", "f8"),  # absolute: when its ingress stops waiting for a peer; inf: no peer
         # of the timeout check under way, at the earlier of these two; inf: none. Outlives the slot.
         ("timeout_at", "f8"),
-        ("result_at", "f8"),  # of the delivery or failure that counts; inf none
-        ("demanded", "f8"),
+        ("result_at", "f8"),  # time of the delivery or failure that counts; inf: none
+        ("demanded", "f8"),  # accuracy
         ("payload", "f8"),
-        ("bytes", "f8"),  # of the transfer under way
-        ("work", "f8"),  # s its server expects it to take
+        ("bytes", "f8"),  # size of the transfer under way
+        ("work", "f8"),  # s that its server expects it to take
         ("probability", "f8"),
         ("predicted", "f8"),  # latency of the row decided
         ("utility", "f8"),
-        # when things happened; inf = not yet
+        # stamps, absolute; inf = not yet
         ("sent", "f8"),
         ("uploaded", "f8"),
         ("decided", "f8"),  # at the balancer
-        ("commanded", "f8"),
-        ("crossed", "f8"),  # the link is through with the transfer
+        ("commanded", "f8"),  # the command reaches the ingress
+        ("crossed", "f8"),  # the link has sent the transfer
         ("transferred", "f8"),
         ("started", "f8"),
         ("finished", "f8"),
@@ -200,32 +199,32 @@ SLOT = np.dtype(
 SERVER = np.dtype(
     [
         ("workers", "i8"),
-        ("first_worker", "i8"),  # in `workers`
+        ("first_worker", "i8"),  # offset in `workers`
         ("first_service", "i8"),
         ("end_service", "i8"),
         ("queue_limit", "i8"),
         ("prepare_seconds", "f8"),
-        ("slow_at", "i8"),  # offset of (time, factor) pairs in `numbers` …
+        ("slow_at", "i8"),  # offset of (time, slowdown) pairs in `numbers`
         ("slow_count", "i8"),
         # state
-        ("slow", "i8"),  # … and the pair in force
+        ("slow", "i8"),  # number of the pair in force
         ("idle", "i8"),  # first idle worker; −1 none
-        ("busy", "i8"),
-        ("waiting", "i8"),  # in the queue …
-        ("work", "f8"),  # … and the s that they are expected to take
-        ("head", "i8"),  # of the queue in order of arrival
+        ("busy", "i8"),  # number of busy workers
+        ("waiting", "i8"),  # number of requests in the queue
+        ("work", "f8"),  # s that these are expected to take
+        ("head", "i8"),  # slots at both ends of the queue, in order of arrival; −1 none
         ("tail", "i8"),
-        ("prepare_head", "i8"),
+        ("prepare_head", "i8"),  # the same of the converter's queue
         ("prepare_tail", "i8"),
-        ("prepare_waiting", "f8"),  # s of CPU
-        ("up", "i8"),
-        ("life", "i8"),  # counts restarts …
-        ("known_life", "i8"),  # … that the balancers have heard of
-        ("latest", "f8"),  # the latest moment at which a worker or its stage was ever to be done
-        ("busy_area", "f8"),  # worker seconds
+        ("prepare_waiting", "f8"),  # s of CPU time that these take
+        ("up", "i8"),  # 1: it runs
+        ("life", "i8"),  # number of stops so far
+        ("known_life", "i8"),  # `life` at the last restart known at the balancers
+        ("latest", "f8"),  # latest expected end of any work so far, here or in the converter
+        ("busy_area", "f8"),  # worker seconds used so far, as of `busy_at`
         ("busy_at", "f8"),
-        ("reported_at", "f8"),
-        ("reported", "f8"),  # backlog, s
+        ("reported_at", "f8"),  # time of the last report
+        ("reported", "f8"),  # backlog at the last report, s
         ("utilisation", "f8"),
     ]
 )
@@ -240,7 +239,7 @@ SERVICE = np.dtype(
         ("curve_at", "i8"),  # offset of the latency curve in `numbers`
         ("curve_count", "i8"),
         # state
-        ("queue", "i8"),  # root of the heap of those waiting; −1 none
+        ("queue", "i8"),  # root of the heap of waiting requests; −1 none
         ("service_time", "f8"),
         ("batch", "f8"),
         ("served", "i8"),
@@ -251,80 +250,80 @@ WORKER = np.dtype(
     [
         ("server", "i8"),
         ("slot", "i8"),  # first of the batch; −1 idle
-        ("preparing", "i8"),
+        ("preparing", "i8"),  # 1: it makes a payload model-ready
         ("batch", "i8"),
         ("started", "f8"),
-        ("expected", "f8"),  # when its server expects it to be done
-        ("finish", "f8"),  # when it will
-        ("next", "i8"),  # idle one
+        ("expected", "f8"),  # end of its work as its server expects it
+        ("finish", "f8"),  # true end of its work
+        ("next", "i8"),  # next idle worker
     ]
 )
-"""Each server's workers, then a pre-processing core for each."""
+"""A worker. The array holds each server's workers, then one converter core per server."""
 
 LINK_SETTINGS: list[Any] = [
     ("mode", "i8"),
-    ("rate", "f8"),  # of mode CONSTANT
-    ("curve_at", "i8"),  # of mode CURVE: offset of times, then cumulative bytes, in `numbers`
+    ("rate", "f8"),  # for mode CONSTANT: bytes/s
+    ("curve_at", "i8"),  # for mode CURVE: offset of times, then cumulative bytes, in `numbers`
     ("curve_count", "i8"),
     ("curve_period", "f8"),
     ("delay", "f8"),
     ("impairments", "f8", (PARAMETERS,)),  # `network.impairments.parameters_of`
 ]
-"""What an event may change."""
+"""The fields of a link that the script can change."""
 
 LINK = np.dtype(
     [
-        ("source", "i8"),  # server whose transfers it carries; the ingress of an access link
+        ("source", "i8"),  # server whose transfers it carries; of an access link, its ingress
         *LINK_SETTINGS,
         ("outage_at", "i8"),  # offset of (from, to) pairs in `numbers`
         ("outage_count", "i8"),
         # state
-        ("root", "i8"),  # of the heap of finish tags; −1 nothing under way
-        ("flows", "i8"),
-        ("served", "f8"),  # virtual time: bytes that a flow present throughout has sent
-        ("last_tag", "f8"),  # of the last to join
-        ("tags", "f8"),  # sum of those under way
-        ("at", "f8"),  # when `served` and `area` were brought up to date
+        ("root", "i8"),  # root of the heap of the flows' tags; −1 no flow
+        ("flows", "i8"),  # number of flows
+        ("served", "f8"),  # virtual time: bytes that a flow present throughout would have sent
+        ("last_tag", "f8"),  # tag of the last flow to join
+        ("tags", "f8"),  # sum of the flows' tags
+        ("at", "f8"),  # time to which `served` and `area` are up to date
         ("area", "f8"),  # ∫ flows dt
-        ("bytes", "f8"),  # carried
-        # what its node knows (`sim.transfers`)
-        ("measured", "f8"),  # bytes/s by its own transfers; NaN never
+        ("bytes", "f8"),  # bytes carried so far
+        # the ledger of its node (`sim.transfers`)
+        ("measured", "f8"),  # bytes/s measured by its own transfers; NaN: never
         ("measured_at", "f8"),
-        ("ledger_count", "i8"),  # transfers under way …
-        ("ledger_first", "i8"),  # … the latest of them, in `flows`; −1 none
-        ("ledger_sent", "f8"),  # bytes that one present throughout is believed to have sent
-        ("ledger_area", "f8"),  # ∫ ledger dt
-        ("ledger_at", "f8"),  # when these two were brought up to date
-        ("next_ack", "f8"),  # when the next word comes that one is in, or before; inf none
+        ("ledger_count", "i8"),  # number of transfers in the ledger
+        ("ledger_first", "i8"),  # the last to start, an index of `flows`; −1 none
+        ("ledger_sent", "f8"),  # virtual time: bytes that a transfer would have sent
+        ("ledger_area", "f8"),  # ∫ ledger_count dt
+        ("ledger_at", "f8"),  # time to which these two are up to date
+        ("next_ack", "f8"),  # lower bound of the time of the next acknowledgement; inf none
     ]
 )
 
 FLOW = np.dtype(
     [
-        ("link", "i4"),  # whose ledger it is in; −1 none
-        ("before", "i4"),  # in the ledger
+        ("link", "i4"),  # link whose ledger it is in; −1 none
+        ("before", "i4"),  # neighbours in the ledger; −1 none
         ("after", "i4"),
         ("began", "f8"),
-        ("area", "f8"),  # the ledger's, then
-        ("tag", "f8"),  # it is believed to be across when the ledger has sent so much
-        ("acked_at", "f8"),  # when its sender hears that it is in; inf not known
+        ("area", "f8"),  # `ledger_area` when it began
+        ("tag", "f8"),  # it is believed to be sent when `ledger_sent` reaches this
+        ("acked_at", "f8"),  # when the acknowledgement reaches its sender; inf: not known yet
     ]
 )
-"""A transfer as its node knows it. Slot i has two: i of its upload, M + i of its transfer."""
+"""A transfer in a node's ledger. Slot i has two: i for its upload, M + i for its transfer."""
 
 NODE = np.dtype([("key", "f8"), ("order", "i8"), ("child", "i4"), ("sibling", "i4")])
-"""Of a pairing heap. Slot i has three: i on its access link, M + i on a link between servers,
-2M + i in a queue."""
+"""A node of a pairing heap. Slot i has three: i on its access link, M + i on a link between
+servers, 2M + i in a queue."""
 
 EVENT = np.dtype([("time", "f8"), ("code", "i8")])
-"""`code` is sequence, kind and index: ties go in order of making."""
+"""An event. `code` holds its sequence number, kind and index, so equal times sort by sequence."""
 
 SCRIPT = np.dtype(
     [
         ("time", "f8"),
         ("kind", "i8"),
         ("index", "i8"),  # link or server
-        *LINK_SETTINGS,  # of S_LINK_CHANGE: the link's from then on
+        *LINK_SETTINGS,  # for S_LINK_CHANGE: the link's new settings
     ]
 )
 
@@ -332,20 +331,20 @@ REPORT = np.dtype(
     [
         *((name, intake.REPORT[name]) for name in intake.REPORT.names or ()),
         ("life", "i8"),
-        ("next", "i8"),  # free one
-        ("running", "i8"),
-        ("queued", "i8"),
+        ("next", "i8"),  # next free report
+        ("running", "i8"),  # number of running jobs
+        ("queued", "i8"),  # number of waiting jobs
     ]
 )
-"""A report under way: what `fleet.intake` takes, and lengths of its lists."""
+"""A report under way: the fields of `fleet.intake.REPORT`, and the lengths of its lists."""
 
 RESULT = np.dtype(
     [
         ("status", "i4"),
         ("reason", "i4"),
         ("balancer", "i4"),
-        ("row", "i4"),  # decided; −1 never decided
-        ("server", "i4"),  # that served; −1 none
+        ("row", "i4"),  # row decided; −1 none
+        ("server", "i4"),  # server that answered; −1 none
         ("service", "i4"),
         ("form", "i4"),
         ("attempts", "i4"),
@@ -355,10 +354,10 @@ RESULT = np.dtype(
         ("predicted", "f8"),  # latency of the row decided, NaN if it sheds
         ("latency", "f8"),  # NaN unless served
         ("utility", "f8"),
-        # stamps, absolute; NaN = never got there
+        # stamps, absolute; NaN = never reached
         ("decided_at", "f8"),  # at the balancer
         ("uploaded", "f8"),
-        ("decided", "f8"),  # the ingress has the command
+        ("decided", "f8"),  # the command reaches the ingress
         ("transferred", "f8"),
         ("started", "f8"),
         ("finished", "f8"),
@@ -369,18 +368,18 @@ RESULT = np.dtype(
 
 
 class World(NamedTuple):
-    """The state of the world, without reports and beliefs. S servers, K services, L links,
-    B balancers, M slots.
+    """The state of the world without reports and beliefs.
 
-    Apart from the rest, for every array of a tuple costs compile time in every function that the
-    tuple is passed to.
+    S servers, K services, L links, B deciders (`settings.balancers`), M slots, N requests. It is
+    separate from `Sim` because each array of a tuple costs compile time in every function that
+    takes the tuple.
     """
 
     settings: Array  # SETTINGS (1,)
     clock: Array  # CLOCK (1,)
-    near: Array  # float64 (1 + NEAR,): +inf, then the times of the next events, falling …
-    near_codes: Array  # … int64 (1 + NEAR,): and their codes
-    events: Array  # EVENT (H,), a binary heap of the rest
+    near: Array  # float64 (1 + NEAR,): +inf, then the times of the near events, falling
+    near_codes: Array  # int64 (1 + NEAR,): the codes of the near events
+    events: Array  # EVENT (H,), a binary heap of the other events
     next_times: Array  # float64 (2P,), P ≥ 8, L + S: `sim.next_times`
     requests: Array  # REQUEST (N,)
     slots: Array  # SLOT (M,)
@@ -391,38 +390,38 @@ class World(NamedTuple):
     links: Array  # LINK (L,), numbered as in the belief
     flows: Array  # FLOW (2M,)
     path: Array  # int64 (S, S)
-    numbers: Array  # float64: latency curves, capacities, outages, slow-downs
-    noise: Array  # float64 (2^noise_bits,): factors of service times; one array for many worlds
+    numbers: Array  # float64: latency curves, capacities, outages, slowdowns
+    noise: Array  # float64 (2^noise_bits,): noise factors of service times, shared by worlds
     seen: Array  # `intake.ACKNOWLEDGED` (B, S)
     results: Array  # RESULT (N,), or (0,)
 
 
 class Reports(NamedTuple):
-    """Reports under way; P of them, W workers of the largest server."""
+    """Reports under way: P of them, W workers of the largest server."""
 
     heads: Array  # REPORT (P,)
     jobs: Array  # float64 (2, P, QUEUE_MAX): deadlines, works
     running: Array  # float64 (P, W)
-    links: Array  # `intake.REPORT_LINK` (P, 2 or 1 + S): the access link, then what it sends on
+    links: Array  # `intake.REPORT_LINK` (P, 2 or 1 + S): the access link, then those it sends on
     services: Array  # `intake.REPORT_SERVICE` (P, most services of a server)
     seen: Array  # `intake.ACKNOWLEDGED` (P, B)
 
 
 class Sim(NamedTuple):
-    """A simulation."""
+    """A simulation: the world, its script, reports, beliefs and candidate table."""
 
     world: World
     script: Array  # SCRIPT, by time
     reports: Reports
     beliefs: Belief  # each array with a leading axis of B
-    belief: Belief  # the first balancer's, out of these: mostly there is no other
+    belief: Belief  # views of the first balancer's, which is mostly the only one
     table: CandidateTable
 
 
 CONSTANTS = frozenset({"requests", "path", "numbers", "noise", "first", "edf"})
-"""Arrays that are never written to: branches share them."""
+"""Names of arrays that are never written to; branches share them."""
 
 
 def belief_of(beliefs: Belief, balancer: int) -> Belief:
-    """A view of what one balancer believes."""
+    """The belief of one balancer, as views."""
     return Belief(*(array[balancer] for array in beliefs))

@@ -1,22 +1,22 @@
-"""Links of the simulation: equal sharing, exact by virtual time. Compiled.
+"""The simulator's links: flows share a link equally, exactly by virtual time. Compiled.
 
 Theory of operation
 -------------------
-A link's virtual time is `served`: the bytes that a flow present throughout the busy period has sent
-so far. While n flows share capacity C(t) equally, it grows by dC / n. A flow of z bytes that joins
-at virtual time v is across when virtual time reaches its *tag* v + z, whoever comes and goes
-meanwhile; so the flows wait in a heap of tags, and only the first one needs an event (Parekh and
-Gallager, IEEE/ACM Trans. Networking 1(3), 1993, for packets; here bytes are infinitely divisible).
-When is that? When C has grown by (tag − v) · n: the inverse of the capacity, so traces and outages
-in mid-transfer are exact too.
+A link's virtual time `served` is the number of bytes that a flow present throughout the busy period
+would have sent so far. While n flows share the cumulative capacity C(t) equally, it grows by
+dC / n. A flow of z bytes that joins at virtual time v has been sent when virtual time reaches its
+*tag* v + z, whichever flows join and leave meanwhile. So the flows are kept in a heap of tags, and
+only the first one needs a time (Parekh and Gallager, IEEE/ACM Trans. Networking 1(3), 1993, for
+packets; here bytes are infinitely divisible). The first flow ends when C has grown by
+(tag − v) · n. That time is found with the inverse of the capacity, so traces and outages during a
+transfer are exact too.
 
-In FIFO mode virtual time counts the bytes of the whole link, and a flow's tag follows the last
-one's.
+In FIFO mode virtual time counts the bytes of the whole link, and a flow's tag is its size plus the
+tag of the flow before it.
 
-Whoever joins or leaves moves the moment at which the first flow is across (`sim.next_times`).
+Each flow that joins or leaves changes the time at which the first flow ends (`sim.next_times`).
 
-What comes on top of crossing is propagation delay and what the link's impairments add
-(`sim.impairments`).
+The propagation delay and the link's impairments come on top (`sim.impairments`).
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from edgewise.sim.layout import CONSTANT, CURVE, UNLIMITED, World
 from edgewise.sim.next_times import set_link_time
 
 SAME_BYTES = 1e-6
-"""What is left of a transfer and less than this is rounding."""
+"""Bytes. A smaller rest of a transfer is a rounding error."""
 
 
 @jit_no_refcount(inline=True, internal=True)
 def capacity(link: Record, numbers: Array, since: float, until: float) -> float:
-    """Bytes that a link can carry from `since` to `until`; not for unlimited ones."""
+    """Bytes that a link can carry from `since` to `until`; 0 for an unlimited one."""
     if link.mode == CONSTANT and link.outage_count == 0:
         carried: float = link.rate * (until - since)
         return carried
@@ -66,7 +66,7 @@ def capacity(link: Record, numbers: Array, since: float, until: float) -> float:
 
 @jit_no_refcount(inline=True, internal=True)
 def crossing_end(link: Record, numbers: Array, now: float, size: float) -> float:
-    """When `size` bytes, alone from `now` on, are across; inf = never."""
+    """When `size` bytes that have the link to themselves from `now` on are sent; inf = never."""
     t = now
     if link.mode == CURVE:
         n = link.curve_count
@@ -108,7 +108,7 @@ def update_link(world: World, e: int, now: float) -> None:
 
 @jit_no_refcount(inline=True, internal=True)
 def bytes_left(world: World, e: int) -> float:
-    """Bytes that link `e`, which is up to date, carries until its first flow is across."""
+    """Bytes that link `e`, which is up to date, carries until its first flow is sent."""
     link = world.links[e]
     share = 1 if world.settings[0].fifo_links != 0 else link.flows
     left: float = max(0.0, world.nodes[link.root].key - link.served) * share
@@ -117,7 +117,7 @@ def bytes_left(world: World, e: int) -> float:
 
 @jit_no_refcount(internal=True)
 def schedule(world: World, e: int) -> None:
-    """Say when the first flow is across."""
+    """Set the time at which the first flow of link `e` is sent."""
     link = world.links[e]
     t = (
         crossing_end(link, world.numbers, link.at, bytes_left(world, e))
@@ -132,7 +132,7 @@ def join(world: World, e: int, node: int, size: float, now: float) -> None:
     """Add a flow of `size` bytes to link `e`."""
     link = world.links[e]
     update_link(world, e, now)
-    if link.flows == 0:  # a new busy period: nothing refers to the old virtual time
+    if link.flows == 0:  # a new busy period: no tag refers to the old virtual time
         link.served = 0.0
         link.last_tag = 0.0
         link.tags = 0.0
@@ -147,14 +147,14 @@ def join(world: World, e: int, node: int, size: float, now: float) -> None:
 
 @jit_no_refcount(inline=True, internal=True)
 def leave(world: World, e: int, now: float) -> int:
-    """Remove a flow that is across by `now` and return its node; −1 if none is."""
+    """Remove the first flow if it is sent by `now`, and return its node; else −1."""
     link = world.links[e]
     update_link(world, e, now)
     root: int = link.root
     if root < 0:
         return -1
     left = bytes_left(world, e)
-    # A time is only so fine: where the rest would take no time at all, it is across.
+    # Times have finite resolution: a rest whose end is no later than `now` is sent.
     if left > SAME_BYTES and crossing_end(link, world.numbers, now, left) > now:
         return -1
     link.tags -= world.nodes[root].key
@@ -169,7 +169,7 @@ def remove_transfer(world: World, e: int, node: int, size: float) -> None:
     link = world.links[e]
     update_link(world, e, world.clock[0].now)
     key = world.nodes[node].key
-    # First in, first out: those behind it move up.
+    # First in, first out: the flows behind it move up.
     left = min(size, max(0.0, key - link.served)) if world.settings[0].fifo_links != 0 else 0.0
     link.root = remove(world.nodes, link.root, node, left)
     link.tags -= key
@@ -180,7 +180,7 @@ def remove_transfer(world: World, e: int, node: int, size: float) -> None:
 
 @jit_no_refcount(inline=True, internal=True)
 def backlog(link: Record, fifo: bool) -> float:
-    """Bytes of a link's flows that are not across, as of its `at`."""
+    """Bytes of a link's flows that are not sent yet, as of its `at`."""
     if link.flows == 0:
         return 0.0
     left: float = link.last_tag - link.served if fifo else link.tags - link.flows * link.served
@@ -191,6 +191,7 @@ def backlog(link: Record, fifo: bool) -> float:
 def delay_after_link(
     link: Record, seed: int, request: int, e: int, size: float, now: float
 ) -> float:
-    """s from the moment `now` at which a transfer has left until it is in; inf = it is reset."""
+    """s from a transfer's end on the link, at `now`, to its arrival: propagation delay and
+    impairments. inf = the connection is reset."""
     seconds: float = impaired(link.delay, link.impairments, seed, request, e, size, now)
     return seconds

@@ -1,14 +1,14 @@
-"""When each link and each server comes next, and which of them is first. Compiled.
+"""The next time of each link and each server, in a tournament tree. Compiled.
 
-Each has one moment at a time, and it moves: a link is through with its next transfer, later if
-others join; a server reports, sooner if its backlog jumps. So they are not in the queue of events,
-where an old moment would have to be found, or be looked at in vain when it comes. They are in a
-*winner tree* (Knuth, The Art of Computer Programming 3, section 5.4.1): the moments are the leaves
-of a full binary tree in one array, the links' before the servers', and every node above holds the
-lesser of its two children. Moving one and finding the first
-take a step for each level, without a branch.
+A link's time is the end of its first transfer, and a server's that of its next report. These times
+are often rescheduled: a transfer ends later if others join the link, and a server reports earlier
+if its backlog jumps. In the event queue, the old event would have to be found, or ignored when it
+comes. So they are kept in a *winner tree* (Knuth, The Art of Computer Programming 3, section
+5.4.1). It is a full binary tree in one array. The leaves are the times, the links' before the
+servers', and every inner node holds the lesser of its two children. Changing a time and finding the
+earliest each take one step per level, without a branch.
 
-At one and the same moment events come first, then links, then servers, each in their order.
+At equal times events come first, then links, then servers, each in order of their numbers.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from edgewise.sim.layout import World
 
 
 def new_next_times(links: int, reports: Array) -> Array:
-    """The tree of so many links, nothing under way, and of servers that first report at `reports`
-    (S,), s. The earliest moment stands at 1."""
+    """Make the tree for idle links (`links` of them) and servers that first report at `reports`
+    (S,), s. Element 1 is the earliest time."""
     used = links + reports.size
     leaves = max(8, 1 << (used - 1).bit_length())
     tree = np.full(2 * leaves, np.inf)
@@ -33,7 +33,7 @@ def new_next_times(links: int, reports: Array) -> Array:
 
 
 def report_times(world: World) -> Array:
-    """When each server reports next, s (S,): a view. For callers outside compiled code."""
+    """When each server reports next, s (S,), as a view. For callers outside compiled code."""
     begin = world.next_times.size // 2 + world.links.size
     due: Array = world.next_times[begin : begin + world.servers.size]
     return due
@@ -41,7 +41,7 @@ def report_times(world: World) -> Array:
 
 @jit_no_refcount(inline=True, internal=True)
 def first_due(world: World) -> int:
-    """Index of the earliest: a link's number, or the number of links plus a server's."""
+    """The index of the earliest time: a link's number, or the number of links plus a server's."""
     tree = world.next_times
     leaves = tree.size >> 1
     n = 1
@@ -53,7 +53,7 @@ def first_due(world: World) -> int:
 
 @jit_no_refcount(inline=True, internal=True)
 def set_time(tree: Array, i: int, time: float) -> None:
-    """Set the i-th time; +inf = never."""
+    """Set the i-th time of the tree; +inf = never."""
     n = (tree.size >> 1) + i
     tree[n] = time
     while n > 1:
@@ -65,7 +65,7 @@ def set_time(tree: Array, i: int, time: float) -> None:
 
 @jit_no_refcount(inline=True, internal=True)
 def set_link_time(world: World, e: int, time: float) -> None:
-    """Set when link `e` finishes its next transfer."""
+    """Set when the first transfer of link `e` ends."""
     set_time(world.next_times, e, time)
 
 

@@ -1,4 +1,4 @@
-"""A policy in a world: what `edgewise simulate`, tests and examples call."""
+"""Let a policy decide in a simulation, for `edgewise simulate`, tests and examples."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ Floats = NDArray[np.float64]
 
 
 TIME_TOLERANCE = 1e-6
-"""s. Times that differ by less may be one, rounded."""
+"""s. Times that differ by less are equal but for rounding."""
 
 
 class TooManyOpenRequests(EdgewiseError):
-    """More requests were open at a time than the simulation has slots for (`Options.slots`)."""
+    """More requests were open at a time than the simulation has slots for (`SimOptions.slots`)."""
 
 
 def policy_seeds(seed: int, balancers: int) -> list[int]:
-    """The seed of each balancer's policy, from the scenario's."""
+    """The seed of each balancer's policy, derived from the scenario's seed."""
     children = np.random.SeedSequence([seed, 4]).spawn(balancers)
     return [int(child.generate_state(1, np.uint64)[0]) for child in children]
 
 
 def new_rngs(seed: int, balancers: int) -> np.ndarray:
-    """The state of each balancer's random draws, uint64 (B, 1)."""
+    """The generator of each balancer's policy, uint64 (B, 1)."""
     return np.stack([new_rng(each) for each in policy_seeds(seed, balancers)])
 
 
 def play(sim: Sim, spec: PolicySpec, seed: int, params: Sequence[float] | None = None) -> Sim:
     """Let a policy decide in `sim` until the end; returns `sim`, changed.
 
-    `seed` is that of the policy's random numbers; the world's noise has its own. `params` in place
-    of the policy's own. It can be called in several threads, each with a simulation of its own.
-    Raises TooManyOpenRequests, and PolicyFailed if a policy in plain Python raises.
+    `seed` seeds the policy's random numbers; the world's noise has its own seed. `params` replace
+    the policy's defaults. Several threads may call this, each with a simulation of its own. Raises
+    TooManyOpenRequests, and PolicyFailed if a policy in plain Python raises.
     """
     clock = sim.world.clock
     Player(sim, spec, seed, params).run()
@@ -54,11 +54,11 @@ def play(sim: Sim, spec: PolicySpec, seed: int, params: Sequence[float] | None =
 
 
 def play_until(sim: Sim, spec: PolicySpec, seed: int, request: int) -> tuple[Floats, int] | None:
-    """Play as `play` does, and stop right after the first decision on `request`.
+    """Play as `play` does, but stop after the first decision on `request`.
 
-    The table is then as the policy saw it. Returns the policy's memory, which may have taken in
-    that decision, and the row; None if nobody decided about the request. For policies that do not
-    learn.
+    `sim.table` then holds the table of that decision. Returns the policy's memory, which the
+    decision may have changed, and the row; None if the request ended undecided. Only for policies
+    that do not learn.
     """
     player = Player(sim, spec, seed)
     context, slots, clock = sim.table.context, sim.world.slots, sim.world.clock
@@ -75,7 +75,7 @@ def play_until(sim: Sim, spec: PolicySpec, seed: int, request: int) -> tuple[Flo
 
 
 class Player:
-    """A policy in a simulation, with what it needs to decide."""
+    """A policy at work in a simulation, with its parameters, memories and generators."""
 
     def __init__(
         self, sim: Sim, spec: PolicySpec, seed: int, params: Sequence[float] | None = None
@@ -86,12 +86,13 @@ class Player:
         self.params = spec.new_params(params)
         one = spec.new_memory(len(sim.world.servers))
         self.memory = np.repeat(one[None], balancers, axis=0)
-        """(B, n): each balancer's own."""
+        """(B, n): one row per balancer."""
         self.rng = new_rngs(seed, balancers)
         self.features = np.zeros((len(sim.world.slots), spec.features))
 
     def run(self, decisions: int = -1) -> int:
-        """Play to the end, or for so many decisions; returns how many were made."""
+        """Play until the end, or for `decisions` decisions (−1: all); returns how many were
+        made."""
         sim, spec = self.sim, self.spec
         if not spec.compiled:
             return self._run_plainly(decisions)
@@ -103,7 +104,7 @@ class Player:
         return engine.run_learning(sim, kernel, describe, learn, *own, self.features, decisions)
 
     def _run_plainly(self, decisions: int) -> int:
-        """`engine.run` and `engine.run_learning` for a kernel that is plain Python."""
+        """Do as `engine.run` and `engine.run_learning` for a kernel in plain Python."""
         sim, spec, table = self.sim, self.spec, self.sim.table
         clock, slots = sim.world.clock[0], sim.world.slots
         clock["learning"] = spec.features > 0

@@ -1,8 +1,7 @@
-"""Reports from servers to balancers; servers that stop and come back. Compiled.
+"""Reports from servers to balancers; servers that stop and restart. Compiled.
 
-A report is true for the moment it is made, carries what `domain.Report` carries, and reaches every
-balancer after the report delay. It is taken in by
-`fleet.intake`, as in the live balancer.
+A report has the fields of `domain.Report`, describes its server at the time it is made, and reaches
+every balancer after the report delay. `fleet.intake` applies it, as in the live balancer.
 """
 
 from __future__ import annotations
@@ -47,8 +46,8 @@ from edgewise.sim.slots import add_reference, drop_reference, expect_result, los
 from edgewise.sim.transfers import believed_backlog, clear_ledger
 
 SILENCE_KNOWN = 1.5 * HEARTBEAT
-"""s until nodes know that a balancer is mute: they ask for a sign of life, and wait for half of the
-time again."""
+"""s until nodes detect that a balancer is silent: a heartbeat period, and half of one to wait for
+the answer."""
 
 
 @jit_no_refcount(inline=True, internal=True)
@@ -72,8 +71,10 @@ def belief_view(beliefs: Belief, b: int) -> Belief:
 
 @jit_no_refcount(internal=True)
 def report_link(world: World, reports: Reports, p: int, j: int, e: int, now: float) -> None:
-    """Write link `e` into report `p`: its node's ledger, or its true state where the emulator
-    reports it."""
+    """Write link `e` into report `p`, as its j-th link.
+
+    The figures are those of the node's ledger, or the true state if the emulator reports links.
+    """
     out = reports.links[p, j]
     out.link = e
     out.first = 1
@@ -97,7 +98,7 @@ def report_link(world: World, reports: Reports, p: int, j: int, e: int, now: flo
 
 @jit_no_refcount(internal=True)
 def make_report(world: World, reports: Reports, s: int, now: float) -> None:
-    """Make server `s`'s report and send it."""
+    """Make a report of server `s` and send it."""
     clock = world.clock[0]
     settings = world.settings[0]
     server = world.servers[s]
@@ -105,7 +106,7 @@ def make_report(world: World, reports: Reports, s: int, now: float) -> None:
     server.reported = backlog_of(world, s, now)
     p: int = clock.free_report
     if p < 0:
-        return  # cannot be: there are as many as can be under way
+        return  # impossible: there is room for all reports that can be under way
     report = reports.heads[p]
     clock.free_report = report.next
     report.server = s
@@ -131,7 +132,7 @@ def make_report(world: World, reports: Reports, s: int, now: float) -> None:
                 reports.jobs[0, p, n] = slot.deadline
                 reports.jobs[1, p, n] = slot.work
                 n += 1
-            else:  # folded, as `fleet.belief.add_job` does
+            else:  # the rest is added to the last job, as in `fleet.belief.add_job`
                 reports.jobs[1, p, n - 1] += slot.work
         i = slot.after
     report.queued = n
@@ -154,10 +155,10 @@ def make_report(world: World, reports: Reports, s: int, now: float) -> None:
 
 @jit_no_refcount(internal=True)
 def report_links(world: World, reports: Reports, s: int, p: int, now: float) -> None:
-    """Write the links that server `s` sends on, and its clients', into report `p`."""
+    """Write the access link of server `s` and the links that it sends on into report `p`."""
     settings = world.settings[0]
     report_link(world, reports, p, 0, s, now)
-    # A node cannot time its clients; an emulator knows.
+    # A node cannot measure the round trip to its clients; an emulator reports it.
     reports.links[p, 0].rtt = 2.0 * world.links[s].delay if settings.true_links != 0 else math.nan
     count = settings.servers
     if settings.uplink == 0:
@@ -169,8 +170,8 @@ def report_links(world: World, reports: Reports, s: int, p: int, now: float) -> 
                 out = reports.links[p, j]
                 out.rtt = world.links[world.path[s, d]].delay + world.links[world.path[d, s]].delay
     elif count > 1:
-        # One entry for all peers says what one for each would: the measurement is the uplink's, the
-        # last round trip stays, bytes and flows add up (`fleet.belief.on_peer_report`).
+        # One entry has the effect of one per peer (`fleet.belief.on_peer_report`): the rate is the
+        # uplink's, the last round trip is kept, and bytes and flows would add up to these.
         other = count - 1 if s != count - 1 else count - 2
         e = world.path[s, other]
         report_link(world, reports, p, 1, e, now)
@@ -180,7 +181,7 @@ def report_links(world: World, reports: Reports, s: int, p: int, now: float) -> 
 
 @jit_no_refcount(inline=True, internal=True)
 def on_reported(sim: Sim, p: int, now: float) -> None:
-    """Report `p` reaches the balancers."""
+    """Deliver report `p` to the balancers and to nodes that decide, and free it."""
     world, reports, beliefs = sim.world, sim.reports, sim.beliefs
     clock = world.clock[0]
     settings = world.settings[0]
@@ -199,28 +200,29 @@ def on_reported(sim: Sim, p: int, now: float) -> None:
 
 @jit_no_refcount(inline=True, internal=True)
 def receives_report(world: World, b: int, s: int, at: float, before: float) -> bool:
-    """Whether decider `b` gets the report that server `s` made `at`, after one of `before`.
+    """Whether decider `b` receives the report that server `s` made `at`; its last one was made at
+    `before`.
 
-    A balancer does unless it is mute. A node has its own at once, and the others' from the
-    balancer's message to all about once a second, or from themselves once it knows that the
-    balancer is gone (`live.node.node`).
+    A balancer receives all reports until it falls silent. A node has its own reports. It gets the
+    others' through the balancer's messages about once a second, or directly once it has detected
+    that the balancer is silent (`live.node.node`).
     """
     clock = world.clock[0]
     settings = world.settings[0]
     if b < settings.central:
-        heard: bool = at < clock.mute_since
-        return heard
+        speaks: bool = at < clock.mute_since
+        return speaks
     if b - settings.central == s or at >= clock.mute_since + SILENCE_KNOWN:
         return True
-    told: bool = at < clock.mute_since and not (at < before + FLEET_PERIOD)
-    return told
+    forwarded: bool = at < clock.mute_since and not (at < before + FLEET_PERIOD)
+    return forwarded
 
 
 @jit_no_refcount(internal=True)
 def receive_report(
     world: World, reports: Reports, belief: Belief, b: int, p: int, now: float
 ) -> None:
-    """Report `p` reaches balancer `b`."""
+    """Apply report `p` to the belief of balancer `b`."""
     head = reports.heads[p]
     server = world.servers[head.server]
     report = ReportArrays(
@@ -237,14 +239,14 @@ def receive_report(
 
 @jit_no_refcount(inline=True, internal=True)
 def links_sent(world: World) -> int:
-    """Links in a report: the clients', and the sender's one uplink or its link to each other."""
+    """The number of links in a report: the access link, and the uplink or one link per peer."""
     servers: int = world.settings[0].servers
     return min(servers, 2) if world.settings[0].uplink != 0 else servers
 
 
 @jit_no_refcount(internal=True)
 def end_dispatch(world: World, belief: Belief, i: int, failed: bool, now: float) -> None:
-    """End slot `i`'s dispatch in its balancer's belief."""
+    """End slot `i`'s dispatch in the belief of its balancer."""
     slot = world.slots[i]
     close_dispatch(
         belief,
@@ -269,13 +271,13 @@ def queue_feedback(world: World, i: int) -> None:
 
 @jit_no_refcount(inline=True, internal=True)
 def on_outcome_known(sim: Sim, i: int, now: float) -> None:
-    """The balancer receives the outcome of slot `i`'s request."""
+    """Apply the outcome of slot `i`'s request when it reaches its balancer."""
     world = sim.world
     slot = world.slots[i]
     if world.clock[0].learning != 0:
         queue_feedback(world, i)
     if slot.picked < 0 or slot.life != world.servers[slot.picked].known_life:
-        return  # shed; or its server has begun a new life, or the dispatch was written off
+        return  # shed; or the server has restarted since, or the dispatch is closed already
     served_there = slot.finished < math.inf and slot.server == slot.picked
     b = slot.balancer
     belief = sim.belief if b == 0 else by_reference(belief_view(sim.beliefs, b))
@@ -284,7 +286,7 @@ def on_outcome_known(sim: Sim, i: int, now: float) -> None:
 
 @jit_no_refcount(internal=True)
 def forget_dispatches(sim: Sim, now: float) -> None:
-    """Write off dispatches whose client has given up, as `Tracker.forget`; once a second."""
+    """Close dispatches whose client has given up, as `Tracker.forget` does; once a second."""
     world = sim.world
     for i in range(world.clock[0].used):
         slot = world.slots[i]
@@ -298,12 +300,12 @@ def forget_dispatches(sim: Sim, now: float) -> None:
     heap_push(world, now + 1.0, E_SWEEP, 0)
 
 
-# -- servers that stop ---------------------------------------------------------------------------
+# -- servers that stop and restart ---------------------------------------------------------------
 
 
 @jit_no_refcount(internal=True)
 def stop(world: World, s: int, now: float) -> None:
-    """Stop server `s`. Its clients' requests are lost; other ingresses are told."""
+    """Stop server `s`. Requests of its clients are lost; requests of other ingresses on it fail."""
     clock = world.clock[0]
     settings = world.settings[0]
     server = world.servers[s]
@@ -343,7 +345,7 @@ def stop(world: World, s: int, now: float) -> None:
 
 @jit_no_refcount(internal=True)
 def clear_server(world: World, s: int) -> None:
-    """Empty the workers and queues of `s`, whose requests have ended or failed already."""
+    """Empty the workers and queues of `s`, whose requests have already ended or failed."""
     server = world.servers[s]
     own = world.workers.size - world.servers.size + s
     server.idle = -1
@@ -405,14 +407,14 @@ def restart(world: World, s: int, now: float) -> None:
 
 @jit_no_refcount(internal=True)
 def on_left(world: World, beliefs: Belief, s: int) -> None:
-    """The balancers learn that server `s` is gone, as `Tracker.disconnect`."""
+    """Mark server `s` as disconnected in every belief, as `Tracker.disconnect` does."""
     for b in range(world.settings[0].balancers):
         beliefs.servers[b, s].connected = 0.0
 
 
 @jit_no_refcount(internal=True)
 def on_joined(world: World, beliefs: Belief, s: int, now: float) -> None:
-    """The balancers learn that server `s` is back, as `Tracker.connect`."""
+    """Mark server `s` as connected in every belief, as `Tracker.connect` does."""
     world.servers[s].known_life = world.servers[s].life
     for b in range(world.settings[0].balancers):
         reset_server(by_reference(belief_view(beliefs, b)), s, now)

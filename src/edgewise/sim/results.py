@@ -1,4 +1,4 @@
-"""From a finished simulation to requests, outcomes and a summary, in the words of `domain`."""
+"""Read the results of a finished simulation: requests, outcomes and utilisation."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ def requests(scenario: Scenario, trace: Trace, run: str = "") -> Iterator[Reques
 def outcomes(
     sim: Sim, services: Sequence[Service], labels: Sequence[int], run: str = ""
 ) -> Iterator[Outcome]:
-    """How every request ended, in order. Raises ValueError if one has not.
+    """The outcome of every request, in order. Raises ValueError if one has not ended.
 
-    There are no photos: whether an answer is right is drawn with the accuracy of the service that
-    gave it, from luck that belongs to the request, so that a model that is right where it is least
-    accurate is right for all. `labels` are the right classes, one per request.
+    There are no photos, so whether an answer is correct is drawn with the accuracy of the service
+    that gave it. All services share one draw per request: where a less accurate model is correct, a
+    more accurate one is too. `labels` are the true classes, one per request.
     """
     seed = sim.world.settings["seed"][0]
     for i, result in enumerate(sim.world.results):
@@ -58,15 +58,15 @@ def outcomes(
             raise ValueError(f"request {i} has not ended")
         stamps = Stamps(
             sent=float(sim.world.requests["time"][i]),
-            **{name: _known(result[name]) for name in STAMPS},
+            **{name: _or_none(result[name]) for name in STAMPS},
         )
         served = result["status"] == SERVED
         service = services[result["service"]] if served else None
         accuracy = predicted = None
         if service is not None:
             accuracy = service.accuracy_of(PayloadForm(int(result["form"])))
-            right = hashed_uniform(seed, i, 0, FOR_CORRECTNESS) < accuracy
-            predicted = replayed_class(labels[i], right, task_of(service.task).classes)
+            is_correct = hashed_uniform(seed, i, 0, FOR_CORRECTNESS) < accuracy
+            predicted = replayed_class(labels[i], is_correct, task_of(service.task).classes)
         yield Outcome(
             request=request_id(i, run),
             status=Status(status),
@@ -83,7 +83,7 @@ def outcomes(
 
 
 def candidates(services: Sequence[Service]) -> tuple[Candidate | None, ...]:
-    """The candidate of each row of the table; None = shed."""
+    """The candidate of each row of the candidate table; None = shed."""
     rows: list[Candidate | None] = [
         Candidate(service.server, service.model, form)
         for service in services
@@ -102,5 +102,5 @@ def utilisation(sim: Sim, scenario: Scenario, seconds: float) -> dict[str, float
     }
 
 
-def _known(stamp: float) -> float | None:
+def _or_none(stamp: float) -> float | None:
     return None if math.isnan(stamp) or math.isinf(stamp) else float(stamp)

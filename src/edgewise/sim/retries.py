@@ -1,15 +1,15 @@
-"""What an ingress does when a peer fails or keeps it waiting, or time is up. Compiled.
+"""Failures, timeouts and retries at the ingress. Compiled.
 
-The rules are those of `live.node.request_handler`, their numbers those of `fleet.timeouts`. A
-peer's answer is waited for until it would be worth little; then the transfer is broken off, which
-frees the link for others, and the destination forgets the request. While there is time the ingress
-tries what else was ranked, servers that have not failed it nor were full; then its own quickest
-service, if that pays; then it says that it failed. When a request can no longer score its ingress
-answers that it expired.
+The rules are those of `live.node.request_handler`, with the numbers of `fleet.timeouts`. The
+ingress waits for a peer's answer until it would be worth little. Then it aborts the transfer, which
+frees the link, and the peer drops the request. While there is time, the ingress tries the
+alternatives in the order of their scores, on servers that have neither failed nor refused the
+request; then its own fastest service, if that pays; then it answers that the request failed. When a
+request can no longer score, its ingress answers that it expired.
 
-A request that a peer is running when it is given up goes on running there, for nobody interrupts a
-worker; its place is taken by one that nobody waits for. Where no server can fail and no queue can
-fill up, only timeouts come here, after which there is no time for another peer: no ranking is kept.
+Workers are never interrupted. If a request is given up while a peer runs it, the worker finishes on
+a placeholder slot. If no server can fail and no queue can fill up, only timeouts lead here, and
+after these there is no time for another peer. So no alternatives are kept then.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ from edgewise.sim.transfers import drop_entry
 
 @jit_no_refcount(internal=True)
 def abort_transfer(world: World, i: int) -> None:
-    """Abort the transfer of slot `i`, if one is under way."""
+    """Abort the transfer of slot `i`, if one is under way, and ignore its result."""
     slot = world.slots[i]
     slot.result_at = math.inf
     slot.give_up = math.inf
@@ -71,7 +71,7 @@ def abort_transfer(world: World, i: int) -> None:
 
 @jit_no_refcount(internal=True)
 def leave_queue(world: World, i: int, now: float) -> None:
-    """Remove slot `i` from the server's queue that it waits in."""
+    """Remove slot `i` from the queue of the server where it waits."""
     slot = world.slots[i]
     s: int = slot.at
     service = world.services[slot.service]
@@ -126,7 +126,7 @@ def on_timeout_check(world: World, i: int, time: float) -> None:
     """Check whether slot `i` has passed give_up (its peer is too late) or expiry."""
     slot = world.slots[i]
     if time != slot.timeout_at:
-        return  # an earlier event has taken its place
+        return  # an earlier check has replaced this one
     slot.timeout_at = math.inf
     if slot.stage != OPEN:
         return
@@ -142,7 +142,7 @@ def on_timeout_check(world: World, i: int, time: float) -> None:
                     return
             else:
                 leave_queue(world, i, time)
-        # What its peer knows of it never comes, also if it is through and its answer on the way.
+        # The peer's answer is ignored, even if it is on the way: its stamps do not count.
         slot.transferred = math.inf
         slot.started = math.inf
         abort_transfer(world, i)
@@ -159,10 +159,10 @@ def expire(world: World, i: int, now: float) -> None:
     slot = world.slots[i]
     if slot.at >= 0 and slot.started > now:
         leave_queue(world, i, now)
-    elif slot.awaits_conversion != 0:  # it stays in line, as nobody, until its turn
+    elif slot.awaits_conversion != 0:  # it stays in the queue and is skipped at its turn
         clear_conversion_mark(world, slot.ingress, i)
         report_if_jumped(world, slot.ingress, now)
-    if slot.server != slot.ingress:  # its ingress does not know how far its peer is
+    if slot.server != slot.ingress:  # the stamps of a peer that has not answered do not count
         slot.transferred = math.inf
         slot.started = math.inf
     end_request(world, i, EXPIRED, REASON_NONE, now)
@@ -172,7 +172,7 @@ def expire(world: World, i: int, now: float) -> None:
 
 @jit_no_refcount(internal=True)
 def on_failed(world: World, i: int, now: float) -> None:
-    """The ingress learns that the attempt with slot `i` failed."""
+    """Handle a failed attempt of slot `i` when its ingress is informed."""
     slot = world.slots[i]
     if slot.stage == DONE or now != slot.result_at:
         return
@@ -184,25 +184,25 @@ def on_failed(world: World, i: int, now: float) -> None:
 
 @jit_no_refcount(internal=True)
 def try_next(world: World, i: int, now: float) -> None:
-    """Try the next alternative of slot `i`, then the ingress itself; else end it."""
+    """Try the next alternative of slot `i`, else the ingress itself; else end the request."""
     slot = world.slots[i]
     tried = slot.server
     for a in range(ALTERNATIVES):
         row = slot.alternatives[a]
         if slot.reason == REASON_NO_TIME:
             break
-        if row < 0:  # there is none, or it was tried before
+        if row < 0:  # none, or already tried
             continue
         slot.alternatives[a] = -1
         k = row // 2
         s = world.services[k].server
         if s == tried or (s == slot.ingress and not pays_at_ingress(world, i, k, now)):
             continue
-        run_at_ingress(world, i, k, row % 2, now)
+        start_attempt(world, i, k, row % 2, now)
         return
     k = quickest_here(world, i)
     if k >= 0 and tried != slot.ingress and slot.refused == 0 and pays_at_ingress(world, i, k, now):
-        run_at_ingress(world, i, k, 0, now)
+        start_attempt(world, i, k, 0, now)
         return
     if now >= slot.deadline:
         end_request(world, i, EXPIRED, REASON_NONE, now)
@@ -214,8 +214,8 @@ def try_next(world: World, i: int, now: float) -> None:
 
 
 @jit_no_refcount(internal=True)
-def run_at_ingress(world: World, i: int, k: int, form: int, now: float) -> None:
-    """Send slot `i` to service `k` now."""
+def start_attempt(world: World, i: int, k: int, form: int, now: float) -> None:
+    """Start another attempt of slot `i`, with service `k`."""
     slot = world.slots[i]
     slot.attempt += 1
     slot.service = k
@@ -228,7 +228,7 @@ def run_at_ingress(world: World, i: int, k: int, form: int, now: float) -> None:
 
 @jit_no_refcount(internal=True)
 def pays_at_ingress(world: World, i: int, k: int, now: float) -> bool:
-    """Whether the ingress runs slot `i` by its service `k` after others have failed."""
+    """Whether the ingress runs slot `i` with its service `k` after others have failed."""
     slot = world.slots[i]
     s: int = slot.ingress
     done = now + wait_for(world, s, slot.deadline, now) + expected_work(world, k, 0)

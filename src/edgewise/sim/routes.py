@@ -1,16 +1,16 @@
-"""How a request gets from its client to the server that runs it, and what a link does. Compiled.
+"""The way of a request from its client to the server that runs it. Compiled.
 
-The photo streams up to the ingress from the moment of sending. On the command the ingress
+The upload of the photo to the ingress starts when the request is sent. On the command the ingress
+does one of three things:
 
-- runs it, once the body is in;
-- or sends the original on as it comes (cut-through). The transfer takes its share of the link from
-  the command on, and the body is in at the far end a propagation delay after the later of *the
-  link is through with it* and *the upload was in*: a transfer that waits for its source keeps its
-  share, and what the source sends last takes no time of the link any more. This is what
-  `fleet.observe` predicts; real chunks would add one chunk's time;
-- or, once the body is in, has it made model-ready and sends that.
+- It runs the request once the upload has ended.
+- It sends the original on while it still arrives (cut-through). The transfer takes its share of the
+  link from the command on, even while it waits for its source. It reaches the destination a
+  propagation delay after both the link has sent it and the upload has ended. `fleet.observe`
+  predicts the same; real chunks would add the time of one chunk.
+- It waits for the end of the upload, makes the payload model-ready and sends that.
 
-What the ingress does when that fails, or takes too long, is in `sim.retries`.
+`sim.retries` handles failures and timeouts.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ from edgewise.sim.transfers import add_entry, measure_upload, schedule_acknowled
 
 @jit_no_refcount(inline=True, internal=True)
 def quickest_here(world: World, i: int) -> int:
-    """The service of the ingress that meets the demand in the least time; −1 if none does."""
+    """The fastest service at slot `i`'s ingress that is accurate enough; −1 if there is none."""
     slot = world.slots[i]
     server = world.servers[slot.ingress]
     best = -1
@@ -100,9 +100,9 @@ def start_transfer(world: World, i: int, size: float, now: float) -> None:
     slot.give_up = max(now, give_up)
     schedule_timeout(world, i)
     if now >= give_up:
-        return  # no time left to try it, which comes up at once
+        return  # no time left: the timeout check comes at once
     add_entry(world, link, world.slots.size + i, size, now)
-    if target.up == 0:  # nobody takes the connection: known after a round trip
+    if target.up == 0:  # the connection is refused, which is known after a round trip
         slot.reason = REASON_SERVER_DOWN
         back = world.links[world.path[slot.server, slot.ingress]].delay
         expect_result(world, i, now + world.links[link].delay + back, E_FAILED)
@@ -114,7 +114,7 @@ def start_transfer(world: World, i: int, size: float, now: float) -> None:
 
 @jit_no_refcount(internal=True)
 def send_to_server(world: World, i: int, now: float) -> None:
-    """The ingress has command and server of slot `i`, and perhaps the body: what can be done?"""
+    """Run or transfer slot `i`, which has its command, as far as its upload allows now."""
     slot = world.slots[i]
     if slot.server == slot.ingress:
         if slot.uploaded <= now:
@@ -129,8 +129,8 @@ def send_to_server(world: World, i: int, now: float) -> None:
 def schedule_command(world: World, i: int, time: float) -> None:
     """Schedule the command of slot `i` to reach the ingress at `time`.
 
-    A request that it is to run itself waits for its body anyway. Where that is still on its way,
-    the command needs no event of its own (`on_uploaded`).
+    The command needs no event if the ingress is to run the request and the upload is not finished:
+    then `on_uploaded` applies it.
     """
     slot = world.slots[i]
     if slot.picked == slot.ingress and slot.uploaded == math.inf:
@@ -141,6 +141,7 @@ def schedule_command(world: World, i: int, time: float) -> None:
 
 @jit_no_refcount(inline=True, internal=True)
 def on_command(world: World, i: int, now: float) -> None:
+    """Apply the command of slot `i` when it reaches the ingress."""
     slot = world.slots[i]
     if slot.stage == DONE:
         return
@@ -156,7 +157,7 @@ def on_command(world: World, i: int, now: float) -> None:
 
 @jit_no_refcount(inline=True, internal=True)
 def on_metadata(world: World, i: int, now: float) -> None:
-    """The ingress has the headers of slot `i`'s photo; they come with the metadata."""
+    """Enter slot `i`'s upload into the ledger: its headers reach the ingress with the metadata."""
     slot = world.slots[i]
     if slot.stage != DONE and slot.uploaded == math.inf and world.flows[i].link < 0:
         add_entry(world, slot.ingress, i, slot.payload, now)
@@ -164,6 +165,7 @@ def on_metadata(world: World, i: int, now: float) -> None:
 
 @jit_no_refcount(inline=True, internal=True)
 def on_uploaded(world: World, i: int, now: float) -> None:
+    """Continue slot `i`, whose photo is complete at the ingress."""
     slot = world.slots[i]
     s = slot.ingress
     if slot.stage == DONE and world.servers[s].up == 0:
@@ -172,11 +174,11 @@ def on_uploaded(world: World, i: int, now: float) -> None:
     measure_upload(world, i, slot.payload, now)
     if slot.stage == DONE or slot.commanded == math.inf:
         return
-    if slot.commanded > now:  # the body was quicker
+    if slot.commanded > now:  # the upload ended before the command came
         schedule_for(world, i, slot.commanded, E_COMMAND)
     elif slot.server == s:
-        # With no event for the command it is acknowledged here. Nothing hangs on that: what is put
-        # back after a report are transfers, and of those this is none.
+        # The command had no event, so it is acknowledged only here. That does no harm: beliefs add
+        # back only unacknowledged transfers, and this command causes none.
         seen = world.seen[slot.balancer, s]
         seen.commands = max(seen.commands, slot.command)
         enqueue(world, s, i, now)
@@ -188,7 +190,7 @@ def on_uploaded(world: World, i: int, now: float) -> None:
 
 @jit_no_refcount(inline=True, internal=True)
 def deliver(world: World, i: int, now: float) -> None:
-    """The last byte of slot `i`'s transfer has left the link, and the source had it all."""
+    """Schedule the arrival of slot `i`'s transfer, which the link has sent completely."""
     slot = world.slots[i]
     e = world.path[slot.ingress, slot.server]
     extra = delay_after_link(
@@ -203,6 +205,7 @@ def deliver(world: World, i: int, now: float) -> None:
 
 @jit_no_refcount(inline=True, internal=True)
 def on_delivered(world: World, i: int, now: float) -> None:
+    """Acknowledge and queue slot `i`, whose transfer has reached its server."""
     slot = world.slots[i]
     if slot.stage == DONE or now != slot.result_at:
         return
@@ -212,7 +215,6 @@ def on_delivered(world: World, i: int, now: float) -> None:
         slot.reason = REASON_SERVER_DOWN
         expect_result(world, i, now + world.links[world.path[s, slot.ingress]].delay, E_FAILED)
         return
-    # Its sender hears so, and learns of the link, with what was under way meanwhile.
     schedule_acknowledgement(
         world, world.slots.size + i, now + world.links[world.path[s, slot.ingress]].delay
     )
@@ -221,7 +223,7 @@ def on_delivered(world: World, i: int, now: float) -> None:
 
 @jit_no_refcount(inline=True, internal=True)
 def on_link(world: World, e: int, time: float) -> None:
-    """The first transfer of link `e` is across, and perhaps others."""
+    """Handle the transfers that link `e` has sent completely by `time`."""
     slots = world.slots.size
     while True:
         node = leave(world, e, time)
@@ -236,7 +238,7 @@ def on_link(world: World, e: int, time: float) -> None:
 
 @jit_no_refcount(inline=True, internal=True)
 def on_upload_done(world: World, i: int, e: int, now: float) -> None:
-    """The client has sent the last byte of slot `i`'s photo."""
+    """Schedule the arrival of slot `i`'s upload, whose last byte the client has sent."""
     slot = world.slots[i]
     link = world.links[e]
     if link.mode == UNLIMITED:
@@ -252,7 +254,7 @@ def on_upload_done(world: World, i: int, e: int, now: float) -> None:
 
 @jit_no_refcount(inline=True, internal=True)
 def on_transfer_done(world: World, i: int, e: int, now: float) -> None:
-    """The link is through with slot `i`'s transfer."""
+    """Deliver slot `i`'s transfer, which link `e` has sent, if its upload has ended too."""
     slot = world.slots[i]
     link = world.links[e]
     if link.mode == UNLIMITED:
@@ -266,7 +268,7 @@ def on_transfer_done(world: World, i: int, e: int, now: float) -> None:
 
 @jit_no_refcount(inline=True, internal=True)
 def on_finish(world: World, w: int, time: float) -> None:
-    """Worker `w` is done."""
+    """End the batch or conversion of worker `w`, and give the worker its next work."""
     worker = world.workers[w]
     if worker.slot < 0 or worker.finish != time:
         return  # its server was stopped meanwhile
@@ -297,7 +299,7 @@ def on_finish(world: World, w: int, time: float) -> None:
                 back = 0.0
                 if s != slot.ingress:
                     back = world.links[world.path[s, slot.ingress]].delay
-                if time + back <= slot.give_up:  # else its ingress has given up before it is in
+                if time + back <= slot.give_up:  # else its ingress gives up before the answer comes
                     slot.finished = time
                     answer_client(world, i, SERVED, REASON_NONE, s, time)
             drop_reference(world, i)

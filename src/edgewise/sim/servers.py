@@ -1,17 +1,17 @@
-"""Servers of the simulation: queues, workers, batches, the pre-processing stage. Compiled.
+"""The simulator's servers: queues, workers, batches and converters. Compiled.
 
-A server has one queue, earliest deadline first or first come first served. It is kept as a heap per
-service, so that a batch is the first few of one heap; the queue's head is the least of the heaps'
-roots. A worker that falls idle takes a conversion that waits (the most urgent work: a whole request
-waits for it), else the head. Nobody is interrupted, and no worker idles while something waits.
+A server has one queue, earliest deadline first or first in first out. It is stored as one heap per
+service, so that a batch is the first few of one heap; the head of the queue is the least of the
+heaps' roots. A worker that becomes free takes a waiting conversion, because a whole request depends
+on it, else the head of the queue. Work is not interrupted, and no worker is idle while work waits.
 
-A request that can no longer score when a worker would take it is dropped. A batch takes as many as
-wait, up to the length of the latency curve, but makes its first, the most urgent, not late for the
-others' sake (as Nexus, SOSP'19, sizes batches by the deadline at hand). If payloads in it are
-model-ready, their mean saving comes off its time, per item.
+A request that can no longer score when a worker would take it is dropped. A batch takes the waiting
+requests of one service, up to the length of the latency curve, as long as its first and most urgent
+request is not made late (Nexus, SOSP'19, likewise sizes batches by the deadline at hand). The mean
+saving of the model-ready payloads in a batch is subtracted from its time, per item.
 
-A service's time is curve[b] × the request's luck × the slowness in force when it starts. What the
-server *expects* of it, and reports, is its running mean: a server does not know its own luck.
+A batch of b takes curve[b] × the noise factor of its first request × the slowdown in force when it
+starts. The time that the server *expects*, and reports, is a running mean, without that noise.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from edgewise.sim.slots import add_reference, answer_client, drop_reference, exp
 
 @jit_no_refcount(inline=True, internal=True)
 def slowness(world: World, s: int, now: float) -> float:
-    """The factor by which server `s` is slowed now."""
+    """The factor by which server `s` is slowed down at `now`; 1 = not at all."""
     server = world.servers[s]
     if server.slow_count == 0:
         return 1.0
@@ -54,7 +54,7 @@ def slowness(world: World, s: int, now: float) -> float:
 
 @jit_no_refcount(inline=True, internal=True)
 def noise(world: World, r: int, k: int) -> float:
-    """The factor on service `k`'s time for request `r`; mean 1."""
+    """The noise factor on the time of service `k` for request `r`; mean 1."""
     settings = world.settings[0]
     if settings.noise_bits == 0:
         return 1.0
@@ -64,7 +64,7 @@ def noise(world: World, r: int, k: int) -> float:
 
 @jit_no_refcount(inline=True, internal=True)
 def expected_work(world: World, k: int, form: int) -> float:
-    """s per request that its server expects of service `k`."""
+    """s per request that the server expects service `k` to take."""
     service = world.services[k]
     time: float = service.service_time
     if form == READY:
@@ -74,7 +74,7 @@ def expected_work(world: World, k: int, form: int) -> float:
 
 @jit_no_refcount(inline=True, internal=True)
 def change_busy(world: World, s: int, now: float, change: int) -> None:
-    """`change` more workers of `s` are busy from now on."""
+    """Bring the utilisation of `s` to `now`, then add `change` to its number of busy workers."""
     server = world.servers[s]
     seconds = now - server.busy_at
     if seconds > 0.0:
@@ -87,7 +87,8 @@ def change_busy(world: World, s: int, now: float, change: int) -> None:
 
 @jit_no_refcount(internal=True)
 def backlog_of(world: World, s: int, now: float) -> float:
-    """s until workers and stage of `s` are through with what is here (`live.node.monitor`)."""
+    """s until the workers and the converter of `s` have finished all work that is there
+    (`live.node.monitor`)."""
     server = world.servers[s]
     workers = world.workers
     own = world.settings[0].prepare_own != 0
@@ -114,7 +115,7 @@ def report_if_jumped(world: World, s: int, now: float) -> None:
     if report_time(world, s) <= soonest:
         return
     since = now - server.reported_at
-    # The backlog is no more than this, and mostly that is enough to know.
+    # An upper bound of the backlog, which mostly suffices to decide.
     most = server.work + server.prepare_waiting
     most += (server.workers + 1) * max(0.0, server.latest - now)
     if jumped(most, 0.0, 0.0, period) or jumped(0.0, server.reported, since, period):
@@ -125,7 +126,8 @@ def report_if_jumped(world: World, s: int, now: float) -> None:
 
 @jit_no_refcount(internal=True)
 def wait_for(world: World, s: int, due: float, now: float) -> float:
-    """s until `s` would take a request due at `due` (`live.node.worker_queue.WorkerQueue.wait`)."""
+    """s until `s` would start a request due at `due`, as
+    `live.node.worker_queue.WorkerQueue.wait`."""
     server = world.servers[s]
     edf = world.settings[0].edf != 0
     work = 0.0 if world.settings[0].prepare_own != 0 else server.prepare_waiting
@@ -143,7 +145,7 @@ def wait_for(world: World, s: int, due: float, now: float) -> float:
 
 @jit_no_refcount(inline=True, internal=True)
 def remove_from_queue(world: World, s: int, i: int) -> None:
-    """Remove slot `i` from the queue of `s`; its node is out of the heap already."""
+    """Remove slot `i` from the list of the queue of `s`; its heap node is already removed."""
     server = world.servers[s]
     slot = world.slots[i]
     server.waiting -= 1
@@ -173,7 +175,7 @@ def take_idle(world: World, s: int, now: float) -> int:
 def occupy_worker(
     world: World, w: int, i: int, preparing: int, now: float, work: float, time: float
 ) -> None:
-    """Worker `w` takes slot `i`: it expects `work` s, and it will be `time` s."""
+    """Make worker `w` run slot `i` for `time` s, of which the server expects `work` s."""
     worker = world.workers[w]
     worker.slot = i
     worker.preparing = preparing
@@ -187,7 +189,8 @@ def occupy_worker(
 
 @jit_no_refcount(internal=True)
 def take_batch(world: World, s: int, k: int, now: float) -> int:
-    """Dequeue the first slot that waits for service `k` of `s`; −1 if it can no longer score."""
+    """Remove the first slot that waits for service `k` of `s` and return it; −1 if it has ended or
+    can no longer score."""
     service = world.services[k]
     node: int = service.queue
     service.queue = remove_root(world.nodes, node)
@@ -207,7 +210,7 @@ def take_batch(world: World, s: int, k: int, now: float) -> int:
 
 @jit_no_refcount(internal=True)
 def start_batch(world: World, s: int, w: int, i: int, now: float) -> None:
-    """Worker `w` runs slot `i`, with others that wait for the same service if batches pay."""
+    """Start slot `i` on worker `w`; if batching is on, with others of the same service."""
     k = world.slots[i].service
     service = world.services[k]
     last = i
@@ -238,7 +241,7 @@ def start_batch(world: World, s: int, w: int, i: int, now: float) -> None:
 
 @jit_no_refcount(inline=True, internal=True)
 def start_conversion(world: World, s: int, w: int, i: int, now: float) -> None:
-    """Worker `w` makes slot `i`'s payload model-ready."""
+    """Start making slot `i`'s payload model-ready, on worker `w`."""
     seconds = world.servers[s].prepare_seconds
     world.slots[i].next = -1
     occupy_worker(world, w, i, 1, now, seconds, seconds * slowness(world, s, now))
@@ -246,7 +249,7 @@ def start_conversion(world: World, s: int, w: int, i: int, now: float) -> None:
 
 @jit_no_refcount(inline=True, internal=True)
 def clear_conversion_mark(world: World, s: int, i: int) -> None:
-    """Clear slot `i`'s mark that it waits to be converted at `s`."""
+    """Clear the mark that slot `i` awaits conversion at `s`."""
     if world.slots[i].awaits_conversion != 0:
         world.slots[i].awaits_conversion = 0
         server = world.servers[s]
@@ -255,7 +258,7 @@ def clear_conversion_mark(world: World, s: int, i: int) -> None:
 
 @jit_no_refcount(inline=True, internal=True)
 def next_conversion(world: World, s: int) -> int:
-    """Dequeue the first slot that waits to be converted; −1 if none does."""
+    """Remove the first slot that awaits conversion at `s` and return it; −1 if there is none."""
     server = world.servers[s]
     while server.prepare_head >= 0:
         i: int = server.prepare_head
@@ -323,7 +326,7 @@ def enqueue(world: World, s: int, i: int, now: float) -> None:
         return
     w = take_idle(world, s, now)
     if w < 0 and server.waiting >= server.queue_limit:
-        # Its ingress hears so, and tries another.
+        # The refusal goes to its ingress, which tries another server.
         back = world.links[world.path[s, slot.ingress]].delay if s != slot.ingress else 0.0
         slot.transferred = math.inf
         slot.reason = REASON_QUEUE_FULL
@@ -358,7 +361,7 @@ def enqueue(world: World, s: int, i: int, now: float) -> None:
 
 @jit_no_refcount(internal=True)
 def enqueue_conversion(world: World, i: int, now: float) -> None:
-    """Queue slot `i`, whose photo is in at its ingress, to be made model-ready."""
+    """Queue slot `i`, whose upload is complete, for its conversion at the ingress."""
     s = world.slots[i].ingress
     server = world.servers[s]
     add_reference(world, i)
@@ -388,8 +391,8 @@ def enqueue_conversion(world: World, i: int, now: float) -> None:
 def measure_service(world: World, k: int, form: int, seconds: float, batch: int) -> None:
     """Update service `k`'s measured time and batch size.
 
-    What a model-ready payload saved is added: the mean is of payloads as they come, and whoever
-    predicts subtracts it again.
+    The mean refers to original payloads: the saving of a model-ready payload is added here, and
+    predictions subtract it again.
     """
     service = world.services[k]
     sample = seconds + (service.ready_saving if form == READY else 0.0)

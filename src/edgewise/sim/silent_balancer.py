@@ -1,14 +1,13 @@
-"""Balancers that fall silent, and nodes that then decide themselves. Compiled.
+"""Balancers that fall silent, and nodes that then decide by themselves. Compiled.
 
-A node waits for a command for a share of the deadline and then decides with the same policy on a
-belief of its own (`live.node.command_source`, `live.node.local_decider`); once it knows that the
-balancer is gone it does
-so at once. In the simulation such a node is one more decider: beliefs, draws and memories after
-those of the balancers are theirs, one for each server, in worlds whose scenario lets a balancer
-fall silent.
+A node waits for a command for a share of the deadline, then decides with the same policy on its own
+belief (`live.node.command_source`, `live.node.local_decider`). Once its heartbeat has failed it
+decides at once. In the simulation each node is a further decider: if the scenario silences the
+balancers, then beliefs, generators and memories are allocated for every server, after the
+balancers' own.
 
-Left out: what a mute balancer finds in its sockets when it goes on (requests that are decided
-already, reports that are old). Outcomes do reach it.
+Not simulated: the messages that queued in a silent balancer's sockets (requests decided meanwhile,
+old reports). Outcomes do reach it.
 """
 
 from __future__ import annotations
@@ -25,7 +24,8 @@ from edgewise.sim.slots import schedule_for
 
 @jit_no_refcount(inline=True, internal=True)
 def decides_alone(sim: Sim, i: int, now: float) -> bool:
-    """Whether slot `i`'s balancer is silent; its ingress then decides, later."""
+    """Hand slot `i` to its ingress if its balancer is silent. Returns True if the ingress decides
+    later, after waiting for a command; False if the slot's decider decides now."""
     clock = sim.world.clock[0]
     settings = sim.world.settings[0]
     slot = sim.world.slots[i]
@@ -33,7 +33,7 @@ def decides_alone(sim: Sim, i: int, now: float) -> bool:
         return False
     slot.balancer = settings.central + slot.ingress
     if now >= clock.mute_since + SILENCE_KNOWN:
-        return False  # at once
+        return False
     patience = min(DECISION_PATIENCE * (slot.deadline - slot.sent), max(0.0, slot.deadline - now))
     schedule_for(sim.world, i, now + patience, E_METADATA)
     return True

@@ -1,4 +1,4 @@
-"""``edgewise simulate``: policies on the seeds of a scenario, to one comparison."""
+"""Play policies on the seeds of a scenario and summarise them, for ``edgewise simulate``."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from edgewise.tasks.services import services_of
 from edgewise.worlds.workload import Trace, generate
 
 SLOTS_MAX = 1 << 20
-"""Requests open at a time, beyond which a simulation is given up: a link or a fleet that carries a
-fraction of what is asked of it."""
+"""Requests open at a time. A simulation that needs more is given up: its fleet or one of its links
+carries a fraction of the load."""
 
 
 class Photos(Struct, frozen=True):
@@ -41,7 +41,7 @@ class Photos(Struct, frozen=True):
 
     @classmethod
     def of(cls, scenario: Scenario) -> Photos | None:
-        """None where payloads are drawn. Raises ImagesError."""
+        """The scenario's photos; None if it draws payload sizes. Raises ImagesError."""
         if not isinstance(scenario.workload.payload, ImagesPayload):
             return None
         images = task_of(scenario.task).samples(scenario.workload.images)
@@ -60,7 +60,7 @@ class Episode(Struct, frozen=True, kw_only=True):
 
     @property
     def seconds(self) -> float:
-        """From the start to the last answer."""
+        """s from the start to the last answer, at least the workload's duration."""
         received = self.sim.world.results["received"]
         last = float(np.nanmax(received)) if np.isfinite(received).any() else 0.0
         return max(last, self.scenario.workload.duration)
@@ -69,7 +69,8 @@ class Episode(Struct, frozen=True, kw_only=True):
         return results.requests(self.scenario, self.trace, run_name(self.scenario.seed))
 
     def reports(self) -> Iterator[tuple[Report, float]]:
-        """Each report with the time the balancer had it; needs `SimOptions.keep_reports`."""
+        """Each report with the time at which the balancer received it; needs
+        `SimOptions.keep_reports`."""
         return kept_reports.reports(self.sim, self.scenario, self.services)
 
     def outcomes(self) -> Iterator[Outcome]:
@@ -83,10 +84,10 @@ def episode(
     options: SimOptions | None = None,
     spec: PolicySpec | None = None,
 ) -> Episode:
-    """Play a policy on the scenario's own seed: `spec`, or the one called `policy`.
+    """Play a policy on the scenario's own seed: `spec`, or else the policy named `policy`.
 
-    The policy's random numbers depend on the seed and its label, on nothing else. Raises
-    TooManyOpenRequests if over `SLOTS_MAX` requests were open at a time.
+    The policy's random numbers depend only on the seed and its label. Raises TooManyOpenRequests
+    if over `SLOTS_MAX` requests were open at a time.
     """
     options = options or SimOptions()
     services = services_of(scenario)
@@ -102,7 +103,7 @@ def episode(
     while True:
         sim = simulation(scenario, trace, options, services)
         try:
-            play(sim, spec, _draws(scenario, policy))
+            play(sim, spec, _policy_seed(scenario, policy))
         except TooManyOpenRequests:
             if options.slots >= min(SLOTS_MAX, len(trace)):
                 raise
@@ -118,24 +119,28 @@ def episode(
             )
 
 
-def _draws(scenario: Scenario, policy: str) -> int:
+def _policy_seed(scenario: Scenario, policy: str) -> int:
     return scenario.seed * 2**32 + zlib.crc32(label(policy).encode())
 
 
 class ObservedDecision(Struct, frozen=True, kw_only=True):
-    """A decision of a simulated run, as its policy saw it."""
+    """A decision of a simulated run, with the table that its policy saw."""
 
     table: CandidateTable
-    state: Floats
-    """The policy's, with what that decision left in it."""
+    memory: Floats
+    """The policy's memory after the decision."""
     row: int
-    """That was chosen."""
+    """The chosen row."""
     services: tuple[Service, ...]
 
 
 def decision_on(scenario: Scenario, policy: str, number: int) -> ObservedDecision | None:
-    """Play an episode again up to the first decision on request `number` of its trace; None if
-    nobody decided about it. Raises BadInput for a trace without it, and what `episode` raises."""
+    """Play an episode again up to the first decision on request `number` of its trace; None if it
+    ended undecided.
+
+    Raises BadInput if the trace has no such request or the policy learns, and what `episode`
+    raises.
+    """
     photos = Photos.of(scenario)
     services = services_of(scenario)
     trace = generate(scenario, photos.sizes if photos else None)
@@ -144,12 +149,12 @@ def decision_on(scenario: Scenario, policy: str, number: int) -> ObservedDecisio
     sim = simulation(scenario, trace, SimOptions(slots=SLOTS_MAX), services)
     spec = find(policy)
     if spec.features > 0:
-        raise BadInput(f"{policy} learns as it goes; only what does not can be played again")
-    decided = play_until(sim, spec, _draws(scenario, policy), number)
+        raise BadInput(f"{policy} learns as it goes, so its decisions cannot be played again")
+    decided = play_until(sim, spec, _policy_seed(scenario, policy), number)
     if decided is None:
         return None
-    state, row = decided
-    return ObservedDecision(table=sim.table, state=state, row=row, services=services)
+    memory, row = decided
+    return ObservedDecision(table=sim.table, memory=memory, row=row, services=services)
 
 
 def episodes(
@@ -160,9 +165,10 @@ def episodes(
     threads: int | None = None,
     options: SimOptions | None = None,
 ) -> dict[str, list[Episode]]:
-    """Play every policy, by label, on every seed; any number of threads gives the same result.
+    """Play every policy on every seed; returns the episodes by policy label. The number of threads
+    does not change the results.
 
-    `done` is called as each one ends, from any thread.
+    `done` is called with each episode as it ends, from any thread.
     """
     photos = Photos.of(scenario)
     tasks = [(policy, scenario.with_overrides(seed=seed)) for policy in policies for seed in seeds]
@@ -179,7 +185,7 @@ def episodes(
 
 
 def summary_of(policy: str, ended: Sequence[Episode]) -> PolicySummary:
-    """All seeds of a policy pooled."""
+    """The summary of a policy's episodes, pooled."""
     scenario = ended[0].scenario
     seconds = sum(each.seconds for each in ended)
     busy: dict[str, float] = {}

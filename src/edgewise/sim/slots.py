@@ -1,4 +1,4 @@
-"""The life of a request's slot, and how it ends. Compiled."""
+"""Slots: how a request takes one, keeps it and ends. Compiled."""
 
 from __future__ import annotations
 
@@ -27,13 +27,14 @@ from edgewise.sim.transfers import drop_entry
 
 @jit_no_refcount(inline=True, internal=True)
 def add_reference(world: World, i: int) -> None:
-    """Count a reference to slot `i`, by an event, a transfer or a queue."""
+    """Count a reference to slot `i` by an event, a transfer or a queue."""
     world.slots[i].references += 1
 
 
 @jit_no_refcount(inline=True, internal=True)
 def drop_reference(world: World, i: int) -> None:
-    """Drop a reference to slot `i`. It is free once its request has ended and none is left."""
+    """Drop a reference to slot `i`. The slot is free once its request has ended and no reference is
+    left."""
     slot = world.slots[i]
     slot.references -= 1
     if slot.references == 0 and slot.stage == DONE:
@@ -53,8 +54,9 @@ def schedule_for(world: World, i: int, time: float, kind: int) -> None:
 def schedule_timeout(world: World, i: int) -> None:
     """Schedule a timeout check for slot `i` at min(give_up, expiry).
 
-    One event under way serves all the requests that the slot sees meanwhile, so most requests cost
-    none. It holds nothing: what it finds is as good as what it was made for.
+    A check that is under way already, from this request or an earlier one of the slot, also serves
+    this one if it comes no later. So most requests cost no event. The event does not count as a
+    reference to the slot, because it may find a later request there.
     """
     slot = world.slots[i]
     time = min(slot.give_up, slot.expiry)
@@ -65,28 +67,27 @@ def schedule_timeout(world: World, i: int) -> None:
 
 @jit_no_refcount(inline=True, internal=True)
 def expect_result(world: World, i: int, time: float, kind: int) -> None:
-    """Schedule the arrival, or the known failure, of slot `i`'s transfer at `time`."""
+    """Schedule the arrival of slot `i`'s transfer, or the notice that it failed, at `time`."""
     world.slots[i].result_at = time
     schedule_for(world, i, time, kind)
 
 
 @jit_no_refcount(internal=True)
 def take_slot(world: World, now: float) -> int:
-    """Take a free slot; −1 if there is none."""
+    """Take a free slot; −1 if none is free."""
     clock = world.clock[0]
     i: int = clock.free
     if i >= 0:
         clock.free = world.slots[i].next
         clock.used = max(clock.used, i + 1)
-        drop_entry(
-            world, world.slots.size + i, now
-        )  # its last one's, of which there was word since
+        # The last transfer of the slot may still be in a ledger, acknowledged since.
+        drop_entry(world, world.slots.size + i, now)
     return i
 
 
 @jit_no_refcount(inline=True, internal=True)
 def open_slot(world: World, r: int) -> int:
-    """Take a slot for request `r`, which is sent now; −1 if there is none."""
+    """Take a slot for request `r`, which is sent now; −1 if none is free."""
     clock = world.clock[0]
     settings = world.settings[0]
     i = take_slot(world, world.requests[r].time)
@@ -141,18 +142,18 @@ def open_slot(world: World, r: int) -> int:
 
 @jit_no_refcount(inline=True, internal=True)
 def nan_if_never(stamp: float) -> float:
-    """A time as results have it: NaN if it was never reached."""
+    """A stamp for the results: NaN if it was never reached (inf)."""
     return stamp if stamp < math.inf else math.nan
 
 
 @jit_no_refcount(internal=True)
 def end_request(world: World, i: int, status: int, reason: int, answered: float) -> None:
-    """End the request of slot `i`; the ingress begins to answer at `answered` (inf = never)."""
+    """End the request of slot `i`; the ingress answers its client at `answered` (inf = never)."""
     slot = world.slots[i]
     clock = world.clock[0]
     settings = world.settings[0]
     slot.stage = DONE
-    drop_entry(world, i, clock.now)  # whoever has been answered is read no further
+    drop_entry(world, i, clock.now)  # an upload is not read further once it is answered
     clock.open -= 1
     clock.ended[status] += 1
     received = answered + world.links[slot.ingress].delay
@@ -201,7 +202,7 @@ def end_request(world: World, i: int, status: int, reason: int, answered: float)
 
 @jit_no_refcount(inline=True, internal=True)
 def notify_balancer(world: World, i: int, time: float) -> None:
-    """Schedule the outcome to reach the balancer at `time`, unless it knows."""
+    """Schedule the outcome to reach the balancer at `time`, if the balancer needs it."""
     slot = world.slots[i]
     if slot.picked >= 0 or (world.clock[0].learning != 0 and slot.row >= 0):
         schedule_for(world, i, time, E_OUTCOME)
@@ -209,7 +210,7 @@ def notify_balancer(world: World, i: int, time: float) -> None:
 
 @jit_no_refcount(internal=True)
 def answer_client(world: World, i: int, status: int, reason: int, s: int, now: float) -> None:
-    """Send server `s`'s answer of slot `i` back, and the outcome to the balancer."""
+    """Send the answer of server `s` for slot `i` to the client, and the outcome to the balancer."""
     slot = world.slots[i]
     answered = now
     if s != slot.ingress:

@@ -1,9 +1,9 @@
-"""Worlds by seed, for everything that plays many of them: training, tuning, studies, environments.
+"""Make worlds by seed, for training, tuning, studies and environments.
 
-A world is one scenario with its seed. A source makes it from a family of random scenarios, or from
-one scenario, whose fleet, network and workload stay while everything random varies. Seeds are split
-into training, validation and evaluation (`edgewise.worlds.families`), so that no two of the three
-ever share a world.
+A world is a scenario with a seed. A source makes worlds from families of random scenarios, or from
+one scenario: then fleet, network and workload stay the same, and the random parts vary. The seeds
+of families are split into training, validation and evaluation (`edgewise.worlds.families`), so that
+these never share a world.
 """
 
 from __future__ import annotations
@@ -23,33 +23,33 @@ from edgewise.worlds import families
 from edgewise.worlds.workload import Trace, generate
 
 SLOTS = 1 << 13
-"""Requests open at a time. A learner that takes the dearest rows of an overloaded fleet has a few
-thousand: a request that cannot score any more leaves its queue."""
+"""Requests open at a time. A learner that chooses the most expensive rows of an overloaded fleet
+has a few thousand, because requests that can no longer score leave their queues."""
 
 FLEET_MAX = (6, 24)
-"""Servers and services of the largest world of a family, except for those in `FLEETS_MAX`."""
+"""(servers, services) of the largest world of a family that is not in `FLEETS_MAX`."""
 FLEETS_MAX = {"large_fleet": (16, 64)}
 
 
 class WorldSource:
-    """Where worlds come from.
+    """Makes the world of each seed, from one scenario or from families of random scenarios.
 
     Parameters
     ----------
     scenario:
         Name of a preset, a file, or a `Scenario`. Its fleet and workload stay, the seed varies.
     family:
-        Instead: a family of random worlds (`edgewise.worlds.families`), or several, of which each
-        seed takes the one at ``seed % len(families)``.
+        Instead of `scenario`: one or several families of random worlds
+        (`edgewise.worlds.families`). A seed uses the family at ``seed % len(families)``.
     duration:
-        s of the trace, in place of the scenario's.
+        s of the trace; None: the scenario's.
     change:
         A function applied to every scenario.
     options:
-        Of the simulations that `world` makes.
+        Options of the simulations that `world` makes.
 
-    Raises BadInput unless exactly one of scenario and family is given, or for an unknown family,
-    and what `load` raises.
+    Raises BadInput for an unknown family, or unless exactly one of `scenario` and `family` is
+    given; loading the scenario raises what `load` raises.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class WorldSource:
 
     @property
     def fingerprint(self) -> str:
-        """JSON that is equal for sources that make the same worlds (a change counts by name)."""
+        """JSON text that is equal for sources of the same worlds; `change` enters by its name."""
         change = "" if self._change is None else self._change.__qualname__
         text = (self.families, self._scenario, self._photo_sizes, self._duration, change)
         return msgspec.json.encode(text).decode()

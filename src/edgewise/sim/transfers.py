@@ -1,18 +1,17 @@
-"""What a node knows of the transfers on its links, and what it measures by them. Compiled.
+"""The ledgers in which nodes record their transfers, and the rates measured from them. Compiled.
 
 Theory of operation
 -------------------
-A link of the simulation knows its flows to the byte (`sim.links`); its node does not. The node has
-a ledger for each link that it sends on, and one for its clients (`live.node.measured_links`): a
-transfer is in it from its beginning to the word that the last byte is in, which takes a way back;
-an upload from its headers to its last byte. In between the transfers share what is believed of the
-link equally (`fleet.estimates`). Reports say what the ledger says, and the rate is measured by what
-leaves it.
+The state of a simulated link is exact to the byte (`sim.links`), but its node cannot see it. A node
+keeps a ledger for each link that it sends on, and one for its clients' uploads
+(`live.node.measured_links`). A transfer is in the ledger from its start until the acknowledgement
+of its last byte reaches the sender; an upload, from its headers to its last byte. Meanwhile the
+transfers are assumed to share the link's believed rate equally (`fleet.estimates`). Reports give
+the ledger's figures, and each transfer that leaves the ledger is a measurement of the rate.
 
-A ledger is a list of flows threaded through `world.flows`, with a virtual time of its own. The
-acknowledgement of a transfer has no event: `process_acknowledgements` applies it, at the time it
-came, when the ledger is next read, for until then nothing depends on it. Before a slot is used
-again its ledger is brought up to date.
+A ledger is a linked list of flows in `world.flows`, with a virtual time of its own. There are no
+events for acknowledgements. `process_acknowledgements` applies them, at the times at which they
+came, before the ledger is next read or changed, and before a slot is reused.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from edgewise.sim.layout import READY, World
 
 @jit_no_refcount(inline=True, internal=True)
 def update_ledger(world: World, e: int, now: float) -> None:
-    """Bring the ledger of link `e` to `now`."""
+    """Bring the virtual time of link `e`'s ledger to `now`."""
     link = world.links[e]
     seconds = now - link.ledger_at
     if link.ledger_count > 0 and seconds > 0.0:
@@ -37,7 +36,7 @@ def update_ledger(world: World, e: int, now: float) -> None:
 
 @jit_no_refcount(internal=True)
 def remove_entry(world: World, f: int) -> None:
-    """Take flow `f` out of its ledger, which is up to date."""
+    """Remove flow `f` from its ledger, which is up to date."""
     flow = world.flows[f]
     link = world.links[flow.link]
     link.ledger_count -= 1
@@ -54,7 +53,10 @@ def remove_entry(world: World, f: int) -> None:
 def measure_rate(
     world: World, e: int, f: int, size: float, seconds: float, waited: bool, now: float
 ) -> None:
-    """Update link `e`'s measured rate: flow `f` of `size` bytes took `seconds`."""
+    """Update the measured rate of link `e` by flow `f`, whose `size` bytes took `seconds`.
+
+    `waited`: it waited for its own source.
+    """
     link = world.links[e]
     flow = world.flows[f]
     lasted = now - flow.began
@@ -66,7 +68,7 @@ def measure_rate(
 
 @jit_no_refcount(internal=True)
 def process_acknowledgements(world: World, e: int, now: float) -> None:
-    """Apply the acknowledgements that the sender of link `e` had by `now`, in order."""
+    """Apply the acknowledgements that the sender of link `e` received by `now`, in order."""
     link = world.links[e]
     while link.next_ack <= now:
         first = -1
@@ -74,8 +76,8 @@ def process_acknowledgements(world: World, e: int, now: float) -> None:
         f: int = link.ledger_first
         while f >= 0:
             acked_at = world.flows[f].acked_at
-            # Of those that come at one moment the one that began first: the list begins with the
-            # last. Transfers of one size that began in an outage end together.
+            # At equal times the flow that started first counts first; the list starts with the
+            # last one. Transfers of equal size that started in an outage end together.
             if first < 0 or acked_at <= world.flows[first].acked_at:
                 second = world.flows[first].acked_at if first >= 0 else math.inf
                 first = f
@@ -92,7 +94,7 @@ def process_acknowledgements(world: World, e: int, now: float) -> None:
         slot = world.slots[first - world.slots.size]
         rtt = link.delay + world.links[world.path[slot.server, slot.ingress]].delay
         began = world.flows[first].began
-        # What was made ready here, or was in before, had no source to wait for.
+        # A payload that was made model-ready here was complete before its transfer.
         waited = slot.form != READY and waited_for_source(slot.uploaded, began, at)
         measure_rate(world, e, first, slot.bytes, at - began - rtt, waited, at)
 
@@ -120,7 +122,7 @@ def add_entry(world: World, e: int, f: int, size: float, now: float) -> None:
 
 @jit_no_refcount(inline=True, internal=True)
 def schedule_acknowledgement(world: World, f: int, time: float) -> None:
-    """Set when the sender of flow `f` learns that it has arrived."""
+    """Set the time at which the acknowledgement of flow `f` reaches its sender."""
     flow = world.flows[f]
     flow.acked_at = time
     link = world.links[flow.link]
@@ -129,7 +131,7 @@ def schedule_acknowledgement(world: World, f: int, time: float) -> None:
 
 @jit_no_refcount(internal=True)
 def drop_entry(world: World, f: int, now: float) -> None:
-    """Remove flow `f` from its ledger, if it is in one: it was aborted, or nobody needs it."""
+    """Remove flow `f`, which was aborted or is no longer needed, if it is in a ledger."""
     e: int = world.flows[f].link
     if e < 0:
         return
@@ -142,7 +144,7 @@ def drop_entry(world: World, f: int, now: float) -> None:
 
 @jit_no_refcount(internal=True)
 def measure_upload(world: World, i: int, size: float, now: float) -> None:
-    """Measure the upload of slot `i`'s photo, of `size` bytes, which is in."""
+    """Measure the rate by the upload of slot `i`'s photo of `size` bytes, which has just ended."""
     e: int = world.flows[i].link
     if e < 0:
         return
@@ -153,7 +155,7 @@ def measure_upload(world: World, i: int, size: float, now: float) -> None:
 
 @jit_no_refcount(internal=True)
 def believed_backlog(world: World, e: int, now: float) -> float:
-    """Bytes that the node of link `e` believes to be on it; the ledger is then at `now`."""
+    """Bytes that the node of link `e` believes to be on it; brings the ledger to `now`."""
     if world.links[e].next_ack <= now:
         process_acknowledgements(world, e, now)
     update_ledger(world, e, now)
@@ -167,7 +169,7 @@ def believed_backlog(world: World, e: int, now: float) -> float:
 
 @jit_no_refcount(internal=True)
 def clear_ledger(world: World, e: int) -> None:
-    """Clear the ledger and measurements of link `e`, whose node stopped."""
+    """Clear the ledger and the measured rate of link `e`, whose node has stopped."""
     link = world.links[e]
     f: int = link.ledger_first
     while f >= 0:
