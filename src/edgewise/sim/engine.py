@@ -79,7 +79,7 @@ from edgewise.sim.routes import (
     schedule_command,
     start_upload,
 )
-from edgewise.sim.silent_balancer import decides_alone, end_silence
+from edgewise.sim.silent_balancer import defer_to_ingress, end_silence
 from edgewise.sim.slots import drop_reference, lose, open_slot, refuse_arrival
 
 
@@ -157,7 +157,7 @@ def run_to_decision(sim: Sim) -> int:
         index = index_of(code)
         if kind == E_METADATA:
             on_metadata(sim.world, index, now)
-            if sim.world.slots[index].stage != DONE and not decides_alone(sim, index, now):
+            if sim.world.slots[index].stage != DONE and not defer_to_ingress(sim, index, now):
                 observe_request(sim, index, now)
                 request: int = sim.world.slots[index].request
                 return request

@@ -23,7 +23,7 @@ from edgewise.sim.slots import schedule_for
 
 
 @jit_no_refcount(inline=True, internal=True)
-def decides_alone(sim: Sim, i: int, now: float) -> bool:
+def defer_to_ingress(sim: Sim, i: int, now: float) -> bool:
     """Hand slot `i` to its ingress if its balancer is silent. Returns True if the ingress decides
     later, after waiting for a command; False if the slot's decider decides now."""
     clock = sim.world.clock[0]
