@@ -4,7 +4,7 @@
 
 Fleets of S servers × K models with links and a report every 0.2 s, at a load that a random policy
 can carry (every model equally often, and shedding as often as any other row). Observations are
-whole: *flat* is a wide row per candidate, *parts* the same figures without repetition, written by
+whole: *table* is a wide row per candidate, *parts* the same figures without repetition, written by
 `step` into buffers that it reuses (``copy=False``). Rows are drawn in compiled code, and that is
 counted. Every environment plays its world over and over, so what is timed is stepping, beginning
 anew included; making a world is timed apart. 28 environments are what the second cache of a core
@@ -165,7 +165,7 @@ def main() -> None:
             f"; a world of {SECONDS:.0f} s made in {1e3 * made:.1f} ms"
         )
         entry: dict[str, Any] = {"fleet": scenario.name, "rows": rows, "engine": alone}
-        for observation in ("flat", "parts"):
+        for observation in ("table", "parts"):
             best, mean, wall = of_environment(
                 scenario, observation, given.envs, given.threads, given.seconds
             )

@@ -26,7 +26,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 def make(scenario: str | None, family: str | None) -> gymnasium.Env:
     """One environment. Context and rows are of the order of 1, so nothing is normalised."""
-    return gymnasium.make("edgewise/Balance-v0", scenario=scenario, family=family)
+    return gymnasium.make("edgewise.gym:edgewise/Balance-v0", scenario=scenario, family=family)
 
 
 def score(env: gymnasium.Env, model: MaskablePPO | None, worlds: range) -> float:

@@ -1,8 +1,14 @@
-"""The environments: Gymnasium's contract, and that every score is credited to its own decision."""
+"""The environments: Gymnasium's contract, and that each score is credited to its own decision."""
 
 from __future__ import annotations
 
+import copy
+import gc
 import importlib.util
+import pickle
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +17,23 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
+from gymnasium.wrappers import vector as vector_wrappers
 
 from edgewise.compile import jit
+from edgewise.domain import PayloadForm, Status
 from edgewise.errors import BadInput
 from edgewise.fleet import table as columns
 from edgewise.fleet.table import CandidateTable, blank_table, flatten
 from edgewise.sim import engine
 from edgewise.sim.build import SimOptions, simulation
-from edgewise.sim.env.batched import RESET, BatchedSims
+from edgewise.sim.env import render
+from edgewise.sim.env.batched import CREDIT, RESET, BatchedSims
 from edgewise.sim.env.environment import BalanceEnv
 from edgewise.sim.env.observation import CONTEXT, ROW, SERVER, TOP, WIDTH, write_flat, write_parts
-from edgewise.sim.env.vector import BalanceVectorEnv
+from edgewise.sim.env.vector import KEYS, BalanceVectorEnv
+from edgewise.sim.layout import PENDING, SERVED, STATUSES
 from edgewise.sim.source import WorldSource
+from edgewise.tasks.services import services_of
 from edgewise.worlds import families
 from edgewise.worlds.workload import generate
 
@@ -49,12 +60,12 @@ def played(env: BalanceEnv, world: int, seed: int = 0) -> tuple[list[int], list[
             return rows, steps, seen
 
 
-@pytest.mark.parametrize("observation", ["flat", "parts"])
+@pytest.mark.parametrize("observation", ["table", "flat", "parts"])
 @pytest.mark.parametrize("world", [{"family": "train"}, {"scenario": "volatile"}])
 def test_gymnasium_has_nothing_to_say(observation: str, world: dict[str, str]) -> None:
     """Warnings are errors here, so this is `check_env` without any."""
     env = gymnasium.make(
-        "edgewise.sim.env.environment:edgewise/Balance-v0",
+        "edgewise.gym:edgewise/Balance-v0",
         observation=observation,
         duration=2.0,
         **world,
@@ -67,11 +78,7 @@ def test_each_score_is_credited_to_its_own_decision() -> None:
     """Against the same rows taken in the engine, with results by request."""
     env = BalanceEnv(**SHORT)
     rows, steps, _ = played(env, 7)
-    credited = {
-        int(decision): float(reward)
-        for *_, info in steps
-        for decision, reward in zip(*info["credited"], strict=True)
-    }
+    credited = {credit.decision: credit.reward for *_, info in steps for credit in info["credited"]}
     scenario = WorldSource(**SHORT).scenario(7)
     sim = simulation(scenario, generate(scenario, None), SimOptions(store=True))
     sim.table.settings.fill_servers = 1
@@ -84,7 +91,7 @@ def test_each_score_is_credited_to_its_own_decision() -> None:
         engine.act(sim, sim.table.mask.size - 1, 1.0)
     utility = sim.world.results["utility"][requests]
     assert len(credited) == len(rows)  # each once, or the dictionary would be shorter …
-    assert sum(len(info["credited"][0]) for *_, info in steps) == len(rows)
+    assert sum(len(info["credited"]) for *_, info in steps) == len(rows)
     assert [credited[d] for d in range(len(rows))] == utility.tolist()
     assert 0 < np.count_nonzero(utility) < len(rows)
     # … and the rewards are the scores, of which the engine has the sum.
@@ -94,7 +101,7 @@ def test_each_score_is_credited_to_its_own_decision() -> None:
 def test_credit_comes_late() -> None:
     """A score is not known at the decision: an environment that peeked would credit it at once."""
     _, steps, _ = played(BalanceEnv(**SHORT), 3)
-    lags = [n - int(d) for n, step in enumerate(steps) for d in step[4]["credited"][0]]
+    lags = [n - credit.decision for n, step in enumerate(steps) for credit in step[4]["credited"]]
     assert min(lags) >= 0
     assert np.median(lags) >= 1
 
@@ -141,7 +148,7 @@ def test_a_negative_row_is_the_first() -> None:
         other.step(np.int64(0))
 
 
-@pytest.mark.parametrize("observation", ["flat", "parts"])
+@pytest.mark.parametrize("observation", ["table", "parts"])
 def test_the_observation_is_the_candidate_table(observation: str) -> None:
     env = BalanceEnv(**SHORT, observation=observation)
     env.reset(options={"world": 4})
@@ -154,7 +161,7 @@ def test_the_observation_is_the_candidate_table(observation: str) -> None:
     mask = env.action_masks()
     assert mask[:-1].any()
     for r in np.flatnonzero(mask[:-1]).tolist():
-        if observation == "flat":
+        if observation == "table":
             row, server = seen[r, : len(ROW)], seen[r, len(ROW) : len(ROW) + len(SERVER)]
         else:
             row, server = seen["rows"][r], seen["servers"][seen["server"][r]]
@@ -165,7 +172,7 @@ def test_the_observation_is_the_candidate_table(observation: str) -> None:
         assert row[ROW.index("size")] == pytest.approx(figures["size"] * 1e-6)
         rate = figures["its rate"]
         assert server[SERVER.index("rate")] == pytest.approx(rate * 1e-6)
-    if observation == "flat":
+    if observation == "table":
         assert seen.shape == (env.action_space.n, WIDTH)
         assert not seen[:-1][~mask[:-1]].any()
 
@@ -255,10 +262,11 @@ def test_without_copies_the_same_is_returned() -> None:
         for one, other in ((first, seen), (reward, given), (ended, over)):
             np.testing.assert_array_equal(one, other)
         assert info.keys() == told.keys()
-        for name in ("action_mask", "decision", "now", "waited", "world"):
+        for name in KEYS:
             np.testing.assert_array_equal(info[name], told[name])
         for name, credited in info["credited"].items():
             np.testing.assert_array_equal(credited, told["credited"][name])
+        assert not np.shares_memory(terminated, over)
         episodes += int(ended.sum())
     assert (mask == told["action_mask"]).all()
     assert (mask != before).any()
@@ -266,7 +274,7 @@ def test_without_copies_the_same_is_returned() -> None:
 
 def test_a_world_without_room_beside_the_others_plays_the_same() -> None:
     supply = WorldSource(**SHORT)
-    beside, apart = (BatchedSims.of(supply, 2, wide=True) for _ in range(2))
+    beside, apart = (BatchedSims.of(supply, 2) for _ in range(2))
     apart._memory = np.zeros((2, 64), np.uint8)
     for lanes in (beside, apart):
         for lane in range(2):
@@ -295,7 +303,7 @@ def test_the_same_seed_gives_the_same_episodes() -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-@pytest.mark.parametrize("observation", ["flat", "parts"])
+@pytest.mark.parametrize("observation", ["table", "parts"])
 def test_vectorised_is_the_same_to_the_last_bit(threads: int, observation: str) -> None:
     """On any number of threads, as environments of their own on the same worlds."""
     envs = BalanceVectorEnv(5, **SHORT, observation=observation, threads=threads)
@@ -308,8 +316,16 @@ def test_vectorised_is_the_same_to_the_last_bit(threads: int, observation: str) 
     ended = np.zeros(5, bool)
     episodes = 0
 
+    def same_credits(info: dict[str, Any], i: int, credited: Any) -> bool:
+        columns = info["credited"]
+        known = columns["status"][i] != PENDING
+        mine = zip(*(columns[name][i][known].tolist() for name in CREDIT.names or ()), strict=True)
+        return repr([(*e[:-1], Status(STATUSES[e[-1]])) for e in mine]) == repr(
+            [tuple(credit) for credit in credited]
+        )
+
     def same(one: Any, many: Any, i: int) -> bool:
-        if observation == "flat":
+        if observation == "table":
             return bool((one == many[i]).all())
         return all((one[key] == many[key][i]).all() for key in one)
 
@@ -320,19 +336,16 @@ def test_vectorised_is_the_same_to_the_last_bit(threads: int, observation: str) 
         for i, env in enumerate(alone):
             one, reward, _, over, told = env.step(rows[i])
             assert (reward, over) == (rewards[i], ended[i])
-            mine = info["credited"]["env"] == i
-            assert (info["credited"]["decision"][mine] == told["credited"][0]).all()
-            assert (info["credited"]["reward"][mine] == told["credited"][1]).all()
+            assert same_credits(info["final_info"] if over else info, i, told["credited"])
             if over:
                 last = info["final_obs"][i]
-                final = info["final_info"][i]
                 assert (
                     same(one, {k: v[None] for k, v in last.items()}, 0)
                     if isinstance(last, dict)
                     else (one == last).all()
                 )
-                assert (final["action_mask"] == told["action_mask"]).all()
-                assert final["decisions"] == told["decision"]
+                for name in KEYS:
+                    assert (info["final_info"][name][i] == told[name]).all()
                 one, _ = env.reset(options={"world": int(info["world"][i])})
                 episodes += 1
             assert same(one, seen, i)
@@ -356,18 +369,275 @@ def test_a_world_can_be_played_again() -> None:
     envs.close()
 
 
-def test_make_vec_finds_it() -> None:
-    envs = gymnasium.make_vec("edgewise/Balance-v0", num_envs=2, **SHORT)
-    assert isinstance(envs, BalanceVectorEnv)
-    assert envs.reset(seed=0)[0] in envs.observation_space
+@pytest.mark.parametrize("name", ["Balance-v0", "BalanceFlat-v0"])
+def test_gymnasium_finds_them(name: str) -> None:
+    """In a process that has imported nothing of edgewise."""
+    code = f"""
+        import gymnasium
+        name = "edgewise.gym:edgewise/{name}"
+        for env in (
+            gymnasium.make(name, family="light", duration=2.0),
+            gymnasium.make_vec(name, num_envs=2, family="light", duration=2.0),
+        ):
+            assert env.reset(seed=0)[0] in env.observation_space
+            print(env.observation_space.shape, type(env.unwrapped).__name__)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False
+    )
+    assert not done.returncode, done.stderr
+    shape = (2 * 24 + 1, WIDTH) if name == "Balance-v0" else ((2 * 24 + 1) * WIDTH,)
+    assert done.stdout.splitlines() == [f"{shape} BalanceEnv", f"{(2, *shape)} BalanceVectorEnv"]
+
+
+def test_the_flat_observation_is_the_table_in_one_dimension() -> None:
+    table, flat = BalanceEnv(**SHORT), BalanceEnv(**SHORT, observation="flat")
+    _, steps, first = played(table, 3)
+    _, flat_steps, flat_first = played(flat, 3)
+    assert (first.ravel() == flat_first).all()
+    for one, other in zip(steps, flat_steps, strict=True):
+        assert (one[0].ravel() == other[0]).all()
+        assert (one[4]["action_mask"] == other[4]["action_mask"]).all()
+    assert (flat.action_masks() == other[4]["action_mask"]).all()
+
+
+def test_a_credit_tells_how_its_request_ended() -> None:
+    """The score computed anew from what it tells is the reward."""
+    env = BalanceEnv(**SHORT)
+    _, steps, _ = played(env, 7)
+    scenario = WorldSource(**SHORT).scenario(7)
+    trace = generate(scenario, None)
+    credits = {credit.decision: credit for step in steps for credit in step[4]["credited"]}
+    assert {Status.SERVED, Status.SHED} <= {credit.status for credit in credits.values()}
+    services = services_of(scenario)
+    accuracies = {a for s in services for a in (s.accuracy, s.accuracy_of(PayloadForm.MODEL_READY))}
+    for credit in credits.values():
+        assert credit.status in Status
+        if credit.status is Status.SERVED:
+            assert credit.latency > 0.0
+            assert credit.accuracy in accuracies
+            assert 0 <= credit.server < len(scenario.servers)
+            assert credit.reward <= credit.accuracy
+        else:
+            assert credit[1:-1] == (0.0, np.inf, 0.0, -1)
+    assert len(credits) <= len(trace)
+
+
+class LatencyReward(gymnasium.Wrapper):  # type: ignore[type-arg]
+    """A reward of one's own: minus the latency of each answer, and a fine where there is none."""
+
+    fine = 2.0
+
+    def step(self, action: Any) -> Any:
+        seen, _, terminated, truncated, info = self.env.step(action)
+        reward = 0.0
+        for credit in info["credited"]:
+            reward -= credit.latency if credit.status is Status.SERVED else self.fine
+        return seen, reward, terminated, truncated, info
+
+
+class LatencyRewards(gymnasium.vector.VectorWrapper):  # type: ignore[type-arg]
+    """The same for many environments. Where an episode ended, its scores are in `final_info`."""
+
+    def step(self, actions: Any) -> Any:
+        seen, rewards, terminated, truncated, info = self.env.step(actions)
+        rewards = self.rewards(info["credited"])
+        if truncated.any():
+            rewards[truncated] = self.rewards(info["final_info"]["credited"])[truncated]
+        return seen, rewards, terminated, truncated, info
+
+    def rewards(self, credited: dict[str, Any]) -> Any:
+        status = credited["status"]
+        losses = np.where(status == SERVED, credited["latency"], LatencyReward.fine)
+        return -(losses * (status != PENDING)).sum(1)
+
+
+def test_a_wrapper_can_make_a_reward_of_its_own() -> None:
+    envs = LatencyRewards(BalanceVectorEnv(2, **SHORT))
+    _, info = envs.reset(seed=4)
+    alone = [LatencyReward(BalanceEnv(**SHORT)) for _ in range(2)]
+    for i, env in enumerate(alone):
+        env.reset(options={"world": int(info["world"][i])})
+    rng = np.random.default_rng(0)
+    episodes, total = 0, 0.0
+    while episodes < 3:
+        rows = drawn(rng, info["action_mask"])
+        _, rewards, _, ended, info = envs.step(rows)
+        for i, env in enumerate(alone):
+            _, reward, _, over, _ = env.step(rows[i])
+            assert rewards[i] == pytest.approx(reward)
+            assert over == ended[i]
+            total += reward
+            if over:
+                env.reset(options={"world": int(info["world"][i])})
+                episodes += 1
+    assert total < 0.0
+
+
+def copies_of(env: Any) -> list[Any]:
+    return [copy.deepcopy(env), pickle.loads(pickle.dumps(env))]  # noqa: S301
+
+
+@pytest.mark.parametrize("observation", ["table", "parts"])
+def test_copies_are_independent(observation: str) -> None:
+    """Also of the original's memory: it is gone before the copies go on."""
+    env = BalanceEnv(**SHORT, observation=observation)
+    rows, steps, _ = played(env, 7)
+    env.reset(options={"world": 7})
+    for row in rows[:20]:
+        env.step(np.int64(row))
+    copies = copies_of(env)
+    for row in rows[20:]:  # does not move the copies
+        env.step(np.int64(row))
+    del env
+    gc.collect()
+    for other in copies:
+        for row, (seen, reward, _, over, info) in zip(rows[20:], steps[20:], strict=True):
+            again = other.step(np.int64(row))
+            assert (reward, over) == (again[1], again[3])
+            assert repr(info["credited"]) == repr(again[4]["credited"])
+            for one, same in zip(leaves(seen), leaves(again[0]), strict=True):
+                np.testing.assert_array_equal(one, same)
+        other.reset()
+
+
+def leaves(observation: Any) -> list[Any]:
+    return list(observation.values()) if isinstance(observation, dict) else [observation]
+
+
+def test_a_copy_before_the_first_reset_can_be_reset() -> None:
+    env = BalanceEnv(**SHORT)
+    first, _ = env.reset(seed=1)
+    for other in copies_of(BalanceEnv(**SHORT)):
+        with pytest.raises(gymnasium.error.ResetNeeded):
+            other.step(np.int64(0))
+        assert (other.reset(seed=1)[0] == first).all()
+
+
+@pytest.mark.parametrize("options", [{"plays": 2}, {"copy": False}, {"threads": 2}])
+def test_copies_of_a_vector_are_independent(options: dict[str, Any]) -> None:
+    envs = BalanceVectorEnv(2, **SHORT, **options)
+    _, info = envs.reset(seed=8)
+    shed = np.full(2, envs.single_action_space.n - 1)
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        *_, info = envs.step(drawn(rng, info["action_mask"]))
+    copies = copies_of(envs)
+    for _ in range(10):
+        envs.step(shed)  # does not move the copies
     envs.close()
+    del envs
+    gc.collect()
+    episodes = 0
+    while episodes < 3:  # with new worlds, which the copies draw alike
+        rows = drawn(rng, info["action_mask"])
+        (seen, reward, _, ended, info), (same, again, _, over, told) = (
+            other.step(rows) for other in copies
+        )
+        np.testing.assert_array_equal(seen, same)
+        np.testing.assert_array_equal(reward, again)
+        np.testing.assert_array_equal(ended, over)
+        np.testing.assert_array_equal(info["world"], told["world"])
+        episodes += int(ended.sum())
+    for other in copies:
+        other.close()
+
+
+def test_a_vector_has_to_be_reset_first() -> None:
+    with pytest.raises(gymnasium.error.ResetNeeded):
+        BalanceVectorEnv(2, **SHORT).step(np.zeros(2, np.int64))
+
+
+def test_info_of_a_vector_is_as_gymnasium_has_it() -> None:
+    """An array of each figure by environment, with a mask, also in what an episode ended with."""
+    envs = BalanceVectorEnv(3, **SHORT)
+    _, info = envs.reset(seed=2)
+    kinds = {name: info[name].dtype for name in KEYS}
+    shed = np.full(3, envs.single_action_space.n - 1)
+    ended = np.zeros(3, bool)
+    while not ended.any():
+        for name in (*KEYS, "credited"):
+            assert info[f"_{name}"].tolist() == [True] * 3
+        assert "final_info" not in info
+        _, _, _, ended, info = envs.step(shed)
+    assert (info["decision"][ended] == 0).all()
+    for name in ("final_obs", "final_info"):
+        assert (info[f"_{name}"] == ended).all()
+    for name in KEYS:
+        assert info[name].dtype == info["final_info"][name].dtype == kinds[name]
+        assert (info["final_info"][f"_{name}"] == ended).all()
+    assert [each is not None for each in info["final_obs"]] == ended.tolist()
+    assert (info["final_info"]["decision"][ended] > 0).all()
+    assert not info["final_info"]["credited"]["status"][~ended].any()
+
+
+@pytest.mark.parametrize("copies", [True, False])
+def test_gymnasiums_vector_wrappers_run(copies: bool) -> None:
+    def wrapped(*wrappers: Any, **options: Any) -> Any:
+        envs: Any = BalanceVectorEnv(2, **SHORT, copy=copies, **options)
+        for wrapper in wrappers:
+            envs = wrapper(envs)
+        return envs
+
+    stacks = [
+        wrapped(vector_wrappers.NormalizeObservation),
+        wrapped(vector_wrappers.FlattenObservation),
+        wrapped(vector_wrappers.FlattenObservation, observation="parts"),
+        wrapped(vector_wrappers.RecordEpisodeStatistics),
+        wrapped(vector_wrappers.RecordEpisodeStatistics, vector_wrappers.DictInfoToList),
+    ]
+    for envs in stacks:
+        seen, info = envs.reset(seed=3)
+        shed = np.full(2, envs.single_action_space.n - 1)
+        ended = np.zeros(2, bool)
+        decisions = 0
+        while not ended.any():
+            assert seen in envs.observation_space
+            seen, _, _, ended, info = envs.step(shed)
+            decisions += 1
+        if isinstance(envs, vector_wrappers.RecordEpisodeStatistics):
+            assert info["episode"]["l"][ended].tolist() == [decisions] * int(ended.sum())
+        if isinstance(info, list):
+            last = info[int(ended.argmax())]
+            assert last["final_info"]["decision"] == decisions
+            assert last["episode"]["l"] == decisions
+            assert last["final_info"]["action_mask"].shape == (shed[0] + 1,)
+        envs.close()
+
+
+def test_render_modes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def ansi(sim: Any, scenario: Any) -> str:
+        """To see which simulation and which scenario are drawn."""
+        return f"{scenario.seed} {float(sim.world.clock['now'][0])}"
+
+    monkeypatch.setattr(render, "ansi", ansi)
+    env = BalanceEnv(**SHORT, render_mode="ansi")
+    with pytest.raises(gymnasium.error.ResetNeeded):
+        env.render()
+    _, info = env.reset(options={"world": 6})
+    assert env.render() == f"6 {info['now']}"
+    assert BalanceEnv(**SHORT).render() is None
+    envs = BalanceVectorEnv(2, **SHORT, render_mode="ansi")
+    with pytest.raises(gymnasium.error.ResetNeeded):
+        envs.render()
+    _, info = envs.reset(seed=0)
+    assert envs.render() == tuple(
+        f"{world} {now}" for world, now in zip(info["world"], info["now"], strict=True)
+    )
+    env = BalanceEnv(**SHORT, render_mode="rgb_array")
+    env.reset(options={"world": 6})
+    assert env.render().dtype == np.uint8
+    assert env.render().shape[2] == 3
+    for make in (BalanceEnv, BalanceVectorEnv):
+        with pytest.raises(BadInput, match="ansi, rgb_array"):
+            make(**SHORT, render_mode="human")  # type: ignore[operator]
 
 
 def test_lanes_refuse_what_does_not_fit_and_leave_ended_ones_alone() -> None:
     supply = WorldSource(**SHORT)
     with pytest.raises(ValueError, match="larger"):
-        BatchedSims(1, 6, 3, supply.slots, wide=True).put(0, supply.world(0))
-    lanes = BatchedSims.of(supply, 1, wide=True)
+        BatchedSims(1, 6, 3, supply.slots).put(0, supply.world(0))
+    lanes = BatchedSims.of(supply, 1)
     world = supply.world(0)
     with pytest.raises(ValueError, match="not compiled for"):
         lanes.put(0, world._replace(script=world.reports.heads))
@@ -380,7 +650,7 @@ def test_lanes_refuse_what_does_not_fit_and_leave_ended_ones_alone() -> None:
     before = lanes.lanes.copy()
     lanes.step(shed)
     assert (lanes.lanes == before).all()
-    assert len(lanes.credits()["reward"]) == 0
+    assert lanes.credits(copy=False)["reward"].shape == (1, 0)
 
 
 @pytest.mark.parametrize(
@@ -389,7 +659,7 @@ def test_lanes_refuse_what_does_not_fit_and_leave_ended_ones_alone() -> None:
         ({}, "a scenario or a family"),
         ({"scenario": "volatile", "family": "light"}, "not both"),
         ({"family": "hevy"}, "hevy"),
-        ({"family": "light", "observation": "wide"}, "flat, parts"),
+        ({"family": "light", "observation": "wide"}, "table, flat, parts"),
     ],
 )
 def test_bad_input_is_told(given: dict[str, str], said: str) -> None:

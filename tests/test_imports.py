@@ -29,7 +29,7 @@ LAYERS = (
      "network.backends"},
     # They import both the simulator and the live system.
     {"bound", "learn", "benchmark", "testing", "fidelity", "recorded_decision"},
-    {"api"},
+    {"api", "gym"},
     {"cli"},
     {"__main__"},
 )  # fmt: skip

@@ -510,7 +510,7 @@ class BranchCopier:
     """
 
     def __init__(self, target: Sim, source: Sim) -> None:
-        self.target, self._source = target, source
+        self.target, self.source = target, source
         self._whole: list[tuple[Array, Array]] = []
         self._begun: list[tuple[str, int, Array, Array]] = []  # counted how, bytes of each, to, of
         slots = len(source.world.slots)
@@ -536,8 +536,8 @@ class BranchCopier:
                     self._whole.append(pair)
 
     def __call__(self) -> None:
-        target, source = self.target.world.clock[0], self._source.world.clock[0]
-        servers, reports = self._source.beliefs.servers, self._source.reports.heads
+        target, source = self.target.world.clock[0], self.source.world.clock[0]
+        servers, reports = self.source.beliefs.servers, self.source.reports.heads
         counts = {
             "slots": max(int(target["used"]), int(source["used"])),
             "events": max(1, int(source["events"])),  # the first record also marks an empty heap

@@ -155,6 +155,7 @@ SLOT = np.dtype(
         ("at", "i4"),  # server where it is queued or runs; −1 none
         ("awaits_conversion", "i4"),  # 1: it waits to be made model-ready
         ("refused", "i4"),  # 1: the queue of its ingress was full
+        ("status", "i4"),  # how it ended, once it has
         ("row", "i4"),  # row decided; −1 none yet
         ("picked", "i4"),  # server decided; −1 shed
         ("life", "i4"),  # `known_life` of the picked server at the decision; −1: dispatch closed
@@ -183,6 +184,7 @@ SLOT = np.dtype(
         ("work", "f8"),  # s that its server expects it to take
         ("probability", "f8"),
         ("predicted", "f8"),  # latency of the row decided
+        ("latency", "f8"),  # s from sending to the answer at the client; NaN unless served
         ("utility", "f8"),
         # stamps, absolute; inf = not yet
         ("sent", "f8"),

@@ -171,6 +171,8 @@ def end_request(world: World, i: int, status: int, reason: int, answered: float)
             settings.accuracy_weight,
         )
         clock.utility += utility
+    slot.status = status
+    slot.latency = latency
     slot.utility = utility
     if settings.store == 0:
         return
