@@ -19,7 +19,7 @@ from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
 from gymnasium.wrappers import vector as vector_wrappers
 
-from edgewise.compile import jit
+from edgewise.compile import PLAIN_PYTHON, jit
 from edgewise.domain import PayloadForm, Status
 from edgewise.errors import BadInput
 from edgewise.fleet import table as columns
@@ -580,7 +580,7 @@ def test_gymnasiums_vector_wrappers_run(copies: bool) -> None:
         return envs
 
     stacks = [
-        wrapped(vector_wrappers.NormalizeObservation),
+        wrapped(vector_wrappers.NormalizeObservation, autoreset_mode="NextStep"),
         wrapped(vector_wrappers.FlattenObservation),
         wrapped(vector_wrappers.FlattenObservation, observation="parts"),
         wrapped(vector_wrappers.RecordEpisodeStatistics),
@@ -603,6 +603,50 @@ def test_gymnasiums_vector_wrappers_run(copies: bool) -> None:
             assert last["episode"]["l"] == decisions
             assert last["final_info"]["action_mask"].shape == (shed[0] + 1,)
         envs.close()
+
+
+@pytest.mark.parametrize("mode", ["NextStep", "Disabled"])
+def test_an_episode_can_begin_at_the_next_step_or_on_request(mode: str) -> None:
+    same, other = (BalanceVectorEnv(2, **SHORT, autoreset_mode=m) for m in ("SameStep", mode))
+    assert other.metadata["autoreset_mode"] is AutoresetMode(mode)
+    same.reset(seed=2)
+    _, info = other.reset(seed=2)
+    shed = np.full(2, same.single_action_space.n - 1)
+    ended = np.zeros(2, bool)
+    while not ended.any():
+        first, rewards, _, ended, told = same.step(shed)
+        last, reward, terminated, over, info = other.step(shed)
+        np.testing.assert_array_equal(ended, over)
+        np.testing.assert_array_equal(rewards, reward)
+        assert not terminated.any()
+    i = int(ended.argmax())
+    np.testing.assert_array_equal(last[i], told["final_obs"][i])
+    assert "final_obs" not in info
+    assert info["decision"][i] == told["final_info"]["decision"][i] > 0
+    going = ~ended
+    before = info["decision"].copy()
+    if mode == "NextStep":
+        begun, reward, _, over, info = other.step(shed)
+        assert (info["decision"][going] == before[going] + 1).all()
+        assert (reward[ended] == 0.0).all()
+        assert not over[i]
+    else:
+        with pytest.raises(gymnasium.error.ResetNeeded):
+            other.step(shed)
+        begun, info = other.reset(options={"reset_mask": ended})
+        assert (info["decision"][going] == before[going]).all()
+        with pytest.raises(ValueError, match="reset_mask"):
+            other.reset(options={"reset_mask": [True, False]})
+    np.testing.assert_array_equal(begun[i], first[i])
+    assert info["decision"][i] == 0
+    assert (info["world"][i] == told["world"][i]).all()
+    *_, info = other.step(shed)
+    assert info["decision"][i] == 1
+
+
+def test_an_unknown_autoreset_mode_is_refused() -> None:
+    with pytest.raises(BadInput, match="SameStep"):
+        BalanceVectorEnv(2, **SHORT, autoreset_mode="later")
 
 
 def test_render_modes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -639,8 +683,9 @@ def test_lanes_refuse_what_does_not_fit_and_leave_ended_ones_alone() -> None:
         BatchedSims(1, 6, 3, supply.slots).put(0, supply.world(0))
     lanes = BatchedSims.of(supply, 1)
     world = supply.world(0)
-    with pytest.raises(ValueError, match="not compiled for"):
-        lanes.put(0, world._replace(script=world.reports.heads))
+    if not PLAIN_PYTHON:  # which has no types
+        with pytest.raises(ValueError, match="not compiled for"):
+            lanes.put(0, world._replace(script=world.reports.heads))
     lanes.step(np.array([0]))  # nothing has been put there
     lanes.put(0, supply.world(0))
     lanes.step(np.array([RESET]))

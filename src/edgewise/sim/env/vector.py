@@ -6,10 +6,13 @@ Gymnasium's conventions for vector environments:
 - ``info`` holds an array (N, …) per key and a mask ``_key`` beside it. ``info["credited"]`` is a
   dict of arrays (N, K), where K is the largest number of scores that became known in one
   environment; the rest is padded with zeros, and status 0 marks padding.
-- The autoreset mode is *same step*. An environment whose episode ended returns the first
-  observation and ``info`` of its next episode, with the reward and the truncation of the old one.
-  The old one's last observation is in ``info["final_obs"]`` (an object array, None where the
-  episode goes on) and its last ``info``, credited scores included, in ``info["final_info"]``.
+- ``metadata["autoreset_mode"]`` is that of the object: *same step* by default, *next step* or
+  *disabled* on request. (Gymnasium's
+  `NormalizeObservation` takes *next step* only.) In the mode *same step* an environment whose
+  episode ended returns the first observation and ``info`` of its next episode, with the reward and
+  the truncation of the old one. The old one's last observation is in ``info["final_obs"]`` (an
+  object array, None where the episode goes on) and its last ``info``, credited scores included, in
+  ``info["final_info"]``.
 - With ``copy=False`` everything returned is a view of a buffer that the next step overwrites, which
   saves copying some kB per decision.
 """
@@ -63,6 +66,10 @@ class BalanceVectorEnv(gymnasium.vector.VectorEnv[ObservationArrays, Any, NDArra
         How many threads share the environments; the results do not depend on it.
     copy:
         Whether the arrays returned are the caller's to keep.
+    autoreset_mode:
+        An `AutoresetMode` or its value: ``"SameStep"``, ``"NextStep"`` or ``"Disabled"``. With the
+        last, ``reset(options={"reset_mask": mask})`` begins new episodes where `mask`, bool (N,),
+        is true, and a step while an episode is over raises ResetNeeded.
     """
 
     metadata = {  # noqa: RUF012 (as Gymnasium has it)
@@ -82,11 +89,20 @@ class BalanceVectorEnv(gymnasium.vector.VectorEnv[ObservationArrays, Any, NDArra
         plays: int = 1,
         threads: int = 1,
         copy: bool = True,
+        autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
         render_mode: str | None = None,
     ) -> None:
         if num_envs < 1 or plays < 1:
             raise BadInput("num_envs and plays: expected at least 1")
         check_render_mode(render_mode)
+        try:
+            self._mode = AutoresetMode(autoreset_mode)
+        except ValueError:
+            known = ", ".join(mode.value for mode in AutoresetMode)
+            raise BadInput(
+                f"autoreset_mode: expected one of {known}, got {autoreset_mode!r}"
+            ) from None
+        self.metadata = {**type(self).metadata, "autoreset_mode": self._mode}
         self.render_mode = render_mode
         self._source = WorldSource(scenario, family, duration)
         self.num_envs = num_envs
@@ -126,8 +142,15 @@ class BalanceVectorEnv(gymnasium.vector.VectorEnv[ObservationArrays, Any, NDArra
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[ObservationArrays, dict[str, Any]]:
         super().reset(seed=seed)
-        self._played[:] = self._plays
-        self._begin(np.ones(self.num_envs, np.bool_))
+        mask = (options or {}).get("reset_mask")
+        if mask is None:
+            mask = np.ones(self.num_envs, np.bool_)
+            self._played[:] = self._plays
+        elif getattr(mask, "dtype", None) != np.bool_ or mask.shape != (self.num_envs,):
+            raise ValueError(f"reset_mask: expected bool ({self.num_envs},), got {mask!r}")
+        elif not (mask | (self._worlds >= 0)).all():
+            raise gymnasium.error.ResetNeeded("the first reset() must begin every environment")
+        self._begin(mask)
         return self._lanes.observations(self._copy), self._info()
 
     def step(
@@ -136,13 +159,20 @@ class BalanceVectorEnv(gymnasium.vector.VectorEnv[ObservationArrays, Any, NDArra
         lanes, copy = self._lanes, self._copy
         if self._worlds[0] < 0:
             raise gymnasium.error.ResetNeeded("no episode has begun: call reset()")
-        over = lanes.step(actions, least=0)
+        if self._mode is AutoresetMode.SAME_STEP or not self._ended.any():
+            over = lanes.step(actions, least=0)
+        elif self._mode is AutoresetMode.NEXT_STEP:
+            begun = self._ended != 0
+            self._begin(begun)
+            over = lanes.step(np.where(begun, SKIP, np.maximum(actions, 0)))
+        else:
+            raise gymnasium.error.ResetNeeded("an episode is over: reset() with a reset_mask")
         rewards, terminated, truncated = lanes.rewards, self._terminated, self._truncated
         terminated.fill(False)
         truncated[:] = self._ended
         if copy:
             rewards, terminated, truncated = rewards.copy(), terminated.copy(), truncated.copy()
-        if over == 0:
+        if over == 0 or self._mode is not AutoresetMode.SAME_STEP:
             return lanes.observations(copy), rewards, terminated, truncated, self._info()
         rewards = rewards.copy()  # beginning an episode clears its environment's reward
         final = self._final(truncated)
