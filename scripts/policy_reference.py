@@ -1,4 +1,4 @@
-"""Write the parameter tables of docs/policies.md from the rules, in place.
+"""Write the parameter tables of docs/policies.md from the code, in place.
 
     python scripts/policy_reference.py [--check]
 
@@ -26,7 +26,7 @@ def reference() -> Iterator[str]:
         yield ""
         yield f"Values: tuned by `{spec.tuned}`." if spec.tuned else "Values: defaults, not tuned."
         yield ""
-        yield "| parameter | value | default | range | unit | what |"
+        yield "| parameter | value | default | range | unit | meaning |"
         yield "|---|---|---|---|---|---|"
         for parameter, value in zip(spec.parameters, spec.params, strict=True):
             scale = ", log" if parameter.log else ""
@@ -39,7 +39,7 @@ def reference() -> Iterator[str]:
 
 
 def rewritten(text: str) -> str:
-    """`text` with what stands between the marks made anew."""
+    """`text` with new tables between the marks."""
     head, _, rest = text.partition(BEGIN)
     _, _, tail = rest.partition(END)
     return "\n".join((head + BEGIN, "", *reference(), END)) + tail

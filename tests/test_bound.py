@@ -324,8 +324,8 @@ def test_relaxation_leaves_the_world_as_it_is() -> None:
 def _search(sim: Sim, trials: int, seed: int = 0) -> clairvoyant.SearchedPlan:
     episode = relax(sim)
     values = plans.row_values(episode, dual.upper_bound(episode, STEPS).prices, sim.table.mask.size)
-    rule = POLICIES["earliest_completion"]
-    plan = play(engine.branch(sim), rule, 1).world.results["row"].astype(np.int64)
+    spec = POLICIES["earliest_completion"]
+    plan = play(engine.branch(sim), spec, 1).world.results["row"].astype(np.int64)
     return clairvoyant.search(sim, values, [plan], trials=trials, seed=seed)
 
 

@@ -120,9 +120,9 @@ def test_sheds_when_nothing_is_admissible(name: str) -> None:
 
 @pytest.mark.parametrize("name", [n for n in POLICIES if n != "edgewise"])  # it has weights
 def test_parameters_are_described_and_within_bounds(name: str) -> None:
-    rule = POLICIES[name]
-    assert len(rule.params) == len(rule.parameters) == len(set(rule.names))
-    for parameter, value in zip(rule.parameters, rule.params, strict=True):
+    spec = POLICIES[name]
+    assert len(spec.params) == len(spec.parameters) == len(set(spec.names))
+    for parameter, value in zip(spec.parameters, spec.params, strict=True):
         assert parameter.low <= value <= parameter.high
         assert parameter.about
         assert not parameter.log or parameter.low > 0.0

@@ -250,10 +250,10 @@ def test_full_queues_turn_requests_away() -> None:
 def test_peers_are_given_up_while_they_run() -> None:
     scenario, trace = world(0.2)
     sim = simulation(stuck(scenario), trace)
-    rule = find("round_robin")
-    kernel = engine.compiled(rule.kernel)
-    memory = rule.new_memory(len(scenario.servers))[None].copy()
-    numbers, draws = np.array(rule.params, float), new_rngs(scenario.seed, 1)
+    spec = find("round_robin")
+    kernel = engine.compiled(spec.kernel)
+    memory = spec.new_memory(len(scenario.servers))[None].copy()
+    numbers, draws = np.array(spec.params, float), new_rngs(scenario.seed, 1)
     seen = set()
     while engine.run(sim, kernel, numbers, memory, draws, 1) == 1:
         slots = sim.world.slots[sim.world.workers["slot"][sim.world.workers["slot"] >= 0]]

@@ -107,10 +107,10 @@ def test_local_sheds_what_only_others_could_serve() -> None:
 
 def test_round_robin_takes_turns_and_skips_who_cannot() -> None:
     made = fleet()
-    rule = policies.make("round_robin")
+    policy = policies.make("round_robin")
 
     def server(**demands: float) -> str:
-        return rule.decide(seen(made, **demands)).ranked[0].server
+        return policy.decide(seen(made, **demands)).ranked[0].server
 
     assert [server() for _ in range(4)] == ["a", "b", "a", "b"]
     made.disconnect("b")
@@ -123,27 +123,27 @@ def test_a_server_only_rule_runs_the_best_model_it_has_time_for() -> None:
     """0.4 of the deadline: 50 ms is under 0.4 × 0.2 s, not under 0.4 × 0.1."""
     made = fleet()
     for deadline, model in ((0.2, "large"), (0.1, "small"), (0.01, "small")):
-        rule = policies.Policy("round_robin", policies.POLICIES["round_robin"], params=(0.4,))
-        verdict = rule.decide(seen(made, deadline=deadline))
+        policy = policies.Policy("round_robin", policies.POLICIES["round_robin"], params=(0.4,))
+        verdict = policy.decide(seen(made, deadline=deadline))
         assert (verdict.ranked[0].server, verdict.ranked[0].model) == ("a", model)
 
 
 def test_random_draws_servers_evenly_and_says_how_likely() -> None:
-    made, rule = fleet(), policies.make("random", seed=3)
-    verdicts = [rule.decide(seen(made)) for _ in range(400)]
+    made, policy = fleet(), policies.make("random", seed=3)
+    verdicts = [policy.decide(seen(made)) for _ in range(400)]
     drawn = Counter(verdict.ranked[0].server for verdict in verdicts)
     assert {verdict.probability for verdict in verdicts} == {0.5}
     assert abs(drawn["a"] - 200) < 60  # six standard deviations
     made.disconnect("b")
-    assert rule.decide(seen(made)).probability == 1.0
+    assert policy.decide(seen(made)).probability == 1.0
 
 
 def test_the_same_seed_draws_the_same() -> None:
     made = fleet()
 
     def draws(seed: int) -> list[str]:
-        rule = policies.make("random", seed)
-        return [rule.decide(seen(made)).ranked[0].server for _ in range(30)]
+        policy = policies.make("random", seed)
+        return [policy.decide(seen(made)).ranked[0].server for _ in range(30)]
 
     assert draws(1) == draws(1)
     assert draws(1) != draws(2)
@@ -186,9 +186,9 @@ def outstanding(*counts: float) -> Observation:
 def test_the_propensity_of_two_choices_is_how_often_it_happens(
     counts: tuple[float, ...], propensities: dict[str, float]
 ) -> None:
-    rule = policies.make("least_outstanding", seed=11)
+    policy = policies.make("least_outstanding", seed=11)
     table = outstanding(*counts)
-    verdicts = [rule.decide(table) for _ in range(1500)]
+    verdicts = [policy.decide(table) for _ in range(1500)]
     drawn = Counter(verdict.ranked[0].server for verdict in verdicts)
     for verdict in verdicts:
         assert verdict.probability == pytest.approx(propensities[verdict.ranked[0].server])

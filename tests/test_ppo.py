@@ -145,9 +145,9 @@ def test_untrained_it_is_the_heuristic() -> None:
     params = learner.params()
     learned.named(params).options.temperature = 0.0
     assert (params == untrained(HEURISTIC)).all()
-    rule = weight_files.learned_spec(untrained(HEURISTIC), "untrained")
+    spec = weight_files.learned_spec(untrained(HEURISTIC), "untrained")
     scenario = short("heavy", 3)
-    mine = play(simulated(scenario), rule, 0, tuple(params.tolist()))
+    mine = play(simulated(scenario), spec, 0, tuple(params.tolist()))
     theirs = play(simulated(scenario), POLICIES["priced_greedy"], 0)
     assert (mine.world.results["row"] == theirs.world.results["row"]).all()
 

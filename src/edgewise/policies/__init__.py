@@ -52,9 +52,9 @@ _MODULES = (
 def _rules() -> Iterator[PolicySpec]:
     """The policies that these modules define, in order."""
     for module in _MODULES:
-        for found in vars(module).values():
-            if isinstance(found, PolicySpec):
-                yield found
+        for value in vars(module).values():
+            if isinstance(value, PolicySpec):
+                yield value
 
 
 POLICIES: dict[str, PolicySpec] = {
@@ -85,8 +85,8 @@ def find(name: str) -> PolicySpec:
         return spec
     values = read_tuned(Path(tuned))
     if spec.name not in values:
-        found = ", ".join(values) or "none"
-        raise BadInput(f"{tuned}: no values for the policy {spec.name!r}; it has: {found}")
+        known = ", ".join(values) or "none"
+        raise BadInput(f"{tuned}: no values for the policy {spec.name!r}; it has: {known}")
     return tuned_as(spec, values[spec.name])
 
 

@@ -1,4 +1,4 @@
-"""What a policy is: a function that scores the rows of the candidate table; the best row is chosen.
+"""The definition of a policy: a function that scores the rows of the candidate table.
 
 A policy is a *kernel*, one function, described by a `PolicySpec` that the decorator `policy` makes
 of it. The simulator calls the kernel itself, millions of times a second; `Policy` calls the same
@@ -50,7 +50,7 @@ class PolicyFailed(EdgewiseError):
 
 
 class Memory(NamedTuple):
-    """What a policy remembers between decisions; all zero before the first."""
+    """The numbers that a policy keeps between decisions; all are 0 before the first one."""
 
     fleet: Record
     """Numbers kept once."""
@@ -101,15 +101,15 @@ class Parameter(Struct, frozen=True, kw_only=True):
     """
 
     name: str
-    """Under which the kernel reads it: ``params.NAME``."""
+    """Its name; the kernel reads it as ``params.NAME``."""
     default: float
     low: float
     high: float
     """A tuner stays in [low, high]."""
     unit: str = ""
-    """Of the number; "" = none."""
+    """The unit of the number; "" = none."""
     about: str = ""
-    """What it does, and why the default is what it is."""
+    """Its meaning, and the reason for its default, in sentences."""
     log: bool = False
     """Searched on a logarithmic scale."""
 
@@ -130,7 +130,7 @@ class PolicySpec(Struct, frozen=True, kw_only=True):
     about: str
     """One line."""
     source: str = ""
-    """Where it comes from, FILE:NAME; "" = this package."""
+    """Its origin as FILE:NAME; "" = this package."""
     parameters: tuple[Parameter, ...] = ()
     params: tuple[float, ...] = ()
     """The values it runs with, one for each of `parameters`; () = their defaults."""
@@ -310,7 +310,7 @@ def policy(
 def _record_types(
     params: np.dtype[Any], fleet: np.dtype[Any], servers: np.dtype[Any]
 ) -> dict[str, Any]:
-    """What the templates `_kernel` and `_learn` see as globals."""
+    """Globals of the templates `_kernel` and `_learn`."""
     return {
         "Memory": Memory,
         "PARAMS": params,
@@ -426,12 +426,12 @@ class Policy:
 
     @property
     def counters(self) -> dict[str, int]:
-        """What the policy has counted since the first decision (`PolicySpec.counters`)."""
+        """The policy's counts since its first decision, by name (`PolicySpec.counters`)."""
         names = self.spec.counters
         return dict(zip(names, self._memory[: len(names)].astype(int).tolist(), strict=False))
 
     def features(self, observation: Observation, row: int) -> Array:
-        """What to keep of having chosen `row`, for `learn`; empty if the policy does not learn."""
+        """The features of choosing `row`, for `learn`; empty if the policy does not learn."""
         out = np.zeros(self.spec.features)
         if out.size:
             self.spec.describe(self._load(observation), row, out)
@@ -474,7 +474,7 @@ def call(
 
 
 def _explained(error: Exception) -> str:
-    """What a kernel's exception says, in a line."""
+    """The message of a kernel's exception, in one line."""
     not_compiled = compile_error(error)
     if not_compiled is not None:
         return f"cannot be compiled: {not_compiled}; with compiled=False it runs as plain Python"

@@ -128,7 +128,7 @@ def _why(
         row=r,
         latency=float(table.rows.latency[r]),
         margined=margined,
-        utility=float(terms.worth * timely * (1.0 + factors.value)),
+        utility=float(terms.full_utility * timely * (1.0 + factors.value)),
         server_price=terms.cost * factors.cost,
         link_price=terms.link * factors.link,
         prepare_price=terms.prepare * factors.prepare,

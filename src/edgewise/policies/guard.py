@@ -51,7 +51,7 @@ def freshest(table: CandidateTable) -> float:
 
 @jit_no_refcount(inline=True)
 def finite(table: CandidateTable) -> bool:
-    """Whether the score of every admissible row, and of shed, is a finite number."""
+    """Whether the scores of all admissible rows and of shed are finite numbers."""
     for r in range(table.mask.size):
         if table.mask[r] != 0 and not math.isfinite(table.scores[r]):
             return False

@@ -113,11 +113,11 @@ LENGTH = PARAMS.itemsize // 8
 def _layout() -> dict[str, slice]:
     assert PARAMS.names is not None
     assert PARAMS.fields is not None
-    found = {}
+    layout = {}
     for name in PARAMS.names:
         kind, offset = PARAMS.fields[name][:2]
-        found[name] = slice(offset // 8, (offset + kind.itemsize) // 8)
-    return found
+        layout[name] = slice(offset // 8, (offset + kind.itemsize) // 8)
+    return layout
 
 
 LAYOUT = _layout()

@@ -55,10 +55,10 @@ def from_entry_point(point: EntryPoint) -> PolicySpec:
     """
     where = f"{point.name} ({point.value})"
     try:
-        found = point.load()
+        value = point.load()
     except Exception as error:
         raise BadInput(f"{where}: {_raised(error)}") from None
-    return _checked(found, where)
+    return _checked(value, where)
 
 
 @functools.cache
@@ -66,11 +66,11 @@ def _from_file(path: str, name: str, _modified: int) -> PolicySpec:
     module = _module(path, _modified)
     where = f"{path}:{name}"
     by_name = {each.name: each for each in vars(module).values() if isinstance(each, PolicySpec)}
-    found = by_name.get(name, vars(module).get(name))
-    if found is None:
+    value = by_name.get(name, vars(module).get(name))
+    if value is None:
         known = ", ".join(by_name) or "none"
         raise BadInput(f"{path}: no policy called {name!r}; it has: {known}")
-    return _checked(found, where)
+    return _checked(value, where)
 
 
 @functools.cache
@@ -89,15 +89,15 @@ def _module(path: str, _modified: int) -> ModuleType:
     return module
 
 
-def _checked(found: object, where: str) -> PolicySpec:
-    if not isinstance(found, PolicySpec):
+def _checked(value: object, where: str) -> PolicySpec:
+    if not isinstance(value, PolicySpec):
         raise BadInput(f"{where}: not a policy; put @edgewise.policy() above the function")
-    found = msgspec.structs.replace(found, source=where)
+    spec = msgspec.structs.replace(value, source=where)
     try:
-        try_out(found)
+        try_out(spec)
     except PolicyFailed as error:
         raise BadInput(str(error)) from None
-    return found
+    return spec
 
 
 def try_out(spec: PolicySpec) -> None:

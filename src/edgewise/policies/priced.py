@@ -247,8 +247,8 @@ def server_price(server: Record, params: Record, fleet: float) -> float:
         + params.backlog_gain * math.tanh(server.backlog / params.backlog_scale)
         + params.fleet_gain * fleet
     )
-    worth = server.speed**params.speed_exponent / server.workers
-    return params.price * worth * contended  # type: ignore[no-any-return]
+    idle_price = params.price * (server.speed**params.speed_exponent / server.workers)
+    return idle_price * contended  # type: ignore[no-any-return]
 
 
 @jit_no_refcount(inline=True)
@@ -303,8 +303,8 @@ class RowTerms(NamedTuple):
     """Service time with its margin, s."""
     network_spread: Number
     stale: Number
-    worth: Number
-    """accuracy^w × trust."""
+    full_utility: Number
+    """Utility of an answer in time: accuracy^w × trust."""
     cost: Number
     """Price of the server's time, in utility."""
     link: Number
@@ -361,7 +361,7 @@ def row_terms(
     service_time = rows.service_time[r]
     accuracy = rows.accuracy[r]
     weight = context.accuracy_weight
-    worth = accuracy**weight if weight != 1.0 else accuracy
+    full_utility = accuracy**weight if weight != 1.0 else accuracy
     cost = on.price * service_time
     if rows.local[r] == 0.0:
         server = table.servers[int(rows.server[r])]
@@ -373,7 +373,7 @@ def row_terms(
         params.service_margin * service_time,
         on.network_spread,
         on.stale,
-        worth * on.trust,
+        full_utility * on.trust,
         cost,
         on.link_price * rows.transfer[r],
         prepare * rows.prepare[r],
@@ -397,7 +397,7 @@ def deviation(terms: RowTerms, factors: Factors, spread: Number) -> Number:
 @jit_no_refcount(inline=True)
 def combined(terms: RowTerms, factors: Factors, timely: Number) -> Number:
     """The score of a row, given its expected timeliness."""
-    utility = terms.worth * timely * (1.0 + factors.value)
+    utility = terms.full_utility * timely * (1.0 + factors.value)
     rest = terms.link * factors.link + terms.prepare * factors.prepare
     return utility - (terms.cost * factors.cost + rest)
 

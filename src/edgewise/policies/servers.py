@@ -162,8 +162,8 @@ def utility(table: CandidateTable, row: int, latency: float) -> float:
     context = table.context
     accuracy = table.rows.accuracy[row]
     weight = context.accuracy_weight
-    worth = accuracy**weight if weight != 1.0 else accuracy
-    return worth * timeliness(latency / context.deadline, context.grace)  # type: ignore[no-any-return]
+    full = accuracy**weight if weight != 1.0 else accuracy
+    return full * timeliness(latency / context.deadline, context.grace)  # type: ignore[no-any-return]
 
 
 @jit
@@ -173,17 +173,15 @@ def best_on(table: CandidateTable, server: float, margin: float, threshold: floa
     Among equals it is the one with the lower latency. −1 if no utility is above `threshold`.
     """
     choice = -1
-    worth = threshold
+    best = threshold
     for r in range(table.mask.size - 1):
         if table.mask[r] == 0 or table.rows.server[r] != server:
             continue
         latency = table.rows.latency[r]
         value = utility(table, r, margin * latency)
-        if value > worth or (
-            choice >= 0 and value == worth and latency < table.rows.latency[choice]
-        ):
+        if value > best or (choice >= 0 and value == best and latency < table.rows.latency[choice]):
             choice = r
-            worth = value
+            best = value
     return choice
 
 

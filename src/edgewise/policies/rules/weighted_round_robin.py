@@ -22,45 +22,45 @@ def update_weights(table: CandidateTable, params: Record, memory: Memory) -> Non
     now = table.context.now
     count = table.servers.shape[0]
     for s in range(count):
-        mine = memory.servers[s]
+        known = memory.servers[s]
         server = table.servers[s]
         if server.up == 0.0:
-            mine.ready = 0.0  # the blackout starts again when it is back
+            known.ready = 0.0  # the blackout starts again when it is back
         at = reported_at(table, s)
-        if at <= mine.seen + NEW_REPORT:
+        if at <= known.seen + NEW_REPORT:
             continue
-        mine.seen = at
+        known.seen = at
         rate = server.answers_1s
         used = server.utilisation
         if used > 0.0 and rate > 0.0:
             used += server.errors_1s / rate * params.penalty
         if used <= 0.0 or rate <= 0.0:
             continue
-        if mine.ready == 0.0:
-            mine.since = now
-            mine.ready = 1.0
-        mine.updated = now
-        mine.weight = rate / used
+        if known.ready == 0.0:
+            known.since = now
+            known.ready = 1.0
+        known.updated = now
+        known.weight = rate / used
 
     fleet = memory.fleet
     if fleet.looked_up > 0.0 and now - fleet.looked_up_at < max(0.1, params.update):
         return
     fleet.looked_up_at = now
     fleet.looked_up = 1.0
-    known = 0
+    weights = 0
     total = 0.0
     for s in range(count):
-        mine = memory.servers[s]
-        mine.used = 0.0
-        if mine.ready == 0.0:
+        known = memory.servers[s]
+        known.used = 0.0
+        if known.ready == 0.0:
             continue
-        if now - mine.updated >= params.expiration:
-            mine.ready = 0.0
-        elif now - mine.since >= params.blackout:
-            mine.used = mine.weight
-            known += 1
-            total += mine.weight
-    fleet.mean_weight = total / known if known >= 2 else 0.0
+        if now - known.updated >= params.expiration:
+            known.ready = 0.0
+        elif now - known.since >= params.blackout:
+            known.used = known.weight
+            weights += 1
+            total += known.weight
+    fleet.mean_weight = total / weights if weights >= 2 else 0.0
 
 
 @policy(
@@ -123,12 +123,12 @@ def weighted_round_robin(
     total = 0.0
     for r in range(table.mask.size - 1):
         if table.scores[r] == 0.0:
-            mine = memory.servers[server_of(table, r)]
+            known = memory.servers[server_of(table, r)]
             # Relative to the mean, so that a credit keeps its value when all weights change.
-            weight = mine.used / mean if mean > 0.0 and mine.used > 0.0 else 1.0
-            mine.credit += weight
+            weight = known.used / mean if mean > 0.0 and known.used > 0.0 else 1.0
+            known.credit += weight
             total += weight
-            if best < 0 or mine.credit > memory.servers[server_of(table, best)].credit:
+            if best < 0 or known.credit > memory.servers[server_of(table, best)].credit:
                 best = r
     if best >= 0:
         memory.servers[server_of(table, best)].credit -= total
