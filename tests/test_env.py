@@ -29,7 +29,7 @@ from edgewise.sim.build import SimOptions, simulation
 from edgewise.sim.env import render
 from edgewise.sim.env.batched import CREDIT, RESET, BatchedSims
 from edgewise.sim.env.environment import BalanceEnv
-from edgewise.sim.env.observation import CONTEXT, ROW, SERVER, TOP, WIDTH, write_flat, write_parts
+from edgewise.sim.env.observation import CONTEXT, ROW, SERVER, TOP, WIDTH, write_parts, write_table
 from edgewise.sim.env.vector import KEYS, BalanceVectorEnv
 from edgewise.sim.layout import PENDING, SERVED, STATUSES
 from edgewise.sim.source import WorldSource
@@ -184,7 +184,7 @@ def write(table: CandidateTable, mask: Any, rows: Any, of: Any, servers: Any, co
 
 @jit
 def write_wide(rows: Any, of: Any, servers: Any, context: Any, out: Any) -> None:
-    write_flat(rows, of, servers, context, out)
+    write_table(rows, of, servers, context, out)
 
 
 @pytest.mark.parametrize("fleet", [(1, 1), (2, 2), (1, 9), (3, 3), (5, 4)])

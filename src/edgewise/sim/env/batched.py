@@ -36,7 +36,7 @@ import numpy as np
 from edgewise.compile import address_words, jit_no_refcount, tuple_reader, type_of
 from edgewise.fleet.arrays import Array, records
 from edgewise.sim import engine
-from edgewise.sim.env.observation import CONTEXT, ROW, SERVER, WIDTH, write_flat, write_parts
+from edgewise.sim.env.observation import CONTEXT, ROW, SERVER, WIDTH, write_parts, write_table
 from edgewise.sim.layout import DONE, FREE, READY, SERVED, Sim
 from edgewise.sim.play import TooManyOpenRequests
 from edgewise.sim.slots import drop_reference
@@ -197,7 +197,7 @@ def observe(sim: Sim, buffers: Buffers, i: int) -> None:
     rows, server, servers, context = buffers.parts
     write_parts(sim.table, buffers.mask[i], rows[i], server[i], servers[i], context[i])
     if buffers.table.shape[1] > 0:
-        write_flat(rows[i], server[i], servers[i], context[i], buffers.table[i])
+        write_table(rows[i], server[i], servers[i], context[i], buffers.table[i])
 
 
 @jit_no_refcount

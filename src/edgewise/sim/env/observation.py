@@ -1,17 +1,18 @@
-"""What a learner sees: the candidate table as float32, in two shapes. Compiled.
+"""Observations: the candidate table as float32, in three layouts. Compiled.
 
-- *flat* (R, WIDTH): one wide row per candidate, as `fleet.table.flatten` gathers them: the
-  candidate's own columns, its server's, and the context that all share.
-- *parts*: the same figures without repetition: rows (R, len(ROW)), the server of each row (R,),
-  servers (S, len(SERVER)) and context (len(CONTEXT),). A quarter of the bytes or less, and what a
-  permutation-equivariant network wants.
+- *table* (R, WIDTH): one row per candidate, holding the candidate's own columns, its server's, and
+  the context that all rows share.
+- *flat* (R × WIDTH,): the same memory in one dimension.
+- *parts*: the same numbers without repetition: rows (R, len(ROW)), the server of each row (R,),
+  servers (S, len(SERVER)) and context (len(CONTEXT),). This takes a quarter of the bytes or less,
+  and suits networks that treat rows alike.
 
-Left out of `fleet.table`'s columns: the indices (``server``, ``service``, ``ingress``), which mean
-nothing to a network that is to work on any fleet, and ``now``, which is for timers. Bytes are in MB
-and rates in MB/s, so that all figures are of the order of 1; everything is clipped to [0, TOP].
+Some columns of `fleet.table` are left out: the indices (``server``, ``service``, ``ingress``),
+because a network should work on any fleet, and ``now``, which is for timers. Bytes are in MB and
+rates in MB/s, so that all numbers are of the order of 1. Everything is clipped to [0, TOP].
 
-The last row is *shed*. Worlds with fewer rows than there is room for leave those before it masked
-and zero; masked rows are zero in *flat*.
+The last row is *shed*. Worlds smaller than the largest leave the rows before it masked and zero.
+Masked rows are zero in *table*.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from edgewise.fleet.arrays import Array
 from edgewise.fleet.table import CandidateTable
 
 TOP = 1e4
-"""s, MB or requests: nothing that matters is larger."""
+"""The largest number shown, in s, MB or requests. Nothing that matters is larger."""
 
 _HIDDEN = {"server", "service", "ingress", "now"}
 _BYTES = {"size", "rate", "payload"}
@@ -38,7 +39,7 @@ WIDTH = len(ROW) + len(SERVER) + len(CONTEXT)
 
 
 def _places(shown: tuple[str, ...], names: Iterable[str]) -> Array:
-    """Where the columns shown stand among those of the table."""
+    """The positions, among the table's columns `names`, of those that are shown."""
     places = {name: c for c, name in enumerate(names)}
     return np.array([places[name] for name in shown])
 
@@ -55,7 +56,7 @@ _NONE, _TOP = np.float32(0.0), np.float32(TOP)
 
 @jit_no_refcount(inline=True, internal=True)
 def scaled(value: float, factor: np.float32) -> np.float32:
-    """A figure as it is observed: float32, scaled and clipped to [0, TOP]."""
+    """A number as it is shown: float32, scaled and clipped to [0, TOP]; NaN becomes 0."""
     number = np.float32(value) * factor
     number = number if number > _NONE else _NONE  # NaN too
     return number if number < _TOP else _TOP
@@ -63,10 +64,18 @@ def scaled(value: float, factor: np.float32) -> np.float32:
 
 @jit_no_refcount(inline=True, internal=True)
 def write_parts(
-    table: CandidateTable, mask: Array, rows: Array, of: Array, servers: Array, context: Array
+    table: CandidateTable,
+    mask: Array,
+    rows: Array,
+    server_of: Array,
+    servers: Array,
+    context: Array,
 ) -> None:
-    """The mask and *parts*, with `rows` a column at a time (columns, rows) as the table has them;
-    `of` are the rows' servers. Masked rows are zero, and of server −1."""
+    """Write the mask and *parts*.
+
+    `rows` is (columns, R), as the candidate table stores them. `server_of` (R,) gets the rows'
+    servers. Masked rows are zero, with server −1.
+    """
     arrays = table.arrays
     for c in range(len(CONTEXT)):
         context[c] = scaled(arrays.context[_CONTEXT_PLACES[c]], _CONTEXT_FACTORS[c])
@@ -76,7 +85,7 @@ def write_parts(
     count = table.mask.size - 1
     for r in range(count):
         mask[r] = table.mask[r]
-        of[r] = np.int32(table.rows.server[r]) if table.mask[r] != 0 else -1
+        server_of[r] = np.int32(table.rows.server[r]) if table.mask[r] != 0 else -1
     for c in range(len(ROW)):
         column, factor = _ROW_PLACES[c], _ROW_FACTORS[c]
         for r in range(count):
@@ -86,13 +95,16 @@ def write_parts(
 
 
 @jit_no_refcount(inline=True, internal=True)
-def write_flat(rows: Array, of: Array, servers: Array, context: Array, out: Array) -> None:
-    """*flat* from `write_parts`. `out` held an observation of the same world before, or zeros."""
+def write_table(rows: Array, server_of: Array, servers: Array, context: Array, out: Array) -> None:
+    """Write *table* into `out`, from what `write_parts` has written.
+
+    `out` holds zeros or an earlier observation of the same world, so rows masked before are zero.
+    """
     a = len(ROW)
     b = a + len(SERVER)
-    for r in range(of.size):
+    for r in range(server_of.size):
         line = out[r]
-        s = of[r]
+        s = server_of[r]
         if s >= 0:
             for c in range(a):
                 line[c] = rows[c, r]
@@ -100,7 +112,7 @@ def write_flat(rows: Array, of: Array, servers: Array, context: Array, out: Arra
                 line[a + c] = servers[s, c]
             for c in range(len(CONTEXT)):
                 line[b + c] = context[c]
-        elif line[a] != _NONE:  # `up`: it was shown before
+        elif line[a] != _NONE:  # `up` of its server: the row was shown before
             line[:] = _NONE
-    for c in range(len(CONTEXT)):  # of shed
-        out[of.size - 1, b + c] = context[c]
+    for c in range(len(CONTEXT)):  # in the shed row
+        out[server_of.size - 1, b + c] = context[c]
