@@ -108,8 +108,8 @@ def test_nothing_is_lost_on_the_way(busy: Sim) -> None:
     assert world.clock["ended"][0].tolist() == [0, len(world.requests), 0, 0, 0, 0]
     assert (world.results["status"] == 1).all()
     assert world.links["bytes"][0] == pytest.approx(world.requests["payload"].sum(), rel=1e-9)
-    # Slots are free but for what the last answers' news still refers to.
-    in_order = world.soon_codes[1 : 1 + world.clock["soon"][0]].tolist()
+    # Every slot is free but for those that the outcomes of the last answers still refer to.
+    in_order = world.near_codes[1 : 1 + world.clock["near"][0]].tolist()
     in_heap = world.events["code"][: world.clock["events"][0]].tolist()
-    news = [kind_of.py_func(code) == layout.E_OUTCOME for code in in_order + in_heap]
-    assert world.slots["references"].sum() == sum(news) < 3
+    outcomes = [kind_of.py_func(code) == layout.E_OUTCOME for code in in_order + in_heap]
+    assert world.slots["references"].sum() == sum(outcomes) < 3
