@@ -144,7 +144,7 @@ def reference() -> str:
     parts = [BEGIN, ""]
     for place, cls in SECTIONS:
         about = LinkBase if cls is LinkSettings else cls
-        doc = " ".join((about.__doc__ or "").split())
+        doc = " ".join((about.__doc__ or "").partition(">>>")[0].split())
         parts += [f"### {place}", "", _code(doc), ""]
         table = list(rows(cls))
         if table:
