@@ -7,11 +7,11 @@ Gymnasium's conventions for vector environments:
   dict of arrays (N, K), where K is the largest number of scores that became known in one
   environment; the rest is padded with zeros, and status 0 marks padding.
 - ``metadata["autoreset_mode"]`` is that of the object: *same step* by default, *next step* or
-  *disabled* on request. (Gymnasium's
-  `NormalizeObservation` takes *next step* only.) In the mode *same step* an environment whose
-  episode ended returns the first observation and ``info`` of its next episode, with the reward and
-  the truncation of the old one. The old one's last observation is in ``info["final_obs"]`` (an
-  object array, None where the episode goes on) and its last ``info``, credited scores included, in
+  *disabled* on request. (Gymnasium's `NormalizeObservation` takes *next step* only,
+  `FlattenObservation` the last two.) In the mode *same step* an environment whose episode ended
+  returns the first observation and ``info`` of its next episode, with the reward and the truncation
+  of the old one. The old one's last observation is in ``info["final_obs"]`` (an object array, None
+  where the episode goes on) and its last ``info``, credited scores included, in
   ``info["final_info"]``.
 - With ``copy=False`` everything returned is a view of a buffer that the next step overwrites, which
   saves copying some kB per decision.
