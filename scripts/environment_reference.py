@@ -15,15 +15,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from edgewise.benchmark import document
 from edgewise.fleet import table
 from edgewise.sim.env import observation
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "environment.md"
-BEGIN, END = "<!-- observation: begin -->", "<!-- observation: end -->"
+MARK = "observation"
+"""The name in the two marks around what is written."""
 
 SECTIONS = (
-    ("Of the row", "rows", observation.ROW, table.ROW),
-    ("Of the row's server", "servers", observation.SERVER, table.SERVER),
+    ("The row", "rows", observation.ROW, table.ROW),
+    ("The row's server", "servers", observation.SERVER, table.SERVER),
     ("Shared by all rows", "context", observation.CONTEXT, table.CONTEXT),
 )
 MEGA = {"bytes": "MB", "bytes/s": "MB/s"}
@@ -59,8 +61,12 @@ def columns() -> Iterator[tuple[str, str, list[Column]]]:
         yield heading, key, [column(name, described[name]) for name in shown]
 
 
-def reference() -> Iterator[str]:
-    """The lines between the marks."""
+def reference() -> str:
+    """The tables as Markdown."""
+    return "\n".join(_lines())
+
+
+def _lines() -> Iterator[str]:
     number = 0
     for heading, key, listed in columns():
         yield f"### {heading}: `{key}`"
@@ -73,19 +79,10 @@ def reference() -> Iterator[str]:
         yield ""
 
 
-def updated(text: str) -> str:
-    """`text` with the tables replaced by current ones."""
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return before + "\n".join((BEGIN, "", *reference(), END)) + after
-
-
 def main() -> int:
-    text = DOCUMENT.read_text(encoding="utf-8")
-    new = updated(text)
     if "--check" in sys.argv[1:]:
-        return int(new != text)
-    DOCUMENT.write_text(new, encoding="utf-8")
+        return int(not document.is_current(DOCUMENT, MARK, reference()))
+    document.rewrite(DOCUMENT, MARK, reference())
     return 0
 
 

@@ -11,14 +11,20 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from edgewise.benchmark import document
 from edgewise.policies import POLICIES
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "policies.md"
-BEGIN, END = "<!-- parameters: begin -->", "<!-- parameters: end -->"
+MARK = "parameters"
+"""The name in the two marks around what is written."""
 
 
-def reference() -> Iterator[str]:
-    """The lines between the marks."""
+def reference() -> str:
+    """The tables as Markdown."""
+    return "\n".join(_lines())
+
+
+def _lines() -> Iterator[str]:
     for name, spec in POLICIES.items():
         if not spec.parameters:
             continue
@@ -38,19 +44,10 @@ def reference() -> Iterator[str]:
         yield ""
 
 
-def rewritten(text: str) -> str:
-    """`text` with new tables between the marks."""
-    head, _, rest = text.partition(BEGIN)
-    _, _, tail = rest.partition(END)
-    return "\n".join((head + BEGIN, "", *reference(), END)) + tail
-
-
 def main() -> int:
-    old = DOCUMENT.read_text()
-    new = rewritten(old)
     if "--check" in sys.argv[1:]:
-        return int(old != new)
-    DOCUMENT.write_text(new)
+        return int(not document.is_current(DOCUMENT, MARK, reference()))
+    document.rewrite(DOCUMENT, MARK, reference())
     return 0
 
 

@@ -19,13 +19,15 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from edgewise.benchmark import document
 from edgewise.network import settings, trace
 from edgewise.network.impairments import IMPAIRMENTS
 from edgewise.network.settings import LinkBase, LinkSettings
 from edgewise.scenario import network_schema, schema, workload_schema
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "scenario.md"
-BEGIN, END = "<!-- reference: begin -->", "<!-- reference: end -->"
+MARK = "reference"
+"""The name in the two marks around what is written."""
 
 # In the order of the file; the heading is the place where the mapping stands.
 SECTIONS: tuple[tuple[str, type[Any]], ...] = (
@@ -141,7 +143,7 @@ def _default(field: msgspec.structs.FieldInfo) -> str:
 
 def reference() -> str:
     """The tables as Markdown."""
-    parts = [BEGIN, ""]
+    parts: list[str] = []
     for place, cls in SECTIONS:
         about = LinkBase if cls is LinkSettings else cls
         doc = " ".join((about.__doc__ or "").partition(">>>")[0].split())
@@ -157,22 +159,13 @@ def reference() -> str:
                 ),
                 "",
             ]
-    return "\n".join([*parts, END])
-
-
-def updated(text: str) -> str:
-    """`text` with its tables replaced by current ones."""
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return before + reference() + after
+    return "\n".join(parts)
 
 
 def main() -> int:
-    text = DOCUMENT.read_text(encoding="utf-8")
-    new = updated(text)
     if "--check" in sys.argv[1:]:
-        return int(new != text)
-    DOCUMENT.write_text(new, encoding="utf-8")
+        return int(not document.is_current(DOCUMENT, MARK, reference()))
+    document.rewrite(DOCUMENT, MARK, reference())
     return 0
 
 

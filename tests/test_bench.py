@@ -237,6 +237,8 @@ def test_sections_are_rewritten_in_place(tmp_path: Path) -> None:
         "# Title\n\nwords\n\n<!-- a: begin -->\n\nnewer\n\n<!-- a: end -->\n\nmore words\n\n"
         "<!-- b: begin -->\n\nother\n\n<!-- b: end -->\n"
     )
+    assert document.is_current(file, "a", "newer")
+    assert not document.is_current(file, "a", "old")
     file.write_text("<!-- a: begin -->\nno end\n")
     with pytest.raises(BadInput, match="expected one"):
         document.rewrite(file, "a", "x")

@@ -13,6 +13,7 @@ import gymnasium
 import numpy as np
 import pytest
 
+from edgewise.benchmark import document
 from edgewise.sim.env.environment import BalanceEnv, Credit
 from edgewise.sim.env.observation import CONTEXT, ROW, SERVER, WIDTH
 from edgewise.sim.env.vector import KEYS, BalanceVectorEnv
@@ -34,8 +35,9 @@ def script() -> ModuleType:
 
 
 def test_the_tables_are_current(script: ModuleType) -> None:
-    text = PAGE.read_text(encoding="utf-8")
-    assert script.updated(text) == text, "run scripts/environment_reference.py"
+    assert document.is_current(PAGE, script.MARK, script.reference()), (
+        "run scripts/environment_reference.py"
+    )
 
 
 def test_check_finds_a_page_that_is_not_current(

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from edgewise.benchmark import document
 from edgewise.cli import scenarios as command
 from edgewise.errors import ScenarioError
 from edgewise.scenario import (
@@ -726,8 +727,9 @@ def script() -> ModuleType:
 
 
 def test_the_reference_is_current(script: ModuleType) -> None:
-    text = (ROOT / "docs" / "scenario.md").read_text(encoding="utf-8")
-    assert script.updated(text) == text, "run scripts/scenario_reference.py"
+    assert document.is_current(script.DOCUMENT, script.MARK, script.reference()), (
+        "run scripts/scenario_reference.py"
+    )
 
 
 def test_every_default_has_its_reason(script: ModuleType) -> None:

@@ -17,15 +17,23 @@ def rewrite(path: Path, section: str, text: str) -> None:
 
     Raises BadInput if only one of the two markers is there, or one of them twice.
     """
+    write_atomically(path, _replaced(path, section, text).encode())
+
+
+def is_current(path: Path, section: str, text: str) -> bool:
+    """Whether `rewrite` would leave the file as it is. Raises BadInput as `rewrite` does."""
+    return path.exists() and _replaced(path, section, text) == path.read_text(encoding="utf-8")
+
+
+def _replaced(path: Path, section: str, text: str) -> str:
+    """The content of the file after `rewrite`."""
     begin, end = f"<!-- {section}: begin -->", f"<!-- {section}: end -->"
     block = f"{begin}\n\n{text.strip()}\n\n{end}"
     old = path.read_text(encoding="utf-8") if path.exists() else ""
     count = (old.count(begin), old.count(end))
     if count == (0, 0):
-        new = f"{old.rstrip()}\n\n{block}\n" if old.strip() else f"{block}\n"
-    elif count == (1, 1) and old.index(begin) < old.index(end):
+        return f"{old.rstrip()}\n\n{block}\n" if old.strip() else f"{block}\n"
+    if count == (1, 1) and old.index(begin) < old.index(end):
         head, _, rest = old.partition(begin)
-        new = head + block + rest.partition(end)[2]
-    else:
-        raise BadInput(f"{path}: expected one {begin} and one {end} after it, got {count}")
-    write_atomically(path, new.encode())
+        return head + block + rest.partition(end)[2]
+    raise BadInput(f"{path}: expected one {begin} and one {end} after it, got {count}")
