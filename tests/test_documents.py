@@ -48,7 +48,16 @@ class Outer(Struct, forbid_unknown_fields=True):
         ("~", None),
         ("'20e6'", "20e6"),
         ("{a: 1, a b: [2]}", {"a": 1, "a b": [2]}),
+        (".NaN", pytest.approx(float("nan"), nan_ok=True)),
+        ("+.INF", float("inf")),
         ("b: {<<: {x: 1, y: 2}, x: 3}", {"b": {"x": 3, "y": 2}}),
+        ("b: {<<: [{x: 1}, {x: 2, yy: 3}], z: 4}", {"b": {"x": 1, "yy": 3, "z": 4}}),
+        ("b: {<<: [{xx: 1}, {xx: 2}]}", {"b": {"xx": 1}}),
+        # A mapping that overrides what it merges, merged again: `x` and `xx` must not differ.
+        (
+            "a: {<<: &b {<<: {x: 1, xx: 1}, x: 2, xx: 2}}\nb: *b\nc: {<<: *b}",
+            {key: {"x": 2, "xx": 2} for key in "abc"},
+        ),
     ],
 )
 def test_scalars_are_those_of_yaml_1_2(text: str, value: Any) -> None:
@@ -71,6 +80,12 @@ def test_scalars_are_those_of_yaml_1_2(text: str, value: Any) -> None:
 )
 def test_what_is_dumped_is_read_again(value: Any) -> None:
     assert parse_yaml(dump_yaml(value), "f") == value
+
+
+def test_merges_of_merges_take_no_time() -> None:
+    levels = (f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 9)}]}}\n" for i in range(1, 30))
+    text = "a0: &a0 {x: 1, xx: 2}\n" + "".join(levels)
+    assert parse_yaml(text, "f")["a29"] == {"x": 1, "xx": 2}
 
 
 def test_a_process_configuration_reads_like_a_scenario(tmp_path: Path) -> None:
@@ -99,6 +114,12 @@ def test_a_process_configuration_reads_like_a_scenario(tmp_path: Path) -> None:
         ("{}", "f.yaml: expected a field 'inner', which is missing"),
         ("3", "f.yaml: expected a mapping, got 3"),
         ("inner: {", "f.yaml: not YAML: line "),
+        ("inner: {<<: {rate: 1, rate: 2}}", "line 1, column 23: the key 'rate' occurs twice"),
+        ("inner: {<<: 5}", "line 1, column 13: expected a mapping to merge, got a scalar"),
+        ("inner: &a {<<: *a}", "f.yaml: not YAML: "),
+        ("inner: !!bool maybe", "line 1, column 8: expected true or false, got 'maybe'"),
+        ("inner: !!timestamp x", "could not determine a constructor for the tag"),
+        ("[" * 100_000, "f.yaml: not YAML: "),
     ],
 )
 def test_errors_name_file_field_value_and_what_was_expected(

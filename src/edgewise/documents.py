@@ -89,6 +89,30 @@ def _without_tuples(value: Any) -> Any:
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
     """Reads YAML 1.2's core schema and refuses duplicate keys."""
 
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Replace each ``<<`` by the pairs that it brings; keys of the mapping itself override
+        them, and of several merged mappings the first has precedence.
+
+        PyYAML's own tells keys apart by the identity of their text, so that of some equal keys the
+        wrong one wins. Raises ConstructorError for a key that occurs twice or is no text or number.
+        """
+        own: dict[Any, tuple[yaml.Node, yaml.Node]] = {}
+        merged: dict[Any, tuple[yaml.Node, yaml.Node]] = {}
+        for key_node, value_node in node.value:
+            if key_node.tag == _MERGE:
+                for source in _merge_sources(value_node):
+                    self.flatten_mapping(source)
+                    for pair in source.value:
+                        merged.setdefault(self.construct_object(pair[0], deep=True), pair)
+                continue
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str | int):
+                raise _wrong(key_node, f"a key must be text, got {key!r:.60}")
+            if key in own:
+                raise _wrong(key_node, f"the key {key!r} occurs twice")
+            own[key] = key_node, value_node
+        node.value = [*(merged | own).values()]
+
 
 class _Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]
     """Quotes text that `_Loader` would read as something else, and no other."""
@@ -97,28 +121,29 @@ class _Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[mi
         return True  # equal parts are written out, not as &anchors
 
 
-def _mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
-    seen: set[Any] = set()
-    for key_node, _ in node.value:
-        if key_node.tag == "tag:yaml.org,2002:merge":
-            continue  # the keys that << brings may be overridden
-        key = loader.construct_object(key_node, deep=True)
-        problem = None
-        if not isinstance(key, str | int):
-            problem = f"a key must be text, got {key!r:.60}"
-        elif key in seen:
-            problem = f"the key {key!r} occurs twice"
-        if problem:
-            raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
-        seen.add(key)
+def _merge_sources(node: yaml.Node) -> list[yaml.MappingNode]:
+    """The mappings that the value of a ``<<`` names."""
+    nodes = node.value if isinstance(node, yaml.SequenceNode) else [node]
+    for each in nodes:
+        if not isinstance(each, yaml.MappingNode):
+            raise _wrong(each, f"expected a mapping to merge, got a {each.id}")
+    return list(nodes)
+
+
+def _wrong(node: yaml.Node, problem: str) -> yaml.YAMLError:
+    return yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+
+
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     loader.flatten_mapping(node)
-    pairs = [
-        (loader.construct_object(key, deep=True), loader.construct_object(value, deep=True))
+    return {
+        loader.construct_object(key, deep=True): loader.construct_object(value, deep=True)
         for key, value in node.value
-    ]
-    return dict(pairs)
+    }
 
 
+_TAG = "tag:yaml.org,2002:"
+_MERGE = _TAG + "merge"
 _CORE = (
     ("null", r"~|null|Null|NULL|", "~nN\0"),
     ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
@@ -132,12 +157,19 @@ _CORE = (
 )
 
 
-def _int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
+def _bool(loader: _Loader, node: yaml.ScalarNode) -> bool:
+    text = loader.construct_scalar(node)
+    if text.lower() not in ("true", "false"):  # tagged !!bool
+        raise _wrong(node, f"expected true or false, got {text!r:.60}")
+    return bool(text.lower() == "true")
+
+
+def _int(loader: _Loader, node: yaml.ScalarNode) -> int:
     return int(loader.construct_scalar(node))  # 010 is ten, as in 1.2
 
 
-def _float(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> float:
-    return float(loader.construct_scalar(node).replace(".inf", "inf").replace(".nan", "nan"))
+def _float(loader: _Loader, node: yaml.ScalarNode) -> float:
+    return float(re.sub(r"\.(inf|nan)", r"\1", loader.construct_scalar(node).lower()))
 
 
 def _set_up() -> None:
@@ -145,13 +177,23 @@ def _set_up() -> None:
         cls.yaml_implicit_resolvers = {}
         for tag, pattern, first in _CORE:
             cls.add_implicit_resolver(
-                f"tag:yaml.org,2002:{tag}",
+                _TAG + tag,
                 re.compile(f"^(?:{pattern})$"),
                 ["" if letter == "\0" else letter for letter in first],
             )
-    _Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
-    _Loader.add_constructor("tag:yaml.org,2002:int", _int)
-    _Loader.add_constructor("tag:yaml.org,2002:float", _float)
+    # Without timestamps, sets and other types that the core schema does not have.
+    _Loader.yaml_constructors = {
+        tag: constructor
+        for tag, constructor in _Loader.yaml_constructors.items()
+        if tag in (None, *(_TAG + name for name in ("null", "str", "seq")))
+    }
+    for name, constructor in (
+        ("map", _mapping),
+        ("bool", _bool),
+        ("int", _int),
+        ("float", _float),
+    ):
+        _Loader.add_constructor(_TAG + name, constructor)
 
 
 _set_up()
