@@ -470,6 +470,8 @@ async def test_the_control_api_names_the_wrong_field(tmp_path: Path) -> None:
     (tmp_path / "ok").write_text("1\n")
     (tmp_path / "bad").write_text("1\nx\n")
     (tmp_path / "link").symlink_to("/etc/passwd")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "huge").write_text("9" * 5000)
     os.mkfifo(tmp_path / "pipe")  # reading it would never end
     config = one_route(Address("h", 1), {"a": LinkSettings(rate_mbps=8)}, folder=str(tmp_path))
     async with Relay(config) as relay, RelayControl(control_url(relay)) as control:
@@ -485,6 +487,10 @@ async def test_the_control_api_names_the_wrong_field(tmp_path: Path) -> None:
             ({"trace": {"kind": "file", "path": "../x"}}, "trace.path: expected a file below"),
             ({"trace": {"kind": "file", "path": "link"}}, "trace.path: expected a file below"),
             ({"trace": {"kind": "file", "path": "pipe"}}, "trace.path: expected a file below"),
+            ({"trace": {"kind": "file", "path": "loop"}}, "trace.path: expected a file below"),
+            ({"trace": {"kind": "file", "path": "a\0b"}}, "trace.path: expected a file below"),
+            ({"trace": {"kind": "file", "path": "x" * 5000}}, "trace.path: expected a file below"),
+            ({"trace": {"kind": "file", "path": "huge"}}, "huge: line 1: expected whole"),
             ({"trace": {"kind": "wifi", "mean_mbps": 1, "duration": 1e9}}, "duration: expected"),
             ({"delay": 1e9}, "delay: expected"),
             ({"delay": 1.0, "trace": {}}, "trace: expected a field 'kind'"),

@@ -66,12 +66,16 @@ def test_one_line_of_rates_is_a_constant(tmp_path: Path) -> None:
         ("# nothing\n", "line 1", "empty file"),
         ("5\nx\n", "line 2", "whole milliseconds, got 'x'"),
         ("5\n-6\n", "line 2", "whole milliseconds"),
+        ("9" * 16, "line 1", "whole milliseconds, got '9999"),
+        ("9" * 5000, "line 1", "whole milliseconds, got '9999"),
         ("5\n6 7\n", "line 2", "whole milliseconds, got '6 7'"),
         ("5\n\n3\n", "line 3", "not below the line before, 5, got 3"),
         ("0\n0\n", "line 2", "the period"),
         ("0\t1\n1\t-2\n", "line 2", "seconds<TAB>Mbit/s"),
         ("0\t1\n1\n", "line 2", "seconds<TAB>Mbit/s"),
         ("0\t1\n1\tnan\n", "line 2", "seconds<TAB>Mbit/s"),
+        ("0\t1\n1\t1e308\n", "line 2", "a rate from 0 to 1e6"),
+        ("0\t1\n1e300\t1\n", "line 2", "seconds<TAB>Mbit/s"),
         ("0\t1\n2\t1\n2\t1\n", "line 3", "above those of the line before, 2, got 2"),
         ("0\t0\n1\t0\n", "", "at least one rate above 0"),
     ],
@@ -93,6 +97,8 @@ def test_missing_and_binary_files(tmp_path: Path) -> None:
     (tmp_path / "b").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ScenarioError, match="readable trace file"):
         read_trace(tmp_path / "b")
+    with pytest.raises(ScenarioError, match="readable trace file"):
+        read_trace(tmp_path / "a\0b")
 
 
 @pytest.mark.parametrize("kind", ["cellular", "wifi", "backhaul"])

@@ -107,8 +107,12 @@ class LinkController:
         """The bandwidth that a live change brings; its trace file must be below our folder."""
         if isinstance(change.trace, FileTrace):
             root = self._folder.resolve()
-            file = (root / change.trace.path).resolve()
-            if not (file.is_relative_to(root) and file.is_file()):
+            try:
+                file = (root / change.trace.path).resolve()
+                below = file.is_relative_to(root) and file.is_file()
+            except (OSError, RuntimeError, ValueError):  # too long, a loop of links, a null byte
+                below = False
+            if not below:
                 raise BadInput(f"trace.path: expected a file below {root}")
         return new_capacity(change, self._folder)
 
