@@ -338,6 +338,28 @@ async def test_a_retry_joins_the_first(fleet: Fleet) -> None:
     assert len(outcomes(fleet)) == 1
 
 
+async def test_a_request_under_way_is_remembered_however_many_others_end(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgewise.live.node.single_flight.REMEMBERED", 1)
+    a, _ = await fleet.pair()
+    fleet.executors["a"].go.clear()
+    fleet.balancer.decide = lambda r: (
+        fleet.balancer.command(r, "a", "quick") if r.id == "r1" else fleet.balancer.command(r)
+    )
+    first = asyncio.create_task(fleet.post(a, meta=request_for(a)))
+    await asyncio.wait_for(fleet.executors["a"].running.wait(), PATIENCE)
+    for name in ("r2", "r3", "r4"):
+        assert (await fleet.post(a, meta=request_for(a, name)))[0] == 429
+    again = asyncio.create_task(fleet.post(a, meta=request_for(a)))
+    assert (await fleet.post(a, meta=request_for(a, "r5")))[0] == 429
+    fleet.executors["a"].go.set()
+    assert await first == await again
+    assert len(fleet.executors["a"].items) == 1
+    await fleet.balancer.until(lambda: len(outcomes(fleet)) >= 5)
+    assert sorted(each.request for each in outcomes(fleet)) == ["r1", "r2", "r3", "r4", "r5"]
+
+
 async def test_a_full_queue_sheds(fleet: Fleet) -> None:
     small = scenario()
     servers = dict(small.servers)

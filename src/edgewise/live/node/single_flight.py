@@ -16,17 +16,21 @@ class SingleFlight:
     """Runs work once per key; later callers with the same key get the first one's answer."""
 
     def __init__(self) -> None:
-        self.inflight = 0
+        self._under_way: dict[str, asyncio.Future[InferAnswer]] = {}
+        self._ended: dict[str, asyncio.Future[InferAnswer]] = {}
+        self._changed = asyncio.Event()
+
+    @property
+    def inflight(self) -> int:
         """Pieces of work under way."""
-        self._answers: dict[str, asyncio.Future[InferAnswer]] = {}
-        self._ended = asyncio.Event()
+        return len(self._under_way)
 
     async def run(self, key: str, work: Callable[[], Awaitable[InferAnswer]]) -> InferAnswer:
         """Return `work()`, or the answer of the call that first used `key`.
 
         Raises RequestRefused if that call was cancelled: work is never started a second time.
         """
-        known = self._answers.get(key)
+        known = self._under_way.get(key) or self._ended.get(key)
         if known is not None:
             try:
                 return await asyncio.shield(known)
@@ -37,10 +41,7 @@ class SingleFlight:
                     409, "this id was given up before: it does not run twice"
                 ) from None
         future: asyncio.Future[InferAnswer] = asyncio.get_running_loop().create_future()
-        self._answers[key] = future
-        while len(self._answers) > REMEMBERED + self.inflight:
-            del self._answers[next(iter(self._answers))]
-        self.inflight += 1
+        self._under_way[key] = future
         try:
             answer = await work()
         except Exception as error:
@@ -51,13 +52,15 @@ class SingleFlight:
             future.cancel()
             raise
         finally:
-            self.inflight -= 1
-            self._ended.set()
+            self._ended[key] = self._under_way.pop(key)
+            if len(self._ended) > REMEMBERED:
+                del self._ended[next(iter(self._ended))]
+            self._changed.set()
         future.set_result(answer)
         return answer
 
     async def idle(self) -> None:
         """Wait until nothing is under way."""
-        while self.inflight:
-            self._ended.clear()
-            await self._ended.wait()
+        while self._under_way:
+            self._changed.clear()
+            await self._changed.wait()
