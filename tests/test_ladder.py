@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+import edgewise as ew
+from edgewise import scenario as sc
 from edgewise.fleet import table as t
 from edgewise.fleet.rng import new_rng
 from edgewise.policies import POLICIES, Parameter, Policy, PolicySpec, priced
@@ -783,6 +785,28 @@ def test_opportunity_cost_sheds_nothing_on_an_idle_fleet(k: float) -> None:
             for name in TIMES:
                 getattr(table.rows, name)[r] *= k
         assert run(table) == row_of(0, SLOW)
+
+
+def test_opportunity_cost_serves_a_burst_that_can_wait(tmp_path: Path) -> None:
+    """One server, 60 ms a request, sixteen at once that may take 10 s, and nobody else waiting."""
+    (tmp_path / "arrivals").write_text("\n".join(f"{t}" for t in [1.0] * 16 + [21.0] * 16))
+    service = sc.ServiceSpec(model="m", accuracy=0.8, latency=(0.06,))
+    scenario = sc.Scenario(
+        name="burst",
+        servers={"a": sc.ServerSpec(services=(service,))},
+        workload=sc.WorkloadSpec(
+            duration=40.0,
+            arrivals=sc.TraceArrivals(file=str(tmp_path / "arrivals")),
+            ingress={"a": 1.0},
+            demands=(sc.Demand(deadline=10.0),),
+            payload=sc.LognormalPayload(median_bytes=1e5, sigma=0.1),
+        ),
+    )
+    results = ew.simulate(scenario, ["opportunity_cost", "priced_greedy"])
+    own, heuristic = results.summary().policies
+    assert own.outcomes["served"] >= 32
+    assert own.deadline_met == 1.0
+    assert heuristic.outcomes["shed"] > 0  # its prices have a unit
 
 
 def test_opportunity_cost_takes_the_cheap_model_under_load() -> None:

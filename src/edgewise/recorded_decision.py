@@ -54,7 +54,10 @@ class RecordedDecision(Struct, frozen=True, kw_only=True):
         policy = policy or self.policy
         params = params_of(find(policy))
         if params is None:
-            raise BadInput(f"{policy} has no prices to explain; try --policy priced_greedy")
+            raise BadInput(
+                f"{policy}: only edgewise, its weights files and priced_greedy can be explained; "
+                "try --policy priced_greedy"
+            )
         return explain_tables(self.tables, params, self.memory)
 
 

@@ -95,7 +95,7 @@ def explain(
     if not guard and not finite(table):
         guard = "not_finite"
     scores = table.scores.copy()
-    priced.priced_scores(table, weights.calibrated)
+    priced.priced_scores(table, weights.calibrated, priced.tuned_units(weights.calibrated))
     plain = table.scores.copy()
     if guard:
         scores = plain

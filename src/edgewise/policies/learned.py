@@ -70,6 +70,7 @@ from edgewise.policies.priced import (
     row_terms,
     score_of,
     server_terms,
+    tuned_units,
 )
 
 P, Q, W = len(SERVER_FEATURES), len(ROW_FEATURES), len(REQUEST_FEATURES)
@@ -313,7 +314,8 @@ def score(table: CandidateTable, params: Record, memory: Memory, rows: Array) ->
     shed = table.mask.size - 1
     home = int(table.context.ingress)
     fleet = fleet_above_knee(table, own)
-    prepare = prepare_price(table, own, fleet)
+    units = tuned_units(own)
+    prepare = prepare_price(table, own, fleet, units)
     at_home = factor(dot(params.server_heads[0], memory.servers[home].features.view(np.float64)))
     last = -1
     on = ServerTerms(0.0, 0.0, 0.0, 0.0, 0.0)
@@ -330,7 +332,7 @@ def score(table: CandidateTable, params: Record, memory: Memory, rows: Array) ->
         if s != last:  # rows of a server stand together
             last = s
             local = table.rows.local[r] != 0.0
-            on = server_terms(table, s, local, own, fleet)
+            on = server_terms(table, s, local, own, fleet, units)
             heads = server_heads(params, memory.servers[s].features.view(np.float64))
             price = heads.price
             link = factor(heads.link)
@@ -379,11 +381,11 @@ def edgewise(table: CandidateTable, params: Record, memory: Memory, rng: Array) 
     if options.guarded > 0.0:
         if freshest(table) > options.oldest:
             counters.stale += 1.0
-            priced_scores(table, params.calibrated)
+            priced_scores(table, params.calibrated, tuned_units(params.calibrated))
             return 1.0
         if strange(table, params, memory, rows):
             counters.outside += 1.0
-            priced_scores(table, params.calibrated)
+            priced_scores(table, params.calibrated, tuned_units(params.calibrated))
             return 1.0
     if options.network > 0.0:
         network(table, params, memory, rows)
@@ -392,7 +394,7 @@ def edgewise(table: CandidateTable, params: Record, memory: Memory, rng: Array) 
     score(table, params, memory, rows)
     if not finite(table):
         counters.not_finite += 1.0
-        priced_scores(table, params.calibrated)
+        priced_scores(table, params.calibrated, tuned_units(params.calibrated))
         return 1.0
     if options.temperature > 0.0:
         return drawn(table, options.temperature, rng)

@@ -204,9 +204,53 @@ PARAMS = record_of([parameter.name for parameter in PRICED_GREEDY])
 """The record type of these parameters, for policies that have others as well."""
 
 SQRT_3 = math.sqrt(3.0)
+FRESH = 1.0
+"""s. Age at which a measured rate counts as half as certain."""
 STALE_MAX = 2.0
 """s. The uncertainty of a report stops growing at this age: by then the belief about the server
 rests on our own dispatches alone."""
+
+
+class Units(NamedTuple):
+    """The scales of prices and times: what one formula needs to serve fleets of every scale."""
+
+    price: float
+    """Price of a second of a worker, utility/s, where contention is 1."""
+    speed: float
+    """The speed at which it holds."""
+    whole_servers: bool
+    """Whether it is the price of a second of a whole server, with all its workers."""
+    idle: float
+    """Contention of an idle server."""
+    load_gain: float
+    """Contention added per unit of the server's utilisation."""
+    backlog: float
+    """Backlog at which a queue or a link counts as long, s."""
+    link_price: float
+    """Price of a second of an idle link, utility/s."""
+    fresh: float
+    """Age at which a measured rate counts as half as certain, s."""
+    stale_max: float
+    """Age at which the uncertainty of a report stops growing, s."""
+    threshold: float
+    """Score of shedding on a fleet below the knee, utility."""
+
+
+@jit_no_refcount(inline=True)
+def tuned_units(params: Record) -> Units:
+    """The units of `priced_greedy`: fixed, as tuned for photo classifiers."""
+    return Units(
+        price=params.price,
+        speed=1.0,
+        whole_servers=True,
+        idle=1.0,
+        load_gain=0.0,
+        backlog=params.backlog_scale,
+        link_price=params.link_price,
+        fresh=FRESH,
+        stale_max=STALE_MAX,
+        threshold=params.threshold,
+    )
 
 
 @jit_no_refcount(inline=True)
@@ -239,25 +283,31 @@ def fleet_above_knee(table: CandidateTable, params: Record) -> float:
 
 
 @jit_no_refcount(inline=True)
-def server_price(server: Record, params: Record, fleet: float) -> float:
-    """Price of a second of the whole server, utility/s; `fleet` is `fleet_above_knee`."""
-    contended = (
-        1.0
-        + params.utilisation_gain * max(0.0, load_of(server) - params.knee)
-        + params.backlog_gain * math.tanh(server.backlog / params.backlog_scale)
+def server_price(server: Record, params: Record, fleet: float, units: Units) -> float:
+    """Price of a second of a worker (or of the whole server: `Units.whole_servers`), utility/s.
+
+    `fleet` is `fleet_above_knee`.
+    """
+    load = load_of(server)
+    contention = (
+        units.idle
+        + units.load_gain * load
+        + params.utilisation_gain * max(0.0, load - params.knee)
+        + params.backlog_gain * math.tanh(server.backlog / units.backlog)
         + params.fleet_gain * fleet
     )
-    idle_price = params.price * (server.speed**params.speed_exponent / server.workers)
-    return idle_price * contended  # type: ignore[no-any-return]
+    workers = server.workers if units.whole_servers else 1.0
+    relative = (server.speed / units.speed) ** params.speed_exponent / workers
+    return units.price * relative * contention  # type: ignore[no-any-return]
 
 
 @jit_no_refcount(inline=True)
-def prepare_price(table: CandidateTable, params: Record, fleet: float) -> float:
+def prepare_price(table: CandidateTable, params: Record, fleet: float, units: Units) -> float:
     """Price of a second that the ingress spends on making a payload model-ready, utility/s."""
     if params.prepare_share <= 0.0:
         return 0.0
     ingress = table.servers[int(table.context.ingress)]
-    return params.prepare_share * server_price(ingress, params, fleet)  # type: ignore[no-any-return]
+    return params.prepare_share * server_price(ingress, params, fleet, units)  # type: ignore[no-any-return]
 
 
 @jit_no_refcount(inline=True)
@@ -332,23 +382,23 @@ HEURISTIC = Factors(1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.0)
 
 @jit_no_refcount(inline=True)
 def server_terms(
-    table: CandidateTable, s: int, local: bool, params: Record, fleet: float
+    table: CandidateTable, s: int, local: bool, params: Record, fleet: float, units: Units
 ) -> ServerTerms:
     """The terms of server `s`; `fleet` is `fleet_above_knee`."""
     server = table.servers[s]
     link_price = 0.0
     unsure = 0.5
     if not local:
-        full = math.tanh(server.link_backlog / params.backlog_scale)
-        link_price = params.link_price * (1.0 + params.link_gain * full)
-        unsure += 0.5 * server.rate_age / (1.0 + server.rate_age)
+        full = math.tanh(server.link_backlog / units.backlog)
+        link_price = units.link_price * (1.0 + params.link_gain * full)
+        unsure += 0.5 * server.rate_age / (units.fresh + server.rate_age)
     busy = min(1.0, load_of(server))
     return ServerTerms(
-        server_price(server, params, fleet),
+        server_price(server, params, fleet, units),
         link_price,
         1.0 - params.failure_weight * server.failure,
         params.network_spread * unsure,
-        params.stale_spread * busy * min(STALE_MAX, server.report_age),
+        params.stale_spread * busy * min(units.stale_max, server.report_age),
     )
 
 
@@ -413,12 +463,12 @@ def score_of(table: CandidateTable, terms: RowTerms, factors: Factors, spread: f
 
 
 @jit_no_refcount
-def priced_scores(table: CandidateTable, params: Record) -> None:
-    """Score every row and shed by the heuristic."""
+def priced_scores(table: CandidateTable, params: Record, units: Units) -> None:
+    """Score every row and shed, with nothing learned."""
     rows, scores = table.rows, table.scores
     shed = table.mask.size - 1
     fleet = fleet_above_knee(table, params)
-    prepare = prepare_price(table, params, fleet)
+    prepare = prepare_price(table, params, fleet, units)
     last = -1
     on = ServerTerms(0.0, 0.0, 0.0, 0.0, 0.0)
     for r in range(shed):
@@ -428,10 +478,10 @@ def priced_scores(table: CandidateTable, params: Record) -> None:
         s = int(rows.server[r])
         if s != last:  # rows of a server stand together
             last = s
-            on = server_terms(table, s, rows.local[r] != 0.0, params, fleet)
+            on = server_terms(table, s, rows.local[r] != 0.0, params, fleet, units)
         terms = row_terms(table, r, on, params, prepare)
         scores[r] = score_of(table, terms, HEURISTIC, params.spread)
-    scores[shed] = params.threshold + params.threshold_gain * fleet
+    scores[shed] = units.threshold + params.threshold_gain * fleet
 
 
 @policy(
@@ -440,5 +490,5 @@ def priced_scores(table: CandidateTable, params: Record) -> None:
 )
 def priced_greedy(table: CandidateTable, params: Record, memory: Memory, rng: Array) -> float:
     """Choose the row of highest priced score. Deterministic, so the propensity is 1."""
-    priced_scores(table, params)
+    priced_scores(table, params, tuned_units(params))
     return 1.0

@@ -1,61 +1,41 @@
-"""Priced greedy in the fleet's own units: a second costs what it could have brought to another.
+"""The priced formula in the fleet's own units: a second costs what it could have brought elsewhere.
 
-The formula is that of `edgewise.policies.priced`. There, prices are in utility per second, and they
-were tuned for a fleet of photo classifiers: where models take seconds, everything costs too much.
-Here nothing has a unit. The rule measures two things about the requests that arrive, whether they
-are served or shed:
+The prices of `priced_greedy` are in utility per second and were tuned for photo classifiers of some
+10 ms; where models take seconds, everything costs too much. This rule has no unit. It takes the
+formula of `edgewise.policies.priced`, and measures the units (`priced.Units`) from the requests
+that arrive, whether they are served or shed. Of each it takes
 
-- *value*: the most utility that a second of a server could bring to a request, over its admissible
-  candidates, with no queue: accuracy^w × g(latency / deadline) / service time;
-- *deadline*.
+- its *value*: the most utility that a second of a worker could bring to it, over its admissible
+  candidates and with no queue, accuracy^w × g(latency / deadline) / service time;
+- its *deadline*.
 
-It keeps the mean of both, geometric because they vary by factors, over the last so many requests.
-The price of a second of a server is then the mean value times a number that says how contended the
-server is, and all times are compared with the mean deadline:
+It keeps the mean of both over recent requests; a geometric mean, as both vary by factors. A second
+of a worker then costs the mean value, times the contention of its server, and all times are
+compared with the mean deadline:
 
-    price = value × (speed / mean speed)^e × contended
-    contended = load_gain × load + utilisation_gain × [load − knee]₊ + fleet_gain × [fleet − knee]₊
-                + backlog_gain × tanh(backlog / (backlog_scale × deadline))
+    price      = value × (speed / mean speed)^e × contention
+    contention = load_gain × load + utilisation_gain × [load − knee]₊ + fleet_gain × [fleet − knee]₊
+                 + backlog_gain × tanh(backlog / (backlog_scale × deadline))
 
-On an idle fleet every price is 0, and nothing that can be answered in time is shed.
+On an idle server a second costs nothing.
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 from edgewise.compile import jit_no_refcount
 from edgewise.fleet.arrays import Array, Record
 from edgewise.fleet.table import CandidateTable
 from edgewise.policies.base import Memory, Parameter, policy
-from edgewise.policies.priced import (
-    HEURISTIC,
-    PRICED_GREEDY,
-    ServerTerms,
-    fleet_above_knee,
-    load_of,
-    row_terms,
-    score_of,
-)
+from edgewise.policies.features import mean_speed
+from edgewise.policies.priced import PRICED_GREEDY, Units, priced_scores
 from edgewise.score import expected_utility
 
-STALE_MAX = 4.0
-"""Mean deadlines. An older report tells no less: dead reckoning alone is left by then."""
-FRESH = 2.0
+STALE_DEADLINES = 4.0
+"""Mean deadlines after which the uncertainty of a report stops growing."""
+FRESH_DEADLINES = 2.0
 """Mean deadlines after which a measured rate counts as half as certain."""
-
-
-class Units(NamedTuple):
-    """What this fleet's requests are like."""
-
-    value: float
-    """Utility that a second of a server could bring."""
-    deadline: float
-    """s"""
-    speed: float
-    """Mean speed of the workers that are up."""
-
 
 _SHARED = (
     *("knee", "captive_gain", "network_margin", "wait_margin", "service_margin", "spread"),
@@ -69,21 +49,22 @@ PARAMETERS = (
         default=0.05,
         low=0.0,
         high=1.0,
-        about="price per utilisation: what is idle costs nothing",
+        about="Price per unit of the server's utilisation, in mean values.",
     ),
     Parameter(
         name="utilisation_gain",
         default=0.25,
         low=0.0,
         high=4.0,
-        about="rise of the price per utilisation above the knee",
+        about="Rise of that price per unit of utilisation above the knee.",
     ),
     Parameter(
         name="backlog_gain",
         default=1.0,
         low=0.0,
         high=8.0,
-        about="rise of the price with a full queue: with 1 a second is worth what it could bring",
+        about="Rise of that price with a long queue. At 1 a second behind a full queue costs what "
+        "it could bring to another request.",
     ),
     Parameter(
         name="backlog_scale",
@@ -91,7 +72,7 @@ PARAMETERS = (
         low=0.1,
         high=20.0,
         unit="deadlines",
-        about="of backlog at which the queue counts as long",
+        about="Backlog at which a queue or a link counts as long.",
         log=True,
     ),
     Parameter(
@@ -99,14 +80,15 @@ PARAMETERS = (
         default=0.1,
         low=0.0,
         high=4.0,
-        about="rise of all prices per mean utilisation above the knee",
+        about="Rise of all prices per unit of the fleet's mean utilisation above the knee.",
     ),
     Parameter(
         name="speed_exponent",
         default=0.3,
         low=0.0,
         high=2.0,
-        about="of the speed, relative to the mean: 1 = a request costs as much on every server",
+        about="Exponent of the server's speed relative to the mean. At 1 a request costs the same "
+        "on every server.",
     ),
     Parameter(
         name="link_price",
@@ -114,7 +96,7 @@ PARAMETERS = (
         low=0.001,
         high=10.0,
         unit="utility/deadline",
-        about="of the time that a transfer takes: 5 ms of a deadline of 300 ms cost 0.005",
+        about="Price of an idle link: a transfer of 5 ms costs 0.005 where deadlines are 300 ms.",
         log=True,
     ),
     Parameter(
@@ -122,14 +104,14 @@ PARAMETERS = (
         default=20.0,
         low=0.0,
         high=60.0,
-        about="rise of that price with a busy link, times tanh(its backlog / scale)",
+        about="Rise of that price with a busy link, times tanh(its backlog / that scale).",
     ),
     Parameter(
         name="prepare_share",
         default=1.5,
         low=0.0,
         high=5.0,
-        about="of the ingress's price that its pre-processing seconds cost",
+        about="Share of the ingress's price at which its time for conversions is charged.",
     ),
     Parameter(
         name="memory",
@@ -137,7 +119,7 @@ PARAMETERS = (
         low=10.0,
         high=1000.0,
         unit="requests",
-        about="over which the means are taken: a few seconds of a busy fleet",
+        about="Requests over which the means are taken: a few seconds of a busy fleet.",
         log=True,
     ),
     *(parameter for parameter in PRICED_GREEDY if parameter.name in _SHARED),
@@ -145,8 +127,8 @@ PARAMETERS = (
 
 
 @jit_no_refcount
-def measure(table: CandidateTable, params: Record, memory: Record) -> Units:
-    """Take in the request of `table`, and return the units."""
+def measured_units(table: CandidateTable, params: Record, memory: Record) -> Units:
+    """Update the means in `memory` with the request of `table`; returns the units they give."""
     rows, context = table.rows, table.context
     value = 0.0
     for r in range(table.mask.size - 1):
@@ -168,80 +150,27 @@ def measure(table: CandidateTable, params: Record, memory: Record) -> Units:
         memory.valued += 1.0
         weight = max(1.0 / params.memory, 1.0 / memory.valued)
         memory.log_value += weight * (math.log(value) - memory.log_value)
-    workers = 0.0
-    speed = 0.0
-    for s in range(table.servers.shape[0]):
-        server = table.servers[s]
-        if server.up > 0.0:
-            workers += server.workers
-            speed += server.workers * server.speed
+    deadline = math.exp(memory.log_deadline)
     return Units(
-        math.exp(memory.log_value) if memory.valued > 0.0 else 0.0,
-        math.exp(memory.log_deadline),
-        speed / workers if workers > 0.0 else 1.0,
-    )
-
-
-@jit_no_refcount
-def server_price(server: Record, params: Record, fleet: float, units: Units) -> float:
-    """Utility per second of a worker; `fleet` is the fleet's load above the knee."""
-    load = load_of(server)
-    contended = (
-        params.load_gain * load
-        + params.utilisation_gain * max(0.0, load - params.knee)
-        + params.backlog_gain * math.tanh(server.backlog / (params.backlog_scale * units.deadline))
-        + params.fleet_gain * fleet
-    )
-    relative = (server.speed / units.speed) ** params.speed_exponent
-    return units.value * relative * contended  # type: ignore[no-any-return]
-
-
-@jit_no_refcount
-def server_terms(
-    table: CandidateTable, s: int, local: bool, params: Record, fleet: float, units: Units
-) -> ServerTerms:
-    """What the rows of a server have in common."""
-    server = table.servers[s]
-    link_price = 0.0
-    unsure = 0.5
-    if not local:
-        full = math.tanh(server.link_backlog / (params.backlog_scale * units.deadline))
-        link_price = params.link_price / units.deadline * (1.0 + params.link_gain * full)
-        unsure += 0.5 * server.rate_age / (FRESH * units.deadline + server.rate_age)
-    busy = min(1.0, load_of(server))
-    return ServerTerms(
-        server_price(server, params, fleet, units),
-        link_price,
-        1.0 - params.failure_weight * server.failure,
-        params.network_spread * unsure,
-        params.stale_spread * busy * min(STALE_MAX * units.deadline, server.report_age),
+        price=math.exp(memory.log_value) if memory.valued > 0.0 else 0.0,
+        speed=mean_speed(table),
+        whole_servers=False,
+        idle=0.0,
+        load_gain=params.load_gain,
+        backlog=params.backlog_scale * deadline,
+        link_price=params.link_price / deadline,
+        fresh=FRESH_DEADLINES * deadline,
+        stale_max=STALE_DEADLINES * deadline,
+        threshold=0.0,
     )
 
 
 @policy(
-    about="priced greedy in the fleet's own units: a second costs what it could have brought",
+    about="priced_greedy in the fleet's own units: a second costs what it could have brought",
     parameters=PARAMETERS,
     memory=("requests", "log_deadline", "valued", "log_value"),
 )
 def opportunity_cost(table: CandidateTable, params: Record, memory: Memory, rng: Array) -> float:
-    """Greedy on the priced score; certain, so its propensity is 1."""
-    rows, scores = table.rows, table.scores
-    shed = table.mask.size - 1
-    units = measure(table, params, memory.fleet)
-    fleet = fleet_above_knee(table, params)
-    ingress = table.servers[int(table.context.ingress)]
-    prepare = params.prepare_share * server_price(ingress, params, fleet, units)
-    last = -1
-    on = ServerTerms(0.0, 0.0, 0.0, 0.0, 0.0)
-    for r in range(shed):
-        if table.mask[r] == 0:
-            scores[r] = -math.inf
-            continue
-        s = int(rows.server[r])
-        if s != last:  # rows of a server stand together
-            last = s
-            on = server_terms(table, s, rows.local[r] != 0.0, params, fleet, units)
-        terms = row_terms(table, r, on, params, prepare)
-        scores[r] = score_of(table, terms, HEURISTIC, params.spread)
-    scores[shed] = params.threshold_gain * fleet
+    """Choose the row of highest priced score. Deterministic, so the propensity is 1."""
+    priced_scores(table, params, measured_units(table, params, memory.fleet))
     return 1.0
