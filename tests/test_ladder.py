@@ -748,7 +748,7 @@ def busy_fleet(k: float, workers: int = 1) -> Iterator[t.CandidateTable]:
             load = rng.uniform(0.2, 1.2)
             set_server(table, s, utilisation=load, offered_5s=load, workers=workers)
             set_server(table, s, speed=1.0 + s, failure=0.1 * s)
-            set_server(table, s, backlog=k * rng.uniform(0, 0.3), report_age=0.05 * k)
+            set_server(table, s, backlog=k * rng.uniform(0, 0.3), report_age=(0.05 + s) * k)
             set_server(table, s, link_backlog=k * rng.uniform(0, 0.1), rate_age=2.0 * k)
             set_server(table, s, demand_1s=workers * rng.uniform(0, 20) / k)
         for r in range(table.mask.size - 1):
