@@ -466,7 +466,7 @@ def test_bytes_of_commands_the_ingress_has_not_seen_come_back_after_its_report()
         dispatch(b, T, 1, size=1000.0, prepare=0.01)
     report(b, 0, T + 0.1, seen=2, prepare=0.02)
     core.on_peer_report(b, link, T + 0.1, 500.0, T, 0.02, 1800.0, 2.0, True)
-    core.restore_sends(b, 0)
+    core.restore_sends(b, 0, T + 0.1)
     assert b.links[link]["backlog"] == 2800.0  # 1800 it knows of, 1000 it does not
     assert b.links[link]["flows"] == 3.0
     assert b.servers[0]["prepare_backlog"] == pytest.approx(0.03)

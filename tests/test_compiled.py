@@ -264,8 +264,10 @@ print(twice.twice(2), sum(twice.twice.stats.cache_hits.values()))
 def test_code_is_used_again_until_any_source_changes(tmp_path: Path) -> None:
     """And importing edgewise changes nothing for other users of numba."""
     (tmp_path / "twice.py").write_text(
-        "from edgewise.compile import jit\n\n@jit\ndef twice(x):\n    return 2 * x\n"
+        "from edgewise.compile import jit\nfrom helper import FACTOR\n\n"
+        "@jit\ndef twice(x):\n    return FACTOR * x\n"
     )
+    (tmp_path / "helper.py").write_text("FACTOR = 2\n")
 
     def run(*digest: str) -> list[str]:
         environment = {
@@ -291,6 +293,10 @@ def test_code_is_used_again_until_any_source_changes(tmp_path: Path) -> None:
         ["4", "1"],
         ["4", "0"],
     ]
+    (tmp_path / "helper.py").write_text("FACTOR = 3\n")
+    assert [run(), run()] == [["6", "0"], ["6", "1"]]
+    (tmp_path / "twice.py").write_text((tmp_path / "twice.py").read_text() + "# changed\n")
+    assert run() == ["6", "0"]
     assert list((tmp_path / "cache" / "edgewise" / "numba").rglob("twice*.nbi"))
 
 

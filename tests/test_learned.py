@@ -367,6 +367,8 @@ def test_poisoned_weights_are_refused_with_the_reason(tmp_path: Path) -> None:
     refused("shed_head: expected float64")
     poison(path, {"shed_head": np.zeros(2)}, {"shed_head": "one luck"})
     refused("shed_head has luck, which this version does not know")
+    poison(path, {"shed_head": np.zeros(2)}, {"shed_head": "one one"})
+    refused("shed_head names a number twice")
     poison(path, {"params": np.zeros(3)})
     refused("unknown tensor params; known: options, priced")
     poison(path, {"shed_head": np.array([0.0, math.nan])}, names)
@@ -376,6 +378,10 @@ def test_poisoned_weights_are_refused_with_the_reason(tmp_path: Path) -> None:
     path.write_bytes(b"\x80\x04cos\nsystem\n.")  # a pickle
     edited(path, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
     refused("not safetensors")
+    header = b'{"shed_head":{"dtype":"BF16","shape":[1],"data_offsets":[0,2]}}'
+    path.write_bytes(len(header).to_bytes(8, "little") + header + b"\0\0")
+    edited(path, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+    refused("expected float64, got BF16")
     path.write_bytes(good)
     edited(path, sha256=hashlib.sha256(good).hexdigest(), version=1)
     refused("version 1, expected 2")

@@ -9,6 +9,7 @@ import shutil
 from collections import Counter
 from pathlib import Path
 
+import msgspec
 import numba
 import numpy as np
 import pytest
@@ -23,6 +24,8 @@ from edgewise.live.process_config import BalancerConfig, load_config
 from edgewise.policies import Policy, find, own
 from edgewise.policies.base import PolicyFailed, draw, policy
 from edgewise.scenario import load, loads
+from edgewise.scenario.workload_schema import Demand
+from edgewise.sim.layout import REASON_NO_SERVICE
 from edgewise.sim.simulate import episode
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "own_policy.py"
@@ -78,6 +81,7 @@ def test_labels_are_distinct(names: list[str], expected: list[str]) -> None:
             "mine",
             r"rules\.py:mine: KeyError: 'no such server' \(line 6 of ",
         ),
+        ("raise ValueError('two\\nlines')\n", "mine", r"rules\.py: line 4: ValueError: two$"),
         (
             kernel("params.margin", "memory=['mean']"),
             "mine",
@@ -203,6 +207,58 @@ def test_compiled_and_plain_decide_alike(tmp_path: Path) -> None:
         np.testing.assert_array_equal(one[column], two[column])
 
 
+TWINS = """
+def make(weight):
+    @ew.policy(name=f"by_{weight}")
+    def mine(table, params, memory, rng):
+        table.scores[:-1] = weight
+    return mine
+
+one, two = make(1), make(2)
+
+def counting(table, params, memory, rng):
+    memory.fleet.last += 1.0
+    table.scores[:-1] = memory.fleet.first
+
+before = ew.policy(name="before", memory=["first", "last"])(counting)
+after = ew.policy(name="after", memory=["last", "first"])(counting)
+"""
+
+
+def test_policies_made_from_one_function_are_compiled_apart(tmp_path: Path) -> None:
+    """Or the second would read its memory by the fields of the first."""
+    file = write(tmp_path, TWINS)
+    for name, score, remembered in (
+        ("by_1", 1.0, [0.0]),
+        ("by_2", 2.0, [0.0]),
+        ("before", 0.0, [0.0, 1.0]),
+        ("after", 0.0, [1.0, 0.0]),
+    ):
+        spec, table = find(f"{file}:{name}"), own._sample_table()
+        memory = spec.new_memory(2)
+        spec.kernel(table, spec.new_params(), memory, new_rng(1))
+        assert table.scores[0] == score, name
+        assert memory[: len(remembered)].tolist() == remembered, name
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_request_without_admissible_rows_is_shed_for_certain(
+    tmp_path: Path, compiled: bool
+) -> None:
+    """Whatever the policy says; as in the live balancer."""
+    file = write(tmp_path, kernel("return 0.5", f"compiled={compiled}"))
+    world = load("smoke")
+    demands = tuple(Demand(deadline=1.0, accuracy=accuracy) for accuracy in (0.0, 1.0))
+    workload = msgspec.structs.replace(world.workload, demands=demands)
+    world = msgspec.structs.replace(world, workload=workload)
+    results = episode(world, f"{file}:mine", None).sim.world.results
+    impossible = results["reason"] == REASON_NO_SERVICE
+    assert 10 < impossible.sum() < len(results) - 10
+    assert (results["probability"][impossible] == 1.0).all()
+    decided = ~impossible & (results["row"] >= 0)
+    assert (results["probability"][decided] == 0.5).all()
+
+
 def test_plain_python_can_learn(tmp_path: Path) -> None:
     text = """
 def keep(table, row, out):
@@ -300,6 +356,17 @@ def test_a_policy_that_raises_live_is_logged_and_the_request_is_answered(
     assert made.rows[0] == 0  # the earliest
     assert made.policy == "broken-failed"
     assert "policy broken: RuntimeError: no idea" in caplog.text
+
+
+def test_a_policy_that_would_shed_and_then_raises_sheds_nothing() -> None:
+    from test_policies import fleet, seen
+
+    @policy(compiled=False)
+    def broken(table, params, memory, rng):  # type: ignore[no-untyped-def]
+        table.scores[-1] = 1.0
+        raise RuntimeError("no idea")
+
+    assert Policy("broken", broken).decide(seen(fleet())).ranked
 
 
 def test_tuned_values_are_named_behind_a_policy(tmp_path: Path) -> None:

@@ -253,6 +253,21 @@ def test_names_of_others_in_a_report_do_no_harm() -> None:
     assert fleet.on_report(strange, NOW)
 
 
+@pytest.mark.parametrize("peers", [{}, {"a": measured()}])
+def test_a_report_that_leaves_a_link_out_leaves_the_link_alone(
+    peers: dict[str, PeerReport],
+) -> None:
+    """Its bytes would grow with every report until the command is acknowledged."""
+    fleet = tracker()
+    fleet.on_report(report("a"), NOW)
+    decide(fleet, request("r1"))
+    for n in range(1, 4):
+        fleet.on_report(report("a", NOW + 0.001 * n, peers=peers), NOW + 0.001 * n)
+    link = fleet.state(NOW)["links"]["uplink:a"]
+    assert link["backlog"] == pytest.approx(SIZE)
+    assert link["flows"] == pytest.approx(1.0)
+
+
 def test_a_service_that_has_served_nothing_keeps_its_profile() -> None:
     fleet = tracker()
     fleet.on_report(report("a", services={"small": ServiceReport(0.0, 0.0, 0)}), NOW)

@@ -4,7 +4,8 @@ numba keeps the compiled form of a function until the file that the function sta
 does not notice a change in another file: a function compiled against an old array layout would go
 on reading and writing at the old places. So the stamp that numba compares (`get_source_stamp`, a
 method of its cache locators) also holds a digest of every source file that compiled code may rest
-on.
+on: those of edgewise, and for a policy from elsewhere those of its package, or of its folder if
+that is no package. Changes of what it imports from further away are not noticed.
 
 The files lie in ``~/.cache/edgewise/numba``, or in NUMBA_CACHE_DIR if that is set. Only functions
 of edgewise, and of policies made with it, are kept there: numba's own settings stay as they are.
@@ -45,6 +46,23 @@ def source_digest() -> str:
     return digest.hexdigest()
 
 
+def own_digest(file: Path) -> str:
+    """Digest of a file. If it is not edgewise's, also of the other modules of its package or
+    folder, for the policy in it may call their functions and use their constants."""
+    sources = {file}
+    if not file.is_relative_to(PACKAGE):
+        folder = file.parent
+        pattern = "**/*.py" if (folder / "__init__.py").is_file() else "*.py"
+        while (folder.parent / "__init__.py").is_file():
+            folder = folder.parent
+        found = (each for each in folder.glob(pattern) if each.is_file())
+        sources.update(each for each in found if os.access(each, os.R_OK))
+    digest = hashlib.blake2b(digest_size=16)
+    for source in sorted(sources):
+        digest.update(source.read_bytes())
+    return digest.hexdigest()
+
+
 class _Locator:
     """Tells numba's cache where a function is kept and what its code rests on."""
 
@@ -74,8 +92,7 @@ class _Locator:
         return str(self._folder)
 
     def get_source_stamp(self) -> str:
-        own = hashlib.blake2b(self._file.read_bytes(), digest_size=16).hexdigest()
-        return f"{own} {source_digest()}"
+        return f"{own_digest(self._file)} {source_digest()}"
 
     def get_disambiguator(self) -> str:
         return str(self._line)

@@ -348,15 +348,18 @@ def on_peer_report(
 
 
 @jit_no_refcount
-def restore_sends(belief: Belief, s: int) -> None:
+def restore_sends(belief: Belief, s: int, at: float) -> None:
     """Add the bytes of commands that the report of `s` had not acknowledged to their links again.
 
-    Call it after the report's links (`on_peer_report`).
+    Call it after the report's links (`on_peer_report`). A link that the report leaves out still
+    counts these bytes.
     """
     for i in range(belief.servers[s].sends):
         send = belief.sends[s, i]
-        belief.links[send.link].backlog += send.bytes
-        belief.links[send.link].flows += 1.0
+        link = belief.links[send.link]
+        if link.backlog_at == at:  # the report has set it
+            link.backlog += send.bytes
+            link.flows += 1.0
 
 
 @jit_no_refcount(inline=True)

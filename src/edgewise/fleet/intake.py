@@ -115,7 +115,7 @@ def take_report(belief: Belief, report: ReportArrays, links_true: bool, now: flo
             link.first != 0,
         )
     if not links_true:
-        restore_sends(belief, head.server)
+        restore_sends(belief, head.server, head.at)
     return True
 
 

@@ -421,6 +421,7 @@ class Policy:
         except PolicyFailed as error:
             logger.error("%s", error)
             table.scores[:-1] = -table.rows.latency[:-1]
+            table.scores[-1] = -math.inf
             probability, name = 1.0, f"{name}-failed"
         return decision(observation, table.scores, probability, name)
 

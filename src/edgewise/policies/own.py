@@ -129,4 +129,5 @@ def _raised(error: Exception, path: str = "") -> str:
         each.lineno for each in traceback.extract_tb(error.__traceback__) if each.filename == path
     ]
     at = f"line {lines[-1]}: " if lines else ""
-    return f"{at}{type(error).__name__}: {error}"
+    message = str(error).partition("\n")[0]
+    return f"{at}{type(error).__name__}: {message}"

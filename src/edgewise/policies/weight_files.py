@@ -190,6 +190,8 @@ def _load(path: _Path, beside: _Path) -> tuple[Floats, WeightsCard]:
         arrays = parse(data)
     except SafetensorError as error:
         raise refuse(f"not safetensors: {error}") from None
+    except KeyError as error:  # a type that NumPy does not have
+        raise refuse(f"expected float64, got {error.args[0]}") from None
     try:
         return _params(arrays, _metadata(data)), card
     except ValueError as error:
@@ -199,7 +201,7 @@ def _load(path: _Path, beside: _Path) -> tuple[Floats, WeightsCard]:
 def _metadata(data: bytes) -> dict[str, str]:
     """The metadata of a safetensors file, which begins with a length and a header in JSON."""
     header = msgspec.json.decode(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    return dict(header.get("__metadata__", {}))
+    return dict(header.get("__metadata__") or {})
 
 
 def _params(arrays: dict[str, NDArray[Any]], names: dict[str, str]) -> Floats:
@@ -219,6 +221,8 @@ def _params(arrays: dict[str, NDArray[Any]], names: dict[str, str]) -> Floats:
                 raise ValueError(
                     f"{tensor} has {', '.join(unknown)}, which this version does not know"
                 )
+            if len(set(given)) < len(given):
+                raise ValueError(f"{tensor} names a number twice")
             index = np.array([known.index(name) for name in given], np.int64)
         expected = (*found.shape[:-1], len(index))
         if values.dtype != np.float64 or values.shape != expected:

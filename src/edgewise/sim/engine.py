@@ -255,6 +255,8 @@ def choose_row(sim: Sim, row: int, probability: float) -> None:
     slot.rif = rif
     if row == sim.table.mask.size - 1:
         slot.reason = why_shed(sim)
+        if slot.reason != REASON_PRICE:
+            slot.probability = 1.0  # there was no choice
     else:
         slot.predicted = sim.table.rows.latency[row]
         slot.service = row // 2
