@@ -35,7 +35,7 @@ from edgewise.sim.build import SimOptions
 
 POLICY = "priced_greedy"
 FAMILIES = ("light", "medium", "heavy", "overload", "hot_spot", "bursty", "volatile")
-"""The trial's seven: the loads, and what strains links and queues."""
+"""The four loads, and the families that strain links and queues."""
 BATCH_MAX = 8
 
 Change = Callable[[Scenario], Scenario]
@@ -55,9 +55,6 @@ class Contrast(Struct, frozen=True, kw_only=True):
     """A line of the table: the gain of condition `with_` over `without`."""
 
     name: str
-    trial: str
-    """The same figure in the trial of docs/benchmark.md, utility × 10⁻³."""
-    trial_thin: str
     with_: str
     without: str
 
@@ -141,50 +138,36 @@ CONDITIONS: dict[str, Condition] = {
 CONTRASTS = (
     Contrast(
         name="re-encoding as a priced choice, CPU shared with the workers",
-        trial="+7.0 ± 2.4",
-        trial_thin="+28.9 ± 6.7",
         with_="as tuned",
         without="original only",
     ),
     Contrast(
         name="re-encoding as a priced choice, on a core of its own",
-        trial="+17.6 ± 2.8",
-        trial_thin="+43.5 ± 7.9",
         with_="own core",
         without="original only",
     ),
     Contrast(
         name="re-encoding *forced* on every transfer, CPU shared",
-        trial="−4.9 ± 10.9",
-        trial_thin="+24.3 ± 8.9",
         with_="forced",
         without="original only",
     ),
     Contrast(
         name="earliest deadline first, over first come first served",
-        trial="+7.5 ± 1.3",
-        trial_thin="+10.5 ± 1.7",
         with_="as tuned",
         without="fifo",
     ),
     Contrast(
         name="batches up to 8 on a GPU-like curve (0.6 + 0.4 b)",
-        trial="+17 to +22",
-        trial_thin="+20 to +25",
         with_="gpu batches",
         without="as tuned",
     ),
     Contrast(
         name="batches up to 8 on a CPU-like curve (0.15 + 0.85 b)",
-        trial="−1.4 ± 1.1",
-        trial_thin="−1.3 ± 1.3",
         with_="cpu batches",
         without="as tuned",
     ),
     Contrast(
         name="links shared equally, over first in first out",
-        trial="−2.4 ± 0.6",
-        trial_thin="−3.2 ± 1.3",
         with_="as tuned",
         without="fifo links",
     ),
@@ -195,9 +178,9 @@ _priced_greedy = priced_greedy.kernel
 
 
 @jit
-def _priced_forced(table: CandidateTable, params: Array, state: Array, draws: Array) -> float:
+def _priced_forced(table: CandidateTable, params: Array, memory: Array, rng: Array) -> float:
     """`priced_greedy` whose transfers are all model-ready where that form may be chosen."""
-    probability = _priced_greedy(table, params, state, draws)
+    probability = _priced_greedy(table, params, memory, rng)
     for r in range(0, table.mask.size - 1, 2):
         if table.rows.local[r] == 0.0 and table.mask[r + 1] == 1:
             table.scores[r] = -np.inf
@@ -300,15 +283,13 @@ def markdown(
     text = (
         f"`{command}`: {POLICY}, families {families}; {len(seeds)} held-out seeds "
         f"({seeds[0]:,} … {seeds[-1]:,}). Difference of mean expected utility × 10⁻³, ± half a "
-        "95 % confidence interval clustered by seed. *Trial* is the earlier simulator's table "
-        "(FIFO links, FIFO servers, other worlds, base utility about 0.65). *Thin*: links between "
-        "servers at a fifth of the bandwidth."
+        "95 % confidence interval clustered by seed. *Thin*: links between servers at a fifth of the "
+        "bandwidth."
     )
-    headings = ["what", "same weights", "trial", "thin, same weights", "trial, thin"]
+    headings = ["what", "same weights", "thin, same weights"]
     rows = []
     for each in results:
-        row = [each.contrast.name, _thousandths(each.same), each.contrast.trial]
-        row += [_thousandths(each.same_thin), each.contrast.trial_thin]
+        row = [each.contrast.name, _thousandths(each.same), _thousandths(each.same_thin)]
         if each.retuned is not None:
             row.insert(2, _thousandths(each.retuned))
         rows.append(row)
