@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from pathlib import Path
 
 import msgspec
@@ -136,6 +137,7 @@ def test_an_exception_in_a_task_is_raised_and_stops_the_rest() -> None:
         done.append(item)
         if item == 0:
             raise BadInput("no")
+        time.sleep(0.01)  # or the other thread could do all of them before anybody notices
 
     for threads in (1, 2):
         with pytest.raises(BadInput, match="no"):
