@@ -283,8 +283,8 @@ def markdown(
     text = (
         f"`{command}`: {POLICY}, families {families}; {len(seeds)} held-out seeds "
         f"({seeds[0]:,} … {seeds[-1]:,}). Difference of mean expected utility × 10⁻³, ± half a "
-        "95 % confidence interval clustered by seed. *Thin*: links between servers at a fifth of the "
-        "bandwidth."
+        "95 % confidence interval clustered by seed. *Thin*: links between servers at a fifth of "
+        "the bandwidth."
     )
     headings = ["what", "same weights", "thin, same weights"]
     rows = []
