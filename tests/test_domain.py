@@ -71,6 +71,7 @@ PEERS = st.builds(
     rtt=maybe(SECONDS),
     backlog=COUNTS,
     flows=COUNTS,
+    unanswered=COUNTS,
 )
 REPORTS = st.builds(
     d.Report,
@@ -92,6 +93,7 @@ REPORTS = st.builds(
     arrivals_low=COUNTS,
     arrivals_bits=st.integers(0, 2**63 - 1),
 )
+ATTEMPTS = st.builds(d.Attempt, server=NAMES, fault=maybe(st.sampled_from(d.Fault)))
 CANDIDATES = st.builds(d.Candidate, server=NAMES, model=NAMES, form=FORMS)
 DECISIONS = st.builds(
     d.Decision,
@@ -217,7 +219,7 @@ FROM_NODE = st.one_of(
     st.builds(messages.Hello, server=NAMES, models=tuples(NAMES), protocol=COUNTS),
     st.builds(messages.Ask, request=REQUESTS, uploaded=maybe(STAMPS)),
     st.builds(messages.ReportMessage, report=REPORTS),
-    st.builds(messages.OutcomeMessage, outcome=OUTCOMES),
+    st.builds(messages.OutcomeMessage, outcome=OUTCOMES, attempts=tuples(ATTEMPTS)),
     st.builds(messages.Pong, ping=STAMPS, at=STAMPS),
 )
 FROM_BALANCER = st.one_of(

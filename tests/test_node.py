@@ -556,6 +556,21 @@ async def test_reports_come_on_their_period_and_number_what_was_seen(fleet: Flee
     assert report.arrivals_low == 1
 
 
+async def test_a_peer_that_gives_no_sign_of_life_is_reported(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgewise.live.node.node.WATCH_PERIOD", 0.01)
+    a, b = await fleet.pair()
+
+    def unanswered() -> int:
+        return a.monitor.report(a.clock.now()).peers["b"].unanswered
+
+    await until(lambda: a.monitor.rtts["b"].get(a.clock.now()) is not None)
+    assert unanswered() == 0
+    await b.__aexit__()
+    await until(lambda: unanswered() > 2)
+
+
 def test_a_taken_port_is_named(fleet: Fleet) -> None:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))

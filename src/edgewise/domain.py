@@ -94,6 +94,53 @@ class Status(enum.StrEnum):
     """No answer came at all; only the client can tell."""
 
 
+class Fault(enum.StrEnum):
+    """Why a server did not answer a request that was sent to it, and whose failure that is.
+
+    >>> Fault.UNREACHABLE.of_path, Fault.ERROR.of_server, Fault.REFUSED.of_server
+    (True, True, False)
+    """
+
+    ERROR = "error"
+    """The server's: it answered with an error of its own, or with nonsense."""
+    UNANSWERED = "unanswered"
+    """The server's: it had the payload and gave no answer while that could still score. A server
+    with a long queue does so, too."""
+    UNREACHABLE = "unreachable"
+    """The path's: the connection was refused, or broke off."""
+    UNDELIVERED = "undelivered"
+    """The path's: the payload did not get there while an answer could still score. A slow link
+    that carries much does so, too."""
+    REFUSED = "refused"
+    """Nobody's: the server has no room, or is about to stop."""
+    BAD_REQUEST = "bad_request"
+    """The client's: the payload cannot be used; two servers agree on it, or nobody else was asked.
+    """
+
+    @property
+    def of_server(self) -> bool:
+        """Whether the server has failed."""
+        return self in (Fault.ERROR, Fault.UNANSWERED)
+
+    @property
+    def of_path(self) -> bool:
+        """Whether the path from the ingress to the server has failed."""
+        return self in (Fault.UNREACHABLE, Fault.UNDELIVERED)
+
+
+class Attempt(Struct, frozen=True, array_like=True, gc=False):
+    """One try of an ingress at answering a request. A request that fails over has several.
+
+    >>> Attempt("depot", Fault.ERROR).fault.of_server
+    True
+    """
+
+    server: Name
+    """The server that was to run it; the ingress itself may be one."""
+    fault: Fault | None = None
+    """None: it answered."""
+
+
 class ShedReason(enum.StrEnum):
     """Why a request was refused.
 
@@ -234,6 +281,8 @@ class PeerReport(Struct, frozen=True, array_like=True, gc=False):
     the others share the measured rate."""
     flows: Count
     """Transfers to the peer in progress."""
+    unanswered: Count = 0
+    """Signs of life asked of the peer in a row, about one a second, that it did not give."""
 
 
 class Report(Struct, frozen=True, kw_only=True, gc=False):

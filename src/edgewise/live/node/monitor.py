@@ -68,6 +68,8 @@ class Monitor:
         uplink = MeasuredLink()
         self.links = {peer: uplink if shared_uplink else MeasuredLink() for peer in peers}
         self.rtts = {peer: LeastRtt() for peer in peers}
+        self.unanswered = dict.fromkeys(peers, 0)
+        """Signs of life in a row that each peer did not give."""
         self.draining = False
         self._services = services
         self._queue, self._converter = queue, converter
@@ -104,7 +106,7 @@ class Monitor:
         """The state at `now`, for `decider`."""
         seen = self._seen.get(decider) or SequencesSeen()
         peers: dict[str, PeerReport] = {
-            peer: link.report(peer, self.rtts[peer].get(now), now)
+            peer: link.report(peer, self.rtts[peer].get(now), now, self.unanswered[peer])
             for peer, link in self.links.items()
         }
         peers[self.server] = self.access.report(self.server, None, now)

@@ -136,6 +136,7 @@ class PeerClient:
                 reports = want_reports()
                 path = f"/v1/report?for={self._monitor.server}" if reports else "/v2/health/live"
                 start = self._clock.now()
+                answered = False
                 try:
                     url = self._urls[peer] + path
                     async with self._session.get(url, timeout=timeout) as response:
@@ -145,8 +146,12 @@ class PeerClient:
                         self._monitor.rtts[peer].add(now - start, now)
                         report = decode_json(body, Report) if reports else None
                         on_answer(peer, report, now - start)
+                        answered = True
                 except (aiohttp.ClientError, OSError, WireError):
-                    pass  # nothing is learnt of a peer that does not answer; its report ages
+                    pass  # its report ages
+                self._monitor.unanswered[peer] = (
+                    0 if answered else self._monitor.unanswered[peer] + 1
+                )
                 await asyncio.sleep(period / WATCHED_CLOSELY if want_reports() else period)
 
         async with asyncio.TaskGroup() as tasks:

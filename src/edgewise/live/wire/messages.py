@@ -19,7 +19,7 @@ import msgspec
 from msgspec import Struct
 
 from edgewise.decoding import wire_error
-from edgewise.domain import Command, Name, Outcome, Report, Request, Stamp
+from edgewise.domain import Attempt, Command, Name, Outcome, Report, Request, Stamp
 from edgewise.errors import PeerError
 
 PROTOCOL = 1
@@ -60,6 +60,9 @@ class OutcomeMessage(Struct, frozen=True, kw_only=True, tag="answered"):
     """The ingress has answered a request. The client adds `latency` and `received`."""
 
     outcome: Outcome
+    attempts: tuple[Attempt, ...] = ()
+    """The servers that it tried, in order. Empty: the request was refused before, or its client
+    went away."""
 
 
 class Ping(Struct, frozen=True, kw_only=True, tag="ping"):
