@@ -57,6 +57,7 @@ SECTIONS: tuple[tuple[str, type[Any]], ...] = (
     ("failures[], kind: down", schema.DownFailure),
     ("failures[], kind: slow", schema.SlowFailure),
     ("failures[], kind: mute", schema.MuteFailure),
+    ("ejection", schema.EjectionSpec),
     ("score", schema.ScoreSpec),
 )
 

@@ -134,6 +134,55 @@ SEND = np.dtype([("command", "i8"), ("link", "i8"), ("bytes", "f8"), ("prepare",
 """A command of ours that the ingress's reports have not acknowledged; it causes a transfer."""
 
 
+WELL, EJECTED, RETURNING = range(3)
+"""States of a target of ejection. RETURNING: it gets a growing share of the requests."""
+
+TARGET = np.dtype(
+    [
+        # What can be ejected: a server, or the path from an ingress to a server.
+        ("good_at", "f8"),  # last good answer; −inf: none
+        ("watched", "i8"),  # 0: it is well, and no failure of it is remembered
+        ("state", "i8"),  # one of the above
+        ("since", "f8"),  # when the state began
+        ("until", "f8"),  # EJECTED: end of its time-out; RETURNING: end of the slow start
+        ("probing_until", "f8"),  # a probe is under way, at most until then
+        ("failures", "i8"),  # in a row
+        ("failing", "f8"),  # share of failures, 0–1, exponentially weighted
+        ("good", "i8"),  # good probes in a row; for a path, signs of life that were given
+        ("unanswered", "i8"),  # signs of life in a row that were not given
+        ("times", "i8"),  # ejections that lengthen the next time-out
+        ("count", "i8"),  # ejections so far
+        ("reason", "i8"),  # of the last ejection (`fleet.ejection.REASONS`)
+        ("credit", "f8"),  # RETURNING: requests that it may have now
+        ("barred", "i8"),  # of a server, for the request at hand (`fleet.ejection`)
+        ("signs", "i8"),  # as last reported: given in a row, or −1 × not given in a row
+        ("served", "i8"),  # of a server: requests that it has served, by its last report
+        ("served_at", "f8"),  # … and the time of the first report of that number
+    ]
+)
+"""Record of a server, or of the path from an ingress to a server, that may be ejected."""
+
+EJECTION = np.dtype(
+    [
+        ("active", "i8"),  # targets that are not WELL
+        ("all_barred", "i8"),  # 1: for the request last observed, all candidates were ejected
+        ("all_barred_count", "i8"),  # requests for which that was so
+        ("servers", "i8"),  # servers that are ejected
+        ("changes", "i8"),  # ejections, and ends of ejections
+        # -- settings (`scenario.schema.EjectionSpec`) --------------------------------------------
+        ("servers_max", "i8"),  # servers that may be ejected at a time
+        ("failures", "i8"),  # in a row that eject
+        ("failing", "f8"),  # share of failures that ejects, 0–1
+        ("unanswered", "i8"),  # missing signs of life in a row that eject a path
+        ("timeout", "f8"),  # s: the first one
+        ("timeout_max", "f8"),  # s: the longest one
+        ("probes", "i8"),  # good ones in a row that end an ejection
+        ("slow_start", "f8"),  # s that it lasts
+    ]
+)
+"""The settings and counters of ejection."""
+
+
 def records(shape: int | tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     """A structured array of zeros whose elements have their fields as attributes.
 
@@ -159,6 +208,8 @@ class Belief(NamedTuple):
     sends: Array  # SEND (S, FLIGHTS_MAX + padding)
     edf: Array  # float64 (1,): 1 earliest deadline first, 0 first in first out
     decay: Array  # float64 (4,): landmark, time, growth at that time, 1 / growth (`fleet.decay`)
+    targets: Array  # TARGET (S + 1, S): path from a to b at [a, b]; server s at [S, s]
+    ejection: Array  # EJECTION (1,)
 
 
 def new_belief(
@@ -238,7 +289,25 @@ def new_belief(
         sends=records((count, FLIGHTS_MAX + _PADDING), SEND),
         edf=np.array([1.0 if edf else 0.0]),
         decay=np.full(4, np.nan),
+        targets=_targets(count),
+        ejection=_no_ejection(),
     )
+
+
+def _targets(servers: int) -> Array:
+    targets = records((servers + 1, servers), TARGET)
+    targets["good_at"] = targets["since"] = targets["probing_until"] = -np.inf
+    targets["served_at"] = np.nan
+    return targets
+
+
+def _no_ejection() -> Array:
+    """Settings with which nothing is ever ejected."""
+    ejection = records(1, EJECTION)
+    for name in ("failures", "unanswered", "probes"):
+        ejection[name] = np.iinfo(np.int64).max
+    ejection["failing"] = np.inf
+    return ejection
 
 
 def copy(belief: Belief) -> Belief:

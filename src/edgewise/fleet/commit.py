@@ -5,6 +5,7 @@ from __future__ import annotations
 from edgewise.compile import jit_no_refcount
 from edgewise.fleet.arrays import Belief
 from edgewise.fleet.belief import on_decision, requests_in_flight
+from edgewise.fleet.ejection import on_chosen
 from edgewise.fleet.observe import link_rate
 from edgewise.fleet.table import CandidateTable
 
@@ -23,6 +24,8 @@ def commit(
     if destination < 0:
         command, _ = on_decision(belief, now, ingress, -1, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0)
         return command, 0, 0
+    if belief.ejection[0].active != 0:
+        on_chosen(belief, ingress, destination, deadline)
     rif = requests_in_flight(belief, destination, now)
     link = belief.path[ingress, destination]
     command, dispatch = on_decision(

@@ -21,6 +21,7 @@ from edgewise.fleet.belief import (
     on_service_report,
     restore_sends,
 )
+from edgewise.fleet.ejection import on_served, on_signs
 from edgewise.fleet.observe import link_rate
 
 FORGET_AFTER = 5.0
@@ -67,6 +68,7 @@ class ReportArrays(NamedTuple):
     works: Array  # float64 (n,): their work, s of a worker
     services: Array  # REPORT_SERVICE
     links: Array  # REPORT_LINK
+    signs: Array  # int64 (S,): `ejection.on_signs` of each peer; (0,): not known
 
 
 @jit_no_refcount
@@ -94,8 +96,10 @@ def take_report(belief: Belief, report: ReportArrays, links_true: bool, now: flo
     )
     if not used:
         return False
+    served = 0
     for n in range(report.services.size):
         service = report.services[n]
+        served += service.served
         if service.served > 0:
             on_service_report(belief, service.service, service.service_time, service.batch)
     for n in range(report.links.size):
@@ -116,6 +120,10 @@ def take_report(belief: Belief, report: ReportArrays, links_true: bool, now: flo
         )
     if not links_true:
         restore_sends(belief, head.server, head.at)
+    on_served(belief, head.server, served, head.at)
+    for peer in range(report.signs.size):
+        if peer != head.server:
+            on_signs(belief, head.server, peer, report.signs[peer], now)
     return True
 
 

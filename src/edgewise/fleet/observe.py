@@ -24,6 +24,7 @@ from edgewise.compile import jit_no_refcount
 from edgewise.fleet.arrays import LOW_RATE_MEMORY, RTT_PRIOR, Array, Belief, Record
 from edgewise.fleet.belief import play_forward, requests_in_flight, rif_bucket, water_level
 from edgewise.fleet.decay import advance_decay, decayed
+from edgewise.fleet.ejection import bar
 from edgewise.fleet.estimates import RATE_PRIOR
 from edgewise.fleet.rng import nth_uniform
 from edgewise.fleet.table import RATE_AGE_MAX, CandidateTable
@@ -179,7 +180,8 @@ def observe(
 
     `deadline` in s from `sent_at`; `payload` in bytes; `uploaded` the absolute time at which the
     photo was at the ingress, NaN if that is still to be predicted; `grace` and `accuracy_weight`
-    from the scenario's score. In a fleet of over `SAMPLED_ABOVE` servers only the ingress and
+    from the scenario's score. Rows of servers and paths that are ejected are not admissible
+    (`fleet.ejection`). In a fleet of over `SAMPLED_ABOVE` servers only the ingress and
     `SAMPLED` others can be admissible; for the rest only `up` is written, as 0.
     """
     context = table.context
@@ -223,7 +225,10 @@ def observe(
         if fill_servers:
             fill_server(belief, s, queue, way, now, table.servers[s])
         ready = fill_rows(belief, table, s, request, queue, way, ready)
-    return predict(table, belief.times)
+    admissible = predict(table, belief.times)
+    if belief.ejection[0].active != 0:
+        admissible = bar(belief, table, now)
+    return admissible
 
 
 @jit_no_refcount(inline=True)

@@ -41,7 +41,7 @@ from edgewise.fleet.intake import (
 )
 from edgewise.fleet.observe import backlog_at, link_rate, observe
 from edgewise.fleet.table import load, new_table
-from edgewise.scenario import Scenario
+from edgewise.scenario import EjectionSpec, Scenario
 from edgewise.score import ScoreShape, worthless_after
 from edgewise.tasks.services import services_of
 
@@ -65,7 +65,7 @@ class _Open(Struct, gc=False):
 def initial_belief(scenario: Scenario, services: tuple[Service, ...]) -> Belief:
     """The belief that a balancer of `scenario` starts with."""
     servers = scenario.servers
-    return new_belief(
+    belief = new_belief(
         scenario.server_names,
         services,
         workers=[server.workers for server in servers.values()],
@@ -77,6 +77,19 @@ def initial_belief(scenario: Scenario, services: tuple[Service, ...]) -> Belief:
         edf=scenario.discipline == "edf",
         silence=max(SILENCE_MIN, SILENCE_PERIODS * scenario.report_period),
     )
+    set_ejection(belief, scenario.ejection, scenario.report_period)
+    return belief
+
+
+def set_ejection(belief: Belief, spec: EjectionSpec, period: float) -> None:
+    """Set when the belief ejects; `period` is that of the reports, s."""
+    if not spec.enabled:
+        return
+    out = belief.ejection[0]
+    out.failures, out.failing, out.unanswered = spec.failures, spec.failing, spec.unanswered
+    out.timeout, out.timeout_max = spec.timeout * period, spec.timeout_max * period
+    out.probes, out.slow_start = spec.probes, spec.slow_start * period
+    out.servers_max = max(1, int(spec.share * len(belief.servers)))
 
 
 class Tracker:
@@ -181,6 +194,7 @@ class Tracker:
             works=np.array([item.work for item in report.queue], np.float64),
             services=np.array(services, REPORT_SERVICE).view(np.recarray),
             links=np.array(links, REPORT_LINK).view(np.recarray),
+            signs=np.zeros(0, np.int64),
         )
 
     def on_link(

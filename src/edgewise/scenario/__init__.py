@@ -12,6 +12,7 @@ from edgewise.scenario.files import dump, load, loads, presets
 from edgewise.scenario.network_schema import NetworkSpec
 from edgewise.scenario.schema import (
     DownFailure,
+    EjectionSpec,
     Failure,
     MuteFailure,
     Prepare,
@@ -46,6 +47,7 @@ __all__ = [
     "Demand",
     "DiurnalArrivals",
     "DownFailure",
+    "EjectionSpec",
     "Failure",
     "FileTrace",
     "ImagesPayload",

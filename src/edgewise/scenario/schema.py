@@ -132,6 +132,38 @@ class MuteFailure(Strict, frozen=True, kw_only=True, tag_field="kind", tag="mute
 Failure: TypeAlias = DownFailure | SlowFailure | MuteFailure
 
 
+class EjectionSpec(Strict, frozen=True, kw_only=True):
+    """When a failing server, or a failing path from an ingress to a server, gets no requests for a
+    while (`edgewise.fleet.ejection`). Envoy's defaults are given for comparison."""
+
+    enabled: bool = True
+    """Whether anything is ejected. Default: a policy learns of a failure only slowly."""
+    failures: Annotated[int, Meta(ge=1, le=1000)] = 3
+    """[requests] Failures in a row that eject. Default: an edge path sees a few requests per
+    second, a false ejection lasts 2 s, and a failed request is tried elsewhere (Envoy: 5)."""
+    failing: Annotated[float, Meta(gt=0.0, le=1.0)] = 0.5
+    """Share of failures among about the last ten requests that ejects. Default: half of the
+    requests run twice (Envoy: 0.85 of at least 50 in 30 s)."""
+    unanswered: Annotated[int, Meta(ge=1, le=1000)] = 3
+    """[signs of life] Signs of life, asked of each other by the servers about once a second, that
+    are missing in a row and eject a path. Default: as Kubernetes' probes."""
+    timeout: Annotated[float, Meta(gt=0.0, le=1e6)] = 20.0
+    """[report periods] First time without requests; it doubles with each further ejection and
+    varies by a quarter. Default: 2 s with the usual reports, as a failure is mostly short
+    (linkerd: 1 s, Envoy: 30 s)."""
+    timeout_max: Annotated[float, Meta(gt=0.0, le=1e6)] = 600.0
+    """[report periods] Longest such time. Default: a minute (linkerd: 1 min, Envoy: 5 min)."""
+    probes: Annotated[int, Meta(ge=1, le=1000)] = 3
+    """[requests] Good probes in a row, sent one at a time, that end it; for a path, as many signs
+    of life suffice. Default: one may be luck."""
+    slow_start: Annotated[float, Meta(ge=0.0, le=1e6)] = 50.0
+    """[report periods] Time in which the share of requests that may go there grows from a tenth to
+    all. Default: 5 s, within which caches fill and the measurements are new."""
+    share: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.5
+    """Largest share of the servers that may be ejected at a time; one always may. Default: the
+    other half would carry twice its load (Envoy: 0.1, and panics at half)."""
+
+
 class ScoreSpec(Strict, frozen=True, kw_only=True):
     """How much an answer is worth (`edgewise.score`)."""
 
@@ -188,6 +220,8 @@ class Scenario(Strict, frozen=True, kw_only=True):
     """The requests."""
     failures: tuple[Failure, ...] = ()
     """Failures: a server is *down* or *slow*, or all balancers are *mute*. Default: none."""
+    ejection: EjectionSpec = EjectionSpec()
+    """Servers and paths that fail get no requests for a while. Default: on."""
     balancers: Annotated[int, Meta(ge=1, le=64)] = 1
     """Number of balancers; each decides a part of the requests. Default: one sees everything."""
     profile: str | None = None

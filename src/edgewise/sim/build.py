@@ -209,6 +209,7 @@ def _reports(scenario: Scenario, belief: Belief, settings: Record) -> Reports:
         links=records((room, 2 if settings.uplink else 1 + servers), intake.REPORT_LINK),
         services=records((room, most_services), intake.REPORT_SERVICE),
         seen=records((room, balancers), intake.ACKNOWLEDGED),
+        signs=np.zeros((room, 0), np.int64),
     )
 
 

@@ -407,6 +407,7 @@ class Reports(NamedTuple):
     links: Array  # `intake.REPORT_LINK` (P, 2 or 1 + S): the access link, then those it sends on
     services: Array  # `intake.REPORT_SERVICE` (P, most services of a server)
     seen: Array  # `intake.ACKNOWLEDGED` (P, B)
+    signs: Array  # int64 (P, S): `fleet.ejection.on_signs` of each peer; (P, 0) if all are given
 
 
 class Sim(NamedTuple):

@@ -66,6 +66,8 @@ def belief_view(beliefs: Belief, b: int) -> Belief:
         beliefs.sends[b],
         beliefs.edf[b],
         beliefs.decay[b],
+        beliefs.targets[b],
+        beliefs.ejection[b],
     )
 
 
@@ -233,6 +235,7 @@ def receive_report(
         reports.jobs[1, p, : head.queued],
         reports.services[p, : server.end_service - server.first_service],
         reports.links[p, : links_sent(world)],
+        reports.signs[p],
     )
     take_report(belief, report, world.settings[0].true_links != 0, now)
 
