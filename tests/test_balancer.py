@@ -22,10 +22,21 @@ import pytest
 from aiohttp import WSMsgType, web
 from aiohttp.test_utils import TestServer
 
-from edgewise.domain import Command, Outcome, Report, Request, Stamps, Status
+from edgewise.domain import (
+    Attempt,
+    Command,
+    Fault,
+    Outcome,
+    PeerReport,
+    Report,
+    Request,
+    Stamps,
+    Status,
+)
 from edgewise.errors import BadInput, ScenarioError, WireError
 from edgewise.live.balancer.api import BalancerApi
 from edgewise.live.balancer.balancer import Balancer
+from edgewise.live.balancer.balancer_metrics import BalancerMetrics
 from edgewise.live.balancer.balancer_process import make_dispatcher, serve
 from edgewise.live.balancer.dispatcher import Dispatcher
 from edgewise.live.balancer.experience import load_experience
@@ -135,6 +146,90 @@ def test_a_better_source_replaces_a_worse_one_and_each_counts_once() -> None:
     assert made.counts.settled["served"] == 1
     assert made.counts.reward == pytest.approx(0.7)
     assert made.tracker.belief.servers["outstanding"].sum() == 0.0
+
+
+def fail(made: Dispatcher, name: str, now: float, fault: Fault | None) -> None:
+    """Let a request go to b, whatever the policy wants, and end there."""
+    entry = made.decide(request(name, accuracy=0.8), now, "ask")
+    made.on_answered(
+        Outcome(request=name, status=Status.FAILED, reason="broken"),
+        now,
+        0.0,
+        (Attempt("b", fault),),
+    )
+    assert entry.answered
+
+
+def test_a_failing_server_is_ejected_and_everybody_can_see_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    made = dispatcher()
+    metrics = BalancerMetrics(made, ManualClock())
+    for number in range(5):
+        fail(made, f"r{number}", NOW, Fault.ERROR)
+    entry = made.decide(request("next"), NOW, "ask")
+    assert {entry.command.server, *(each.server for each in entry.command.alternatives)} == {"a"}
+    state = made.tracker.state(NOW)["servers"]
+    assert state["a"]["ejection"] is None
+    assert state["b"]["ejection"]["state"] == "ejected"
+    assert state["b"]["ejection"]["reason"] == "failures in a row"
+    text = metrics.render().decode()
+    assert 'server_ejected{server="b"} 1.0' in text
+    assert 'ejection_total{reason="failures_in_a_row",what="server"} 1.0' in text
+    assert len(caplog.messages) == 1
+    assert "server b is ejected for" in caplog.messages[0]
+
+    back = NOW + state["b"]["ejection"]["left"]
+    for number in range(3):
+        made.tracker.on_report(report("b", at=back), back)
+        made.tracker.on_report(report("a", at=back), back)
+        fail(made, f"probe{number}", back, None)
+    assert made.tracker.state(back)["servers"]["b"]["ejection"]["state"] == "slow_start"
+    assert len(caplog.messages) == 2
+    assert "server b gets requests again" in caplog.messages[1]
+
+
+def test_an_unreachable_path_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    made = dispatcher()
+    unreachable = PeerReport(None, None, None, 0, 0, unanswered=3)
+    made.on_report(report("a", at=NOW + 1, peers={"b": unreachable}), NOW + 1, 0.0)
+    assert made.tracker.state(NOW + 1)["ejected_paths"]["a>b"]["reason"] == "no sign of life"
+    assert len(caplog.messages) == 1
+    assert "path a>b is ejected" in caplog.messages[0]
+
+
+def test_requests_that_only_ejected_servers_can_answer_are_counted(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    made = dispatcher()
+    for number in range(3):
+        fail(made, f"r{number}", NOW, Fault.UNREACHABLE)
+        made.tracker.on_attempts("a", "a", (Attempt("a", Fault.ERROR),), NOW, NOW)
+    caplog.clear()
+    entry = made.decide(request("next"), NOW, "ask")
+    assert {entry.command.server, *(each.server for each in entry.command.alternatives)} == {
+        "a",
+        "b",
+    }
+    assert made.tracker.state(NOW)["all_ejected"] == 1
+    made.tick(NOW + 1)
+    made.tick(NOW + 2)
+    assert caplog.messages == [
+        "1 requests could only go where a server or path is ejected; they did"
+    ]
+
+
+def test_a_restarted_server_begins_anew_and_one_that_connects_again_does_not() -> None:
+    made = dispatcher()
+    made.tracker.connect("b", NOW, instance=7)
+    for number in range(3):
+        fail(made, f"r{number}", NOW, Fault.ERROR)
+    made.tracker.connect("b", NOW, instance=7)
+    assert made.tracker.state(NOW)["servers"]["b"]["ejection"] is not None
+    made.tracker.connect("b", NOW, instance=8)
+    state = made.tracker.state(NOW)["servers"]["b"]
+    assert state["ejection"] is None
+    assert state["failure"] == 0.0
 
 
 def test_the_client_overrules_a_node_that_served_a_lost_answer() -> None:

@@ -283,6 +283,8 @@ class PeerReport(Struct, frozen=True, array_like=True, gc=False):
     """Transfers to the peer in progress."""
     unanswered: Count = 0
     """Signs of life asked of the peer in a row, about one a second, that it did not give."""
+    answered: Count = 0
+    """Those in a row that it did give."""
 
 
 class Report(Struct, frozen=True, kw_only=True, gc=False):

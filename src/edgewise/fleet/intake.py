@@ -6,6 +6,7 @@ their beliefs cannot drift apart.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +22,7 @@ from edgewise.fleet.belief import (
     on_service_report,
     restore_sends,
 )
-from edgewise.fleet.ejection import on_served, on_signs
+from edgewise.fleet.ejection import forget_server, on_served, on_signs
 from edgewise.fleet.observe import link_rate
 
 FORGET_AFTER = 5.0
@@ -125,6 +126,19 @@ def take_report(belief: Belief, report: ReportArrays, links_true: bool, now: flo
         if peer != head.server:
             on_signs(belief, head.server, peer, report.signs[peer], now)
     return True
+
+
+@jit_no_refcount
+def renew_server(belief: Belief, s: int) -> None:
+    """Forget what was measured of server `s`, which has restarted, and its failures."""
+    server = belief.servers[s]
+    for k in range(belief.first[s], belief.first[s + 1]):
+        on_service_report(belief, k, belief.services[k].latency, 1.0)
+    server.failure = 0.0
+    server.response = math.nan
+    server.peak = 0.0
+    server.by_rif[:] = math.nan
+    forget_server(belief, s)
 
 
 @jit_no_refcount

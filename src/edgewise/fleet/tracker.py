@@ -14,9 +14,11 @@ import numpy as np
 from msgspec import Struct
 
 from edgewise.domain import (
+    Attempt,
     Candidate,
     Command,
     Decision,
+    Fault,
     Observation,
     Outcome,
     PayloadForm,
@@ -28,6 +30,8 @@ from edgewise.domain import (
 from edgewise.fleet import belief as core
 from edgewise.fleet.arrays import Belief, new_belief, records
 from edgewise.fleet.commit import commit
+from edgewise.fleet.ejection import ANSWERED, end_probe, on_attempt, only_for_probe
+from edgewise.fleet.ejection_view import EjectionView
 from edgewise.fleet.intake import (
     ACKNOWLEDGED,
     FORGET_AFTER,
@@ -36,6 +40,7 @@ from edgewise.fleet.intake import (
     REPORT_SERVICE,
     ReportArrays,
     close_dispatch,
+    renew_server,
     take_link_state,
     take_report,
 )
@@ -50,6 +55,11 @@ SILENCE_PERIODS = 10.0
 collector's pause must not look like a failure."""
 SILENCE_MIN = 1.0
 """s. Least such time, for very short periods."""
+
+
+_FAULTS: dict[Fault | None, int] = {
+    fault: number for number, fault in enumerate((None, *Fault), ANSWERED)
+}
 
 
 class _Open(Struct, gc=False):
@@ -122,6 +132,8 @@ class Tracker:
                 if i != j:
                     names[scenario.link_between(a, b)[0]] = int(self.belief.path[i, j])
         self._links: dict[str, int] = names
+        self._instances: dict[str, int] = {}
+        self.ejections = EjectionView(self.belief, self.servers)
 
     # -- changing --------------------------------------------------------------------------------
 
@@ -133,9 +145,16 @@ class Tracker:
         self.belief.servers["commands"] = first
         self.belief.servers["dispatches"] = first
 
-    def connect(self, server: str, now: float) -> None:
-        """Mark `server` as connected and forget its earlier dispatches and report."""
+    def connect(self, server: str, now: float, instance: int = 0) -> None:
+        """Mark `server` as connected and forget its earlier dispatches and report.
+
+        An `instance` other than the last one is a restart: all that was measured of the server and
+        its failures are forgotten too.
+        """
         s = self._index[server]
+        if self._instances.get(server, instance) != instance:
+            renew_server(self.belief, s)
+        self._instances[server] = instance
         core.reset_server(self.belief, s, now)
         self._open = {key: entry for key, entry in self._open.items() if entry.server != s}
         self.belief.servers[s]["connected"] = 1.0
@@ -175,9 +194,13 @@ class Tracker:
             if (k := self._service.get((report.server, model))) is not None
         ]
         links, taken = [], set()
+        signs = np.zeros(len(self.servers), np.int64)
         for name, peer in report.peers.items():
             other = self._index.get(name)
-            if other is None or self._true_links:
+            if other is None:
+                continue
+            signs[other] = peer.answered if peer.unanswered == 0 else -peer.unanswered
+            if self._true_links:
                 continue
             link = s if other == s else int(self.belief.path[s, other])
             measured_at = math.nan if peer.measured_at is None else peer.measured_at - clock_ahead
@@ -194,7 +217,7 @@ class Tracker:
             works=np.array([item.work for item in report.queue], np.float64),
             services=np.array(services, REPORT_SERVICE).view(np.recarray),
             links=np.array(links, REPORT_LINK).view(np.recarray),
-            signs=np.zeros(0, np.int64),
+            signs=signs,
         )
 
     def on_link(
@@ -240,8 +263,37 @@ class Tracker:
             server=first.server,
             model=first.model,
             form=first.form,
-            alternatives=decision.ranked[1:],
+            alternatives=self._alternatives(request, decision),
         )
+
+    def _alternatives(self, request: Request, decision: Decision) -> tuple[Candidate, ...]:
+        """The candidates after the first, without those that are admissible as a probe only."""
+        others = decision.ranked[1:]
+        if self.belief.ejection[0].active == 0:
+            return others
+        ingress = self._index[request.ingress]
+        return tuple(
+            other
+            for other in others
+            if not only_for_probe(self.belief, ingress, self._index[other.server])
+        )
+
+    def on_attempts(
+        self,
+        ingress: str,
+        picked: str | None,
+        attempts: tuple[Attempt, ...],
+        decided_at: float,
+        now: float,
+    ) -> None:
+        """Take in how the attempts of `ingress` at a request ended, which was to go to `picked`."""
+        source = self._index[ingress]
+        for attempt in attempts:
+            s = self._index.get(attempt.server)
+            if s is not None:
+                on_attempt(self.belief, source, s, _FAULTS[attempt.fault], decided_at, now)
+        if picked is not None and all(attempt.server != picked for attempt in attempts):
+            end_probe(self.belief, source, self._index[picked])
 
     def on_outcome(self, outcome: Outcome, now: float) -> bool:
         """End a request by its first outcome. Returns False, and changes nothing, if the request
@@ -339,6 +391,7 @@ class Tracker:
                 "unconfirmed": int(row["flights"]),
                 "utilisation": float(row["utilisation"]),
                 "failure": float(row["failure"]),
+                "ejection": self.ejections.server(s, now),
                 "workers": workers,
                 "services": {
                     service.model: {
@@ -362,7 +415,14 @@ class Tracker:
                 "backlog": float(backlog),
                 "flows": float(flows),
             }
-        return {"at": now, "servers": servers, "links": links, "open": self.open}
+        return {
+            "at": now,
+            "servers": servers,
+            "links": links,
+            "ejected_paths": self.ejections.paths(now),
+            "all_ejected": self.ejections.all_ejected,
+            "open": self.open,
+        }
 
 
 def _finite_or_none(value: float) -> float | None:

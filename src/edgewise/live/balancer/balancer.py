@@ -139,7 +139,7 @@ class Balancer:
         # No await in between: there are never two of them, nor none.
         self.connections[server] = connection
         self._open.add(connection)
-        self.dispatcher.tracker.connect(server, self.clock.now())
+        self.dispatcher.tracker.connect(server, self.clock.now(), hello.instance)
         log.info("%s connected%s", server, " again" if older else "")
         keeper = asyncio.create_task(self._keep_alive(connection))
         if older is not None:
@@ -196,7 +196,9 @@ class Balancer:
                 ahead = connection.on_report(message.report, now)
                 self.dispatcher.on_report(message.report, now, ahead)
             elif isinstance(message, messages.OutcomeMessage):
-                self.dispatcher.on_answered(message.outcome, now, connection.clock.ahead)
+                self.dispatcher.on_answered(
+                    message.outcome, now, connection.clock.ahead, message.attempts
+                )
             elif isinstance(message, messages.Pong):
                 connection.clock.pong(message, now)
             else:

@@ -88,7 +88,8 @@ class BalancerMetrics(Collector):
         return family
 
     def _server_gauges(self) -> Iterable[Metric]:
-        servers = self._dispatcher.tracker.state(self._clock.now())["servers"]
+        fleet = self._dispatcher.tracker.state(self._clock.now())
+        servers = fleet["servers"]
         ready = [s for s in servers.values() if s["connected"] and not s["draining"]]
         queue = GaugeMetricFamily("queue_size", "Believed queue.", labels=("server",))
         age = GaugeMetricFamily("report_age_seconds", "Age of a report.", labels=("server",))
@@ -99,7 +100,31 @@ class BalancerMetrics(Collector):
         ready_count = GaugeMetricFamily(
             "ready_endpoints", "Servers to choose from.", value=len(ready)
         )
-        return ready_count, queue, age
+        return ready_count, queue, age, *self._ejections(fleet)
+
+    def _ejections(self, fleet: dict[str, Any]) -> Iterable[Metric]:
+        ejected = GaugeMetricFamily(
+            "server_ejected", "1 while a server is ejected.", labels=("server",)
+        )
+        for name, server in fleet["servers"].items():
+            now = server["ejection"]
+            ejected.add_metric((name,), now is not None and now["state"] == "ejected")
+        paths = [path for path in fleet["ejected_paths"].values() if path["state"] == "ejected"]
+        yield ejected
+        yield GaugeMetricFamily(
+            "ejected_paths", "Paths between servers that are ejected.", value=len(paths)
+        )
+        total = CounterMetricFamily(
+            "ejection", "Ejections, failed probes included.", labels=("what", "reason")
+        )
+        for (what, reason), count in self._dispatcher.tracker.ejections.totals.items():
+            total.add_metric((what, reason.replace(" ", "_")), count)
+        yield total
+        yield CounterMetricFamily(
+            "all_ejected_request",
+            "Requests for which all candidates were ejected, so that all were admissible.",
+            value=fleet["all_ejected"],
+        )
 
 
 def _counter(name: str, about: str, label: str, counts: Mapping[Any, int]) -> Metric:

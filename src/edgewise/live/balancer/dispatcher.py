@@ -7,12 +7,13 @@ submitted.
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 
-from edgewise.domain import Outcome, Report, Request, Status
+from edgewise.domain import Attempt, Outcome, Report, Request, Status
 from edgewise.errors import WireError
 from edgewise.fleet.table import table_of_observation
 from edgewise.fleet.tracker import Tracker
@@ -29,6 +30,8 @@ from edgewise.live.records import DECISIONS, REPORTS
 from edgewise.policies import Policy
 from edgewise.scenario import Scenario
 from edgewise.score import score, worthless_after
+
+log = logging.getLogger(__name__)
 
 NUMBERS_PER_SECOND = 1000
 """Commands and dispatches are numbered from the wall clock times this, so that a balancer that was
@@ -91,6 +94,7 @@ class Dispatcher:
         self.scenario = scenario
         self.policy = policy
         self.shadow = shadow
+        self._all_ejected = 0
         self._learns = policy.spec.features > 0
         self.tracker = Tracker(scenario)
         self.tracker.number_from(int(now * NUMBERS_PER_SECOND))
@@ -163,17 +167,29 @@ class Dispatcher:
         self.counts.reports += 1
         if not self.tracker.on_report(report, now, clock_ahead):
             self.counts.reports_late += 1
+        self._log_ejections(now)
         self.recorder.add(REPORTS, report, now, clock_ahead)
 
     # -- outcomes --------------------------------------------------------------------------------
 
-    def on_answered(self, outcome: Outcome, now: float, clock_ahead: float) -> None:
-        """Take in that the ingress has answered a request.
+    def on_answered(
+        self,
+        outcome: Outcome,
+        now: float,
+        clock_ahead: float,
+        attempts: tuple[Attempt, ...] = (),
+    ) -> None:
+        """Take in that the ingress has answered a request, after these attempts.
 
         It cannot know the client's latency: until the client reports it, the time until the ingress
         began to answer stands for it.
         """
         entry = self.decisions.get(outcome.request)
+        if entry is not None and not entry.answered:
+            entry.answered = True
+            ingress, picked = entry.request.ingress, entry.command.server
+            self.tracker.on_attempts(ingress, picked, attempts, entry.decision.at, now)
+            self._log_ejections(now)
         if outcome.status is Status.SERVED and entry is not None:
             if outcome.latency is None:
                 at = outcome.stamps.answered
@@ -230,11 +246,22 @@ class Dispatcher:
             self.policy.learn(entry.features, entry.score.expected)
             entry.features = None
 
+    def _log_ejections(self, now: float) -> None:
+        for change in self.tracker.ejections.changes(now):
+            log.warning("%s", change)
+
     # -- time ------------------------------------------------------------------------------------
 
     def tick(self, now: float) -> None:
         """Write off decisions that are overdue. Call it about once a second."""
         self.tracker.forget(now)
+        all_ejected = self.tracker.ejections.all_ejected
+        if all_ejected > self._all_ejected:
+            log.warning(
+                "%d requests could only go where a server or path is ejected; they did",
+                all_ejected - self._all_ejected,
+            )
+        self._all_ejected = all_ejected
         for entry in self.decisions.due(now):
             self._settle(entry)
 

@@ -59,6 +59,8 @@ class TrackedDecision(Struct, kw_only=True, eq=False, gc=False):
     commanded_at: float = 0.0
     asked: bool = False
     """The ingress has asked for the command."""
+    answered: bool = False
+    """The ingress has said how the request ended."""
     outcome: Outcome | None = None
     source: OutcomeSource | None = None
     score: Score | None = None

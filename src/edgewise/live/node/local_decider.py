@@ -8,7 +8,7 @@ dispatches, the last fleet reports of the balancer, and the reports that its pee
 from __future__ import annotations
 
 from edgewise import policies
-from edgewise.domain import Command, Outcome, Report, Request, Status
+from edgewise.domain import Attempt, Command, Outcome, Report, Request, Status
 from edgewise.fleet.tracker import Tracker
 from edgewise.live.wire.messages import FleetReports
 from edgewise.scenario import Scenario
@@ -60,8 +60,12 @@ class LocalDecider:
             self._tracker.connect(report.server, now)
         self._tracker.on_report(report, now, clock_ahead)
 
-    def on_outcome(self, outcome: Outcome, now: float) -> None:
-        """Take in how a request of this ingress ended."""
+    def on_outcome(self, outcome: Outcome, now: float, attempts: tuple[Attempt, ...] = ()) -> None:
+        """Take in how a request of this ingress ended, whoever decided it, and its attempts."""
+        decided_at = outcome.stamps.decided
+        if decided_at is not None:
+            picked = attempts[0].server if attempts else None
+            self._tracker.on_attempts(self._server, picked, attempts, decided_at, now)
         self._tracker.on_outcome(outcome, now)
 
     def forget(self, now: float) -> None:

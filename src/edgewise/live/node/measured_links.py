@@ -103,7 +103,9 @@ class MeasuredLink:
         """Transfers under way."""
         return len(self._flows)
 
-    def report(self, peer: str, rtt: float | None, now: float, unanswered: int = 0) -> PeerReport:
+    def report(
+        self, peer: str, rtt: float | None, now: float, unanswered: int = 0, answered: int = 0
+    ) -> PeerReport:
         """The report on `peer`. The rate and its age are the link's, the backlog is the peer's."""
         self._advance(now)
         flows = [flow for flow in self._flows if flow.peer == peer]
@@ -115,4 +117,5 @@ class MeasuredLink:
             backlog=sum(max(0.0, flow.finishes_at - self._sent) for flow in flows),
             flows=len(flows),
             unanswered=unanswered,
+            answered=answered,
         )

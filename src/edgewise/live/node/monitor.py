@@ -70,6 +70,8 @@ class Monitor:
         self.rtts = {peer: LeastRtt() for peer in peers}
         self.unanswered = dict.fromkeys(peers, 0)
         """Signs of life in a row that each peer did not give."""
+        self.answered = dict.fromkeys(peers, 0)
+        """Those in a row that it did give."""
         self.draining = False
         self._services = services
         self._queue, self._converter = queue, converter
@@ -80,6 +82,11 @@ class Monitor:
     def seen(self, decider: str) -> SequencesSeen:
         """The numbers of `decider` that this node has seen."""
         return self._seen.setdefault(decider, SequencesSeen())
+
+    def on_sign(self, peer: str, given: bool) -> None:
+        """A peer gave the sign of life that it was asked for, or did not."""
+        self.answered[peer] = self.answered[peer] + 1 if given else 0
+        self.unanswered[peer] = 0 if given else self.unanswered[peer] + 1
 
     def ran(self, model: str, seconds: float, ready: bool) -> None:
         """A request ran for `seconds`.
@@ -106,7 +113,9 @@ class Monitor:
         """The state at `now`, for `decider`."""
         seen = self._seen.get(decider) or SequencesSeen()
         peers: dict[str, PeerReport] = {
-            peer: link.report(peer, self.rtts[peer].get(now), now, self.unanswered[peer])
+            peer: link.report(
+                peer, self.rtts[peer].get(now), now, self.unanswered[peer], self.answered[peer]
+            )
             for peer, link in self.links.items()
         }
         peers[self.server] = self.access.report(self.server, None, now)

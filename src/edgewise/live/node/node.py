@@ -150,7 +150,12 @@ class Node:
             return None
         channel = ControlChannel(
             self.config.balancer,
-            Hello(server=self.config.server, models=models, version=__version__),
+            Hello(
+                server=self.config.server,
+                models=models,
+                version=__version__,
+                instance=int(self.clock.now() * 1e6),
+            ),
             self.clock,
             on_welcome=self.reporter.report_soon,
             on_command=self.commands.on_command,

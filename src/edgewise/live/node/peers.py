@@ -149,9 +149,7 @@ class PeerClient:
                         answered = True
                 except (aiohttp.ClientError, OSError, WireError):
                     pass  # its report ages
-                self._monitor.unanswered[peer] = (
-                    0 if answered else self._monitor.unanswered[peer] + 1
-                )
+                self._monitor.on_sign(peer, answered)
                 await asyncio.sleep(period / WATCHED_CLOSELY if want_reports() else period)
 
         async with asyncio.TaskGroup() as tasks:

@@ -19,7 +19,7 @@ import msgspec
 from msgspec import Struct
 
 from edgewise.decoding import wire_error
-from edgewise.domain import Attempt, Command, Name, Outcome, Report, Request, Stamp
+from edgewise.domain import Attempt, Command, Count, Name, Outcome, Report, Request, Stamp
 from edgewise.errors import PeerError
 
 PROTOCOL = 1
@@ -32,6 +32,9 @@ class Hello(Struct, frozen=True, kw_only=True, tag="hello"):
     models: tuple[Name, ...]
     protocol: int = PROTOCOL
     version: str = ""
+    instance: Count = 0
+    """Another number after each start of the node: what was measured of it before no longer holds.
+    The same after it has only connected again."""
 
 
 class Welcome(Struct, frozen=True, kw_only=True, tag="welcome"):
