@@ -13,7 +13,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from edgewise.benchmark import document, suite
+from edgewise.benchmark import document
+from edgewise.cli.failures import in_one_line
+from edgewise.versions import versions
 from edgewise.worlds import families
 from studies import disciplines, published, scale
 
@@ -50,11 +52,12 @@ def main() -> None:
             seeds, threads=options.threads, generations=options.generations, progress=show
         )
         text = disciplines.markdown(results, control, seeds, command)
-    versions = ", ".join(f"{name} {version}" for name, version in suite.versions().items())
-    text += f"\n\n{versions}."
+    found = ", ".join(f"{name} {version}" for name, version in versions("cma").items())
+    text += f"\n\n{found}."
     document.rewrite(options.docs, options.study, text)
     print(text)
 
 
 if __name__ == "__main__":
-    main()
+    with in_one_line():
+        main()

@@ -22,13 +22,13 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from edgewise.benchmark import suite
 from edgewise.benchmark.episodes import BARE, ReplayableWorld
 from edgewise.benchmark.statistics import Interval, interval, over_families
 from edgewise.cores import for_each
 from edgewise.errors import BadInput
 from edgewise.policies.base import PolicySpec
 from edgewise.scenario import Scenario
+from edgewise.versions import versions
 from edgewise.worlds import families
 
 Floats = NDArray[np.float64]
@@ -69,7 +69,7 @@ class Arm(Struct, frozen=True, kw_only=True):
     def digest(self) -> str:
         """A digest of everything that decides how it plays, except the code."""
         kernel = getattr(self.policy.kernel, "__name__", "")
-        text = (self.policy.params, kernel, suite.versions())
+        text = (self.policy.params, kernel, versions("cma"))
         return hashlib.sha256(msgspec.json.encode(text)).hexdigest()[:16]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -22,6 +23,7 @@ import pytest
 from aiohttp import WSMsgType, web
 from aiohttp.test_utils import TestServer
 
+from edgewise import __version__
 from edgewise.domain import (
     Attempt,
     Command,
@@ -50,7 +52,7 @@ from edgewise.live.balancer.open_decisions import OpenDecisions, OutcomeSource
 from edgewise.live.balancer.relay_poller import link_figures, poll_relay
 from edgewise.live.clock import Clock
 from edgewise.live.process_config import BalancerConfig, Listen
-from edgewise.live.recorder import Recorder, RecordTable, read
+from edgewise.live.recorder import VERSIONS, Recorder, RecordTable, read
 from edgewise.live.records import DECISIONS, OUTCOMES, REPORTS, REQUESTS
 from edgewise.live.wire import messages
 from edgewise.policies import make as make_policy
@@ -509,6 +511,61 @@ def test_a_failing_disk_loses_rows_and_nothing_else(tmp_path: Path) -> None:
     recorder.close()
     assert recorder.dropped == 1
     assert read(tmp_path, REQUESTS.name).num_rows == 0
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_a_full_disk_is_one_line_and_the_segments_stay(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path, [REQUESTS, OUTCOMES])
+    recorder.add(REQUESTS, *rows_of(1)[0])
+    (tmp_path / "requests.tmp").symlink_to("/dev/full")  # where the segments are joined
+    with pytest.raises(BadInput) as raised:
+        recorder.close()
+    assert str(raised.value) == (
+        f"{tmp_path}/requests.parquet: cannot be written: No space left on device; "
+        f"its rows stay in {tmp_path}/requests.parts"
+    )
+    assert read(tmp_path, REQUESTS.name)["request"].to_pylist() == ["r0"]
+    assert read(tmp_path, OUTCOMES.name).num_rows == 0
+    recorder.close()
+    with Recorder(tmp_path, [REQUESTS]) as again:
+        again.add(REQUESTS, *rows_of(1, 1)[0])
+    assert read(tmp_path, REQUESTS.name)["request"].to_pylist() == ["r0", "r1"]
+
+
+def test_a_table_says_its_units_and_versions(tmp_path: Path) -> None:
+    made = dispatcher(out=tmp_path)
+    made.recorder.close()
+    with Recorder(tmp_path, [REQUESTS, OUTCOMES]):
+        pass
+    tables = ("requests", "outcomes", "decisions", "reports", "experience")
+    schemas = {name: read(tmp_path, name).schema for name in tables}
+    for schema in schemas.values():
+        versions = msgspec.json.decode(schema.metadata[VERSIONS])
+        assert versions["edgewise"] == __version__
+        assert {"python", "numba", "pyarrow"} <= versions.keys()
+    units = {
+        (name, field.name): field.metadata[b"unit"].decode()
+        for name, schema in schemas.items()
+        for field in schema
+        if field.metadata and b"unit" in field.metadata
+    }
+    assert units[("requests", "payload_bytes")] == "bytes"
+    for name, column in (
+        *(("requests", column) for column in ("sent_at", "deadline")),
+        *(("outcomes", column) for column in ("latency", "stamp_received", "stage_queue")),
+        *(("decisions", column) for column in ("at", "predicted_latency")),
+        *(("reports", column) for column in ("at", "running", "received", "clock_ahead")),
+        *(("experience", column) for column in ("at", "latency")),
+    ):
+        assert units[(name, column)] == "s"
+    assert ("decisions", "probability") not in units
+    peers = schemas["reports"].field("peers").type.value_type
+    assert peers.field("throughput").metadata == {b"unit": b"bytes/s"}
+    # No column of a duration, a time or a size was forgotten.
+    for name, schema in schemas.items():
+        for field in schema:
+            if re.search(r"(^|_)(at|latency|bytes|deadline|backlog|received|sent)$", field.name):
+                assert (name, field.name) in units
 
 
 def test_rows_are_made_in_the_recorders_thread(tmp_path: Path) -> None:

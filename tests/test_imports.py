@@ -17,7 +17,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "edgewise"
 LAYERS = (
     {
         "errors", "policy_names", "extras", "cache", "cores", "files", "compile", "decoding",
-        "documents",
+        "documents", "versions",
     },
     {"domain"},
     {

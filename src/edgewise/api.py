@@ -106,9 +106,9 @@ class SimulationResults:
         """A row per request, seed and policy, as a pyarrow table.
 
         The columns are those of a live run's ``requests.parquet`` and ``outcomes.parquet``, after
-        ``policy`` and ``seed``. Times are in seconds from the start of the run, latencies in
-        seconds, sizes in bytes. The schema's metadata names the versions that made it;
-        ``.to_pandas()`` works where pandas is installed. Raises MissingExtra without pyarrow.
+        ``policy`` and ``seed``. Times are from the start of the run. A column's metadata has its
+        unit, the schema's the versions that made it; ``.to_pandas()`` works where pandas is
+        installed. Raises MissingExtra without pyarrow.
 
         Examples
         --------
@@ -116,10 +116,13 @@ class SimulationResults:
         >>> table = ew.simulate("smoke", "local", duration=5).outcomes()
         >>> table.column("latency").type
         DataType(double)
+        >>> table.field("payload_bytes").metadata
+        {b'unit': b'bytes'}
         """
         try:
             import pyarrow as pa
 
+            from edgewise.live.recorder import with_versions
             from edgewise.live.records import OUTCOMES, REQUESTS
         except ImportError as error:
             raise MissingExtra("live", error.name or "pyarrow") from None
@@ -146,7 +149,7 @@ class SimulationResults:
         columns = list(zip(*rows, strict=True)) if rows else [()] * len(unique)
         return pa.table(
             [pa.array(column, field.type) for column, field in zip(columns, unique, strict=True)],
-            schema=pa.schema(unique, metadata=suite.versions()),
+            schema=with_versions(pa.schema(unique)),
         )
 
     def plot(self, path: str | Path | None = None) -> Any:

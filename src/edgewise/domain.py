@@ -49,12 +49,18 @@ RequestId = Annotated[
     ),
 ]
 
-Seconds = Annotated[float, Meta(ge=0.0, le=1e9)]
+SECONDS = Meta(extra={"unit": "s"})
+BYTES = Meta(extra={"unit": "bytes"})
+BYTES_PER_SECOND = Meta(extra={"unit": "bytes/s"})
+"""Units of fields. They stand in the metadata of the tables that are made of the types below."""
+
+Seconds = Annotated[float, Meta(ge=0.0, le=1e9), SECONDS]
 """A duration."""
-Stamp = Annotated[float, Meta(ge=0.0, le=1e12)]
+Stamp = Annotated[float, Meta(ge=0.0, le=1e12), SECONDS]
 """A time: seconds since the Unix epoch, on the clock of the machine that took it."""
 Share = Annotated[float, Meta(ge=0.0, le=1.0)]
 Count = Annotated[int, Meta(ge=0, le=2**53)]
+Bytes = Annotated[int, Meta(ge=0, le=2**53), BYTES]
 
 DEFAULT_TASK = "imagenet-1k"
 """Task of a request, service or scenario that names none (`edgewise.tasks`)."""
@@ -192,9 +198,9 @@ class Request(Struct, frozen=True, kw_only=True, gc=False):
 
     id: RequestId
     ingress: Name
-    payload_bytes: Count
+    payload_bytes: Bytes
     sent_at: Stamp
-    deadline: Annotated[float, Meta(gt=0.0, le=DEADLINE_MAX)]
+    deadline: Annotated[float, Meta(gt=0.0, le=DEADLINE_MAX), SECONDS]
     """s after `sent_at`."""
     accuracy: Share = 0.0
     """The least accuracy that the service must have."""
@@ -229,11 +235,11 @@ class Service(Struct, frozen=True, kw_only=True):
     server: Name
     model: Name
     accuracy: Share
-    latency: Annotated[tuple[Annotated[float, Meta(gt=0.0)], ...], Meta(min_length=1)]
+    latency: Annotated[tuple[Annotated[float, Meta(gt=0.0), SECONDS], ...], Meta(min_length=1)]
     """s that a batch of 1, 2, … takes on this server, decoding included."""
     input_size: Annotated[int, Meta(ge=1, le=4096)] = 224
     """Side of the model's square input, pixels; model-ready payloads are made for it."""
-    ready_bytes: Count = 24_000
+    ready_bytes: Bytes = 24_000
     """Expected bytes of a model-ready payload."""
     ready_saving: Seconds = 0.0
     """s of `latency` that a model-ready payload saves on this server (decoding, resizing)."""
@@ -271,12 +277,12 @@ class ServiceReport(Struct, frozen=True, array_like=True, gc=False):
 class PeerReport(Struct, frozen=True, array_like=True, gc=False):
     """What a server knows of the network path to a peer. None: never measured."""
 
-    throughput: Annotated[float, Meta(gt=0.0)] | None
+    throughput: Annotated[float, Meta(gt=0.0), BYTES_PER_SECOND] | None
     """bytes/s that a transfer alone on the path would get, as measured at the receiver."""
     measured_at: Stamp | None
     rtt: Seconds | None
     """The shortest of the recent round-trip times."""
-    backlog: Annotated[float, Meta(ge=0.0)]
+    backlog: Annotated[float, Meta(ge=0.0), BYTES]
     """Estimated bytes on their way to the peer: transfers that it has confirmed have arrived, and
     the others share the measured rate."""
     flows: Count

@@ -8,10 +8,8 @@ interpreter's lock. So threads are enough, and neither their number nor their or
 from __future__ import annotations
 
 import math
-import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 
 import msgspec
 import numpy as np
@@ -25,6 +23,7 @@ from edgewise.policies.base import PolicySpec
 from edgewise.scenario import Scenario
 from edgewise.sim.build import SimOptions
 from edgewise.sim.source import WorldSource
+from edgewise.versions import versions
 from edgewise.worlds import families
 
 Floats = NDArray[np.float64]
@@ -128,7 +127,7 @@ def run(
         seeds=tuple(seeds),
         requests=requests.tolist(),
         metrics={name: _nullable(values[m]) for m, name in enumerate(METRICS)},
-        versions=versions(),
+        versions=versions("cma"),
         seconds=time.monotonic() - began,
     )
 
@@ -140,17 +139,6 @@ def compile_all(specs: Mapping[str, PolicySpec], progress: Progress = no_progres
     for done, (name, policy) in enumerate(specs.items()):
         progress(done, len(specs), name)
         world.play(policy)
-
-
-def versions() -> dict[str, str]:
-    """The versions of everything that can change the numbers."""
-    found = {"python": platform.python_version(), "machine": platform.machine()}
-    for package in ("edgewise", "numpy", "numba", "cma"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def _nullable(values: Floats) -> list[list[list[float | None]]]:

@@ -29,12 +29,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from msgspec import Struct
 
 from edgewise.errors import BadInput
+from edgewise.versions import versions
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +55,10 @@ REST = 0.002
 time."""
 
 
+VERSIONS = b"versions"
+"""Key of a table's metadata: the versions that wrote it, as JSON."""
+
+
 class RecordTable(Struct, frozen=True):
     """A table of a run: its file name without suffix, and its columns."""
 
@@ -63,12 +69,23 @@ class RecordTable(Struct, frozen=True):
     schema: pa.Schema
 
 
+def with_versions(schema: pa.Schema) -> pa.Schema:
+    """The schema with the versions in its metadata.
+
+    >>> import json
+    >>> "edgewise" in json.loads(with_versions(pa.schema([])).metadata[VERSIONS])
+    True
+    """
+    found = msgspec.json.encode(versions("pyarrow"))
+    return schema.with_metadata({**(schema.metadata or {}), VERSIONS: found})
+
+
 class Recorder:
     """Writes the tables of a run into a folder.
 
     Use it as a context manager, or call `close`. `add` and `flush` are for one thread, and never
     wait for the disk. Raises BadInput if the folder cannot be made, or has one of the files with
-    other columns.
+    other columns; on closing also if the disk is full, naming what was lost and where the rest is.
 
     Parameters
     ----------
@@ -136,16 +153,22 @@ class Recorder:
             self._write(name)
 
     def close(self) -> None:
-        """Write the rest and join the segments, and wait for that. Idempotent."""
+        """Write the rest and join the segments, and wait for that. Idempotent.
+
+        Raises BadInput, in one line, if a file cannot be written. Segments that cannot be joined
+        stay, and `read` reads them.
+        """
         if not self._parts:
             return
         self._hurry.set()
         self.flush()
         self._thread.shutdown(wait=True)
         self._reap()
-        for parts in self._parts.values():
-            parts.join()
-        self._parts = {}
+        joined, self._parts = self._parts, {}
+        problems = [problem for parts in joined.values() if (problem := parts.join())]
+        if problems:
+            lost = f"; {self.dropped} rows were lost" if self.dropped else ""
+            raise BadInput(f"{'; '.join(problems)}{lost}")
 
     def _write(self, name: str) -> None:
         gathered = self._gathered[name]
@@ -182,6 +205,7 @@ class _Parts:
 
     def __init__(self, out: Path, table: RecordTable, hurry: threading.Event) -> None:
         self._table = table
+        self._schema = with_versions(table.schema)
         self._hurry = hurry
         # Numbers hardly repeat: a dictionary of them costs as much as writing them.
         self._text_columns = [f.name for f in table.schema if pa.types.is_string(f.type)]
@@ -222,7 +246,7 @@ class _Parts:
         path = self._part()
         temporary = path.with_suffix(".tmp")
         try:
-            self._save(pa.Table.from_batches(batches, self._table.schema), temporary)
+            self._save(pa.Table.from_batches(batches, self._schema), temporary)
             os.replace(temporary, path)
         except OSError as error:
             temporary.unlink(missing_ok=True)
@@ -234,7 +258,7 @@ class _Parts:
         return 0, ""
 
     def _batch(self, gathered: list[tuple[Any, ...]]) -> pa.RecordBatch:
-        schema = self._table.schema
+        schema = self._schema
         rows = [self._table.row(*arguments) for arguments in gathered]
         columns = [
             _column(values, field.type)
@@ -245,10 +269,22 @@ class _Parts:
     def _save(self, table: pa.Table, path: Path | pa.BufferOutputStream) -> None:
         pq.write_table(table, path, compression="zstd", use_dictionary=self._text_columns)
 
-    def join(self) -> None:
+    def join(self) -> str:
+        """Make one file of the segments; returns why that was impossible, or ""."""
         temporary = self._whole.with_suffix(".tmp")
+        try:
+            self._join_into(temporary)
+            os.replace(temporary, self._whole)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            why = os.strerror(error.errno) if error.errno else str(error)
+            return f"{self._whole}: cannot be written: {why}; its rows stay in {self._folder}"
+        shutil.rmtree(self._folder)
+        return ""
+
+    def _join_into(self, file: Path) -> None:
         with pq.ParquetWriter(
-            temporary, self._table.schema, compression="zstd", use_dictionary=self._text_columns
+            file, self._schema, compression="zstd", use_dictionary=self._text_columns
         ) as writer:
             gathered: list[Any] = []
             for path in sorted(self._folder.glob("*.parquet")):
@@ -260,8 +296,6 @@ class _Parts:
                             gathered = []
             if gathered:
                 writer.write_table(pa.concat_tables(gathered))
-        os.replace(temporary, self._whole)
-        shutil.rmtree(self._folder)
 
 
 def _column(values: tuple[Any, ...], kind: pa.DataType) -> pa.Array:

@@ -2,7 +2,9 @@
 
 Their columns are the fields of the vocabulary's structs (`edgewise.domain`), with the units and
 meanings that stand there: a field that is added to a struct is recorded without a change here. A
-field that holds structs, alone or by name, becomes a list of them.
+field that holds structs, alone or by name, becomes a list of them. The metadata of a column has its
+unit, if it has one (key ``unit``), and that of a table the versions that wrote it (``versions``,
+JSON).
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import pyarrow as pa
 from msgspec import Struct, inspect
 from msgspec.structs import astuple
 
-from edgewise.domain import Command, Decision, Outcome, Report, Request, Score, Stamps
+from edgewise.domain import SECONDS, Command, Decision, Outcome, Report, Request, Score, Stamps
 from edgewise.live.recorder import RecordTable
 
 RUN_SCENARIO = "scenario.yaml"
@@ -44,6 +46,8 @@ class _Columns:
         Fields that are left out.
     names:
         Names of columns that are not their field's.
+    prefix:
+        Beginning of every column's name.
     """
 
     def __init__(
@@ -57,7 +61,9 @@ class _Columns:
         fields = [field for field in _fields(kind) if field.name not in without]
         columns = [_column(field.type, field.name) for field in fields]
         self.schema = [
-            (prefix + names.get(field.name, field.name), arrow_type)
+            pa.field(
+                prefix + names.get(field.name, field.name), arrow_type, metadata=_unit(field.type)
+            )
             for field, (arrow_type, _) in zip(fields, columns, strict=True)
         ]
         self._get = attrgetter(*(field.name for field in fields))
@@ -77,18 +83,40 @@ def _fields(kind: type[Struct]) -> tuple[inspect.Field, ...]:
     return info.fields
 
 
+def seconds(name: str) -> pa.Field:
+    """A column of seconds."""
+    return pa.field(name, pa.float64(), metadata=SECONDS.extra)
+
+
+def _unit(kind: inspect.Type) -> dict[str, str] | None:
+    """The metadata of a column: the unit of its field, if that has one."""
+    match kind:
+        case inspect.Metadata():
+            return kind.extra
+        case inspect.UnionType():
+            return next((unit for each in kind.types if (unit := _unit(each))), None)
+        case inspect.VarTupleType():
+            return _unit(kind.item_type)
+    return None
+
+
 def _column(kind: inspect.Type, name: str) -> tuple[pa.DataType, Callable[[Any], Any] | None]:
     """The Arrow type of a field, and what makes its values fit; None: they do."""
     if type(kind) in _PLAIN:
         return _PLAIN[type(kind)], None
     match kind:
+        case inspect.Metadata():
+            return _column(kind.type, name)
         case inspect.EnumType():
             return pa.string() if issubclass(kind.cls, str) else pa.int8(), None
         case inspect.UnionType():  # of a plain type and None
             (one,) = (each for each in kind.types if not isinstance(each, inspect.NoneType))
             return _column(one, name)[0], None
         case inspect.StructType():  # of plain fields
-            fields = [(each.name, _column(each.type, each.name)[0]) for each in kind.fields]
+            fields = [
+                pa.field(each.name, _column(each.type, each.name)[0], metadata=_unit(each.type))
+                for each in kind.fields
+            ]
             return pa.struct(fields), astuple
         case inspect.VarTupleType():
             arrow_type, convert = _column(kind.item_type, name)
@@ -174,7 +202,7 @@ OUTCOMES = RecordTable(
         [
             *_outcome.schema,
             *_stamps.schema,
-            *((f"stage_{name}", pa.float64()) for name in Stamps().stages()),
+            *(seconds(f"stage_{name}") for name in Stamps().stages()),
             *_score.schema,
         ]
     ),
@@ -191,7 +219,7 @@ DECISIONS = RecordTable(
             *_command.schema,  # server: null = shed
             ("form", pa.int8()),
             ("trigger", pa.string()),  # which came first: the client's "metadata" or an "ask"
-            ("predicted_latency", pa.float64()),
+            seconds("predicted_latency"),
         ]
     ),
 )
@@ -203,8 +231,8 @@ REPORTS = RecordTable(
     pa.schema(
         [
             *_report.schema,
-            ("received", pa.float64()),  # balancer's clock
-            ("clock_ahead", pa.float64()),  # of the reporter's clock against the balancer's
+            seconds("received"),  # balancer's clock
+            seconds("clock_ahead"),  # of the reporter's clock against the balancer's
         ]
     ),
 )

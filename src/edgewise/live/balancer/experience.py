@@ -21,6 +21,7 @@ from edgewise.domain import Candidate
 from edgewise.fleet.table import CONTEXT, ROW, SERVER
 from edgewise.live.balancer.open_decisions import TrackedDecision
 from edgewise.live.recorder import RecordTable, read
+from edgewise.live.records import seconds
 
 NAME = "experience"
 KEY = b"edgewise"
@@ -46,7 +47,7 @@ def experience_table(
     schema = pa.schema(
         [
             ("request", pa.string()),
-            ("at", pa.float64()),  # s since the epoch, balancer's clock
+            seconds("at"),  # s since the epoch, balancer's clock
             ("policy", pa.string()),
             ("version", pa.string()),
             ("rows", pa.list_(pa.float64(), len(candidates) * len(ROW))),  # (R, len(ROW)), flat
@@ -59,7 +60,7 @@ def experience_table(
             ("realised", pa.float64()),  # realised utility; null: the right class is not known
             ("status", pa.string()),  # of the outcome; "lost" also if none was reported
             ("source", pa.string()),  # node, client or evaluator; null: none
-            ("latency", pa.float64()),  # s; from a node: until it began to answer
+            seconds("latency"),  # s; from a node: until it began to answer
             ("server", pa.string()),  # that served it in the end
             ("model", pa.string()),
             ("form", pa.int8()),

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from edgewise.domain import Decision
 from edgewise.live.recorder import RecordTable
+from edgewise.live.records import seconds
 
 
 def shadow_row(shadow: Decision, decision: Decision) -> tuple[Any, ...]:
@@ -37,7 +38,7 @@ SHADOW = RecordTable(
     pa.schema(
         [
             ("request", pa.string()),
-            ("at", pa.float64()),  # s since the epoch, balancer's clock
+            seconds("at"),  # s since the epoch, balancer's clock
             ("policy", pa.string()),  # the shadow
             ("probability", pa.float64()),
             ("row", pa.int32()),  # of the candidate table; the last one sheds
