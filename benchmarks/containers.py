@@ -27,7 +27,10 @@ from rich.console import Console
 from rich.table import Table
 
 from edgewise.benchmark.document import rewrite
-from edgewise.live.run.containers import DEFAULT_IMAGE, ContainerEngine
+from edgewise.cli.failures import in_one_line
+
+with in_one_line():
+    from edgewise.live.run.containers import DEFAULT_IMAGE, ContainerEngine
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
 DOCUMENT = DEPLOY.parent / "docs" / "deploy.md"
@@ -191,4 +194,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with in_one_line():
+        main()

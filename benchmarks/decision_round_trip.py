@@ -28,12 +28,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-import aiohttp
-import uvloop
-
+from edgewise.cli.failures import in_one_line
 from edgewise.domain import Command, Outcome, Report, Request, Stamps, Status
-from edgewise.live.clock import Clock
-from edgewise.live.wire import messages
+
+with in_one_line():
+    import aiohttp
+    import uvloop
+
+    from edgewise.live.clock import Clock
+    from edgewise.live.wire import messages
 
 SCENARIO = """
 name: bench
@@ -251,4 +254,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with in_one_line():
+        main()

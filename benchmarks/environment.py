@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from edgewise.cli.failures import in_one_line
 from edgewise.compile import jit
 from edgewise.fleet.arrays import Array
 from edgewise.fleet.rng import new_rng, uniform
@@ -42,9 +43,11 @@ from edgewise.scenario import (
     WorkloadSpec,
 )
 from edgewise.sim import engine
-from edgewise.sim.env.vector import BalanceVectorEnv
 from edgewise.sim.play import play
 from edgewise.sim.source import WorldSource
+
+with in_one_line():
+    from edgewise.sim.env.vector import BalanceVectorEnv
 
 LADDER = ((0.57, 0.006), (0.72, 0.012), (0.76, 0.035), (0.83, 0.110))
 SECONDS = 60.0
@@ -180,4 +183,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with in_one_line():
+        main()

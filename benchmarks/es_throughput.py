@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import time
 
+from edgewise.cli.failures import in_one_line
 from edgewise.learn.es import EsSettings, EvolutionStrategies
 from edgewise.learn.search import Budget, search
 from edgewise.learn.train import beginning
@@ -39,4 +40,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with in_one_line():
+        main()

@@ -15,6 +15,7 @@ from statistics import median
 import numpy as np
 
 from edgewise import scenario
+from edgewise.cli.failures import in_one_line
 from edgewise.compile import by_reference, jit_no_refcount
 from edgewise.domain import Observation, PeerReport, QueueItem, Report, Request
 from edgewise.fleet.rng import new_rng
@@ -118,4 +119,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with in_one_line():
+        main()

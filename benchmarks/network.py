@@ -49,15 +49,18 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from edgewise.network import capabilities
-from edgewise.network.backends import make_network
-from edgewise.network.control import RelayControl
-from edgewise.network.emulated_network import run
-from edgewise.network.link import Link
-from edgewise.network.relay.config import Address, RelayConfig, Route
-from edgewise.network.settings import LinkSettings
-from edgewise.network.trace import BackhaulTrace, CellularTrace, WifiTrace
-from edgewise.network.transmission import bytes_between
+from edgewise.cli.failures import in_one_line
+
+with in_one_line():
+    from edgewise.network import capabilities
+    from edgewise.network.backends import make_network
+    from edgewise.network.control import RelayControl
+    from edgewise.network.emulated_network import run
+    from edgewise.network.link import Link
+    from edgewise.network.relay.config import Address, RelayConfig, Route
+    from edgewise.network.settings import LinkSettings
+    from edgewise.network.trace import BackhaulTrace, CellularTrace, WifiTrace
+    from edgewise.network.transmission import bytes_between
 
 SIZES = (10_000, 150_000, 2_000_000)
 RATES = (5e6, 20e6, 100e6, 500e6)
@@ -629,4 +632,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with in_one_line():
+        main()

@@ -24,18 +24,22 @@ import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-import aiohttp
-import uvloop
-from aiohttp import web
 from rich.console import Console
 from rich.table import Table
 
+from edgewise.cli.failures import in_one_line
 from edgewise.domain import Command, Request
-from edgewise.live.node.node import Node
-from edgewise.live.process_config import Listen, NodeConfig
-from edgewise.live.wire import messages
-from edgewise.live.wire.open_inference import encode_request
-from edgewise.live.wire.request_metadata import to_headers
+
+with in_one_line():
+    import aiohttp
+    import uvloop
+    from aiohttp import web
+
+    from edgewise.live.node.node import Node
+    from edgewise.live.process_config import Listen, NodeConfig
+    from edgewise.live.wire import messages
+    from edgewise.live.wire.open_inference import encode_request
+    from edgewise.live.wire.request_metadata import to_headers
 
 SCENARIO = """
 name: overhead
@@ -191,4 +195,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with in_one_line():
+        main()

@@ -31,15 +31,19 @@ from typing import Annotated, Any
 import msgspec
 import numpy as np
 import typer
-from PIL import Image
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from edgewise.cli.failures import in_one_line
 from edgewise.errors import BadInput
-from edgewise.tasks.imagenet import zoo
-from edgewise.tasks.imagenet.images import load_images
-from edgewise.tasks.imagenet.preprocessing import crop_and_resize, encode, to_array, to_picture
+
+with in_one_line():
+    from PIL import Image
+
+    from edgewise.tasks.imagenet import zoo
+    from edgewise.tasks.imagenet.images import load_images
+    from edgewise.tasks.imagenet.preprocessing import crop_and_resize, encode, to_array, to_picture
 
 OTHER_SIZE = 160
 """The size of the form that was made for another model."""
@@ -220,4 +224,5 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    with in_one_line():
+        typer.run(main)

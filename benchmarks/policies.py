@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from edgewise.cli.failures import in_one_line
 from edgewise.compile import jit
 from edgewise.fleet import table as t
 from edgewise.fleet.arrays import Array
@@ -111,4 +112,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with in_one_line():
+        main()

@@ -21,6 +21,7 @@ from rich.progress import track
 from simulator import fleet
 
 from edgewise import scenario as sc
+from edgewise.cli.failures import in_one_line
 from edgewise.policies import POLICIES
 from edgewise.sim.build import SimOptions, simulation
 from edgewise.sim.play import play
@@ -119,4 +120,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with in_one_line():
+        sys.exit(main())

@@ -21,9 +21,9 @@ from collections.abc import Callable
 
 import msgspec
 import numpy as np
-import simpy
 
 from edgewise import scenario as sc
+from edgewise.cli.failures import in_one_line
 from edgewise.fleet.table import SAMPLED, SAMPLED_ABOVE
 from edgewise.policies import POLICIES
 from edgewise.sim import engine
@@ -31,6 +31,9 @@ from edgewise.sim.build import SimOptions, simulation
 from edgewise.sim.layout import SERVED, Sim
 from edgewise.sim.play import play
 from edgewise.worlds.workload import generate
+
+with in_one_line():
+    import simpy
 
 LATENCIES = (0.006, 0.012, 0.035, 0.110)  # the trial's models (LEARNING)
 EARLIEST = "earliest_completion"
@@ -254,4 +257,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with in_one_line():
+        main()

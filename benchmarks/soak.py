@@ -24,17 +24,21 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import psutil
 from rich.console import Console
 from rich.table import Table
 
-from edgewise.live.run.deployment import Deployment
-from edgewise.live.run.evaluation import evaluate
-from edgewise.live.run.launcher import prepare_models
+from edgewise.cli.failures import in_one_line
 from edgewise.scenario import Scenario, check, load
 from edgewise.summary import PolicySummary, Summary
 from edgewise.summary_tables import comparison_tables
 from edgewise.tasks.services import services_of
+
+with in_one_line():
+    import psutil
+
+    from edgewise.live.run.deployment import Deployment
+    from edgewise.live.run.evaluation import evaluate
+    from edgewise.live.run.launcher import prepare_models
 
 RATE = 15.0
 """requests/s. Two shared cores carry three-sites at its 35/s while nothing else runs; this rate is
@@ -166,4 +170,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with in_one_line():
+        main()

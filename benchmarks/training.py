@@ -20,14 +20,17 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-
+from edgewise.cli.failures import in_one_line
 from edgewise.learn.es import EsSettings, EvolutionStrategies
-from edgewise.learn.ppo import Ppo
 from edgewise.learn.ppo_settings import PpoSettings
 from edgewise.learn.search import Algorithm, Budget, Progress, search
 from edgewise.learn.train import beginning
 from edgewise.sim.source import WorldSource
+
+with in_one_line():
+    import torch
+
+    from edgewise.learn.ppo import Ppo
 
 Speeds = tuple[float, float]
 """Decisions per s of wall time, and of CPU time × threads."""
@@ -114,4 +117,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with in_one_line():
+        main()

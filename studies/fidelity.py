@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from edgewise.benchmark.document import rewrite
+from edgewise.cli.failures import in_one_line
 from edgewise.scenario import dump, load, presets
 from edgewise.tasks.imagenet import zoo
 from edgewise.worlds import families
@@ -269,4 +270,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with in_one_line():
+        main()

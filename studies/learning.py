@@ -21,6 +21,7 @@ from pathlib import Path
 import msgspec
 
 from edgewise.benchmark.document import rewrite
+from edgewise.cli.failures import in_one_line
 from edgewise.errors import EdgewiseError
 from edgewise.learn.search import Progress as SearchProgress
 from edgewise.learn.search import seconds
@@ -187,4 +188,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    with in_one_line():
+        raise SystemExit(main())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -144,7 +145,14 @@ def test_the_installed_command_works(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("module", "extra"),
-    [("pyarrow", "live"), ("prometheus_client.core", "live"), ("onnx", "models"), ("cma", "bench")],
+    [
+        ("pyarrow", "live"),
+        ("prometheus_client.core", "live"),
+        ("PIL.Image", "live"),
+        ("onnx", "models"),
+        ("cma", "bench"),
+        ("simpy", "dev"),
+    ],
 )
 def test_a_missing_library_is_named_with_its_extra(
     module: str, extra: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -160,6 +168,25 @@ def test_a_module_that_no_extra_brings_is_a_bug(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(sys, "argv", ["edgewise"])
     with pytest.raises(ModuleNotFoundError):
         main.main()
+
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.mark.parametrize(
+    ("script", "module"),
+    [("simulator", "simpy"), ("node_overhead", "aiohttp"), ("payload_forms", "PIL")],
+)
+def test_a_benchmark_names_the_extra_that_it_lacks(
+    script: str, module: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(SystemExit) as left:
+        runpy.run_path(str(BENCHMARKS / f"{script}.py"), run_name="__main__")
+    assert left.value.code == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert f"install the extra {extra_of(module)!r}" in said
 
 
 @pytest.mark.parametrize(

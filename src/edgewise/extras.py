@@ -13,6 +13,8 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 NAME = "edgewise"
+PACKAGES = {"PIL": "pillow", "stable_baselines3": "sb3-contrib"}
+"""Packages that are not called as the modules that they bring."""
 
 
 def install_command(*extras: str) -> str:
@@ -35,16 +37,20 @@ def install_command(*extras: str) -> str:
 
 
 def extra_of(module: str) -> str | None:
-    """The extra that brings the top-level `module`; None if none does."""
-    for requirement, extra in _requirements():
+    """The extra that brings the top-level `module`; None if none does.
+
+    ``dev`` only for what no other extra brings.
+    """
+    package = PACKAGES.get(module, module).lower().replace("-", "_")
+    for requirement, extra in sorted(_requirements(), key=lambda each: each[1] == "dev"):
         name = re.split(r"[^\w.-]", requirement, maxsplit=1)[0]
-        if name.lower().replace("-", "_") == module.lower():
+        if name.lower().replace("-", "_") == package:
             return extra
     return None
 
 
 def _requirements() -> list[tuple[str, str]]:
-    """(requirement, extra) of all extras but `dev`, which repeats the others."""
+    """(requirement, extra) of all extras."""
     try:
         lines = metadata.requires(NAME) or []
     except metadata.PackageNotFoundError:
@@ -52,6 +58,6 @@ def _requirements() -> list[tuple[str, str]]:
     found = []
     for line in lines:
         match = re.fullmatch(r"([^;]+?)\s*;.*extra == ['\"](\w+)['\"].*", line)
-        if match and match[2] != "dev":
+        if match:
             found.append((match[1], match[2]))
     return found

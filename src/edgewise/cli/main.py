@@ -6,15 +6,10 @@ while numba, ONNX Runtime and aiohttp together take two to import.
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import os
 import sys
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.text import Text
 
 from edgewise import __version__
 from edgewise.cli import (
@@ -39,29 +34,13 @@ from edgewise.cli import (
     tune,
     up,
 )
-from edgewise.errors import EdgewiseError, MissingExtra
-from edgewise.extras import extra_of
+from edgewise.cli.failures import in_one_line
 
 MAIN = "Run a fleet"
 LOOK = "Look around"
 STUDY = "Simulate, tune and train"
 FIDELITY = "Check the simulator against reality"
 HAND = "Start single processes (docs/by-hand.md)"
-
-MACHINE = frozenset(
-    (
-        errno.ENOSPC,
-        errno.EDQUOT,
-        errno.EROFS,
-        errno.EACCES,
-        errno.EPERM,
-        errno.EISDIR,
-        errno.ENOTDIR,
-        errno.EMFILE,
-        errno.EPIPE,
-    )
-)
-"""Errors of a disk, a file or a pipe: no bug, wherever they surface."""
 
 app = typer.Typer(
     name="edgewise",
@@ -133,50 +112,13 @@ app.command(rich_help_panel=HAND)(client.client)
 app.command(rich_help_panel=HAND)(configs.configs)
 
 
-def _run() -> None:
-    """Run the command. A library that is missing becomes an error that names its extra."""
-    try:
-        app()
-    except ModuleNotFoundError as error:
-        module = (error.name or "").partition(".")[0]
-        extra = extra_of(module)
-        if extra is None:
-            raise
-        raise MissingExtra(extra, module) from None
-    finally:
-        sys.stdout.flush()  # here, where a full disk is still an error of the command
-
-
 def main() -> None:
-    """Run the command line.
-
-    Exit codes: 0; 2 for a mistake of the user, a full or read-only disk, or a peer that failed; 130
-    for Ctrl-C. Only bugs show a traceback.
-    """
-    try:
-        _run()
-    except EdgewiseError as error:
-        _fail(str(error) or type(error).__name__)
-    except OSError as error:
-        if error.errno not in MACHINE:
-            raise
-        with contextlib.suppress(OSError, ValueError):  # or Python flushes it again, and complains
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if error.errno == errno.EPIPE:
-            sys.exit(1)  # whoever read the output has enough
-        _fail(f"{error.filename or 'standard output'}: {error.strerror}")
-    except KeyboardInterrupt:
-        sys.exit(130)
-
-
-def _fail(message: str) -> NoReturn:
-    """Print the first line as an error, the others (the end of a log) dim; exit with 2."""
-    first, *others = message.splitlines()
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
-    console.print(Text.assemble(("error: ", "bold red"), (first, "red")))
-    for line in others:
-        console.print(Text(line, style="dim"))
-    sys.exit(2)
+    """Run the command line. Exit codes: 0, and those of `failures.in_one_line`."""
+    with in_one_line():
+        try:
+            app()
+        finally:
+            sys.stdout.flush()  # here, where a full disk is still an error of the command
 
 
 if __name__ == "__main__":
