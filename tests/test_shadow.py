@@ -19,6 +19,7 @@ from edgewise.live.balancer.shadow import SHADOW
 from edgewise.live.process_config import BalancerConfig, load_config
 from edgewise.live.recorder import Recorder, read
 from edgewise.live.records import DECISIONS
+from edgewise.policies import POLICIES, learned, weight_files
 from edgewise.policies import make as make_policy
 from fleet_case import NOW, report, request, two_servers
 
@@ -117,6 +118,22 @@ def test_explain_shows_a_run(tmp_path: Path) -> None:
     assert isinstance(run.exception, BadInput)
 
 
+@pytest.mark.parametrize("columns", [None, "80", "60", "200"])
+def test_explain_cuts_no_figure(columns: str | None, tmp_path: Path) -> None:
+    """Neither in a narrow terminal nor in a pipe, which has no width."""
+    made = dispatcher(None, tmp_path, rule="edgewise")
+    made.decide(request(), NOW, "metadata")
+    made.finish()
+    made.recorder.close()
+    shown = CliRunner().invoke(app, ["explain", str(tmp_path), "r1"], env={"COLUMNS": columns})
+    whole = CliRunner().invoke(app, ["explain", str(tmp_path), "r1", "--json"])
+    assert "…" not in shown.output
+    for row in msgspec.json.decode(whole.stdout_bytes)["rows"]:
+        for part in ("utility", "server_price", "link_price", "prepare_price"):
+            assert f" {row[part]:.3f}" in shown.output
+        assert f" {row['score']:+.3f}" in shown.output
+
+
 def test_the_example_in_the_help_of_explain_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -149,3 +166,24 @@ def test_explain_simulates_a_simulated_run_again(tmp_path: Path, rule: str) -> N
     assert "no decision on" in str(run.exception)
     run = CliRunner().invoke(app, ["explain", str(tmp_path / "no"), "s1-r0000001"])
     assert "expected the folder of a policy's run" in str(run.exception)
+
+
+def test_explain_finds_the_weights_that_decided(tmp_path: Path) -> None:
+    """Not the shipped ones, which may have the same label."""
+    own = tmp_path / "mine" / "edgewise.safetensors"
+    own.parent.mkdir()
+    _, card = weight_files.shipped()
+    untrained = learned.untrained(POLICIES["priced_greedy"].params)
+    weight_files.save(own, untrained, card, Path.write_bytes)
+    for policies, folder in ((str(own), "one"), (f"{own},edgewise", "two/mine-edgewise")):
+        out = tmp_path / folder.partition("/")[0]
+        options = ["--duration", "1", "--out", str(out), "--threads", "1"]
+        run = CliRunner().invoke(app, ["simulate", "volatile", "--policy", policies, *options])
+        assert run.exit_code == 0, run.output
+        request_id = read(tmp_path / folder, "decisions")["request"][0].as_py()
+        told = ["explain", str(tmp_path / folder), request_id]
+        own_scores, same, others = (
+            CliRunner().invoke(app, [*told, "--json", *more]).stdout
+            for more in ([], ["--policy", str(own)], ["--policy", "edgewise"])
+        )
+        assert own_scores == same != others

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from edgewise.cli.simulate import over_seeds, simulate
 from edgewise.errors import BadInput, ScenarioError
+from edgewise.scenario import load
 
 pytestmark = pytest.mark.study
 
@@ -45,6 +46,18 @@ def test_the_summary_and_the_files_of_up(tmp_path: Path) -> None:
         for seed in (7, 8):
             folder = out / each["policy"] / f"seed-{seed}"
             assert (folder / "decisions.parquet").is_file()
+    # `evaluate` pools the seeds, as the summary does.
+    pooled = {each.policy: each for each in evaluate(out).policies}
+    for each in wrote["policies"]:
+        again = pooled[each["policy"]]
+        assert again.requests == each["requests"]
+        assert again.utility.expected == pytest.approx(each["utility"]["expected"])
+        assert again.latency_ms.p99 == pytest.approx(each["latency_ms"]["p99"])
+        assert again.seconds == pytest.approx(each["seconds"], rel=0.1)
+        for name, server in each["per_server"].items():
+            busy = again.per_server[name].utilisation
+            assert busy == pytest.approx(server["utilisation"], abs=0.1)
+        assert load(out / each["policy"] / "seed-8" / "scenario.yaml").policy == each["policy"]
     best = {each["policy"]: each["utility"]["expected"] for each in wrote["policies"]}
     assert best["earliest_completion"] > best["local"] + 0.05
     # What `evaluate` makes of one policy's files is what was printed.

@@ -19,9 +19,10 @@ from edgewise.fleet.table import CandidateTable, table_of
 from edgewise.live.balancer.experience import NAME, Experience, load_experience
 from edgewise.live.recorder import read
 from edgewise.live.records import RUN_SCENARIO
-from edgewise.policies import find
+from edgewise.policies import find, label_of
 from edgewise.policies.explain import Explained, Floats, params_of
 from edgewise.policies.explain import explain as explain_tables
+from edgewise.policy_names import is_code
 from edgewise.scenario import Scenario, load
 from edgewise.sim import simulate
 from edgewise.sim.results import candidates
@@ -32,6 +33,7 @@ class RecordedDecision(Struct, frozen=True, kw_only=True):
 
     request: str
     policy: str
+    """Its name as on a command line: a file's with its path."""
     tables: list[CandidateTable]
     """Those of the earlier decisions that the policy remembers, and last the decision's own."""
     memory: Floats | None
@@ -52,7 +54,7 @@ class RecordedDecision(Struct, frozen=True, kw_only=True):
         Raises BadInput for an unknown policy, and for one without prices.
         """
         policy = policy or self.policy
-        params = params_of(find(policy))
+        params = None if policy == self.policy and is_code(policy) else params_of(find(policy))
         if params is None:
             raise BadInput(
                 f"{policy}: only edgewise, its weights files and priced_greedy can be explained; "
@@ -83,7 +85,7 @@ def _from_experience(run: Path, request: str) -> RecordedDecision:
     context = dict(zip(columns.context, experience.context[at].tolist(), strict=True))
     return RecordedDecision(
         request=request,
-        policy=experience.table["policy"][at].as_py(),
+        policy=_policy_of(run, experience.table["policy"][at].as_py()),
         tables=_tables_until(experience, at),
         memory=None,
         row=int(experience.action[at]),
@@ -97,9 +99,10 @@ def _from_experience(run: Path, request: str) -> RecordedDecision:
 def _by_simulating(run: Path, request: str) -> RecordedDecision:
     decisions = read(run, "decisions")
     at = _position(run, decisions["request"].to_pylist(), request)
-    policy = decisions["policy"][at].as_py()
+    label = decisions["policy"][at].as_py()
+    policy = _policy_of(run, label)
     world, number = _world_of(run, request)
-    decided = simulate.decision_on(world, policy, number)
+    decided = simulate.decision_on(world, policy, number, label)
     if decided is None:
         raise BadInput(f"{run}: no balancer decided about {request!r}: its node did, by itself")
     if [decided.row] != decisions["rows"][at].as_py()[:1]:
@@ -124,12 +127,18 @@ def _by_simulating(run: Path, request: str) -> RecordedDecision:
 def _world_of(run: Path, request: str) -> tuple[Scenario, int]:
     """The scenario with the seed that a simulated request's id names, and the request's number."""
     seed_and_number = re.fullmatch(r"s(\d+)-r(\d+)", request)
-    for folder in (run, *run.absolute().parents[:2]):
-        file = folder / RUN_SCENARIO
-        if file.exists() and seed_and_number is not None:
-            seed, number = map(int, seed_and_number.groups())
-            return load(str(file)).with_overrides(seed=seed), number
-    raise BadInput(f"{run}: no {NAME}.parquet, and not a run of edgewise simulate --out")
+    if seed_and_number is None:
+        raise BadInput(f"{run}: no {NAME}.parquet, and not a run of edgewise simulate --out")
+    seed, number = map(int, seed_and_number.groups())
+    return load(run / RUN_SCENARIO, allow_code=True).with_overrides(seed=seed), number
+
+
+def _policy_of(run: Path, label: str) -> str:
+    """The name of the policy that decisions call `label`, with the path that the scenario has."""
+    file = run / RUN_SCENARIO
+    own = load(file, allow_code=True).policy if file.exists() else label
+    is_path = own != label_of(own)
+    return own if is_path and label_of(own) in label else label
 
 
 def _position(run: Path, ids: list[str], request: str) -> int:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from edgewise.cli import options, output
@@ -95,7 +94,7 @@ def _run(suite: str, policy: str | None, seeds: int, threads: int) -> Result:
     """Simulate the suite; the command that does so again stands in the result."""
     from edgewise import api
 
-    with output.progress_bar(Console(stderr=True), "starting") as bar:
+    with output.progress_bar(output.console(stderr=True), "starting") as bar:
         result = api.play_suite(
             options.policies(policy) or None, suite, seeds, threads=threads, progress=bar.show
         )

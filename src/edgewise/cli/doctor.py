@@ -39,7 +39,7 @@ def doctor(
     """
     from edgewise.network import capabilities
 
-    with Console(stderr=True).status("trying what there is"):
+    with output.console(stderr=True).status("trying what there is"):
         found = [
             *capabilities.network_capabilities(),
             engine("podman"),

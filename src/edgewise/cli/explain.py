@@ -6,14 +6,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
+from rich import box
 from rich.table import Table
 
 from edgewise.cli import output
 
+WIDE = 110
+"""Terminal columns that all figures in one table need."""
+
 if TYPE_CHECKING:
     from edgewise.domain import Candidate
-    from edgewise.policies.explain import Explained
+    from edgewise.policies.explain import Explained, Why
     from edgewise.recorded_decision import RecordedDecision
 
 
@@ -24,7 +27,7 @@ def explain(
         str,
         typer.Option(
             metavar="P",
-            help="Explain what this policy would have done; needed if a file of weights decided.",
+            help="Explain what this policy would have done; by default the one that decided.",
         ),
     ] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -49,8 +52,9 @@ def explain(
     if as_json:
         output.say_line(explained)
         return
-    console = Console()
-    console.print(_table(decision, explained, policy or decision.policy))
+    console = output.console()
+    for table in _tables(decision, explained, policy or decision.policy, console.width):
+        console.print(table)
     if explained.guard:
         console.print(f"the guard left it to the heuristic: {explained.guard}", highlight=False)
     if policy and policy != decision.policy:
@@ -58,36 +62,61 @@ def explain(
         console.print(by, highlight=False)
 
 
-def _table(decision: RecordedDecision, explained: Explained, policy: str) -> Table:
-    table = Table(
-        title=f"{decision.request} at {decision.ingress}, deadline "
-        f"{1e3 * decision.deadline:.0f} ms, accuracy >= {decision.accuracy:g}: {policy}",
-        caption="ms from sent_at; the rest in units of utility; correction = score less the "
-        "calibrated heuristic's; > was chosen",
-    )
-    table.add_column("")
-    table.add_column("candidate", no_wrap=True)
-    for heading in (
-        "latency", "margined", "utility", "server", "link", "prepare", "score", "correction",
-    ):  # fmt: skip
-        table.add_column(heading, justify="right")
-    shed = len(decision.candidates) - 1
-    correction = f"{explained.shed - explained.shed_heuristic:+.3f}"
-    lines = [(explained.shed, shed, ("shed", *[""] * 6, f"{explained.shed:+.3f}", correction))]
+def _tables(
+    decision: RecordedDecision, explained: Explained, policy: str, width: int
+) -> list[Table]:
+    """One table of all figures, or two for a terminal of fewer than `WIDE` columns."""
+    shed = ("shed", len(decision.candidates) - 1, explained.shed, _figures_of_shed(explained))
+    lines = [shed]
     for why in explained.rows:
-        parts = (why.utility, why.server_price, why.link_price, why.prepare_price)
-        cells = (
-            _name(decision.candidates[why.row]),
-            f"{1e3 * why.latency:.0f}",
-            f"{1e3 * why.margined:.0f}",
-            *(f"{value:.3f}" for value in parts),
-            f"{why.score:+.3f}",
-            f"{why.correction:+.3f}",
-        )
-        lines.append((why.score, why.row, cells))
-    for _, row, cells in sorted(lines, key=lambda line: -line[0]):
-        table.add_row(">" if row == decision.row else "", *cells)
-    return table
+        name = _name(decision.candidates[why.row])
+        lines.append((name, why.row, why.score, _figures(why)))
+    lines.sort(key=lambda line: -line[2])
+    first = ["latency", "with margin", "utility"]
+    prices = ["server price", "link price", "prepare price"]
+    last = ["score", "correction"]
+    parts = [first + prices + last] if width >= WIDE else [[*first, "all prices", *last], prices]
+    tables = []
+    for headings in parts:
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+        table.add_column("")
+        table.add_column("candidate", overflow="fold")
+        for heading in headings:
+            longest = max(len(word) for word in heading.split())
+            table.add_column(heading, justify="right", min_width=longest)
+        for name, row, _, figures in lines:
+            chosen = ">" if row == decision.row else ""
+            table.add_row(chosen, name, *(figures.get(heading, "") for heading in headings))
+        tables.append(table)
+    tables[0].title_justify = tables[-1].caption_justify = "left"
+    tables[0].title = (
+        f"{decision.request} at {decision.ingress}, deadline {1e3 * decision.deadline:.0f} ms, "
+        f"accuracy >= {decision.accuracy:g}: {policy}"
+    )
+    tables[-1].caption = (
+        "latencies in ms from sent_at, the rest in units of utility; correction: the score less "
+        "the calibrated heuristic's; > was chosen"
+    )
+    return tables
+
+
+def _figures(why: Why) -> dict[str, str]:
+    return {
+        "latency": f"{1e3 * why.latency:.0f}",
+        "with margin": f"{1e3 * why.margined:.0f}",
+        "utility": f"{why.utility:.3f}",
+        "server price": f"{why.server_price:.3f}",
+        "link price": f"{why.link_price:.3f}",
+        "prepare price": f"{why.prepare_price:.3f}",
+        "all prices": f"{why.price:.3f}",
+        "score": f"{why.score:+.3f}",
+        "correction": f"{why.correction:+.3f}",
+    }
+
+
+def _figures_of_shed(explained: Explained) -> dict[str, str]:
+    correction = explained.shed - explained.shed_heuristic
+    return {"score": f"{explained.shed:+.3f}", "correction": f"{correction:+.3f}"}
 
 
 def _name(candidate: Candidate | None) -> str:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from edgewise.cli import output
@@ -76,7 +75,7 @@ def models(
             f"{measured.images:,}" if measured else "-",
             _latency(task, card.name) if latency else "-",
         )
-    Console().print(table)
+    output.console().print(table)
 
 
 @app.command()
@@ -94,7 +93,7 @@ def prepare(
 
     [bold]Example:[/bold] edgewise models prepare lite0-128 lite2
     """
-    console = Console(stderr=True)
+    console = output.console(stderr=True)
     left_out: list[str] = []
     with output.progress_bar(console, "models") as bar:
 
@@ -142,13 +141,14 @@ def measure(
     cards = [task.model(name) for name in names] if names else list(task.models())
     loaded = [task.load(card.name) for card in cards]  # an absent one is reported before the wait
     results: dict[str, MeasuredModel] = {}
-    with output.progress_bar(Console(stderr=True), "models", len(loaded) * len(photos)) as bar:
+    console = output.console(stderr=True)
+    with output.progress_bar(console, "models", len(loaded) * len(photos)) as bar:
         for model in loaded:
             name = model.card.name
             results[name] = measure_accuracy(
                 task, model, photos, functools.partial(_advance, bar, name)
             )
-    Console().print(_measured(results, len(photos)))
+    output.console().print(_measured(results, len(photos)))
     if json is not None:
         measurements = Measurements(
             command="edgewise models measure DIR --json FILE",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,13 +22,27 @@ from rich.progress import (
 
 from edgewise.errors import BadInput
 
+PIPED = 120
+"""Columns of output that no terminal shows: rich's 80 would cut figures of wide tables."""
+NARROWEST = 80
+"""Columns that all tables need. A narrower terminal breaks their lines, for rich would cut the
+figures."""
 BAR_AFTER = 2.0
 """s. Shorter jobs show no progress bar."""
 
 
+def console(*, stderr: bool = False) -> Console:
+    """A console on stdout or stderr, wide enough for every table (`NARROWEST`)."""
+    found = Console(stderr=stderr)
+    if not found.is_terminal and "COLUMNS" not in os.environ:
+        found.width = PIPED
+    found.width = max(found.width, NARROWEST)
+    return found
+
+
 def console_beside(json: str | None) -> Console:
     """A console on stdout, or on stderr if ``--json -`` takes stdout."""
-    return Console(stderr=json == "-")
+    return console(stderr=json == "-")
 
 
 def note(console: Console, text: str) -> None:

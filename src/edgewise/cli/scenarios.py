@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from edgewise.cli import output
 from edgewise.cli.options import ScenarioName
 from edgewise.domain import Service
 from edgewise.errors import ModelError
@@ -36,14 +36,14 @@ def scenarios() -> None:
             f"{workload.mean_rate(preset.workload.arrivals):.3g}",
             f"{preset.workload.duration:g}",
         )
-    Console().print(table)
+    output.console().print(table)
 
 
 @scenario.command()
 def check(file: ScenarioName) -> None:
     """Check a scenario: show its servers, links and load, and warn of likely mistakes."""
     read = load(file, allow_code=True)  # nothing is imported
-    console = Console()
+    console = output.console()
     rate = workload.mean_rate(read.workload.arrivals)
     kind = read.workload.arrivals.__struct_config__.tag
     try:

@@ -48,6 +48,7 @@ def simulate(
     """
     from edgewise import api
     from edgewise.files import new_folder
+    from edgewise.policy_names import labels
     from edgewise.scenario import check, load
     from edgewise.sim.build import SimOptions
     from edgewise.summary_tables import show
@@ -55,7 +56,8 @@ def simulate(
     console = output.console_beside(json)
     read = load(scenario, allow_code=allow_code)
     world = check(read.with_overrides(duration=duration, rate=rate, seed=seed), scenario)
-    specs = api.specs_of(options.policies(policy) or world.policy)
+    policies = options.policies(policy) or [world.policy]
+    specs = api.specs_of(policies)
     if out is not None:
         new_folder(out)
     compile_engine(specs, console)
@@ -71,7 +73,8 @@ def simulate(
     summary = results.summary()
     show(summary, console)
     if out is not None:
-        _write(out, world, results.episodes, summary.to_json())
+        names = {label: name for name, label in labels(policies).items()}
+        _write(out, world, names, results.episodes, summary.to_json())
         output.note(console, f"results: {out}")
     output.write_json(summary.to_json(), json)
     if seeds > 1:  # last: without its extra the results above are kept
@@ -145,18 +148,31 @@ def over_seeds(ended: dict[str, list[Episode]]) -> Table:
     return table
 
 
-def _write(out: Path, world: Scenario, ended: dict[str, list[Episode]], summary: bytes) -> None:
-    """Write the files that `up` writes; a folder for each policy and seed if there are several."""
+def _write(
+    out: Path,
+    world: Scenario,
+    names: dict[str, str],
+    ended: dict[str, list[Episode]],
+    summary: bytes,
+) -> None:
+    """Write the files that `up` writes; a folder for each policy and seed if there are several.
+
+    The scenario in the folder of a policy names it as `names` does, by its label.
+    """
     from edgewise.fidelity.recording import record_episode
+    from edgewise.live.records import RUN_SCENARIO
+    from edgewise.live.run.evaluation import SEED_FOLDER
     from edgewise.scenario import dump
 
-    (out / "scenario.yaml").write_text(dump(world), encoding="utf-8")
-    (out / "summary.json").write_bytes(summary)
-    for policy, each in ended.items():
+    output.write_file(out / RUN_SCENARIO, dump(world).encode())
+    output.write_file(out / "summary.json", summary)
+    for label, each in ended.items():
         for episode in each:
             where = out
             if len(ended) > 1:
-                where = where / policy
+                where = where / label
             if len(each) > 1:
-                where = where / f"seed-{episode.scenario.seed}"
+                where = where / f"{SEED_FOLDER}{episode.scenario.seed}"
+            played = episode.scenario.with_overrides(policy=names[label])
+            output.write_file(where / RUN_SCENARIO, dump(played).encode())
             record_episode(where, episode)

@@ -111,7 +111,7 @@ def train(
     source = (
         WorldSource(scenario=scenario) if scenario else WorldSource(family=options.split(families))
     )
-    console = Console()
+    console = output.console()
     console.print(
         f"[bold]edgewise[/] from {label(init)} on {source.name}; {algorithm}, groups {free}, "
         f"seed {seed}",

@@ -64,7 +64,7 @@ def tune(
     settings = tuning.TuneSettings(
         suite=suite, seed=seed, worlds=worlds, threads=threads or usable_cores()
     )
-    console = Console()
+    console = output.console()
     kept = read_tuned(out) if out.exists() else {}
     for name, spec in _rules(policy).items():
         console.print(f"[bold]{name}[/]: {len(spec.parameters)} parameters", highlight=False)

@@ -16,7 +16,7 @@ from edgewise.errors import BadInput
 from edgewise.fleet.table import CandidateTable
 from edgewise.policies import find
 from edgewise.policies.base import PolicySpec
-from edgewise.policy_names import label
+from edgewise.policy_names import label as label_of
 from edgewise.scenario import ImagesPayload, Scenario
 from edgewise.score import ScoreShape
 from edgewise.sim import kept_reports, results
@@ -120,7 +120,7 @@ def episode(
 
 
 def _policy_seed(scenario: Scenario, policy: str) -> int:
-    return scenario.seed * 2**32 + zlib.crc32(label(policy).encode())
+    return scenario.seed * 2**32 + zlib.crc32(label_of(policy).encode())
 
 
 class ObservedDecision(Struct, frozen=True, kw_only=True):
@@ -134,9 +134,11 @@ class ObservedDecision(Struct, frozen=True, kw_only=True):
     services: tuple[Service, ...]
 
 
-def decision_on(scenario: Scenario, policy: str, number: int) -> ObservedDecision | None:
+def decision_on(
+    scenario: Scenario, policy: str, number: int, label: str = ""
+) -> ObservedDecision | None:
     """Play an episode again up to the first decision on request `number` of its trace; None if it
-    ended undecided.
+    ended undecided. `label` is the policy's in that episode, if not its name.
 
     Raises BadInput if the trace has no such request or the policy learns, and what `episode`
     raises.
@@ -150,7 +152,7 @@ def decision_on(scenario: Scenario, policy: str, number: int) -> ObservedDecisio
     spec = find(policy)
     if spec.features > 0:
         raise BadInput(f"{policy} learns as it goes, so its decisions cannot be played again")
-    decided = play_until(sim, spec, _policy_seed(scenario, policy), number)
+    decided = play_until(sim, spec, _policy_seed(scenario, label or policy), number)
     if decided is None:
         return None
     memory, row = decided

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,55 +24,80 @@ from edgewise.scenario import Scenario, load
 from edgewise.score import ScoreShape
 from edgewise.summary import LatencyMs, PolicySummary, Summary, summarise
 
+SEED_FOLDER = "seed-"
+"""Beginning of the name of a seed's folder, in that of its policy."""
+
 
 def evaluate(run: Path) -> Summary:
     """The summary of a run's folder, or of a folder with one per policy.
 
-    Raises BadInput naming the file that is missing or does not fit.
+    The seeds of a policy (``seed-1``, ``seed-2``, … in its folder) are pooled. Raises BadInput
+    naming the file that is missing or does not fit.
     """
     if not run.is_dir():
         raise BadInput(f"{run}: expected the folder of a run, found nothing there")
-    folders = [run] if _is_run(run) else sorted(path for path in run.iterdir() if _is_run(path))
-    if not folders:
+    by_policy = _folders(run)
+    if not by_policy:
         raise BadInput(f"{run}: expected requests.parquet in it or in folders below, found none")
-    # Read for its score and its names; nobody runs its policy.
-    scenario = load(folders[0] / records.RUN_SCENARIO, allow_code=True)
-    folders.sort(key=_began)
-    found = [summary_of(folder) for folder in folders]
+    ordered = sorted(by_policy.items(), key=lambda item: _began(item[1][0]))
+    found = [summary_of(folders) for _, folders in ordered]
     if len({summary.policy for summary in found}) < len(found):
         # Two files of weights may have one name; the folders of a run never do.
         found = [
             msgspec.structs.replace(summary, policy=folder.name)
-            for summary, folder in zip(found, folders, strict=True)
+            for summary, (folder, _) in zip(found, ordered, strict=True)
         ]
-    return Summary(
-        scenario=scenario.name,
-        seed=scenario.seed,
-        policies=tuple(found),
-    )
+    scenario = _scenario(ordered[0][1][0])
+    return Summary(scenario=scenario.name, seed=scenario.seed, policies=tuple(found))
 
 
-def summary_of(folder: Path) -> PolicySummary:
-    """The summary of one policy's folder. Raises BadInput."""
-    scenario = load(folder / records.RUN_SCENARIO, allow_code=True)
-    requests = read_requests(folder)
-    outcomes = read_outcomes(folder)
-    shape = ScoreShape.of(scenario.score)
-    began = min((request.sent_at for request in requests), default=0.0)
-    ended = max((outcome.stamps.received or 0.0 for outcome in outcomes), default=0.0)
+def _folders(run: Path) -> dict[Path, list[Path]]:
+    """By the folder of a policy: the folders of its seeds in order, or itself."""
+    if _is_run(run):
+        return {run: [run]}
+    found: dict[Path, list[Path]] = {}
+    for folder in [*run.glob("*"), *run.glob(f"*/{SEED_FOLDER}*")]:
+        if _is_run(folder):
+            policy = folder.parent if folder.name.startswith(SEED_FOLDER) else folder
+            found.setdefault(policy, []).append(folder)
+    for folders in found.values():
+        folders.sort(key=lambda folder: (len(folder.name), folder.name))  # seed-10 after seed-9
+    return found
+
+
+def summary_of(folders: Sequence[Path]) -> PolicySummary:
+    """The summary of one policy's runs, pooled. Raises BadInput."""
+    scenario = _scenario(folders[0])
+    requests, outcomes = [], []
+    busy: dict[str, float] = collections.defaultdict(float)
+    seconds = 0.0
+    for folder in folders:
+        sent, ended = read_requests(folder), read_outcomes(folder)
+        first = min((request.sent_at for request in sent), default=0.0)
+        last = max([first, *(outcome.stamps.received or 0.0 for outcome in ended)])
+        for server, share in _utilisation(folder, first, last).items():
+            busy[server] += share * (last - first)
+        seconds += last - first
+        requests += sent
+        outcomes += ended
     try:
         return summarise(
-            _policy(folder, scenario),
+            _policy(folders[0], scenario),
             requests,
             outcomes,
-            shape,
+            ScoreShape.of(scenario.score),
             servers=scenario.server_names,
-            utilisation=_utilisation(folder, began, max(began, ended)),
-            late_send=_late_send(folder),
-            seconds=max(0.0, ended - began),
+            utilisation={server: area / seconds for server, area in busy.items()},
+            late_send=_late_send(folders[0]) if len(folders) == 1 else None,
+            seconds=seconds,
         )
     except ValueError as error:
-        raise BadInput(f"{folder}: requests and outcomes do not fit: {error}") from None
+        raise BadInput(f"{folders[0]}: requests and outcomes do not fit: {error}") from None
+
+
+def _scenario(folder: Path) -> Scenario:
+    # Read for its score and its names; nobody runs its policy.
+    return load(folder / records.RUN_SCENARIO, allow_code=True)
 
 
 def read_requests(folder: Path) -> list[Request]:
