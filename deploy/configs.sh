@@ -9,7 +9,8 @@ into=${1:-$DEPLOY}
 edgewise=${EDGEWISE:-$DEPLOY/../.venv/bin/edgewise}
 make() {
   rm -rf "${into:?}/$1"
-  "$edgewise" configs "$DEPLOY/scenario.yaml" "$into/$1" --hosts "$2" "$3" >/dev/null
+  "$edgewise" configs "$DEPLOY/scenario.yaml" "$into/$1" --hosts "$2" "$3" \
+    --trust-anyone-who-connects >/dev/null
 }
 # In compose a service's name is its host name; in Kubernetes it is its Service's.
 make compose/plain '{}' --no-emulate

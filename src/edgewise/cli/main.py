@@ -25,6 +25,7 @@ from edgewise.cli import (
     explain,
     models,
     node,
+    pki,
     profile,
     relay,
     scenarios,
@@ -110,6 +111,7 @@ app.command(rich_help_panel=HAND)(node.node)
 app.command(rich_help_panel=HAND)(relay.relay)
 app.command(rich_help_panel=HAND)(client.client)
 app.command(rich_help_panel=HAND)(configs.configs)
+app.add_typer(pki.app, name="pki", rich_help_panel=HAND)
 
 
 def main() -> None:

@@ -21,13 +21,16 @@ def relay(
     from edgewise.network.emulated_network import run
     from edgewise.network.kernel.devices import load
 
+    network = make_network(load(config))
+    scheme = "http" if network.credentials is None else "https"
+
     def ready(ports: dict[str, Any]) -> None:
         control = ports["control"]
         greeting = {
             "relay": config.stem,
-            "url": f"http://{control['host']}:{control['port']}",
+            "url": f"{scheme}://{control['host']}:{control['port']}",
             "routes": ports["routes"],
         }
         output.say_line({"ready": greeting})
 
-    run(make_network(load(config)), ready)
+    run(network, ready)

@@ -53,6 +53,14 @@ def up(
         str | None,
         typer.Option(help="Image for --containers. Default: localhost/edgewise (deploy/image.sh)."),
     ] = None,
+    identities: Annotated[
+        bool,
+        typer.Option(
+            "--identities",
+            help="Mutual TLS between all processes (docs/security.md). Default: only where they "
+            "listen beyond the loopback, as with --containers.",
+        ),
+    ] = False,
     out: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Folder of the run. Default: runs/DATE-TIME-SCENARIO."),
@@ -97,6 +105,7 @@ def up(
         seed=seed,
         out=out,
         image=(image or DEFAULT_IMAGE) if containers else None,
+        identities=identities,
     )
     summary, folder = launch(run_options, console)
     show(summary, console)

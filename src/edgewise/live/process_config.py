@@ -17,6 +17,7 @@ from msgspec import Meta, Struct
 from edgewise.decoding import pattern
 from edgewise.documents import read_document
 from edgewise.domain import Name, PolicyName
+from edgewise.errors import ScenarioError
 from edgewise.policy_names import absolute
 from edgewise.scenario.files import refuse_code
 
@@ -33,14 +34,33 @@ class Listen(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """0: any free port; the process prints which one."""
 
 
-class NodeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The configuration of an edge server."""
+class ProcessConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The fields that all processes have."""
 
     scenario: str
     """The name of a preset, or a file relative to this one."""
+    identity: str | None = None
+    """Folder with this process's certificate (`security.identity`), relative to this file; None:
+    nobody proves who they are. With it every URL begins with ``https``."""
+
+    def urls(self) -> dict[str, str]:
+        """The addresses of other processes, by field."""
+        return {}
+
+
+class ServerConfig(ProcessConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The further fields of a process that others connect to."""
+
+    listen: Listen = Listen()
+    trust_anyone_who_connects: bool = False
+    """Without an identity, listen even where other machines can connect."""
+
+
+class NodeConfig(ServerConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The configuration of an edge server."""
+
     server: Name
     """The name of this server in the scenario."""
-    listen: Listen = Listen()
     balancer: Url | None = None
     """None: the node decides for itself."""
     peers: dict[Name, Url] = {}
@@ -48,12 +68,14 @@ class NodeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     body_limit: Annotated[int, Meta(ge=1024, le=2**31)] = 16 * 2**20
     """bytes. A JPEG of 50 megapixels has about 16 MiB; a larger body is no photo to classify."""
 
+    def urls(self) -> dict[str, str]:
+        balancer = {} if self.balancer is None else {"balancer": self.balancer}
+        return balancer | {f"peers.{name}": url for name, url in self.peers.items()}
 
-class BalancerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+
+class BalancerConfig(ServerConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The configuration of the balancer."""
 
-    scenario: str
-    listen: Listen = Listen()
     policy: PolicyName | None = None
     """In place of the scenario's; a relative file of weights is looked for beside this file."""
     shadow: PolicyName | None = None
@@ -63,17 +85,23 @@ class BalancerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     relays: tuple[Url, ...] = ()
     """Control interfaces of relays, used with ``network_state: emulator`` only."""
 
+    def urls(self) -> dict[str, str]:
+        return {f"relays[{i}]": url for i, url in enumerate(self.relays)}
 
-class ClientConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+
+class ClientConfig(ProcessConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The configuration of the client."""
 
-    scenario: str
     balancer: Url | None
     """None: metadata goes to the ingress only, and the ingress asks the balancer."""
     ingress: dict[Name, Url]
     """Addresses of the servers."""
     out: str | None = None
     """Folder for requests and outcomes; None: nothing is recorded."""
+
+    def urls(self) -> dict[str, str]:
+        balancer = {} if self.balancer is None else {"balancer": self.balancer}
+        return balancer | {f"ingress.{name}": url for name, url in self.ingress.items()}
 
 
 T = TypeVar("T", NodeConfig, BalancerConfig, ClientConfig)
@@ -90,6 +118,15 @@ def load_config(path: str | os.PathLike[str], kind: type[T], *, allow_code: bool
     beside = file.parent / config.scenario
     if beside.is_file():
         config = msgspec.structs.replace(config, scenario=str(beside))
+    if config.identity is not None:
+        config = msgspec.structs.replace(config, identity=str(file.parent / config.identity))
+    scheme = "http" if config.identity is None else "https"
+    for field, url in config.urls().items():
+        if not url.startswith(f"{scheme}:"):
+            why = "there is no `identity`" if config.identity is None else "there is an `identity`"
+            raise ScenarioError(
+                str(file), field, f"expected {scheme}://…, since {why}; got {url!r:.80}"
+            )
     if isinstance(config, BalancerConfig):
         for key in ("policy", "shadow"):
             name = getattr(config, key)

@@ -28,6 +28,7 @@ from aiohttp import web
 from edgewise.errors import BadInput, PeerError
 from edgewise.network.link_controller import LinkController
 from edgewise.network.settings import LinkChange, Span, bad_field
+from edgewise.security.identity import RELAY, Credentials, calls
 
 T = TypeVar("T")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -142,14 +143,18 @@ class RelayControl:
     Args:
         url: ``http://host:port`` of the relay's control address.
         timeout: s for one call. A busy relay needs milliseconds.
+        credentials: of this process; None: neither side proves who it is.
 
     Raises:
         BadInput: from every method, when the relay says that the call is wrong.
         PeerError: from every method, when the relay does not answer, or not with JSON.
     """
 
-    def __init__(self, url: str, *, timeout: float = 10.0) -> None:
+    def __init__(
+        self, url: str, *, timeout: float = 10.0, credentials: Credentials | None = None
+    ) -> None:
         self.url = url.rstrip("/")
+        self._credentials = credentials
         self._timeout = aiohttp.ClientTimeout(total=timeout)
         self._session: aiohttp.ClientSession | None = None
 
@@ -198,7 +203,13 @@ class RelayControl:
             self._session = aiohttp.ClientSession(timeout=self._timeout)
         data = None if value is None else msgspec.json.encode(value)
         try:
-            async with self._session.request(method, self.url + path, data=data) as response:
+            async with self._session.request(
+                method,
+                self.url + path,
+                data=data,
+                headers=None if data is None else {"Content-Type": "application/json"},
+                **calls(self._credentials, RELAY),
+            ) as response:
                 answer = msgspec.json.decode(await response.read(), type=dict[str, Any])
         except (aiohttp.ClientError, TimeoutError, msgspec.DecodeError) as e:
             raise PeerError(f"relay at {self.url}: {method} {path}: {e!r}") from e

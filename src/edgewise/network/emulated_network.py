@@ -17,6 +17,7 @@ from edgewise.network.link_backend import LinkBackend
 from edgewise.network.link_controller import LinkController
 from edgewise.network.relay.config import NetworkConfig
 from edgewise.network.relay.timers import Timers
+from edgewise.security.identity import Role, credentials_for
 
 try:
     import uvloop
@@ -41,6 +42,12 @@ class EmulatedNetwork(LinkController):
         self.realtime = config.realtime
         self.ports: dict[str, Any] = {}
         self._control = config.control
+        self.credentials = credentials_for(
+            config.identity,
+            (Role.RELAY,),
+            hosts=config.listening(),
+            trust_anyone=config.trust_anyone_who_connects,
+        )
         self._runner: web.AppRunner | None = None
 
     async def __aenter__(self) -> Self:
@@ -86,8 +93,9 @@ class EmulatedNetwork(LinkController):
         address = self._control
         self._runner = web.AppRunner(control_app(self), access_log=None)
         await self._runner.setup()
+        context = None if self.credentials is None else self.credentials.server_context()
         try:
-            await web.TCPSite(self._runner, address.host, address.port).start()
+            await web.TCPSite(self._runner, address.host, address.port, ssl_context=context).start()
         except (OSError, UnicodeError) as e:
             where = f"{address.host}:{address.port}"
             raise BadInput(f"cannot listen on {where} (control): {reason(e)}") from e

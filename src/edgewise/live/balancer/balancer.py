@@ -30,6 +30,7 @@ from edgewise.live.balancer.open_decisions import TrackedDecision
 from edgewise.live.balancer.relay_poller import poll_relay
 from edgewise.live.clock import Clock
 from edgewise.live.wire import messages
+from edgewise.security.identity import Credentials
 
 log = logging.getLogger(__name__)
 
@@ -50,14 +51,23 @@ class Balancer:
         The only one.
     relays:
         Control addresses of relays, to read the network's state from.
+    credentials:
+        Of this process; None: nobody proves who they are.
     """
 
-    def __init__(self, dispatcher: Dispatcher, clock: Clock, relays: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        clock: Clock,
+        relays: tuple[str, ...] = (),
+        credentials: Credentials | None = None,
+    ) -> None:
         self.dispatcher = dispatcher
         self.clock = clock
         self.metrics = BalancerMetrics(dispatcher, clock)
         self.connections: dict[str, NodeConnection] = {}
         """The newest one of each connected server."""
+        self.credentials = credentials
         self._relays = relays
         self._open: set[NodeConnection] = set()  # also older ones that are being closed
         self._tasks: list[asyncio.Task[None]] = []
@@ -70,7 +80,8 @@ class Balancer:
 
     async def start(self) -> None:
         """Start the timers. Needs a running loop."""
-        work = [self._tick(), *(poll_relay(url.rstrip("/"), self._on_link) for url in self._relays)]
+        relays = (poll_relay(url, self._on_link, self.credentials) for url in self._relays)
+        work = [self._tick(), *relays]
         self._tasks = [asyncio.create_task(each) for each in work]
 
     async def stop(self) -> None:

@@ -27,6 +27,7 @@ from edgewise.policies import Policy
 from edgewise.policies import make as make_policy
 from edgewise.policy_names import labels
 from edgewise.scenario import Scenario, load
+from edgewise.security.identity import Role, credentials_for
 
 OnReady = Callable[[dict[str, Any]], None]
 """Called with ``{"balancer": scenario, "url": URL}`` once the process listens."""
@@ -105,18 +106,27 @@ async def serve(
 
     Raises BadInput as `make_dispatcher`, and if the port cannot be listened on.
     """
+    credentials = credentials_for(
+        config.identity,
+        (Role.BALANCER,),
+        hosts=(config.listen.host,),
+        trust_anyone=config.trust_anyone_who_connects,
+    )
     clock = Clock()
     dispatcher = make_dispatcher(config, clock, allow_code=allow_code)
-    balancer = Balancer(dispatcher, clock, config.relays)
+    balancer = Balancer(dispatcher, clock, config.relays, credentials)
     app = BalancerApi(balancer).app()
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=CLOSE_TIMEOUT)
     try:
         await runner.setup()
         sock = listen(config.listen.host, config.listen.port)
-        await web.SockSite(runner, sock).start()
+        context = None if credentials is None else credentials.server_context()
+        await web.SockSite(runner, sock, ssl_context=context).start()
         await balancer.start()
         freeze_startup_objects()
-        on_ready({"balancer": dispatcher.scenario.name, "url": url_of(sock)})
+        on_ready(
+            {"balancer": dispatcher.scenario.name, "url": url_of(sock, secure=context is not None)}
+        )
         await stop.wait()
     finally:
         await balancer.stop()

@@ -13,6 +13,7 @@ from typing import Any
 
 from edgewise.errors import BadInput, PeerError
 from edgewise.network.control import RelayControl
+from edgewise.security.identity import Credentials
 
 log = logging.getLogger(__name__)
 
@@ -37,11 +38,11 @@ def link_figures(state: dict[str, Any]) -> tuple[float, float, float]:
     return rate, 2.0 * delay, float(state["backlog_bytes"])
 
 
-async def poll_relay(url: str, on_link: OnLink) -> None:
+async def poll_relay(url: str, on_link: OnLink, credentials: Credentials | None = None) -> None:
     """Read one relay until cancelled. A relay that does not answer is asked again: it may start
     after the balancer."""
     answered = True
-    async with RelayControl(url, timeout=2.0) as relay:
+    async with RelayControl(url, timeout=2.0, credentials=credentials) as relay:
         while True:
             try:
                 for name, state in (await relay.links()).items():

@@ -12,6 +12,7 @@ from edgewise.domain import Outcome, Request
 from edgewise.live.clock import Clock
 from edgewise.live.wire.messages import Submission
 from edgewise.live.wire.round_trips import LeastRtt
+from edgewise.security.identity import BALANCER, Credentials, calls
 
 POST_PERIOD = 0.1
 """s between batches of outcomes: the balancer counts its requests in flight by them."""
@@ -24,9 +25,12 @@ POST_TIMEOUT = 5.0
 class BalancerClient:
     """Posts to a balancer at `url`; without one (None) nothing is sent."""
 
-    def __init__(self, url: str | None, clock: Clock) -> None:
+    def __init__(
+        self, url: str | None, clock: Clock, credentials: Credentials | None = None
+    ) -> None:
         self._url = None if url is None else url.rstrip("/")
         self._clock = clock
+        self._credentials = credentials
         self._unposted: list[Outcome] = []
         self.refused = 0
         """Requests whose metadata the balancer did not take; their ingress asks for a command."""
@@ -81,7 +85,12 @@ class BalancerClient:
         try:
             async with (
                 asyncio.timeout(POST_TIMEOUT),
-                session.post(self._url + path, data=body, headers=headers) as response,
+                session.post(
+                    self._url + path,
+                    data=body,
+                    headers=headers,
+                    **calls(self._credentials, BALANCER),
+                ) as response,
             ):
                 await response.read()
                 return response.status < 400

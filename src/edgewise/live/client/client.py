@@ -46,6 +46,7 @@ from edgewise.live.wire.round_trips import LeastRtt
 from edgewise.live.wire.transfers import LABEL_HEADER
 from edgewise.live.wire.transport import OpenSession
 from edgewise.score import ScoreShape, score, worthless_after
+from edgewise.security.identity import Role, calls, credentials_for, node
 
 LOST_AFTER = 2.0
 """s beyond the time from which on an answer is worthless, for one that is already on its way."""
@@ -100,9 +101,11 @@ class Client:
         self._send_labels = send_labels
         self._clock = Clock() if clock is None else clock
         self._open_session = _open_session if session is None else session
+        roles = (Role.CLIENT, Role.EVALUATOR)
+        self._credentials = credentials_for(config.identity, roles)
         self._ingress = {name: url.rstrip("/") for name, url in config.ingress.items()}
         self._under_way: dict[str, SentRequest] = {}
-        self.balancer = BalancerClient(config.balancer, self._clock)
+        self.balancer = BalancerClient(config.balancer, self._clock, self._credentials)
         self.round_trips = {name: LeastRtt() for name in load.servers}
         """To each ingress, as its answers showed."""
         self.delays = array.array("d")
@@ -205,7 +208,11 @@ class Client:
 
         async def answer() -> Outcome:
             async with session.post(
-                url, data=io.BytesIO(body), headers=headers, trace_request_ctx=on_sent
+                url,
+                data=io.BytesIO(body),
+                headers=headers,
+                trace_request_ctx=on_sent,
+                **calls(self._credentials, node(request.ingress)),
             ) as response:
                 content = await response.read()
             return self._outcome_of(entry.request, response.status, content)

@@ -31,6 +31,7 @@ from edgewise.live.wire.messages import (
     encode,
 )
 from edgewise.live.wire.transport import OpenSession
+from edgewise.security.identity import BALANCER, Credentials, calls
 
 log = logging.getLogger("edgewise.node")
 
@@ -59,6 +60,8 @@ class ControlChannel:
         Spreads the reconnection attempts of a fleet.
     open_session:
         Opens the session to the balancer.
+    credentials:
+        Of this node; None: neither side proves who it is.
     """
 
     def __init__(
@@ -71,9 +74,11 @@ class ControlChannel:
         on_fleet: Callable[[FleetReports], None],
         seed: int = 0,
         open_session: OpenSession = aiohttp.ClientSession,
+        credentials: Credentials | None = None,
     ) -> None:
         self.connected = False
         self._open_session = open_session
+        self._credentials = credentials
         self._url = balancer.rstrip("/") + "/v1/control"
         self._hello = hello
         self._clock = clock
@@ -116,7 +121,10 @@ class ControlChannel:
         """Serve one connection until it breaks, which raises."""
         async with asyncio.timeout(WELCOME_TIMEOUT):
             socket = await session.ws_connect(
-                self._url, heartbeat=HEARTBEAT, max_msg_size=MESSAGE_MAX
+                self._url,
+                heartbeat=HEARTBEAT,
+                max_msg_size=MESSAGE_MAX,
+                **calls(self._credentials, BALANCER),
             )
         async with socket:
             async with asyncio.timeout(WELCOME_TIMEOUT):
@@ -157,7 +165,8 @@ class ControlChannel:
             return decode_from_balancer(message.data)
         if message.type is aiohttp.WSMsgType.TEXT:
             raise PeerError("control channel: expected binary frames, got text")
-        raise PeerError("the channel was closed")
+        why = f": {message.extra:.120}" if message.extra else ""
+        raise PeerError(f"the channel was closed{why}")
 
     async def _send_outbox(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         while True:

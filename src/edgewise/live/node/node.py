@@ -47,6 +47,7 @@ from edgewise.live.wire.open_inference import InferAnswer
 from edgewise.live.wire.transport import SocketTransport, Transport
 from edgewise.scenario import Scenario, load
 from edgewise.score import ScoreShape
+from edgewise.security.identity import Role, credentials_for
 from edgewise.tasks import task_of
 from edgewise.tasks.services import services_of
 
@@ -86,7 +87,14 @@ class Node:
         self.clock = clock = Clock() if clock is None else clock
         self.url = ""
         _check_names(config, scenario)
-        self._transport = SocketTransport() if transport is None else transport
+        self._credentials = credentials_for(
+            config.identity,
+            (Role.NODE,),
+            config.server,
+            hosts=(config.listen.host,) if transport is None else (),
+            trust_anyone=config.trust_anyone_who_connects,
+        )
+        self._transport = SocketTransport(self._credentials) if transport is None else transport
         self._stack = AsyncExitStack()
         self._services = services_of(scenario)
         self._task = task_of(scenario.task)
@@ -162,6 +170,7 @@ class Node:
             on_fleet=self._on_fleet,
             seed=self.scenario.seed,
             open_session=self._transport.balancer_session,
+            credentials=self._credentials,
         )
         self.commands.use(channel)
         return channel
@@ -186,7 +195,7 @@ class Node:
         fleet = {(each.server, each.model): each for each in self._services}
         grace = ScoreShape.of(scenario.score).grace
         stack.enter_context(clock.precise_timers())
-        peers = PeerClient(config.peers, clock, self.monitor, self._transport)
+        peers = PeerClient(config.peers, clock, self.monitor, self._transport, self._credentials)
         self.handler = RequestHandler(
             LocalRunner(here, grace, self.queue, self._executor, self.monitor, clock),
             Forwarder(peers, self.converter, fleet, clock),

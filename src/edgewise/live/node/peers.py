@@ -20,6 +20,7 @@ from edgewise.live.wire.request_metadata import to_headers
 from edgewise.live.wire.transfers import TransferHeaders, code_in
 from edgewise.live.wire.transport import Transport
 from edgewise.live.wire.upload import Upload
+from edgewise.security.identity import Credentials, calls, node
 
 FINAL_CODES = frozenset({200, 400, 413, 422, 504})
 """HTTP codes with which a peer has answered for good. After any other, the next is tried."""
@@ -56,12 +57,18 @@ class PeerClient:
     """
 
     def __init__(
-        self, urls: Mapping[str, str], clock: Clock, monitor: Monitor, transport: Transport
+        self,
+        urls: Mapping[str, str],
+        clock: Clock,
+        monitor: Monitor,
+        transport: Transport,
+        credentials: Credentials | None = None,
     ) -> None:
         self._urls = {name: url.rstrip("/") for name, url in urls.items()}
         self._clock = clock
         self._monitor = monitor
         self._transport = transport
+        self._credentials = credentials
         self._session = transport.peer_session()
 
     async def close(self) -> None:
@@ -70,7 +77,8 @@ class PeerClient:
     async def warm_connection(self, url: str) -> None:
         """Send a first request, to this node itself: the first one of a process is slow."""
         with contextlib.suppress(aiohttp.ClientError, OSError):
-            async with self._session.get(url + "/v2/health/live") as response:
+            this = calls(self._credentials, node(self._monitor.server))
+            async with self._session.get(url + "/v2/health/live", **this) as response:
                 await response.read()
 
     async def send(self, peer: str, transfer: TransferRequest) -> InferAnswer:
@@ -100,6 +108,7 @@ class PeerClient:
                     data=body.so_far() if body.done else _chunks_of(body),
                     headers=headers,
                     allow_redirects=False,
+                    **calls(self._credentials, node(peer)),
                 ) as response:
                     if response.status == 202:
                         now = self._clock.now()
@@ -139,7 +148,8 @@ class PeerClient:
                 answered = False
                 try:
                     url = self._urls[peer] + path
-                    async with self._session.get(url, timeout=timeout) as response:
+                    whom = calls(self._credentials, node(peer))
+                    async with self._session.get(url, timeout=timeout, **whom) as response:
                         now = self._clock.now()
                         body = await response.read()
                     if response.status == 200:

@@ -38,6 +38,8 @@ ASK_TIMEOUT = 20.0
 ENGINE_TIMEOUT = 60.0
 """s for an engine to remove a run's containers and network: ten take a few seconds."""
 LABEL = "edgewise.run"
+IMAGE_USER = 10001
+"""User and group of the image's processes."""
 # Debian 12's podman picks crun, which fails on hybrid cgroups, and raises limits, which needs
 # CAP_SYS_RESOURCE (deploy/podman/containers.conf).
 PODMAN_CONF = """[containers]
@@ -159,6 +161,8 @@ class ContainerPlatform(LocalPlatform):
                 if isinstance(link.trace, FileTrace)
             }
         )
+        self._keys: list[Path] = []
+        """Folders of keys that a container reads as the image's user."""
         self._reaper: asyncio.subprocess.Process | None = None
 
     @property
@@ -166,7 +170,13 @@ class ContainerPlatform(LocalPlatform):
         return lambda process: f"edgewise-{self._run}-{process}"
 
     def process(
-        self, role: str, server: str, arguments: Sequence[str], log: Path, ports: Sequence[int]
+        self,
+        role: str,
+        server: str,
+        arguments: Sequence[str],
+        log: Path,
+        ports: Sequence[int],
+        keys: Path | None = None,
     ) -> ChildProcess:
         """A process in a container, which has the host name that the others use."""
         writes = role == "balancer"  # it records
@@ -180,11 +190,15 @@ class ContainerPlatform(LocalPlatform):
             options += ["--volume", f"{trace}:{trace}:ro"]
         for port in ports:
             options += ["--publish", f"127.0.0.1:{port}:{port}"]
-        if writes:
-            # Its files should belong to the user, not to the image's user.
+        if keys is not None:
+            options += ["--volume", f"{keys}:{keys}:ro"]
+        if writes or (keys is not None and os.getuid() != 0):
+            # Its files should belong to the user, not to the image's user; and its key does.
             options += ["--user", f"{os.getuid()}:{os.getgid()}"]
             if self._engine.podman and os.getuid() != 0:
                 options += ["--userns", "keep-id"]
+        elif keys is not None:
+            self._keys.append(keys)
         return ContainerProcess(
             display_name(role, server),
             arguments,
@@ -196,6 +210,9 @@ class ContainerPlatform(LocalPlatform):
 
     async def open(self) -> None:
         """Make the network. Raises PeerError."""
+        for keys in self._keys:
+            for file in (keys, *keys.iterdir()):
+                os.chown(file, IMAGE_USER, IMAGE_USER)
         engine = shlex.quote(self._engine.command)
         label = f"label={LABEL}={self._run}"
         network = shlex.quote(self._network)

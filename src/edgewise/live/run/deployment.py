@@ -16,6 +16,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
+import shutil
+import tempfile
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -23,13 +26,22 @@ from typing import Any
 import msgspec
 
 from edgewise.domain import run_name
-from edgewise.errors import MissingExtra, PeerError
+from edgewise.errors import BadInput, MissingExtra, PeerError
 from edgewise.live.records import RUN_SCENARIO
-from edgewise.live.run.fleet_configs import fleet_configs, ports, write_configs
+from edgewise.live.run.fleet_configs import (
+    OPERATOR,
+    file_name,
+    fleet_configs,
+    fleet_hosts,
+    ports,
+    write_configs,
+)
 from edgewise.live.run.platforms import LocalPlatform, Platform
 from edgewise.live.run.processes import READY_TIMEOUT, ChildProcess, FreePorts, stop_all
 from edgewise.network.control import RelayControl
 from edgewise.scenario import DownFailure, MuteFailure, Scenario, dump, slowness
+from edgewise.security.authority import Authority, issue_all
+from edgewise.security.identity import BALANCER, Credentials, Role, calls, is_loopback
 
 try:
     import aiohttp
@@ -64,6 +76,9 @@ class Deployment:
         False: start a fleet without a client; `run` cannot be used then.
     platform:
         Where all but the client live; None: processes of this machine.
+    identities:
+        Give every process an identity, which lasts as long as the run. They get one in any case
+        where they listen beyond the loopback.
 
     Raises (on entering) PeerError with the end of the log of a process that did not start.
     """
@@ -76,6 +91,7 @@ class Deployment:
         *,
         with_client: bool = True,
         platform: Platform | None = None,
+        identities: bool = False,
     ) -> None:
         self.scenario = scenario
         self.folder = folder.absolute()
@@ -84,6 +100,14 @@ class Deployment:
         self._platform: Platform = LocalPlatform() if platform is None else platform
         self.addresses = self._platform.assign_addresses(scenario, FreePorts())
         self._ports = ports(self.addresses)
+        listening = (self.addresses.balancer, *self.addresses.nodes.values())
+        is_wide = self._platform.hosts is not None or not all(
+            is_loopback(each.host) for each in listening
+        )
+        self._keys = Path(tempfile.gettempdir()) / f"edgewise-{secrets.token_hex(8)}"
+        """No part of the results; removed at the end."""
+        self._has_identities = identities or is_wide
+        self._credentials: Credentials | None = None
         self.balancer = self._process("balancer", "balancer")
         self.nodes = {name: self._process("node", name) for name in scenario.server_names}
         self.relay = self._process("relay", "relay") if self.addresses.relay else None
@@ -152,7 +176,9 @@ class Deployment:
         await _all_ready(others)
         if self.addresses.relay is not None:
             control = self.addresses.relay.control
-            self._control = RelayControl(f"http://{control.host}:{control.port}")
+            self._control = RelayControl(
+                self._url(f"http://{control.host}:{control.port}"), credentials=self._credentials
+            )
         await self._all_connected()
 
     async def _all_connected(self) -> None:
@@ -262,7 +288,8 @@ class Deployment:
         """The balancer's belief about the fleet (``GET /v1/state``); None if it does not answer."""
         assert self._session is not None
         try:
-            async with self._session.get(self.addresses.balancer_url() + "/v1/state") as response:
+            url = self._url(self.addresses.balancer_url()) + "/v1/state"
+            async with self._session.get(url, **calls(self._credentials, BALANCER)) as response:
                 return msgspec.json.decode(await response.read(), type=dict[str, Any])
         except (aiohttp.ClientError, OSError, TimeoutError, msgspec.DecodeError):
             return None
@@ -282,7 +309,10 @@ class Deployment:
         try:
             await stop_all(self.processes)
         finally:
-            await self._platform.close()
+            try:
+                await self._platform.close()
+            finally:
+                shutil.rmtree(self._keys, ignore_errors=True)
 
     def _process(self, role: str, server: str) -> ChildProcess:
         file = role if role == server else f"{role}-{server}"
@@ -290,7 +320,13 @@ class Deployment:
         # The launcher may run this policy, so its children may: a file alone could not allow it.
         if role in ("balancer", "node") and self.scenario.runs_code:
             arguments.append("--allow-code")
-        return self._platform.process(role, server, arguments, self._log(file), self._ports[server])
+        keys = self._keys / file_name(server) if self._has_identities else None
+        return self._platform.process(
+            role, server, arguments, self._log(file), self._ports[server], keys
+        )
+
+    def _url(self, url: str) -> str:
+        return url.replace("http:", "https:", 1) if self._has_identities else url
 
     def _config(self, file: str) -> str:
         return str(self.folder / "config" / f"{file}.yaml")
@@ -308,14 +344,28 @@ class Deployment:
             (self.folder / folder).mkdir(parents=True, exist_ok=True)
         file = self.folder / RUN_SCENARIO
         file.write_text(dump(self.scenario), encoding="utf-8")
+        if self._has_identities:
+            self._issue()
         configs = fleet_configs(
             self.scenario,
             self.addresses,
             file=str(file),
             out=str(self.folder),
             hosts=self._platform.hosts,
+            identity=str(self._keys / "{}") if self._has_identities else None,
         )
         write_configs(self.folder / "config", configs)
+
+    def _issue(self) -> None:
+        """Give every process its identity. The authority's own key is kept nowhere."""
+        try:
+            self._keys.mkdir(mode=0o700)
+        except OSError as error:
+            raise BadInput(f"{self._keys}: cannot be made: {error.strerror}") from None
+        days = 2.0 + self.scenario.workload.duration / 86_400.0
+        hosts = fleet_hosts(self.scenario.server_names, self._platform.hosts)
+        issue_all(Authority.create(), self._keys, hosts, days)
+        self._credentials = Credentials(self._keys / OPERATOR.folder, (Role.OPERATOR,))
 
 
 async def _all_ready(processes: list[ChildProcess]) -> None:

@@ -10,7 +10,7 @@ inside, and from outside everything is on 127.0.0.1.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import msgspec
@@ -22,12 +22,24 @@ from edgewise.live.run.addresses import Addresses
 from edgewise.network.kernel.devices import DevicesConfig
 from edgewise.network.relay.config import Address, RelayConfig
 from edgewise.scenario import Scenario
+from edgewise.security import identity as identities
+from edgewise.security.identity import Identity, Role
 
 Config = BalancerConfig | NodeConfig | ClientConfig | RelayConfig | DevicesConfig
 Hosts = Callable[[str], str]
 """Host name of a process: ``balancer``, ``relay``, or a server's name."""
 
 BALANCER, RELAY = "balancer", "relay"
+EVALUATOR = Identity(Role.EVALUATOR, "evaluator")
+"""``edgewise client``: it knows the right classes."""
+OPERATOR = Identity(Role.OPERATOR, "operator")
+OTHERS = (
+    EVALUATOR,
+    OPERATOR,
+    Identity(Role.CLIENT, "client"),
+    Identity(Role.MONITOR, "monitor"),
+)
+"""Whom else a fleet knows beside its own processes, each with one identity to begin with."""
 ANYWHERE = "0.0.0.0"
 """All addresses of a container: its network is private, and ports are published on loopback."""
 
@@ -39,6 +51,8 @@ def fleet_configs(
     file: str,
     out: str | None = None,
     hosts: Hosts | None = None,
+    identity: str | None = None,
+    trust_anyone: bool = False,
 ) -> dict[str, Config]:
     """Configurations by file name without ``.yaml``: balancer, node-NAME, relay, client.
 
@@ -51,17 +65,30 @@ def fleet_configs(
     hosts:
         None: everything is on this machine. Otherwise there is also ``client-inside``, for a client
         in the same network as the others; ``client`` is for one outside.
+    identity:
+        Folder in which each process finds its identity, as its configuration names it; ``{}``
+        stands for `Identity.folder`. None: there are no identities.
+    trust_anyone:
+        Say so to processes that listen where others can connect.
     """
     clash = {BALANCER, RELAY} & set(scenario.server_names)
     if hosts is not None and clash:
         raise BadInput(f"servers.{min(clash)}: in containers another process has that name")
     owners = _owners(addresses)
 
+    scheme = "http" if identity is None else "https"
+
+    def outside(url: str) -> str:
+        return f"{scheme}:{url.partition(':')[2]}"
+
     def reach(url: str) -> str:
         if hosts is None:
-            return url
+            return outside(url)
         port = int(url.rpartition(":")[2])
-        return f"http://{hosts(owners[port])}:{port}"
+        return f"{scheme}://{hosts(owners[port])}:{port}"
+
+    def own(who: Identity) -> str | None:
+        return None if identity is None else identity.replace("{}", who.folder)
 
     def bind(listen: Listen) -> Listen:
         return listen if hosts is None else Listen(host=ANYWHERE, port=listen.port)
@@ -73,32 +100,61 @@ def fleet_configs(
         relays = (reach(f"http://{control.host}:{control.port}"),)
     configs: dict[str, Config] = {
         "balancer": BalancerConfig(
-            scenario=file, listen=bind(addresses.balancer), out=out, relays=relays
+            scenario=file,
+            identity=own(identities.BALANCER),
+            listen=bind(addresses.balancer),
+            trust_anyone_who_connects=trust_anyone,
+            out=out,
+            relays=relays,
         ),
         "client": ClientConfig(
-            scenario=file, balancer=addresses.balancer_url(), ingress=addresses.ingress, out=out
+            scenario=file,
+            identity=own(EVALUATOR),
+            balancer=outside(addresses.balancer_url()),
+            ingress={name: outside(url) for name, url in addresses.ingress.items()},
+            out=out,
         ),
     }
     for name, listen in addresses.nodes.items():
         configs[file_name(name)] = NodeConfig(
             scenario=file,
+            identity=own(identities.node(name)),
             server=name,
             listen=bind(listen),
+            trust_anyone_who_connects=trust_anyone,
             balancer=balancer,
             peers={peer: reach(url) for peer, url in addresses.peers[name].items()},
         )
     if hosts is not None:
         configs["client-inside"] = ClientConfig(
             scenario=file,
+            identity=own(EVALUATOR),
             balancer=balancer,
             ingress={name: reach(url) for name, url in addresses.ingress.items()},
             out=out,
         )
     if addresses.relay is not None:
-        configs["relay"] = addresses.relay
-        if hosts is not None and isinstance(addresses.relay, RelayConfig):
-            configs["relay"] = _relay(addresses.relay, addresses, hosts)
+        relay = addresses.relay
+        if hosts is not None and isinstance(relay, RelayConfig):
+            relay = _relay(relay, addresses, hosts)
+        configs["relay"] = msgspec.structs.replace(
+            relay, identity=own(identities.RELAY), trust_anyone_who_connects=trust_anyone
+        )
     return configs
+
+
+def fleet_hosts(
+    servers: Iterable[str], hosts: Hosts | None = None
+) -> dict[Identity, tuple[str, ...]]:
+    """The identities of a fleet and the host names of each: what `authority.issue_all` takes."""
+
+    def of(process: str) -> tuple[str, ...]:
+        return () if hosts is None else (hosts(process),)
+
+    # A client may reach a server by the relay's host.
+    found = {identities.node(name): (*of(name), *of(RELAY)) for name in servers}
+    found[identities.BALANCER], found[identities.RELAY] = of(BALANCER), of(RELAY)
+    return found | dict.fromkeys(OTHERS, ())
 
 
 def file_name(process: str) -> str:

@@ -57,6 +57,8 @@ class RunOptions(Struct, frozen=True, kw_only=True):
     """The network's backend."""
     image: str | None = None
     """Container image for balancer, relay and servers; None: processes of this machine."""
+    identities: bool = False
+    """Mutual TLS also on the loopback."""
 
 
 def launch(options: RunOptions, console: Console) -> tuple[Summary, Path]:
@@ -85,7 +87,7 @@ def launch(options: RunOptions, console: Console) -> tuple[Summary, Path]:
     policies = options.policies or (scenario.policy,)
     try:
         with asyncio.Runner() as runner:
-            runner.run(_run_policies(scenario, policies, folder, console, options.image, backend))
+            runner.run(_run_policies(scenario, policies, folder, console, options, backend))
     except asyncio.CancelledError:
         raise KeyboardInterrupt from None  # SIGTERM
     summary = evaluate(folder)
@@ -153,7 +155,7 @@ async def _run_policies(
     policies: Sequence[str],
     folder: Path,
     console: Console,
-    image: str | None,
+    options: RunOptions,
     backend: Literal["tc", "tun"] | None,
 ) -> None:
     task = asyncio.current_task()
@@ -167,8 +169,14 @@ async def _run_policies(
         title = f"{label[policy]} ({number}/{len(policies)})" if several else label[policy]
         with ProgressView(console, title) as view:
             under_policy = scenario.with_overrides(policy=policy)
-            platform = _platform(under_policy, out, image, backend)
-            async with Deployment(under_policy, out, view.say, platform=platform) as deployment:
+            platform = _platform(under_policy, out, options.image, backend)
+            async with Deployment(
+                under_policy,
+                out,
+                view.say,
+                platform=platform,
+                identities=options.identities,
+            ) as deployment:
                 await deployment.run(view.watch(deployment))
 
 

@@ -124,10 +124,16 @@ class NamespacePlatform(LocalPlatform):
         return assign_addresses(scenario, free_port, self._backend, self._block, os.getpid())
 
     def process(
-        self, role: str, server: str, arguments: Sequence[str], log: Path, ports: Sequence[int]
+        self,
+        role: str,
+        server: str,
+        arguments: Sequence[str],
+        log: Path,
+        ports: Sequence[int],
+        keys: Path | None = None,
     ) -> ChildProcess:
         if role != "node":
-            return super().process(role, server, arguments, log, ports)
+            return super().process(role, server, arguments, log, ports, keys)
         namespace = namespace_of(os.getpid(), self._names.index(server))
         return NamespacedProcess(display_name(role, server), arguments, log, namespace)
 

@@ -27,7 +27,13 @@ class Platform(Protocol):
         """Assign all addresses. Called once, before anything else."""
 
     def process(
-        self, role: str, server: str, arguments: Sequence[str], log: Path, ports: Sequence[int]
+        self,
+        role: str,
+        server: str,
+        arguments: Sequence[str],
+        log: Path,
+        ports: Sequence[int],
+        keys: Path | None = None,
     ) -> ChildProcess:
         """Make a process, without starting it.
 
@@ -41,6 +47,8 @@ class Platform(Protocol):
             Of ``edgewise``.
         ports:
             It will listen on these.
+        keys:
+            The folder of its identity, not there yet; None: it has none.
         """
 
     async def open(self) -> None:
@@ -61,7 +69,13 @@ class LocalPlatform:
         return assign_addresses(scenario, free_port)
 
     def process(
-        self, role: str, server: str, arguments: Sequence[str], log: Path, ports: Sequence[int]
+        self,
+        role: str,
+        server: str,
+        arguments: Sequence[str],
+        log: Path,
+        ports: Sequence[int],
+        keys: Path | None = None,
     ) -> ChildProcess:
         return ChildProcess(display_name(role, server), arguments, log)
 

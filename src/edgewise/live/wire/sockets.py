@@ -38,10 +38,11 @@ def listen(host: str, port: int) -> socket.socket:
     return sock
 
 
-def url_of(sock: socket.socket) -> str:
-    """``http://host:port`` of a listening socket."""
+def url_of(sock: socket.socket, *, secure: bool = False) -> str:
+    """``http://host:port`` (or https) of a listening socket."""
     host, port = sock.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    scheme = "https" if secure else "http"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def outgoing(info: Any) -> socket.socket:

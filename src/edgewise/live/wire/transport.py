@@ -15,6 +15,7 @@ from aiohttp import web
 
 from edgewise.live.process_config import Listen
 from edgewise.live.wire.sockets import listen, outgoing, url_of
+from edgewise.security.identity import Credentials
 
 CONNECT_TIMEOUT = 0.5
 """s. Two lost SYNs would take 3 s; a peer that is not there must leave time for another."""
@@ -51,7 +52,10 @@ class Transport(Protocol):
 
 
 class SocketTransport:
-    """HTTP over TCP."""
+    """HTTP over TCP, with `credentials` over TLS."""
+
+    def __init__(self, credentials: Credentials | None = None) -> None:
+        self._credentials = credentials
 
     def peer_session(self) -> aiohttp.ClientSession:
         return aiohttp.ClientSession(
@@ -76,8 +80,10 @@ class SocketTransport:
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
         sock = listen(at.host, at.port)
-        await web.SockSite(runner, sock).start()
-        return url_of(sock)
+        credentials = self._credentials
+        context = None if credentials is None else credentials.server_context()
+        await web.SockSite(runner, sock, ssl_context=context).start()
+        return url_of(sock, secure=credentials is not None)
 
     def message_bytes(self, body: int, headers: Mapping[str, str]) -> int:
         # The headers are 7 % of a model-ready payload of 9 kB.

@@ -45,7 +45,11 @@ class NetworkConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     Attributes:
         links: by name.
         events: planned changes of links.
-        control: address of the HTTP API. It has no authentication: keep it on the loopback.
+        control: address of the HTTP API.
+        identity: folder with this process's certificate (`security.identity`), relative to this
+            file, for the HTTP API. Routes pass on what they get, TLS or not.
+        trust_anyone_who_connects: without an identity, listen even where other machines can
+            connect.
         seed: of the impairments' random numbers; each link has its own stream.
         realtime: ask the kernel for SCHED_RR, which needs CAP_SYS_NICE. Off by default: a relay
             that saturates a core of a small machine would hold up the servers whose network it
@@ -60,6 +64,12 @@ class NetworkConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     seed: Annotated[int, msgspec.Meta(ge=0)] = 0
     realtime: bool = False
     folder: str = "."
+    identity: str | None = None
+    trust_anyone_who_connects: bool = False
+
+    def listening(self) -> tuple[str, ...]:
+        """The addresses that this process listens on."""
+        return (self.control.host,)
 
     def check(self, file: str = "configuration") -> None:
         """Raise ScenarioError if a name leads nowhere."""
@@ -101,6 +111,9 @@ class RelayConfig(NetworkConfig, frozen=True, kw_only=True, forbid_unknown_field
 
     routes: Annotated[tuple[Route, ...], msgspec.Meta(min_length=1)]
 
+    def listening(self) -> tuple[str, ...]:
+        return (*super().listening(), *(route.listen.host for route in self.routes))
+
     def check(self, file: str = "relay configuration") -> None:
         """Raise ScenarioError if a name leads nowhere, or a route to port 0."""
         super().check(file)
@@ -132,5 +145,7 @@ def parse_config(path: Path, raw: object, kind: type[Config]) -> Config:
     config = convert_document(raw, kind, str(path))
     if config.folder == ".":
         config = msgspec.structs.replace(config, folder=str(path.parent))
+    if config.identity is not None:
+        config = msgspec.structs.replace(config, identity=str(path.parent / config.identity))
     config.check(str(path))
     return config
