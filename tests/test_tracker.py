@@ -183,8 +183,8 @@ def test_what_nobody_speaks_of_is_written_off() -> None:
     """1 s of deadline: worthless at 2, written off 5 s later."""
     fleet = tracker()
     decide(fleet, request("r1"))
-    assert fleet.forget(NOW + 2.0 + FORGET_AFTER - 0.01) == 0
-    assert fleet.forget(NOW + 2.0 + FORGET_AFTER + 0.01) == 1
+    assert fleet.forget(NOW + 2.0 + FORGET_AFTER - 0.01) == []
+    assert fleet.forget(NOW + 2.0 + FORGET_AFTER + 0.01) == ["r1"]
     assert fleet.open == 0
     assert of(fleet, "b")["outstanding"] == 0
     assert of(fleet, "b")["failure"] == pytest.approx(0.1)

@@ -65,6 +65,9 @@ Bytes = Annotated[int, Meta(ge=0, le=2**53), BYTES]
 DEFAULT_TASK = "imagenet-1k"
 """Task of a request, service or scenario that names none (`edgewise.tasks`)."""
 
+HELD_MAX = 256
+"""Commands that a report lists as held; under 800 bytes."""
+
 DEADLINE_MAX = 3600.0
 """s. An answer that may take an hour needs no load balancer: a longer deadline is a wrong unit."""
 
@@ -325,6 +328,12 @@ class Report(Struct, frozen=True, kw_only=True, gc=False):
 
     As with TCP's selective acknowledgement (RFC 2018), the balancer knows exactly which dispatches
     are in `queue` and which are still on their way, although transfers overtake each other."""
+
+    held: tuple[Count, ...] | None = None
+    """The commands received whose requests are under way here, as distances below `commands_seen`:
+    the newest `HELD_MAX` of them, newest first. None: the server does not say.
+
+    Nothing else tells the balancer that a photo was lost, or that an outcome was."""
 
     def figures(self) -> dict[str, float | int | bool]:
         """The fields that are single numbers, by name."""

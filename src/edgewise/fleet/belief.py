@@ -193,20 +193,35 @@ def on_decision(
     target.offered_1s = target.offered_1s * one + load
     target.offered_5s = target.offered_5s * five + load / 5.0
     target.offered_growth = decay_now(belief)
-    flights = belief.flights[destination]
+    add_flight(belief, destination, target.dispatches, deadline, work, input_at, now)
+    return source.commands, target.dispatches
+
+
+@jit_no_refcount(inline=True)
+def add_flight(
+    belief: Belief,
+    s: int,
+    dispatch: int,
+    deadline: float,
+    work: float,
+    input_at: float,
+    now: float,
+) -> None:
+    """Add a dispatch to `s` that its reports have not acknowledged, and its job."""
+    target = belief.servers[s]
+    flights = belief.flights[s]
     n = target.flights
     if n == FLIGHTS_MAX:
         for i in range(1, n):
             flights[i - 1] = flights[i]
         n -= 1
-    flights[n].dispatch = target.dispatches
+    flights[n].dispatch = dispatch
     flights[n].deadline = deadline
     flights[n].work = work
     flights[n].input_at = input_at
     target.flights = n + 1
-    play_forward(belief, destination, now)
-    add_job(belief, destination, deadline, work, input_at, target.dispatches)
-    return source.commands, target.dispatches
+    play_forward(belief, s, now)
+    add_job(belief, s, deadline, work, input_at, dispatch)
 
 
 @jit_no_refcount(inline=True)
@@ -376,8 +391,15 @@ def on_service_report(belief: Belief, k: int, service_time: float, batch: float)
 def on_outcome(belief: Belief, s: int, dispatch: int, failed: bool) -> None:
     """End a dispatch to `s`. If its job still waits in the miniature, it is removed."""
     server = belief.servers[s]
-    server.outstanding = max(0.0, server.outstanding - 1.0)
     server.failure += FAILURE_MEMORY * ((1.0 if failed else 0.0) - server.failure)
+    drop_dispatch(belief, s, dispatch)
+
+
+@jit_no_refcount(inline=True)
+def drop_dispatch(belief: Belief, s: int, dispatch: int) -> None:
+    """A dispatch to `s` no longer counts: its job is removed, if it still waits."""
+    server = belief.servers[s]
+    server.outstanding = max(0.0, server.outstanding - 1.0)
     jobs = belief.jobs[s]
     for j in range(server.jobs):
         if jobs[j].dispatch == dispatch:
@@ -390,6 +412,58 @@ def on_outcome(belief: Belief, s: int, dispatch: int, failed: bool) -> None:
                 flights[j - 1] = flights[j]
             server.flights -= 1
             break
+
+
+@jit_no_refcount
+def withdraw(
+    belief: Belief, s: int, dispatch: int, work: float, decided_at: float, now: float
+) -> None:
+    """Undo a dispatch to `s` whose request is not under way: as work, and as load offered."""
+    drop_dispatch(belief, s, dispatch)
+    add_offered(belief, s, -work, decided_at, now)
+
+
+@jit_no_refcount
+def reinstate(
+    belief: Belief,
+    s: int,
+    dispatch: int,
+    deadline: float,
+    work: float,
+    input_at: float,
+    arrived: bool,
+    decided_at: float,
+    now: float,
+) -> None:
+    """Undo `withdraw`: the request is under way after all. `arrived`: `s` has acknowledged it."""
+    belief.servers[s].outstanding += 1.0
+    add_offered(belief, s, work, decided_at, now)
+    if not arrived:
+        add_flight(belief, s, dispatch, deadline, work, max(input_at, now), now)
+
+
+@jit_no_refcount
+def add_offered(belief: Belief, s: int, work: float, decided_at: float, now: float) -> None:
+    """Add `work` s (< 0: take them away) to the load offered to `s`, as of `decided_at`."""
+    server = belief.servers[s]
+    advance_decay(belief, now)
+    one, five, _ = decayed(belief, server.offered_growth)
+    load = work / server.workers
+    age = now - decided_at
+    server.offered_1s = max(0.0, server.offered_1s * one + load * math.exp(-age))
+    server.offered_5s = max(0.0, server.offered_5s * five + load / 5.0 * math.exp(-age / 5.0))
+    server.offered_growth = decay_now(belief)
+
+
+@jit_no_refcount
+def withdraw_request(belief: Belief, ingress: int, arrived_at: float, now: float) -> None:
+    """Undo `on_request`: a request that was announced did not come."""
+    server = belief.servers[ingress]
+    advance_decay(belief, now)
+    one, _, _ = decayed(belief, server.demand_growth)
+    left = server.demand_1s * one - math.exp(arrived_at - now)
+    server.demand_1s = max(0.0, left)
+    server.demand_growth = decay_now(belief)
 
 
 @jit_no_refcount(inline=True)

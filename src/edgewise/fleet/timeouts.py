@@ -25,6 +25,11 @@ the ingress is as promising."""
 DECISION_PATIENCE = 0.25
 """Share of the deadline for which a node waits for a command. A decision takes 5 ms at p99. A
 balancer that takes a quarter of the deadline is stuck, and longer waiting leaves no time to act."""
+PHOTO_PATIENCE, PHOTO_PERIODS = 0.2, 2.0
+"""s, and report periods, after a decision on a client's metadata, by when the ingress should have
+said that the photo has begun; the longer one holds. Metadata and photo leave the client together.
+One that is later than this on a slow way is left out of the belief until it comes, which costs
+little; a photo that was lost keeps other requests out for as long as it counts."""
 HEARTBEAT = 4.0
 """s between a node's pings to the balancer. A balancer that does not answer one within half of this
 counts as gone; a stalled event loop on a busy machine answers sooner."""
@@ -65,3 +70,8 @@ def worth_running(done: float, due: float, deadline: float, grace: float, idle: 
     """
     part = 1.0 if idle else HALF_WORTH
     return done <= due + part * (worthless_after(deadline, grace) - deadline)
+
+
+def photo_patience(report_period: float) -> float:
+    """s after a decision for which it counts without a word of its ingress."""
+    return max(PHOTO_PATIENCE, PHOTO_PERIODS * report_period)

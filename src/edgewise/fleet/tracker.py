@@ -11,7 +11,6 @@ import math
 from typing import Any
 
 import numpy as np
-from msgspec import Struct
 
 from edgewise.domain import (
     Attempt,
@@ -34,18 +33,18 @@ from edgewise.fleet.ejection import ANSWERED, end_probe, on_attempt, only_for_pr
 from edgewise.fleet.ejection_view import EjectionView
 from edgewise.fleet.intake import (
     ACKNOWLEDGED,
-    FORGET_AFTER,
     REPORT,
     REPORT_LINK,
     REPORT_SERVICE,
     ReportArrays,
-    close_dispatch,
     renew_server,
     take_link_state,
     take_report,
 )
 from edgewise.fleet.observe import backlog_at, link_rate, observe
+from edgewise.fleet.open_dispatches import OpenDispatch, OpenDispatches
 from edgewise.fleet.table import load, new_table
+from edgewise.fleet.timeouts import photo_patience
 from edgewise.scenario import EjectionSpec, Scenario
 from edgewise.score import ScoreShape, worthless_after
 from edgewise.tasks.services import services_of
@@ -60,16 +59,6 @@ SILENCE_MIN = 1.0
 _FAULTS: dict[Fault | None, int] = {
     fault: number for number, fault in enumerate((None, *Fault), ANSWERED)
 }
-
-
-class _Open(Struct, gc=False):
-    """A dispatch without an outcome."""
-
-    server: int
-    dispatch: int
-    decided_at: float
-    worthless_at: float
-    rif: int
 
 
 def initial_belief(scenario: Scenario, services: tuple[Service, ...]) -> Belief:
@@ -123,7 +112,7 @@ class Tracker:
             for form in (PayloadForm.ORIGINAL, PayloadForm.MODEL_READY)
         ]
         self._candidates = (*candidates, None)
-        self._open: dict[str, _Open] = {}
+        self._open = OpenDispatches(self.belief, photo_patience(scenario.report_period))
         self._true_links = scenario.network_state == "emulator"
         names = {}
         for i, a in enumerate(self.servers):
@@ -156,7 +145,7 @@ class Tracker:
             renew_server(self.belief, s)
         self._instances[server] = instance
         core.reset_server(self.belief, s, now)
-        self._open = {key: entry for key, entry in self._open.items() if entry.server != s}
+        self._open.drop_server(s)
         self.belief.servers[s]["connected"] = 1.0
 
     def disconnect(self, server: str) -> None:
@@ -172,8 +161,12 @@ class Tracker:
 
         Returns False, and changes nothing, if a newer report of that server came before.
         """
-        arrays = self._arrays_of(report, min(now, report.at - clock_ahead), clock_ahead)
-        return bool(take_report(self.belief, arrays, self._true_links, now))
+        at = min(now, report.at - clock_ahead)
+        arrays = self._arrays_of(report, at, clock_ahead)
+        if not take_report(self.belief, arrays, self._true_links, now):
+            return False
+        self._open.on_report(self._index[report.server], report, at, now)
+        return True
 
     def _arrays_of(self, report: Report, at: float, clock_ahead: float) -> ReportArrays:
         """Translate a report to arrays: times on our clock, indices instead of names.
@@ -240,10 +233,17 @@ class Tracker:
         rate_at = now if measured_at is None else measured_at
         take_link_state(self.belief, link, rate, rate_at, rtt, backlog, now)
 
-    def commit(self, request: Request, decision: Decision, observation: Observation) -> Command:
+    def commit(
+        self,
+        request: Request,
+        decision: Decision,
+        observation: Observation,
+        announced_by: str | None = None,
+    ) -> Command:
         """Add a decision to the belief and make the command for the ingress.
 
-        `observation` is the one that the decision was made by.
+        `observation` is the one that the decision was made by. `announced_by` is the client whose
+        metadata is all there is of the request; None: its ingress has it.
         """
         now = decision.at
         load(self._table, observation)
@@ -253,9 +253,23 @@ class Tracker:
         if not decision.ranked:
             return Command(request=request.id, sequence=int(command), reason=decision.reason)
         first = decision.ranked[0]
-        destination = self._index[first.server]
-        worthless = request.sent_at + worthless_after(request.deadline, self.shape.grace)
-        self._open[request.id] = _Open(destination, int(dispatch), now, worthless, int(rif))
+        rows, row = self._table.rows, decision.rows[0]
+        entry = OpenDispatch(
+            request=request.id,
+            ingress=self._index[request.ingress],
+            command=int(command),
+            server=self._index[first.server],
+            dispatch=int(dispatch),
+            decided_at=now,
+            worthless_at=request.sent_at + worthless_after(request.deadline, self.shape.grace),
+            deadline=request.due,
+            work=float(rows.service_time[row]),
+            input_at=now + float(rows.until_input[row]),
+            rif=int(rif),
+            announced_by=announced_by,
+            came=announced_by is None,
+        )
+        self._open.add(entry, now)
         return Command(
             request=request.id,
             sequence=int(command),
@@ -298,34 +312,22 @@ class Tracker:
     def on_outcome(self, outcome: Outcome, now: float) -> bool:
         """End a request by its first outcome. Returns False, and changes nothing, if the request
         is not open."""
-        entry = self._open.pop(outcome.request, None)
-        if entry is None:
+        picked = self._open.picked(outcome.request)
+        if picked is None:
             return False
-        picked = self.servers[entry.server]
         # If another server answered, or none did, the one that was picked has failed.
-        failed = outcome.status is not Status.SERVED or outcome.server != picked
-        self._close(entry, failed, now)
+        failed = outcome.status is not Status.SERVED or outcome.server != self.servers[picked]
+        self._open.end(outcome.request, failed, now)
         return True
 
-    def forget(self, now: float) -> int:
-        """Close, as failed, dispatches whose client has given up; returns how many. Call it about
-        once a second."""
-        gone = [key for key, entry in self._open.items() if entry.worthless_at + FORGET_AFTER < now]
-        for key in gone:
-            self._close(self._open.pop(key), True, now)
-        return len(gone)
+    def on_asked(self, request: Request, now: float) -> None:
+        """The ingress asks for the command of a request that was decided before."""
+        self._open.on_asked(request.id, now)
 
-    def _close(self, entry: _Open, failed: bool, now: float) -> None:
-        close_dispatch(
-            self.belief,
-            entry.server,
-            entry.dispatch,
-            entry.rif,
-            entry.decided_at,
-            entry.worthless_at,
-            failed,
-            now,
-        )
+    def forget(self, now: float) -> list[str]:
+        """Close, as failed, dispatches whose client has given up, and drop requests that never
+        came; returns their ids. Call it about once a second."""
+        return self._open.forget(now)
 
     # -- reading ---------------------------------------------------------------------------------
 
@@ -370,6 +372,11 @@ class Tracker:
     def open(self) -> int:
         """Dispatches without an outcome."""
         return len(self._open)
+
+    @property
+    def withdrawn(self) -> int:
+        """Dispatches that stopped counting because their ingress did not hold the request."""
+        return self._open.withdrawn
 
     def state(self, now: float) -> dict[str, Any]:
         """The belief about the fleet at `now`, for JSON: NaN and infinity become None."""

@@ -286,10 +286,15 @@ class _RecordingDispatcher(Dispatcher):
         self.link_figures: dict[tuple[str, float], LinkFigures] = {}
 
     def decide(
-        self, request: Request, now: float, trigger: str, uploaded: float | None = None
+        self,
+        request: Request,
+        now: float,
+        trigger: str,
+        uploaded: float | None = None,
+        announced_by: str | None = None,
     ) -> TrackedDecision:
         again = self.counts.again
-        entry = super().decide(request, now, trigger, uploaded)
+        entry = super().decide(request, now, trigger, uploaded, announced_by)
         if self.counts.again == again:
             self.entries.append(entry)
         return entry

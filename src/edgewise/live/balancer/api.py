@@ -17,7 +17,8 @@ GET   /healthz, /readyz       200 while it runs; 200 once every server is connec
 
 Errors are ``{"error": …}``, with ``"field"`` where one is wrong: 400 a message that does not parse,
 404 an unknown ingress, request or path, 409 a request id used twice, 413 a body over the limit, 503
-an ingress that is not connected (nothing is decided then).
+an ingress that is not connected or a balancer that has just stood still, 504 a deadline that has
+passed (nothing is decided then: an ingress that gets the request asks for a command).
 """
 
 from __future__ import annotations
@@ -91,10 +92,16 @@ class BalancerApi:
             raise HttpError(404, problem, "request.ingress")
         known = dispatcher.decisions.get(request.id)
         connection = balancer.connections.get(request.ingress)
-        if connection is None and known is None:
-            raise HttpError(503, f"{request.ingress} is not connected")
+        if known is None:
+            if connection is None:
+                raise HttpError(503, f"{request.ingress} is not connected")
+            if balancer.stood_still(now):
+                raise HttpError(503, "the balancer stood still: the ingress will ask for a command")
+            if request.expired(now):
+                raise HttpError(504, f"the deadline of {request.deadline:g} s has passed")
         try:
-            entry = dispatcher.decide(request, now, "metadata")
+            client = http.remote or "unknown"
+            entry = dispatcher.decide(request, now, "metadata", announced_by=client)
         except WireError as error:
             raise HttpError(409, error.problem, f"request.{error.field}") from None
         if known is None:

@@ -36,6 +36,13 @@ log = logging.getLogger(__name__)
 
 TICK = 1.0
 """s between Pings, fleet reports and writing off overdue decisions."""
+PULSE = 0.2
+"""s between looks at the clock, by which the balancer notices that it stood still."""
+STALL = 1.0
+"""s beyond a pulse after which metadata is not used: it may have waited in a socket for so long,
+and says only how much time was left when it was sent. A full garbage collection takes a quarter."""
+STALE_FOR = 1.0
+"""s after a stall for which metadata is not used: by then all that had queued up is read."""
 FLUSH_TICKS = 10
 """Ticks between writes to disk: a SIGKILL loses at most so many seconds of records."""
 
@@ -69,6 +76,8 @@ class Balancer:
         """The newest one of each connected server."""
         self.credentials = credentials
         self._relays = relays
+        self._pulse_at: float | None = None
+        self._stale_until = 0.0
         self._open: set[NodeConnection] = set()  # also older ones that are being closed
         self._tasks: list[asyncio.Task[None]] = []
         self._models = {
@@ -81,7 +90,7 @@ class Balancer:
     async def start(self) -> None:
         """Start the timers. Needs a running loop."""
         relays = (poll_relay(url, self._on_link, self.credentials) for url in self._relays)
-        work = [self._tick(), *relays]
+        work = [self._tick(), self._pulse(), *relays]
         self._tasks = [asyncio.create_task(each) for each in work]
 
     async def stop(self) -> None:
@@ -99,6 +108,20 @@ class Balancer:
             self.dispatcher.tick(self.clock.now())
             if ticks % FLUSH_TICKS == 0:
                 self.dispatcher.recorder.flush()
+
+    async def _pulse(self) -> None:
+        while True:
+            self.stood_still(self.clock.now())
+            await asyncio.sleep(PULSE)
+
+    def stood_still(self, now: float) -> bool:
+        """Whether the balancer has just stood still, so that what it reads now may be old."""
+        if self._pulse_at is not None and now - self._pulse_at > PULSE + STALL:
+            log.warning("stood still for %.1f s", now - self._pulse_at)
+            self._stale_until = now + STALE_FOR
+        if self._tasks:
+            self._pulse_at = now
+        return now < self._stale_until
 
     def _on_link(self, name: str, rate: float, rtt: float, backlog: float) -> None:
         self.dispatcher.tracker.on_link(name, rate, rtt, backlog, self.clock.now())
@@ -221,6 +244,8 @@ class Balancer:
         known = self.dispatcher.decisions.get(request.id) is not None
         if not known:
             request = shift_request(request, ahead)
+            if request.expired(now):
+                return  # the message was long on its way; its node has decided by itself
             uploaded = None if uploaded is None else uploaded - ahead
         try:
             entry = self.dispatcher.decide(request, now, "ask", uploaded)

@@ -55,6 +55,10 @@ class BalancerMetrics(Collector):
             "outcome_joined": ("Outcomes joined to a decision.", counts.joined),
             "outcome_duplicate": ("Outcomes known already.", counts.duplicates),
             "outcome_unknown": ("Outcomes of no known decision.", counts.unknown),
+            "dispatch_withdrawn": (
+                "Dispatches not counted any more, as their ingress did not hold the request.",
+                self._dispatcher.tracker.withdrawn,
+            ),
             "decision_silent": ("Decisions without any outcome.", counts.silent),
             "deadline_violation": ("Decisions whose deadline was not met.", counts.late),
             "record_dropped": ("Rows not written.", self._dispatcher.recorder.dropped),

@@ -15,6 +15,7 @@ from msgspec import Struct
 
 from edgewise.domain import Attempt, Outcome, Report, Request, Status
 from edgewise.errors import WireError
+from edgewise.fleet.open_dispatches import UNHEARD_AFTER
 from edgewise.fleet.table import table_of_observation
 from edgewise.fleet.tracker import Tracker
 from edgewise.live.balancer.experience import experience_table
@@ -113,10 +114,16 @@ class Dispatcher:
     # -- requests --------------------------------------------------------------------------------
 
     def decide(
-        self, request: Request, now: float, trigger: str, uploaded: float | None = None
+        self,
+        request: Request,
+        now: float,
+        trigger: str,
+        uploaded: float | None = None,
+        announced_by: str | None = None,
     ) -> TrackedDecision:
         """Decide a request whose stamps are on the clock of `now`, or return its earlier decision.
 
+        `announced_by` is the client whose metadata this is; None: the ingress has the request.
         Raises WireError if the id was used for a request at another ingress.
         """
         entry = self.decisions.get(request.id)
@@ -126,22 +133,25 @@ class Dispatcher:
                     "id", f"{request.id} is a request that arrived at {entry.request.ingress}"
                 )
             self.counts.again += 1
+            if announced_by is None:
+                self.tracker.on_asked(request, now)
             return entry
         tracker = self.tracker
         tracker.on_request(request, now)
         observation = tracker.observe(request, now, uploaded)
         decision = self.policy.decide(observation)
-        command = tracker.commit(request, decision, observation)
+        command = tracker.commit(request, decision, observation, announced_by)
         row = decision.rows[0]
+        worthless_at = request.sent_at + worthless_after(request.deadline, tracker.shape.grace)
+        if not decision.ranked:  # it is refused as soon as its ingress has it
+            worthless_at = min(worthless_at, now + UNHEARD_AFTER)
         entry = TrackedDecision(
             request=request,
             observation=observation,
             decision=decision,
             command=command,
             trigger=trigger,
-            settle_at=request.sent_at
-            + worthless_after(request.deadline, tracker.shape.grace)
-            + SETTLE_AFTER,
+            settle_at=worthless_at + SETTLE_AFTER,
         )
         if self._learns:
             entry.features = self.policy.features(observation, row)
@@ -253,8 +263,9 @@ class Dispatcher:
     # -- time ------------------------------------------------------------------------------------
 
     def tick(self, now: float) -> None:
-        """Write off decisions that are overdue. Call it about once a second."""
-        self.tracker.forget(now)
+        """Write off decisions that are overdue, or whose photo never came. Call it about once a
+        second."""
+        gone = self.tracker.forget(now)
         all_ejected = self.tracker.ejections.all_ejected
         if all_ejected > self._all_ejected:
             log.warning(
@@ -264,6 +275,10 @@ class Dispatcher:
         self._all_ejected = all_ejected
         for entry in self.decisions.due(now):
             self._settle(entry)
+        for request in gone:
+            still_open = self.decisions.get(request)
+            if still_open is not None and not still_open.settled:
+                self._settle(still_open)
 
     def finish(self) -> None:
         """Settle everything, at the end of a run."""

@@ -137,11 +137,13 @@ def shift_request(request: Request, ahead: float) -> Request:
 
 
 def shift_report(report: Report, ahead: float) -> Report:
-    """The report with all its stamps moved from a clock that is `ahead` s ahead."""
+    """The report as other nodes get it: all its stamps moved from a clock that is `ahead` s ahead,
+    and without the commands held, which are numbered by this balancer."""
     replace = msgspec.structs.replace
     return replace(
         report,
         at=max(0.0, report.at - ahead),
+        held=None,
         queue=tuple(QueueItem(max(0.0, item.deadline - ahead), item.work) for item in report.queue),
         peers={
             name: peer

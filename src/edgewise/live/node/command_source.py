@@ -85,6 +85,7 @@ class CommandSource:
         future = self._waiting.get(command.request)
         if future is not None:
             if not future.done():
+                seen.held.add(command.sequence)  # at once: the next report may come first
                 future.set_result(received)
             return
         self._early[command.request] = received
@@ -97,14 +98,19 @@ class CommandSource:
     async def command_for(
         self, request: Request, uploaded: Callable[[], float | None]
     ) -> ReceivedCommand:
-        """The command for a request whose headers are in.
+        """The command for a request whose headers are in; call `finished` when that has ended.
 
         `uploaded()` is when its body was in, None while it is still coming.
         """
         early = self._early.pop(request.id, None)
         if early is not None:
+            self._monitor.seen(early.decider).held.add(early.command.sequence)
             return early
         return await self._ask(request, uploaded) or self._decide(request, uploaded())
+
+    def finished(self, received: ReceivedCommand) -> None:
+        """The request of a command is no longer under way here."""
+        self._monitor.seen(received.decider).held.discard(received.command.sequence)
 
     async def _ask(
         self, request: Request, uploaded: Callable[[], float | None]
@@ -117,20 +123,25 @@ class CommandSource:
         patience = min(DECISION_PATIENCE * request.deadline, max(0.0, slack))
         future: asyncio.Future[ReceivedCommand] = asyncio.get_running_loop().create_future()
         self._waiting[request.id] = future
+        received = None
         try:
-            if not channel.send(Ask(request=request, uploaded=uploaded())):
-                return None
-            async with asyncio.timeout(patience):
-                return await future
+            if channel.send(Ask(request=request, uploaded=uploaded())):
+                async with asyncio.timeout(patience):
+                    received = await future
         except TimeoutError:
-            return None
+            pass
         finally:
             del self._waiting[request.id]
+            if received is None and future.done() and not future.cancelled():
+                self.finished(future.result())  # it came too late to be used
+        return received
 
     def _decide(self, request: Request, uploaded: float | None) -> ReceivedCommand:
         now = self._clock.now()
         # Reports go out on their period; this decision rests on the state at this very moment.
         self._local_decider.on_own_report(self._monitor.report(now, self._server), now)
         command = self._local_decider.decide(request, now, uploaded)
-        self._monitor.seen(self._server).commands = command.sequence
+        seen = self._monitor.seen(self._server)
+        seen.commands = command.sequence
+        seen.held.add(command.sequence)
         return ReceivedCommand(command=command, decider=self._server, at=now)

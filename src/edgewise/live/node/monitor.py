@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from edgewise.domain import PeerReport, Report, Service, ServiceReport
 from edgewise.fleet.belief import acknowledge
 from edgewise.fleet.estimates import SERVICE_MEMORY, ready_time
+from edgewise.fleet.open_dispatches import held_numbers
 from edgewise.live.node.converter import Converter
 from edgewise.live.node.measured_links import MeasuredLink
 from edgewise.live.node.worker_queue import WorkerQueue
@@ -30,6 +31,8 @@ class SequencesSeen:
     def __init__(self) -> None:
         self.commands = 0
         """The highest command."""
+        self.held: set[int] = set()
+        """Commands received whose requests are under way here."""
         self.low = 0
         """Every dispatch up to this one has arrived …"""
         self.bits = 0
@@ -140,6 +143,7 @@ class Monitor:
             commands_seen=seen.commands,
             arrivals_low=seen.low,
             arrivals_bits=seen.bits,
+            held=held_numbers(seen.held, seen.commands),
         )
 
     def backlog(self, now: float) -> float:

@@ -95,11 +95,14 @@ class RequestHandler:
             if received.model is not None:
                 return await self.runner.run(received, received.model, ticket)
             command = await self._commands.command_for(received.request, received.uploaded)
-            received.decided = max(command.at, received.accepted)
-            if command.command.server is None or command.command.model is None:
-                reason = command.command.reason or ShedReason.PRICE
-                return received.shed(reason, self.clock.now())
-            return await _Execution(self, received, command, ticket).run()
+            try:
+                received.decided = max(command.at, received.accepted)
+                if command.command.server is None or command.command.model is None:
+                    reason = command.command.reason or ShedReason.PRICE
+                    return received.shed(reason, self.clock.now())
+                return await _Execution(self, received, command, ticket).run()
+            finally:
+                self._commands.finished(command)
 
     # -- as destination --------------------------------------------------------------------------
 
