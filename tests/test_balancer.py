@@ -738,6 +738,7 @@ async def test_metadata_first_then_ask_gives_one_command() -> None:
             "model": "small",
             "form": 0,
             "reason": None,
+            "retry_after": None,
             "probability": 1.0,
             "policy": "earliest_completion",
         }

@@ -133,16 +133,75 @@ async def test_a_photo_is_made_ready_for_the_destination(fleet: Fleet) -> None:
     assert len(item.payload) < 30_000
 
 
-async def test_a_concrete_model_runs_on_this_server(fleet: Fleet) -> None:
+async def test_a_named_model_is_decided_like_any_request(fleet: Fleet) -> None:
     a, _ = await fleet.pair()
+    fleet.balancer.decide = lambda r: fleet.balancer.command(r, "b", r.named_model)
+    code, answer = await fleet.post(a, model="exact")  # which `a` does not have
+    assert (code, answer["model_name"]) == (200, "exact")
+    (ask,) = fleet.balancer.all(messages.Ask)
+    assert ask.request.named_model == "exact"
+    fleet.balancer.decide = lambda r: fleet.balancer.command(r, reason=ShedReason.PRICE)
+    assert (await fleet.post(a, model="quick"))[0] == 429
+
+
+async def test_a_command_for_another_model_than_the_named_one_is_not_used(fleet: Fleet) -> None:
+    """The client's metadata named none."""
+    a, _ = await fleet.pair()
+    fleet.balancer.decide = lambda r: fleet.balancer.command(r, "b", "exact")
     code, answer = await fleet.post(a, model="quick")
     assert (code, answer["model_name"]) == (200, "quick")
-    assert fleet.balancer.all(messages.Ask) == []
+    await until(lambda: not a.monitor.seen("").held)
+
+
+async def test_a_model_named_twice_must_be_the_same(fleet: Fleet) -> None:
+    a, _ = await fleet.pair()
+    named = request_for(a, named_model="exact")
+    code, answer = await fleet.post(a, model="quick", meta=named)
+    assert (code, "edgewise-named-model" in answer["error"]) == (400, True)
+    fleet.balancer.decide = lambda r: fleet.balancer.command(r, "b", r.named_model)
+    code, answer = await fleet.post(a, meta=named)
+    assert (code, answer["model_name"]) == (200, "exact"), "a header is enough"
+
+
+async def test_a_fallback_is_of_the_named_model(fleet: Fleet) -> None:
+    """The quickest service here would be another one."""
+    b = await fleet.start("b", balancer=await fleet.start_balancer())
+    await until(lambda: b.commands.connected)
+    fleet.balancer.decide = lambda r: fleet.balancer.command(r, "a", r.named_model)
+    code, answer = await fleet.post(b, model="exact")  # `a` cannot be reached
+    assert (code, answer["model_name"]) == (200, "exact")
+
+
+@pytest.mark.parametrize(("after", "header"), [(None, "1"), (0.2, "1"), (7.3, "8")])
+async def test_a_refusal_says_when_to_try_again(
+    fleet: Fleet, after: float | None, header: str
+) -> None:
+    a, _ = await fleet.pair()
+    fleet.balancer.decide = lambda r: msgspec.structs.replace(
+        fleet.balancer.command(r, reason=ShedReason.PRICE), retry_after=after
+    )
+    async with fleet.client.post(a.url + "/v2/models/quick/infer", data=json_body()) as response:
+        assert (response.status, response.headers["Retry-After"]) == (429, header)
+
+
+async def test_a_demand_that_nothing_meets_is_refused_for_good(fleet: Fleet) -> None:
+    a, _ = await fleet.pair()
+    fleet.balancer.decide = lambda r: fleet.balancer.command(r, reason=ShedReason.NO_SERVICE)
+    headers = {"edgewise-accuracy": "0.95"}
+    async with fleet.client.post(
+        a.url + "/v2/models/imagenet-1k/infer", data=json_body(), headers=headers
+    ) as response:
+        assert response.status == 422
+        assert "Retry-After" not in response.headers
+        answer = await response.json()
+    assert "the best there is has 0.9 (exact)" in answer["error"]
+    code, answer = await fleet.post(a, model="quick", headers={"edgewise-accuracy": "0.8"})
+    assert (code, "the best there is has 0.6 (quick)" in answer["error"]) == (422, True)
 
 
 async def test_a_shed_answer_has_the_reason(fleet: Fleet) -> None:
     a, _ = await fleet.pair()
-    for reason, code in (("price", 429), ("no_service", 429), ("none_up", 503)):
+    for reason, code in (("price", 429), ("no_service", 422), ("none_up", 503)):
         fleet.balancer.decide = lambda r, reason=reason: fleet.balancer.command(  # type: ignore[misc]
             r, reason=ShedReason(reason)
         )
@@ -279,7 +338,7 @@ async def test_a_node_without_a_balancer_decides_and_asks_its_peers(fleet: Fleet
     assert (code, answer["parameters"].get("edgewise.server")) == (200, "b")
     assert b.monitor.seen("a").low > 0
     code, answer = await fleet.post(a, meta=request_for(a, "r2", accuracy=0.95))
-    assert code == 429
+    assert code == 422
     assert "no_service" in answer["error"]
 
 
@@ -438,8 +497,8 @@ async def raw(fleet: Fleet, node: Node, body: Any, model: str = "quick", **heade
 async def test_bad_input(fleet: Fleet) -> None:
     a = await fleet.start("a", body_limit=5000)
     table: list[tuple[Any, str, dict[str, str], int, str]] = [
-        (json_body(), "nosuch", {}, 404, "known: imagenet-1k, quick"),
-        (json_body(), "exact", {}, 404, "unknown model 'exact'"),
+        (json_body(), "nosuch", {}, 404, "known: imagenet-1k, exact, quick"),
+        (json_body(), "exact", {}, 503, "none_up"),
         (json_body(shape=[2]), "quick", {}, 400, "inputs[0].shape"),
         (json_body(datatype="FP32"), "quick", {}, 400, "inputs[0].datatype"),
         (json_body(name="x"), "quick", {}, 400, "inputs[0].name"),
@@ -455,7 +514,7 @@ async def test_bad_input(fleet: Fleet) -> None:
         (json_body(), "quick", {"edgewise_ingress": "b"}, 400, "edgewise-ingress"),
         (json_body(), "quick", {"edgewise_budget": "-0.1"}, 504, "deadline"),
         (json_body(), "quick", {"edgewise_dispatch": "1"}, 400, "edgewise-via"),
-        (json_body(), "imagenet-1k", {"edgewise_accuracy": "0.99"}, 429, "no_service"),
+        (json_body(), "imagenet-1k", {"edgewise_accuracy": "0.99"}, 422, "no_service"),
     ]
     for body, model, headers, code, says in table:
         answered, error = await raw(fleet, a, body, model, **headers)

@@ -208,6 +208,8 @@ class Request(Struct, frozen=True, kw_only=True, gc=False):
     accuracy: Share = 0.0
     """The least accuracy that the service must have."""
     task: Name = DEFAULT_TASK
+    named_model: Name | None = None
+    """The only model that may answer; None: any model of the task."""
 
     @property
     def due(self) -> float:
@@ -223,8 +225,10 @@ class Request(Struct, frozen=True, kw_only=True, gc=False):
         return now >= self.due
 
     def admits(self, service: Service) -> bool:
-        """Whether `service` may answer: the same task, and at least the demanded accuracy."""
-        return service.task == self.task and service.accuracy >= self.accuracy
+        """Whether `service` may answer: the same task, at least the demanded accuracy, and the
+        named model."""
+        named = self.named_model in (None, service.model)
+        return named and service.task == self.task and service.accuracy >= self.accuracy
 
 
 class Service(Struct, frozen=True, kw_only=True):
@@ -425,6 +429,8 @@ class Command(Struct, frozen=True, kw_only=True, tag="command", gc=False):
     form: PayloadForm = PayloadForm.ORIGINAL
     reason: ShedReason | None = None
     alternatives: tuple[Candidate, ...] = ()
+    retry_after: Seconds | None = None
+    """Of a request that is shed: s until the work is done that now waits where it could run."""
 
 
 class Stamps(Struct, frozen=True, kw_only=True, gc=False):

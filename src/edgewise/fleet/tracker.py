@@ -112,6 +112,10 @@ class Tracker:
             for form in (PayloadForm.ORIGINAL, PayloadForm.MODEL_READY)
         ]
         self._candidates = (*candidates, None)
+        self._rows_of = {
+            service.model: np.array([each.model == service.model for each in candidates if each])
+            for service in self.services
+        }
         self._open = OpenDispatches(self.belief, photo_patience(scenario.report_period))
         self._true_links = scenario.network_state == "emulator"
         names = {}
@@ -251,7 +255,12 @@ class Tracker:
             self.belief, self._table, decision.rows[0], now, request.sent_at + request.deadline
         )
         if not decision.ranked:
-            return Command(request=request.id, sequence=int(command), reason=decision.reason)
+            return Command(
+                request=request.id,
+                sequence=int(command),
+                reason=decision.reason,
+                retry_after=self._retry_after(),
+            )
         first = decision.ranked[0]
         rows, row = self._table.rows, decision.rows[0]
         entry = OpenDispatch(
@@ -309,6 +318,13 @@ class Tracker:
         if picked is not None and all(attempt.server != picked for attempt in attempts):
             end_probe(self.belief, source, self._index[picked])
 
+    def _retry_after(self) -> float | None:
+        """s until the least loaded server that could answer the loaded table's request has done
+        the work that waits there; None: no server could."""
+        able = {int(s) for s in self._table.rows.server[:-1][self._table.mask[:-1] == 1]}
+        backlogs = [self._table.servers[s].backlog for s in able]
+        return float(min(backlogs)) if backlogs else None
+
     def on_outcome(self, outcome: Outcome, now: float) -> bool:
         """End a request by its first outcome. Returns False, and changes nothing, if the request
         is not open."""
@@ -334,9 +350,13 @@ class Tracker:
     def observe(self, request: Request, now: float, uploaded: float | None = None) -> Observation:
         """The request's candidate table at `now`, copied to new arrays.
 
-        `uploaded` is the time at which its photo was complete at the ingress; None: not yet.
+        `uploaded` is the time at which its photo was complete at the ingress; None: not yet. If it
+        names a model, the rows of all others are not admissible, and no server is left out.
         """
         table = self._table.arrays
+        sampled = self._table.settings.sampled
+        if request.named_model is not None:
+            self._table.settings.sampled = 0
         observe(
             self.belief,
             self._table,
@@ -350,6 +370,9 @@ class Tracker:
             self.shape.grace,
             self.shape.accuracy_weight,
         )
+        if request.named_model is not None:
+            self._table.settings.sampled = sampled
+            table.mask[:-1] &= self._rows_of.get(request.named_model, False)
         return Observation(
             request=request,
             at=now,

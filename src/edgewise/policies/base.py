@@ -522,6 +522,10 @@ def _why_shed(observation: Observation) -> ShedReason:
     if observation.mask[:-1].any():
         return ShedReason.PRICE
     table = table_of_observation(observation)
-    if (table.rows.accuracy[:-1] >= table.context.accuracy).any():
-        return ShedReason.NONE_UP
+    named = observation.request.named_model
+    for row, accuracy in enumerate(table.rows.accuracy[:-1]):
+        candidate = observation.candidates[row]
+        assert candidate is not None
+        if accuracy >= table.context.accuracy and named in (None, candidate.model):
+            return ShedReason.NONE_UP
     return ShedReason.NO_SERVICE

@@ -3,9 +3,9 @@
 ====  ======================  ==================================================================
 POST  /v1/requests            a client's metadata (`messages.Submission`): decides, sends the
                               ingress its command, answers with the decision: ``{"request",
-                              "action", "server", "model", "form", "reason", "probability",
-                              "policy"}``, where action is *run* at the ingress, *transfer* or
-                              *shed*
+                              "action", "server", "model", "form", "reason", "retry_after",
+                              "probability", "policy"}``, where action is *run* at the ingress,
+                              *transfer* or *shed*
 POST  /v1/outcomes            one `domain.Outcome` or a list: ``{"joined", "duplicates",
                               "unknown"}``
 GET   /v1/state               the belief about the fleet, with ages, and counters
@@ -193,6 +193,7 @@ def _reply(entry: TrackedDecision) -> dict[str, Any]:
         "model": command.model,
         "form": None if command.server is None else command.form,
         "reason": command.reason,
+        "retry_after": command.retry_after,
         "probability": entry.decision.probability,
         "policy": entry.decision.policy,
     }

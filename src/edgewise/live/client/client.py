@@ -55,7 +55,7 @@ FINAL_READ = 0.25
 before it reads its sockets: on a starved machine, answers that are there would count as lost."""
 PROGRESS_PERIOD = 0.5
 """s between progress lines: fast enough for an eye, slow enough to cost nothing."""
-INFER = "/v2/models/{task}/infer"
+INFER = "/v2/models/{model}/infer"
 
 Progress = Callable[[dict[str, Any]], None]
 
@@ -203,7 +203,8 @@ class Client:
         headers |= to_headers(request, self.round_trips[request.ingress].there(request.sent_at))
         if self._send_labels:
             headers[LABEL_HEADER] = str(entry.label)
-        url = self._ingress[request.ingress] + INFER.format(task=request.task)
+        model = request.named_model or request.task
+        url = self._ingress[request.ingress] + INFER.format(model=model)
         patience = worthless_after(request.deadline, self._shape.grace) + LOST_AFTER
 
         async def answer() -> Outcome:

@@ -28,6 +28,8 @@ class PreparedLoad(Struct, frozen=True, kw_only=True):
     """The right class of each request."""
     names: dict[int, str]
     """File names by index of the image; empty for generated payloads."""
+    named_model: str | None = None
+    """The model that all requests name; None: any of the task."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -43,6 +45,7 @@ class PreparedLoad(Struct, frozen=True, kw_only=True):
             deadline=float(trace.deadline[index]),
             accuracy=float(trace.accuracy[index]),
             task=self.task,
+            named_model=self.named_model,
         )
 
     def image_name(self, index: int) -> str | None:

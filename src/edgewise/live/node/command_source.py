@@ -46,6 +46,11 @@ class ReceivedCommand(Struct, frozen=True, kw_only=True):
             *command.alternatives,
         )
 
+    def may_run(self, request: Request) -> bool:
+        """Whether all its candidates are of the model that the request names, if it names one."""
+        names = {candidate.model for candidate in self.candidates}
+        return request.named_model is None or names <= {request.named_model}
+
 
 class CommandSource:
     """The commands for the requests of one ingress.
@@ -102,11 +107,15 @@ class CommandSource:
 
         `uploaded()` is when its body was in, None while it is still coming.
         """
-        early = self._early.pop(request.id, None)
-        if early is not None:
-            self._monitor.seen(early.decider).held.add(early.command.sequence)
-            return early
-        return await self._ask(request, uploaded) or self._decide(request, uploaded())
+        received = self._early.pop(request.id, None)
+        if received is not None:
+            self._monitor.seen(received.decider).held.add(received.command.sequence)
+        else:
+            received = await self._ask(request, uploaded)
+        if received is not None and not received.may_run(request):
+            self.finished(received)  # decided on metadata that named no model, or another one
+            received = None
+        return received or self._decide(request, uploaded())
 
     def finished(self, received: ReceivedCommand) -> None:
         """The request of a command is no longer under way here."""

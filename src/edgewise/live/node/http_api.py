@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from typing import Any
 
 import msgspec
@@ -55,6 +56,8 @@ class NodeApi:
         The names of all servers.
     task:
         The task of the fleet. As the name of a model it stands for any model of the task.
+    models:
+        The names of all models of the fleet.
     """
 
     def __init__(
@@ -66,12 +69,14 @@ class NodeApi:
         body_limit: int,
         fleet: tuple[str, ...],
         task: str,
+        models: Collection[str],
     ) -> None:
         self._handler, self._clock, self._monitor = handler, clock, monitor
         self._metrics = metrics
         self._body_limit = body_limit
         self._fleet = frozenset(fleet)
         self._task = task
+        self._models = sorted(models)
 
     def app(self) -> web.Application:
         app = web.Application(middlewares=[_errors_as_json], client_max_size=self._body_limit)
@@ -104,11 +109,10 @@ class NodeApi:
     ) -> web.StreamResponse:
         async with _in_background(self._read_measured(http, body)):
             received = ReceivedRequest(
-                request=await self._metadata(http, body, accepted),
+                request=await self._metadata(http, model, body, accepted),
                 body=body,
                 body_headers=_body_headers(http),
                 accepted=accepted,
-                model=None if model == self._task else model,
                 label=whole_number(http.headers, LABEL_HEADER),
             )
             answer = await self._handler.serve(received)
@@ -129,6 +133,8 @@ class NodeApi:
             raise WireError(VIA_HEADER, f"expected a server of this fleet, got {origin.via!r:.60}")
         if model == self._task:
             raise WireError("model", "expected a concrete model in a transfer")
+        if model not in self._handler.runner.services:
+            raise RequestRefused(404, f"{self._monitor.server} has no model {model}")
         if origin.decider not in self._fleet:
             origin = msgspec.structs.replace(origin, decider="")
         received = ReceivedRequest(
@@ -183,8 +189,11 @@ class NodeApi:
         except Exception as error:
             body.fail(WireError("", f"the body broke off: {error or type(error).__name__}"))
 
-    async def _metadata(self, http: web.Request, body: Upload, accepted: float) -> Request:
-        """From the headers, or, if they have none, from the body. The node fills in the rest."""
+    async def _metadata(
+        self, http: web.Request, model: str, body: Upload, accepted: float
+    ) -> Request:
+        """From the headers, or, if they have none, from the body. The path names the model; the
+        node fills in the rest."""
         server = self._monitor.server
         defaults = {
             "id": uuid.uuid4().hex,
@@ -203,7 +212,14 @@ class NodeApi:
             request = from_parameters(content.parameters, accepted, defaults)
         if request.ingress != server:
             raise WireError(HEADER + "ingress", f"expected {server!r}, got {request.ingress!r}")
-        return request
+        if model == self._task:
+            return request
+        if request.named_model not in (None, model):
+            raise WireError(
+                HEADER + "named-model",
+                f"expected the model of the path, {model!r}, got {request.named_model!r}",
+            )
+        return msgspec.structs.replace(request, named_model=model)
 
     async def _response(self, answer: InferAnswer, received: ReceivedRequest) -> web.Response:
         echo, binary = "", frozenset[str]()
@@ -212,15 +228,15 @@ class NodeApi:
             assert received.parsed is not None
             echo, binary = received.parsed.id, received.parsed.binary
         headers, body = open_inference.encode_answer(answer, echo, binary)
-        if answer.code in (429, 503):
-            headers["Retry-After"] = "1"
+        if answer.code in (429, 503):  # whole seconds: the header knows no parts
+            headers["Retry-After"] = str(max(1, math.ceil(answer.retry_after or 0.0)))
         return web.Response(status=answer.code, headers=headers, body=body)
 
     # -- the other paths -------------------------------------------------------------------------
 
     def _known_model(self, http: web.Request) -> str:
         model = http.match_info["model"]
-        known = (self._task, *self._handler.runner.services)
+        known = (self._task, *self._models)
         if model not in known:
             raise RequestRefused(404, f"unknown model {model[:64]!r}; known: {', '.join(known)}")
         version = http.match_info.get("version", VERSIONS[0])

@@ -201,7 +201,7 @@ class Node:
             Forwarder(peers, self.converter, fleet, clock),
             self.commands,
             self.monitor,
-            clock,
+            self._services,
             self._finished,
         )
         api = NodeApi(
@@ -212,6 +212,7 @@ class Node:
             config.body_limit,
             scenario.server_names,
             scenario.task,
+            {each.model for each in self._services},
         )
         stack.callback(self._threads.shutdown)
         stack.push_async_callback(peers.close)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import msgspec
 from msgspec import Struct
 
 from edgewise.domain import Outcome, Request, ShedReason, Stamps, Status
@@ -35,7 +36,7 @@ class ReceivedRequest(Struct, kw_only=True):
     """The HTTP headers that say how to read the body."""
     accepted: float
     model: str | None = None
-    """The model of this server that the client or the sender asks for; None: the command says."""
+    """The model of this server that the sender of a transfer asks for; None: the command says."""
     ready_size: int | None = None
     """Input size that the payload was made ready for; None: the original photo."""
     label: int | None = None
@@ -72,10 +73,17 @@ class ReceivedRequest(Struct, kw_only=True):
 
     # -- answers other than "served" -------------------------------------------------------------
 
-    def shed(self, reason: ShedReason, now: float, detail: str = "") -> InferAnswer:
+    def shed(
+        self,
+        reason: ShedReason,
+        now: float,
+        detail: str = "",
+        retry_after: float | None = None,
+    ) -> InferAnswer:
         """The answer to a request that is refused on purpose."""
         error = f"shed: {reason.value}" + (f" ({detail})" if detail else "")
-        return self._unserved(Status.SHED, shed_code(reason), reason.value, error, now)
+        answer = self._unserved(Status.SHED, shed_code(reason), reason.value, error, now)
+        return msgspec.structs.replace(answer, retry_after=retry_after)
 
     def expired(self, now: float, detail: str = "") -> InferAnswer:
         """The answer to a request that came too late, or was kept too long."""

@@ -21,9 +21,8 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
-from edgewise.domain import Candidate, Request, ShedReason
+from edgewise.domain import Candidate, Command, Request, Service, ShedReason
 from edgewise.errors import ImagesError, PeerError, WireError
-from edgewise.live.clock import Clock
 from edgewise.live.node.command_source import CommandSource, ReceivedCommand
 from edgewise.live.node.forwarder import Forwarder, NoAnswerInTime
 from edgewise.live.node.local_runner import LocalRunner
@@ -44,6 +43,8 @@ class RequestHandler:
 
     Parameters
     ----------
+    fleet:
+        All services of the fleet.
     finished:
         Called with the request and its answer for each request that this server took as ingress.
     """
@@ -54,7 +55,7 @@ class RequestHandler:
         forwarder: Forwarder,
         commands: CommandSource,
         monitor: Monitor,
-        clock: Clock,
+        fleet: tuple[Service, ...],
         finished: Callable[[Request, InferAnswer], None],
     ) -> None:
         self.server = monitor.server
@@ -63,7 +64,8 @@ class RequestHandler:
         self.forwarder = forwarder
         self._commands = commands
         self.monitor = monitor
-        self.clock = clock
+        self.clock = runner.queue.clock
+        self._fleet = fleet
         self._finished = finished
 
     # -- as ingress ------------------------------------------------------------------------------
@@ -92,17 +94,21 @@ class RequestHandler:
 
     async def _decide_and_execute(self, received: ReceivedRequest) -> InferAnswer:
         with self.runner.queue.enter() as ticket:
-            if received.model is not None:
-                return await self.runner.run(received, received.model, ticket)
             command = await self._commands.command_for(received.request, received.uploaded)
             try:
                 received.decided = max(command.at, received.accepted)
                 if command.command.server is None or command.command.model is None:
-                    reason = command.command.reason or ShedReason.PRICE
-                    return received.shed(reason, self.clock.now())
+                    return self._shed(received, command.command)
                 return await _Execution(self, received, command, ticket).run()
             finally:
                 self._commands.finished(command)
+
+    def _shed(self, received: ReceivedRequest, command: Command) -> InferAnswer:
+        """The answer to a request that the command refuses."""
+        reason, detail = command.reason or ShedReason.PRICE, ""
+        if reason is ShedReason.NO_SERVICE:
+            detail = best_accuracy(received.request, self._fleet)
+        return received.shed(reason, self.clock.now(), detail, command.retry_after)
 
     # -- as destination --------------------------------------------------------------------------
 
@@ -151,7 +157,19 @@ class RequestHandler:
         except (TimeoutError, RequestExpired):
             return received.expired(self.clock.now())
         except QueueFull as error:
-            return received.shed(ShedReason.QUEUE_FULL, self.clock.now(), str(error))
+            now = self.clock.now()
+            backlog = self.runner.queue.backlog(now)
+            return received.shed(ShedReason.QUEUE_FULL, now, str(error), backlog)
+
+
+def best_accuracy(request: Request, fleet: tuple[Service, ...]) -> str:
+    """The best accuracy that a request can have, in words."""
+    services = [each for each in fleet if request.named_model in (None, each.model)]
+    best = max(services, key=lambda each: each.accuracy)
+    return (
+        f"no service has an accuracy of {request.accuracy:g}; "
+        f"the best there is has {best.accuracy:g} ({best.model})"
+    )
 
 
 class _Execution:
@@ -200,7 +218,8 @@ class _Execution:
         if self._request.expired(now):
             return self._received.expired(now, problem)
         if self._full:
-            return self._received.shed(ShedReason.QUEUE_FULL, now, problem)
+            backlog = self._runner.queue.backlog(now)
+            return self._received.shed(ShedReason.QUEUE_FULL, now, problem, backlog)
         return self._received.failed(503, problem, now)
 
     async def _try_here(self, candidate: Candidate, number: int) -> InferAnswer | None:

@@ -105,8 +105,9 @@ def read_requests(folder: Path) -> list[Request]:
 
     Raises BadInput.
     """
-    names = [name for name in Request.__struct_fields__ if name != "id"]
-    rows = read(folder, records.REQUESTS.name).sort_by("sent_at").to_pylist()
+    table = read(folder, records.REQUESTS.name).sort_by("sent_at")
+    names = [name for name in Request.__struct_fields__ if name in table.column_names]
+    rows = table.to_pylist()
     return [Request(id=row["request"], **{name: row[name] for name in names}) for row in rows]
 
 

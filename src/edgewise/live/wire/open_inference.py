@@ -169,6 +169,8 @@ class InferAnswer(Struct, frozen=True, kw_only=True):
     """The problem, for people; empty if served."""
     score: float = 0.0
     """Probability that the model gives the class, 0–1."""
+    retry_after: float | None = None
+    """s after which a refused request may be worth sending again; None: no telling."""
 
     @property
     def served(self) -> bool:
@@ -279,5 +281,7 @@ def decode_answer(request_id: str, code: int, body: bytes) -> InferAnswer:
 
 
 def shed_code(reason: ShedReason) -> int:
-    """HTTP status of a request that was shed for `reason`."""
+    """HTTP status of a request that was shed for `reason`; 422: trying again will not help."""
+    if reason is ShedReason.NO_SERVICE:
+        return 422
     return 503 if reason in (ShedReason.NONE_UP, ShedReason.DRAINING) else 429

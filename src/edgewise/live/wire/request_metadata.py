@@ -32,6 +32,7 @@ def to_headers(request: Request, arrival: float) -> dict[str, str]:
     return {
         HEADER + name.replace("_", "-"): value if isinstance(value, str) else repr(value)
         for name, value in fields.items()
+        if value is not None
     }
 
 
@@ -59,7 +60,7 @@ def to_parameters(request: Request, arrival: float) -> dict[str, str | int | flo
     fields = msgspec.structs.asdict(request) | {"budget": budget}
     return {
         "timeout": max(0, round(budget * 1e6)),
-        **{PARAMETER + name: value for name, value in fields.items()},
+        **{PARAMETER + name: value for name, value in fields.items() if value is not None},
     }
 
 
