@@ -21,6 +21,7 @@ from edgewise.cli import (
     compare_live,
     configs,
     doctor,
+    drill,
     evaluate,
     explain,
     models,
@@ -103,6 +104,7 @@ app.command(rich_help_panel=STUDY)(tune.tune)
 app.command(rich_help_panel=STUDY)(bound.bound)
 app.command(rich_help_panel=STUDY)(train.train)
 app.command(rich_help_panel=MAIN)(explain.explain)
+app.command(rich_help_panel=FIDELITY)(drill.drill)
 app.command(rich_help_panel=FIDELITY)(compare_live.compare_live)
 app.command(rich_help_panel=FIDELITY)(profile.profile)
 app.command(rich_help_panel=FIDELITY)(calibrate.calibrate)

@@ -136,10 +136,10 @@ class LiveFleet:
         if not all(isinstance(failure, SlowFailure) for failure in scenario.failures):
             raise ValueError("failures: expected slow ones only")
         self.scenario = msgspec.structs.replace(scenario, executor="replay")
-        self.links = _links(scenario, disturbance)
+        self.links = shared_links(scenario, disturbance)
         loop = asyncio.get_running_loop()
         self.clock = Clock(loop.time, epoch=loop.time())
-        routes = _Routes(self.scenario, disturbance.emulate, self.links)
+        routes = Routes(self.scenario, disturbance.emulate, self.links)
         self.network = MemoryNetwork(routes, CONTROL_DELAY, self._intercept)
         self._disturbance = disturbance
         self._begun = simulation(self.scenario, trace)
@@ -177,7 +177,7 @@ class LiveFleet:
             outcomes=dict(self._outcomes),
         )
 
-    def _client(self, trace: Trace, routes: _Routes) -> Client:
+    def _client(self, trace: Trace, routes: Routes) -> Client:
         scenario, names = self.scenario, self.scenario.server_names
         client = Client(
             ClientConfig(
@@ -185,7 +185,7 @@ class LiveFleet:
                 balancer=url_of(BALANCER),
                 ingress={name: url_of(name) for name in names},
             ),
-            _ExactLoad(
+            ExactLoad(
                 trace=trace,
                 ids=tuple(request_id(number) for number in range(len(trace))),
                 servers=names,
@@ -259,7 +259,7 @@ class LiveFleet:
         ]
 
 
-class _ExactLoad(PreparedLoad, frozen=True, kw_only=True):
+class ExactLoad(PreparedLoad, frozen=True, kw_only=True):
     """Photos of such a length that their bodies weigh what the trace says, and one byte more.
 
     A receiver times a body from its first bytes on, which come with the headers.
@@ -305,7 +305,7 @@ class _RecordingDispatcher(Dispatcher):
             self.tracker.on_link(name, rate, rtt, backlog, now, report.at - clock_ahead)
 
 
-class _Routes:
+class Routes:
     """The route of each message in a scenario's network (`memory_transport.RouteFinder`)."""
 
     def __init__(self, scenario: Scenario, emulate: bool, links: dict[str, SharedLink]) -> None:
@@ -338,7 +338,11 @@ def _policy(policy: str | PolicySpec, seed: int) -> Policy:
     return Policy("policy", policy, seed)
 
 
-def _links(scenario: Scenario, disturbance: Disturbance) -> dict[str, SharedLink]:
+def shared_links(
+    scenario: Scenario, disturbance: Disturbance = UNDISTURBED, start: float = START
+) -> dict[str, SharedLink]:
+    """The links of a scenario by name, with the changes that it plans; their time begins at
+    `start` on the loop's."""
     configs = relay_links(scenario)
     if unknown := disturbance.extra_delay.keys() - configs.keys():
         raise ValueError(f"no link is called {unknown.pop()!r}; there are: {', '.join(configs)}")
@@ -346,13 +350,13 @@ def _links(scenario: Scenario, disturbance: Disturbance) -> dict[str, SharedLink
     loop = asyncio.get_running_loop()
     for name, settings in configs.items():
         delay = settings.delay + disturbance.extra_delay.get(name, 0.0)
-        links[name] = SharedLink(msgspec.structs.replace(settings, delay=delay), START)
+        links[name] = SharedLink(msgspec.structs.replace(settings, delay=delay), start)
     for event in relay_events(scenario):
         if msgspec.to_builtins(event.set).keys() - {"rate_mbps", "trace"}:
             raise ValueError(f"link {event.link}: expected changes of its rate alone")
         capacity = new_capacity(event.set, Path())
         assert capacity is not None
-        loop.call_at(START + event.at, links[event.link].change, capacity)
+        loop.call_at(start + event.at, links[event.link].change, capacity)
     return links
 
 

@@ -19,7 +19,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from msgspec import Struct
-from multidict import CIMultiDict
+from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
 from edgewise.errors import MissingExtra
@@ -33,7 +33,7 @@ try:
     from aiohttp import WSMessage, WSMsgType, web
     from aiohttp.abc import AbstractStreamWriter
     from aiohttp.base_protocol import BaseProtocol
-    from aiohttp.test_utils import make_mocked_request
+    from aiohttp.http import HttpVersion11, RawRequestMessage
 except ImportError as error:
     raise MissingExtra("live", error.name or "aiohttp") from error
 
@@ -138,6 +138,50 @@ def weight(body: int, headers: Mapping[str, str]) -> int:
     return int(headers.get("edgewise-payload-bytes", body))
 
 
+def empty_body(loop: asyncio.AbstractEventLoop) -> aiohttp.StreamReader:
+    """The body of a request of which nothing has arrived yet."""
+    protocol = BaseProtocol(loop)
+    protocol.transport = asyncio.Transport()  # without one it counts as closed
+    return aiohttp.StreamReader(protocol, 2**30, loop=loop)
+
+
+async def answer(
+    app: web.Application,
+    method: str,
+    to: URL,
+    headers: Mapping[str, str],
+    payload: Any,
+    writer: AbstractStreamWriter,
+) -> None:
+    """Have an application answer a request whose headers are in."""
+    task = asyncio.current_task()
+    assert task is not None
+    # aiohttp's own mocks take longer than handling the request does.
+    request = web.Request(
+        RawRequestMessage(
+            method,
+            to.path_qs,
+            HttpVersion11,
+            CIMultiDictProxy(CIMultiDict(headers)),
+            (),
+            False,
+            None,
+            False,
+            False,
+            to.relative(),
+        ),
+        payload,
+        cast(Any, SimpleNamespace(ssl_context=None, peername=None, sockname=None)),
+        writer,
+        task,
+        asyncio.get_running_loop(),
+        client_max_size=2**30,
+    )
+    response = await app._handle(request)
+    await response.prepare(request)
+    await response.write_eof()
+
+
 class _Session:
     """The part of ``aiohttp.ClientSession`` that the live code uses."""
 
@@ -204,9 +248,7 @@ class _Exchange:
             raise aiohttp.ClientConnectionError(f"{self._to}: nobody listens")
         loop = asyncio.get_running_loop()
         self._writer = _ResponseWriter(loop, self._route.back)
-        protocol = BaseProtocol(loop)
-        protocol.transport = asyncio.Transport()  # without one it counts as closed
-        payload = aiohttp.StreamReader(protocol, 2**30, loop=loop)
+        payload = empty_body(loop)
         data = self._data
         if data is not None and hasattr(data, "getvalue"):
             data = data.getvalue()
@@ -266,21 +308,7 @@ class _Exchange:
 
     async def _serve(self, app: web.Application, payload: Any, at: float) -> None:
         await sleep_until(at)
-        request = make_mocked_request(
-            self._method,
-            self._to.path_qs,
-            headers=CIMultiDict(self._headers),
-            app=app,
-            writer=self._writer,
-            payload=payload,
-            # aiohttp's own mocks of these take longer than handling the request does.
-            transport=None,
-            protocol=SimpleNamespace(ssl_context=None, peername=None, sockname=None),
-            client_max_size=2**30,
-        )
-        response = await app._handle(request)
-        await response.prepare(request)
-        await response.write_eof()
+        await answer(app, self._method, self._to, self._headers, payload, self._writer)
 
 
 class _ResponseWriter(AbstractStreamWriter):

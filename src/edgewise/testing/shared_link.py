@@ -17,6 +17,7 @@ from edgewise.network.impairments import active
 from edgewise.network.link import Link
 from edgewise.network.settings import LinkSettings
 from edgewise.network.transmission import bytes_between, time_to_send
+from edgewise.testing.processes import NOBODY
 
 ROUNDING_BYTES = 1e-6
 """A flow with less than this left is done: the rest is rounding."""
@@ -112,7 +113,8 @@ class SharedLink:
             self._timer.cancel()
             self._timer = None
         if self._flows:
-            self._timer = loop.call_at(self._first_done(self._at)[1], self._end_flows, loop)
+            when = self._first_done(self._at)[1]
+            self._timer = loop.call_at(when, self._end_flows, loop, context=NOBODY)
 
     def _end_flows(self, loop: asyncio.AbstractEventLoop) -> None:
         self._timer = None

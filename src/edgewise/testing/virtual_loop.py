@@ -41,7 +41,7 @@ class _JumpSelector(selectors.SelectSelector):
         return ready
 
 
-class _Timer(asyncio.TimerHandle):
+class Timer(asyncio.TimerHandle):
     """Timers due at the same time fire in the order in which they were set, as the simulator's
     events do; a heap alone does not order equals."""
 
@@ -58,6 +58,9 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     Use it through `run_virtual`, or as the ``loop_factory`` of an ``asyncio.Runner``. Running it
     raises `Deadlock` when nothing can ever happen again.
     """
+
+    timer: type[Timer] = Timer
+    """What `call_at` makes."""
 
     def __init__(self) -> None:
         selector = _JumpSelector()
@@ -80,7 +83,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         *args: Any,
         context: Context | None = None,
     ) -> asyncio.TimerHandle:
-        timer = _Timer(when, callback, args, self, context)
+        timer = self.timer(when, callback, args, self, context)
         timer.number = next(self._numbers)
         timer._scheduled = True  # type: ignore[attr-defined]
         heapq.heappush(self._scheduled, timer)  # type: ignore[attr-defined]
@@ -95,12 +98,12 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self._clock_resolution = max(1e-12, math.ulp(self._now))
 
 
-def run_virtual(main: Coroutine[Any, Any, T]) -> T:
+def run_virtual(main: Coroutine[Any, Any, T], loop: Callable[[], VirtualLoop] = VirtualLoop) -> T:
     """Run a coroutine on virtual time, as ``asyncio.run`` does on real time; returns its result.
 
-    Raises Deadlock, and whatever `main` raises.
+    `loop` makes the event loop. Raises Deadlock, and whatever `main` raises.
     """
-    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+    with asyncio.Runner(loop_factory=loop) as runner:
         return runner.run(main)
 
 
