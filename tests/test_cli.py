@@ -170,6 +170,68 @@ def test_a_module_that_no_extra_brings_is_a_bug(monkeypatch: pytest.MonkeyPatch)
         main.main()
 
 
+@pytest.mark.parametrize(
+    ("command", "module"),
+    [
+        ("bench --suite quick --seeds 1", "scipy.special"),
+        ("bench --suite quick --seeds 1 --html page.html", "plotly.io"),
+        ("tune jsq --generations 1", "scipy.special"),
+        ("simulate smoke --out run", "pyarrow"),
+    ],
+)
+def test_a_missing_library_shows_before_the_work(
+    command: str,
+    module: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for worker in ("api.suite.run", "api.simulate", "benchmark.tune.search"):
+        monkeypatch.setattr(f"edgewise.{worker}", never)
+    for loaded in [name for name in sys.modules if name.startswith(("edgewise.fidelity", module))]:
+        monkeypatch.delitem(sys.modules, loaded)
+    monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.chdir(tmp_path)
+    assert run(monkeypatch, *command.split()) == 2
+    assert "install the extra" in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "bench --suite quick --seeds 1 --json file/below.json",
+        "bench --suite quick --seeds 1 --html folder",
+        "bench --suite quick --seeds 1 --out file",
+        "tune jsq --generations 1 --out folder",
+        "bound smoke --json folder",
+        "simulate smoke --json file/below.json",
+    ],
+)
+def test_a_path_that_cannot_be_written_shows_before_the_work(
+    command: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for worker in (
+        "api.suite.run",
+        "api.simulate",
+        "benchmark.tune.search",
+        "bound.gap.measure_gap",
+    ):
+        monkeypatch.setattr(f"edgewise.{worker}", never)
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert run(monkeypatch, *command.split()) == 2
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def never(*_: object, **__: object) -> None:
+    raise AssertionError("the work began")
+
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 

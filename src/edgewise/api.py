@@ -15,6 +15,7 @@ from rich.console import Console
 from edgewise.benchmark import compare, suite
 from edgewise.benchmark import tune as tuning
 from edgewise.benchmark.compare import SuiteComparison
+from edgewise.benchmark.statistics import student_quantile
 from edgewise.benchmark.tune import TuneResult, TuneSettings
 from edgewise.cores import usable_cores
 from edgewise.errors import BadInput, MissingExtra
@@ -298,6 +299,7 @@ def play_suite(
     progress: suite.Progress = suite.no_progress,
 ) -> suite.Result:
     """Simulate every policy in every world of a suite. Raises as `bench` does."""
+    student_quantile()  # a missing package should show before the work, not after it
     names = suite.SUITES.get(suite_name)
     if names is None and suite_name in families.FAMILIES:
         names = (suite_name,)

@@ -71,15 +71,21 @@ _LAYOUT = {
 }  # fmt: skip
 
 
+def require_plotly() -> None:
+    """Raise MissingExtra without plotly; long jobs call it before they begin."""
+    try:
+        importlib.import_module("plotly.io")
+    except ImportError:
+        raise MissingExtra("bench", "plotly") from None
+
+
 class _Plots:
     """Draws plots; `script` must be in the page's head."""
 
     def __init__(self) -> None:
-        try:
-            self._io = importlib.import_module("plotly.io")
-            offline = importlib.import_module("plotly.offline")
-        except ImportError:
-            raise MissingExtra("bench", "plotly") from None
+        require_plotly()
+        self._io = importlib.import_module("plotly.io")
+        offline = importlib.import_module("plotly.offline")
         self.script = f"<script>{offline.get_plotlyjs()}</script>"
 
     def draw(self, data: list[dict[str, Any]], **layout: Any) -> str:

@@ -30,7 +30,7 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from edgewise.benchmark.episodes import Candidate, play_all
-from edgewise.benchmark.statistics import Interval, interval
+from edgewise.benchmark.statistics import Interval, interval, student_quantile
 from edgewise.benchmark.suite import SUITES
 from edgewise.errors import BadInput, MissingExtra
 from edgewise.learn.search import Arrays, Budget, Progress, Step, search
@@ -116,6 +116,7 @@ def tune(
     Raises BadInput for a policy without parameters or an unknown suite, MissingExtra without
     `cma`, and SearchStopped for Ctrl-C.
     """
+    student_quantile()  # a missing package should show before the search, not after it
     settings = settings or TuneSettings()
     if not policy.parameters:
         raise BadInput(f"{name} has no parameters to tune")

@@ -70,6 +70,9 @@ def bench(
     from edgewise.benchmark import suite as suites
 
     console = output.console_beside(json)
+    output.check_writable(json, html, docs, *([out / "bench.md"] if out else []))
+    if out is not None or html is not None:
+        page.require_plotly()
     if read is not None:
         result = suites.Result.from_json(_bytes(read))
     else:

@@ -79,6 +79,7 @@ def bound(
     from edgewise.policy_names import WEIGHTS, labels
 
     console = output.console_beside(json)
+    output.check_writable(json)
     names = options.policies(policy) or [*POLICIES]
     if policy is None:
         names.remove("random")

@@ -55,6 +55,7 @@ def calibrate(
     from edgewise.scenario import dump
 
     console = output.console_beside(json)
+    output.check_writable(json, out)
     scenario, calibration = calibrate(run)
     console.print(table(calibration))
     if out is not None:

@@ -54,6 +54,7 @@ def compare_live(
     from edgewise.scenario import check, load
 
     console = output.console_beside(json)
+    output.check_writable(json)
     read = load(scenario, allow_code=allow_code)
     shortened = check(read.with_overrides(duration=duration, rate=rate, seed=seed), scenario)
     policies = options.policies(policy) or [shortened.policy]

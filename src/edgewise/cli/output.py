@@ -60,6 +60,21 @@ def say_line(value: Any) -> None:
     typer.echo(msgspec.json.encode(value).decode())
 
 
+def check_writable(*paths: Path | str | None) -> None:
+    """Check that results can be written there, before the work that makes them.
+
+    None and "-" (standard output) are passed over. Raises BadInput naming the path.
+    """
+    for path in paths:
+        if path is None or path == "-":
+            continue
+        wanted = Path(path).absolute()
+        there = next(each for each in (wanted, *wanted.parents) if each.exists())
+        usable = there.is_file() if there == wanted else there.is_dir()
+        if not usable or not os.access(there, os.W_OK):
+            raise BadInput(f"{path}: cannot be written")
+
+
 def write_file(path: Path, data: bytes) -> None:
     """Write `path`, making its folder if need be. Raises BadInput if that is impossible."""
     try:

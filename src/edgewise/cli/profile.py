@@ -47,6 +47,7 @@ def profile(
     from edgewise.tasks import task_of
 
     console = output.console_beside(json)
+    output.check_writable(json, out)
     task = task_of()
     names = [task.model(name).name for name in dict.fromkeys(options.split(models))]
     names = names or [

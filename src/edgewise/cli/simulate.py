@@ -58,7 +58,9 @@ def simulate(
     world = check(read.with_overrides(duration=duration, rate=rate, seed=seed), scenario)
     policies = options.policies(policy) or [world.policy]
     specs = api.specs_of(policies)
+    output.check_writable(json)
     if out is not None:
+        require_records()
         new_folder(out)
     compile_engine(specs, console)
     with output.progress_bar(console, "simulating", len(specs) * seeds) as bar:
@@ -80,6 +82,11 @@ def simulate(
     if seeds > 1:  # last: without its extra the results above are kept
         output.note(console, f"{seeds} seeds from {world.seed}, pooled")
         console.print(over_seeds(results.episodes))
+
+
+def require_records() -> None:
+    """Raise MissingExtra without the packages that files of results need."""
+    import edgewise.fidelity.recording  # noqa: F401
 
 
 def compile_engine(specs: dict[str, PolicySpec], console: Console) -> None:

@@ -147,7 +147,9 @@ def _verdict(result: TrainResult, init: str) -> str:
         return f"not better: the weights of {init} are kept"
     if not result.card.accepted:
         return "[bold red]not accepted[/]: worse in a family"
-    if result.search is not None and not result.improved:
+    if result.search is None:
+        return "nothing was searched"
+    if not result.improved:
         return "[bold]nothing found[/]: no better on worlds that training never saw"
     return "accepted"
 

@@ -65,6 +65,7 @@ def tune(
         suite=suite, seed=seed, worlds=worlds, threads=threads or usable_cores()
     )
     console = output.console()
+    output.check_writable(None if dry else out)
     kept = read_tuned(out) if out.exists() else {}
     for name, spec in _rules(policy).items():
         console.print(f"[bold]{name}[/]: {len(spec.parameters)} parameters", highlight=False)

@@ -93,6 +93,7 @@ def up(
 
     # With the JSON on stdout, all else goes to stderr.
     console = output.console_beside(json)
+    output.check_writable(json)
     run_options = RunOptions(
         scenario=scenario,
         policies=tuple(options.policies(policy)),
