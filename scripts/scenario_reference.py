@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from edgewise.benchmark import document
-from edgewise.network import settings, trace
+from edgewise.network import settings, trace, trace_reader
 from edgewise.network.impairments import IMPAIRMENTS
 from edgewise.network.settings import LinkBase, LinkSettings
 from edgewise.scenario import network_schema, schema, workload_schema
@@ -41,6 +41,7 @@ SECTIONS: tuple[tuple[str, type[Any]], ...] = (
     ("network.access, .link, .access_links.NAME, .links.NAME", LinkSettings),
     ("network.….outages[]", settings.Outage),
     ("network.….trace, kind: file", trace.FileTrace),
+    ("network.….trace, kind: file, units", trace_reader.TraceUnits),
     ("network.….trace, kind: cellular", trace.CellularTrace),
     ("network.….trace, kind: wifi", trace.WifiTrace),
     ("network.….trace, kind: backhaul", trace.BackhaulTrace),

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from edgewise.benchmark import document
 from edgewise.cli import scenarios as command
-from edgewise.errors import ScenarioError
+from edgewise.errors import BadInput, ScenarioError
 from edgewise.scenario import (
     CellularTrace,
     DownFailure,
@@ -698,10 +698,58 @@ def test_check_says_what_was_understood(app: typer.Typer, tmp_path: Path) -> Non
         run(app, "scenario", "check", str(file))
 
 
-def test_check_without_known_service_times(app: typer.Typer, tmp_path: Path) -> None:
-    file = tmp_path / "new.yaml"
-    file.write_text(changed("lite0-128", "brand-new"))
-    assert "brand-new" in run(app, "scenario", "check", str(file))
+TRACED = "network:\n  access: {{trace: {{kind: file, path: {}}}}}"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        (
+            "servers:",
+            "policy: priced_gredy\nservers:",
+            "policy: unknown policy 'priced_gredy' (did",
+        ),
+        ("servers:", "shadow: no.safetensors\nservers:", "shadow: "),
+        ("lite0-128", "brand-new", "unknown model 'brand-new'"),
+        ("network:", TRACED.format("bad.tsv"), "line 1: expected numbers"),
+        ("network:", TRACED.format("no.tsv"), "no such file"),
+    ],
+)
+def test_check_refuses_what_cannot_run(
+    old: str, new: str, problem: str, app: typer.Typer, tmp_path: Path
+) -> None:
+    (tmp_path / "bad.tsv").write_text("no trace\n")
+    file = tmp_path / "odd.yaml"
+    file.write_text(changed(old, new))
+    with pytest.raises(BadInput) as caught:
+        run(app, "scenario", "check", str(file))
+    assert problem in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "warning"),
+    [
+        ("lite0-128", "{model: own, accuracy: 0.6, latency: 0.01}", "executor onnx has no model"),
+        ("rate: 20", "rate: 20000", "% of all workers"),
+        ("[0.1, 0.4]", "200", "demands[0] has a deadline of 200 s, the slowest service takes"),
+        ("[0.1, 0.4]", "0.002", "the fastest service that meets it takes"),
+        ("network:", TRACED.format("ms.tsv"), "hours long"),
+    ],
+)
+def test_check_warns_of_what_is_hardly_meant(
+    old: str, new: str, warning: str, app: typer.Typer, tmp_path: Path
+) -> None:
+    (tmp_path / "ms.tsv").write_text("0\t2\n100000000\t3\n")
+    file = tmp_path / "odd.yaml"
+    file.write_text(changed(old, new))
+    shown = run(app, "scenario", "check", str(file))
+    assert warning in shown
+    assert shown.endswith("ok\n")
+
+
+@pytest.mark.parametrize("name", presets())
+def test_nothing_speaks_against_a_preset(name: str, app: typer.Typer) -> None:
+    assert "warning" not in run(app, "scenario", "check", name)
 
 
 def test_show(app: typer.Typer) -> None:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
+import edgewise as ew
 from edgewise.errors import BadInput, ScenarioError
+from edgewise.live.run.addresses import relay_links
 from edgewise.network.link import Link
-from edgewise.network.settings import LinkSettings, checked
-from edgewise.network.trace import FileTrace, Kind, LinkTrace, WifiTrace, read_trace, synthetic
+from edgewise.network.settings import LinkChange, LinkEvent, LinkSettings, checked
+from edgewise.network.trace import FileTrace, Kind, LinkTrace, WifiTrace, synthetic
+from edgewise.network.trace_reader import TraceUnits, doubt, read_trace
 from edgewise.network.transmission import bytes_between, capacity_time
+from edgewise.scenario import link_events
 
 
 def write(folder: Path, text: str) -> Path:
@@ -64,11 +69,16 @@ def test_one_line_of_rates_is_a_constant(tmp_path: Path) -> None:
     [
         ("", "line 1", "empty file"),
         ("# nothing\n", "line 1", "empty file"),
-        ("5\nx\n", "line 2", "whole milliseconds, got 'x'"),
-        ("5\n-6\n", "line 2", "whole milliseconds"),
-        ("9" * 16, "line 1", "whole milliseconds, got '9999"),
-        ("9" * 5000, "line 1", "whole milliseconds, got '9999"),
-        ("5\n6 7\n", "line 2", "whole milliseconds, got '6 7'"),
+        (
+            "5\nx\n",
+            "line 2",
+            "whole number of milliseconds, as in Mahimahi's format, or two columns",
+        ),
+        ("5\nx\n", "line 2", "got 'x'"),
+        ("5\n-6\n", "line 2", "whole number of milliseconds"),
+        ("9" * 16, "line 1", "got '9999"),
+        ("9" * 5000, "line 1", "got '9999"),
+        ("5\n6 7\n", "line 2", "got '6 7'"),
         ("5\n\n3\n", "line 3", "not below the line before, 5, got 3"),
         ("0\n0\n", "line 2", "the period"),
         ("0\t1\n1\t-2\n", "line 2", "seconds<TAB>Mbit/s"),
@@ -76,7 +86,7 @@ def test_one_line_of_rates_is_a_constant(tmp_path: Path) -> None:
         ("0\t1\n1\tnan\n", "line 2", "seconds<TAB>Mbit/s"),
         ("0\t1\n1\t1e308\n", "line 2", "a rate from 0 to 1e6"),
         ("0\t1\n1e300\t1\n", "line 2", "seconds<TAB>Mbit/s"),
-        ("0\t1\n2\t1\n2\t1\n", "line 3", "above those of the line before, 2, got 2"),
+        ("0\t1\n2\t1\n2\t1\n", "line 3", "after that of the line before, 2 s, got 2"),
         ("0\t0\n1\t0\n", "", "at least one rate above 0"),
     ],
 )
@@ -89,6 +99,104 @@ def test_errors_name_file_line_and_expectation(
     assert caught.value.file == str(path)
     assert caught.value.path == where
     assert problem in str(caught.value)
+
+
+def test_units_of_a_file(tmp_path: Path) -> None:
+    text = "1500000000000\t8000\n1500000001000\t4000\n1500000002000\t2000\n"
+    units = TraceUnits(time="ms", rate="kbit/s")
+    found = read_trace(write(tmp_path, text), units=units)
+    expected = read_trace(write(tmp_path, "0\t8\n1\t4\n2\t2\n"))
+    assert found.period == pytest.approx(3.0)
+    assert found.cumulative == pytest.approx(expected.cumulative)
+    megabytes = read_trace(
+        write(tmp_path, "0\t1\n1\t0.5\n2\t0.25\n"), units=TraceUnits(rate="MB/s")
+    )
+    assert megabytes.cumulative == pytest.approx(expected.cumulative)
+    packets = read_trace(write(tmp_path, "100\n5000\n"), units=TraceUnits(time="us"))
+    assert packets.period == pytest.approx(0.005)
+    with pytest.raises(ScenarioError, match="Mahimahi's format has no rates"):
+        read_trace(write(tmp_path, "1\n2\n"), units=TraceUnits(rate="kbit/s"))
+
+
+@pytest.mark.parametrize("separator", ["\t", "  ", ",", ", ", ";"])
+def test_two_columns_with_any_separator(separator: str, tmp_path: Path) -> None:
+    text = "".join(f"{second}{separator}{rate}\n" for second, rate in ((0, 8), (1.5, 4)))
+    assert read_trace(write(tmp_path, text)).mean_bps == pytest.approx(6e6)
+
+
+FIVE_G = """Timestamp;Operatorname;DL_bitrate;UL_bitrate
+2019.12.14_10.16.30;B;200;8000
+2019.12.14_10.16.30;B;200;4000
+2019.12.14_10.16.31;B;400;1000
+
+2019.12.14_10.16.33;B;400;0
+"""
+
+
+def test_a_csv_with_named_columns(tmp_path: Path) -> None:
+    """As the published 5G measurements have it: kbit/s, dates, several lines of a second."""
+    path = write(tmp_path, FIVE_G)
+    for text in (FIVE_G, FIVE_G.replace(";", ","), "\ufeff" + FIVE_G):
+        path.write_text(text, encoding="utf-8")
+        found = read_trace(path, column="UL_bitrate", units=TraceUnits(rate="kbit/s"))
+        assert found.times == pytest.approx([0.0, 1.0, 3.0, 5.0])
+        assert np.diff(found.cumulative) == pytest.approx([6e6 / 8, 2 * 1e6 / 8, 0.0])
+    with pytest.raises(ScenarioError, match="line 2: expected a time and a rate"):
+        read_trace(path, column="UL_bitrate", time_column="Operatorname")
+    with pytest.raises(ScenarioError, match="expected a column 'bitrate', got Timestamp, Operat"):
+        read_trace(path, column="bitrate")
+    with pytest.raises(ScenarioError, match="names of columns; give `column`, one of: Timestamp, "):
+        read_trace(path)
+    with pytest.raises(ScenarioError, match="expected `column` too"):
+        read_trace(path, time_column="Timestamp")
+
+
+def test_wrong_units_are_doubted(tmp_path: Path) -> None:
+    fine = "".join(f"{second}\t{2 + second % 3}\n" for second in range(3600))
+    assert doubt(read_trace(write(tmp_path, fine))) is None
+    milliseconds = "".join(f"{1000 * second}\t{2 + second % 3}\n" for second in range(3600))
+    assert "hours long" in str(doubt(read_trace(write(tmp_path, milliseconds))))
+    kbps = "".join(f"{second}\t{2000 + second % 3}\n" for second in range(3600))
+    assert "2 Gbit/s, more than 1" in str(doubt(read_trace(write(tmp_path, kbps))))
+
+
+@pytest.mark.parametrize("text", ["0\t8\n1\t0\n3\t4\n", "0\n0\n2\n2\n7\n9\n"])
+def test_an_offset_begins_later_in_the_same_trace(text: str, tmp_path: Path) -> None:
+    whole = read_trace(write(tmp_path, text))
+    no_outage = np.empty((0, 2))
+    for offset in (0.0, 0.3, 0.5, 1.0, 0.999, 2.25) if whole.period > 1 else (0.001, 0.002, 0.008):
+        later = FileTrace(path="trace", offset=offset + 2 * whole.period).load(tmp_path)
+        assert later.period == whole.period
+        assert later.times[0] == later.cumulative[0] == 0.0
+        assert np.all(np.diff(later.times) >= 0.0)
+        assert later.mean_bps == pytest.approx(whole.mean_bps)
+        for t in np.linspace(0.0, 2.5 * whole.period, 23) + 1e-7:
+            expected = bytes_between(*whole, no_outage, offset + 1e-9, offset + t)
+            assert bytes_between(*later, no_outage, 1e-9, t) == pytest.approx(expected, abs=0.01)
+
+
+def test_an_offset_drawn_by_the_seed_differs_by_link_and_seed() -> None:
+    trace = {"kind": "wifi", "mean_mbps": 20.0, "offset": "seed"}
+    base = ew.load("smoke")
+    link = msgspec.convert({"trace": trace}, type(base.network.link))
+    event = LinkEvent(at=1.0, link="left", set=LinkChange(trace=link.trace))
+    network = msgspec.structs.replace(base.network, link=link, links={}, events=(event,))
+    world = msgspec.structs.replace(base, network=network)
+    offsets = {
+        (seed, name): each.trace.offset
+        for seed in (1, 2)
+        for name, each in world.with_overrides(seed=seed).all_links().items()
+        if each.trace is not None
+    }
+    assert len(set(offsets.values())) == len(offsets) == 4
+    assert all(isinstance(each, float) for each in offsets.values())
+    assert world.all_links() == world.all_links()
+    ((_, planned),) = link_events(world)
+    assert planned.set.trace.offset == offsets[(1, "uplink:left")]
+    # The relay of a live run gets the same.
+    assert relay_links(world)["uplink:left"] == world.all_links()["uplink:left"]
+    with pytest.raises(BadInput, match="'seed' is for scenarios"):
+        link.capacity()
 
 
 def test_missing_and_binary_files(tmp_path: Path) -> None:

@@ -13,8 +13,9 @@ from edgewise.errors import BadInput
 from edgewise.network.capacity import constant, stepwise
 from edgewise.network.link import Link
 from edgewise.network.settings import LinkSettings
-from edgewise.network.trace import OPPORTUNITY_BYTES, Kind, read_trace, synthetic
+from edgewise.network.trace import Kind, synthetic
 from edgewise.network.trace_files import trace_text
+from edgewise.network.trace_reader import OPPORTUNITY_BYTES, read_trace
 from edgewise.network.transmission import bytes_between
 
 KINDS: tuple[Kind, ...] = ("cellular", "wifi", "backhaul")

@@ -26,7 +26,9 @@ from edgewise.scenario import (
     check,
 )
 from edgewise.worlds import workload
-from edgewise.worlds.workload import Trace, generate, mean_rate, read_times
+from edgewise.worlds.arrivals import read_arrivals
+from edgewise.worlds.doubts import doubts_of_files
+from edgewise.worlds.workload import Trace, generate, mean_rate
 
 SIZES = [10_000, 107_000, 300_000]
 BURSTY = MmppArrivals(rates=(5.0, 60.0), sojourns=(4.0, 1.0))
@@ -231,13 +233,22 @@ def written(folder: Path, text: str) -> Path:
             None,
             [0.0, 0.25],
         ),
+        ("\ufeff5\n6.5\n", None, [0.0, 1.5]),
+        ("\ufefft\n5\n6.5\n", "t", [0.0, 1.5]),
+        (
+            "2023-01-01 00:00:00,5\n2023-01-01 00:00:00,750\n2023-01-01 00:00:02\n",
+            None,
+            [0.0, 0.25, 1.5],
+        ),
+        ("time\n2023-01-01 00:00:00,5\n2023-01-01 00:00:01,250\n", None, [0.0, 0.75]),
         ("TIMESTAMP\n2023-11-16T18:17:03Z\n2023-11-16T19:17:05+01:00\n", None, [0.0, 2.0]),
     ],
 )
 def test_times_are_read(
     tmp_path: Path, text: str, column: str | None, expected: list[float]
 ) -> None:
-    assert read_times(written(tmp_path, text), column) == pytest.approx(expected, abs=1e-5)
+    arrivals = TraceArrivals(file=str(written(tmp_path, text)), column=column)
+    assert read_arrivals(arrivals).times == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -248,6 +259,11 @@ def test_times_are_read(
         ("t,u\n1,2\n3\n", "u", "line 3: expected 2 columns, got 1"),
         ("t,u\n1,2\n", "v", "line 1: expected a column 'v', got t, u"),
         ("1\n2023-11-16 18:17:03\n", None, "line 2: expected seconds or dates throughout"),
+        ("nan\n1\n2\n", None, "line 1: expected seconds"),
+        ("1e13\n1\n2\n", None, "line 1: expected seconds"),
+        ("0.0s\n1\n2\n", None, "line 1: expected seconds or an ISO 8601 time, got '0.0s'"),
+        ("0,5\n1,5\n", None, "line 1: expected seconds or an ISO 8601 time, got '0,5'; a CSV"),
+        ("t,u\n2023-01-01 00:00:00,5,7\n", "t", "line 2: expected 2 columns, got 3"),
         ("", None, "expected arrival times, got none"),
         ("t\n", None, "expected arrival times, got none"),
     ],
@@ -255,17 +271,52 @@ def test_times_are_read(
 def test_times_are_refused(tmp_path: Path, text: str, column: str | None, problem: str) -> None:
     file = written(tmp_path, text)
     with pytest.raises(ScenarioError) as caught:
-        read_times(file, column)
+        read_arrivals(TraceArrivals(file=str(file), column=column))
     assert str(caught.value).startswith(f"{file}: ")
     assert problem in str(caught.value)
 
 
+def test_times_that_go_back_are_sorted_with_a_warning(tmp_path: Path) -> None:
+    file = written(tmp_path, "t\n0\n2\n\n1.5\n4\n3\n")
+    arrivals = TraceArrivals(file=str(file))
+    found = read_arrivals(arrivals)
+    assert list(found.times) == [0.0, 1.5, 2.0, 3.0, 4.0]
+    assert found.backwards == (
+        "line 5 is 0.5 s before the line above it; 2 such lines, all times were sorted"
+    )
+    (doubt,) = doubts_of_files(scenario(arrivals))
+    assert doubt == f"{file}: {found.backwards}"
+    file.write_text("0\n1\n")
+    assert not list(doubts_of_files(scenario(arrivals)))
+
+
+def test_times_in_another_unit(tmp_path: Path) -> None:
+    file = str(written(tmp_path, "1700000000000\n1700000000250\n"))
+    assert list(read_arrivals(TraceArrivals(file=file, unit="ms")).times) == [0.0, 0.25]
+
+
+def test_an_offset_begins_later_in_the_recording(tmp_path: Path) -> None:
+    file = str(written(tmp_path, "0\n1\n4\n"))  # repeats every 6 s
+
+    def times(seed: int = 1, **more: Any) -> list[float]:
+        made = scenario(TraceArrivals(file=file, **more)).with_overrides(seed=seed)
+        return [round(each, 9) for each in generate(made, SIZES).time.tolist() if each < 7.0]
+
+    assert times() == [0.0, 1.0, 4.0, 6.0]
+    assert times(offset=0.5) == times(offset=6.5) == [0.5, 3.5, 5.5, 6.5]
+    assert times(offset=0.5, loop=False) == [0.5, 3.5]
+    assert times(offset=0.5, scale=2.0)[:3] == [0.25, 1.75, 2.75]
+    drawn = [times(seed, offset="seed") for seed in (1, 2, 3)]
+    assert drawn == [times(seed, offset="seed") for seed in (1, 2, 3)]
+    assert len({tuple(each) for each in drawn}) == 3
+
+
 def test_a_trace_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(ScenarioError, match="cannot be read: No such file"):
-        read_times(tmp_path / "none.csv")
+        read_arrivals(TraceArrivals(file=str(tmp_path / "none.csv")))
     (tmp_path / "bytes").write_bytes(b"\xff\xfe")
     with pytest.raises(ScenarioError, match="expected UTF-8"):
-        read_times(tmp_path / "bytes")
+        read_arrivals(TraceArrivals(file=str(tmp_path / "bytes")))
     one = TraceArrivals(file=str(written(tmp_path, "1\n")))
     with pytest.raises(ScenarioError, match="at least two different times"):
         generate(scenario(one), SIZES)

@@ -19,6 +19,7 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 from edgewise.errors import BadInput
 
@@ -48,6 +49,11 @@ def console_beside(json: str | None) -> Console:
 def note(console: Console, text: str) -> None:
     """Print a dim line as it stands: no markup, no highlighting, no wrapping."""
     console.print(text, style="dim", markup=False, highlight=False, soft_wrap=True)
+
+
+def warn(console: Console, text: str) -> None:
+    """Print a warning as it stands, without markup or highlighting."""
+    console.print(Text.assemble(("warning: ", "yellow"), text), soft_wrap=True)
 
 
 def pretty_json(value: Any) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated
 
 import typer
@@ -10,12 +11,16 @@ from rich.table import Table
 
 from edgewise.cli import output
 from edgewise.cli.options import ScenarioName
+from edgewise.decoding import nearest
 from edgewise.domain import Service
-from edgewise.errors import ModelError
+from edgewise.errors import BadInput, ScenarioError
+from edgewise.policy_names import is_code
 from edgewise.scenario import LinkSettings, Scenario, ServerSpec, dump, load, presets, warnings_of
 from edgewise.scenario.files import find
+from edgewise.tasks import task_of
 from edgewise.tasks.services import services_of
 from edgewise.worlds import workload
+from edgewise.worlds.doubts import doubts_of_files, doubts_of_load
 
 scenario = typer.Typer(help="Check or show a scenario.", no_args_is_help=True)
 
@@ -41,16 +46,19 @@ def scenarios() -> None:
 
 @scenario.command()
 def check(file: ScenarioName) -> None:
-    """Check a scenario: show its servers, links and load, and warn of likely mistakes."""
-    read = load(file, allow_code=True)  # nothing is imported
+    """Check a scenario: show its servers, links and load, and warn of likely mistakes.
+
+    Reads every file that the scenario names, but imports no Python code.
+    """
+    read = load(file, allow_code=True)
+    for key, policy in (("policy", read.policy), ("shadow", read.shadow)):
+        if policy is not None and not is_code(policy):
+            _find_policy(str(find(file)), key, policy)
+    services = services_of(read)
+    doubts = [*doubts_of_files(read), *doubts_of_load(read, services), *_models_missing(read)]
     console = output.console()
     rate = workload.mean_rate(read.workload.arrivals)
     kind = read.workload.arrivals.__struct_config__.tag
-    try:
-        services: tuple[Service, ...] = services_of(read)
-        unknown = ""
-    except ModelError as error:
-        services, unknown = (), str(error)
     console.print(f"[bold]{escape(read.name)}[/]: {escape(read.about)}", highlight=False)
     console.print(
         f"{rate:.3g} requests/s ({kind}) for {read.workload.duration:g} s, "
@@ -60,11 +68,29 @@ def check(file: ScenarioName) -> None:
     )
     console.print(_servers(read, rate, services))
     accuracies = {service.model: service.accuracy for service in services}
-    if unknown:
-        console.print(f"load if all is local: unknown ({unknown})", style="dim", markup=False)
-    for warning in warnings_of(read, accuracies.get):
-        console.print(f"[yellow]warning:[/] {escape(warning)}", highlight=False)
+    for warning in (*warnings_of(read, accuracies.get), *doubts):
+        output.warn(console, warning)
     console.print("[green]ok[/]")
+
+
+def _find_policy(file: str, key: str, policy: str) -> None:
+    from edgewise.policies import find as find_policy  # slow to import
+
+    try:
+        find_policy(policy)
+    except BadInput as error:
+        raise ScenarioError(file, key, str(error)) from None
+
+
+def _models_missing(read: Scenario) -> Iterator[str]:
+    """A sentence for each model that a live run would need and the task does not have."""
+    known = {card.name for card in task_of(read.task).models()}
+    used = {service.model for server in read.servers.values() for service in server.services}
+    for model in sorted(used - known) if read.executor == "onnx" else ():
+        yield (
+            f"executor onnx has no model {model!r}{nearest(model, known)}: it can be simulated, "
+            "but live only with `executor: replay`"
+        )
 
 
 @scenario.command()

@@ -52,6 +52,7 @@ def simulate(
     from edgewise.scenario import check, load
     from edgewise.sim.build import SimOptions
     from edgewise.summary_tables import show
+    from edgewise.worlds.doubts import doubts_of_files
 
     console = output.console_beside(json)
     read = load(scenario, allow_code=allow_code)
@@ -62,6 +63,8 @@ def simulate(
     if out is not None:
         require_records()
         new_folder(out)
+    for doubt in doubts_of_files(world):
+        output.warn(output.console(stderr=True), doubt)
     compile_engine(specs, console)
     with output.progress_bar(console, "simulating", len(specs) * seeds) as bar:
         results = api.simulate(

@@ -8,8 +8,10 @@ from typing import Annotated
 import typer
 
 from edgewise.cli import output
-from edgewise.network.trace import Kind, read_trace, synthetic
+from edgewise.decoding import convert
+from edgewise.network.trace import FileTrace, Kind, synthetic
 from edgewise.network.trace_files import FileFormat, trace_text
+from edgewise.network.trace_reader import MBPS, PER_SECOND, TraceUnits, doubt
 
 app = typer.Typer(
     help="Generate and inspect bandwidth traces (docs/network.md).",
@@ -56,14 +58,39 @@ def generate(
 
 @app.command()
 def show(
-    file: Annotated[Path, typer.Argument(help="Mahimahi's format or seconds<TAB>Mbit/s.")],
+    file: Annotated[
+        Path, typer.Argument(help="Mahimahi's format, seconds<TAB>Mbit/s, or a CSV file.")
+    ],
+    column: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Column of the rates in a CSV file.")
+    ] = None,
+    time_column: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Column of the times. Default: the first.")
+    ] = None,
+    time_unit: Annotated[
+        str | None, typer.Option(metavar="|".join(PER_SECOND), help="Unit of the times.")
+    ] = None,
+    rate_unit: Annotated[
+        str | None, typer.Option(metavar="|".join(MBPS), help="Unit of the rates.")
+    ] = None,
 ) -> None:
-    """Show what is in a trace file: period, mean, and quantiles of the rate over seconds."""
+    """Show what is in a trace file: period, mean, and quantiles of the rate over seconds.
+
+    The options are the fields of a scenario's trace (docs/scenario.md).
+
+    [bold]Examples:[/bold]
+
+      edgewise traces show phone.tsv
+
+      edgewise traces show 5g.csv --column DL_bitrate --rate-unit kbit/s
+    """
     import numpy as np
 
     from edgewise.network.transmission import bytes_between
 
-    capacity = read_trace(file)
+    units = convert({"time": time_unit, "rate": rate_unit}, TraceUnits, "--units.")
+    trace = FileTrace(path=str(file), column=column, time_column=time_column, units=units)
+    capacity = trace.load(Path())
     no_outages = np.empty((0, 2))
     seconds = max(int(capacity.period), 1)
     shown = range(0, seconds, 1 + seconds // SECONDS_SHOWN)
@@ -72,3 +99,5 @@ def show(
     typer.echo(f"period\t{capacity.period:g} s\nmean\t{1e-6 * capacity.mean_bps:.4g} Mbit/s")
     for name, value in zip(("least", "5 %", "median", "95 %", "most"), quantiles, strict=True):
         typer.echo(f"{name}\t{value:.4g} Mbit/s over a second")
+    if why := doubt(capacity):
+        output.warn(output.console(stderr=True), f"{file}: {why}")

@@ -51,6 +51,31 @@ class Capacity(NamedTuple):
         """The same shape at ``factor`` times the rate."""
         return Capacity(self.times, self.cumulative * factor, self.period)
 
+    def shifted(self, offset: float) -> Capacity:
+        """The same, beginning `offset` seconds later; modulo its period if it repeats.
+
+        >>> stepwise([0, 1, 3], [8.0, 16.0], repeat=True).shifted(2.0).cumulative
+        array([0., 2., 3., 5.])
+        """
+        offset = math.fmod(offset, self.period) if self.period > 0.0 else offset
+        if self.unlimited or offset <= 0.0:
+            return self
+        last = self.times[-1]
+        if self.period == 0.0 and offset >= last:  # only the slope of the last stretch is left
+            slope = np.diff(self.cumulative[-2:]) / np.diff(self.times[-2:])
+            return Capacity(np.array([0.0, 1.0]), np.array([0.0, *slope]), 0.0)
+        at = int(np.searchsorted(self.times, offset, side="right"))
+        around = slice(at - 1, at + 1)
+        before = float(np.interp(offset, self.times[around], self.cumulative[around]))
+        times = np.concatenate(([0.0], self.times[at:] - offset))
+        cumulative = np.concatenate(([0.0], self.cumulative[at:] - before))
+        if self.period > 0.0:
+            # What was left out follows at the end; its first point is there already.
+            times = np.concatenate((times, self.times[1:at] + (last - offset), [self.period]))
+            rest = np.append(self.cumulative[1:at], before) + cumulative[-1]
+            cumulative = np.concatenate((cumulative, rest))
+        return Capacity(times, cumulative, self.period)
+
 
 class LinkArrays(NamedTuple):
     """A link for `network.transmission`: ``bytes_between(*arrays, t0, t1)`` and so on.

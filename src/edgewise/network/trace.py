@@ -1,48 +1,63 @@
-"""Bandwidth traces: read from files, or generated from a seed.
-
-Mahimahi's format has one number per line, in milliseconds: at that moment one packet of 1,504 bytes
-may leave. A repeated line allows another packet. An opportunity that finds nothing to send is lost.
-The last number is the period, after which the trace starts over. (Mahimahi, ``man mm-link``.)
-
-The other format is ``seconds<TAB>Mbit/s``, as in the published HSDPA and broadband traces. A rate
-holds from its second until that of the next line; the last one holds as long as the one before it,
-and then the trace starts over. (Pensieve's simulator reads the same files with each rate one line
-*earlier*, and so ignores the first.)
-
-In both formats empty lines and everything after a ``#`` are skipped.
-"""
+"""Bandwidth over time: from a file (`network.trace_reader`), or generated from a seed."""
 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, TypeVar
 
+import msgspec
 import numpy as np
 from msgspec import Meta, Struct
 
-from edgewise.errors import BadInput, ScenarioError
+from edgewise.errors import BadInput
 from edgewise.network.capacity import Capacity, FloatArray, stepwise
+from edgewise.network.trace_reader import Format, TraceUnits, read_trace
 
-OPPORTUNITY_BYTES = 1504
-"""Mahimahi's PACKET_SIZE: an Ethernet payload of 1,500 bytes and the tunnel's 4-byte header."""
-
-Format = Literal["auto", "mahimahi", "rates"]
 Kind = Literal["cellular", "wifi", "backhaul"]
 Mbps = Annotated[float, Meta(gt=0.0, le=1e6)]
+Offset = Annotated[float, Meta(ge=0.0, le=1e9)] | Literal["seed"]
+
+OFFSET_DRAWN = 1e6
+"""s. Drawn offsets lie below it; taken modulo a period, which is much shorter, they are even."""
+
+T = TypeVar("T", bound="_Trace")
 
 
-class FileTrace(
-    Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="file"
-):
-    """Bandwidth from a file: Mahimahi's format, or lines ``seconds<TAB>Mbit/s``."""
+class _Trace(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    offset: Offset = 0.0
+    """[s] Where in the trace the link begins; ``seed``: at a place that is drawn for each link from
+    the scenario's seed. Default: at its beginning, as recorded."""
+
+    def drawn(self: T, seed: int, link: str) -> T:
+        """The same with an offset in seconds, drawn if it is to be, for the link of this name."""
+        if self.offset != "seed":
+            return self
+        rng = np.random.default_rng([seed, *link.encode()])
+        return msgspec.structs.replace(self, offset=float(rng.uniform(0.0, OFFSET_DRAWN)))
+
+    def _begin(self, capacity: Capacity) -> Capacity:
+        if isinstance(self.offset, str):
+            raise BadInput("trace.offset: 'seed' is for scenarios; expected seconds here")
+        return capacity.shifted(self.offset)
+
+
+class FileTrace(_Trace, frozen=True, tag_field="kind", tag="file"):
+    """Bandwidth from a file: Mahimahi's format, or times and rates in two columns."""
 
     path: Annotated[str, Meta(min_length=1)]
     """Relative to the scenario or configuration file."""
     format: Format = "auto"
     """*mahimahi* or *rates*. Default: one column is Mahimahi's, two are rates."""
+    column: str | None = None
+    """Name of the column with the rates, in a CSV file whose first line names its columns.
+    Default: the file has no names, but two columns, seconds and Mbit/s."""
+    time_column: str | None = None
+    """Name of the column with the times, which are numbers or dates. Default: the first column."""
+    units: TraceUnits = TraceUnits()
+    """Units of the file, if they are not s and Mbit/s: ``{time: ms, rate: kbit/s}``. Default: as
+    the format has it."""
     scale: Annotated[float, Meta(gt=0.0, le=1000.0)] = 1.0
     """[times] Multiplies the bandwidth. Default: as recorded."""
     mean_mbps: Mbps | None = None
@@ -50,17 +65,27 @@ class FileTrace(
 
     def load(self, folder: Path) -> Capacity:
         """Read it; a relative path starts at `folder`. Raises ScenarioError."""
-        capacity = read_trace(folder / self.path, self.format)
+        capacity = self.recorded(folder)
         if self.mean_mbps is not None:
             capacity = capacity.scaled(self.mean_mbps * 1e6 / capacity.mean_bps)
-        return capacity.scaled(self.scale)
+        return self._begin(capacity.scaled(self.scale))
+
+    def recorded(self, folder: Path = Path()) -> Capacity:
+        """The bandwidth in the file, neither scaled nor shifted. Raises ScenarioError."""
+        return read_trace(
+            folder / self.path,
+            self.format,
+            column=self.column,
+            time_column=self.time_column,
+            units=self.units,
+        )
 
 
-class _SyntheticTrace(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class _SyntheticTrace(_Trace, frozen=True):
     mean_mbps: Mbps
     """[Mbit/s] Mean bandwidth."""
     seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 1
-    """Seed of this trace alone. Default: any; the scenario's seed does not change the network."""
+    """Seed of this trace alone. Default: any; the scenario's seed does not change the trace."""
     duration: Annotated[float, Meta(ge=1.0, le=86_400.0)] = 300.0
     """[s] Period after which it repeats. Default: long against every fade of the three kinds, short
     against an experiment."""
@@ -68,7 +93,7 @@ class _SyntheticTrace(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     def load(self, folder: Path) -> Capacity:
         """Generate it."""
         kind: Any = self.__struct_config__.tag
-        return synthetic(kind, self.seed, self.mean_mbps * 1e6, self.duration)
+        return self._begin(synthetic(kind, self.seed, self.mean_mbps * 1e6, self.duration))
 
 
 class CellularTrace(_SyntheticTrace, frozen=True, tag_field="kind", tag="cellular"):
@@ -84,93 +109,6 @@ class BackhaulTrace(_SyntheticTrace, frozen=True, tag_field="kind", tag="backhau
 
 
 LinkTrace: TypeAlias = FileTrace | CellularTrace | WifiTrace | BackhaulTrace
-
-
-def read_trace(path: Path, format: Format = "auto") -> Capacity:
-    """Read a trace file.
-
-    Raises:
-        ScenarioError: it is missing, unreadable, or wrong at a line, which is named.
-    """
-    try:
-        if path.exists() and not path.is_file():  # a pipe would never end
-            raise OSError(f"{path} is no file")
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, ValueError) as e:  # ValueError: not UTF-8, or a null byte in the path
-        raise ScenarioError(str(path), "", f"expected a readable trace file: {e}") from e
-    lines = list(_lines(text))
-    if not lines:
-        raise ScenarioError(str(path), "line 1", "expected at least one line, got an empty file")
-    if format == "auto":
-        format = "mahimahi" if len(lines[0][1]) == 1 else "rates"
-    return (_mahimahi if format == "mahimahi" else _rates)(str(path), lines)
-
-
-def _lines(text: str) -> Iterator[tuple[int, list[str]]]:
-    for number, line in enumerate(text.splitlines(), start=1):
-        words = line.partition("#")[0].split()
-        if words:
-            yield number, words
-
-
-def _mahimahi(file: str, lines: list[tuple[int, list[str]]]) -> Capacity:
-    stamps: list[int] = []
-    for number, words in lines:
-        # Fifteen digits are 30,000 years.
-        if len(words) != 1 or not re.fullmatch("[0-9]{1,15}", words[0]):
-            raise ScenarioError(
-                file,
-                f"line {number}",
-                f"expected whole milliseconds, got {' '.join(words)!r:.60}",
-            )
-        stamps.append(int(words[0]))
-        if len(stamps) > 1 and stamps[-1] < stamps[-2]:
-            raise ScenarioError(
-                file,
-                f"line {number}",
-                f"expected a number not below the line before, {stamps[-2]}, got {stamps[-1]}",
-            )
-    if stamps[-1] == 0:
-        raise ScenarioError(
-            file, f"line {lines[-1][0]}", "expected a last number above 0: it is the period"
-        )
-    times_ms, packets = np.unique(np.array(stamps, dtype=np.int64), return_counts=True)
-    after = np.cumsum(packets) * float(OPPORTUNITY_BYTES)
-    # Each time is a jump: it stands twice, first with the bytes from before.
-    times = np.concatenate(([0.0], np.repeat(times_ms / 1000.0, 2)))
-    cumulative = np.zeros(times.shape[0])
-    cumulative[2::2] = after
-    cumulative[3::2] = after[:-1]
-    return Capacity(times, cumulative, float(times[-1]))
-
-
-def _rates(file: str, lines: list[tuple[int, list[str]]]) -> Capacity:
-    seconds: list[float] = []
-    rates_bps: list[float] = []
-    for number, words in lines:
-        try:
-            second, mbit = (float(word) for word in words)
-        except ValueError:
-            second = mbit = math.nan
-        if not (abs(second) <= 1e12 and 0.0 <= mbit <= 1e6):  # false for NaN, too
-            raise ScenarioError(
-                file,
-                f"line {number}",
-                "expected 'seconds<TAB>Mbit/s' with a rate from 0 to 1e6, "
-                f"got {' '.join(words)!r:.60}",
-            )
-        if seconds and second <= seconds[-1]:
-            raise ScenarioError(
-                file,
-                f"line {number}",
-                f"expected seconds above those of the line before, {seconds[-1]:g}, got {second:g}",
-            )
-        seconds.append(second)
-        rates_bps.append(mbit * 1e6)
-    if not any(rate > 0.0 for rate in rates_bps):
-        raise ScenarioError(file, "", "expected at least one rate above 0, or nothing ever passes")
-    last = seconds[-1] - seconds[-2] if len(seconds) > 1 else 1.0
-    return stepwise([*seconds, seconds[-1] + last], rates_bps, repeat=True)
 
 
 class _Character(NamedTuple):

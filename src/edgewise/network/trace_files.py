@@ -1,4 +1,4 @@
-"""Write trace files, in the two formats that `trace` reads.
+"""Write trace files, in the two formats that `trace_reader` reads.
 
 ``rates`` has a line ``seconds<TAB>Mbit/s`` per interval. ``mahimahi`` has a line per opportunity of
 1,504 bytes, at the millisecond in which the capacity has grown by that much. Its last line is the
@@ -13,13 +13,13 @@ import numpy as np
 
 from edgewise.errors import BadInput
 from edgewise.network.capacity import Capacity
-from edgewise.network.trace import OPPORTUNITY_BYTES
+from edgewise.network.trace_reader import OPPORTUNITY_BYTES
 
 FileFormat = Literal["rates", "mahimahi"]
 
 
 def trace_text(capacity: Capacity, format: FileFormat, comment: str = "") -> str:
-    """The text of a trace file for a repeating capacity; `trace.read_trace` reads it back.
+    """The text of a trace file for a repeating capacity; `trace_reader.read_trace` reads it back.
 
     Args:
         capacity: its period is at least a millisecond. ``rates`` needs a polygon: a staircase has

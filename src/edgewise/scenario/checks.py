@@ -46,8 +46,15 @@ def check(scenario: Scenario, file: str | None = None) -> Scenario:
 
 def link_events(scenario: Scenario) -> tuple[tuple[str, LinkEvent], ...]:
     """Events of the network in order of time, each with the full name of its link."""
-    events = sorted(scenario.network.events, key=lambda event: event.at)
-    return tuple((scenario.resolve_link(event.link) or event.link, event) for event in events)
+    found = []
+    for event in sorted(scenario.network.events, key=lambda event: event.at):
+        name = scenario.resolve_link(event.link) or event.link
+        if event.set.trace is not UNSET and event.set.trace is not None:
+            trace = event.set.trace.drawn(scenario.seed, name)
+            change = msgspec.structs.replace(event.set, trace=trace)
+            event = msgspec.structs.replace(event, set=change)
+        found.append((name, event))
+    return tuple(found)
 
 
 def _problems(scenario: Scenario) -> Iterator[Problem]:

@@ -242,13 +242,21 @@ class Scenario(Strict, frozen=True, kw_only=True):
         if a == b:
             raise ValueError(f"no link leads from {a} to itself")
         if self.network.topology == "uplink":
-            return f"uplink:{a}", self.network.links.get(a, self.network.link)
-        return f"{a}>{b}", self.network.links.get(f"{a}>{b}", self.network.link)
+            return self._link(f"uplink:{a}", self.network.links.get(a, self.network.link))
+        return self._link(f"{a}>{b}", self.network.links.get(f"{a}>{b}", self.network.link))
 
     def access_of(self, server: str) -> tuple[str, LinkSettings]:
         """Name and settings of the link from the clients to `server`."""
         self._known(server)
-        return f"access:{server}", self.network.access_links.get(server, self.network.access)
+        link = self.network.access_links.get(server, self.network.access)
+        return self._link(f"access:{server}", link)
+
+    def _link(self, name: str, link: LinkSettings) -> tuple[str, LinkSettings]:
+        """The link with its trace's offset in seconds."""
+        if link.trace is None or link.trace.offset != "seed":
+            return name, link
+        trace = link.trace.drawn(self.seed, name)
+        return name, msgspec.structs.replace(link, trace=trace)
 
     def all_links(self) -> dict[str, LinkSettings]:
         """Every link by name: those between servers, then those from clients to servers."""

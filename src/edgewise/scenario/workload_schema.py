@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 import msgspec
 from msgspec import Meta
@@ -72,7 +72,12 @@ class TraceArrivals(Strict, frozen=True, kw_only=True, tag_field="kind", tag="tr
     file: Annotated[str, Meta(min_length=1)]
     """The file, relative to the scenario file."""
     column: str | None = None
-    """Column of a CSV file with a header. Default: the first."""
+    """Column of a CSV file whose first line names its columns. Default: the first."""
+    unit: Literal["s", "ms", "us", "ns"] = "s"
+    """Unit of times that are numbers. Default: s."""
+    offset: Annotated[float, Meta(ge=0.0, le=1e9)] | Literal["seed"] = 0.0
+    """[s] Where in the recording the run begins; ``seed``: at a place drawn from the scenario's
+    seed. Default: at its beginning, so that every seed has the same arrivals."""
     scale: Factor = 1.0
     """[times] Factor on the rate; 2 plays the trace twice as fast. Default: as recorded."""
     rate: Rate | None = None

@@ -14,11 +14,8 @@ arrival is at Λ⁻¹(E₁ + … + Eₙ), with E independent exponentials of mea
 
 from __future__ import annotations
 
-import csv
 import math
-from collections.abc import Callable, Iterator, Sequence
-from datetime import UTC, datetime
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -36,13 +33,14 @@ from edgewise.scenario.workload_schema import (
     PoissonArrivals,
     TraceArrivals,
 )
+from edgewise.worlds.arrivals import read_arrivals
 
 Floats: TypeAlias = NDArray[np.float64]
 Ints: TypeAlias = NDArray[np.int64]
 Inverse: TypeAlias = Callable[[Floats], Floats]
 
 # Every result ever published with a seed depends on the order: only append.
-_STREAMS = ("arrivals", "states", "ingress", "demand", "deadline", "image", "payload")
+_STREAMS = ("arrivals", "states", "ingress", "demand", "deadline", "image", "payload", "offset")
 
 REQUESTS_MAX = 50_000_000
 """A run of more requests would not fit into memory; it comes from a wrong unit."""
@@ -115,8 +113,7 @@ def mean_rate(arrivals: Arrivals) -> float:
     rate = arrivals.mean_rate
     if rate is None:
         assert isinstance(arrivals, TraceArrivals)
-        times = read_times(Path(arrivals.file), arrivals.column)
-        return arrivals.scale / _mean_gap(times, arrivals)
+        return arrivals.scale / _mean_gap(read_arrivals(arrivals).times, arrivals)
     return rate
 
 
@@ -153,7 +150,7 @@ def _arrivals(arrivals: Arrivals, duration: float, rng: dict[str, np.random.Gene
             expected, inverse = _mmpp(arrivals, duration, rng["states"])
             times = inverse(_exponentials(rng["arrivals"], expected))
         case TraceArrivals():
-            times = _replayed(arrivals, duration)
+            times = _replayed(arrivals, duration, rng["offset"])
     return times[times < duration]
 
 
@@ -231,11 +228,19 @@ def _mmpp(
     return counts[-1], inverse
 
 
-def _replayed(arrivals: TraceArrivals, duration: float) -> Floats:
-    times = read_times(Path(arrivals.file), arrivals.column)
+def _replayed(arrivals: TraceArrivals, duration: float, rng: np.random.Generator) -> Floats:
+    times = read_arrivals(arrivals).times
     gap = _mean_gap(times, arrivals)
+    period = gap * len(times)
+    offset = arrivals.offset
+    begin = rng.random() * period if isinstance(offset, str) else math.fmod(offset, period)
+    if begin > 0.0:
+        late = times - begin
+        times = late[late >= 0.0]
+        if arrivals.loop:
+            times = np.concatenate([times, late[late < 0.0] + period])
     speed = arrivals.scale if arrivals.rate is None else arrivals.rate * gap
-    period = gap * len(times) / speed
+    period /= speed
     times = times / speed
     if not arrivals.loop:
         return times
@@ -252,81 +257,3 @@ def _mean_gap(times: Floats, arrivals: TraceArrivals) -> float:
     if len(times) < 2 or span <= 0.0:
         raise ScenarioError(arrivals.file, "", "expected at least two different times")
     return span / (len(times) - 1)
-
-
-def read_times(path: Path, column: str | None = None) -> Floats:
-    """Arrival times in a file, in s from the first, in order.
-
-    The file has one time a line, or is a CSV whose first line names its columns. Times are seconds,
-    or ISO 8601 dates such as the ``TIMESTAMP`` of Azure's traces. Empty lines and lines that begin
-    with ``#`` are skipped. Raises ScenarioError naming file and line.
-    """
-    try:
-        with path.open(encoding="utf-8", newline="") as lines:
-            times = np.array(list(_read(lines, str(path), column)), dtype=np.float64)
-    except OSError as error:
-        raise ScenarioError(str(path), "", f"cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ScenarioError(str(path), "", "expected UTF-8 text") from None
-    if not len(times):
-        raise ScenarioError(str(path), "", "expected arrival times, got none")
-    times.sort()
-    since: Floats = times - times[0]
-    return since
-
-
-def _read(lines: Iterator[str], file: str, column: str | None) -> Iterator[float]:
-    index: int | None = None
-    dated: bool | None = None
-    rows = csv.reader(lines)
-    for row in rows:
-        if not row or not any(row) or row[0].lstrip().startswith("#"):
-            continue
-        if index is None:
-            index = 0
-            if column is not None or _time(row[0]) is None:
-                index = _header(row, column, file, rows.line_num)
-                continue
-        at = f"line {rows.line_num}"
-        if index >= len(row):
-            raise ScenarioError(file, at, f"expected {index + 1} columns, got {len(row)}")
-        parsed = _time(row[index])
-        if parsed is None:
-            raise ScenarioError(
-                file, at, f"expected seconds or an ISO 8601 time, got {row[index]!r:.60}"
-            )
-        time, is_date = parsed
-        if dated is not None and dated is not is_date:
-            raise ScenarioError(file, at, "expected seconds or dates throughout, got both")
-        dated = is_date
-        yield time
-
-
-def _header(row: list[str], column: str | None, file: str, line: int) -> int:
-    names = [name.strip() for name in row]
-    if column is not None:
-        if column not in names:
-            raise ScenarioError(
-                file, f"line {line}", f"expected a column {column!r}, got {', '.join(names)}"
-            )
-        return names.index(column)
-    return 0
-
-
-def _time(text: str) -> tuple[float, bool] | None:
-    """Seconds, and whether they are those of a date; None if it is neither."""
-    text = text.strip()
-    try:
-        seconds = float(text)
-    except ValueError:
-        pass
-    else:
-        return (seconds, False) if math.isfinite(seconds) and abs(seconds) < 1e12 else None
-    try:
-        # Azure has seven decimals; fromisoformat truncates to six.
-        date = datetime.fromisoformat(text)
-    except ValueError:
-        return None
-    if date.tzinfo is None:
-        date = date.replace(tzinfo=UTC)
-    return date.timestamp(), True

@@ -32,6 +32,7 @@ from edgewise.scenario import ImagesPayload, Scenario, check, dump, load
 from edgewise.summary import Summary
 from edgewise.tasks import task_of
 from edgewise.tasks.services import services_of
+from edgewise.worlds.doubts import doubts_of_files
 
 RUNS = Path("runs")
 """Parent of the runs' folders, relative to the working directory."""
@@ -76,7 +77,7 @@ def launch(options: RunOptions, console: Console) -> tuple[Summary, Path]:
         prepare_models(scenario.task, dict.fromkeys(service.model for service in services), console)
     backend = backend_of(scenario, in_containers=options.image is not None)
     folder = run_folder(scenario, options.out)
-    notes = ignored_settings(scenario)
+    notes = (*doubts_of_files(scenario), *ignored_settings(scenario))
     if backend is not None:
         from edgewise.live.run import netns
 
@@ -97,8 +98,6 @@ def launch(options: RunOptions, console: Console) -> tuple[Summary, Path]:
 
 def scenario_of(options: RunOptions) -> Scenario:
     """The scenario to run, checked. Raises ScenarioError, and BadInput for an unknown policy."""
-    for policy in options.policies:
-        find(policy)
     if options.image is not None and any(is_code(policy) for policy in options.policies):
         raise BadInput("--policy: a policy from a Python file is not in the containers' image")
     images = options.images
@@ -112,6 +111,9 @@ def scenario_of(options: RunOptions) -> Scenario:
         seed=options.seed,
         backend=options.network,
     )
+    for policy in (*(options.policies or [scenario.policy]), scenario.shadow):
+        if policy is not None:
+            find(policy)
     return check(scenario, options.scenario)
 
 
