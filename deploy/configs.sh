@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Write the configuration files of compose.yaml and kubernetes/ anew, from deploy/scenario.yaml.
 #   deploy/configs.sh [FOLDER]      into FOLDER in place of deploy/, to compare
+# The identities that they name are made by deploy/keys.sh.
 # A test fails when the files in deploy/ are not what this writes. After a change of the scenario run
 # this, and give a new server a service (compose.yaml) and a file (kubernetes/base) like the others'.
 set -euo pipefail
@@ -10,7 +11,7 @@ edgewise=${EDGEWISE:-$DEPLOY/../.venv/bin/edgewise}
 make() {
   rm -rf "${into:?}/$1"
   "$edgewise" configs "$DEPLOY/scenario.yaml" "$into/$1" --hosts "$2" "$3" \
-    --trust-anyone-who-connects >/dev/null
+    --identity '../edgewise-keys/{}' --no-issue >/dev/null
 }
 # In compose a service's name is its host name; in Kubernetes it is its Service's.
 make compose/plain '{}' --no-emulate

@@ -19,6 +19,7 @@
 #   --policy P           the policy that decides (default: the scenario's)
 #   --port N             the balancer's; the others follow (default: 8100); on 127.0.0.1 only
 #   --image NAME         (default: localhost/edgewise:latest)
+#   --trust-anyone-who-connects   without identities: whoever reaches a port may do everything
 # Of every command:
 #   --name NAME          the fleet (default: fleet)
 #
@@ -38,11 +39,12 @@ command=${1:-}
 [ $# -eq 0 ] || shift
 MODELS=lite0-128,lite0-224,lite2
 models=$MODELS servers='' scenario='' cpus=0.5,0.75,1 memory=512m
-emulate=--no-emulate policy='' port=8100 image=localhost/edgewise:latest name=fleet
+emulate=--no-emulate trust='' policy='' port=8100 image=localhost/edgewise:latest name=fleet
 words=()
 while [ $# -gt 0 ]; do
   case $1 in
     --emulate | --no-emulate) emulate=$1 ;;
+    --trust-anyone-who-connects) trust=$1 ;;
     --models | --servers | --scenario | --cpus | --memory | --policy | --port | --image | --name)
       [ $# -gt 1 ] || die "$1: expected a value"
       printf -v "${1#--}" %s "$2"
@@ -63,6 +65,7 @@ check_list --name "$name" '[a-z0-9][a-z0-9-]*' 'a name of a-z, 0-9 and -'
 PREFIX=edgewise-$name
 NETWORK=$PREFIX
 STATE=${XDG_STATE_HOME:-$HOME/.local/state}/edgewise/$name
+KEYS=$STATE/edgewise-keys
 OF_THIS=(--filter "label=edgewise.fleet=$name")
 
 containers() { "$ENGINE" ps --all "${OF_THIS[@]}" --format '{{.Names}}'; }
@@ -135,6 +138,14 @@ write_scenario() {
   } >"$STATE/wanted.yaml"
 }
 
+# A container sees its own keys alone, as a user who can read them: the image's, or this one.
+keys_for() {
+  KEY_OPTIONS=()
+  [ -d "$KEYS/$1" ] || return 0
+  KEY_OPTIONS+=(--volume "$KEYS/$1:/etc/edgewise-keys/$1:ro")
+  [ "$(id -u)" = 0 ] || KEY_OPTIONS+=("${AS_USER[@]}")
+}
+
 # start NAME ROLE CONFIG PORTS [OPTION …]: unless it runs already, just so.
 start() {
   local process=$1 role=$2 config=$3 ports=$4 each
@@ -144,6 +155,8 @@ start() {
     --cap-drop ALL --security-opt no-new-privileges
     --volume "$STATE/config:/etc/edgewise:ro" "$@"
   )
+  keys_for "$(basename "$config" .yaml)"
+  options+=("${KEY_OPTIONS[@]}")
   for each in ${ports//,/ }; do options+=(--publish "127.0.0.1:$each:$each"); done
   local run=("$image" "$role" "/etc/edgewise/$config")
   [ "$role" != balancer ] || [ -z "$policy" ] || run+=(--policy "$policy")
@@ -179,18 +192,24 @@ up() {
   mkdir -p "$STATE/config"
   write_scenario
   # By the image itself, so that this machine needs nothing but the engine. As the user: the files
-  # are the user's. A rootless podman has to be told that this is the same user inside.
-  local as=(--user "$(id -u):$(id -g)")
-  if [ "$ENGINE" = podman ] && [ "$(id -u)" != 0 ]; then as+=(--userns keep-id); fi
+  # are the user's. Each time the identities are renewed, and running containers take the new ones.
   rm -f "$STATE"/config/*.yaml
+  if [ -n "$trust" ]; then
+    rm -rf "$KEYS"
+  elif [ -d "$KEYS" ] && [ "$(id -u)" = 0 ]; then
+    chown -R 0:0 "$KEYS"
+  fi
   if ! table=$("$ENGINE" run --rm --pull never --network none --read-only --tmpfs /tmp --cap-drop ALL \
-    "${as[@]}" --volume "$STATE:/state" "$image" configs /state/wanted.yaml /state/config \
-    --port "$port" --hosts "$PREFIX-{}" "$emulate" --trust-anyone-who-connects 2>"$STATE/errors"); then
+    "${AS_USER[@]}" --volume "$STATE:/state" "$image" configs /state/wanted.yaml /state/config \
+    --port "$port" --hosts "$PREFIX-{}" "$emulate" "${trust:---identity=../edgewise-keys/{\}}" 2>"$STATE/errors"); then
     sed '/systemd/d' "$STATE/errors" >&2
     [ -n "$(containers)" ] || rm -rf "$STATE"
     exit 2
   fi
   printf '%s\n' "$table" >"$STATE/processes"
+  if [ -d "$KEYS" ] && [ "$(id -u)" = 0 ]; then
+    chown -R 10001:10001 "$KEYS"/*/
+  fi
 
   # What is no longer wanted.
   local process config ports each
@@ -237,19 +256,22 @@ ingress_of() { tr '{},' '\n' <"$STATE/config/client.yaml" | sed -n "/^ingress:/,
 
 where() {
   local process ports cpu size
-  printf '%-12s %-24s %s\n' balancer "http://127.0.0.1:$(port_of balancer)" \
+  local scheme=http
+  [ ! -d "$KEYS" ] || scheme=https
+  printf '%-12s %-24s %s\n' balancer "$scheme://127.0.0.1:$(port_of balancer)" \
     '/v1/state, /metrics'
   while IFS=$'\t' read -r process cpu size; do
     printf '%-12s %-24s %s\n' "$process" "$(ingress_of "$process")" "$cpu CPUs, $size"
   done <"$STATE/limits"
   if grep -q ^relay "$STATE/processes"; then
-    printf '%-12s %-24s %s\n' relay "http://127.0.0.1:$(port_of relay)" \
+    printf '%-12s %-24s %s\n' relay "$scheme://127.0.0.1:$(port_of relay)" \
       '/links; the servers above are behind it'
   fi
   echo
   local this=''
   [ "$name" = fleet ] || this=" --name $name"
   echo "photos:   deploy/fleet.sh send$this, or from outside: edgewise client $STATE/config/client.yaml"
+  [ $scheme = http ] || echo "keys:     $KEYS/{client,operator,monitor}, for curl and the like (docs/security.md)"
   echo "remove:   deploy/fleet.sh down$this"
 }
 
@@ -278,8 +300,9 @@ send() {
   [ -d "$STATE/config" ] || die "no fleet called $name runs; deploy/fleet.sh up"
   # The image that the fleet was started from, whatever --image said then.
   image=$("$ENGINE" inspect --format '{{.Config.Image}}' "$PREFIX-balancer") || die "no fleet called $name runs"
+  keys_for evaluator
   "$ENGINE" run --rm --pull never --network "$NETWORK" --label "edgewise.fleet=$name" \
-    --name "$PREFIX-client" --read-only --tmpfs /tmp --cap-drop ALL \
+    --name "$PREFIX-client" --read-only --tmpfs /tmp --cap-drop ALL "${KEY_OPTIONS[@]}" \
     --volume "$STATE/config:/etc/edgewise:ro" \
     "$image" client /etc/edgewise/client-inside.yaml 2>"$STATE/errors" || {
     cat "$STATE/errors" >&2
@@ -340,9 +363,12 @@ down() {
   rm -rf "$STATE"
 }
 
+AS_USER=(--user "$(id -u):$(id -g)")
 case $command in
   up | status | send | logs | shape | down)
     find_engine
+    # A rootless podman has to be told that this is the same user inside.
+    [ "$ENGINE" != podman ] || [ "$(id -u)" = 0 ] || AS_USER+=(--userns keep-id)
     "$command"
     ;;
   '' | help | -h | --help) usage ;;

@@ -21,6 +21,7 @@ import msgspec
 from edgewise.domain import Request
 from edgewise.live.wire.open_inference import InferAnswer, decode_answer, encode_request
 from edgewise.live.wire.request_metadata import to_headers
+from edgewise.security.identity import Credentials, Role, node
 from edgewise.tasks.imagenet.images import load_images
 
 ROOT = Path(__file__).parents[1]
@@ -117,7 +118,7 @@ class Fleet:
 
     def up(self, *options: str) -> None:
         self.output = self.script("up", *self._options, *options)
-        lines = [line.split() for line in self.output.splitlines() if "http://" in line]
+        lines = [line.split() for line in self.output.splitlines() if "https://" in line]
         self.ingress = {
             line[0]: line[1] for line in lines if line[0] not in ("balancer", "relay", "photos:")
         }
@@ -128,7 +129,7 @@ class Fleet:
     def container(self, process: str) -> str:
         return f"edgewise-{self.name}-{process}"
 
-    def identity(self) -> dict[str, str]:
+    def container_ids(self) -> dict[str, str]:
         """Id of each container; a container that was replaced has another."""
         listed = engine("ps", "--filter", f"label=edgewise.fleet={self.name}", "--format",
                         "{{.Names}} {{.ID}}")  # fmt: skip
@@ -136,7 +137,20 @@ class Fleet:
 
     @property
     def balancer(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"https://127.0.0.1:{self.port}"
+
+    def identity(self, who: str) -> Path:
+        """The folder of an identity."""
+        return self.state / "edgewise" / self.name / "edgewise-keys" / who
+
+    def as_operator(self) -> list[str]:
+        """Options of curl."""
+        return as_operator(self.identity("operator"))
+
+    def fetched(self, url: str) -> Any:
+        """JSON of an operator's GET, also of a refusal (503 of /readyz)."""
+        command = ("curl", "--silent", "--max-time", "10", *self.as_operator(), url)
+        return msgspec.json.decode(run(*command))
 
 
 class Reply(msgspec.Struct):
@@ -165,11 +179,12 @@ class Photos:
         meanwhile: Callable[[], Any] | None = None,
     ) -> list[Reply]:
         """One request for each (ingress, accuracy demanded); `meanwhile` runs in a thread."""
+        who = Credentials(fleet.identity("evaluator"), (Role.EVALUATOR,))
         timeout = aiohttp.ClientTimeout(total=2 * deadline + 10)
         connector = aiohttp.TCPConnector(limit=0)
         async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
             sending = [
-                asyncio.create_task(self._one(session, fleet, number, *each, deadline))
+                asyncio.create_task(self._one(session, fleet, who, number, *each, deadline))
                 for number, each in enumerate(plan)
             ]
             if meanwhile is not None:
@@ -180,6 +195,7 @@ class Photos:
         self,
         session: aiohttp.ClientSession,
         fleet: Fleet,
+        who: Credentials,
         number: int,
         ingress: str,
         accuracy: float,
@@ -198,7 +214,9 @@ class Photos:
         url = f"{fleet.ingress[ingress]}/v2/models/{request.task}/infer"
         headers |= to_headers(request, time.time())
         try:
-            async with session.post(url, data=body, headers=headers) as response:
+            async with session.post(
+                url, data=body, headers=headers, **who.calls(node(ingress))
+            ) as response:
                 answer = decode_answer(request.id, response.status, await response.read())
         except (aiohttp.ClientError, OSError):
             return Reply(request, label, None, time.monotonic())
@@ -212,6 +230,7 @@ def needs(program: str) -> str:
     return found
 
 
-def fetched(url: str) -> Any:
-    """JSON of a GET, also of a refusal (503 of /readyz)."""
-    return msgspec.json.decode(run("curl", "--silent", "--max-time", "10", url))
+def as_operator(keys: Path) -> list[str]:
+    """Options of curl that show the identity in `keys`."""
+    files = (("--cacert", "ca.crt"), ("--cert", "tls.crt"), ("--key", "tls.key"))
+    return [word for option, file in files for word in (option, str(keys / file))]

@@ -36,6 +36,7 @@ from edgewise.domain import (
     Status,
 )
 from edgewise.errors import BadInput, ScenarioError, WireError
+from edgewise.live.balancer import node_connection
 from edgewise.live.balancer.api import BalancerApi
 from edgewise.live.balancer.balancer import Balancer
 from edgewise.live.balancer.balancer_metrics import BalancerMetrics
@@ -910,16 +911,68 @@ async def test_a_node_that_does_not_fit_is_refused_with_a_reason(hello: Any, rea
         assert not s.balancer.connections
 
 
-async def test_the_newer_of_two_connections_stays() -> None:
+def hello(instance: int) -> messages.Hello:
+    return messages.Hello(server="a", models=MODELS["a"], instance=instance)
+
+
+@pytest.mark.parametrize("instance", [0, 1])
+async def test_a_second_of_the_same_name_is_refused_while_the_first_lives(
+    monkeypatch: pytest.MonkeyPatch, instance: int
+) -> None:
+    monkeypatch.setattr(node_connection, "ANSWER_TO_PING", 10.0)
     async with stack() as s:
-        old = await s.node("a")
-        new = await s.node("a")
-        code, why = await old.hear_end()
-        assert (code, why) == (1008, "a has connected anew")
+        first, second = await s.node("a"), await s.open()
+        await second.say(hello(instance))
+        if instance == 0:  # perhaps the same process: the first is asked
+            await first.say(messages.Pong(ping=(await first.hear()).at, at=NOW))
+        assert await second.hear_end() == (1008, "another a is connected and lives")
+        assert s.balancer.missing() == ["b"]
+        await s.call("/v1/requests", submission(request()))
+        assert (await first.hear()).request == "r1"
+
+
+async def test_a_node_takes_the_place_of_its_own_dead_connection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(node_connection, "ANSWER_TO_PING", 0.01)
+    async with stack() as s:
+        await s.node("a")  # answers nothing from here on
+        again = await s.node("a")
         await s.until(lambda: len(s.balancer._open) == 1)
         assert s.balancer.missing() == ["b"]
         await s.call("/v1/requests", submission(request()))
-        assert (await new.hear()).request == "r1"
+        assert (await again.hear()).request == "r1"
+
+
+@pytest.mark.parametrize(("version", "understood"), [(0, False), (1, True), (2, True), (3, False)])
+async def test_the_protocol_one_version_back_is_understood(version: int, understood: bool) -> None:
+    async with stack() as s:
+        node = await s.open()
+        await node.say(msgspec.structs.replace(hello(0), protocol=version, version="0.9"))
+        if not understood:
+            why = f"a (edgewise 0.9) speaks protocol {version}, understood are 2 and 1"
+            assert await node.hear_end() == (1008, why)
+            return
+        assert isinstance(await node.hear(), messages.Welcome)
+        # A report of version 1 has no version.
+        old = msgspec.to_builtins(messages.ReportMessage(report=report("a")))
+        assert old.pop("protocol") == 1
+        await node.socket.send_bytes(msgspec.msgpack.encode(old))
+        await s.until(lambda: s.balancer.dispatcher.counts.reports == 1)
+        await node.say(messages.ReportMessage(report=report("a"), protocol=3))
+        code, why = await node.hear_end()
+        assert (code, why) == (1007, "a speaks protocol 3, understood are 2 and 1")
+
+
+async def test_a_node_reports_outcomes_of_its_own_requests_alone() -> None:
+    async with stack() as s:
+        await s.node("a")
+        b = await s.node("b")
+        await s.call("/v1/requests", submission(request()))
+        await b.say(messages.OutcomeMessage(outcome=served(server="b")))
+        code, why = await b.hear_end()
+        assert (code, why) == (1007, "outcome of a request of a on the channel of b")
+        assert s.balancer.dispatcher.counts.joined == 0
 
 
 async def test_a_disconnected_server_is_no_candidate() -> None:

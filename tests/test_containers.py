@@ -8,6 +8,7 @@ cannot be installed or the image cannot be built, they do not skip. What they ke
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,8 +28,8 @@ from containers_case import (
     IMAGE,
     Fleet,
     Photos,
+    as_operator,
     engine,
-    fetched,
     free_ports,
     left_behind,
     needs,
@@ -120,7 +121,7 @@ def test_without_a_writable_tmp_the_error_says_so() -> None:
 
 
 def test_a_fleet_is_three_unequal_containers_and_a_balancer(fleet: Fleet) -> None:
-    assert set(fleet.identity()) == {fleet.container(p) for p in ("balancer", *MODELS)}
+    assert set(fleet.container_ids()) == {fleet.container(p) for p in ("balancer", *MODELS)}
     assert set(fleet.ingress) == set(MODELS)
     shares = []
     for model in MODELS:
@@ -138,11 +139,11 @@ def test_a_fleet_is_three_unequal_containers_and_a_balancer(fleet: Fleet) -> Non
 
 
 def test_up_again_touches_only_containers_whose_options_changed(fleet: Fleet) -> None:
-    before = fleet.identity()
+    before = fleet.container_ids()
     fleet.up()
-    assert fleet.identity() == before
+    assert fleet.container_ids() == before
     fleet.up("--cpus", "0.5,0.75,0.9")
-    after = fleet.identity()
+    after = fleet.container_ids()
     changed = {name for name in before if before[name] != after[name]}
     assert changed == {fleet.container(LARGE)}
     fleet.up()
@@ -176,7 +177,7 @@ async def test_a_container_killed_with_requests_queued_on_it_loses_none(fleet: F
 
         def waiting() -> bool:
             nonlocal queued
-            queued = len(fetched(report)["queue"])
+            queued = len(fleet.fetched(report)["queue"])
             return queued >= 10
 
         until(waiting, "a queue on the large server")
@@ -211,13 +212,13 @@ async def test_a_container_killed_with_requests_queued_on_it_loses_none(fleet: F
     assert served_by.get(SMALL, 0) + served_by.get(MIDDLE, 0) > 0, served_by
 
     def settled() -> bool:
-        counts = fetched(f"{fleet.balancer}/v1/state")["counts"]
+        counts = fleet.fetched(f"{fleet.balancer}/v1/state")["counts"]
         return bool(counts["requests"] >= 120 and counts["duplicates"] == 0)
 
     until(settled, "the balancer to have counted each once", 10.0)
     # And the same command brings it back.
     fleet.up()
-    until(lambda: fetched(f"{fleet.balancer}/readyz")["ready"], "the killed one to be back")
+    until(lambda: fleet.fetched(f"{fleet.balancer}/readyz")["ready"], "the killed one to be back")
 
 
 def test_a_client_in_a_container_sends_photos(fleet: Fleet) -> None:
@@ -235,7 +236,7 @@ async def test_sigterm_drains(fleet: Fleet) -> None:
     def stop() -> None:
         nonlocal draining
         report = f"{fleet.ingress[LARGE]}/v1/report"
-        until(lambda: len(fetched(report)["queue"]) >= 3, "a queue on the large server")
+        until(lambda: len(fleet.fetched(report)["queue"]) >= 3, "a queue on the large server")
         stopping = subprocess.Popen(
             [ENGINE, "stop", fleet.container(LARGE)],
             env=ENVIRONMENT,
@@ -244,7 +245,7 @@ async def test_sigterm_drains(fleet: Fleet) -> None:
         )
         try:
             while stopping.poll() is None and not draining:
-                servers = fetched(f"{fleet.balancer}/v1/state")["servers"]
+                servers = fleet.fetched(f"{fleet.balancer}/v1/state")["servers"]
                 draining = bool(servers[LARGE]["draining"])
         finally:
             assert stopping.wait(60) == 0
@@ -261,14 +262,14 @@ async def test_sigterm_drains(fleet: Fleet) -> None:
 
 
 def test_tc_shapes_the_traffic_that_leaves_a_container(fleet: Fleet) -> None:
-    url = f"{fleet.ingress[SMALL]}/metrics"
+    url, who = f"{fleet.ingress[SMALL]}/metrics", fleet.as_operator()
 
     def seconds() -> float:
         start = time.monotonic()
-        run("curl", "--silent", "--fail", *["--output", "/dev/null", url] * 12)
+        run("curl", "--silent", "--fail", *who, *["--output", "/dev/null", url] * 12)
         return time.monotonic() - start
 
-    size = int(run("curl", "-s", "-o", "/dev/null", "-w", "%{size_download}", url))
+    size = int(run("curl", "-s", *who, "-o", "/dev/null", "-w", "%{size_download}", url))
     assert "tbf" in fleet.script("shape", SMALL, "120kbit")
     slow = seconds()
     assert "tbf" not in fleet.script("shape", SMALL, "off")
@@ -283,21 +284,22 @@ async def test_emulation_adds_one_container(tmp_path: Path) -> None:
     fleet = Fleet(tmp_path, "--models", f"{SMALL},{MIDDLE}", "--emulate")
     try:
         fleet.up()
-        assert fleet.container("relay") in fleet.identity()
+        assert fleet.container("relay") in fleet.container_ids()
         control = next(
             line.split()[1] for line in fleet.output.splitlines() if line.startswith("relay")
         )
         photos = Photos()
         replies = await photos.send(fleet, [(SMALL, 0.5)] * 8, PATIENT)
         assert all(each.answer and each.answer.served for each in replies)
-        links = run("curl", "--silent", "--fail", f"{control}/links")
+        who = fleet.as_operator()
+        links = run("curl", "--silent", "--fail", *who, f"{control}/links")
         passed = {
             name: link.get("bytes", link.get("delivered_bytes", 0))
             for name, link in msgspec.json.decode(links).items()
         }
         assert any(name.startswith("access:") for name in passed)
-        run("curl", "--silent", "--fail", "-X", "PATCH", f"{control}/links/access:{SMALL}",
-            "-d", '{"rate_mbps": 0.4}')  # fmt: skip
+        run("curl", "--silent", "--fail", *who, "-X", "PATCH", f"{control}/links/access:{SMALL}",
+            "--json", '{"rate_mbps": 0.4}')  # fmt: skip
         start = time.monotonic()
         (one,) = await photos.send(fleet, [(SMALL, 0.5)], PATIENT)
         assert one.answer is not None
@@ -371,9 +373,12 @@ def test_compose_runs_the_fleet(profile: str) -> None:
         *("--project-name", "edgewisetest", "--file", str(DEPLOY / "compose.yaml")),
         *("--profile", profile),
     ]
+    keys = DEPLOY / "compose" / "edgewise-keys"
+    run(DEPLOY / "keys.sh", "compose", EDGEWISE=str(Path(sys.executable).parent / "edgewise"))
+    who = as_operator(keys / "operator")
     try:
         run(*compose, "up", "--detach", EDGEWISE_IMAGE=IMAGE)
-        until(lambda: answers("http://127.0.0.1:8100/readyz"), "the fleet of compose", 90.0)
+        until(lambda: answers("https://127.0.0.1:8100/readyz", who), "the fleet of compose", 90.0)
         config = DEPLOY / "compose" / profile / "client.yaml"
         output = run(*edgewise("client", str(config)), timeout=120)
         done = msgspec.json.decode(output.splitlines()[-1])["done"]
@@ -381,12 +386,13 @@ def test_compose_runs_the_fleet(profile: str) -> None:
         assert done["outcomes"]["served"] > 0
     finally:
         run(*compose, "down", EDGEWISE_IMAGE=IMAGE)
+        shutil.rmtree(keys)
     assert left_behind("edgewisetest") == []
 
 
-def answers(url: str) -> bool:
+def answers(url: str, who: list[str]) -> bool:
     done = subprocess.run(
-        ["curl", "--silent", "--fail", "--max-time", "5", "--output", "/dev/null", url],
+        ["curl", *who, "--silent", "--fail", "--max-time", "5", "--output", "/dev/null", url],
         check=False,
         timeout=20,
     )
@@ -394,8 +400,12 @@ def answers(url: str) -> bool:
 
 
 def test_podman_plays_the_deployments(tmp_path: Path) -> None:
-    """Deployments and their ConfigMap; Services, policies and budgets need a cluster."""
+    """Deployments, their ConfigMap and their keys; the rest needs a cluster."""
     needs("curl")
+    keys = tmp_path / "keys"
+    run(*edgewise("pki", "fleet", str(keys), str(DEPLOY / "scenario.yaml")))
+    for file in keys.rglob("*"):
+        os.chown(file, 10001, 10001)
     made = named("plain")
     network = f"edgewise-kube-{os.getpid()}"
     balancer = free_ports(1)
@@ -411,6 +421,12 @@ def test_podman_plays_the_deployments(tmp_path: Path) -> None:
             # `kube play` runs HTTP probes with a curl that is not in the image.
             for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
                 container.pop(probe)
+            for volume in pod["volumes"]:
+                if volume["name"] == "keys":
+                    # podman's Secrets have no modes.
+                    secret = volume.pop("secret")["secretName"]
+                    folder = keys / secret.removeprefix("edgewise-keys-")
+                    volume["hostPath"] = {"path": str(folder), "type": "Directory"}
             if name == "edgewise-balancer":
                 container["ports"][0]["hostPort"] = balancer
                 container["ports"][0]["hostIP"] = "127.0.0.1"
@@ -421,7 +437,8 @@ def test_podman_plays_the_deployments(tmp_path: Path) -> None:
             files.append(file)
             # The alias is what a Service would be.
             engine("kube", "play", "--network", f"{network}:alias={name}", str(file), timeout=120)
-        until(lambda: answers(f"http://127.0.0.1:{balancer}/readyz"), "the pods", 90.0)
+        url = f"https://127.0.0.1:{balancer}/readyz"
+        until(lambda: answers(url, as_operator(keys / "operator")), "the pods", 90.0)
     finally:
         for file in files:
             engine("kube", "down", str(file), timeout=120)

@@ -10,6 +10,7 @@ import configparser
 import copy
 import importlib
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -113,10 +114,9 @@ def test_ports_probes_and_services_are_those_of_the_configuration(overlay: str) 
         assert {port["port"] for port in service["ports"]} == ports, name
         labels = made[("Deployment", name)]["spec"]["template"]["metadata"]["labels"]
         assert service["selector"].items() <= labels.items()
-        port_names = {port["name"] for port in container["ports"]}
         for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
-            assert container[probe]["httpGet"]["port"] in port_names
-    used = re.findall(r"http://(edgewise-[a-z]+):(\d+)", "".join(
+            assert container[probe]["exec"]["command"][0] == "edgewise-health"
+    used = re.findall(r"https://(edgewise-[a-z]+):(\d+)", "".join(
         text for file, text in config.items() if file != "client.yaml"))  # fmt: skip
     assert used
     for host, port in used:
@@ -136,7 +136,15 @@ def test_every_container_is_confined_and_limited(overlay: str) -> None:
         assert security["allowPrivilegeEscalation"] is False
         assert security["capabilities"] == {"drop": ["ALL"]}
         assert container["resources"]["limits"].keys() == {"cpu", "memory"}
-        assert {"/tmp", "/etc/edgewise"} == {m["mountPath"] for m in container["volumeMounts"]}
+        mounts = {m["name"]: m["mountPath"] for m in container["volumeMounts"]}
+        process = Path(container["args"][1]).stem
+        keys = f"/etc/edgewise-keys/{process}"
+        assert mounts == {"tmp": "/tmp", "config": "/etc/edgewise", "keys": keys}
+        (secret,) = (each["secret"] for each in pod["volumes"] if each["name"] == "keys")
+        assert secret == {"secretName": f"edgewise-keys-{process}", "defaultMode": 0o400}
+        assert pod["securityContext"]["fsGroup"] == 10001
+        config = named(overlay)[("ConfigMap", "edgewise")]["data"][f"{process}.yaml"]
+        assert health("identity_of", config) == f"../edgewise-keys/{process}"
 
 
 def test_the_disruption_budget_and_the_policy_select_the_pods() -> None:
@@ -256,10 +264,13 @@ def read(file: Path) -> Any:
     if file.stem == "scenario":
         return load(str(file))
     if file.stem == "relay":
-        return msgspec.structs.replace(load_relay(file), folder="")
+        relay = load_relay(file)
+        own = os.path.relpath(relay.identity or "", file.parent)
+        return msgspec.structs.replace(relay, folder="", identity=own)
     kinds = {"balancer": BalancerConfig, "client": ClientConfig, "node": NodeConfig}
     found: Any = load_config(file, kinds[file.stem.partition("-")[0]])  # type: ignore[type-var]
-    return msgspec.structs.replace(found, scenario="")
+    own = os.path.relpath(found.identity, file.parent)
+    return msgspec.structs.replace(found, scenario="", identity=own)
 
 
 @pytest.mark.parametrize("folder", ["compose/plain", "compose/emulated"])
@@ -272,13 +283,12 @@ def test_the_processes_can_read_their_configurations(folder: str) -> None:
         load_relay(where / "relay.yaml")
 
 
-def health_port(text: str, block: str) -> int:
-    """The port that the image's health check finds."""
+def health(function: str, *arguments: str) -> Any:
+    """A function of the image's health check."""
     source = (DEPLOY / "image" / "edgewise-health").read_text("utf-8")
     space: dict[str, Any] = {"__name__": "health"}
     exec(compile(source, "health", "exec"), space)  # our own file; it has no suffix
-    found: int = space["port_of"](text, block)
-    return found
+    return space[function](*arguments)
 
 
 @pytest.mark.parametrize("folder", ["compose/plain", "compose/emulated"])
@@ -288,7 +298,7 @@ def test_the_health_check_reads_the_port_without_a_yaml_library(folder: str) -> 
             continue
         block = "control" if file.stem == "relay" else "listen"
         text = file.read_text("utf-8")
-        assert health_port(text, block) == yaml.safe_load(text)[block]["port"], file
+        assert health("port_of", text, block) == yaml.safe_load(text)[block]["port"], file
 
 
 @pytest.mark.parametrize(
@@ -301,7 +311,45 @@ def test_the_health_check_reads_the_port_without_a_yaml_library(folder: str) -> 
     ],
 )
 def test_the_health_check_reads_files_written_by_hand(text: str) -> None:
-    assert health_port(text, "listen") == 81
+    assert health("port_of", text, "listen") == 81
+
+
+@pytest.mark.parametrize(
+    ("text", "folder"),
+    [
+        ("server: a\nidentity: keys/node-a\n", "keys/node-a"),
+        ("identity: '/etc/keys/a' # here\n", "/etc/keys/a"),
+        ('identity: "keys"\n', "keys"),
+        ("server: a\nidentity: null\n", None),
+        ("server: a\nother: {identity: x}\n", None),
+    ],
+)
+def test_the_health_check_finds_the_identity(text: str, folder: str | None) -> None:
+    assert health("identity_of", text) == folder
+
+
+def test_compose_gives_each_service_its_own_keys_alone() -> None:
+    for name, service in compose()["services"].items():
+        mounted = [v for v in service.get("volumes", ()) if "edgewise-keys" in v]
+        if name in ("grafana", "prometheus"):
+            continue
+        config = Path(service["command"][1]).stem
+        assert mounted == [f"./compose/edgewise-keys/{config}:/etc/edgewise-keys/{config}:ro"]
+
+
+def test_keys_are_in_no_commit_and_in_no_image() -> None:
+    ignored = (ROOT / ".gitignore").read_text("utf-8").splitlines()
+    assert "deploy/*/edgewise-keys/" in ignored
+    context = (ROOT / ".dockerignore").read_text("utf-8").splitlines()
+    assert "*" in context
+    assert not any(line.startswith("!") and "keys" in line for line in context)
+    dockerfile = (DEPLOY / "Dockerfile").read_text("utf-8")
+    copied = re.findall(r"^COPY (?!--from)(.+) \S+$", dockerfile.replace("\\\n", ""), re.M)
+    sources = {word for line in copied for word in line.split()}
+    assert sources <= {"deploy/wheelhouse/", "deploy/image/requirements.py", "pyproject.toml",
+                       "README.md", "LICENSE", "src", "deploy/image/warm_up.py",
+                       "deploy/image/edgewise", "deploy/image/edgewise-start",
+                       "deploy/image/edgewise-health"}  # fmt: skip
 
 
 def test_the_image_imports_what_exists() -> None:
@@ -327,7 +375,7 @@ def test_units_run_existing_commands_and_are_confined() -> None:
         roles.add(command[1])
         assert command[0].endswith("/edgewise")
         assert unit["Service"]["NoNewPrivileges"] == "yes"
-        assert unit["Service"]["DynamicUser"] == "yes"
+        assert unit["Service"]["User"] == "edgewise"
     assert roles == {"balancer", "node", "relay"}
 
 
@@ -357,8 +405,8 @@ def test_the_fleet_script_finds_the_servers_in_either_style_of_yaml(
     (tmp_path / "config").mkdir()
     config = {
         "scenario": "scenario.yaml",
-        "balancer": "http://127.0.0.1:8100",
-        "ingress": {"lite0-96": "http://127.0.0.1:8101", "lite2": "http://127.0.0.1:8102"},
+        "balancer": "https://127.0.0.1:8100",
+        "ingress": {"lite0-96": "https://127.0.0.1:8101", "lite2": "http://127.0.0.1:8102"},
         "out": None,
     }
     text = yaml.safe_dump(config, default_flow_style=None if style == "flow" else False)

@@ -466,6 +466,16 @@ def control_url(relay: Relay) -> str:
     return f"http://{address['host']}:{address['port']}"
 
 
+async def test_the_control_api_reads_no_file_unless_a_folder_is_given(tmp_path: Path) -> None:
+    """The configuration's own folder may hold keys."""
+    (tmp_path / "ok").write_text("1\n")
+    config = one_route(Address("h", 1), {"a": LinkSettings(rate_mbps=8)}, folder=str(tmp_path))
+    async with Relay(config) as relay, RelayControl(control_url(relay)) as control:
+        for path in ("ok", str(tmp_path / "ok"), "/etc/passwd"):
+            with pytest.raises(BadInput, match="the configuration names no `traces`"):
+                await control.set("a", trace={"kind": "file", "path": path})
+
+
 async def test_the_control_api_names_the_wrong_field(tmp_path: Path) -> None:
     (tmp_path / "ok").write_text("1\n")
     (tmp_path / "bad").write_text("1\nx\n")
@@ -473,7 +483,7 @@ async def test_the_control_api_names_the_wrong_field(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "huge").write_text("9" * 5000)
     os.mkfifo(tmp_path / "pipe")  # reading it would never end
-    config = one_route(Address("h", 1), {"a": LinkSettings(rate_mbps=8)}, folder=str(tmp_path))
+    config = one_route(Address("h", 1), {"a": LinkSettings(rate_mbps=8)}, traces=str(tmp_path))
     async with Relay(config) as relay, RelayControl(control_url(relay)) as control:
         for changes, problem in [
             ({"rate_mbps": "fast"}, "rate_mbps: expected"),

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import stat
+import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +17,20 @@ import msgspec
 import pytest
 import uvloop
 from aiohttp import web
+from aiohttp.test_utils import TestServer
 from typer.testing import CliRunner
 
 from edgewise.cli.main import app as commands
+from edgewise.domain import Outcome, Request, Status
 from edgewise.errors import BadInput, ScenarioError
+from edgewise.live.balancer import node_connection
+from edgewise.live.balancer.api import BalancerApi
+from edgewise.live.balancer.balancer import Balancer
 from edgewise.live.balancer.balancer_process import serve
+from edgewise.live.balancer.dispatcher import Dispatcher
+from edgewise.live.balancer.experience import experience_row
+from edgewise.live.clock import Clock
+from edgewise.live.node.http_api import NodeApi
 from edgewise.live.node.node import Node
 from edgewise.live.process_config import (
     BalancerConfig,
@@ -28,14 +40,21 @@ from edgewise.live.process_config import (
     load_config,
 )
 from edgewise.live.recorder import read
+from edgewise.live.records import decision_row
 from edgewise.live.run.deployment import Deployment
 from edgewise.live.run.fleet_configs import EVALUATOR
+from edgewise.live.wire import messages
 from edgewise.live.wire.open_inference import encode_request
 from edgewise.live.wire.request_metadata import to_headers
+from edgewise.live.wire.transfers import TransferHeaders
+from edgewise.network.control import RelayControl, control_app
+from edgewise.network.link_controller import LinkController
 from edgewise.network.relay.config import Address, RelayConfig, Route
 from edgewise.network.relay.relay import Relay
 from edgewise.network.settings import LinkSettings
+from edgewise.policies import make as make_policy
 from edgewise.scenario import load
+from edgewise.security import access
 from edgewise.security.authority import Authority, issue_all, open_authority
 from edgewise.security.identity import (
     BALANCER,
@@ -48,6 +67,7 @@ from edgewise.security.identity import (
     is_loopback,
     node,
 )
+from fleet_case import two_servers
 from node_fleet import Fleet, request_for, scenario, until
 
 ALICE, BOB = Identity(Role.CLIENT, "alice"), Identity(Role.CLIENT, "bob")
@@ -64,6 +84,7 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@cache
 def credentials(keys: Path, who: Identity, **more: Any) -> Credentials:
     return Credentials(keys / who.folder, (who.role,), **more)
 
@@ -227,7 +248,8 @@ async def test_whoever_is_not_expected_is_refused(keys: Path, how: str) -> None:
     if how == "another name":
         tls = alice.calls(node("b"))
     elif how == "foreign authority":
-        tls = credentials(keys / "foreign", ALICE).calls(node("a"))
+        foreign = Credentials(keys / "foreign" / ALICE.folder, (Role.CLIENT,))
+        tls = foreign.calls(node("a"))
         tls["ssl"].check_hostname, tls["ssl"].verify_mode = False, 0  # the server's turn
     elif how == "no certificate":
         tls = {"ssl": False}
@@ -284,7 +306,7 @@ async def test_a_relay_passes_tls_on_between_two_nodes(keys: Path) -> None:
         a = await fleet.start("a", balancer=balancer, peers={"b": a_to_b})
         await until(lambda: a.commands.connected)
         answer = await fleet.infer(await fleet.relay(a.url), a, ALICE)
-        assert answer["code"] == 200
+        assert answer["http"] == 200
         assert answer["parameters"]["edgewise.server"] == "b"
 
 
@@ -314,17 +336,284 @@ class SecureFleet(Fleet):
         return f"https://127.0.0.1:{relay.ports['routes'][0]['listen']['port']}"
 
     async def infer(
-        self, url: str, ingress: Any, who: Identity, name: str = "r1", **fields: Any
+        self,
+        url: str,
+        ingress: Any,
+        who: Identity,
+        name: str = "r1",
+        photo: bytes = b"photo",
+        model: str = "imagenet-1k",
+        headers: dict[str, str] | None = None,
     ) -> dict[str, Any]:
-        headers, body = encode_request(b"photo")
-        headers |= to_headers(request_for(ingress, name, **fields), ingress.clock.now())
+        form, body = encode_request(photo)
+        form |= to_headers(request_for(ingress, name), ingress.clock.now())
         async with self.client.post(
-            f"{url}/v2/models/imagenet-1k/infer",
+            f"{url}/v2/models/{model}/infer",
             data=body,
-            headers=headers,
+            headers=form | (headers or {}),
             **credentials(self.keys, who).calls(node(ingress.config.server)),
         ) as response:
-            return {"code": response.status, **msgspec.json.decode(await response.read())}
+            return {"http": response.status, **msgspec.json.decode(await response.read())}
+
+
+# -- who may do what ---------------------------------------------------------------------------
+
+
+class SecureBalancer:
+    """A balancer with an identity, called by whom the test says; a node ``a`` is connected."""
+
+    def __init__(self, keys: Path, stack: AsyncExitStack) -> None:
+        self._keys, self._stack = keys, stack
+        self.dispatcher = Dispatcher(two_servers(), make_policy("earliest_completion"), time.time())
+        own = credentials(keys, BALANCER)
+        self.balancer = Balancer(self.dispatcher, Clock(), credentials=own)
+        self.server = TestServer(BalancerApi(self.balancer).app())
+        self._context = own.server_context()
+
+    async def start(self) -> None:
+        await self.server.start_server(ssl=self._context)
+        self._stack.push_async_callback(self.server.close)
+        self._stack.push_async_callback(self.balancer.stop)
+        self._session = await self._stack.enter_async_context(aiohttp.ClientSession())
+
+    async def call(
+        self, who: Identity, method: str, path: str, value: Any = None
+    ) -> tuple[int, dict[str, Any]]:
+        async with self._session.request(
+            method,
+            self.server.make_url(path),
+            data=None if value is None else msgspec.json.encode(value),
+            **credentials(self._keys, who).calls(BALANCER),
+        ) as response:
+            body = await response.read()
+            return response.status, msgspec.json.decode(body) if body[:1] == b"{" else {}
+
+    async def hello(self, who: Identity, server: str, instance: int = 0) -> Any:
+        """A channel on which `who` says that it is `server`."""
+        tls = credentials(self._keys, who).calls(BALANCER)
+        socket = await self._session.ws_connect(self.server.make_url("/v1/control"), **tls)
+        self._stack.push_async_callback(socket.close)
+        models = {"a": ("small", "large"), "b": ("large",)}[server]
+        hello = messages.Hello(server=server, models=models, instance=instance)
+        await socket.send_bytes(messages.encode(hello))
+        return socket
+
+    async def submit(self, who: Identity, name: str) -> tuple[int, dict[str, Any]]:
+        request = Request(id=name, ingress="a", payload_bytes=9, sent_at=time.time(), deadline=60.0)
+        submission = messages.Submission(request=request, budget=60.0)
+        return await self.call(who, "POST", "/v1/requests", submission)
+
+    async def decided(self, who: Identity, name: str = "r1") -> None:
+        status, reply = await self.submit(who, name)
+        assert (status, reply["request"]) == (200, name)
+
+
+@asynccontextmanager
+async def secure_balancer(keys: Path) -> AsyncIterator[SecureBalancer]:
+    async with AsyncExitStack() as stack:
+        made = SecureBalancer(keys, stack)
+        await made.start()
+        channel = await made.hello(node("a"), "a")
+        await until(lambda: "a" in made.balancer.connections)
+        made.channel = channel  # type: ignore[attr-defined]
+        yield made
+
+
+def served(request: str, **more: Any) -> Outcome:
+    fields = {"status": Status.SERVED, "server": "a", "model": "small", "latency": 0.5} | more
+    return Outcome(request=request, **fields)
+
+
+def test_every_path_of_every_server_stands_in_a_table() -> None:
+    controller = LinkController(RelayConfig(routes=(Route(to=Address(port=9)),)))
+    balancer = Balancer(Dispatcher(two_servers(), make_policy("local"), 0.0), Clock())
+    made = Node(NodeConfig(scenario="test", server="a"), scenario())
+    node_api = NodeApi(None, Clock(), made.monitor, None, 1, (), "t", ())  # type: ignore[arg-type]
+    open_to_all = access.guard({}, None, on_loopback=True)
+    for table, application in (
+        (access.BALANCER, BalancerApi(balancer).app()),
+        (access.RELAY, control_app(controller)),
+        (access.NODE, node_api.app(open_to_all)),
+    ):
+        routes = {
+            f"{route.method} {route.resource.canonical}"
+            for route in application.router.routes()
+            if route.resource is not None and route.method != "HEAD"
+        }
+        assert routes == table.keys()
+
+
+async def test_a_role_may_call_what_the_table_says_and_nothing_else(keys: Path) -> None:
+    async with secure_balancer(keys) as s:
+        for who in EVERYBODY:
+            for path, allowed in access.BALANCER.items():
+                method, where = path.replace("{id}", "r1").split()
+                status, reply = await s.call(who, method, where)
+                assert (status == 403) == (who.role not in allowed), (str(who), path)
+                if status == 403:
+                    assert f"{who} may not do this (allowed: " in reply["error"]
+
+
+async def test_the_relay_is_changed_by_operators_and_read_by_balancers(keys: Path) -> None:
+    config = RelayConfig(
+        links={"up": LinkSettings()},
+        routes=(Route(to=Address(port=9), forward=("up",)),),
+        identity=str(keys / RELAY.folder),
+    )
+    async with Relay(config) as relay:
+        url = f"https://127.0.0.1:{relay.ports['control']['port']}"
+        for who, reads, changes in (
+            (OPERATOR, True, True),
+            (BALANCER, True, False),
+            (ALICE, False, False),
+            (node("a"), False, False),
+        ):
+            async with RelayControl(url, credentials=credentials(keys, who)) as control:
+                for call, may in (
+                    (control.links, reads),
+                    (partial(control.set, "up", rate_mbps=5.0), changes),
+                    (partial(control.outage, "up", 0.001), changes),
+                ):
+                    if may:
+                        await call()
+                    else:
+                        with pytest.raises(BadInput, match=f"{who} may not do this"):
+                            await call()
+
+
+async def test_a_node_speaks_for_itself_alone(keys: Path) -> None:
+    async with secure_balancer(keys) as s:
+        for who, server in ((node("a"), "b"), (node("b"), "a")):
+            socket = await s.hello(who, server)
+            frame = await socket.receive(timeout=10)
+            assert (frame.data, frame.extra) == (1008, f"hello of {server} by {who}")
+        assert set(s.balancer.connections) == {"a"}
+
+
+async def test_a_restarted_node_takes_its_place_by_its_identity(
+    keys: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its first connection does not answer; only whoever has the certificate may replace it."""
+    monkeypatch.setattr(node_connection, "ANSWER_TO_PING", 0.01)
+    async with secure_balancer(keys) as s:
+        first = s.balancer.connections["a"]
+        await s.hello(node("a"), "a", instance=7)
+        await until(lambda: s.balancer.connections["a"] is not first)
+
+
+async def test_request_ids_belong_to_their_client(keys: Path) -> None:
+    async with secure_balancer(keys) as s:
+        await s.decided(ALICE)
+        await s.decided(BOB)  # the same id: another request
+        assert s.dispatcher.counts.requests == 2
+        for who, name in ((ALICE, "client.bob/r1"), (OPERATOR, "r1")):
+            status, _ = await s.call(who, "GET", f"/v1/decisions/{name}")
+            assert status in (403, 404)
+        for who, name in ((ALICE, "r1"), (EVALUATOR, "client.bob/r1"), (OPERATOR, "client.bob/r1")):
+            assert (await s.call(who, "GET", f"/v1/decisions/{name}"))[0] == 200
+        assert (await s.submit(ALICE, "client.bob/r2"))[0] == 403
+
+
+async def test_outcomes_come_from_the_evaluator_or_the_client_whose_request_it_was(
+    keys: Path,
+) -> None:
+    async with secure_balancer(keys) as s:
+        await s.decided(ALICE)
+        path = "/v1/outcomes"
+        # Bob's own r1 was never decided, and alice's is not his to name.
+        assert (await s.call(BOB, "POST", path, served("r1")))[1]["unknown"] == 1
+        assert (await s.call(BOB, "POST", path, served("client.alice/r1")))[0] == 403
+        # A client is not believed how accurate a service is, nor what the right class is.
+        claim = served("r1", accuracy=1.0, label=3, predicted=3)
+        assert (await s.call(ALICE, "POST", path, claim))[1]["joined"] == 1
+        entry = s.dispatcher.decisions.get("client.alice/r1")
+        assert entry is not None
+        assert entry.outcome is not None
+        assert (entry.outcome.accuracy, entry.outcome.label) == (0.7, None)
+        assert not entry.settled
+        judged = served("client.alice/r1", label=3, predicted=3)
+        assert (await s.call(EVALUATOR, "POST", path, judged))[1]["joined"] == 1
+        assert entry.settled
+
+
+def test_the_tables_of_a_run_have_the_ids_as_their_client_gave_them() -> None:
+    request = Request(id="client.alice/r1", ingress="a", payload_bytes=9, sent_at=1.0, deadline=1.0)
+    made = Dispatcher(two_servers(), make_policy("local"), 0.0)
+    made.tracker.connect("a", 0.0)
+    entry = made.decide(request, 1.0, "ask")
+    row = decision_row(entry.request, entry.decision, entry.command, "ask", None)
+    assert row[0] == experience_row(entry)[0] == "r1"
+
+
+async def test_two_clients_of_a_node_do_not_get_each_others_answers(keys: Path) -> None:
+    async with SecureFleet(keys) as fleet:
+        a = await fleet.start("a")
+        for who, photo in ((ALICE, b"one"), (BOB, b"two")):
+            answer = await fleet.infer(a.url, a, who, photo=photo)
+            assert answer["parameters"]["edgewise.request"] == "r1"
+        assert [item.payload for item in fleet.executors["a"].items] == [b"one", b"two"]
+
+
+async def test_transfers_come_from_the_node_that_they_say(keys: Path) -> None:
+    async with SecureFleet(keys) as fleet:
+        a = await fleet.start("a")
+        transfer = TransferHeaders(via="b", dispatch=1).encode()
+        for who, headers, code in (
+            (node("b"), transfer, 202),
+            (node("a"), transfer, 403),
+            (ALICE, transfer, 403),
+            (node("b"), {}, 403),  # as a client
+            (OPERATOR, {}, 403),
+        ):
+            answer = await fleet.infer(
+                a.url, a, who, name=f"r-{who.name}", model="quick", headers=headers
+            )
+            assert answer["http"] == code, (str(who), answer)
+
+
+@pytest.mark.parametrize(
+    ("headers", "code"),
+    [
+        ({}, 400),
+        ({"Origin": "http://127.0.0.1:{port}"}, 400),  # its own page
+        ({"Origin": "http://elsewhere.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Host": "rebound.example:{port}"}, 403),
+        ({"Host": "localhost:{port}"}, 400),
+        ({"Host": "[::1]:{port}"}, 400),
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Content-Type": "text/plain"}, 415),
+        ({"Content-Type": "application/x-www-form-urlencoded"}, 415),
+        ({"Content-Type": "application/json"}, 400),
+    ],
+)
+async def test_a_page_from_elsewhere_can_use_no_process(headers: dict[str, str], code: int) -> None:
+    """Without identities, on the loopback. Whoever reads the body answers 400: it is no request."""
+    balancer = Balancer(Dispatcher(two_servers(), make_policy("local"), 0.0), Clock())
+    relay = RelayConfig(
+        links={"up": LinkSettings()}, routes=(Route(to=Address(port=9), forward=("up",)),)
+    )
+    async with (
+        Fleet() as fleet,
+        TestServer(BalancerApi(balancer).app()) as server,
+        Relay(relay) as network,
+    ):
+        a = await fleet.start("a")
+        control = f"http://127.0.0.1:{network.ports['control']['port']}/links/up/outage"
+        infer = f"{a.url}/v2/models/imagenet-1k/infer"
+        for url in (str(server.make_url("/v1/outcomes")), infer, control):
+            port = url.split(":")[2].partition("/")[0]
+            shown = {name: value.format(port=port) for name, value in headers.items()}
+            async with fleet.client.post(url, data=b"{", headers=shown) as response:
+                assert response.status == code, (url, await response.text())
+
+
+def test_an_unreadable_key_is_not_shown(keys: Path, tmp_path: Path) -> None:
+    Authority.load(keys).issue(node("a"), tmp_path)
+    (tmp_path / "tls.key").write_text("-----BEGIN PRIVATE KEY-----\nc2VjcmV0\n")
+    with pytest.raises(BadInput, match=r"tls\.key: expected the key of") as caught:
+        Credentials(tmp_path, (Role.NODE,), "a")
+    assert "c2VjcmV0" not in str(caught.value)
 
 
 # -- without identities ------------------------------------------------------------------------
@@ -388,3 +677,18 @@ async def test_a_fleet_with_identities_serves_as_one_without(tmp_path: Path) -> 
     assert set(outcomes["status"].to_pylist()) == {"served"}
     config = load_config(tmp_path / "config" / "client.yaml", ClientConfig)
     assert all(url.startswith("https:") for url in config.urls().values())
+
+
+def test_every_threat_names_tests_that_exist() -> None:
+    root = Path(__file__).parents[1]
+    text = (root / "docs" / "security.md").read_text("utf-8")
+    threats = text.partition("## Threats")[2].partition("## ")[0]
+    rows = [line for line in threats.splitlines() if line.startswith("| ")][1:]
+    defined = set()
+    for file in (root / "tests").glob("test_*.py"):
+        defined |= set(re.findall(r"^(?:async )?def (test_\w+)", file.read_text("utf-8"), re.M))
+    assert len(rows) > 10
+    for row in rows:
+        named = set(re.findall(r"`(test_\w+)`", row))
+        assert named, row
+        assert named <= defined, named - defined

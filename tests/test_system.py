@@ -391,13 +391,14 @@ def finish(words: list[str]) -> str:
 
 
 def check_url(url: str, command: str) -> None:
-    """Do what the curl command would, with its ``-X`` and ``-d``."""
-    body = re.search(r"-d '(.*)'", command)
+    """Do what the curl command would, with its ``-X`` and ``--json``."""
+    body = re.search(r"--json '(.*)'", command)
     method = re.search(r"-X (\w+)", command)
     request = urllib.request.Request(
         url,
         data=body.group(1).encode() if body else None,
         method=method.group(1) if method else None,
+        headers={"Content-Type": "application/json"},
     )
     try:
         with urllib.request.urlopen(request, timeout=10) as answer:

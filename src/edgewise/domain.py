@@ -44,10 +44,11 @@ PolicyName = Annotated[
 RequestId = Annotated[
     str,
     pattern(
-        r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}\Z",
+        r"^([a-z]+\.[A-Za-z0-9._-]{1,64}/)?[A-Za-z0-9][A-Za-z0-9._:-]{0,127}\Z",
         "an id (letters, digits, . _ : -; at most 128 of them)",
     ),
 ]
+"""A client's own id. Inside a fleet with identities its owner stands before it (`owned_id`)."""
 
 SECONDS = Meta(extra={"unit": "s"})
 BYTES = Meta(extra={"unit": "bytes"})
@@ -170,6 +171,22 @@ class ShedReason(enum.StrEnum):
 def run_name(seed: int) -> str:
     """The name of a run of a scenario's own trace, with which its request ids begin: ``s1``."""
     return f"s{seed}"
+
+
+def owned_id(owner: str, request: str) -> str:
+    """The id by which a fleet knows a client's request, so that no other client's can be the same.
+
+    `owner` is the client's role and name; "": identities are off.
+
+    >>> owned_id("client.kiosk-7", "r1"), own_id("client.kiosk-7/r1")
+    ('client.kiosk-7/r1', 'r1')
+    """
+    return f"{owner}/{request}" if owner else request
+
+
+def own_id(request: str) -> str:
+    """A request's id as its client gave it."""
+    return request.rpartition("/")[2]
 
 
 def request_id(number: int, run: str = "") -> str:

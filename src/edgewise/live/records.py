@@ -13,11 +13,22 @@ from collections.abc import Callable, Collection, Mapping
 from operator import attrgetter
 from typing import Any
 
+import msgspec
 import pyarrow as pa
 from msgspec import Struct, inspect
 from msgspec.structs import astuple
 
-from edgewise.domain import SECONDS, Command, Decision, Outcome, Report, Request, Score, Stamps
+from edgewise.domain import (
+    SECONDS,
+    Command,
+    Decision,
+    Outcome,
+    Report,
+    Request,
+    Score,
+    Stamps,
+    own_id,
+)
 from edgewise.live.recorder import RecordTable
 
 RUN_SCENARIO = "scenario.yaml"
@@ -168,7 +179,7 @@ def decision_row(
 ) -> tuple[Any, ...]:
     """A row of `DECISIONS`."""
     return (
-        *_request.cells(request),
+        *_request.cells(msgspec.structs.replace(request, id=own_id(request.id))),
         *_decision.cells(decision),
         *_command.cells(command),
         command.form if command.server is not None else None,

@@ -9,9 +9,10 @@ POST     /links/NAME/reset           back to the configured settings; ends live 
 POST     /start                      time 0 is now: traces, outages and events begin
 =======  ==========================  ============================================================
 
-Answers are JSON. Errors are ``{"error": "FIELD: expected X, got Y"}`` with 400 or 404. Trace files
-are read below the configuration's folder only. There is no authentication: keep the API on the
-loopback.
+Answers are JSON. Errors are ``{"error": "FIELD: expected X, got Y"}`` with 400, 403 or 404. Trace
+files are read below one folder only, which the configuration names (``traces``).
+`security.access.RELAY` says which role may call which path; without identities anybody may, so the
+API stays on the loopback then.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from aiohttp import web
 from edgewise.errors import BadInput, PeerError
 from edgewise.network.link_controller import LinkController
 from edgewise.network.settings import LinkChange, Span, bad_field
+from edgewise.security import access
 from edgewise.security.identity import RELAY, Credentials, calls
 
 T = TypeVar("T")
@@ -38,8 +40,10 @@ class _OutageRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     duration: Span
 
 
-def control_app(network: LinkController) -> web.Application:
-    """The API as an aiohttp application."""
+def control_app(
+    network: LinkController, credentials: Credentials | None = None, *, on_loopback: bool = True
+) -> web.Application:
+    """The API as an aiohttp application; `on_loopback`: it listens there alone."""
 
     def name_of(request: web.Request) -> str:
         name = request.match_info["name"]
@@ -90,7 +94,8 @@ def control_app(network: LinkController) -> web.Application:
         network.start()
         return _json({"status": "started"})
 
-    app = web.Application(middlewares=[_errors])
+    guard = access.guard(access.RELAY, credentials, on_loopback=on_loopback)
+    app = web.Application(middlewares=[_errors, guard])
     app.add_routes(
         [
             web.get("/healthz", healthz),

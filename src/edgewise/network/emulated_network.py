@@ -17,7 +17,7 @@ from edgewise.network.link_backend import LinkBackend
 from edgewise.network.link_controller import LinkController
 from edgewise.network.relay.config import NetworkConfig
 from edgewise.network.relay.timers import Timers
-from edgewise.security.identity import Role, credentials_for
+from edgewise.security.identity import Role, credentials_for, is_loopback
 
 try:
     import uvloop
@@ -91,7 +91,8 @@ class EmulatedNetwork(LinkController):
 
     async def _serve_control(self) -> dict[str, Any]:
         address = self._control
-        self._runner = web.AppRunner(control_app(self), access_log=None)
+        app = control_app(self, self.credentials, on_loopback=is_loopback(address.host))
+        self._runner = web.AppRunner(app, access_log=None)
         await self._runner.setup()
         context = None if self.credentials is None else self.credentials.server_context()
         try:

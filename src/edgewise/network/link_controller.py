@@ -41,6 +41,7 @@ class LinkController:
     def __init__(self, config: NetworkConfig) -> None:
         config.check()
         self._folder = Path(config.folder)
+        self._traces = None if config.traces is None else Path(config.traces)
         self._configured: dict[str, tuple[LinkSettings, Capacity]] = {}
         self._links: dict[str, Link] = {}
         # Traces are read now: a wrong one must not wait for its moment, nor a file hold up traffic.
@@ -104,17 +105,20 @@ class LinkController:
         self._pending = []
 
     def _load(self, change: LinkChange) -> Capacity | None:
-        """The bandwidth that a live change brings; its trace file must be below our folder."""
-        if isinstance(change.trace, FileTrace):
-            root = self._folder.resolve()
-            try:
-                file = (root / change.trace.path).resolve()
-                below = file.is_relative_to(root) and file.is_file()
-            except (OSError, RuntimeError, ValueError):  # too long, a loop of links, a null byte
-                below = False
-            if not below:
-                raise BadInput(f"trace.path: expected a file below {root}")
-        return new_capacity(change, self._folder)
+        """The bandwidth that a live change brings; its trace file must be below `traces`."""
+        if not isinstance(change.trace, FileTrace):
+            return new_capacity(change, self._folder)
+        if self._traces is None:
+            raise BadInput("trace.path: expected no file: the configuration names no `traces`")
+        root = self._traces.resolve()
+        try:
+            file = (root / change.trace.path).resolve()
+            below = file.is_relative_to(root) and file.is_file()
+        except (OSError, RuntimeError, ValueError):  # too long, a loop of links, a null byte
+            below = False
+        if not below:
+            raise BadInput(f"trace.path: expected a file below {root}")
+        return new_capacity(change, root)
 
     def _change(self, name: str, change: LinkChange, capacity: Capacity | None, at: float) -> None:
         backend = self.backends[name]

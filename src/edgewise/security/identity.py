@@ -71,6 +71,11 @@ class Identity(NamedTuple):
         return f"{self.role}/{self.name}"
 
     @property
+    def owner(self) -> str:
+        """As it stands before the ids of its requests (`domain.owned_id`)."""
+        return f"{self.role}.{self.name}"
+
+    @property
     def folder(self) -> str:
         """The name of its folder where identities are issued: ``node-plaza``, ``balancer``."""
         return self.name if self.name == self.role else f"{self.role}-{self.name}"
@@ -206,7 +211,8 @@ class Credentials:
             except OSError:
                 stamp.append((0, 0, 0))
             else:
-                stamp.append((status.st_ino, status.st_size, status.st_mtime_ns))
+                # Also a file that became readable has changed.
+                stamp.append((status.st_ino, status.st_size, status.st_ctime_ns))
         return tuple(stamp)
 
 

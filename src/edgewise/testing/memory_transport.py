@@ -171,7 +171,7 @@ async def answer(
             to.relative(),
         ),
         payload,
-        cast(Any, SimpleNamespace(ssl_context=None, peername=None, sockname=None)),
+        cast(Any, SimpleNamespace(ssl_context=None, peername=None, sockname=None, transport=None)),
         writer,
         task,
         asyncio.get_running_loop(),

@@ -15,7 +15,11 @@ GET   /metrics                for Prometheus
 GET   /healthz, /readyz       200 while it runs; 200 once every server is connected, else 503
 ====  ======================  ==================================================================
 
+`security.access.BALANCER` says which role may call which. With identities a client's request ids
+are its own; an evaluator names another's as ``ROLE.NAME/ID``.
+
 Errors are ``{"error": …}``, with ``"field"`` where one is wrong: 400 a message that does not parse,
+403 a caller who may not,
 404 an unknown ingress, request or path, 409 a request id used twice, 413 a body over the limit, 503
 an ingress that is not connected or a balancer that has just stood still, 504 a deadline that has
 passed (nothing is decided then: an ingress that gets the request asks for a command).
@@ -30,13 +34,15 @@ import msgspec
 from aiohttp import web
 
 from edgewise.decoding import decode_json
-from edgewise.domain import Outcome
+from edgewise.domain import Outcome, own_id, owned_id
 from edgewise.errors import WireError
 from edgewise.live.balancer.balancer import Balancer
 from edgewise.live.balancer.balancer_metrics import CONTENT_TYPE
 from edgewise.live.balancer.node_connection import CLOSE_TIMEOUT
 from edgewise.live.balancer.open_decisions import TrackedDecision
 from edgewise.live.wire.messages import Submission
+from edgewise.security import access
+from edgewise.security.identity import Identity, Role
 
 BODY_MAX = 8 * 2**20
 """bytes. Ten thousand outcomes in one list; metadata has under 1 kB."""
@@ -55,16 +61,17 @@ class HttpError(Exception):
 
 
 class BalancerApi:
-    """The interface of one balancer."""
+    """The interface of one balancer; `on_loopback`: it listens there alone."""
 
-    def __init__(self, balancer: Balancer) -> None:
+    def __init__(self, balancer: Balancer, *, on_loopback: bool = True) -> None:
         self._balancer = balancer
+        self._guard = access.guard(access.BALANCER, balancer.credentials, on_loopback=on_loopback)
         self._dispatcher = balancer.dispatcher
 
     def app(self) -> web.Application:
         """The interface as an aiohttp application."""
         app = web.Application(
-            middlewares=[self._answer_errors],  # type: ignore[list-item]
+            middlewares=[self._answer_errors, self._guard],  # type: ignore[list-item]
             client_max_size=BODY_MAX,
         )
         app.add_routes(
@@ -72,7 +79,7 @@ class BalancerApi:
                 web.post("/v1/requests", self._post_request),
                 web.post("/v1/outcomes", self._post_outcomes),
                 web.get("/v1/state", self._get_state),
-                web.get("/v1/decisions/{id}", self._get_decision),
+                web.get("/v1/decisions/{id:.+}", self._get_decision),
                 web.get("/v1/control", self._open_channel),
                 web.get("/metrics", self._get_metrics),
                 web.get("/healthz", self._get_health),
@@ -85,7 +92,9 @@ class BalancerApi:
         body = await http.read()
         balancer, dispatcher = self._balancer, self._dispatcher
         now = balancer.clock.now()
+        who = access.caller(http)
         request = decode_json(body, Submission).anchored(now)
+        request = msgspec.structs.replace(request, id=_owned(who, request.id, "request.id"))
         if not dispatcher.tracker.has_server(request.ingress):
             servers = ", ".join(dispatcher.tracker.servers)
             problem = f"no server is called {request.ingress!r}; there are: {servers}"
@@ -100,7 +109,7 @@ class BalancerApi:
             if request.expired(now):
                 raise HttpError(504, f"the deadline of {request.deadline:g} s has passed")
         try:
-            client = http.remote or "unknown"
+            client = who.owner if who is not None else http.remote or "unknown"
             entry = dispatcher.decide(request, now, "metadata", announced_by=client)
         except WireError as error:
             raise HttpError(409, error.problem, f"request.{error.field}") from None
@@ -112,12 +121,17 @@ class BalancerApi:
     async def _post_outcomes(self, http: web.Request) -> web.Response:
         body = await http.read()
         outcomes = decode_json(body, Outcome | list[Outcome])  # type: ignore[arg-type]
+        who = access.caller(http)
+        is_evaluator = who is None or who.role is Role.EVALUATOR
         now = self._balancer.clock.now()
         counts = {"joined": 0, "duplicate": 0, "unknown": 0}
         first_error: WireError | None = None
         for outcome in outcomes if isinstance(outcomes, list) else [outcomes]:
             try:
-                counts[self._dispatcher.on_outcome(outcome, now)] += 1
+                owned = _owned(who, outcome.request, "request")
+                outcome = msgspec.structs.replace(outcome, request=owned)
+                joined = self._dispatcher.on_outcome(outcome, now, is_evaluator=is_evaluator)
+                counts[joined] += 1
             except WireError as error:  # the rest of the list is still joined
                 first_error = first_error or error
         if first_error is not None:
@@ -134,7 +148,10 @@ class BalancerApi:
         return _json(self._balancer.state())
 
     async def _get_decision(self, http: web.Request) -> web.Response:
-        entry = self._dispatcher.decisions.get(http.match_info["id"])
+        who, name = access.caller(http), http.match_info["id"]
+        if who is not None and who.role in access.SENDERS:
+            name = _owned(who, name, "id")
+        entry = self._dispatcher.decisions.get(name)
         if entry is None:
             raise HttpError(404, f"no decision on {http.match_info['id']!r} is known, or no longer")
         return _json(entry.details())
@@ -149,7 +166,7 @@ class BalancerApi:
             if http.transport is not None:
                 http.transport.abort()
 
-        await self._balancer.serve_channel(socket, http.remote or "", abort)
+        await self._balancer.serve_channel(socket, http.remote or "", abort, access.caller(http))
         return socket
 
     async def _get_metrics(self, _: web.Request) -> web.Response:
@@ -184,10 +201,19 @@ class BalancerApi:
         return _json(body, status=status)
 
 
+def _owned(who: Identity | None, request: str, field: str) -> str:
+    """The id by which the fleet knows the request that `who` names. Raises HttpError."""
+    if "/" not in request:
+        return owned_id("" if who is None else who.owner, request)
+    if who is None or who.role is not Role.EVALUATOR:
+        raise HttpError(403, "the request is somebody else's", field)
+    return request
+
+
 def _reply(entry: TrackedDecision) -> dict[str, Any]:
     command = entry.command
     return {
-        "request": command.request,
+        "request": own_id(command.request),
         "action": entry.action,
         "server": command.server,
         "model": command.model,

@@ -30,7 +30,7 @@ from edgewise.live.balancer.open_decisions import TrackedDecision
 from edgewise.live.balancer.relay_poller import poll_relay
 from edgewise.live.clock import Clock
 from edgewise.live.wire import messages
-from edgewise.security.identity import Credentials
+from edgewise.security.identity import Credentials, Identity, node
 
 log = logging.getLogger(__name__)
 
@@ -158,18 +158,32 @@ class Balancer:
             await connection.send(entry.command)
 
     async def serve_channel(
-        self, socket: web.WebSocketResponse, remote: str, abort: Callable[[], None]
+        self,
+        socket: web.WebSocketResponse,
+        remote: str,
+        abort: Callable[[], None],
+        who: Identity | None = None,
     ) -> None:
-        """Serve a node's channel until it ends; `abort` drops it without a closing handshake."""
+        """Serve a node's channel until it ends.
+
+        Parameters
+        ----------
+        abort:
+            Drops it without a closing handshake.
+        who:
+            The node's identity; None: identities are off.
+        """
         try:
             hello = await self._read_hello(socket)
+            if who is not None and who != node(hello.server):
+                raise PeerError(f"hello of {hello.server} by {who}")
+            older = await self._outlived(hello, who)
         except PeerError as error:
             log.warning("refused %s: %s", remote, error)
             await socket.close(code=1008, message=str(error).encode()[:120])
             return
         server = hello.server
-        connection = NodeConnection(server, socket, self.clock.now(), abort)
-        older = self.connections.get(server)
+        connection = NodeConnection(server, socket, self.clock.now(), abort, hello.instance)
         # No await in between: there are never two of them, nor none.
         self.connections[server] = connection
         self._open.add(connection)
@@ -177,7 +191,7 @@ class Balancer:
         log.info("%s connected%s", server, " again" if older else "")
         keeper = asyncio.create_task(self._keep_alive(connection))
         if older is not None:
-            await older.close(1008, f"{server} has connected anew")
+            older.abort()
         try:
             await self._read_messages(socket, connection)
         except PeerError as error:
@@ -193,6 +207,22 @@ class Balancer:
             with contextlib.suppress(asyncio.CancelledError):
                 await keeper
 
+    async def _outlived(self, hello: messages.Hello, who: Identity | None) -> NodeConnection | None:
+        """The connection whose place a node may take, since nobody is at its other end any more.
+
+        Raises PeerError while the first of that name lives, or if the second does not prove that it
+        is the same: by its identity, or without identities by the number of its start.
+        """
+        older = self.connections.get(hello.server)
+        if older is None:
+            return None
+        is_same = who is not None or older.instance == hello.instance
+        if not is_same or await older.lives(self.clock.now()):
+            raise PeerError(f"another {hello.server} is connected and lives")
+        if self.connections.get(hello.server) not in (older, None):
+            raise PeerError(f"another {hello.server} has just connected")
+        return older
+
     async def _read_hello(self, socket: web.WebSocketResponse) -> messages.Hello:
         try:
             frame = await socket.receive(timeout=SILENCE)
@@ -203,8 +233,7 @@ class Balancer:
         hello = messages.decode_from_node(frame.data)
         if not isinstance(hello, messages.Hello):
             raise PeerError(f"expected a hello first, got {type(hello).__name__}")
-        if hello.protocol != messages.PROTOCOL:
-            raise PeerError(f"protocol {hello.protocol}, this balancer speaks {messages.PROTOCOL}")
+        messages.check_protocol(hello.protocol, f"{hello.server} (edgewise {hello.version})")
         models = self._models.get(hello.server)
         if models is None:
             known = ", ".join(self._models)
@@ -221,15 +250,19 @@ class Balancer:
             if frame.type is not WSMsgType.BINARY:
                 raise PeerError("expected binary frames")
             now = clock.now()
-            connection.last_message_at = now
+            connection.heard(now)
             message = decode(frame.data)
             if isinstance(message, messages.Ask):
                 await self._on_ask(connection, message, now)
             elif isinstance(message, messages.ReportMessage):
                 _check_sender(connection, message.report.server, "report")
+                messages.check_protocol(message.protocol, connection.server)
                 ahead = connection.on_report(message.report, now)
                 self.dispatcher.on_report(message.report, now, ahead)
             elif isinstance(message, messages.OutcomeMessage):
+                entry = self.dispatcher.decisions.get(message.outcome.request)
+                if entry is not None:
+                    _check_sender(connection, entry.request.ingress, "outcome of a request")
                 self.dispatcher.on_answered(
                     message.outcome, now, connection.clock.ahead, message.attempts
                 )

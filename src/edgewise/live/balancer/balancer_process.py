@@ -27,7 +27,7 @@ from edgewise.policies import Policy
 from edgewise.policies import make as make_policy
 from edgewise.policy_names import labels
 from edgewise.scenario import Scenario, load
-from edgewise.security.identity import Role, credentials_for
+from edgewise.security.identity import Role, credentials_for, is_loopback
 
 OnReady = Callable[[dict[str, Any]], None]
 """Called with ``{"balancer": scenario, "url": URL}`` once the process listens."""
@@ -115,7 +115,7 @@ async def serve(
     clock = Clock()
     dispatcher = make_dispatcher(config, clock, allow_code=allow_code)
     balancer = Balancer(dispatcher, clock, config.relays, credentials)
-    app = BalancerApi(balancer).app()
+    app = BalancerApi(balancer, on_loopback=is_loopback(config.listen.host)).app()
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=CLOSE_TIMEOUT)
     try:
         await runner.setup()

@@ -209,11 +209,15 @@ class Dispatcher:
             outcome = self._with_accuracy(outcome)
         self._join(outcome, OutcomeSource.NODE, now)
 
-    def on_outcome(self, outcome: Outcome, now: float) -> str:
+    def on_outcome(self, outcome: Outcome, now: float, *, is_evaluator: bool = True) -> str:
         """Take in a client's or an evaluator's outcome.
+
+        Only an evaluator is believed what the right class is, and how accurate a service.
 
         Returns ``joined``, ``duplicate`` or ``unknown``. Raises WireError naming a missing field.
         """
+        if not is_evaluator:
+            outcome = msgspec.structs.replace(outcome, label=None, accuracy=None)
         if outcome.status is Status.SERVED:
             outcome = self._with_accuracy(outcome)
             for field in ("latency", "accuracy"):

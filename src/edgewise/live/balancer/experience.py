@@ -17,7 +17,7 @@ import pyarrow as pa
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from edgewise.domain import Candidate
+from edgewise.domain import Candidate, own_id
 from edgewise.fleet.table import CONTEXT, ROW, SERVER
 from edgewise.live.balancer.open_decisions import TrackedDecision
 from edgewise.live.recorder import RecordTable, read
@@ -75,7 +75,7 @@ def experience_row(entry: TrackedDecision) -> tuple[Any, ...]:
     seen, decision, outcome, score = entry.observation, entry.decision, entry.outcome, entry.score
     labelled = outcome is not None and outcome.label is not None
     return (
-        decision.request,
+        own_id(decision.request),
         decision.at,
         decision.policy,
         decision.version,

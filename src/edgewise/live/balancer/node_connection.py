@@ -22,6 +22,8 @@ millisecond."""
 SILENCE = 5.0
 """s without a message after which a connection counts as dead: a node reports many times a second,
 and TCP itself would take minutes to notice."""
+ANSWER_TO_PING = 1.0
+"""s in which a node that lives answers, when another wants its place."""
 CROSSING = 0.25
 """s. A first Ask that comes this soon after the command was sent has crossed it on the way, and
 needs no answer. A later Ask, or a second one, means that the command did not arrive."""
@@ -86,16 +88,25 @@ class NodeConnection:
         s since the epoch.
     abort:
         Drops the TCP connection without a closing handshake.
+    instance:
+        The number of the node's start, as its Hello says.
     """
 
     def __init__(
-        self, server: str, socket: Socket, now: float, abort: Callable[[], None] = lambda: None
+        self,
+        server: str,
+        socket: Socket,
+        now: float,
+        abort: Callable[[], None] = lambda: None,
+        instance: int = 0,
     ) -> None:
         self.server = server
+        self.instance = instance
         self.clock = ClockOffset()
         self.last_message_at = now
         self.abort = abort
         self._socket = socket
+        self._message_came = asyncio.Event()
         self._report: Report | None = None  # the newest, on the node's clock
         self._report_on_our_clock: Report | None = None
 
@@ -104,6 +115,23 @@ class NodeConnection:
         try:
             await self._socket.send_bytes(encode(message))
         except (ConnectionError, RuntimeError):
+            return False
+        return True
+
+    def heard(self, now: float) -> None:
+        """A message has come."""
+        self.last_message_at = now
+        self._message_came.set()
+
+    async def lives(self, now: float) -> bool:
+        """Whether the node sends anything within `ANSWER_TO_PING` s after a ping at `now`."""
+        self._message_came.clear()
+        try:
+            async with asyncio.timeout(ANSWER_TO_PING):
+                if not await self.send(self.clock.ping(now)):
+                    return False
+                await self._message_came.wait()
+        except TimeoutError:
             return False
         return True
 

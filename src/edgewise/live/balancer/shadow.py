@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from edgewise.domain import Decision
+from edgewise.domain import Decision, own_id
 from edgewise.live.recorder import RecordTable
 from edgewise.live.records import seconds
 
@@ -19,7 +19,7 @@ def shadow_row(shadow: Decision, decision: Decision) -> tuple[Any, ...]:
     """A row of `SHADOW`."""
     first = shadow.ranked[0] if shadow.ranked else None
     return (
-        shadow.request,
+        own_id(shadow.request),
         shadow.at,
         shadow.policy,
         shadow.probability,

@@ -19,7 +19,6 @@ from edgewise.errors import PeerError
 from edgewise.fleet.timeouts import HEARTBEAT, RETRY_MAX, RETRY_MIN
 from edgewise.live.clock import Clock
 from edgewise.live.wire.messages import (
-    PROTOCOL,
     FleetReports,
     FromBalancer,
     FromNode,
@@ -27,6 +26,7 @@ from edgewise.live.wire.messages import (
     Ping,
     Pong,
     Welcome,
+    check_protocol,
     decode_from_balancer,
     encode,
 )
@@ -132,8 +132,7 @@ class ControlChannel:
                 welcome = await self._receive(socket)
             if not isinstance(welcome, Welcome):
                 raise PeerError(f"expected a welcome, got {type(welcome).__name__}")
-            if welcome.protocol != PROTOCOL:
-                raise PeerError(f"it speaks protocol {welcome.protocol}, this node {PROTOCOL}")
+            check_protocol(welcome.protocol, "the balancer")
             while not self._outbox.empty():  # messages of an earlier connection
                 self._outbox.get_nowait()
                 self._outbox.task_done()

@@ -15,9 +15,10 @@ from typing import Any
 
 import msgspec
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 
 from edgewise import __version__
-from edgewise.domain import Request
+from edgewise.domain import Request, owned_id
 from edgewise.errors import BadInput, WireError
 from edgewise.live.clock import Clock
 from edgewise.live.node.monitor import Monitor
@@ -36,6 +37,8 @@ from edgewise.live.wire.transfers import (
     with_code,
 )
 from edgewise.live.wire.upload import TooLarge, Upload
+from edgewise.security import access
+from edgewise.security.identity import node
 
 DEADLINE_DEFAULT = 1.0
 """s for a client that names none: the longest that leaves a person's flow of thought unbroken
@@ -78,8 +81,11 @@ class NodeApi:
         self._task = task
         self._models = sorted(models)
 
-    def app(self) -> web.Application:
-        app = web.Application(middlewares=[_errors_as_json], client_max_size=self._body_limit)
+    def app(self, guard: Middleware) -> web.Application:
+        """The interface as an aiohttp application, with whom `guard` admits."""
+        app = web.Application(
+            middlewares=[_errors_as_json, guard], client_max_size=self._body_limit
+        )
         for path in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}"):
             app.router.add_post(path + "/infer", self._infer)
             app.router.add_get(path, self._model)
@@ -107,6 +113,9 @@ class NodeApi:
     async def _from_client(
         self, http: web.Request, model: str, body: Upload, accepted: float
     ) -> web.StreamResponse:
+        who = access.caller(http)
+        if who is not None and who.role not in access.SENDERS:
+            raise RequestRefused(403, f"{who} may send transfers only")
         async with _in_background(self._read_measured(http, body)):
             received = ReceivedRequest(
                 request=await self._metadata(http, model, body, accepted),
@@ -131,6 +140,9 @@ class NodeApi:
         origin = TransferHeaders.decode(http.headers)
         if origin.via not in self._fleet:
             raise WireError(VIA_HEADER, f"expected a server of this fleet, got {origin.via!r:.60}")
+        who = access.caller(http)
+        if who is not None and who != node(origin.via):
+            raise RequestRefused(403, f"{who} may not transfer for {origin.via}")
         if model == self._task:
             raise WireError("model", "expected a concrete model in a transfer")
         if model not in self._handler.runner.services:
@@ -210,6 +222,11 @@ class NodeApi:
                 await body.whole(), http.headers.get(open_inference.HEADER_LENGTH)
             )
             request = from_parameters(content.parameters, accepted, defaults)
+        if "/" in request.id:
+            raise WireError(HEADER + "id", f"expected an id without /, got {request.id!r:.60}")
+        who = access.caller(http)
+        if who is not None:
+            request = msgspec.structs.replace(request, id=owned_id(who.owner, request.id))
         if request.ingress != server:
             raise WireError(HEADER + "ingress", f"expected {server!r}, got {request.ingress!r}")
         if model == self._task:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from edgewise.domain import Outcome, PayloadForm, Request, Service, Status
+from edgewise.domain import Outcome, PayloadForm, Request, Service, Status, own_id
 from edgewise.errors import BadInput
 from edgewise.fleet.timeouts import give_up_at, worth_running
 from edgewise.live.clock import Clock
@@ -55,7 +55,7 @@ class LocalRunner:
             received.transferred = received.body.last_at
         ready = received.ready_size is not None
         item = BatchItem(
-            request=request.id,
+            request=own_id(request.id),
             model=model,
             payload=payload,
             ready_size=received.ready_size,

@@ -42,12 +42,13 @@ from edgewise.live.node.reporter import Reporter
 from edgewise.live.node.request_handler import RequestHandler
 from edgewise.live.node.worker_queue import WorkerQueue
 from edgewise.live.process_config import NodeConfig
-from edgewise.live.wire.messages import FleetReports, Hello, OutcomeMessage, ReportMessage
+from edgewise.live.wire.messages import PROTOCOL, FleetReports, Hello, OutcomeMessage, ReportMessage
 from edgewise.live.wire.open_inference import InferAnswer
 from edgewise.live.wire.transport import SocketTransport, Transport
 from edgewise.scenario import Scenario, load
 from edgewise.score import ScoreShape
-from edgewise.security.identity import Role, credentials_for
+from edgewise.security import access
+from edgewise.security.identity import Role, credentials_for, is_loopback
 from edgewise.tasks import task_of
 from edgewise.tasks.services import services_of
 
@@ -218,7 +219,10 @@ class Node:
         stack.push_async_callback(peers.close)
         await stack.enter_async_context(self.converter.running())
         await stack.enter_async_context(self.queue.running_jobs())
-        self.url = await self._transport.listen(api.app(), config.listen, stack)
+        admits = access.guard(
+            access.NODE, self._credentials, on_loopback=is_loopback(config.listen.host)
+        )
+        self.url = await self._transport.listen(api.app(admits), config.listen, stack)
         await self._warm_up(peers)
         self._background(self.reporter.run())
         self._background(peers.watch(WATCH_PERIOD, self._decides_alone, self._on_peer))
@@ -317,7 +321,7 @@ class Node:
     def _send_report(self, report: Report) -> None:
         self.local_decider.forget(self.clock.now())
         if self._channel is not None:
-            self._channel.send(ReportMessage(report=report))
+            self._channel.send(ReportMessage(report=report, protocol=PROTOCOL))
 
     def _finished(self, request: Request, answer: InferAnswer) -> None:
         self.local_decider.on_outcome(answer.outcome, self.clock.now())

@@ -7,6 +7,9 @@ decision, gRPC twenty times (`docs/design.md`).
     node → balancer: Hello first; then Ask, ReportMessage, OutcomeMessage, Pong
     balancer → node: Welcome first; then Command, Ping, FleetReports
 
+Hello, Welcome and reports carry the version of this protocol. A process understands its own version
+and the one before, so a fleet is upgraded process by process, the balancer first.
+
 Every message is applied whole and in order. Ping and Pong tell the balancer how far a node's clock
 is ahead, by half the round trip as in NTP. The balancer converts times, the node never does.
 """
@@ -22,7 +25,9 @@ from edgewise.decoding import wire_error
 from edgewise.domain import Attempt, Command, Count, Name, Outcome, Report, Request, Stamp
 from edgewise.errors import PeerError
 
-PROTOCOL = 1
+PROTOCOL = 2
+"""1 had reports without a version, and no attempts in outcomes."""
+UNDERSTOOD = (PROTOCOL, PROTOCOL - 1)
 
 
 class Hello(Struct, frozen=True, kw_only=True, tag="hello"):
@@ -45,6 +50,13 @@ class Welcome(Struct, frozen=True, kw_only=True, tag="welcome"):
     protocol: int = PROTOCOL
 
 
+def check_protocol(version: int, whose: str) -> None:
+    """Raise PeerError, naming both versions, unless `version` is understood."""
+    if version not in UNDERSTOOD:
+        ours = " and ".join(map(str, UNDERSTOOD))
+        raise PeerError(f"{whose} speaks protocol {version}, understood are {ours}")
+
+
 class Ask(Struct, frozen=True, kw_only=True, tag="ask"):
     """The ingress has the headers of a request, but no command. Idempotent by request id."""
 
@@ -57,6 +69,7 @@ class ReportMessage(Struct, frozen=True, kw_only=True, tag="report"):
     """A node's report on itself."""
 
     report: Report
+    protocol: int = 1
 
 
 class OutcomeMessage(Struct, frozen=True, kw_only=True, tag="answered"):

@@ -20,7 +20,7 @@ import msgspec
 from msgspec import Struct
 
 from edgewise.decoding import convert, decode_json
-from edgewise.domain import Outcome, ShedReason, Status
+from edgewise.domain import Outcome, ShedReason, Status, own_id
 from edgewise.errors import PeerError, WireError
 
 INPUT = "image"
@@ -232,6 +232,7 @@ def encode_answer(
 def _parameters_of(outcome: Outcome) -> dict[str, Any]:
     values = msgspec.to_builtins(outcome)
     carried = {name: values[name] for name in ("request", "status", *_OUTCOME_FIELDS)}
+    carried["request"] = own_id(outcome.request)
     carried |= {"stamp." + name: stamp for name, stamp in values["stamps"].items()}
     return {PREFIX + name: value for name, value in carried.items() if value is not None}
 

@@ -54,8 +54,9 @@ class NetworkConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         realtime: ask the kernel for SCHED_RR, which needs CAP_SYS_NICE. Off by default: a relay
             that saturates a core of a small machine would hold up the servers whose network it
             emulates.
-        folder: where relative trace files are; `load_config` sets the configuration's own. The
-            control API reads trace files below this folder only.
+        folder: where relative trace files are; `load_config` sets the configuration's own.
+        traces: folder below which the control API may read trace files, relative to this file.
+            None: it reads no file.
     """
 
     links: dict[str, LinkSettings] = {}
@@ -64,6 +65,7 @@ class NetworkConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     seed: Annotated[int, msgspec.Meta(ge=0)] = 0
     realtime: bool = False
     folder: str = "."
+    traces: str | None = None
     identity: str | None = None
     trust_anyone_who_connects: bool = False
 
@@ -145,7 +147,8 @@ def parse_config(path: Path, raw: object, kind: type[Config]) -> Config:
     config = convert_document(raw, kind, str(path))
     if config.folder == ".":
         config = msgspec.structs.replace(config, folder=str(path.parent))
-    if config.identity is not None:
-        config = msgspec.structs.replace(config, identity=str(path.parent / config.identity))
+    for field in ("identity", "traces"):
+        if (given := getattr(config, field)) is not None:
+            config = msgspec.structs.replace(config, **{field: str(path.parent / given)})
     config.check(str(path))
     return config
