@@ -249,10 +249,10 @@ async def test_a_dead_peer_and_no_service_here_is_an_explicit_error(fleet: Fleet
 async def test_the_next_alternative_is_tried(fleet: Fleet) -> None:
     a, _ = await fleet.pair()
     fleet.balancer.decide = lambda r: fleet.balancer.command(
-        r, "b", "nosuch", alternatives=(Candidate("b", "exact", PayloadForm.ORIGINAL),)
+        r, "b", "nosuch", alternatives=(Candidate("a", "quick", PayloadForm.ORIGINAL),)
     )
-    code, answer = await fleet.post(a, meta=request_for(a, accuracy=0.8))
-    assert (code, answer["parameters"]["edgewise.model"]) == (200, "exact")
+    code, answer = await fleet.post(a, meta=request_for(a))
+    assert (code, answer["parameters"]["edgewise.model"]) == (200, "quick")
 
 
 async def mute(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -243,6 +243,25 @@ def test_a_server_that_dies_loses_its_own_clients_and_the_others_fail_over() -> 
     assert (there["finished"] > 5.5).any()
 
 
+def test_second_tries_at_other_servers_are_paid_from_the_budget() -> None:
+    servers = {
+        name: msgspec.structs.replace(spec, queue_limit=1) for name, spec in fleet().servers.items()
+    }
+    scenario = fleet(servers=servers)
+
+    def second_tries(tokens: float) -> int:
+        sim = simulation(scenario, generate(scenario, None))
+        sim.world.servers["retry_tokens"] = tokens
+        play(sim, POLICIES["random"], 1)
+        results = sim.world.results
+        elsewhere = results["server"] != sim.world.requests["ingress"]
+        served = results["status"] == layout.SERVED
+        return int((served & elsewhere & (results["attempts"] > 0)).sum())
+
+    assert second_tries(30.0) > 10
+    assert second_tries(-1e9) == 0
+
+
 def test_a_server_that_is_down_makes_no_report() -> None:
     down = sc.DownFailure(at=3.0, server="b", duration=2.0)
     scenario = fleet(failures=(down,))

@@ -14,6 +14,7 @@ from edgewise.fleet import intake
 from edgewise.fleet.arrays import QUEUE_MAX, Array, Belief, Record, records
 from edgewise.fleet.report_timing import GAP
 from edgewise.fleet.request_noise import noise_factors, noise_seed
+from edgewise.fleet.retries import fill
 from edgewise.fleet.table import new_table
 from edgewise.fleet.timeouts import RETRY_MAX
 from edgewise.fleet.tracker import initial_belief as new_belief_of
@@ -268,6 +269,7 @@ def _servers(
         steps = slowness(scenario, name, horizon)
         out["slow_at"], out["slow_count"] = numbers.add(np.array(steps)), len(steps)
         out["idle"], out["up"] = at, 1
+        fill(out, 0.0)
         for key in ("head", "tail", "prepare_head", "prepare_tail"):
             out[key] = -1
         span = slice(at, at + spec.workers)

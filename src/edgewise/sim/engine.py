@@ -20,13 +20,13 @@ from edgewise.fleet.arrays import Array, Belief
 from edgewise.fleet.belief import on_request
 from edgewise.fleet.commit import commit
 from edgewise.fleet.observe import observe
+from edgewise.fleet.retries import ALTERNATIVES
 from edgewise.fleet.rng import new_rng
 from edgewise.fleet.table import TableArrays, best_row, blank_table, named
 from edgewise.network.impairments import PARAMETERS
 from edgewise.policies.base import Describe, Kernel, Learn
 from edgewise.sim.events import index_of, kind_of, next_time, pop
 from edgewise.sim.layout import (
-    ALTERNATIVES,
     CONSTANTS,
     DONE,
     E_COMMAND,
@@ -264,6 +264,8 @@ def choose_row(sim: Sim, row: int, probability: float) -> None:
         slot.server = sim.world.services[row // 2].server
         slot.picked = slot.server
         slot.life = sim.world.servers[slot.server].known_life
+        if settings.can_fail != 0:
+            sim.world.servers[slot.ingress].first_tries += 1.0
     schedule_command(sim.world, i, now + settings.control_delay)
     drop_reference(sim.world, i)  # of the metadata event
 

@@ -16,6 +16,7 @@ import numpy as np
 from edgewise.domain import PayloadForm
 from edgewise.fleet import intake
 from edgewise.fleet.arrays import Array, Belief
+from edgewise.fleet.retries import ALTERNATIVES, BUDGET
 from edgewise.fleet.table import CandidateTable
 from edgewise.network.impairments import PARAMETERS
 
@@ -75,10 +76,6 @@ CONSTANT, UNLIMITED, CURVE = range(3)
 FREE, OPEN, DONE = range(3)
 
 READY = int(PayloadForm.MODEL_READY)
-
-ALTERNATIVES = 3
-"""Alternatives kept with a request if servers can fail or fill up, each on a server of its own.
-Each failed attempt costs a round trip, so a fourth would come after any usual deadline."""
 
 CLOCK = np.dtype(
     [
@@ -228,6 +225,7 @@ SERVER = np.dtype(
         ("reported_at", "f8"),  # time of the last report
         ("reported", "f8"),  # backlog at the last report, s
         ("utilisation", "f8"),
+        *BUDGET,  # of second tries of requests that arrive here
     ]
 )
 

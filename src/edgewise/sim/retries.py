@@ -1,11 +1,12 @@
 """Failures, timeouts and retries at the ingress. Compiled.
 
-The rules are those of `live.node.request_handler`, with the numbers of `fleet.timeouts`. The
-ingress waits for a peer's answer until it would be worth little. Then it aborts the transfer, which
-frees the link, and the peer drops the request. While there is time, the ingress tries the
-alternatives in the order of their scores, on servers that have neither failed nor refused the
-request; then its own fastest service, if that pays; then it answers that the request failed. When a
-request can no longer score, its ingress answers that it expired.
+The rules are those of `live.node.execution`, with the numbers of `fleet.timeouts` and
+`fleet.retries`. The ingress waits for a peer's answer until it would be worth little. Then it
+aborts the transfer, which frees the link, and the peer drops the request. While there is time and
+the retry budget allows, the ingress tries the alternatives in the order of their scores, on servers
+that have neither failed nor refused the request; then its own fastest service, if that pays; then
+it answers that the request failed. When a request can no longer score, its ingress answers that it
+expired.
 
 Workers are never interrupted. If a request is given up while a peer runs it, the worker finishes on
 a placeholder slot. If no server can fail and no queue can fill up, only timeouts lead here, and
@@ -17,10 +18,10 @@ from __future__ import annotations
 import math
 
 from edgewise.compile import jit_no_refcount
+from edgewise.fleet.retries import ALTERNATIVES, take_retry
 from edgewise.fleet.timeouts import worth_running
 from edgewise.sim.heaps import remove
 from edgewise.sim.layout import (
-    ALTERNATIVES,
     DONE,
     EXPIRED,
     FAILED,
@@ -197,6 +198,8 @@ def try_next(world: World, i: int, now: float) -> None:
         k = row // 2
         s = world.services[k].server
         if s == tried or (s == slot.ingress and not pays_at_ingress(world, i, k, now)):
+            continue
+        if s != slot.ingress and not take_retry(world.servers[slot.ingress], now):
             continue
         start_attempt(world, i, k, row % 2, now)
         return

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import math
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
@@ -44,6 +45,8 @@ DEADLINE_DEFAULT = 1.0
 """s for a client that names none: the longest that leaves a person's flow of thought unbroken
 (Nielsen, Usability Engineering, 1993, §5.5)."""
 VERSIONS = ("1",)
+
+log = logging.getLogger("edgewise.node")
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -282,7 +285,7 @@ class NodeApi:
         return self._readiness({"name": self._known_model(http)})
 
     def _readiness(self, about: dict[str, Any]) -> web.Response:
-        ready = not self._monitor.draining
+        ready = self._handler.runner.readiness.ready and not self._monitor.draining
         return _json({**about, "ready": ready}, 200 if ready else 503)
 
     async def _model(self, http: web.Request) -> web.Response:
@@ -330,3 +333,8 @@ async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamR
         if error.status < 400:
             raise
         return _json({"error": f"{request.method} {request.path}: {error.reason}"}, error.status)
+    except ConnectionError:
+        raise
+    except Exception:
+        log.exception("%s %s: an error of this program", request.method, request.path)
+        return _json({"error": "an error of the server"}, 500)

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping
 
 from edgewise.domain import Outcome, PayloadForm, Request, Service, Status, own_id
-from edgewise.errors import BadInput
+from edgewise.errors import BadInput, EdgewiseError, ImagesError
 from edgewise.fleet.timeouts import give_up_at, worth_running
 from edgewise.live.clock import Clock
-from edgewise.live.node.executor import BatchItem, Executor, Result
+from edgewise.live.node.executor import BatchItem, Executor, Prediction, Result
 from edgewise.live.node.monitor import Monitor
+from edgewise.live.node.readiness import Readiness
 from edgewise.live.node.received_request import ReceivedRequest
 from edgewise.live.node.worker_queue import QueueTicket, WorkerQueue
 from edgewise.live.wire.open_inference import InferAnswer
 from edgewise.score import worthless_after
+from edgewise.tasks import task_of
+
+
+class ServerFailed(EdgewiseError):
+    """Something of this server has failed, not of the request: another server may do better."""
+
+    @classmethod
+    def because(cls, part: str, error: Exception) -> ServerFailed:
+        """`part` raised `error`."""
+        return cls(f"{part} failed: {type(error).__name__}: {error!s:.200}")
 
 
 class LocalRunner:
@@ -26,6 +38,8 @@ class LocalRunner:
         The services of this server, by model.
     grace:
         How far past its deadline an answer still scores, in deadlines (`score.ScoreShape`).
+    readiness:
+        Told whether the executor works.
     """
 
     def __init__(
@@ -36,8 +50,10 @@ class LocalRunner:
         executor: Executor,
         monitor: Monitor,
         clock: Clock,
+        readiness: Readiness,
     ) -> None:
         self.services = services
+        self.readiness = readiness
         self.queue = queue
         self._grace = grace
         self._executor = executor
@@ -47,7 +63,8 @@ class LocalRunner:
     async def run(self, received: ReceivedRequest, model: str, ticket: QueueTicket) -> InferAnswer:
         """Wait for a worker and run `model` on the payload.
 
-        Raises QueueFull, RequestExpired, WireError, TooLarge.
+        A photo that cannot be decoded is an answer. Raises QueueFull, RequestExpired, WireError,
+        TooLarge, and ServerFailed if the executor fails.
         """
         request = received.request
         payload = await received.photo()
@@ -66,9 +83,9 @@ class LocalRunner:
         async def action() -> Result:
             ticket.leave()
             start = received.started = self._clock.now()
-            (result,) = await self._executor.run([item])
+            result = await self._execute(item)
             received.finished = self._clock.now()
-            if not isinstance(result, BadInput):
+            if isinstance(result, Prediction):
                 self._monitor.ran(model, received.finished - start, ready)
             return result
 
@@ -90,6 +107,30 @@ class LocalRunner:
             stamps=received.stamps(self._clock.now()),
         )
         return InferAnswer(outcome=outcome, code=200, score=result.score)
+
+    async def _execute(self, item: BatchItem) -> Result:
+        """Run one item. Raises ServerFailed."""
+        try:
+            (result,) = await self._executor.run([item])
+            if isinstance(result, BadInput) and not isinstance(result, ImagesError):
+                raise result
+        except Exception as error:
+            failure = ServerFailed.because("the executor", error)
+            self.readiness.on_failure(failure, error)
+            raise failure from error
+        if isinstance(result, Prediction):
+            self.readiness.on_success()
+        return result
+
+    async def check(self) -> None:
+        """Run a sample payload through a model, to see whether the executor works again."""
+        model = next(iter(self.services))
+        sample = task_of(self.services[model].task).sample_payload()
+        item = BatchItem(request="check", model=model, payload=sample)
+        with contextlib.suppress(ServerFailed):  # it has been counted
+            await self.queue.run(
+                lambda: self._execute(item), self._monitor.work(model, False), math.inf, urgent=True
+            )
 
     def quickest(self, request: Request) -> str | None:
         """The quickest model of this server that meets the demand; None if there is none."""

@@ -18,10 +18,12 @@ from edgewise.domain import Report, Request, Service
 from edgewise.errors import BadInput
 from edgewise.fleet.estimates import waited_for_source
 from edgewise.fleet.request_noise import RequestNoise
+from edgewise.fleet.retries import RetryBudget
 from edgewise.live.clock import Clock
 from edgewise.live.node.command_source import CommandSource
 from edgewise.live.node.control_channel import ControlChannel
 from edgewise.live.node.converter import Converter, PhotoMaker, ReplayMaker
+from edgewise.live.node.execution import Executors
 from edgewise.live.node.executor import (
     Executor,
     OnnxExecutor,
@@ -38,6 +40,8 @@ from edgewise.live.node.measured_links import MeasuredLink
 from edgewise.live.node.monitor import Monitor, SequencesSeen
 from edgewise.live.node.node_metrics import NodeMetrics
 from edgewise.live.node.peers import PeerClient
+from edgewise.live.node.readiness import Readiness
+from edgewise.live.node.received_request import ReceivedRequest
 from edgewise.live.node.reporter import Reporter
 from edgewise.live.node.request_handler import RequestHandler
 from edgewise.live.node.worker_queue import WorkerQueue
@@ -197,14 +201,14 @@ class Node:
         grace = ScoreShape.of(scenario.score).grace
         stack.enter_context(clock.precise_timers())
         peers = PeerClient(config.peers, clock, self.monitor, self._transport, self._credentials)
-        self.handler = RequestHandler(
-            LocalRunner(here, grace, self.queue, self._executor, self.monitor, clock),
-            Forwarder(peers, self.converter, fleet, clock),
-            self.commands,
-            self.monitor,
-            self._services,
-            self._finished,
+        self.budget = RetryBudget(clock.now())
+        self.readiness = Readiness()
+        runner = LocalRunner(
+            here, grace, self.queue, self._executor, self.monitor, clock, self.readiness
         )
+        forwarder = Forwarder(peers, self.converter, fleet, clock)
+        executors = Executors(runner, forwarder, self.monitor, clock, self.budget)
+        self.handler = RequestHandler(executors, self.commands, self._services, self._finished)
         api = NodeApi(
             self.handler,
             clock,
@@ -225,6 +229,7 @@ class Node:
         self.url = await self._transport.listen(api.app(admits), config.listen, stack)
         await self._warm_up(peers)
         self._background(self.reporter.run())
+        self._background(self.readiness.keep_checking(runner.check))
         self._background(peers.watch(WATCH_PERIOD, self._decides_alone, self._on_peer))
         if self._channel is not None:
             self._background(self._channel.run())
@@ -238,6 +243,12 @@ class Node:
         )
         metrics.gauge(
             "balancer_connected", "1 if a balancer decides.", lambda: self.commands.connected
+        )
+        metrics.gauge("ready", "1 if the executor works.", lambda: self.readiness.ready)
+        metrics.counter("executor_failure", "Errors of it.", lambda: self.readiness.failures)
+        metrics.counter("retry", "Second tries at other servers.", lambda: self.budget.granted)
+        metrics.counter(
+            "retry_denied", "Those that the budget did not allow.", lambda: self.budget.denied
         )
         return metrics
 
@@ -259,6 +270,7 @@ class Node:
         for model in runner.services:
             self.monitor.work(model, ready=True)
             runner.worth_running(request, model)
+        RetryBudget(now).take(now)
         runner.give_up_at(request)
         runner.worthless_at(request)
         SequencesSeen().arrived(1)
@@ -323,10 +335,11 @@ class Node:
         if self._channel is not None:
             self._channel.send(ReportMessage(report=report, protocol=PROTOCOL))
 
-    def _finished(self, request: Request, answer: InferAnswer) -> None:
-        self.local_decider.on_outcome(answer.outcome, self.clock.now())
+    def _finished(self, received: ReceivedRequest, answer: InferAnswer) -> None:
+        attempts = tuple(received.attempts)
+        self.local_decider.on_outcome(answer.outcome, self.clock.now(), attempts)
         if self._channel is not None:
-            self._channel.send(OutcomeMessage(outcome=answer.outcome))
+            self._channel.send(OutcomeMessage(outcome=answer.outcome, attempts=attempts))
 
 
 def _check_names(config: NodeConfig, scenario: Scenario) -> None:

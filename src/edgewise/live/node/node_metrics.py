@@ -6,10 +6,12 @@ cannot make the number of time series grow.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST as CONTENT_TYPE
+from prometheus_client.registry import Collector
 
 from edgewise.live.node.received_request import ReceivedRequest
 from edgewise.live.wire.open_inference import InferAnswer
@@ -19,6 +21,16 @@ __all__ = ["CONTENT_TYPE", "NodeMetrics"]
 # The buckets of OpenTelemetry's http.server.request.duration.
 _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 _DECISION_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
+
+
+class _CounterFunction(Collector):
+    """A counter whose value is kept elsewhere."""
+
+    def __init__(self, name: str, about: str, value: Callable[[], float]) -> None:
+        self._name, self._about, self._value = name, about, value
+
+    def collect(self) -> Iterator[Metric]:
+        yield CounterMetricFamily(self._name, self._about, value=self._value())
 
 
 class NodeMetrics:
@@ -48,6 +60,12 @@ class NodeMetrics:
         self._late = Counter(
             "deadline_violation", "Requests served after their deadline.", registry=registry
         )
+        self._attempts = Counter(
+            "attempt",
+            "Servers tried for requests that arrived here, by how that ended.",
+            ("result",),
+            registry=registry,
+        )
         self._transfers = Counter(
             "transfer", "Requests of peers run here.", ("code",), registry=registry
         )
@@ -56,6 +74,10 @@ class NodeMetrics:
         """Show `value()` under `name`."""
         Gauge(name, about, registry=self._registry).set_function(value)
 
+    def counter(self, name: str, about: str, value: Callable[[], float]) -> None:
+        """Show `value()`, which never falls, as the counter `name`."""
+        self._registry.register(_CounterFunction(name, about, value))
+
     def answered(self, received: ReceivedRequest, answer: InferAnswer, now: float) -> None:
         """Count a client's request that was answered at `now`."""
         model = answer.outcome.model
@@ -63,6 +85,9 @@ class NodeMetrics:
         self._requests.labels(answer.outcome.status.value, label).inc()
         if answer.code >= 400:
             self._errors.labels(str(answer.code)).inc()
+        for attempt in received.attempts:
+            fault = attempt.fault
+            self._attempts.labels("answered" if fault is None else fault.value).inc()
         self._duration.observe(now - received.accepted)
         if received.decided is not None:
             self._decision.observe(max(0.0, received.decided - received.accepted))

@@ -22,10 +22,12 @@ from edgewise.live.wire.transport import Transport
 from edgewise.live.wire.upload import Upload
 from edgewise.security.identity import Credentials, calls, node
 
-FINAL_CODES = frozenset({200, 400, 413, 422, 504})
-"""HTTP codes with which a peer has answered for good. After any other, the next is tried."""
 WATCHED_CLOSELY = 10.0
 """Times as often as usual that peers are asked while no balancer tells of them."""
+
+
+class PeerUnreachable(PeerError):
+    """No connection to a peer, or it broke off."""
 
 
 class TransferPayload(Struct, frozen=True):
@@ -81,14 +83,17 @@ class PeerClient:
             async with self._session.get(url + "/v2/health/live", **this) as response:
                 await response.read()
 
-    async def send(self, peer: str, transfer: TransferRequest) -> InferAnswer:
+    async def send(
+        self, peer: str, transfer: TransferRequest, on_arrival: Callable[[], None]
+    ) -> InferAnswer:
         """Transfer a request, and wait for the answer as long as the caller does.
 
-        Raises PeerError if the peer cannot be reached or breaks off. Refusals are answers.
+        `on_arrival` is called when the peer has the payload. Raises PeerUnreachable if the peer
+        cannot be reached or breaks off, PeerError if it answers nonsense. Refusals are answers.
         """
         url = self._urls.get(peer)
         if url is None:
-            raise PeerError(f"{peer}: no address is configured for it")
+            raise PeerUnreachable("no address is configured for it")
         body = transfer.payload.body
         # The receiver counts the budget from the moment the headers are in.
         headers_in = self._monitor.rtts[peer].there(self._clock.now())
@@ -111,6 +116,7 @@ class PeerClient:
                     **calls(self._credentials, node(peer)),
                 ) as response:
                     if response.status == 202:
+                        on_arrival()
                         now = self._clock.now()
                         rtt = self._monitor.rtts[peer].get(now) or 0.0
                         uploaded = now if body.last_at is None else body.last_at
@@ -118,7 +124,7 @@ class PeerClient:
                     answer = await response.read()
                     code = response.status
             except (aiohttp.ClientError, OSError) as error:
-                raise PeerError(f"{peer}: {error or type(error).__name__}") from None
+                raise PeerUnreachable(str(error) or type(error).__name__) from None
         if code == 202:
             code = code_in(answer)
         return decode_answer(transfer.request.id, code, answer)

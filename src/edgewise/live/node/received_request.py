@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import msgspec
 from msgspec import Struct
 
-from edgewise.domain import Outcome, Request, ShedReason, Stamps, Status
+from edgewise.domain import Attempt, Outcome, Request, ShedReason, Stamps, Status
 from edgewise.errors import EdgewiseError
 from edgewise.live.wire.open_inference import (
     HEADER_LENGTH,
@@ -45,6 +45,8 @@ class ReceivedRequest(Struct, kw_only=True):
     transferred: float | None = None
     started: float | None = None
     finished: float | None = None
+    attempts: list[Attempt] = []
+    """The servers that were tried, in order."""
     parsed: InferRequest | None = None
     """The body's content, once `photo` has been called."""
 
