@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from edgewise.domain import Report, Request, Service, request_id
+from edgewise.domain import Report, Service, request_id
 from edgewise.live.balancer.api import BalancerApi
 from edgewise.live.balancer.balancer import Balancer
 from edgewise.live.balancer.dispatcher import Dispatcher
@@ -21,6 +21,7 @@ from edgewise.live.client.client import Client
 from edgewise.live.clock import Clock
 from edgewise.live.node.executor import BatchItem, Executor, Result
 from edgewise.live.node.node import Node
+from edgewise.live.node.received_request import ReceivedRequest
 from edgewise.live.process_config import ClientConfig, NodeConfig
 from edgewise.live.recorder import Recorder
 from edgewise.live.run.addresses import relay_links
@@ -453,9 +454,9 @@ class DrillNode(Node):
     def _executor_of(self, here: Mapping[str, Service]) -> Executor:
         return _WatchedExecutor(super()._executor_of(here), self._process, self._watch)
 
-    def _finished(self, request: Request, answer: InferAnswer) -> None:
-        self._watch.answered(self._process, request, answer, self.clock.now())
-        super()._finished(request, answer)
+    def _finished(self, received: ReceivedRequest, answer: InferAnswer) -> None:
+        self._watch.answered(self._process, received.request, answer, self.clock.now())
+        super()._finished(received, answer)
 
 
 class _WatchedExecutor:
