@@ -57,6 +57,8 @@ SECTIONS: tuple[tuple[str, type[Any]], ...] = (
     ("workload.payload, kind: lognormal", workload_schema.LognormalPayload),
     ("failures[], kind: down", schema.DownFailure),
     ("failures[], kind: slow", schema.SlowFailure),
+    ("failures[], kind: errors", schema.ErrorsFailure),
+    ("failures[], kind: wrong", schema.WrongFailure),
     ("failures[], kind: mute", schema.MuteFailure),
     ("ejection", schema.EjectionSpec),
     ("score", schema.ScoreSpec),

@@ -74,6 +74,7 @@ def trace_of(
         payload_bytes=np.array(sizes, np.int64),
         deadline=np.full(n, deadline),
         accuracy=np.zeros(n),
+        lost=np.zeros(n, bool),
     )
 
 

@@ -207,7 +207,7 @@ def test_requests_that_only_ejected_servers_can_answer_are_counted(
     made = dispatcher()
     for number in range(3):
         fail(made, f"r{number}", NOW, Fault.UNREACHABLE)
-        made.tracker.on_attempts("a", "a", (Attempt("a", Fault.ERROR),), NOW, NOW)
+        made.tracker.on_attempts("a", "a", (Attempt("a", Fault.ERROR),), NOW, True, NOW)
     caplog.clear()
     entry = made.decide(request("next"), NOW, "ask")
     assert {entry.command.server, *(each.server for each in entry.command.alternatives)} == {

@@ -57,6 +57,7 @@ def requests(count: int, due: float = 0.0, deadline: float = DEADLINE) -> Prepar
             payload_bytes=np.full(count, 5),
             deadline=np.full(count, deadline),
             accuracy=np.full(count, 0.5),
+            lost=np.zeros(count, bool),
         ),
         ids=tuple(f"t-{index}" for index in range(count)),
         servers=("left",),

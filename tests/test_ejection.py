@@ -252,7 +252,9 @@ def test_one_probe_at_a_time_after_the_timeout() -> None:
     assert ejection.only_for_probe(fleet.belief, 0, 1)
     fleet.send(1, until)
     assert fleet.admissible(until + 0.1) == {0, 2}
-    fleet.tried(1, ANSWERED, until + 0.2)
+    fleet.tried(1, ANSWERED, until + 0.2, decided_at=until - 0.01)
+    assert fleet.admissible(until + 0.2) == {0, 2}, "that was another request"
+    fleet.tried(1, ANSWERED, until + 0.2, decided_at=until)
     assert fleet.admissible(until + 0.2) == {0, 1, 2}
 
 
@@ -307,8 +309,8 @@ def recovered(fleet: Fleet) -> float:
     for _ in range(3):
         assert 1 in fleet.admissible(now)
         fleet.send(1, now)
+        fleet.tried(1, ANSWERED, now + 0.01, decided_at=now)
         now += 0.01
-        fleet.tried(1, ANSWERED, now)
     return now
 
 

@@ -618,7 +618,7 @@ async def test_reports_come_on_their_period_and_number_what_was_seen(fleet: Flee
 async def test_a_peer_that_gives_no_sign_of_life_is_reported(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edgewise.live.node.node.WATCH_PERIOD", 0.01)
+    monkeypatch.setattr("edgewise.live.node.node.SIGN_PERIOD", 0.01)
     a, b = await fleet.pair()
 
     def unanswered() -> int:

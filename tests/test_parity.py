@@ -13,6 +13,8 @@ import pytest
 
 from edgewise import scenario as sc
 from edgewise.domain import PayloadForm, Report, Status
+from edgewise.fleet.arrays import EJECTED
+from edgewise.live.node.local_runner import LocalRunner
 from edgewise.live.wire.round_trips import LeastRtt
 from edgewise.network.capacity import constant
 from edgewise.network.settings import LinkSettings, Outage
@@ -21,7 +23,7 @@ from edgewise.scenario import Scenario, loads
 from edgewise.sim import engine
 from edgewise.sim.build import simulation
 from edgewise.sim.layout import DONE
-from edgewise.sim.play import new_rngs
+from edgewise.sim.play import new_rngs, play
 from edgewise.tasks.services import services_of
 from edgewise.testing import (
     Deadlock,
@@ -195,7 +197,31 @@ def full(scenario: Scenario) -> Scenario:
     return msgspec.structs.replace(scenario, prepare=sc.Prepare(enabled=False))
 
 
-CHANGES = (traces, outages, rates, slow, stuck, full)
+QUICK_EJECTION = sc.EjectionSpec(timeout=4.0, slow_start=8.0)
+"""Times short enough for a trace of 3 s."""
+
+
+def dead(scenario: Scenario) -> Scenario:
+    """An uplink that is out long enough for its paths to be ejected, and back in time for them to
+    be probed and used again."""
+    out = (sc.Outage(at=2.0, duration=1.0),)
+    plaza = msgspec.structs.replace(scenario.network.links["plaza"], outages=out)
+    scenario = over(scenario, links={**scenario.network.links, "plaza": plaza})
+    return msgspec.structs.replace(scenario, ejection=QUICK_EJECTION)
+
+
+def failing(scenario: Scenario) -> Scenario:
+    """A server that answers errors at once, for a while."""
+    errors = sc.ErrorsFailure(at=2.0, server="depot", duration=1.0)
+    wrong = sc.WrongFailure(at=3.5, server="campus", duration=0.5)
+    return msgspec.structs.replace(scenario, failures=(errors, wrong), ejection=QUICK_EJECTION)
+
+
+CHANGES = (traces, outages, rates, slow, stuck, full, dead, failing)
+
+
+async def no_check(runner: LocalRunner) -> None:
+    pass
 
 
 @functools.cache
@@ -215,11 +241,28 @@ def changed(change: Callable[[Scenario], Scenario], policy: str, state: str) -> 
 )
 @pytest.mark.parametrize("change", CHANGES)
 def test_same_run_when_the_world_changes(
-    change: Callable[[Scenario], Scenario], policy: str, state: str
+    change: Callable[[Scenario], Scenario],
+    policy: str,
+    state: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # A node whose executor has failed tries it with a sample; the simulated one does not.
+    monkeypatch.setattr(LocalRunner, "check", no_check)
     scenario, trace = world(0.2, state)
     live = run_live(change(scenario), trace, policy)
     assert not report_of(changed(change, policy, state), live)
+
+
+@pytest.mark.parametrize("change", [dead, failing])
+@pytest.mark.parametrize("policy", ["round_robin", "priced_greedy", "edgewise"])
+def test_servers_and_paths_are_ejected_and_come_back(
+    change: Callable[[Scenario], Scenario], policy: str
+) -> None:
+    scenario, trace = world(0.2)
+    targets = play(simulation(change(scenario), trace), find(policy), 1).beliefs.targets[0]
+    kinds = targets["count"][-1] if change is failing else targets["count"][:-1]
+    assert kinds.sum() >= 1
+    assert not (targets["state"] == EJECTED).any()
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -231,7 +274,7 @@ def test_a_change_in_one_world_alone_is_noticed(change: Callable[[Scenario], Sce
     found = differences(
         changed(change, CONTROLLED, "measured"), run_live(scenario, trace, CONTROLLED)
     )
-    wanted = {"finished"} if originals else {"transferred", "uploaded"}
+    wanted = {"finished"} if originals or change is failing else {"transferred", "uploaded"}
     assert wanted & {each.what for each in found}
 
 
@@ -268,7 +311,7 @@ def test_what_is_not_supported_is_refused() -> None:
         run_live(over(scenario, events=(later,)), trace, CONTROLLED)
     down = sc.DownFailure(at=2.0, server="depot", duration=1.0)
     scenario = msgspec.structs.replace(scenario, failures=(down,))
-    with pytest.raises(ValueError, match="slow ones only"):
+    with pytest.raises(ValueError, match="slow, errors and wrong ones only"):
         run_live(scenario, trace, CONTROLLED)
 
 

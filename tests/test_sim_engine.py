@@ -275,7 +275,10 @@ def test_a_server_that_is_down_makes_no_report() -> None:
 
 def test_a_link_that_stays_out_ends_in_an_outcome_for_everyone() -> None:
     out = sc.LinkSettings(rate_mbps=20.0, outages=(sc.Outage(at=2.0, duration=1e6),))
-    scenario = fleet(network=sc.NetworkSpec(link=sc.LinkSettings(rate_mbps=20.0), links={"a": out}))
+    scenario = fleet(
+        network=sc.NetworkSpec(link=sc.LinkSettings(rate_mbps=20.0), links={"a": out}),
+        ejection=sc.EjectionSpec(enabled=False),
+    )
     sim = run_fleet(scenario, "round_robin")
     results, requests = sim.world.results, sim.world.requests
     assert (results["status"] != layout.LOST).all()

@@ -302,12 +302,12 @@ def test_service_time_is_that_of_originals(time: Time) -> None:
     """The belief subtracts the saving of model-ready payloads, so it must still be included."""
     monitor = monitor_of(WorkerQueue(time.clock, 1, 9))
     assert monitor.work("m", ready=False) == 0.020
-    monitor.ran("m", 0.030, ready=False)
+    monitor.ran("m", 0.030, ready=False, now=1.0)
     assert monitor.report(1.0).services["m"].service_time == pytest.approx(0.030)
-    monitor.ran("m", 0.025, ready=True)
+    monitor.ran("m", 0.025, ready=True, now=1.1)
     assert monitor.report(1.0).services["m"].service_time == pytest.approx(0.030)
     assert monitor.work("m", ready=True) == pytest.approx(0.025)
-    monitor.ran("m", 0.040, ready=False)
+    monitor.ran("m", 0.040, ready=False, now=1.2)
     assert monitor.report(1.0).services["m"].service_time == pytest.approx(0.032)
     assert monitor.report(1.0).services["m"].served == 3
 

@@ -145,7 +145,8 @@ TARGET = np.dtype(
         ("state", "i8"),  # one of the above
         ("since", "f8"),  # when the state began
         ("until", "f8"),  # EJECTED: end of its time-out; RETURNING: end of the slow start
-        ("probing_until", "f8"),  # a probe is under way, at most until then
+        ("probe_at", "f8"),  # when the last probe was decided
+        ("probing_until", "f8"),  # that probe is under way, at most until then
         ("failures", "i8"),  # in a row
         ("failing", "f8"),  # share of failures, 0–1, exponentially weighted
         ("good", "i8"),  # good probes in a row; for a path, signs of life that were given
@@ -296,7 +297,8 @@ def new_belief(
 
 def _targets(servers: int) -> Array:
     targets = records((servers + 1, servers), TARGET)
-    targets["good_at"] = targets["since"] = targets["probing_until"] = -np.inf
+    for name in ("good_at", "since", "probe_at", "probing_until"):
+        targets[name] = -np.inf
     targets["served_at"] = np.nan
     return targets
 

@@ -25,7 +25,7 @@ def commit(
         command, _ = on_decision(belief, now, ingress, -1, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0)
         return command, 0, 0
     if belief.ejection[0].active != 0:
-        on_chosen(belief, ingress, destination, deadline)
+        on_chosen(belief, ingress, destination, deadline, now)
     rif = requests_in_flight(belief, destination, now)
     link = belief.path[ingress, destination]
     command, dispatch = on_decision(

@@ -21,7 +21,8 @@ this a target that fails is *ejected*: policies do not see its rows, so every po
 Whose failure it is
 -------------------
 An error is the server's. A connection that breaks is the path's. A missing answer may just be late,
-so it counts only if nothing else is seen to work:
+so it counts only if the photo was complete at the ingress, the decision expected an answer in time
+(`attempt_fault`), and nothing else is seen to work:
 
 - A payload that was not delivered in time is a failure of the path, unless the path has brought an
   answer since that request was decided.
@@ -47,8 +48,9 @@ from edgewise.fleet.arrays import EJECTED, RETURNING, WELL, Belief
 from edgewise.fleet.rng import nth_uniform
 from edgewise.fleet.table import CandidateTable
 
-ANSWERED, ERROR, UNANSWERED, UNREACHABLE, UNDELIVERED, REFUSED, BAD_REQUEST = range(7)
-"""How an attempt ended: `domain.Fault`, in its order, after ANSWERED."""
+ANSWERED, ERROR, UNANSWERED, UNREACHABLE, UNDELIVERED, REFUSED, BAD_REQUEST, LATE = range(8)
+"""How an attempt ended: `domain.Fault`, in its order, after ANSWERED; LATE: without an answer in
+time, as was to be expected."""
 
 IN_A_ROW, SHARE, NO_SIGN, PROBE = range(4)
 REASONS = (
@@ -76,6 +78,17 @@ PROBE_PATIENCE = 5.0
 
 
 # -- evidence ------------------------------------------------------------------------------------
+
+
+@jit_no_refcount(inline=True)
+def attempt_fault(fault: int, uploaded: bool, predicted: float, deadline: float) -> int:
+    """`fault`, or LATE if an answer that is missing says nothing.
+
+    `uploaded`: the photo was complete at the ingress; `predicted`: the latency (s) expected when
+    the request was decided; `deadline` in s from sending.
+    """
+    missing = fault in (UNANSWERED, UNDELIVERED)
+    return LATE if missing and not (uploaded and predicted <= deadline) else fault
 
 
 @jit_no_refcount(inline=True)
@@ -108,7 +121,7 @@ def on_good_watched(belief: Belief, a: int, s: int, decided_at: float, now: floa
     if decided_at < target.since:
         return
     if target.state == EJECTED:
-        target.probing_until = -math.inf
+        end_probe_of(belief, a, s, decided_at)
         target.good += 1
         if target.good >= belief.ejection[0].probes:
             bring_back(belief, a, s, now)
@@ -137,7 +150,7 @@ def on_fault(
     if of_server:
         on_failure(belief, own, s, decided_at, now)
     else:
-        belief.targets[own, s].probing_until = -math.inf
+        end_probe_of(belief, own, s, decided_at)
     if not remote:
         return
     if of_path:
@@ -145,7 +158,7 @@ def on_fault(
     elif fault in (ERROR, REFUSED, BAD_REQUEST):  # the path has brought this answer
         on_good(belief, ingress, s, decided_at, now)
     else:
-        belief.targets[ingress, s].probing_until = -math.inf
+        end_probe_of(belief, ingress, s, decided_at)
 
 
 @jit_no_refcount
@@ -402,22 +415,32 @@ def level_of(belief: Belief, a: int, s: int, now: float) -> int:
 
 
 @jit_no_refcount
-def on_chosen(belief: Belief, ingress: int, s: int, deadline: float) -> None:
-    """Note that a request with that absolute `deadline` goes to `s`: to an ejected one, it is the
-    only probe until its outcome is known."""
+def on_chosen(belief: Belief, ingress: int, s: int, deadline: float, now: float) -> None:
+    """Note that a request decided now, with that absolute `deadline`, goes to `s`: to an ejected
+    one, it is the only probe until its outcome is known."""
     if belief.ejection[0].all_barred != 0:
         return
     until = deadline + PROBE_PATIENCE
     own = belief.targets[belief.servers.size, s]
     if own.state == EJECTED:
+        own.probe_at = now
         own.probing_until = until
     path = belief.targets[ingress, s]
     if ingress != s and path.state == EJECTED:
+        path.probe_at = now
         path.probing_until = until
 
 
 @jit_no_refcount
-def end_probe(belief: Belief, ingress: int, s: int) -> None:
-    """Note that a request that went to `s` has ended, whatever that says about `s`."""
-    belief.targets[belief.servers.size, s].probing_until = -math.inf
-    belief.targets[ingress, s].probing_until = -math.inf
+def end_probe(belief: Belief, ingress: int, s: int, decided_at: float) -> None:
+    """Note that a request decided at `decided_at` no longer counts as a probe of `s`."""
+    end_probe_of(belief, belief.servers.size, s, decided_at)
+    end_probe_of(belief, ingress, s, decided_at)
+
+
+@jit_no_refcount(inline=True)
+def end_probe_of(belief: Belief, a: int, s: int, decided_at: float) -> None:
+    """Do as `end_probe` for one target."""
+    target = belief.targets[a, s]
+    if target.probe_at == decided_at:
+        target.probing_until = -math.inf

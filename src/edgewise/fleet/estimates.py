@@ -11,6 +11,10 @@ While transfers are under way, their node estimates how much of each is left. It
 share the link's believed rate equally (`bytes_per_transfer`), each from its start to its
 acknowledgement.
 
+A service time is a running mean. A mean far above the profile keeps a service from being used, and
+so from being measured again. Therefore it fades towards the profile: within some seconds at first,
+and more slowly each time it is confirmed.
+
 A transfer that had to wait for its own source (a photo still being uploaded) gives only a lower
 bound of the rate. As with "app-limited" samples in BBR (Cardwell et al., ACM Queue 14(5), 2016), it
 counts only if it exceeds the believed rate, or the prior if there is none.
@@ -19,8 +23,11 @@ counts only if it exceeds the believed rate, or the prior if there is none.
 from __future__ import annotations
 
 import math
+from typing import Any, TypeAlias
 
 from edgewise.compile import jit_no_refcount
+
+Record: TypeAlias = Any
 
 RATE_PRIOR = 2.5e6
 """bytes/s (20 Mbit/s) assumed of a link before the first transfer. It is in the middle of the range
@@ -31,6 +38,17 @@ about a second (Norway HSDPA traces, one sample/s)."""
 SERVICE_MEMORY = 0.2
 """Weight of one service time in a service's reported mean: about the last five requests, so that a
 slow spell of a second shows in the next reports."""
+SLOW_FACTOR = 2.5
+"""Multiple of the profile from which a mean service time counts as slow. Noise and usual slow
+spells stay below it; there the policies live with the error."""
+FORGIVEN = 1.25
+"""Multiple of the profile below which a mean that was slow no longer is."""
+SLOW_MEMORY = 5.0
+"""s; the first time constant with which a slow time fades. A background job or a throttled
+processor lasts for seconds. A service that is slow for good costs a request tried in vain after
+some 5 s, then after 10 s, 20 s, …"""
+SLOW_DOUBLINGS = 6
+"""Times that the time constant doubles at most: to five minutes."""
 LEAST_SHARE = 0.1
 """Share of the service time that always remains, however much a model-ready payload saves, because
 the model itself has to run."""
@@ -80,6 +98,67 @@ def smooth_rate(
         return sample, now
     keep = 0.7 * math.exp(-max(0.0, now - rate_at) / RATE_MEMORY)
     return 1.0 / (keep / rate + (1.0 - keep) / sample), now
+
+
+SERVICE_TIME: list[Any] = [
+    ("service_time", "f8"),  # s per request: the mean, or the profile's before the first
+    ("measured_at", "f8"),  # time to which a slow mean has faded
+    ("slow", "i8"),  # 0: it is not; else the times that it was found slow
+]
+"""The fields of a measured service time, in a record of their own or of a service."""
+
+
+@jit_no_refcount(inline=True)
+def fade_service_time(measured: Record, profile: float, now: float) -> None:
+    """Let a slow mean fade towards the `profile` (s) until `now`."""
+    if measured.slow != 0:
+        fade_slow_time(measured, profile, now)
+
+
+@jit_no_refcount
+def fade_slow_time(measured: Record, profile: float, now: float) -> None:
+    """Do as `fade_service_time` for a mean that is slow."""
+    left = math.exp(-(now - measured.measured_at) / slow_memory(measured.slow))
+    measured.service_time = profile * (measured.service_time / profile) ** left
+    measured.measured_at = now
+
+
+@jit_no_refcount(inline=True)
+def slow_memory(slow: int) -> float:
+    """The time constant (s) of a mean that was found slow `slow` times."""
+    memory: float = SLOW_MEMORY * 2.0 ** min(slow - 1, SLOW_DOUBLINGS)
+    return memory
+
+
+@jit_no_refcount(inline=True)
+def measure_service_time(
+    measured: Record, profile: float, sample: float, first: bool, now: float
+) -> None:
+    """Update a mean by a request that took `sample` s; `first`: nothing was measured before."""
+    if first:
+        measured.service_time = sample
+    elif measured.slow == 0:
+        measured.service_time += SERVICE_MEMORY * (sample - measured.service_time)
+    else:
+        measure_slow_time(measured, profile, sample, now)
+        return
+    if measured.service_time >= SLOW_FACTOR * profile:
+        measured.slow = 1
+        measured.measured_at = now
+
+
+@jit_no_refcount
+def measure_slow_time(measured: Record, profile: float, sample: float, now: float) -> None:
+    """Update a mean that was slow. If it has faded meanwhile and the service is still slow, it will
+    fade more slowly from now on."""
+    fade_slow_time(measured, profile, now)
+    faded = measured.service_time < SLOW_FACTOR * profile
+    measured.service_time += SERVICE_MEMORY * (sample - measured.service_time)
+    if sample < SLOW_FACTOR * profile:
+        measured.slow = 1 if measured.service_time > FORGIVEN * profile else 0
+    elif faded:
+        measured.slow += 1
+        measured.service_time = sample
 
 
 @jit_no_refcount(inline=True)

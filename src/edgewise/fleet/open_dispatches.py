@@ -175,7 +175,7 @@ class OpenDispatches:
     def _on_not_held(self, entry: OpenDispatch, now: float) -> None:
         self._resolve(entry, came=entry.came)
         if entry.counted:
-            end_probe(self._belief, entry.ingress, entry.server)
+            end_probe(self._belief, entry.ingress, entry.server, entry.decided_at)
             self.withdrawn += 1
             self._withdraw(entry, now)
 

@@ -33,6 +33,14 @@ little; a photo that was lost keeps other requests out for as long as it counts.
 HEARTBEAT = 4.0
 """s between a node's pings to the balancer. A balancer that does not answer one within half of this
 counts as gone; a stalled event loop on a busy machine answers sooner."""
+SIGN_PERIOD = 1.0
+"""s between the signs of life that a node asks of a peer: ten samples in the window of the least
+round trip (`live.wire.round_trips`)."""
+SIGN_PATIENCE = 2.0
+"""Such periods after which a sign of life counts as missing."""
+SIGNS_CLOSELY = 10.0
+"""Times as often that peers are asked while no balancer tells of them; also the parts of a period
+within which a node asks its peers for the first time, one after the other."""
 RETRY_MIN, RETRY_MAX = 0.1, 2.0
 """s between attempts to reconnect to a balancer, doubling from the first to the second: a restarted
 balancer is found quickly, and an absent one costs little. Each pause is drawn between half and one
@@ -45,6 +53,13 @@ RESERVE_FACTOR, RESERVE_MIN = 2.0, 0.02
 machine."""
 HALF_WORTH = 0.5
 """Share of the grace after which an answer is worth less than half of one in time."""
+
+
+@jit_no_refcount
+def first_sign(s: int, peer: int, servers: int) -> float:
+    """s after its start at which server `s` of `servers` asks `peer` for the first sign of life."""
+    place = peer if peer > s else peer + 1
+    return SIGN_PERIOD * place / (SIGNS_CLOSELY * (servers - 1))
 
 
 @jit_no_refcount(inline=True)

@@ -29,7 +29,7 @@ from edgewise.domain import (
 from edgewise.fleet import belief as core
 from edgewise.fleet.arrays import Belief, new_belief, records
 from edgewise.fleet.commit import commit
-from edgewise.fleet.ejection import ANSWERED, end_probe, on_attempt, only_for_probe
+from edgewise.fleet.ejection import ANSWERED, attempt_fault, end_probe, on_attempt, only_for_probe
 from edgewise.fleet.ejection_view import EjectionView
 from edgewise.fleet.intake import (
     ACKNOWLEDGED,
@@ -307,16 +307,21 @@ class Tracker:
         picked: str | None,
         attempts: tuple[Attempt, ...],
         decided_at: float,
+        expected: bool,
         now: float,
     ) -> None:
-        """Take in how the attempts of `ingress` at a request ended, which was to go to `picked`."""
+        """Take in how the attempts of `ingress` at a request ended, which was to go to `picked`.
+
+        `expected`: an answer in time was to be expected (`ejection.attempt_fault`).
+        """
         source = self._index[ingress]
         for attempt in attempts:
             s = self._index.get(attempt.server)
             if s is not None:
-                on_attempt(self.belief, source, s, _FAULTS[attempt.fault], decided_at, now)
+                fault = attempt_fault(_FAULTS[attempt.fault], expected, 0.0, 0.0)
+                on_attempt(self.belief, source, s, fault, decided_at, now)
         if picked is not None and all(attempt.server != picked for attempt in attempts):
-            end_probe(self.belief, source, self._index[picked])
+            end_probe(self.belief, source, self._index[picked], decided_at)
 
     def _retry_after(self) -> float | None:
         """s until the least loaded server that could answer the loaded table's request has done

@@ -13,6 +13,7 @@ from edgewise.scenario.network_schema import NetworkSpec
 from edgewise.scenario.schema import (
     DownFailure,
     EjectionSpec,
+    ErrorsFailure,
     Failure,
     MuteFailure,
     Prepare,
@@ -23,8 +24,9 @@ from edgewise.scenario.schema import (
     ServiceSpec,
     SlowFailure,
     Spell,
+    WrongFailure,
 )
-from edgewise.scenario.slow_spells import slowness
+from edgewise.scenario.slow_spells import Misbehaviour, misbehaviours, slowness
 from edgewise.scenario.workload_schema import (
     Arrivals,
     ConstantArrivals,
@@ -48,6 +50,7 @@ __all__ = [
     "DiurnalArrivals",
     "DownFailure",
     "EjectionSpec",
+    "ErrorsFailure",
     "Failure",
     "FileTrace",
     "ImagesPayload",
@@ -56,6 +59,7 @@ __all__ = [
     "LinkSettings",
     "LinkTrace",
     "LognormalPayload",
+    "Misbehaviour",
     "MmppArrivals",
     "MuteFailure",
     "NetworkSpec",
@@ -73,11 +77,13 @@ __all__ = [
     "TraceArrivals",
     "WifiTrace",
     "WorkloadSpec",
+    "WrongFailure",
     "check",
     "dump",
     "link_events",
     "load",
     "loads",
+    "misbehaviours",
     "presets",
     "slowness",
     "warnings_of",

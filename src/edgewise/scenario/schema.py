@@ -119,6 +119,29 @@ class SlowFailure(Strict, frozen=True, kw_only=True, tag_field="kind", tag="slow
     """[times] How much longer everything takes. Default: another job shares the core."""
 
 
+class ErrorsFailure(Strict, frozen=True, kw_only=True, tag_field="kind", tag="errors"):
+    """A server's models fail: it answers every request with an error, at once. Its reports show
+    nothing of it."""
+
+    at: Time
+    """[s] Time from the start of the run."""
+    server: Name
+    """The server."""
+    duration: Span
+    """[s] Time until its models work again."""
+
+
+class WrongFailure(Strict, frozen=True, kw_only=True, tag_field="kind", tag="wrong"):
+    """A server's answers are wrong, and worth nothing. Only an evaluator can tell."""
+
+    at: Time
+    """[s] Time from the start of the run."""
+    server: Name
+    """The server."""
+    duration: Span
+    """[s] Time until its answers are as right as before."""
+
+
 class MuteFailure(Strict, frozen=True, kw_only=True, tag_field="kind", tag="mute"):
     """All balancers fall silent and resume later; the launcher stops their processes meanwhile.
     Their connections stay open, so nodes notice only by waiting, and then decide by themselves."""
@@ -129,7 +152,7 @@ class MuteFailure(Strict, frozen=True, kw_only=True, tag_field="kind", tag="mute
     """[s] Time until they resume."""
 
 
-Failure: TypeAlias = DownFailure | SlowFailure | MuteFailure
+Failure: TypeAlias = DownFailure | SlowFailure | ErrorsFailure | WrongFailure | MuteFailure
 
 
 class EjectionSpec(Strict, frozen=True, kw_only=True):
@@ -219,7 +242,8 @@ class Scenario(Strict, frozen=True, kw_only=True):
     workload: WorkloadSpec
     """The requests."""
     failures: tuple[Failure, ...] = ()
-    """Failures: a server is *down* or *slow*, or all balancers are *mute*. Default: none."""
+    """Failures: a server is *down* or *slow*, answers *errors* or is *wrong*, or all balancers are
+    *mute*. Default: none."""
     ejection: EjectionSpec = EjectionSpec()
     """Servers and paths that fail get no requests for a while. Default: on."""
     balancers: Annotated[int, Meta(ge=1, le=64)] = 1

@@ -1,18 +1,49 @@
-"""When each server of a scenario is slow, and by how much: slow spells and *slow* failures.
+"""When each server of a scenario misbehaves: slow spells; *slow*, *errors* and *wrong* failures.
 
 The simulator and the launcher of real processes use the same times and factors.
 """
 
 from __future__ import annotations
 
+import enum
 import math
 
 import numpy as np
 
-from edgewise.scenario.schema import Scenario, ServiceNoise, SlowFailure
+from edgewise.scenario.schema import (
+    ErrorsFailure,
+    Scenario,
+    ServiceNoise,
+    SlowFailure,
+    WrongFailure,
+)
 
 Spans = list[tuple[float, float, float]]
 """(from, to, factor), s from the start of the run."""
+
+
+class Misbehaviour(enum.IntFlag):
+    """What is wrong with a server that runs, at its usual speed."""
+
+    ERRORS = 1
+    """Its models fail: it answers with errors, at once."""
+    WRONG = 2
+    """Its answers are wrong."""
+
+
+def misbehaviours(scenario: Scenario, server: str) -> list[tuple[float, Misbehaviour]]:
+    """What is wrong with `server` from each of these times on, s from the start; none at first."""
+    kinds = {ErrorsFailure: Misbehaviour.ERRORS, WrongFailure: Misbehaviour.WRONG}
+    spans = [
+        (f.at, f.at + f.duration, kinds[type(f)])
+        for f in scenario.failures
+        if isinstance(f, ErrorsFailure | WrongFailure) and f.server == server
+    ]
+    times = sorted({t for begin, end, _ in spans for t in (begin, end)})
+    return [
+        (t, Misbehaviour(sum({kind for begin, end, kind in spans if begin <= t < end})))
+        for t in times
+    ]
 
 
 def slowness(scenario: Scenario, server: str, horizon: float) -> list[tuple[float, float]]:

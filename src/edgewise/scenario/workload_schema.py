@@ -144,6 +144,9 @@ class WorkloadSpec(Strict, frozen=True, kw_only=True):
     """Where requests arrive: the share of each server, on any positive scale; 0 if absent."""
     demands: Annotated[tuple[Demand, ...], Meta(min_length=1)]
     """What requests ask for: one or more classes."""
+    lost_photos: Annotated[float, Meta(ge=0.0, lt=1.0)] = 0.0
+    """[share] Requests of which the balancer gets the metadata, but no server the photo. Simulator
+    only. Default: none."""
     images: Annotated[str, Meta(min_length=1)] = "builtin"
     """Labelled photos: ``builtin``, or a folder or label file relative to the scenario file.
     Default: 20 photos from the package index."""

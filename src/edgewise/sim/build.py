@@ -16,12 +16,20 @@ from edgewise.fleet.report_timing import GAP
 from edgewise.fleet.request_noise import noise_factors, noise_seed
 from edgewise.fleet.retries import fill
 from edgewise.fleet.table import new_table
-from edgewise.fleet.timeouts import RETRY_MAX
+from edgewise.fleet.timeouts import RETRY_MAX, first_sign, photo_patience
 from edgewise.fleet.tracker import initial_belief as new_belief_of
 from edgewise.network.impairments import may_break, parameters_of
 from edgewise.network.settings import LinkSettings, Outage
 from edgewise.network.trace import LinkTrace
-from edgewise.scenario import DownFailure, MuteFailure, Scenario, link_events, slowness
+from edgewise.scenario import (
+    DownFailure,
+    ErrorsFailure,
+    MuteFailure,
+    Scenario,
+    link_events,
+    misbehaviours,
+    slowness,
+)
 from edgewise.score import ScoreShape
 from edgewise.sim import layout
 from edgewise.sim.events import new_events, new_near
@@ -139,6 +147,7 @@ def simulation(
         numbers=numbers.array(),
         noise=noise,
         seen=records((settings["balancers"][0], count), intake.ACKNOWLEDGED),
+        signs=_signs(count, first_reports - GAP * scenario.report_period),
         results=_results(len(trace) if options.store else 0),
     )
     balancers = int(settings["balancers"][0])
@@ -176,11 +185,13 @@ def _settings_of(
     out.true_links = scenario.network_state == "emulator"
     out.can_fail = (
         breakable
-        or any(isinstance(failure, DownFailure) for failure in scenario.failures)
+        or any(isinstance(failure, DownFailure | ErrorsFailure) for failure in scenario.failures)
         or any(server.queue_limit < NEVER_FULL for server in scenario.servers.values())
     )
     out.noise_bits = (len(_noise(scenario, options)) - 1).bit_length()
     out.store, out.keep_reports = options.store, options.keep_reports
+    out.loses_photos = trace.lost.any()
+    out.photo_patience = photo_patience(scenario.report_period)
     return settings
 
 
@@ -210,7 +221,7 @@ def _reports(scenario: Scenario, belief: Belief, settings: Record) -> Reports:
         links=records((room, 2 if settings.uplink else 1 + servers), intake.REPORT_LINK),
         services=records((room, most_services), intake.REPORT_SERVICE),
         seen=records((room, balancers), intake.ACKNOWLEDGED),
-        signs=np.zeros((room, 0), np.int64),
+        signs=np.zeros((room, servers), np.int64),
     )
 
 
@@ -219,6 +230,7 @@ def _requests(trace: Trace) -> Array:
     requests["time"], requests["deadline"] = trace.time, trace.deadline
     requests["accuracy"], requests["payload"] = trace.accuracy, trace.payload_bytes
     requests["ingress"] = trace.ingress
+    requests["lost"] = trace.lost
     return requests
 
 
@@ -233,6 +245,17 @@ def _flows(slots: int) -> Array:
     flows = records(2 * slots, layout.FLOW)
     flows["link"] = -1
     return flows
+
+
+def _signs(servers: int, started: Floats) -> Array:
+    """The signs of life to be asked for; `started`: when each server started, s."""
+    signs = records((servers, servers), layout.SIGN)
+    signs["known_at"], signs["given"] = np.inf, -1
+    for s in range(servers):
+        for d in range(servers):
+            if s != d:
+                signs["known_at"][s, d] = started[s] + first_sign(s, d, servers)
+    return signs
 
 
 def _results(count: int) -> Array:
@@ -381,9 +404,15 @@ def _script(scenario: Scenario, link_changes: NDArray[np.void]) -> NDArray[np.vo
                 until += RETRY_MAX
             lines.append((failure.at, layout.S_MUTE, 0))
             lines.append((until, layout.S_UNMUTE, 0))
-    failures = records(len(lines), layout.SCRIPT)
-    for out, line in zip(failures, lines, strict=True):
+    steps = [
+        (at, s, what) for s, name in enumerate(names) for at, what in misbehaviours(scenario, name)
+    ]
+    failures = records(len(lines) + len(steps), layout.SCRIPT)
+    for out, line in zip(failures, lines, strict=False):
         out["time"], out["kind"], out["index"] = line
+    for out, (at, s, what) in zip(failures[len(lines) :], steps, strict=True):
+        out["time"], out["kind"], out["index"] = at, layout.S_MISBEHAVE, s
+        out["misbehaves"] = int(what)
     script = records(len(failures) + len(link_changes), layout.SCRIPT)
     script[:] = np.concatenate([failures, link_changes])
     script[:] = script[np.argsort(script["time"], kind="stable")]

@@ -19,6 +19,7 @@ from edgewise.compile import as_pointer, by_reference, jit_no_refcount
 from edgewise.fleet.arrays import Array, Belief
 from edgewise.fleet.belief import on_request
 from edgewise.fleet.commit import commit
+from edgewise.fleet.ejection import only_for_probe
 from edgewise.fleet.observe import observe
 from edgewise.fleet.retries import ALTERNATIVES
 from edgewise.fleet.rng import new_rng
@@ -47,6 +48,7 @@ from edgewise.sim.layout import (
     REASON_NONE_UP,
     REASON_PRICE,
     S_LINK_CHANGE,
+    S_MISBEHAVE,
     S_MUTE,
     S_SERVER_DOWN,
     S_UNMUTE,
@@ -259,6 +261,7 @@ def choose_row(sim: Sim, row: int, probability: float) -> None:
             slot.probability = 1.0  # there was no choice
     else:
         slot.predicted = sim.table.rows.latency[row]
+        slot.work = sim.table.rows.service_time[row]
         slot.service = row // 2
         slot.form = row % 2
         slot.server = sim.world.services[row // 2].server
@@ -284,14 +287,20 @@ def why_shed(sim: Sim) -> int:
 
 
 @jit_no_refcount(internal=True)
-def tried_before(sim: Sim, row: int, r: int, count: int) -> bool:
-    """Whether the server of row `r` is that of `row` or of the first `count` alternatives."""
+def no_alternative(sim: Sim, row: int, r: int, count: int) -> bool:
+    """Whether the server of row `r` is that of `row` or of the first `count` alternatives, or is
+    ejected."""
     s = sim.world.services[r // 2].server
     slot = sim.world.slots[sim.world.clock[0].current]
     same: bool = s == sim.world.services[row // 2].server
     for a in range(count):
         same = same or sim.world.services[slot.alternatives[a] // 2].server == s
-    return same
+    if same:
+        return True
+    b = slot.balancer
+    belief = sim.belief if b == 0 else by_reference(belief_view(sim.beliefs, b))
+    ejected: bool = only_for_probe(belief, slot.ingress, s)
+    return ejected
 
 
 @jit_no_refcount(internal=True)
@@ -307,7 +316,7 @@ def keep_alternatives(sim: Sim, row: int) -> None:
         for r in range(shed):
             if table.mask[r] == 0 or r == row or table.scores[r] < table.scores[shed]:
                 continue
-            if tried_before(sim, row, r, a):
+            if no_alternative(sim, row, r, a):
                 continue
             score = table.scores[r]
             if score == -math.inf or score > last or (score == last and r <= before):
@@ -341,6 +350,8 @@ def apply_script_line(sim: Sim, now: float) -> None:
         schedule(sim.world, line.index)
     elif line.kind == S_SERVER_DOWN:
         stop(sim.world, line.index, now)
+    elif line.kind == S_MISBEHAVE:
+        sim.world.servers[line.index].misbehaves = line.misbehaves
     elif line.kind == S_MUTE:
         clock.mute_since = now
     elif line.kind == S_UNMUTE:

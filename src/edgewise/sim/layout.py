@@ -16,6 +16,7 @@ import numpy as np
 from edgewise.domain import PayloadForm
 from edgewise.fleet import intake
 from edgewise.fleet.arrays import Array, Belief
+from edgewise.fleet.estimates import SERVICE_TIME
 from edgewise.fleet.retries import ALTERNATIVES, BUDGET
 from edgewise.fleet.table import CandidateTable
 from edgewise.network.impairments import PARAMETERS
@@ -35,7 +36,9 @@ STATUSES = ("pending", "served", "shed", "expired", "failed", "lost")
     REASON_RESET,
     REASON_HORIZON,
     REASON_NO_TIME,
-) = range(10)
+    REASON_SERVER_ERROR,
+    REASON_NO_PHOTO,
+) = range(12)
 REASONS = (
     None,
     "no_service",
@@ -47,6 +50,8 @@ REASONS = (
     "connection_reset",
     "no_answer",
     "no_answer_in_time",
+    "server_error",
+    "no_photo",
 )
 
 # -- kinds of events ----------------------------------------------------------------------------
@@ -67,7 +72,7 @@ REASONS = (
 ) = range(12)
 
 # -- kinds of script entries --------------------------------------------------------------------
-S_LINK_CHANGE, S_SERVER_DOWN, S_SERVER_UP, S_MUTE, S_UNMUTE = range(5)
+S_LINK_CHANGE, S_SERVER_DOWN, S_SERVER_UP, S_MUTE, S_UNMUTE, S_MISBEHAVE = range(6)
 
 # -- link modes ---------------------------------------------------------------------------------
 CONSTANT, UNLIMITED, CURVE = range(3)
@@ -76,6 +81,11 @@ CONSTANT, UNLIMITED, CURVE = range(3)
 FREE, OPEN, DONE = range(3)
 
 READY = int(PayloadForm.MODEL_READY)
+
+FAULTS = 8
+"""More than there are faults."""
+FAILURES_MAX = ALTERNATIVES + 2
+"""Attempts at most: the first, the alternatives, and the ingress itself."""
 
 CLOCK = np.dtype(
     [
@@ -125,6 +135,8 @@ SETTINGS = np.dtype(
         ("noise_bits", "i8"),  # logarithm of the count of noise factors
         ("store", "i8"),  # 1: results are kept
         ("keep_reports", "i8"),  # 1: reports are kept
+        ("loses_photos", "i8"),  # 1: the photos of some requests never come
+        ("photo_patience", "f8"),  # s after its decision by which a photo should have begun
     ]
 )
 """The constants of a simulation."""
@@ -136,6 +148,7 @@ REQUEST = np.dtype(
         ("accuracy", "f8"),
         ("payload", "f8"),
         ("ingress", "i8"),
+        ("lost", "i8"),  # 1: its photo never comes
     ]
 )
 
@@ -151,7 +164,8 @@ SLOT = np.dtype(
         ("form", "i4"),
         ("at", "i4"),  # server where it is queued or runs; −1 none
         ("awaits_conversion", "i4"),  # 1: it waits to be made model-ready
-        ("refused", "i4"),  # 1: the queue of its ingress was full
+        ("refused", "i4"),  # 1: its ingress had no room for it, or failed to run it
+        ("wrong", "i4"),  # 1: its answer is wrong
         ("status", "i4"),  # how it ended, once it has
         ("row", "i4"),  # row decided; −1 none yet
         ("picked", "i4"),  # server decided; −1 shed
@@ -167,6 +181,8 @@ SLOT = np.dtype(
         ("before", "i4"),  # neighbours in the server's queue, in order of arrival; −1 none
         ("after", "i4"),
         ("alternatives", "i4", (ALTERNATIVES,)),  # rows; −1 none
+        ("failures", "i4"),  # attempts that have failed
+        ("failed", "i4", (FAILURES_MAX,)),  # of each, FAULTS × server + fault (`fleet.ejection`)
         ("dispatch", "i8"),
         ("command", "i8"),
         ("deadline", "f8"),  # absolute
@@ -217,6 +233,7 @@ SERVER = np.dtype(
         ("prepare_tail", "i8"),
         ("prepare_waiting", "f8"),  # s of CPU time that these take
         ("up", "i8"),  # 1: it runs
+        ("misbehaves", "i8"),  # how (`scenario.Misbehaviour`)
         ("life", "i8"),  # number of stops so far
         ("known_life", "i8"),  # `life` at the last restart known at the balancers
         ("latest", "f8"),  # latest expected end of any work so far, here or in the converter
@@ -240,7 +257,7 @@ SERVICE = np.dtype(
         ("curve_count", "i8"),
         # state
         ("queue", "i8"),  # root of the heap of waiting requests; −1 none
-        ("service_time", "f8"),
+        *SERVICE_TIME,
         ("batch", "f8"),
         ("served", "i8"),
     ]
@@ -315,6 +332,15 @@ NODE = np.dtype([("key", "f8"), ("order", "i8"), ("child", "i4"), ("sibling", "i
 """A node of a pairing heap. Slot i has three: i on its access link, M + i on a link between
 servers, 2M + i in a queue."""
 
+SIGN = np.dtype(
+    [
+        ("known_at", "f8"),  # when its ingress knows whether the sign now asked for is given
+        ("given", "i8"),  # 1: it is; −1: nothing was asked yet, and is to be at `known_at`
+        ("count", "i8"),  # of those known: given in a row, or −1 × missing in a row
+    ]
+)
+"""The signs of life that one server asks of another (`sim.signs`)."""
+
 EVENT = np.dtype([("time", "f8"), ("code", "i8")])
 """An event. `code` holds its sequence number, kind and index, so equal times sort by sequence."""
 
@@ -323,6 +349,7 @@ SCRIPT = np.dtype(
         ("time", "f8"),
         ("kind", "i8"),
         ("index", "i8"),  # link or server
+        ("misbehaves", "i8"),  # for S_MISBEHAVE: `SERVER.misbehaves` from now on
         *LINK_SETTINGS,  # for S_LINK_CHANGE: the link's new settings
     ]
 )
@@ -393,6 +420,7 @@ class World(NamedTuple):
     numbers: Array  # float64: latency curves, capacities, outages, slowdowns
     noise: Array  # float64 (2^noise_bits,): noise factors of service times, shared by worlds
     seen: Array  # `intake.ACKNOWLEDGED` (B, S)
+    signs: Array  # SIGN (S, S)
     results: Array  # RESULT (N,), or (0,)
 
 
@@ -405,7 +433,7 @@ class Reports(NamedTuple):
     links: Array  # `intake.REPORT_LINK` (P, 2 or 1 + S): the access link, then those it sends on
     services: Array  # `intake.REPORT_SERVICE` (P, most services of a server)
     seen: Array  # `intake.ACKNOWLEDGED` (P, B)
-    signs: Array  # int64 (P, S): `fleet.ejection.on_signs` of each peer; (P, 0) if all are given
+    signs: Array  # int64 (P, S): of each peer, `fleet.ejection.on_signs`
 
 
 class Sim(NamedTuple):

@@ -10,16 +10,19 @@ import math
 
 from edgewise.compile import by_reference, jit_no_refcount
 from edgewise.fleet.arrays import QUEUE_MAX, Belief
-from edgewise.fleet.belief import reset_server
+from edgewise.fleet.belief import reset_server, withdraw, withdraw_request
+from edgewise.fleet.ejection import ANSWERED, attempt_fault, end_probe, on_attempt
+from edgewise.fleet.estimates import fade_service_time
 from edgewise.fleet.intake import (
     FORGET_AFTER,
     RATE_MAX,
     ReportArrays,
     clamp_rate,
     close_dispatch,
+    renew_server,
     take_report,
 )
-from edgewise.fleet.timeouts import FLEET_PERIOD, HEARTBEAT
+from edgewise.fleet.timeouts import FLEET_PERIOD, HEARTBEAT, first_sign
 from edgewise.score import worthless_after
 from edgewise.sim.events import heap_push, push
 from edgewise.sim.heaps import remove_root
@@ -30,10 +33,14 @@ from edgewise.sim.layout import (
     E_LEFT,
     E_REPORTED,
     E_SWEEP,
+    FAULTS,
     FREE,
+    LOST,
     OPEN,
     REASON_INGRESS_DOWN,
+    REASON_NO_PHOTO,
     REASON_SERVER_DOWN,
+    SERVED,
     UNLIMITED,
     Reports,
     Sim,
@@ -42,7 +49,8 @@ from edgewise.sim.layout import (
 from edgewise.sim.links import backlog, capacity, schedule, update_link
 from edgewise.sim.next_times import set_report_time
 from edgewise.sim.servers import backlog_of, change_busy
-from edgewise.sim.slots import add_reference, drop_reference, expect_result, lose
+from edgewise.sim.signs import write_signs
+from edgewise.sim.slots import add_reference, drop_reference, end_request, expect_result, lose
 from edgewise.sim.transfers import believed_backlog, clear_ledger
 
 SILENCE_KNOWN = 1.5 * HEARTBEAT
@@ -146,12 +154,14 @@ def make_report(world: World, reports: Reports, s: int, now: float) -> None:
     for k in range(server.first_service, server.end_service):
         out = reports.services[p, k - server.first_service]
         out.service = k
+        fade_service_time(world.services[k], world.numbers[world.services[k].curve_at], now)
         out.service_time = world.services[k].service_time
         out.batch = world.services[k].batch
         out.served = world.services[k].served
     for b in range(settings.balancers):
         reports.seen[p, b] = world.seen[b, s]
     report_links(world, reports, s, p, now)
+    write_signs(world, s, reports.signs[p], now)
     push(world, now + settings.report_delay, E_REPORTED, p)
 
 
@@ -195,6 +205,8 @@ def on_reported(sim: Sim, p: int, now: float) -> None:
             if receives_report(world, b, s, report.at, beliefs.servers[b, s].report_at):
                 belief = sim.belief if b == 0 else by_reference(belief_view(beliefs, b))
                 receive_report(world, reports, belief, b, p, now)
+                if settings.loses_photos != 0:
+                    withdraw_announced(world, belief, b, s, report.at, now)
     if settings.keep_reports == 0:
         report.next = clock.free_report
         clock.free_report = p
@@ -279,12 +291,40 @@ def on_outcome_known(sim: Sim, i: int, now: float) -> None:
     slot = world.slots[i]
     if world.clock[0].learning != 0:
         queue_feedback(world, i)
+    if slot.picked >= 0 and slot.status != LOST:
+        b = slot.balancer
+        on_attempts(
+            world, sim.belief if b == 0 else by_reference(belief_view(sim.beliefs, b)), i, now
+        )
     if slot.picked < 0 or slot.life != world.servers[slot.picked].known_life:
         return  # shed; or the server has restarted since, or the dispatch is closed already
     served_there = slot.finished < math.inf and slot.server == slot.picked
     b = slot.balancer
     belief = sim.belief if b == 0 else by_reference(belief_view(sim.beliefs, b))
     end_dispatch(world, belief, i, not served_there, now)
+
+
+@jit_no_refcount(inline=True, internal=True)
+def on_attempts(world: World, belief: Belief, i: int, now: float) -> None:
+    """Tell a balancer how the attempts at slot `i`'s request ended, as `Tracker.on_attempts`."""
+    slot = world.slots[i]
+    ingress, picked, decided = slot.ingress, slot.picked, slot.decided
+    tried = False
+    for n in range(slot.failures):
+        s = slot.failed[n] // FAULTS
+        tried |= s == picked
+        fault = attempt_fault(
+            slot.failed[n] % FAULTS,
+            slot.uploaded < math.inf,
+            slot.predicted,
+            slot.deadline - slot.sent,
+        )
+        on_attempt(belief, ingress, s, fault, decided, now)
+    if slot.status == SERVED:
+        tried |= slot.server == picked
+        on_attempt(belief, ingress, slot.server, ANSWERED, decided, now)
+    if not tried:
+        end_probe(belief, ingress, picked, decided)
 
 
 @jit_no_refcount(internal=True)
@@ -301,6 +341,34 @@ def forget_dispatches(sim: Sim, now: float) -> None:
                 end_dispatch(world, belief, i, True, now)
                 slot.life = -1
     heap_push(world, now + 1.0, E_SWEEP, 0)
+
+
+@jit_no_refcount(internal=True)
+def withdraw_announced(
+    world: World, belief: Belief, b: int, ingress: int, at: float, now: float
+) -> None:
+    """End the requests of decider `b` whose photo should have begun at `ingress` before its report
+    of time `at`, and never comes, as `fleet.open_dispatches` does.
+
+    The simulator has no credit of clients: all requests that are announced count at first.
+    """
+    for i in range(world.clock[0].used):
+        slot = world.slots[i]
+        if (
+            slot.stage == OPEN
+            and slot.ingress == ingress
+            and slot.balancer == b
+            and slot.picked >= 0
+            and world.requests[slot.request].lost != 0
+            and at >= slot.decided + world.settings[0].photo_patience
+        ):
+            if slot.life == world.servers[slot.picked].known_life:
+                end_probe(belief, ingress, slot.picked, slot.decided)
+                withdraw(belief, slot.picked, slot.dispatch, slot.work, slot.decided, now)
+            withdraw_request(belief, ingress, slot.decided, now)
+            add_reference(world, i)
+            end_request(world, i, LOST, REASON_NO_PHOTO, math.inf)
+            drop_reference(world, i)
 
 
 # -- servers that stop and restart ---------------------------------------------------------------
@@ -380,6 +448,7 @@ def clear_server(world: World, s: int) -> None:
         world.services[k].queue = -1
         world.services[k].served = 0
         world.services[k].service_time = world.numbers[world.services[k].curve_at]
+        world.services[k].slow = 0
         world.services[k].batch = 1.0
     server.head = -1
     server.tail = -1
@@ -404,6 +473,11 @@ def restart(world: World, s: int, now: float) -> None:
         world.seen[b, s].commands = 0
         world.seen[b, s].low = 0
         world.seen[b, s].bits = 0
+    for d in range(world.servers.size):
+        if d != s:
+            world.signs[s, d].count = 0
+            world.signs[s, d].given = -1
+            world.signs[s, d].known_at = now + first_sign(s, d, world.servers.size)
     push(world, now + world.settings[0].control_delay, E_JOINED, s)
     set_report_time(world, s, now)
 
@@ -420,5 +494,7 @@ def on_joined(world: World, beliefs: Belief, s: int, now: float) -> None:
     """Mark server `s` as connected in every belief, as `Tracker.connect` does."""
     world.servers[s].known_life = world.servers[s].life
     for b in range(world.settings[0].balancers):
-        reset_server(by_reference(belief_view(beliefs, b)), s, now)
+        belief = by_reference(belief_view(beliefs, b))
+        renew_server(belief, s)
+        reset_server(belief, s, now)
         beliefs.servers[b, s].connected = 1.0

@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 
 from edgewise.compile import jit_no_refcount
+from edgewise.fleet.ejection import ERROR, REFUSED, UNANSWERED, UNDELIVERED, UNREACHABLE
 from edgewise.fleet.retries import ALTERNATIVES, take_retry
 from edgewise.fleet.timeouts import worth_running
 from edgewise.sim.heaps import remove
@@ -29,6 +30,7 @@ from edgewise.sim.layout import (
     REASON_NO_TIME,
     REASON_NONE,
     REASON_QUEUE_FULL,
+    REASON_SERVER_ERROR,
     SHED,
     World,
 )
@@ -44,6 +46,7 @@ from edgewise.sim.servers import (
 from edgewise.sim.slots import (
     drop_reference,
     end_request,
+    note_failure,
     notify_balancer,
     schedule_timeout,
     take_slot,
@@ -143,6 +146,7 @@ def on_timeout_check(world: World, i: int, time: float) -> None:
                     return
             else:
                 leave_queue(world, i, time)
+        note_missing_answer(world, i, time)
         # The peer's answer is ignored, even if it is on the way: its stamps do not count.
         slot.transferred = math.inf
         slot.started = math.inf
@@ -155,9 +159,27 @@ def on_timeout_check(world: World, i: int, time: float) -> None:
 
 
 @jit_no_refcount(internal=True)
+def note_missing_answer(world: World, i: int, now: float) -> None:
+    """Note that the attempt of slot `i` that is under way, if one is, has no answer in time."""
+    slot = world.slots[i]
+    if slot.server < 0:
+        return
+    if slot.server == slot.ingress:
+        if slot.at >= 0:
+            note_failure(world, i, UNANSWERED)
+        return
+    acknowledged_at = slot.transferred + world.links[world.path[slot.server, slot.ingress]].delay
+    if acknowledged_at <= now:
+        note_failure(world, i, UNANSWERED)
+    elif world.flows[world.slots.size + i].link >= 0:
+        note_failure(world, i, UNDELIVERED)
+
+
+@jit_no_refcount(internal=True)
 def expire(world: World, i: int, now: float) -> None:
     """End slot `i`'s request as expired: no answer can score any more."""
     slot = world.slots[i]
+    note_missing_answer(world, i, now)
     if slot.at >= 0 and slot.started > now:
         leave_queue(world, i, now)
     elif slot.awaits_conversion != 0:  # it stays in the queue and is skipped at its turn
@@ -180,6 +202,14 @@ def on_failed(world: World, i: int, now: float) -> None:
     slot.result_at = math.inf
     slot.give_up = math.inf
     drop_entry(world, world.slots.size + i, now)
+    fault = UNREACHABLE
+    if slot.reason == REASON_QUEUE_FULL:
+        fault = REFUSED
+    elif slot.reason == REASON_SERVER_ERROR:
+        fault = ERROR
+    note_failure(world, i, fault)
+    if slot.server == slot.ingress:
+        slot.refused = 1
     try_next(world, i, now)
 
 
@@ -225,6 +255,7 @@ def start_attempt(world: World, i: int, k: int, form: int, now: float) -> None:
     slot.server = world.services[k].server
     slot.form = form
     slot.reason = REASON_NONE
+    slot.transferred = math.inf
     slot.started = math.inf
     send_to_server(world, i, now)
 

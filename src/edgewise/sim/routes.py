@@ -30,6 +30,7 @@ from edgewise.sim.layout import (
     REASON_NONE,
     REASON_RESET,
     REASON_SERVER_DOWN,
+    REASON_SERVER_ERROR,
     SERVED,
     SHED,
     UNLIMITED,
@@ -75,8 +76,10 @@ def quickest_here(world: World, i: int) -> int:
 
 @jit_no_refcount(inline=True, internal=True)
 def start_upload(world: World, i: int, now: float) -> None:
-    """Start the client's upload of slot `i`'s photo."""
+    """Start the client's upload of slot `i`'s photo, if it has one."""
     slot = world.slots[i]
+    if world.requests[slot.request].lost != 0:
+        return
     add_reference(world, i)
     join(world, slot.ingress, i, slot.payload, now)
 
@@ -152,13 +155,16 @@ def on_command(world: World, i: int, now: float) -> None:
         end_request(world, i, SHED, slot.reason, now)
         notify_balancer(world, i, now + world.settings[0].control_delay)
         return
-    send_to_server(world, i, now)
+    if world.requests[slot.request].lost == 0:
+        send_to_server(world, i, now)
 
 
 @jit_no_refcount(inline=True, internal=True)
 def on_metadata(world: World, i: int, now: float) -> None:
     """Enter slot `i`'s upload into the ledger: its headers reach the ingress with the metadata."""
     slot = world.slots[i]
+    if world.requests[slot.request].lost != 0:
+        return
     if slot.stage != DONE and slot.uploaded == math.inf and world.flows[i].link < 0:
         add_entry(world, slot.ingress, i, slot.payload, now)
 
@@ -289,17 +295,24 @@ def on_finish(world: World, w: int, time: float) -> None:
             return
     else:
         batch = worker.batch
+        failed = worker.finish <= worker.started
         seconds = (time - worker.started) / batch
         while i >= 0:
             slot = world.slots[i]
             after = slot.next
-            measure_service(world, slot.service, slot.form, seconds, batch)
+            if not failed:
+                measure_service(world, slot.service, slot.form, seconds, batch)
             slot.at = -1
             if slot.stage != DONE:
                 back = 0.0
                 if s != slot.ingress:
                     back = world.links[world.path[s, slot.ingress]].delay
-                if time + back <= slot.give_up:  # else its ingress gives up before the answer comes
+                if failed:
+                    slot.reason = REASON_SERVER_ERROR
+                    expect_result(world, i, time + back, E_FAILED)
+                elif (
+                    time + back <= slot.give_up
+                ):  # else its ingress gives up before the answer comes
                     slot.finished = time
                     answer_client(world, i, SERVED, REASON_NONE, s, time)
             drop_reference(world, i)

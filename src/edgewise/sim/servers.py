@@ -20,9 +20,10 @@ import math
 
 from edgewise.compile import jit_no_refcount
 from edgewise.fleet.belief import acknowledge
-from edgewise.fleet.estimates import SERVICE_MEMORY, ready_time
+from edgewise.fleet.estimates import SERVICE_MEMORY, measure_service_time, ready_time
 from edgewise.fleet.report_timing import GAP, busy_share, jumped
 from edgewise.fleet.request_noise import factor_index
+from edgewise.scenario import Misbehaviour
 from edgewise.sim.events import push
 from edgewise.sim.heaps import insert, remove_root
 from edgewise.sim.layout import (
@@ -37,6 +38,8 @@ from edgewise.sim.layout import (
 )
 from edgewise.sim.next_times import report_time, set_report_time
 from edgewise.sim.slots import add_reference, answer_client, drop_reference, expect_result
+
+ERRORS, WRONG = int(Misbehaviour.ERRORS), int(Misbehaviour.WRONG)
 
 
 @jit_no_refcount(inline=True, internal=True)
@@ -235,6 +238,14 @@ def start_batch(world: World, s: int, w: int, i: int, now: float) -> None:
     if ready > 0:
         time = ready_time(time, service.ready_saving * ready / count)
     time *= noise(world, world.slots[i].request, k) * slowness(world, s, now)
+    if world.servers[s].misbehaves != 0:
+        if world.servers[s].misbehaves & ERRORS != 0:
+            time = 0.0  # `routes.on_finish` knows by this that it failed
+        if world.servers[s].misbehaves & WRONG != 0:
+            j = i
+            while j >= 0:
+                world.slots[j].wrong = 1
+                j = world.slots[j].next
     world.workers[w].batch = count
     occupy_worker(world, w, i, 0, now, world.slots[i].work * count, time)
 
@@ -396,10 +407,10 @@ def measure_service(world: World, k: int, form: int, seconds: float, batch: int)
     """
     service = world.services[k]
     sample = seconds + (service.ready_saving if form == READY else 0.0)
+    profile = world.numbers[service.curve_at]
+    measure_service_time(service, profile, sample, service.served == 0, world.clock[0].now)
     if service.served == 0:
-        service.service_time = sample
         service.batch = batch
     else:
-        service.service_time += SERVICE_MEMORY * (sample - service.service_time)
         service.batch += SERVICE_MEMORY * (batch - service.batch)
     service.served += 1

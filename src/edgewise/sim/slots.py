@@ -14,6 +14,8 @@ from edgewise.sim.layout import (
     E_METADATA,
     E_OUTCOME,
     E_TIMEOUT,
+    FAILURES_MAX,
+    FAULTS,
     FREE,
     LOST,
     OPEN,
@@ -107,6 +109,7 @@ def open_slot(world: World, r: int) -> int:
     slot.at = -1
     slot.awaits_conversion = 0
     slot.refused = 0
+    slot.wrong = 0
     slot.link = -1
     slot.row = -1
     slot.picked = -1
@@ -117,6 +120,7 @@ def open_slot(world: World, r: int) -> int:
     slot.next = -1
     for a in range(slot.alternatives.size):
         slot.alternatives[a] = -1
+    slot.failures = 0
     slot.dispatch = 0
     slot.command = 0
     slot.predicted = math.nan
@@ -136,6 +140,8 @@ def open_slot(world: World, r: int) -> int:
     slot.started = math.inf
     slot.finished = math.inf
     schedule_for(world, i, request.time + world.links[request.ingress].delay, E_METADATA)
+    if request.lost != 0:
+        slot.expiry = math.inf  # its ingress never hears of it
     schedule_timeout(world, i)
     return i
 
@@ -170,6 +176,8 @@ def end_request(world: World, i: int, status: int, reason: int, answered: float)
             settings.grace,
             settings.accuracy_weight,
         )
+        if slot.wrong != 0:
+            utility = 0.0
         clock.utility += utility
     slot.status = status
     slot.latency = latency
@@ -208,6 +216,16 @@ def notify_balancer(world: World, i: int, time: float) -> None:
     slot = world.slots[i]
     if slot.picked >= 0 or (world.clock[0].learning != 0 and slot.row >= 0):
         schedule_for(world, i, time, E_OUTCOME)
+
+
+@jit_no_refcount(internal=True)
+def note_failure(world: World, i: int, fault: int) -> None:
+    """Note that the present attempt of slot `i` has failed; its balancer is told at the end."""
+    slot = world.slots[i]
+    n = slot.failures
+    if n < FAILURES_MAX:
+        slot.failed[n] = FAULTS * slot.server + fault
+        slot.failures = n + 1
 
 
 @jit_no_refcount(internal=True)

@@ -42,7 +42,14 @@ from edgewise.network.settings import new_capacity
 from edgewise.policies import Policy
 from edgewise.policies import make as make_policy
 from edgewise.policies.base import PolicySpec
-from edgewise.scenario import Scenario, SlowFailure, slowness
+from edgewise.scenario import (
+    ErrorsFailure,
+    Scenario,
+    SlowFailure,
+    WrongFailure,
+    misbehaviours,
+    slowness,
+)
 from edgewise.score import ScoreShape
 from edgewise.sim.build import CONTROL_DELAY, simulation
 from edgewise.sim.play import policy_seeds
@@ -112,7 +119,8 @@ class LiveFleet:
     Parameters
     ----------
     scenario:
-        Its executor is taken to be *replay*. Jitter, loss, failures other than *slow* ones and
+        Its executor is taken to be *replay*. Jitter, loss, failures other than *slow*,
+        *errors* and *wrong* ones, and
         changes of links other than of their rates are not supported: raises ValueError.
     trace:
         What the client sends.
@@ -133,8 +141,9 @@ class LiveFleet:
         disturbance: Disturbance = UNDISTURBED,
         make_node: MakeNode = make_node,
     ) -> None:
-        if not all(isinstance(failure, SlowFailure) for failure in scenario.failures):
-            raise ValueError("failures: expected slow ones only")
+        supported = SlowFailure | ErrorsFailure | WrongFailure
+        if not all(isinstance(failure, supported) for failure in scenario.failures):
+            raise ValueError("failures: expected slow, errors and wrong ones only")
         self.scenario = msgspec.structs.replace(scenario, executor="replay")
         self.links = shared_links(scenario, disturbance)
         loop = asyncio.get_running_loop()
@@ -165,6 +174,8 @@ class LiveFleet:
             for name, node in self.nodes.items():
                 for at, factor in slowness(self.scenario, name, horizon):
                     loop.call_at(START + at, node.slow_down, factor)
+                for at, how in misbehaviours(self.scenario, name):
+                    loop.call_at(START + at, node.misbehave, how)
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._start_nodes(stack))
                 await sleep_until(START)

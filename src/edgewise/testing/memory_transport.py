@@ -209,8 +209,9 @@ class _Session:
         trace_request_ctx()  # the client's own tracing calls it when the first bytes leave
         return _Exchange(self._network, self._source, "POST", URL(to), data, dict(headers or {}))
 
-    def get(self, to: str, **_: Any) -> _Exchange:
-        return _Exchange(self._network, self._source, "GET", URL(to), b"", {})
+    def get(self, to: str, *, timeout: aiohttp.ClientTimeout | None = None, **_: Any) -> _Exchange:
+        patience = None if timeout is None else timeout.total
+        return _Exchange(self._network, self._source, "GET", URL(to), b"", {}, patience)
 
     async def ws_connect(self, to: str, **_: Any) -> _ChannelEnd:
         network, node = self._network, self._source
@@ -234,7 +235,9 @@ class _Exchange:
         to: URL,
         data: Any,
         headers: dict[str, str],
+        patience: float | None = None,
     ) -> None:
+        self._patience = patience
         self._network, self._method, self._to, self._data = network, method, to, data
         self._headers = headers
         self._target = to.host or ""
@@ -256,11 +259,12 @@ class _Exchange:
             self._headers["Content-Length"] = str(len(data))
         self._tasks = [
             self._network.start(self._carry(data, payload)),
-            self._network.start(self._serve(app, payload, loop.time() + self._route.delay)),
+            self._network.start(self._serve(app, payload, self._leaves_at() + self._route.delay)),
         ]
         self._tasks[1].add_done_callback(self._writer.fail)
         try:
-            self.status = await self._writer.head
+            async with asyncio.timeout(self._patience):
+                self.status = await self._writer.head
         except BaseException:
             await self.__aexit__()
             raise
@@ -273,6 +277,11 @@ class _Exchange:
 
     async def read(self) -> bytes:
         return await self._writer.body
+
+    def _leaves_at(self) -> float:
+        """When the headers leave: those of a photo go before it, whatever its link is doing."""
+        now, link = asyncio.get_running_loop().time(), self._route.link
+        return now if link is None or self._method != "GET" else link.leaves_at(now)
 
     async def _carry(
         self, data: bytes | AsyncIterator[bytes] | None, to: aiohttp.StreamReader

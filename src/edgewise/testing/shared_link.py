@@ -73,6 +73,14 @@ class SharedLink:
                 heapq.heapify(self._flows)
                 self._schedule(loop)
 
+    def leaves_at(self, now: float) -> float:
+        """The loop's time at which a message without a payload leaves that is sent `now`: at once,
+        or when an outage ends."""
+        for begin, end in self._arrays.outages.tolist():
+            if begin <= now - self._origin < end:
+                now = self._origin + end
+        return now
+
     def change(self, capacity: Capacity) -> None:
         """Use another capacity from now on; bytes that have left are not affected."""
         loop = asyncio.get_running_loop()

@@ -40,7 +40,17 @@ Ints: TypeAlias = NDArray[np.int64]
 Inverse: TypeAlias = Callable[[Floats], Floats]
 
 # Every result ever published with a seed depends on the order: only append.
-_STREAMS = ("arrivals", "states", "ingress", "demand", "deadline", "image", "payload", "offset")
+_STREAMS = (
+    "arrivals",
+    "states",
+    "ingress",
+    "demand",
+    "deadline",
+    "image",
+    "payload",
+    "offset",
+    "lost",
+)
 
 REQUESTS_MAX = 50_000_000
 """A run of more requests would not fit into memory; it comes from a wrong unit."""
@@ -60,6 +70,8 @@ class Trace(Struct, frozen=True, kw_only=True):
     """[s] From `time`."""
     accuracy: Floats
     """The least accuracy that the answering service may have."""
+    lost: NDArray[np.bool_]
+    """Whether the photo never comes."""
 
     def __len__(self) -> int:
         return len(self.time)
@@ -105,6 +117,7 @@ def generate(scenario: Scenario, sizes: Sequence[int] | None) -> Trace:
         payload_bytes=payload_bytes,
         deadline=deadline,
         accuracy=accuracy,
+        lost=rng["lost"].random(count) < workload.lost_photos,
     )
 
 

@@ -197,8 +197,14 @@ class Dispatcher:
         entry = self.decisions.get(outcome.request)
         if entry is not None and not entry.answered:
             entry.answered = True
-            ingress, picked = entry.request.ingress, entry.command.server
-            self.tracker.on_attempts(ingress, picked, attempts, entry.decision.at, now)
+            self.tracker.on_attempts(
+                entry.request.ingress,
+                entry.command.server,
+                attempts,
+                entry.decision.at,
+                outcome.stamps.uploaded is not None and entry.in_time_expected,
+                now,
+            )
             self._log_ejections(now)
         if outcome.status is Status.SERVED and entry is not None:
             if outcome.latency is None:

@@ -35,6 +35,9 @@ RECENT_MAX = 2048
 """Settled decisions that are kept; some 10 MB."""
 
 
+_LATENCY = [*ROW].index("latency")
+
+
 class OutcomeSource(enum.IntEnum):
     """Who reports how a request ended, by how much they know."""
 
@@ -74,6 +77,12 @@ class TrackedDecision(Struct, kw_only=True, eq=False, gc=False):
         if self.command.server is None:
             return "shed"
         return "run" if self.command.server == self.request.ingress else "transfer"
+
+    @property
+    def in_time_expected(self) -> bool:
+        """Whether the answer was expected within the deadline."""
+        latency = self.observation.rows[self.decision.rows[0], _LATENCY]
+        return bool(latency <= self.request.deadline)
 
     def details(self) -> dict[str, Any]:
         """The decision with the numbers it rested on, columns named; ready for JSON."""

@@ -15,6 +15,7 @@ failed. Where nobody else can be asked, the ingress decodes the photo to find ou
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Iterator, Sequence
 
@@ -30,7 +31,7 @@ from edgewise.live.node.local_runner import LocalRunner, ServerFailed
 from edgewise.live.node.monitor import Monitor
 from edgewise.live.node.peers import TransferPayload, TransferRequest
 from edgewise.live.node.received_request import ReceivedRequest
-from edgewise.live.node.worker_queue import QueueFull, QueueTicket
+from edgewise.live.node.worker_queue import QueueFull, QueueTicket, RequestExpired
 from edgewise.live.wire.open_inference import InferAnswer
 from edgewise.live.wire.transfers import TransferHeaders
 
@@ -154,6 +155,10 @@ class Execution:
         except ServerFailed as error:
             self._failed(self._server, Fault.ERROR, str(error))
             return None
+        except (RequestExpired, asyncio.CancelledError):
+            if self._request.expired(self._clock.now()):
+                self._received.attempts.append(Attempt(self._server, Fault.UNANSWERED))
+            raise
         return self._judged(self._server, answer)
 
     # -- elsewhere -------------------------------------------------------------------------------

@@ -4,6 +4,7 @@
 - `ReplayExecutor`: recorded latencies and predictions, so that a fleet of fifty fits on two cores.
 - `SlowerMachineExecutor` wraps another executor and emulates a weaker machine.
 - `SlowedExecutor` wraps another executor and emulates slow spells.
+- `MisbehavingExecutor` wraps another executor and emulates errors and wrong answers.
 
 An item that cannot be run (its image does not decode) is an error in its place of the result; the
 others of the batch are unharmed.
@@ -18,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Protocol
 
+import msgspec
 from msgspec import Struct
 
 from edgewise.domain import PayloadForm, Service
@@ -25,6 +27,7 @@ from edgewise.errors import BadInput
 from edgewise.fleet.estimates import ready_time
 from edgewise.fleet.request_noise import RequestNoise, replay_label, replayed_class
 from edgewise.live.clock import Clock
+from edgewise.scenario import Misbehaviour
 from edgewise.tasks import task_of
 from edgewise.tasks.task import Task
 
@@ -216,6 +219,41 @@ class Slowdown:
         yield
         now = self._clock.now()
         await self._clock.sleep_until(now + (factor - 1.0) * (now - start))
+
+
+class Misbehaving:
+    """What is wrong with a server's models now, as its launcher has it."""
+
+    def __init__(self) -> None:
+        self.how = Misbehaviour(0)
+
+
+class EmulatedFailure(Exception):
+    """A model has failed, because the launcher wants it to."""
+
+
+class MisbehavingExecutor:
+    """Another executor that fails, or whose answers are wrong, while `now` says so."""
+
+    def __init__(self, inner: Executor, now: Misbehaving, classes: Mapping[str, int]) -> None:
+        self._inner, self._now = inner, now
+        self._classes = classes
+        """The number of classes of each model."""
+
+    async def run(self, batch: Sequence[BatchItem]) -> list[Result]:
+        how = self._now.how
+        if Misbehaviour.ERRORS in how:
+            raise EmulatedFailure("an emulated failure")
+        results = await self._inner.run(batch)
+        if Misbehaviour.WRONG not in how:
+            return results
+        classes = self._classes[batch[0].model]
+        return [
+            msgspec.structs.replace(result, predicted=(result.predicted + 1) % classes)
+            if isinstance(result, Prediction)
+            else result
+            for result in results
+        ]
 
 
 class SlowedExecutor:

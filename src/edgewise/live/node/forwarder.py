@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from edgewise.domain import Candidate, Fault, PayloadForm, Service, Status
+from edgewise.domain import Attempt, Candidate, Fault, PayloadForm, Service, Status
 from edgewise.errors import EdgewiseError, ImagesError, PeerError
 from edgewise.live.clock import Clock
 from edgewise.live.node.converter import Converter
@@ -126,7 +126,8 @@ class Forwarder:
         """Send a request to the candidate's server and return the answer.
 
         The stamps that the peer does not have are this server's. Raises AttemptFailed if the peer
-        or the path to it fails, or if nothing has come at `give_up_at`.
+        or the path to it fails, or if nothing has come at `give_up_at`. If the request expires
+        meanwhile, the attempt is added to `received`.
         """
         fault = Fault.UNDELIVERED
 
@@ -139,6 +140,10 @@ class Forwarder:
                 answer = await self._peers.send(candidate.server, transfer, on_arrival)
         except TimeoutError:
             raise AttemptFailed(fault, "no answer in time", too_late=True) from None
+        except asyncio.CancelledError:
+            if received.request.expired(self._clock.now()):
+                received.attempts.append(Attempt(candidate.server, fault))
+            raise
         except PeerUnreachable as error:
             raise AttemptFailed(Fault.UNREACHABLE, str(error)) from None
         except PeerError as error:

@@ -65,7 +65,8 @@ class LocalDecider:
         decided_at = outcome.stamps.decided
         if decided_at is not None:
             picked = attempts[0].server if attempts else None
-            self._tracker.on_attempts(self._server, picked, attempts, decided_at, now)
+            uploaded = outcome.stamps.uploaded is not None
+            self._tracker.on_attempts(self._server, picked, attempts, decided_at, uploaded, now)
         self._tracker.on_outcome(outcome, now)
 
     def forget(self, now: float) -> None:

@@ -86,7 +86,7 @@ class LocalRunner:
             result = await self._execute(item)
             received.finished = self._clock.now()
             if isinstance(result, Prediction):
-                self._monitor.ran(model, received.finished - start, ready)
+                self._monitor.ran(model, received.finished - start, ready, received.finished)
             return result
 
         result = await self.queue.run(

@@ -12,9 +12,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
+
 from edgewise.domain import PeerReport, Report, Service, ServiceReport
+from edgewise.fleet.arrays import records
 from edgewise.fleet.belief import acknowledge
-from edgewise.fleet.estimates import SERVICE_MEMORY, ready_time
+from edgewise.fleet.estimates import (
+    SERVICE_TIME,
+    fade_service_time,
+    measure_service_time,
+    ready_time,
+)
 from edgewise.fleet.open_dispatches import held_numbers
 from edgewise.live.node.converter import Converter
 from edgewise.live.node.measured_links import MeasuredLink
@@ -79,7 +87,9 @@ class Monitor:
         self._services = services
         self._queue, self._converter = queue, converter
         self._seen = {BALANCER: SequencesSeen()}
-        self._times: dict[str, float] = {}
+        times = records(len(services), np.dtype(SERVICE_TIME))
+        times["service_time"] = [service.latency[0] for service in services.values()]
+        self._times = dict(zip(services, times, strict=True))
         self._served = dict.fromkeys(services, 0)
 
     def seen(self, decider: str) -> SequencesSeen:
@@ -91,23 +101,21 @@ class Monitor:
         self.answered[peer] = self.answered[peer] + 1 if given else 0
         self.unanswered[peer] = 0 if given else self.unanswered[peer] + 1
 
-    def ran(self, model: str, seconds: float, ready: bool) -> None:
-        """A request ran for `seconds`.
+    def ran(self, model: str, seconds: float, ready: bool, now: float) -> None:
+        """A request ran for `seconds`, until `now`.
 
         The saving of a model-ready payload is added: reports give the service time of originals.
         """
         if ready:
             seconds += self._services[model].ready_saving
-        before = self._times.get(model)
-        self._times[model] = (
-            seconds if before is None else before + SERVICE_MEMORY * (seconds - before)
-        )
+        profile = self._services[model].latency[0]
+        measure_service_time(self._times[model], profile, seconds, self._served[model] == 0, now)
         self._served[model] += 1
 
     def work(self, model: str, ready: bool) -> float:
         """s that a request will take of a worker: as measured, or as profiled until the first."""
         service = self._services[model]
-        seconds = self._times.get(model, service.latency[0])
+        seconds = float(self._times[model].service_time)
         if ready:
             seconds = ready_time(seconds, service.ready_saving)
         return seconds
@@ -131,7 +139,7 @@ class Monitor:
             prepare_backlog=self._converter.backlog(now),
             services={
                 model: ServiceReport(
-                    service_time=self._times.get(model, service.latency[0]),
+                    service_time=self._faded(model, service, now),
                     batch=1.0,
                     served=self._served[model],
                 )
@@ -145,6 +153,11 @@ class Monitor:
             arrivals_bits=seen.bits,
             held=held_numbers(seen.held, seen.commands),
         )
+
+    def _faded(self, model: str, service: Service, now: float) -> float:
+        """The measured service time of a model; what was slow fades until it is measured again."""
+        fade_service_time(self._times[model], service.latency[0], now)
+        return float(self._times[model].service_time)
 
     def backlog(self, now: float) -> float:
         """s until the workers and a converter of its own are done with what is here."""

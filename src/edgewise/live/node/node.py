@@ -19,6 +19,7 @@ from edgewise.errors import BadInput
 from edgewise.fleet.estimates import waited_for_source
 from edgewise.fleet.request_noise import RequestNoise
 from edgewise.fleet.retries import RetryBudget
+from edgewise.fleet.timeouts import SIGN_PERIOD
 from edgewise.live.clock import Clock
 from edgewise.live.node.command_source import CommandSource
 from edgewise.live.node.control_channel import ControlChannel
@@ -26,6 +27,8 @@ from edgewise.live.node.converter import Converter, PhotoMaker, ReplayMaker
 from edgewise.live.node.execution import Executors
 from edgewise.live.node.executor import (
     Executor,
+    Misbehaving,
+    MisbehavingExecutor,
     OnnxExecutor,
     ReplayExecutor,
     Slowdown,
@@ -49,7 +52,7 @@ from edgewise.live.process_config import NodeConfig
 from edgewise.live.wire.messages import PROTOCOL, FleetReports, Hello, OutcomeMessage, ReportMessage
 from edgewise.live.wire.open_inference import InferAnswer
 from edgewise.live.wire.transport import SocketTransport, Transport
-from edgewise.scenario import Scenario, load
+from edgewise.scenario import Misbehaviour, Scenario, load
 from edgewise.score import ScoreShape
 from edgewise.security import access
 from edgewise.security.identity import Role, credentials_for, is_loopback
@@ -58,8 +61,6 @@ from edgewise.tasks.services import services_of
 
 log = logging.getLogger("edgewise.node")
 
-WATCH_PERIOD = 1.0
-"""s between signs of life asked of a peer: ten samples in the window of the least round trip."""
 DRAIN_LIMIT = 10.0
 """s that a stopping node takes to finish its requests; Kubernetes kills after 30."""
 
@@ -110,6 +111,7 @@ class Node:
         )
         self._threads = ThreadPoolExecutor(spec.workers + 1, "edgewise")  # one to convert
         self._slowdown = Slowdown(clock)
+        self._misbehaving = Misbehaving()
         self._executor = self._executor_of(here) if executor is None else executor
         self.converter = self._converter()
         self.monitor = Monitor(
@@ -127,6 +129,10 @@ class Node:
 
     def _executor_of(self, here: Mapping[str, Service]) -> Executor:
         """The executor that the scenario names, for the services of this server."""
+        classes = {model: task_of(service.task).classes for model, service in here.items()}
+        return MisbehavingExecutor(self._well_behaved(here), self._misbehaving, classes)
+
+    def _well_behaved(self, here: Mapping[str, Service]) -> Executor:
         scenario, clock = self.scenario, self.clock
         if scenario.executor == "replay":
             numbered = {k: each for k, each in enumerate(self._services) if each in here.values()}
@@ -230,7 +236,7 @@ class Node:
         await self._warm_up(peers)
         self._background(self.reporter.run())
         self._background(self.readiness.keep_checking(runner.check))
-        self._background(peers.watch(WATCH_PERIOD, self._decides_alone, self._on_peer))
+        self._background(peers.watch(SIGN_PERIOD, self._decides_alone, self._on_peer))
         if self._channel is not None:
             self._background(self._channel.run())
 
@@ -310,6 +316,10 @@ class Node:
     def slow_down(self, factor: float) -> None:
         """Stretch everything that starts from now on by `factor` ≥ 1: an emulated slow spell."""
         self._slowdown.factor = factor
+
+    def misbehave(self, how: Misbehaviour) -> None:
+        """Let the models fail or answer wrongly from now on: an emulated failure."""
+        self._misbehaving.how = how
 
     @property
     def inflight(self) -> int:

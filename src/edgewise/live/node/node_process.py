@@ -19,7 +19,7 @@ from msgspec import Meta, Struct
 from edgewise.live.node.node import DRAIN_LIMIT, Node, log_failure
 from edgewise.live.process_config import NodeConfig
 from edgewise.live.startup import freeze_startup_objects
-from edgewise.scenario import Scenario, load
+from edgewise.scenario import Misbehaviour, Scenario, load
 
 log = logging.getLogger("edgewise.node")
 
@@ -29,6 +29,8 @@ class LauncherMessage(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     slow: Annotated[float, Meta(ge=1.0)]
     """The factor by which everything that starts from now on takes longer: a slow spell."""
+    misbehave: Annotated[int, Meta(ge=0, le=3)] = 0
+    """What is wrong with its models from now on (`scenario.Misbehaviour`)."""
 
 
 def run(config: NodeConfig, *, allow_code: bool = False) -> None:
@@ -84,6 +86,7 @@ async def _obeying_launcher(node: Node) -> AsyncIterator[None]:
                 log.warning("standard input: %s", error)
                 continue
             node.slow_down(message.slow)
+            node.misbehave(Misbehaviour(message.misbehave))
 
     task = asyncio.create_task(obey())
     task.add_done_callback(log_failure)

@@ -13,6 +13,7 @@ from edgewise.decoding import decode_json
 from edgewise.domain import Report, Request
 from edgewise.errors import PeerError, WireError
 from edgewise.fleet.estimates import waited_for_source
+from edgewise.fleet.timeouts import SIGN_PATIENCE, SIGNS_CLOSELY
 from edgewise.live.clock import Clock
 from edgewise.live.node.monitor import Monitor
 from edgewise.live.wire.open_inference import InferAnswer, decode_answer
@@ -21,9 +22,6 @@ from edgewise.live.wire.transfers import TransferHeaders, code_in
 from edgewise.live.wire.transport import Transport
 from edgewise.live.wire.upload import Upload
 from edgewise.security.identity import Credentials, calls, node
-
-WATCHED_CLOSELY = 10.0
-"""Times as often as usual that peers are asked while no balancer tells of them."""
 
 
 class PeerUnreachable(PeerError):
@@ -143,7 +141,7 @@ class PeerClient:
         tells of them. `on_answer(peer, report, rtt)` is called for each peer that answers. Runs
         until cancelled.
         """
-        timeout = aiohttp.ClientTimeout(total=2.0 * period)
+        timeout = aiohttp.ClientTimeout(total=SIGN_PATIENCE * period)
 
         async def ask(peer: str, first: float) -> None:
             await asyncio.sleep(first)
@@ -166,11 +164,11 @@ class PeerClient:
                 except (aiohttp.ClientError, OSError, WireError):
                     pass  # its report ages
                 self._monitor.on_sign(peer, answered)
-                await asyncio.sleep(period / WATCHED_CLOSELY if want_reports() else period)
+                await asyncio.sleep(period / SIGNS_CLOSELY if want_reports() else period)
 
         async with asyncio.TaskGroup() as tasks:
             for i, peer in enumerate(self._urls):
-                first = period * (i + 1) / (WATCHED_CLOSELY * len(self._urls))
+                first = period * (i + 1) / (SIGNS_CLOSELY * len(self._urls))
                 tasks.create_task(ask(peer, first))
 
 

@@ -39,7 +39,15 @@ from edgewise.live.run.fleet_configs import (
 from edgewise.live.run.platforms import LocalPlatform, Platform
 from edgewise.live.run.processes import READY_TIMEOUT, ChildProcess, FreePorts, stop_all
 from edgewise.network.control import RelayControl
-from edgewise.scenario import DownFailure, MuteFailure, Scenario, dump, slowness
+from edgewise.scenario import (
+    DownFailure,
+    Misbehaviour,
+    MuteFailure,
+    Scenario,
+    dump,
+    misbehaviours,
+    slowness,
+)
 from edgewise.security.authority import Authority, issue_all
 from edgewise.security.identity import BALANCER, Credentials, Role, calls, is_loopback
 
@@ -121,6 +129,7 @@ class Deployment:
         """The client's last `Client.progress`."""
         self.client.on_message = self._on_client_message
         self._slowdowns: dict[str, float] = {}
+        self._misbehaviours: dict[str, Misbehaviour] = {}
         """Current factor of each server's service times."""
         self._session: aiohttp.ClientSession | None = None
         self._control: RelayControl | None = None
@@ -212,6 +221,7 @@ class Deployment:
         done = asyncio.create_task(self.client.wait())
         failures = [asyncio.create_task(self._fail(each)) for each in self.scenario.failures]
         failures += [asyncio.create_task(self._slow_down(name)) for name in self.nodes]
+        failures += [asyncio.create_task(self._misbehave(name)) for name in self.nodes]
         try:
             async with asyncio.timeout(workload.duration + 2.0 * longest + CLIENT_GRACE):
                 while not done.done():
@@ -244,7 +254,7 @@ class Deployment:
                 raise PeerError(f"{process.describe_end()}{process.tail()}")
 
     async def _fail(self, failure: Any) -> None:
-        """Carry out one *down* or *mute* failure; `_slow_down` does the slow ones."""
+        """Carry out one *down* or *mute* failure; `_slow_down` and `_misbehave` do the others."""
         if not isinstance(failure, MuteFailure | DownFailure):
             return
         await asyncio.sleep(failure.at)
@@ -263,7 +273,7 @@ class Deployment:
         await node.start()
         node.stopping = False
         await node.ready()
-        await self._send_slowdown(failure.server)
+        await self._send_condition(failure.server)
         self._say(f"{node.name} is back")
 
     async def _slow_down(self, name: str) -> None:
@@ -273,11 +283,23 @@ class Deployment:
         for at, factor in slowness(self.scenario, name, self.scenario.workload.duration):
             await asyncio.sleep(max(0.0, began + at - loop.time()))
             self._slowdowns[name] = factor
-            await self._send_slowdown(name)
+            await self._send_condition(name)
 
-    async def _send_slowdown(self, name: str) -> None:
-        factor = self._slowdowns.get(name, 1.0)
-        await self.nodes[name].send_line(msgspec.json.encode({"slow": factor}).decode())
+    async def _misbehave(self, name: str) -> None:
+        """Tell a node of its *errors* and *wrong* failures, each at its time."""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        for at, how in misbehaviours(self.scenario, name):
+            await asyncio.sleep(max(0.0, began + at - loop.time()))
+            self._misbehaviours[name] = how
+            await self._send_condition(name)
+
+    async def _send_condition(self, name: str) -> None:
+        condition = {
+            "slow": self._slowdowns.get(name, 1.0),
+            "misbehave": int(self._misbehaviours.get(name, 0)),
+        }
+        await self.nodes[name].send_line(msgspec.json.encode(condition).decode())
 
     async def begin(self) -> None:
         """Start the emulated network's time now, if there is one."""
