@@ -38,7 +38,7 @@ from edgewise.domain import (
 from edgewise.errors import BadInput, ScenarioError, WireError
 from edgewise.live.balancer import node_connection
 from edgewise.live.balancer.api import BalancerApi
-from edgewise.live.balancer.balancer import Balancer
+from edgewise.live.balancer.balancer import STALE_FOR, Balancer
 from edgewise.live.balancer.balancer_metrics import BalancerMetrics
 from edgewise.live.balancer.balancer_process import make_dispatcher, serve
 from edgewise.live.balancer.dispatcher import Dispatcher
@@ -725,6 +725,32 @@ async def stack(rule: str = "earliest_completion") -> AsyncIterator[Stack]:
 
 def submission(what: Request, budget: float = 1.0) -> messages.Submission:
     return messages.Submission(request=what, budget=budget)
+
+
+async def test_metadata_of_a_request_that_is_over_is_not_decided() -> None:
+    async with stack() as s:
+        await s.node("a")
+        status, reply = await s.call("/v1/requests", submission(request(), budget=-0.1))
+        assert (status, "deadline" in reply["error"]) == (504, True)
+        assert s.balancer.dispatcher.counts.requests == 0
+
+
+async def test_metadata_that_queued_up_while_the_balancer_stood_still_is_not_used() -> None:
+    """The ingress of a request that is still alive asks, and gets its command."""
+    async with stack() as s:
+        node = await s.node("a")
+        await s.balancer.start()
+        await asyncio.sleep(0)  # its timers begin
+        s.clock.time += 2.0  # less than a node may be silent
+        status, reply = await s.call("/v1/requests", submission(request()))
+        assert (status, "stood still" in reply["error"]) == (503, True)
+        assert s.balancer.dispatcher.counts.requests == 0
+        await node.say(messages.Ask(request=request(sent_at=NOW + 2.0)))
+        while not isinstance(await node.hear(), Command):
+            pass
+        s.clock.time += STALE_FOR
+        status, _ = await s.call("/v1/requests", submission(request("r2", sent_at=NOW + 3.0)))
+        assert status == 200
 
 
 async def test_metadata_first_then_ask_gives_one_command() -> None:

@@ -87,7 +87,14 @@ def warm_up(scenario: Scenario, policy: Policy, now: float) -> None:
     )
     scratch.on_answered(served, now, 0.0)
     scratch.on_outcome(msgspec.structs.replace(served, latency=0.1, label=0, predicted=0), now)
-    scratch.decide(msgspec.structs.replace(request, id="warm-up-2"), now, "ask")
+    again = msgspec.structs.replace(request, id="warm-up-2")
+    scratch.decide(again, now, "metadata", announced_by="warm-up")
+    for name in names:  # forgets the request, and hears of it again
+        forgotten = Report(server=name, at=now + 1.0, workers=1, held=())
+        scratch.on_report(forgotten, now + 1.0, 0.0)
+    scratch.decide(again, now + 1.0, "ask")
+    refused = msgspec.structs.replace(request, id="warm-up-3", accuracy=1.0)
+    scratch.decide(refused, now + 1.0, "ask")
     for link in scenario.link_names():
         scratch.tracker.on_link(link, 1e6, 0.0, 0.0, now)
     scratch.tracker.state(now)
