@@ -18,7 +18,9 @@ import hashlib
 import io
 import os
 import pickle
+import subprocess
 import sys
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -169,6 +171,54 @@ def test_every_colour_mode_becomes_rgb(mode: str) -> None:
     assert crop_and_resize(buffer.getvalue(), 96).mode == "RGB"
 
 
+def stored(picture: Image.Image, format: str = "PNG", **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def test_grey_of_16_bits_becomes_that_of_8() -> None:
+    grey = np.linspace(0, 65535, 300 * 200).astype(np.uint16).reshape(200, 300)
+    fine = crop_and_resize(stored(Image.fromarray(grey)), 96)
+    coarse = crop_and_resize(stored(Image.fromarray((grey >> 8).astype(np.uint8))), 96)
+    assert np.abs(np.asarray(fine, np.int16) - np.asarray(coarse, np.int16)).max() <= 1
+    assert np.asarray(fine).min() < 40
+    marked = crop_and_resize(stored(Image.fromarray(grey), transparency=7), 96)
+    assert np.array_equal(np.asarray(marked), np.asarray(fine))
+
+
+TURNED = {  # the corner that the mark of the picture is in, once it is upright
+    1: (0, 0), 2: (1, 0), 3: (1, 1), 4: (0, 1), 5: (0, 0), 6: (1, 0), 7: (1, 1), 8: (0, 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("orientation", sorted(TURNED))
+def test_exif_orientation_is_applied_in_both_forms(orientation: int, format: str) -> None:
+    picture = Image.new("RGB", (320, 320), "black")
+    picture.paste((255, 255, 255), (0, 0, 150, 150))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    photo = stored(picture, format, exif=exif)
+    original = to_picture(photo, 96)
+    ready = to_picture(make_ready(photo, 96), 96, ready_size=96)
+    for shown in (original, ready):
+        x, y = (80 if at else 16 for at in TURNED[orientation])
+        lights = [shown.getpixel(at) for at in ((x, y), (96 - x, 96 - y))]
+        assert min(lights[0]) > 230, orientation
+        assert max(lights[1]) < 25, orientation
+    assert not Image.open(io.BytesIO(make_ready(photo, 96))).getexif()
+
+
+@pytest.mark.filterwarnings("ignore:.*EXIF data")  # Pillow's own
+def test_exif_that_cannot_be_read_is_none() -> None:
+    plain = jpeg(300, 200)
+    for junk in (b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM\0*" + bytes(20)):
+        marker = b"\xff\xe1" + (len(junk) + 2).to_bytes(2) + junk
+        photo = plain[:2] + marker + plain[2:]
+        assert np.array_equal(crop_and_resize(photo, 96), crop_and_resize(plain, 96))
+
+
 def test_png_with_a_palette_and_transparency() -> None:
     buffer = io.BytesIO()
     Image.new("RGBA", (40, 30), (255, 0, 0, 9)).quantize().save(buffer, "PNG")
@@ -257,6 +307,72 @@ def test_a_picture_too_large_is_refused_before_it_is_decoded() -> None:
     data[at : at + 4] = (60000).to_bytes(2) + (60000).to_bytes(2)
     with pytest.raises(ImagesError, match="refused"):
         to_picture(bytes(data), 96)
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that claims a size; its pixels are missing, so decoding it would fail otherwise."""
+    data = bytearray(stored(Image.new("RGB", (8, 8))))
+    data[16:24] = width.to_bytes(4) + height.to_bytes(4)
+    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4)
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("photo", "reason"),
+    [
+        (png_header(8000, 8000), "8000 x 8000 pixels of PNG takes 576 MB, at most 256"),
+        (png_header(1, 64_000_000), "1 x 64000000 pixels"),
+        (png_header(7000, 5000), "takes 265 MB"),
+        (png_header(6000, 5000), "cannot be decoded"),  # allowed, and begun
+    ],
+)
+def test_a_photo_that_takes_too_much_memory_is_refused_before_it_is_decoded(
+    photo: bytes, reason: str
+) -> None:
+    with pytest.raises(ImagesError, match=reason):
+        make_ready(photo, 96)
+    with pytest.raises(ImagesError, match=reason):
+        to_picture(photo, 96)
+
+
+MEASURE = """
+import sys
+from pathlib import Path
+from edgewise.tasks.imagenet import preprocessing
+def kilobytes(name):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name))
+photo = sys.stdin.buffer.read()
+preprocessing.crop_and_resize(preprocessing.sample_photo(), 224)
+Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+before = kilobytes("VmRSS")
+preprocessing.crop_and_resize(photo, 224)
+needed = preprocessing._memory_needed(preprocessing._open(photo, 256), 2000 * 2000)
+print(1024 * (kilobytes("VmHWM") - before), needed)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux measures peaks")
+@pytest.mark.parametrize(
+    ("mode", "format", "options"),
+    [
+        ("RGB", "PNG", {}),
+        ("RGBA", "PNG", {}),
+        ("I;16", "PNG", {}),
+        ("CMYK", "JPEG", {"progressive": True}),
+        ("RGB", "JPEG", {"progressive": True, "subsampling": 0}),
+        ("RGBA", "WEBP", {}),
+    ],
+)
+def test_a_photo_takes_no_more_memory_than_is_counted(
+    mode: str, format: str, options: dict[str, Any]
+) -> None:
+    photo = stored(Image.new(mode, (2000, 2000)), format, **options)
+    run = subprocess.run(
+        [sys.executable, "-c", MEASURE], input=photo, capture_output=True, check=True
+    )
+    taken, needed = map(int, run.stdout.split())
+    assert 8e6 < taken <= needed + 4e6  # the interpreter's own allocations
 
 
 # Weights

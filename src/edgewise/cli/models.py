@@ -152,7 +152,7 @@ def measure(
     if json is not None:
         measurements = Measurements(
             command="edgewise models measure DIR --json FILE",
-            data=photos.describe().rpartition(" (")[0],
+            data=photos.describe().partition(" (")[0],
             versions={
                 "python": platform.python_version(),
                 **{name: version(name) for name in ("numpy", "onnxruntime", "pillow")},

@@ -111,6 +111,9 @@ class Sample(Protocol):
 class Samples(Sequence[Sample]):
     """Samples in a fixed order; payloads are read one at a time, when asked for."""
 
+    note = ""
+    """What was left out of them, and why; empty: nothing."""
+
     @overload
     @abstractmethod
     def __getitem__(self, index: int) -> Sample: ...

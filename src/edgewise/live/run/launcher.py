@@ -70,14 +70,15 @@ def launch(options: RunOptions, console: Console) -> tuple[Summary, Path]:
     happens, no process is left.
     """
     scenario = scenario_of(options)
+    notes = (*doubts_of_files(scenario), *ignored_settings(scenario))
     services = services_of(scenario)  # an unknown model is named now
     if isinstance(scenario.workload.payload, ImagesPayload):
-        task_of(scenario.task).samples(scenario.workload.images)  # and a missing photo
+        photos = task_of(scenario.task).samples(scenario.workload.images)  # and a missing photo
+        notes += (photos.note,) if photos.note else ()
     if scenario.executor == "onnx" and options.image is None:  # the image has its own
         prepare_models(scenario.task, dict.fromkeys(service.model for service in services), console)
     backend = backend_of(scenario, in_containers=options.image is not None)
     folder = run_folder(scenario, options.out)
-    notes = (*doubts_of_files(scenario), *ignored_settings(scenario))
     if backend is not None:
         from edgewise.live.run import netns
 

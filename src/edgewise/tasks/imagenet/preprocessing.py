@@ -6,8 +6,10 @@ and their published accuracies depend on it. The work can be split between two m
 crops, resizes and re-encodes (`make_ready`), and the destination only decodes. Cropping twice would
 cost 4.7 points of accuracy, so a payload states the size for which it is ready.
 
-EXIF orientation is ignored, as in the published evaluations. A model-ready payload has no EXIF
-data, so both forms of a photo have the same orientation.
+The orientation that a camera notes in EXIF is applied, so a phone's photo stands upright. A
+model-ready payload is turned already and has no EXIF data, so both forms show the same.
+
+A photo is untrusted: its header alone decides whether it is decoded (`MAX_PIXELS`, `MEMORY_MAX`).
 """
 
 from __future__ import annotations
@@ -32,7 +34,20 @@ FORMATS = ("JPEG", "PNG", "WEBP")
 reach."""
 
 MAX_PIXELS = 64_000_000
-"""Larger images are refused before they are decoded: 192 MB of RGB is enough for one request."""
+"""Larger photos are refused: a camera's has at most 50 million, and decoding takes CPU time."""
+MAX_SIDE = 65_535
+"""Pixels. JPEG's own limit; Pillow keeps a pointer for every row."""
+MEMORY_MAX = 256_000_000
+"""Bytes that one photo may take while it is decoded; a photo that needs more is refused. That is
+enough for a square PNG of 28 million pixels, a WebP of 12 million, a progressive JPEG of 42
+million, and any other JPEG of `MAX_PIXELS`, which is decoded at a fraction of its size."""
+BYTES_PER_PIXEL = 4
+"""Pillow's, for RGB too."""
+WEBP_BYTES_PER_PIXEL = 12
+"""That libwebp takes besides: two canvases, and the copy that Pillow reads."""
+
+_ORIENTATION = 0x0112
+"""The EXIF tag."""
 
 READY_QUALITY = 92
 """JPEG quality of the model-ready form, with 4:4:4 chroma: the lowest measured quality without a
@@ -51,7 +66,11 @@ def crop_box(width: int, height: int, size: int) -> tuple[int, int, int, int]:
     return left, top, left + side, top + side
 
 
-def _open(photo: bytes) -> Image.Image:
+def _open(photo: bytes, draft: int | None = None) -> Image.Image:
+    """Open a photo, without decoding it; `draft` is as in `crop_and_resize`, in pixels.
+
+    Raises ImagesError if it is no photo, or too large.
+    """
     try:
         from PIL import Image
     except ImportError:
@@ -67,21 +86,69 @@ def _open(photo: bytes) -> Image.Image:
             f"the image cannot be decoded: expected {', '.join(FORMATS)}, "
             f"got {len(photo)} bytes that begin with {photo[:8]!r}"
         ) from None
-    if picture.width * picture.height > MAX_PIXELS:
+    width, height = picture.size
+    if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
         raise ImagesError(
-            f"the image is refused: {picture.width} x {picture.height} pixels, "
-            f"at most {MAX_PIXELS} in all are decoded"
+            f"the image is refused: {width} x {height} pixels, at most {MAX_PIXELS} in all and "
+            f"{MAX_SIDE} a side are decoded"
+        )
+    if draft is not None:
+        picture.draft("RGB", (draft, draft))
+    needed = _memory_needed(picture, width * height)
+    if needed > MEMORY_MAX:
+        raise ImagesError(
+            f"the image is refused: to decode {width} x {height} pixels of {picture.format} takes "
+            f"{needed / 1e6:.0f} MB, at most {MEMORY_MAX / 1e6:.0f} are allowed"
         )
     return picture
 
 
+def _memory_needed(picture: Image.Image, pixels: int) -> int:
+    """Bytes for decoding a photo of so many `pixels`, and for its centre square as RGB."""
+    square = min(picture.size) ** 2
+    # A quarter more than the square as RGB: what it is converted from, a part of which is freed.
+    needed = BYTES_PER_PIXEL * (picture.width * picture.height + square + square // 4)
+    if picture.format == "WEBP":
+        needed += WEBP_BYTES_PER_PIXEL * pixels
+    elif "progressive" in picture.info:  # libjpeg keeps all coefficients, of two bytes each
+        needed += 2 * len(picture.getbands()) * pixels
+    return needed
+
+
 def _rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode.startswith("I;16"):  # grey in 16 bits, which Pillow would clip to white
+        from PIL import Image
+
+        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    if "transparency" in picture.info:
+        picture = picture.convert("RGBA")  # a palette with alpha converts to RGB only via RGBA
+    return picture if picture.mode == "RGB" else picture.convert("RGB")
+
+
+def _upright(picture: Image.Image, orientation: int) -> Image.Image:
+    """The picture, turned or mirrored as EXIF's `orientation` says."""
+    from PIL import Image
+
+    turns = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_270,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_90,
+    }
+    turn = turns.get(orientation)
+    return picture if turn is None else picture.transpose(turn)
+
+
+def _orientation(picture: Image.Image) -> int:
+    """EXIF's orientation; 1, upright, if there is none that can be read."""
     try:
-        if "transparency" in picture.info:
-            picture = picture.convert("RGBA")  # a palette with alpha converts to RGB only via RGBA
-        return picture.convert("RGB")
-    except _DECODE_ERRORS as error:
-        raise ImagesError(f"the image cannot be decoded: {error}") from None
+        found = picture.getexif().get(_ORIENTATION, 1)
+    except (*_DECODE_ERRORS, KeyError, TypeError):
+        return 1
+    return found if isinstance(found, int) else 1
 
 
 def crop_and_resize(photo: bytes, size: int, *, draft: bool = True) -> Image.Image:
@@ -91,15 +158,20 @@ def crop_and_resize(photo: bytes, size: int, *, draft: bool = True) -> Image.Ima
     crop still has `size` pixels, which saves most of the decoding of a large photo. Raises
     ImagesError with the reason if the bytes cannot be decoded.
     """
-    picture = _open(photo)
-    if draft:
-        # The crop is size / (size + 32) of the shorter side, so size + 32 keeps it >= size.
-        picture.draft("RGB", (size + 32, size + 32))
-    picture = _rgb(picture)
+    # The crop is size / (size + 32) of the shorter side, so size + 32 keeps it >= size.
+    picture = _open(photo, size + 32 if draft else None)
     from PIL import Image
 
     box = crop_box(picture.width, picture.height, size)
-    return picture.crop(box).resize((size, size), Image.Resampling.BICUBIC)
+    try:
+        # Cropped before anything is converted, and turned last: that takes the least memory.
+        square = picture.crop(box)
+        orientation = _orientation(picture)
+        del picture
+        small = _rgb(square).resize((size, size), Image.Resampling.BICUBIC)
+    except _DECODE_ERRORS as error:
+        raise ImagesError(f"the image cannot be decoded: {error}") from None
+    return _upright(small, orientation)
 
 
 def encode(picture: Image.Image, quality: int = READY_QUALITY, subsampling: int = 0) -> bytes:
@@ -146,7 +218,11 @@ def to_picture(payload: bytes, size: int, ready_size: int | None = None) -> Imag
             f"the payload says it is model-ready for {ready_size}: "
             f"expected {ready_size} x {ready_size} pixels, got {picture.width} x {picture.height}"
         )
-    picture = _rgb(picture)
+    try:
+        picture.load()
+        picture = _rgb(picture)
+    except _DECODE_ERRORS as error:
+        raise ImagesError(f"the image cannot be decoded: {error}") from None
     if ready_size == size:
         return picture
     from PIL import Image

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import overload
@@ -12,7 +14,10 @@ from edgewise.errors import ImagesError, MissingExtra
 from edgewise.tasks.imagenet.images.classes import synsets
 from edgewise.tasks.task import Samples
 
-_MAGIC = {"JPEG": b"\xff\xd8\xff", "PNG": b"\x89PNG\r\n\x1a\n", "WebP": b"RIFF"}
+_MAGIC = {"JPEG": rb"\xff\xd8\xff", "PNG": rb"\x89PNG\r\n\x1a\n", "WebP": rb"RIFF....WEBP"}
+"""How files begin."""
+_HEAD = 12
+"""bytes that tell the formats apart."""
 
 
 class LabelledImage(msgspec.Struct, frozen=True):
@@ -53,11 +58,24 @@ class LabelledImage(msgspec.Struct, frozen=True):
             data = self.source if isinstance(self.source, bytes) else self.source.read_bytes()
         except OSError as error:
             raise self._unreadable(self.source, error) from None
-        if not data.startswith(tuple(_MAGIC.values())):
-            got = f"{len(data)} bytes that begin with {data[:8]!r}" if data else "an empty file"
-            where = self.name if isinstance(self.source, bytes) else str(self.source)
-            raise ImagesError(f"{where}: expected an image ({', '.join(_MAGIC)}), got {got}")
+        self._check(data, len(data))
         return data
+
+    def check(self) -> None:
+        """Look at the first bytes. Raises ImagesError if the file is missing or no photo."""
+        if isinstance(self.source, Path):
+            try:
+                with self.source.open("rb") as file:
+                    self._check(file.read(_HEAD), os.fstat(file.fileno()).st_size)
+            except OSError as error:
+                raise self._unreadable(self.source, error) from None
+
+    def _check(self, head: bytes, size: int) -> None:
+        if any(re.match(magic, head, re.DOTALL) for magic in _MAGIC.values()):
+            return
+        got = f"{size} bytes that begin with {head[:8]!r}" if head else "an empty file"
+        where = self.name if isinstance(self.source, bytes) else str(self.source)
+        raise ImagesError(f"{where}: expected an image ({', '.join(_MAGIC)}), got {got}")
 
     @staticmethod
     def _unreadable(source: object, error: OSError) -> ImagesError:
@@ -67,11 +85,15 @@ class LabelledImage(msgspec.Struct, frozen=True):
 class Images(Samples):
     """Labelled photos in a fixed order. Holds names and labels, not the photos' bytes."""
 
-    def __init__(self, items: Sequence[LabelledImage], form: str, where: str) -> None:
+    def __init__(
+        self, items: Sequence[LabelledImage], form: str, where: str, note: str = ""
+    ) -> None:
         self._items = tuple(items)
         self.form = form
         """The layout that was found."""
         self.where = where
+        self.note = note
+        """What was left out, and why; empty: nothing."""
 
     @overload
     def __getitem__(self, index: int) -> LabelledImage: ...
@@ -79,7 +101,7 @@ class Images(Samples):
     def __getitem__(self, index: slice) -> Images: ...
     def __getitem__(self, index: int | slice) -> LabelledImage | Images:
         if isinstance(index, slice):
-            return Images(self._items[index], self.form, self.where)
+            return Images(self._items[index], self.form, self.where, self.note)
         return self._items[index]
 
     def __len__(self) -> int:
@@ -88,4 +110,5 @@ class Images(Samples):
     def describe(self) -> str:
         """Number of photos and classes, layout and place, for people."""
         classes = len({image.label for image in self._items})
-        return f"{len(self)} photos of {classes} classes: {self.form} ({self.where})"
+        note = f"; {self.note}" if self.note else ""
+        return f"{len(self)} photos of {classes} classes: {self.form} ({self.where}){note}"

@@ -13,6 +13,10 @@ validation, no labels     ``ILSVRC2012_val_*.JPEG``, labels from imagenet-classe
 In every layout, labels of files named ``ILSVRC2012_val_*`` are compared with the known ones. Labels
 that are off by one, or in the devkit's numbering, would silently cost all accuracy; they are
 refused with that reason.
+
+A label file may list more photos than there are, and links may lead to other folders; `Images.note`
+says what was left out. A file that only looks like a photo is refused at once, by its first bytes,
+or a run would fail in its middle.
 """
 
 from __future__ import annotations
@@ -143,20 +147,27 @@ class _Finder:
             for photo in _photos(root / folder)
         }
 
-    def find(self, name: str, where: str) -> Path:
-        exact = self._root / name
-        if exact.is_file() and exact.resolve().is_relative_to(self._root.resolve()):
-            return exact
-        base = Path(name).name
-        photo = self._by_name.get(base) or self._by_name.get(f"{base}.JPEG")
-        if photo is None:
-            searched = ", ".join(str(self._root / folder) for folder in _PHOTO_FOLDERS)
-            raise ImagesError(f"{where}: lists the image {name!r}, which is in none of {searched}")
-        return photo
+    def find(self, name: str, where: str) -> Path | None:
+        """The photo, or None. Raises ImagesError for a name that leads out of the folder."""
+        wanted = Path(name)
+        if wanted.is_absolute() or ".." in wanted.parts:
+            raise ImagesError(f"{where}: lists the image {name!r}, outside of {self._root}")
+        for folder in _PHOTO_FOLDERS:
+            if (exact := self._root / folder / wanted).is_file():
+                return exact
+        return self._by_name.get(wanted.name) or self._by_name.get(f"{wanted.name}.JPEG")
+
+    def searched(self) -> str:
+        """The folders in which photos are looked for."""
+        return ", ".join(str(self._root / folder) for folder in _PHOTO_FOLDERS)
 
 
 def _images(
-    labelled: Iterable[tuple[Path, int]], form: str, where: Path, kind: str = "labels"
+    labelled: Iterable[tuple[Path, int]],
+    form: str,
+    where: Path,
+    kind: str = "labels",
+    note: str = "",
 ) -> Images:
     """Check labels against what is known, then make the images."""
     pairs = list(labelled)
@@ -171,7 +182,9 @@ def _images(
                 f"{where}: the image {photo.name} has the label {label}, expected 0-999{hint}"
             )
     items = [LabelledImage(photo, photo.name, label) for photo, label in pairs]
-    return Images(items, form, str(where))
+    for item in items:
+        item.check()
+    return Images(items, form, str(where), note)
 
 
 def _check_validation(pairs: list[tuple[Path, int]], where: Path, kind: str) -> None:
@@ -226,22 +239,36 @@ Entry = tuple[str, str, int]
 def _listed(
     entries: Iterable[Entry], file: Path, root: Path, form: str, kind: str = "labels"
 ) -> Images:
-    """The images that a label file lists, each once."""
+    """The images that a label file lists, each once, as far as they are there."""
     finder = _Finder(root)
     labelled: dict[Path, int] = {}
+    missing: list[tuple[str, str]] = []
     for where, name, label in entries:
         photo = finder.find(name, where)
+        if photo is None:
+            missing.append((where, name))
+            continue
         if photo in labelled:
             raise ImagesError(f"{where}: expected each image once, {name!r} comes again")
         labelled[photo] = label
-    return _images(labelled.items(), form, file, kind)
+    note = ""
+    if missing:
+        where, name = missing[0]
+        first = f"{where}: lists the image {name!r}"
+        if not labelled:
+            raise ImagesError(f"{first}, which is in none of {finder.searched()}; nor is another")
+        listed = len(missing) + len(labelled)
+        note = f"{len(missing)} of {listed} listed photos are not there ({first})"
+    return _images(labelled.items(), form, file, kind, note)
 
 
 def _label_list(file: Path, root: Path) -> Images:
     def entries() -> Iterator[Entry]:
         for number, line in enumerate(_lines(file), 1):
             where = f"{file}: line {number}"
-            name, _, label = line.strip().rpartition(" ") if " " in line else line.rpartition("\t")
+            line = line.strip()
+            name, _, label = line.rpartition("\t" if "\t" in line else " ")
+            label = label.strip()
             if not name or not label.isascii() or not label.isdecimal():
                 raise ImagesError(f"{where}: expected 'name label', got {line!r}")
             yield where, name.strip(), int(label)
@@ -324,15 +351,20 @@ def _unlisted(root: Path) -> Images:
 
 def _folder_per_synset(root: Path, folders: list[Path]) -> Images:
     labelled: list[tuple[Path, int]] = []
+    others: list[str] = []
     for folder in folders:
         label = label_of().get(folder.name)
         if label is None:
+            if not SYNSET.fullmatch(folder.name) and not _photos(folder):
+                others.append(folder.name)  # such as an archiver's __MACOSX
+                continue
             raise ImagesError(f"{folder}: expected one of the 1,000 synsets of ImageNet-1k")
         photos = _photos(folder)
         if not photos:
             raise ImagesError(f"{folder}: expected images of {folder.name}, found none")
         labelled.extend((photo, label) for photo in photos)
-    return _images(labelled, "folder per synset", root, "folders")
+    note = f"folders without photos left out: {', '.join(others)}" if others else ""
+    return _images(labelled, "folder per synset", root, "folders", note)
 
 
 def _flat(root: Path, photos: list[Path]) -> Images:
