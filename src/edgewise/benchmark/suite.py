@@ -32,6 +32,7 @@ SUITES: dict[str, tuple[str, ...]] = {
     "standard": families.STANDARD,
     # For a first impression before a long run: the loads, and the families that differ most.
     "quick": ("light", "medium", "heavy", "overload", "combined", "thin_links", "slow_server"),
+    "failing": families.FAILING,
     "train": ("train",),
 }
 """Families by suite."""

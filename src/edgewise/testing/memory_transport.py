@@ -224,6 +224,10 @@ class _Session:
         return ours
 
 
+_NOWHERE = MemoryRoute(None, 0.0, 0.0)
+"""The route to an address at which nobody listens."""
+
+
 class _Exchange:
     """One HTTP request and its response: aiohttp's request context and response in one object."""
 
@@ -241,7 +245,9 @@ class _Exchange:
         self._network, self._method, self._to, self._data = network, method, to, data
         self._headers = headers
         self._target = to.host or ""
-        self._route = network.route(source, self._target, to.path)
+        self._route = _NOWHERE
+        if self._target in network.applications:
+            self._route = network.route(source, self._target, to.path)
         self._tasks: list[asyncio.Task[Any]] = []
         self.status = 0
 

@@ -34,6 +34,7 @@ from edgewise.errors import BadInput
 from edgewise.scenario import (
     CellularTrace,
     DownFailure,
+    ErrorsFailure,
     Failure,
     LinkChange,
     LinkEvent,
@@ -42,6 +43,7 @@ from edgewise.scenario import (
     Scenario,
     SlowFailure,
     TraceArrivals,
+    WrongFailure,
 )
 from edgewise.worlds.random_world import (
     BURSTY,
@@ -73,6 +75,9 @@ class Family(Struct, frozen=True, kw_only=True):
     about: str
     make: Callable[[int], Scenario]
     """From a seed ≥ 0 to a world."""
+    failing: bool = False
+    """Parts of it fail in the ways that ejection is for. It is no part of the standard suite, and
+    has worlds for evaluation only, so that nothing can be tuned or trained on it."""
 
 
 def find(family: str) -> Family:
@@ -83,10 +88,16 @@ def find(family: str) -> Family:
 
 
 def scenario(family: str, seed: int) -> Scenario:
-    """World `seed` of a family. Raises BadInput for an unknown family or a seed below 0."""
+    """World `seed` of a family. Raises BadInput for an unknown family, for a seed below 0, and for
+    a seed of training or validation if the family is for evaluation only."""
     found = find(family)
     if seed < 0:
         raise BadInput(f"expected a seed >= 0, got {seed}")
+    if found.failing and seed not in EVALUATION:
+        raise BadInput(
+            f"{family} is for evaluation only: expected a seed from {EVALUATION.start:,} to "
+            f"{EVALUATION.stop - 1:,}, got {seed:,}"
+        )
     return msgspec.structs.replace(found.make(seed), about=found.about)
 
 
@@ -194,6 +205,52 @@ def slow_server(world: Scenario) -> Scenario:
     return msgspec.structs.replace(world, failures=(*world.failures, failure))
 
 
+def failing_fast(world: Scenario) -> Scenario:
+    """Let one server answer errors at once for 6 to 10 s."""
+    rng = stream(world.seed, EVENTS, 5)
+    at, duration = float(rng.uniform(3.0, 5.0)), float(rng.uniform(6.0, 10.0))
+    failure = ErrorsFailure(
+        at=round(at, 3), server=_victim(world, rng), duration=round(duration, 3)
+    )
+    return msgspec.structs.replace(world, failures=(*world.failures, failure))
+
+
+def dead_path(world: Scenario) -> Scenario:
+    """Give every pair of servers a link of its own, and let one carry nothing for 8 to 11 s."""
+    rng = stream(world.seed, EVENTS, 6)
+    at, duration = float(rng.uniform(3.0, 5.0)), float(rng.uniform(8.0, 11.0))
+    names = world.server_names
+    busiest = max(names, key=lambda name: world.workload.ingress[name])
+    other = [name for name in names if name != busiest][int(rng.integers(len(names) - 1))]
+    links = {f"{a}>{b}": world.network.links[a] for a in names for b in names if a != b}
+    outage = Outage(at=round(at, 3), duration=round(duration, 3))
+    dead = f"{busiest}>{other}"
+    links[dead] = msgspec.structs.replace(links[dead], outages=(outage,))
+    return with_network(world, topology="pair", links=links)
+
+
+def wrong_answers(world: Scenario) -> Scenario:
+    """Let one server answer wrongly for 6 to 10 s."""
+    rng = stream(world.seed, EVENTS, 7)
+    at, duration = float(rng.uniform(3.0, 5.0)), float(rng.uniform(6.0, 10.0))
+    failure = WrongFailure(at=round(at, 3), server=_victim(world, rng), duration=round(duration, 3))
+    return msgspec.structs.replace(world, failures=(*world.failures, failure))
+
+
+def forgotten_spell(world: Scenario) -> Scenario:
+    """Slow one server down 10 times for 3 s; what was measured then must not last."""
+    rng = stream(world.seed, EVENTS, 8)
+    at = round(float(rng.uniform(3.0, 5.0)), 3)
+    failure = SlowFailure(at=at, server=_victim(world, rng), duration=3.0, factor=10.0)
+    return msgspec.structs.replace(world, failures=(*world.failures, failure))
+
+
+def lost_photos(world: Scenario) -> Scenario:
+    """Let every tenth photo never come, though its metadata does."""
+    workload = msgspec.structs.replace(world.workload, lost_photos=0.1)
+    return msgspec.structs.replace(world, workload=workload)
+
+
 def crowded(world: Scenario) -> Scenario:
     """Replay arrivals with a flash crowd of three times the rate.
 
@@ -256,6 +313,10 @@ def _family(
     return Family(name=name, about=about, make=lambda seed: change(base(name, seed, **variation)))
 
 
+def _changed(change: Callable[[Scenario], Scenario]) -> Callable[[int], Scenario]:
+    return lambda seed: change(base(change.__name__, seed, load=0.5))
+
+
 _FAMILIES = (
     _family("light", "load 0.5", load=0.5),
     _family("medium", "load 0.8"),
@@ -301,6 +362,16 @@ _FAMILIES = (
     _family("trace_arrivals", "load 0.8, arrivals replayed from a self-similar record", replayed),
     _family("trace_bandwidth", "load 0.8, uplinks that replay cellular traces", cellular),
     _family("thin_links", "load 0.8, uplinks at a fifth of the bandwidth", width=0.2),
+    *(
+        Family(name=change.__name__, about=about, make=_changed(change), failing=True)
+        for change, about in (
+            (failing_fast, "load 0.5, one server answers errors at once for 6 to 10 s"),
+            (dead_path, "load 0.5, a link per pair, one of them dead for 8 to 11 s"),
+            (wrong_answers, "load 0.5, one server answers wrongly for 6 to 10 s"),
+            (forgotten_spell, "load 0.5, one server 10 times slower for 3 s"),
+            (lost_photos, "load 0.5, every tenth photo never comes"),
+        )
+    ),
     Family(
         name="train", about="mixture of all of these but the last ones, for training", make=_train
     ),
@@ -308,5 +379,8 @@ _FAMILIES = (
 
 FAMILIES: dict[str, Family] = {family.name: family for family in _FAMILIES}
 
-STANDARD: tuple[str, ...] = tuple(name for name in FAMILIES if name != "train")
+FAILING: tuple[str, ...] = tuple(family.name for family in _FAMILIES if family.failing)
+"""The families in which parts fail in ways that ejection is for."""
+
+STANDARD: tuple[str, ...] = tuple(name for name in FAMILIES if name not in (*FAILING, "train"))
 """The families of the standard suite."""
