@@ -263,13 +263,19 @@ def test_options_change_the_scenario(tmp_path: Path) -> None:
         (launcher.RunOptions(scenario="nosuch"), "expected a file or a preset"),
         (
             launcher.RunOptions(scenario="smoke", images="/nosuch"),
-            "expected 'builtin' or a directory",
+            "expected 'builtin', a folder or a label file",
         ),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options: launcher.RunOptions, problem: str) -> None:
     with pytest.raises(BadInput, match=problem):
         launcher.scenario_of(options)
+
+
+def test_images_may_be_a_label_file(tmp_path: Path) -> None:
+    (tmp_path / "val.txt").write_text("a.jpg 1\n")
+    options = launcher.RunOptions(scenario="smoke", images=str(tmp_path / "val.txt"))
+    assert launcher.scenario_of(options).workload.images == str(tmp_path / "val.txt")
 
 
 def test_a_policy_that_stands_twice_is_refused() -> None:

@@ -175,9 +175,9 @@ def _workload(scenario: Scenario) -> Iterator[Problem]:
             yield "workload.arrivals", "expected rate or scale, got both"
         if not Path(arrivals.file).is_file():
             yield "workload.arrivals.file", f"no such file: {arrivals.file}"
-    if workload.images != "builtin" and not Path(workload.images).is_dir():
+    if workload.images != "builtin" and not Path(workload.images).exists():
         at = "workload.images"
-        yield at, f"expected 'builtin' or a directory, got {workload.images}"
+        yield at, f"expected 'builtin', a folder or a label file, got {workload.images}"
 
 
 # -- warnings ------------------------------------------------------------------------------------
