@@ -813,6 +813,18 @@ async def test_an_ask_for_what_did_not_arrive_gets_the_same_command(how: str) ->
         assert s.balancer.dispatcher.counts.requests == 1
 
 
+async def test_an_ingress_that_a_client_has_gone_on_to_keeps_its_channel() -> None:
+    async with stack() as made:
+        await made.node("a")
+        b = await made.node("b")
+        assert (await made.call("/v1/requests", submission(request())))[0] == 200
+        await b.say(messages.Ask(request=request(ingress="b")))
+        outcome = served(latency=None, server="b")
+        await b.say(messages.OutcomeMessage(outcome=outcome, attempts=(Attempt("b"),)))
+        await made.until(lambda: made.balancer.dispatcher.counts.joined == 1)
+        assert "b" in made.balancer.connections
+
+
 async def test_nothing_is_decided_for_an_ingress_that_is_not_connected() -> None:
     async with stack() as s:
         status, reply = await s.call("/v1/requests", submission(request()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -15,9 +16,10 @@ import numpy as np
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
+from msgspec.structs import replace
 
 from edgewise.domain import Outcome, PayloadForm, Stamps, Status, run_name
-from edgewise.errors import BadInput
+from edgewise.errors import BadInput, PeerError
 from edgewise.fleet.request_noise import replay_label
 from edgewise.live.client import balancer_client, client_process
 from edgewise.live.client import client as module
@@ -83,9 +85,11 @@ class Fleet:
         self.takes = 0.0  # s, by its own stamps
         self.server = "right"
         self.budgets: list[float] = []
+        self.ingresses: list[str] = []
 
     async def infer(self, http: web.Request) -> web.StreamResponse:
         request = from_headers(http.headers)
+        self.ingresses.append(request.ingress)
         self.budgets.append(float(http.headers["edgewise-budget"]))
         body = await http.read()
         length = http.headers["Inference-Header-Content-Length"]
@@ -103,6 +107,10 @@ class Fleet:
         if how == "break":
             assert http.transport is not None
             http.transport.abort()
+        if how == "draining":
+            body = {"error": "shed", "parameters": {"edgewise.status": "shed"}}
+            body["parameters"]["edgewise.reason"] = "draining"
+            return web.json_response(body, status=503)
         if how == "nonsense":
             return web.Response(text="<html>")
         status = {"shed": Status.SHED, "expired": Status.EXPIRED}.get(how, Status.SERVED)
@@ -200,6 +208,71 @@ async def test_payload_to_the_ingress_and_metadata_to_the_balancer() -> None:
     assert (metadata.accuracy, metadata.payload_bytes) == (0.5, 5)
     assert 0.0 < fleet.submissions["t-1"].budget <= 5.0
     assert client.balancer.refused == 0
+
+
+@pytest.mark.parametrize(("how", "second_runs"), [("refused", 0), ("break", 1), ("draining", 0)])
+async def test_an_ingress_that_gives_no_answer_gives_way_to_the_next(
+    how: str, second_runs: int
+) -> None:
+    first, second = Fleet(), Fleet()
+    first.behaviour = {"t-0": how}
+    collected = Outcomes()
+    sent = requests(1, deadline=5.0)
+    async with first.serve() as config, second.serve() as other:
+        ingress = {"right": other.ingress["left"]} | config.ingress
+        if how == "refused":
+            ingress["left"] = dead_url()
+        client = Client(replace(config, ingress=ingress), sent, ScoreShape(), collected)
+        await client.run()
+    assert collected.by_id(sent)["t-0"].status is Status.SERVED
+    assert second.ingresses == ["right"]
+    assert second.photos == {"t-0": b"photo"}
+    assert set(first.submissions) == {"t-0"}
+    assert second.submissions == {}
+    counts = client.progress()
+    assert (counts["failed_over"], counts["second_runs"]) == (1, second_runs)
+
+
+async def test_failover_can_be_switched_off_and_ends_with_the_last_ingress() -> None:
+    first, second = Fleet(), Fleet()
+    sent = requests(1, deadline=5.0)
+    async with first.serve() as config, second.serve() as other:
+        ingress = {"left": dead_url(), "right": other.ingress["left"]}
+        alone = replace(config, ingress=ingress, failover=False)
+        collected = Outcomes()
+        client = Client(alone, sent, ScoreShape(), collected)
+        await client.run()
+        assert collected.by_id(sent)["t-0"].status is Status.FAILED
+        assert second.photos == {}
+        both = replace(config, ingress={"left": dead_url(), "right": dead_url()})
+        collected = Outcomes()
+        client = Client(both, sent, ScoreShape(), collected)
+        await client.run()
+    assert collected.by_id(sent)["t-0"].status is Status.FAILED
+    assert (client.answers, client.failed_over) == (0, 1)
+    assert client.problem.startswith("right at http://127.0.0.1:")
+
+
+def dead_url() -> str:
+    """An address where nobody listens."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{sock.getsockname()[1]}"
+
+
+def test_a_fleet_that_is_not_there_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        client_process, "read_load", lambda scenario, name: requests(2, deadline=5.0)
+    )
+    config = ClientConfig(
+        scenario="smoke", balancer=None, ingress={"left": dead_url(), "right": dead_url()}
+    )
+    said: dict[str, Any] = {}
+    with pytest.raises(PeerError, match=r"no server answered any request.*right at http"):
+        client_process.run(config, say=said.__setitem__)
+    assert said["done"]["outcomes"]["failed"] == 2
 
 
 async def test_an_answer_that_is_in_the_socket_is_not_lost() -> None:

@@ -23,6 +23,13 @@ def client(
     It prints lines of JSON: ready, progress twice a second, and done with the
     counts of all outcomes. With `out` in its configuration it writes
     requests.parquet and outcomes.parquet, which `edgewise evaluate` reads.
+
+    `ingress` in the configuration has the addresses of all servers. A request
+    whose server cannot be reached, breaks off before its answer or is about to
+    stop goes to the next one, with the same id (`failover: false` switches this
+    off). The last line counts such tries (failed_over), and those that may have
+    run a request twice (second_runs). If no server answers any request, the
+    exit code is 2, and the error says why.
     """
     from edgewise.live.client.client_process import run
     from edgewise.live.process_config import ClientConfig, load_config

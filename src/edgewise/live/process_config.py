@@ -95,7 +95,11 @@ class ClientConfig(ProcessConfig, frozen=True, kw_only=True, forbid_unknown_fiel
     balancer: Url | None
     """None: metadata goes to the ingress only, and the ingress asks the balancer."""
     ingress: dict[Name, Url]
-    """Addresses of the servers."""
+    """Addresses of the servers. A request goes to its own ingress, and if that gives no answer, to
+    the others in this order."""
+    failover: bool = True
+    """Whether other ingresses are tried, after one that cannot be reached, breaks off before its
+    answer, or is draining."""
     out: str | None = None
     """Folder for requests and outcomes; None: nothing is recorded."""
 

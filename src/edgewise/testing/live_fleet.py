@@ -195,6 +195,7 @@ class LiveFleet:
                 scenario="",
                 balancer=url_of(BALANCER),
                 ingress={name: url_of(name) for name in names},
+                failover=False,  # as in the simulator
             ),
             ExactLoad(
                 trace=trace,

@@ -264,7 +264,11 @@ class Balancer:
                 if entry is not None:
                     _check_sender(connection, entry.request.ingress, "outcome of a request")
                 self.dispatcher.on_answered(
-                    message.outcome, now, connection.clock.ahead, message.attempts
+                    message.outcome,
+                    now,
+                    connection.clock.ahead,
+                    message.attempts,
+                    connection.server,
                 )
             elif isinstance(message, messages.Pong):
                 connection.clock.pong(message, now)
@@ -282,8 +286,8 @@ class Balancer:
             uploaded = None if uploaded is None else uploaded - ahead
         try:
             entry = self.dispatcher.decide(request, now, "ask", uploaded)
-        except WireError as error:
-            raise PeerError(str(error)) from None
+        except WireError:
+            return  # its client has gone on from another ingress: this one decides by itself
         if not known:
             self.metrics.decision_duration.observe(self.clock.now() - now)
         crossed = (

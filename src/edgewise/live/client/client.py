@@ -3,8 +3,12 @@
 An *open loop*: requests go out on their schedule, however the earlier ones fare. A client that
 waits for answers slows down exactly when the fleet does, and so hides it. A request's payload goes
 to its ingress and its metadata to the balancer. Its outcome is what the answer says, or *failed*
-when the connection breaks, or *lost* when nothing comes until an answer is worthless and two
+when every connection breaks, or *lost* when nothing comes until an answer is worthless and two
 seconds more. Latency is measured on the client's own clock, from sending to the last byte.
+
+An ingress that cannot be reached, that breaks off before its answer, or that is draining gives way
+to the next one in the configuration, with the same request id. After a break the first may have run
+the request, so such a second run is counted. Nothing is sent twice for lack of an answer alone.
 
 The client is the evaluator as well. Only it knows the right classes; it adds them to the outcomes
 and posts those to the balancer, which learns from them.
@@ -34,7 +38,7 @@ import aiohttp
 import msgspec
 from msgspec import Struct
 
-from edgewise.domain import Outcome, Request, Stamps, Status
+from edgewise.domain import Outcome, Request, ShedReason, Stamps, Status
 from edgewise.errors import PeerError
 from edgewise.live.client.balancer_client import BalancerClient
 from edgewise.live.client.prepared_load import PreparedLoad
@@ -48,6 +52,8 @@ from edgewise.live.wire.transport import OpenSession
 from edgewise.score import ScoreShape, score, worthless_after
 from edgewise.security.identity import Role, calls, credentials_for, node
 
+CONNECT_TIMEOUT = 1.5
+"""s. A connection request that got lost is repeated after one."""
 LOST_AFTER = 2.0
 """s beyond the time from which on an answer is worthless, for one that is already on its way."""
 FINAL_READ = 0.25
@@ -104,10 +110,19 @@ class Client:
         roles = (Role.CLIENT, Role.EVALUATOR)
         self._credentials = credentials_for(config.identity, roles)
         self._ingress = {name: url.rstrip("/") for name, url in config.ingress.items()}
+        self._failover = config.failover
         self._under_way: dict[str, SentRequest] = {}
         self.balancer = BalancerClient(config.balancer, self._clock, self._credentials)
-        self.round_trips = {name: LeastRtt() for name in load.servers}
+        self.round_trips = {name: LeastRtt() for name in (*load.servers, *self._ingress)}
         """To each ingress, as its answers showed."""
+        self.answers = 0
+        """HTTP answers, refusals included."""
+        self.failed_over = 0
+        """Tries at another ingress, after one could not be reached, broke off or was draining."""
+        self.second_runs = 0
+        """Those of them after a connection that broke off: the first may have run the request."""
+        self.problem = ""
+        """Why the last try that failed has failed."""
         self.delays = array.array("d")
         """s behind schedule, of every request sent."""
         self._counts = dict.fromkeys((status.value for status in Status), 0)
@@ -145,6 +160,8 @@ class Client:
             "sent": len(self.delays),
             "ended": ended,
             "outcomes": dict(self._counts),
+            "failed_over": self.failed_over,
+            "second_runs": self.second_runs,
             "expected": self._expected / ended if ended else None,
             "effective": self._effective / ended if ended else None,
             "per_server": dict(self._served_by),
@@ -197,38 +214,80 @@ class Client:
         on_sent: Callable[[], None],
     ) -> None:
         """Send one request and settle its outcome, whatever happens."""
-        request = entry.request
-        headers, body = encode_request(self._load.payload(index), request.id)
-        # As if sent at once: it counts as sent when it is, and has its whole deadline then.
-        headers |= to_headers(request, self.round_trips[request.ingress].there(request.sent_at))
-        if self._send_labels:
-            headers[LABEL_HEADER] = str(entry.label)
-        model = request.named_model or request.task
-        url = self._ingress[request.ingress] + INFER.format(model=model)
-        patience = worthless_after(request.deadline, self._shape.grace) + LOST_AFTER
-
-        async def answer() -> Outcome:
-            async with session.post(
-                url,
-                data=io.BytesIO(body),
-                headers=headers,
-                trace_request_ctx=on_sent,
-                **calls(self._credentials, node(request.ingress)),
-            ) as response:
-                content = await response.read()
-            return self._outcome_of(entry.request, response.status, content)
-
+        patience = worthless_after(entry.request.deadline, self._shape.grace) + LOST_AFTER
+        work = self._ask_in_turn(session, entry, index, on_sent)
         try:
-            outcome = await _wait_for(answer(), patience)
+            outcome = await _wait_for(work, patience)
         except TimeoutError:
             outcome = _unanswered(entry, Status.LOST, f"no answer in {patience:.3g} s")
-        except (aiohttp.ClientError, OSError) as error:
-            outcome = _unanswered(entry, Status.FAILED, f"connection: {type(error).__name__}")
         on_sent()  # if no byte could be sent
         self._settle(entry, outcome)
 
-    def _outcome_of(self, request: Request, code: int, content: bytes) -> Outcome:
-        """The outcome in an answer that has just come; *failed* if the answer makes no sense."""
+    async def _ask_in_turn(
+        self,
+        session: aiohttp.ClientSession,
+        entry: SentRequest,
+        index: int,
+        on_sent: Callable[[], None],
+    ) -> Outcome:
+        """The answer of the request's ingress, or of the next one that gives any."""
+        own = entry.request.ingress
+        others = [name for name in self._ingress if name != own] if self._failover else []
+        perhaps_run = False
+        outcome = None
+        for ingress in (own, *others):
+            if outcome is not None:
+                self.failed_over += 1
+                self.second_runs += perhaps_run
+            try:
+                outcome = await self._post(session, entry, index, ingress, on_sent)
+            except (aiohttp.ClientError, OSError) as error:
+                on_sent()
+                perhaps_run = not isinstance(error, aiohttp.ClientConnectorError)
+                reason = f"connection: {type(error).__name__}"
+                self.problem = f"{ingress} at {self._ingress[ingress]}: {error or reason}"
+                outcome = _unanswered(entry, Status.FAILED, reason)
+            else:
+                self.answers += 1
+                perhaps_run = False
+                if outcome.reason != ShedReason.DRAINING.value:
+                    break
+        assert outcome is not None
+        return outcome
+
+    async def _post(
+        self,
+        session: aiohttp.ClientSession,
+        entry: SentRequest,
+        index: int,
+        ingress: str,
+        on_sent: Callable[[], None],
+    ) -> Outcome:
+        """Send one request to one ingress. Raises ClientError and OSError."""
+        first = ingress == entry.request.ingress
+        request = msgspec.structs.replace(entry.request, ingress=ingress)
+        headers, body = encode_request(self._load.payload(index), request.id)
+        # As if sent at once: it counts as sent when it is, and has its whole deadline then.
+        sent_at = request.sent_at if first else self._clock.now()
+        headers |= to_headers(request, self.round_trips[ingress].there(sent_at))
+        if self._send_labels:
+            headers[LABEL_HEADER] = str(entry.label)
+        url = self._ingress[ingress] + INFER.format(model=request.named_model or request.task)
+        async with session.post(
+            url,
+            data=io.BytesIO(body),
+            headers=headers,
+            trace_request_ctx=on_sent,
+            **calls(self._credentials, node(ingress)),
+        ) as response:
+            content = await response.read()
+        return self._outcome_of(entry.request, response.status, content, first)
+
+    def _outcome_of(self, request: Request, code: int, content: bytes, first: bool) -> Outcome:
+        """The outcome in an answer that has just come; *failed* if the answer makes no sense.
+
+        `first`: it is the answer to the first try, so its latency tells of the round trip.
+        """
         now = self._clock.now()
         try:
             outcome = decode_answer(request.id, code, content).outcome
@@ -238,7 +297,8 @@ class Client:
             outcome = Outcome(request=request.id, status=Status.FAILED, reason=str(error))
         latency = now - request.sent_at
         accepted, finished = outcome.stamps.accepted, outcome.stamps.finished
-        if outcome.server == request.ingress and accepted is not None and finished is not None:
+        here = first and outcome.server == request.ingress
+        if here and accepted is not None and finished is not None:
             # Both on the ingress's clock: the rest of the latency is the round trip.
             self.round_trips[request.ingress].add(max(0.0, latency - (finished - accepted)), now)
         stamps = msgspec.structs.replace(outcome.stamps, sent=request.sent_at, received=now)
@@ -276,7 +336,7 @@ def _open_session() -> aiohttp.ClientSession:
         trace_configs=[tracing],
         # No limit: a queue in here would close the loop.
         connector=aiohttp.TCPConnector(limit=0),
-        timeout=aiohttp.ClientTimeout(total=None),
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT),
         auto_decompress=False,
     )
 

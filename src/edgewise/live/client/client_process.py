@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from edgewise.domain import Outcome, Request, Status
-from edgewise.errors import BadInput, MissingExtra
+from edgewise.errors import BadInput, MissingExtra, PeerError
 from edgewise.live.client.prepared_load import read_load
 from edgewise.live.process_config import ClientConfig
 from edgewise.live.recorder import Recorder
@@ -56,7 +56,7 @@ def run(
         twice a second.
 
     Raises ScenarioError and ImagesError for files that cannot be read, BadInput for a folder that
-    cannot be written, KeyboardInterrupt after SIGINT.
+    cannot be written, PeerError if no server answered anything, KeyboardInterrupt after SIGINT.
     """
     scenario = load(config.scenario, allow_code=True)  # it runs no policy
     missing = [name for name in scenario.workload.ingress if name not in config.ingress]
@@ -84,6 +84,9 @@ def run(
         finally:
             if out is not None:
                 write_notes(out, scenario, client)
+    if len(client.delays) and not client.answers and client.problem:
+        say("done", client.progress())
+        raise PeerError(f"no server answered any request; the last error: {client.problem}")
     return client.progress()
 
 
@@ -112,6 +115,8 @@ def write_notes(out: Path, scenario: Scenario, client: Client) -> None:
     notes = {
         "late_send_ms": percentiles_ms(client.delays),
         "metadata_refused": client.balancer.refused,
+        "failed_over": client.failed_over,
+        "second_runs": client.second_runs,
         "outcomes_unposted": client.balancer.unposted,
     }
     (out / CLIENT_NOTES).write_bytes(
