@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import multiprocessing
 import os
 import random
@@ -16,6 +17,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import msgspec
 import pytest
@@ -24,6 +26,7 @@ from edgewise.errors import BadInput, PeerError, ScenarioError
 from edgewise.network.control import RelayControl
 from edgewise.network.emulated_network import run
 from edgewise.network.relay.config import Address, RelayConfig, Route, load_config
+from edgewise.network.relay.connection import Endpoint
 from edgewise.network.relay.relay import Relay
 from edgewise.network.relay.timers import Timers
 from edgewise.network.settings import LinkChange, LinkEvent, LinkSettings, Outage
@@ -220,6 +223,24 @@ async def test_refusal_resets_the_client_at_once() -> None:
             assert relay.refused == 1
             # The chunk on the wire stays there, as it would on a real one.
             await until(lambda: not relay.connections and relay.shapers["a"].backlog <= 16384)
+
+
+async def test_an_end_that_cannot_be_written_ends_that_side_all_the_same() -> None:
+    """asyncio's own loop raises ENOTCONN if the client is gone when the target ends."""
+
+    class Gone:
+        def is_closing(self) -> bool:
+            return False
+
+        def write_eof(self) -> None:
+            raise OSError(errno.ENOTCONN, "not connected")
+
+    connection = Mock()
+    endpoint = Endpoint(connection, bytearray(1))
+    endpoint.transport = Gone()  # type: ignore[assignment]
+    endpoint.write_eof()
+    assert endpoint.sent_eof
+    connection.ended.assert_called_once_with()
 
 
 async def test_a_reset_of_one_side_reaches_the_other() -> None:

@@ -333,6 +333,7 @@ def test_the_commands_of_by_hand_work(folder: Path, monkeypatch: pytest.MonkeyPa
         (folder / name.group(1)).write_text(block)
     commands = re.findall(r"^(edgewise .*|curl .*)$", text, re.MULTILINE)
     monkeypatch.chdir(folder)
+    Path("photo.jpg").write_bytes(bytes(100_000))  # replay does not look at it
     started: list[subprocess.Popen[str]] = []
     try:
         for command in commands:
@@ -391,19 +392,22 @@ def finish(words: list[str]) -> str:
 
 
 def check_url(url: str, command: str) -> None:
-    """Do what the curl command would, with its ``-X`` and ``--json``."""
+    """Do what the curl command would, with its ``-X``, ``-H``, ``--json`` and ``--data-binary``."""
     body = re.search(r"--json '(.*)'", command)
+    file = re.search(r"--data-binary @(\S+)", command)
+    data = Path(file.group(1)).read_bytes() if file else body.group(1).encode() if body else None
+    headers = {"Content-Type": "application/json"}
+    headers |= dict(each.split(": ") for each in re.findall(r"-H '(.*?)'", command))
     method = re.search(r"-X (\w+)", command)
     request = urllib.request.Request(
         url,
-        data=body.group(1).encode() if body else None,
+        data=data,
+        headers=headers,
         method=method.group(1) if method else None,
-        headers={"Content-Type": "application/json"},
     )
     try:
         with urllib.request.urlopen(request, timeout=10) as answer:
             assert answer.status == 200, command
     except urllib.error.HTTPError as error:
-        # The example's photo is no photo, and replay does not look at it; real models answer 422.
         with error:
             raise AssertionError(f"{command}: {error.code} {error.read()!r}") from None

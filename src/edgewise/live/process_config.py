@@ -56,6 +56,34 @@ class ServerConfig(ProcessConfig, frozen=True, kw_only=True, forbid_unknown_fiel
     """Without an identity, listen even where other machines can connect."""
 
 
+Limit = Annotated[float, Meta(gt=0.0, le=86_400.0)]
+"""s."""
+
+
+class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What clients may take of a node or a balancer. Each limit has a count in the metrics."""
+
+    connections: Annotated[int, Meta(ge=1, le=2**20)] = 4096
+    """Connections at a time. Further ones are answered with 503."""
+    connections_per_client: Annotated[int, Meta(ge=1, le=2**20)] = 1024
+    """Those of one address. An ingress with 1,000 requests/s of a second each has about as many."""
+    header_bytes: Annotated[int, Meta(ge=256, le=2**20)] = 8190
+    """bytes of a request line or a header; longer ones are answered with 431. nginx's default."""
+    header_timeout: Limit = 10.0
+    """s from the first byte of a request to the end of its headers; then 408."""
+    idle_timeout: Limit = 75.0
+    """s without a request after which a connection is closed. Nodes keep theirs for 60."""
+    body_progress_timeout: Limit = 10.0
+    """s without a byte of a body after which it counts as broken off; 408. An outage of a thin link
+    takes seconds."""
+    body_timeout: Limit = 60.0
+    """s for a whole body; 408. A photo of 16 MiB takes 60 s at 2 Mbit/s."""
+    request_timeout: Limit = 300.0
+    """s from a request's headers to its answer, whatever its deadline; then 504."""
+    upload_bytes: Annotated[int, Meta(ge=2**16, le=2**40)] = 256 * 2**20
+    """bytes of all bodies that are still coming in. What comes beyond it is answered with 503."""
+
+
 class NodeConfig(ServerConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The configuration of an edge server."""
 
@@ -67,6 +95,7 @@ class NodeConfig(ServerConfig, frozen=True, kw_only=True, forbid_unknown_fields=
     """Addresses of the other servers."""
     body_limit: Annotated[int, Meta(ge=1024, le=2**31)] = 16 * 2**20
     """bytes. A JPEG of 50 megapixels has about 16 MiB; a larger body is no photo to classify."""
+    limits: Limits = Limits()
 
     def urls(self) -> dict[str, str]:
         balancer = {} if self.balancer is None else {"balancer": self.balancer}

@@ -10,25 +10,25 @@ import asyncio
 import contextlib
 import logging
 import math
-import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from typing import Any
 
 import msgspec
-from aiohttp import web
+from aiohttp import hdrs, web
 from aiohttp.typedefs import Middleware
 
 from edgewise import __version__
-from edgewise.domain import Request, owned_id
 from edgewise.errors import BadInput, WireError
 from edgewise.live.clock import Clock
+from edgewise.live.node.client_request import new_upload, read_body, read_metadata
 from edgewise.live.node.monitor import Monitor
 from edgewise.live.node.node_metrics import CONTENT_TYPE, NodeMetrics
 from edgewise.live.node.received_request import ReceivedRequest, RequestRefused
 from edgewise.live.node.request_handler import RequestHandler
 from edgewise.live.wire import open_inference
+from edgewise.live.wire.http_server import USAGE, Usage
 from edgewise.live.wire.open_inference import InferAnswer
-from edgewise.live.wire.request_metadata import HEADER, from_headers, from_parameters, has_headers
+from edgewise.live.wire.request_metadata import from_headers
 from edgewise.live.wire.transfers import (
     LABEL_HEADER,
     VIA_HEADER,
@@ -37,13 +37,10 @@ from edgewise.live.wire.transfers import (
     whole_number,
     with_code,
 )
-from edgewise.live.wire.upload import TooLarge, Upload
+from edgewise.live.wire.upload import BodyRefused, TooLarge, Upload
 from edgewise.security import access
 from edgewise.security.identity import node
 
-DEADLINE_DEFAULT = 1.0
-"""s for a client that names none: the longest that leaves a person's flow of thought unbroken
-(Nielsen, Usability Engineering, 1993, §5.5)."""
 VERSIONS = ("1",)
 
 log = logging.getLogger("edgewise.node")
@@ -56,8 +53,8 @@ class NodeApi:
 
     Parameters
     ----------
-    body_limit:
-        Bytes of a request's body at most.
+    usage:
+        What clients take, and the limits on what clients may take.
     fleet:
         The names of all servers.
     task:
@@ -72,14 +69,14 @@ class NodeApi:
         clock: Clock,
         monitor: Monitor,
         metrics: NodeMetrics,
-        body_limit: int,
+        usage: Usage,
         fleet: tuple[str, ...],
         task: str,
         models: Collection[str],
     ) -> None:
         self._handler, self._clock, self._monitor = handler, clock, monitor
         self._metrics = metrics
-        self._body_limit = body_limit
+        self._usage = usage
         self._fleet = frozenset(fleet)
         self._task = task
         self._models = sorted(models)
@@ -87,10 +84,11 @@ class NodeApi:
     def app(self, guard: Middleware) -> web.Application:
         """The interface as an aiohttp application, with whom `guard` admits."""
         app = web.Application(
-            middlewares=[_errors_as_json, guard], client_max_size=self._body_limit
+            middlewares=[self._errors, guard], client_max_size=self._usage.body_bytes
         )
+        app[USAGE] = self._usage
         for path in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}"):
-            app.router.add_post(path + "/infer", self._infer)
+            app.router.add_post(path + "/infer", self._infer, expect_handler=self._expected)
             app.router.add_get(path, self._model)
             app.router.add_get(path + "/ready", self._model_ready)
         app.router.add_get("/v2", self._server)
@@ -100,18 +98,61 @@ class NodeApi:
         app.router.add_get("/metrics", self._show_metrics)
         return app
 
+    @web.middleware
+    async def _errors(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Every error is JSON, as the protocol asks, and counted."""
+        try:
+            if request.version >= (1, 1) and hdrs.HOST not in request.headers:
+                raise RequestRefused(400, "expected a Host header")
+            return await handler(request)
+        except RequestRefused as error:
+            code, problem = error.code, str(error)
+        except BadInput as error:
+            code, problem = 400, str(error)
+        except web.HTTPException as error:
+            if error.status < 400:
+                raise
+            code, problem = error.status, f"{request.method} {request.path:.200}: {error.reason}"
+        except ConnectionError:
+            raise
+        except Exception:
+            log.exception("%s: an error of this program", request.method)
+            code, problem = 500, "an error of the server"
+        self._metrics.refused(code)
+        headers = {"Retry-After": "1"} if code == 503 else None
+        return _json({"error": problem}, code, headers)
+
+    async def _expected(self, http: web.Request) -> web.StreamResponse | None:
+        """Answer ``Expect: 100-continue``: go on only with a body that will be read."""
+        if http.headers.get(hdrs.EXPECT, "").lower() != "100-continue":
+            raise web.HTTPExpectationFailed
+        try:
+            new_upload(http, self._usage.body_bytes)
+        except TooLarge as error:
+            problem, code = str(error), error.code
+        except RequestRefused as error:
+            problem, code = str(error), error.code
+        else:
+            assert http.transport is not None
+            http.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            return None
+        self._metrics.refused(code)
+        answer = _json({"error": problem}, code)
+        answer.force_close()
+        return answer
+
     # -- inference -------------------------------------------------------------------------------
 
     async def _infer(self, http: web.Request) -> web.StreamResponse:
         accepted = self._clock.now()
         model = self._known_model(http)
         try:
-            body = Upload(http.content_length, self._body_limit)
+            body = new_upload(http, self._usage.body_bytes)
             if is_transfer(http.headers):
                 return await self._from_peer(http, model, body, accepted)
             return await self._from_client(http, model, body, accepted)
-        except TooLarge as error:
-            raise RequestRefused(413, str(error)) from None
+        except BodyRefused as error:
+            raise RequestRefused(error.code, str(error)) from None
 
     async def _from_client(
         self, http: web.Request, model: str, body: Upload, accepted: float
@@ -121,11 +162,14 @@ class NodeApi:
             raise RequestRefused(403, f"{who} may send transfers only")
         async with _in_background(self._read_measured(http, body)):
             received = ReceivedRequest(
-                request=await self._metadata(http, model, body, accepted),
+                request=await read_metadata(
+                    http, model, body, accepted, self._monitor.server, self._task
+                ),
                 body=body,
                 body_headers=_body_headers(http),
                 accepted=accepted,
                 label=whole_number(http.headers, LABEL_HEADER),
+                stated=http.headers,
             )
             answer = await self._handler.serve(received)
             response = await self._response(answer, received)
@@ -195,59 +239,18 @@ class NodeApi:
                 )
 
     async def _read(self, http: web.Request, body: Upload) -> None:
-        try:
-            async for chunk in http.content.iter_any():
-                body.feed(chunk, self._clock.now())
-            body.finish(self._clock.now())
-        except TooLarge:
-            pass  # the readers of the body raise it
-        except Exception as error:
-            body.fail(WireError("", f"the body broke off: {error or type(error).__name__}"))
-
-    async def _metadata(
-        self, http: web.Request, model: str, body: Upload, accepted: float
-    ) -> Request:
-        """From the headers, or, if they have none, from the body. The path names the model; the
-        node fills in the rest."""
-        server = self._monitor.server
-        defaults = {
-            "id": uuid.uuid4().hex,
-            "ingress": server,
-            "payload_bytes": http.content_length or 0,
-            "sent_at": accepted,
-            "deadline": DEADLINE_DEFAULT,
-            "task": self._task,
-        }
-        if has_headers(http.headers):
-            request = from_headers(http.headers, accepted, defaults)
-        else:
-            content = open_inference.decode_request(
-                await body.whole(), http.headers.get(open_inference.HEADER_LENGTH)
-            )
-            request = from_parameters(content.parameters, accepted, defaults)
-        if "/" in request.id:
-            raise WireError(HEADER + "id", f"expected an id without /, got {request.id!r:.60}")
-        who = access.caller(http)
-        if who is not None:
-            request = msgspec.structs.replace(request, id=owned_id(who.owner, request.id))
-        if request.ingress != server:
-            raise WireError(HEADER + "ingress", f"expected {server!r}, got {request.ingress!r}")
-        if model == self._task:
-            return request
-        if request.named_model not in (None, model):
-            raise WireError(
-                HEADER + "named-model",
-                f"expected the model of the path, {model!r}, got {request.named_model!r}",
-            )
-        return msgspec.structs.replace(request, named_model=model)
+        await read_body(http, body, self._usage, self._clock)
 
     async def _response(self, answer: InferAnswer, received: ReceivedRequest) -> web.Response:
-        echo, binary = "", frozenset[str]()
         if answer.served:
             await received.photo()  # not parsed yet if it was transferred as it came, or is a retry
             assert received.parsed is not None
-            echo, binary = received.parsed.id, received.parsed.binary
-        headers, body = open_inference.encode_answer(answer, echo, binary)
+            asked = received.parsed
+            headers, body = open_inference.encode_answer(
+                answer, asked.id, asked.binary, asked.outputs
+            )
+        else:
+            headers, body = open_inference.encode_answer(answer, "", frozenset())
         if answer.code in (429, 503):  # whole seconds: the header knows no parts
             headers["Retry-After"] = str(max(1, math.ceil(answer.retry_after or 0.0)))
         return web.Response(status=answer.code, headers=headers, body=body)
@@ -314,27 +317,6 @@ def _body_headers(http: web.Request) -> dict[str, str]:
     return {name: http.headers[name] for name in names if name in http.headers}
 
 
-def _json(value: Any, status: int = 200) -> web.Response:
-    return web.Response(
-        status=status, body=msgspec.json.encode(value), content_type="application/json"
-    )
-
-
-@web.middleware
-async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Every error is JSON, as the protocol asks."""
-    try:
-        return await handler(request)
-    except RequestRefused as error:
-        return _json({"error": str(error)}, error.code)
-    except BadInput as error:
-        return _json({"error": str(error)}, 400)
-    except web.HTTPException as error:
-        if error.status < 400:
-            raise
-        return _json({"error": f"{request.method} {request.path}: {error.reason}"}, error.status)
-    except ConnectionError:
-        raise
-    except Exception:
-        log.exception("%s %s: an error of this program", request.method, request.path)
-        return _json({"error": "an error of the server"}, 500)
+def _json(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
+    body = msgspec.json.encode(value)
+    return web.Response(status=status, body=body, content_type="application/json", headers=headers)

@@ -49,6 +49,7 @@ from edgewise.live.node.reporter import Reporter
 from edgewise.live.node.request_handler import RequestHandler
 from edgewise.live.node.worker_queue import WorkerQueue
 from edgewise.live.process_config import NodeConfig
+from edgewise.live.wire.http_server import Usage
 from edgewise.live.wire.messages import PROTOCOL, FleetReports, Hello, OutcomeMessage, ReportMessage
 from edgewise.live.wire.open_inference import InferAnswer
 from edgewise.live.wire.transport import SocketTransport, Transport
@@ -214,13 +215,22 @@ class Node:
         )
         forwarder = Forwarder(peers, self.converter, fleet, clock)
         executors = Executors(runner, forwarder, self.monitor, clock, self.budget)
-        self.handler = RequestHandler(executors, self.commands, self._services, self._finished)
+        self.usage = Usage(config.limits, config.body_limit)
+        self.handler = RequestHandler(
+            executors,
+            self.commands,
+            self._services,
+            self.usage,
+            self._finished,
+        )
+        metrics = self._metrics(tuple(here))
+        self.usage.on_error = metrics.refused
         api = NodeApi(
             self.handler,
             clock,
             self.monitor,
-            self._metrics(tuple(here)),
-            config.body_limit,
+            metrics,
+            self.usage,
             scenario.server_names,
             scenario.task,
             {each.model for each in self._services},
@@ -249,6 +259,12 @@ class Node:
         )
         metrics.gauge(
             "balancer_connected", "1 if a balancer decides.", lambda: self.commands.connected
+        )
+        usage = self.usage
+        metrics.gauge("connections", "Open connections.", lambda: usage.connections)
+        metrics.gauge("upload_bytes", "Bodies coming in.", lambda: usage.upload_bytes)
+        metrics.counters(
+            "limit_reached", "Requests that met a limit.", "limit", lambda: usage.reached
         )
         metrics.gauge("ready", "1 if the executor works.", lambda: self.readiness.ready)
         metrics.counter("executor_failure", "Errors of it.", lambda: self.readiness.failures)

@@ -6,7 +6,7 @@ cannot make the number of time series grow.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, Metric
@@ -24,13 +24,23 @@ _DECISION_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 
 
 
 class _CounterFunction(Collector):
-    """A counter whose value is kept elsewhere."""
+    """Counters whose values are kept elsewhere, by label; "": one without a label."""
 
-    def __init__(self, name: str, about: str, value: Callable[[], float]) -> None:
-        self._name, self._about, self._value = name, about, value
+    def __init__(
+        self,
+        name: str,
+        about: str,
+        values: Callable[[], Mapping[str, float]],
+        label: str | None = None,
+    ) -> None:
+        self._name, self._about, self._values = name, about, values
+        self._labels = [] if label is None else [label]
 
     def collect(self) -> Iterator[Metric]:
-        yield CounterMetricFamily(self._name, self._about, value=self._value())
+        family = CounterMetricFamily(self._name, self._about, labels=self._labels)
+        for label, value in self._values().items():
+            family.add_metric([label] if self._labels else [], value)
+        yield family
 
 
 class NodeMetrics:
@@ -74,9 +84,19 @@ class NodeMetrics:
         """Show `value()` under `name`."""
         Gauge(name, about, registry=self._registry).set_function(value)
 
+    def refused(self, code: int) -> None:
+        """Count a request that was answered with an error before it was one of this fleet."""
+        self._errors.labels(str(code)).inc()
+
+    def counters(
+        self, name: str, about: str, label: str, values: Callable[[], Mapping[str, float]]
+    ) -> None:
+        """Show `values()`, which never fall, as the counter `name` by `label`."""
+        self._registry.register(_CounterFunction(name, about, values, label))
+
     def counter(self, name: str, about: str, value: Callable[[], float]) -> None:
         """Show `value()`, which never falls, as the counter `name`."""
-        self._registry.register(_CounterFunction(name, about, value))
+        self._registry.register(_CounterFunction(name, about, lambda: {"": value()}))
 
     def answered(self, received: ReceivedRequest, answer: InferAnswer, now: float) -> None:
         """Count a client's request that was answered at `now`."""

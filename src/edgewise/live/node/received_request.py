@@ -16,6 +16,7 @@ from edgewise.live.wire.open_inference import (
     decode_request,
     shed_code,
 )
+from edgewise.live.wire.request_metadata import check_agreement
 from edgewise.live.wire.upload import Upload
 
 
@@ -45,16 +46,23 @@ class ReceivedRequest(Struct, kw_only=True):
     transferred: float | None = None
     started: float | None = None
     finished: float | None = None
+    stated: Mapping[str, str] | None = None
+    """The HTTP headers with the client's metadata, which its body must not contradict."""
     attempts: list[Attempt] = []
     """The servers that were tried, in order."""
     parsed: InferRequest | None = None
     """The body's content, once `photo` has been called."""
 
     async def photo(self) -> bytes:
-        """Wait for the body and return the image in it. Raises WireError, TooLarge."""
+        """Wait for the body and return the image in it. Raises WireError, BodyRefused."""
         if self.parsed is None:
-            body = await self.body.whole()
-            self.parsed = decode_request(body, self.body_headers.get(HEADER_LENGTH))
+            headers = self.body_headers
+            content = decode_request(
+                await self.body.whole(), headers.get(HEADER_LENGTH), headers.get("Content-Type")
+            )
+            if self.stated is not None and content.parameters:
+                check_agreement(self.stated, content.parameters)
+            self.parsed = content
         return self.parsed.photo
 
     def uploaded(self) -> float | None:

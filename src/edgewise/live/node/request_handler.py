@@ -28,9 +28,10 @@ from edgewise.live.node.local_runner import ServerFailed
 from edgewise.live.node.received_request import ReceivedRequest
 from edgewise.live.node.single_flight import SingleFlight
 from edgewise.live.node.worker_queue import QueueFull, RequestExpired
+from edgewise.live.wire.http_server import Usage
 from edgewise.live.wire.open_inference import InferAnswer
 from edgewise.live.wire.transfers import TransferHeaders
-from edgewise.live.wire.upload import TooLarge
+from edgewise.live.wire.upload import BodyRefused
 
 log = logging.getLogger("edgewise.node")
 
@@ -42,6 +43,8 @@ class RequestHandler:
     ----------
     fleet:
         All services of the fleet.
+    usage:
+        Has the time after which a request is answered in any case.
     finished:
         Called with each request that this server took as ingress, and its answer.
     """
@@ -51,6 +54,7 @@ class RequestHandler:
         executors: Executors,
         commands: CommandSource,
         fleet: tuple[Service, ...],
+        usage: Usage,
         finished: Callable[[ReceivedRequest, InferAnswer], None],
     ) -> None:
         self.runner = executors.runner
@@ -59,13 +63,16 @@ class RequestHandler:
         self._commands = commands
         self._monitor, self._clock = executors.monitor, executors.clock
         self._fleet = fleet
+        self._usage = usage
         self._finished = finished
 
     # -- as ingress ------------------------------------------------------------------------------
 
     async def serve(self, received: ReceivedRequest) -> InferAnswer:
-        """Answer a client's request. Raises RequestRefused, TooLarge, WireError (answer 400)."""
-        return await self.requests.run(received.request.id, lambda: self._serve(received))
+        """Answer a client's request. Raises RequestRefused, BodyRefused, WireError (answer 400)."""
+        return await self.requests.run(
+            received.request.id, lambda: self._serve(received), received.body
+        )
 
     async def _serve(self, received: ReceivedRequest) -> InferAnswer:
         request = received.request
@@ -76,8 +83,8 @@ class RequestHandler:
                 answer = received.expired(self._clock.now())
             else:
                 answer = await self._in_time(received, self._decide_and_execute(received))
-        except (WireError, TooLarge) as error:
-            code = 413 if isinstance(error, TooLarge) else 400
+        except (WireError, BodyRefused) as error:
+            code = error.code if isinstance(error, BodyRefused) else 400
             self._finished(received, received.failed(code, str(error), self._clock.now()))
             raise
         except asyncio.CancelledError:
@@ -123,7 +130,7 @@ class RequestHandler:
         key = f"{received.request.id}\0{origin.via}\0{origin.attempt}"
         work = self._run_transferred
         return await self.requests.run(
-            key, lambda: self._in_time(received, work(received, origin, arrived))
+            key, lambda: self._in_time(received, work(received, origin, arrived)), received.body
         )
 
     async def _run_transferred(
@@ -148,12 +155,15 @@ class RequestHandler:
         self, received: ReceivedRequest, work: Awaitable[InferAnswer]
     ) -> InferAnswer:
         """The answer of `work`, or one that says that it came too late or found no room."""
-        left = self.runner.worthless_at(received.request) - self._clock.now()
+        limit = received.accepted + self._usage.limits.request_timeout
+        left = min(self.runner.worthless_at(received.request), limit) - self._clock.now()
         try:
             async with asyncio.timeout(max(0.0, left)):
                 return await work
         except (TimeoutError, RequestExpired):
-            return received.expired(self._clock.now())
+            now = self._clock.now()
+            self._usage.reached["request_timeout"] += now >= limit
+            return received.expired(now, "" if now < limit else "the server's limit")
         except QueueFull as error:
             now = self._clock.now()
             backlog = self.runner.queue.backlog(now)

@@ -36,20 +36,22 @@ class _Tensor(Struct, kw_only=True):
     name: str
     shape: list[int]
     datatype: str
-    parameters: dict[str, Any] = {}
+    parameters: dict[str, Any] | None = None
     data: Any = None
 
 
 class _Output(Struct, kw_only=True):
     name: str
-    parameters: dict[str, Any] = {}
+    parameters: dict[str, Any] | None = None
 
 
 class _Infer(Struct, kw_only=True):
+    """The JSON of a request. Optional members may be null, as some clients write them."""
+
     inputs: list[_Tensor]
-    id: str = ""
-    parameters: dict[str, Any] = {}
-    outputs: list[_Output] = []
+    id: str | None = None
+    parameters: dict[str, Any] | None = None
+    outputs: list[_Output] | None = None
 
 
 class InferRequest(Struct, frozen=True, kw_only=True):
@@ -58,12 +60,23 @@ class InferRequest(Struct, frozen=True, kw_only=True):
     photo: bytes
     id: str = ""
     parameters: dict[str, Any] = {}
+    outputs: tuple[str, ...] = tuple(OUTPUTS)
+    """Outputs that the client wants."""
     binary: frozenset[str] = frozenset()
-    """Outputs that the client wants in binary form."""
+    """Those of them that it wants in binary form."""
 
 
-def decode_request(body: bytes, header_length: str | None) -> InferRequest:
+def is_raw_photo(content_type: str | None) -> bool:
+    """Whether a body of that Content-Type is a photo and nothing else."""
+    return content_type is not None and content_type.strip().lower().startswith("image/")
+
+
+def decode_request(
+    body: bytes, header_length: str | None, content_type: str | None = None
+) -> InferRequest:
     """Read the body of an infer request. Raises WireError naming the field: answer 400."""
+    if is_raw_photo(content_type):
+        return InferRequest(photo=body)
     length = len(body)
     if header_length is not None:
         try:
@@ -77,8 +90,9 @@ def decode_request(body: bytes, header_length: str | None) -> InferRequest:
     message = decode_json(body if length == len(body) else body[:length], _Infer)
     return InferRequest(
         photo=_photo(message, memoryview(body)[length:]),
-        id=message.id,
-        parameters=message.parameters,
+        id=message.id or "",
+        parameters=message.parameters or {},
+        outputs=_wanted(message),
         binary=_wanted_binary(message),
     )
 
@@ -93,7 +107,7 @@ def _photo(message: _Infer, binary: memoryview) -> bytes:
         raise WireError("inputs[0].datatype", f"expected 'BYTES', got {tensor.datatype!r:.20}")
     if tensor.shape not in ([1], [1, 1]):
         raise WireError("inputs[0].shape", f"expected [1], got {tensor.shape!r:.60}")
-    size = tensor.parameters.get("binary_data_size")
+    size = (tensor.parameters or {}).get("binary_data_size")
     if size is None:
         return _from_json(tensor.data)
     if type(size) is not int or size < 4 or size != len(binary):
@@ -118,19 +132,28 @@ def _from_json(data: Any) -> bytes:
         raise WireError("inputs[0].data", f"expected base64: {error}") from None
 
 
-def _wanted_binary(message: _Infer) -> frozenset[str]:
-    everything = message.parameters.get("binary_data_output") is True
-    if not message.outputs:
-        return frozenset(OUTPUTS if everything else ())
-    for i, output in enumerate(message.outputs):
+def _wanted(message: _Infer) -> tuple[str, ...]:
+    for i, output in enumerate(message.outputs or ()):
         if output.name not in OUTPUTS:
             raise WireError(
                 f"outputs[{i}].name", f"expected {' or '.join(OUTPUTS)}, got {output.name!r:.60}"
             )
+        if (output.parameters or {}).get("classification"):
+            raise WireError(
+                f"outputs[{i}].parameters.classification",
+                "expected none: the output 'class' is the best class already",
+            )
+    return tuple(dict.fromkeys(each.name for each in message.outputs or ())) or tuple(OUTPUTS)
+
+
+def _wanted_binary(message: _Infer) -> frozenset[str]:
+    everything = (message.parameters or {}).get("binary_data_output") is True
+    if not message.outputs:
+        return frozenset(OUTPUTS if everything else ())
     return frozenset(
         output.name
         for output in message.outputs
-        if output.parameters.get("binary_data", everything) is True
+        if (output.parameters or {}).get("binary_data", everything) is True
     )
 
 
@@ -192,7 +215,10 @@ def model_metadata(name: str, versions: Sequence[str]) -> dict[str, Any]:
 
 
 def encode_answer(
-    answer: InferAnswer, echo: str, binary: frozenset[str]
+    answer: InferAnswer,
+    echo: str,
+    binary: frozenset[str],
+    wanted: Sequence[str] = tuple(OUTPUTS),
 ) -> tuple[dict[str, str], bytes]:
     """Headers and body; `echo` is the V2 request's own id, `binary` the outputs to send binary."""
     outcome = answer.outcome
@@ -206,7 +232,8 @@ def encode_answer(
     }
     outputs = []
     behind = b""
-    for name, (datatype, data, value) in raw.items():
+    for name in wanted:
+        datatype, data, value = raw[name]
         tensor: dict[str, Any] = {"name": name, "datatype": datatype, "shape": [1]}
         if name in binary:
             tensor["parameters"] = {"binary_data_size": len(data)}

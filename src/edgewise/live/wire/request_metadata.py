@@ -46,9 +46,7 @@ def from_headers(
     With `now`, the remaining budget (if given) moves `sent_at` to the receiver's clock. `defaults`
     are for fields that have no header. Raises WireError naming the header.
     """
-    lower = {name.lower(): value for name, value in headers.items()}
-    fields = {name: lower.get(HEADER + name.replace("_", "-")) for name in FIELDS}
-    return _request(fields, HEADER, now, defaults)
+    return _request(_in_headers(headers), HEADER, now, defaults)
 
 
 def to_parameters(request: Request, arrival: float) -> dict[str, str | int | float]:
@@ -78,13 +76,70 @@ def from_parameters(
 
     `defaults` are for fields that have no parameter. Raises WireError naming the parameter.
     """
+    return _request(_in_parameters(parameters, now), PARAMETER, now, defaults)
+
+
+def from_both(
+    headers: Mapping[str, str],
+    parameters: Mapping[str, Any],
+    now: float,
+    defaults: Mapping[str, Any] = MappingProxyType({}),
+) -> Request:
+    """Read metadata that is partly in headers and partly in parameters.
+
+    Raises WireError naming a field on which they disagree.
+    """
+    check_agreement(headers, parameters)
+    given = {name: each for name, each in _in_headers(headers).items() if each is not None}
+    if "deadline" in given:
+        parameters = {name: each for name, each in parameters.items() if name != "timeout"}
+    prefix = HEADER if given else PARAMETER
+    return _request(_in_parameters(parameters, now) | given, prefix, now, defaults)
+
+
+def is_complete(headers: Mapping[str, str]) -> bool:
+    """Whether headers say all that a decision needs, so that nothing in the body can add to it."""
+    given = _in_headers(headers)
+    return all(given[name] is not None for name in ("id", "deadline", "accuracy"))
+
+
+def check_agreement(headers: Mapping[str, str], parameters: Mapping[str, Any]) -> None:
+    """Raise WireError if a header and a parameter give one field two values.
+
+    The times of sending may differ: both are right, one a little later.
+    """
+    for name, header in _in_headers(headers).items():
+        parameter = parameters.get(PARAMETER + name)
+        if header is None or parameter is None or name in ("sent_at", "budget"):
+            continue
+        if header != str(parameter) and not _same_number(header, parameter):
+            raise WireError(
+                HEADER + name.replace("_", "-"),
+                f"the header says {header!r:.60}, the parameter {PARAMETER}{name} "
+                f"{parameter!r:.60}",
+            )
+
+
+def _same_number(one: str, other: Any) -> bool:
+    try:
+        return float(one) == float(other)
+    except (TypeError, ValueError, OverflowError):
+        return False
+
+
+def _in_headers(headers: Mapping[str, str]) -> dict[str, Any]:
+    lower = {name.lower(): value for name, value in headers.items()}
+    return {name: lower.get(HEADER + name.replace("_", "-")) for name in FIELDS}
+
+
+def _in_parameters(parameters: Mapping[str, Any], now: float | None) -> dict[str, Any]:
     fields = {name: parameters.get(PARAMETER + name) for name in FIELDS}
     timeout = parameters.get("timeout")
     if timeout not in (None, 0) and fields["deadline"] is None and now is not None:
         fields["deadline"] = _number("timeout", timeout) / 1e6
         if fields["sent_at"] is None:
             fields["sent_at"] = now
-    return _request(fields, PARAMETER, now, defaults)
+    return fields
 
 
 def _request(
@@ -110,7 +165,7 @@ def _request(
 def _number(name: str, value: Any) -> float:
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise WireError(name, f"expected a number, got {value!r:.60}") from None
     if not math.isfinite(number):
         raise WireError(name, f"expected a finite number, got {value!r:.60}")

@@ -14,6 +14,7 @@ import aiohttp
 from aiohttp import web
 
 from edgewise.live.process_config import Listen
+from edgewise.live.wire.http_server import Runner
 from edgewise.live.wire.sockets import listen, outgoing, url_of
 from edgewise.security.identity import Credentials
 
@@ -74,9 +75,7 @@ class SocketTransport:
         return aiohttp.ClientSession()
 
     async def listen(self, app: web.Application, at: Listen, stack: AsyncExitStack) -> str:
-        runner = web.AppRunner(
-            app, handler_cancellation=True, access_log=None, shutdown_timeout=ANSWER_LIMIT
-        )
+        runner = Runner(app, ANSWER_LIMIT)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
         sock = listen(at.host, at.port)

@@ -7,16 +7,37 @@ and begin again towards another server if the first one fails.
 from __future__ import annotations
 
 import asyncio
+import zlib
 from collections.abc import AsyncIterator
 
 from edgewise.errors import EdgewiseError
 
 
-class TooLarge(EdgewiseError):
-    """A body is over the node's limit; answered with 413."""
+class BodyRefused(EdgewiseError):
+    """A body is not read to its end; answered with the HTTP status `code`."""
+
+    code = 400
+
+
+class TooLarge(BodyRefused):
+    """A body is over the node's limit."""
+
+    code = 413
 
     def __init__(self, limit: int) -> None:
         super().__init__(f"the body is over the limit of {limit} bytes")
+
+
+class TooSlow(BodyRefused):
+    """A body stands still, or takes too long."""
+
+    code = 408
+
+
+class NoRoom(BodyRefused):
+    """The bodies that are still coming in take all the memory that they may."""
+
+    code = 503
 
 
 class Upload:
@@ -44,6 +65,7 @@ class Upload:
         self.last_at: float | None = None
         self.done = False
         self._limit = limit
+        self._checksum = 0
         self._chunks: list[bytes] = []
         self._error: Exception | None = None
         self._changed = asyncio.Event()
@@ -61,6 +83,7 @@ class Upload:
             self.fail(error)
             raise error
         self._chunks.append(chunk)
+        self._checksum = zlib.crc32(chunk, self._checksum)
         self._wake_readers()
 
     def finish(self, now: float) -> None:
@@ -73,6 +96,11 @@ class Upload:
         """The body broke off; readers raise `error`."""
         self._error = error
         self._wake_readers()
+
+    @property
+    def fingerprint(self) -> tuple[int, int] | None:
+        """Tells the body from another one that was sent by mistake; None until it is in."""
+        return (self.size, self._checksum) if self.done else None
 
     def _wake_readers(self) -> None:
         self._changed.set()

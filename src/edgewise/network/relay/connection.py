@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import struct
 import time
@@ -107,7 +108,9 @@ class Endpoint(asyncio.BufferedProtocol):
             self._pending_eof = True
             return
         if not self.transport.is_closing():
-            self.transport.write_eof()
+            # asyncio's own loop raises ENOTCONN where uvloop notices later that the peer is gone.
+            with contextlib.suppress(OSError):
+                self.transport.write_eof()
         self.sent_eof = True
         self._connection.ended()
 
