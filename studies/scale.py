@@ -1,10 +1,8 @@
-"""Fleets of any scale: models of milliseconds or seconds, few workers or many, thin links or none.
+"""Fleets of any scale, and the same fleets at different scales.
 
-Two tables. *Slower and slower*: the same random fleets with every time multiplied by k and every
-rate divided by it, which is the same problem: a policy without units does equally well at each k.
-*Random fleets*: one to twelve servers of one to sixteen workers, ladders of one to six models of
-2 ms to seconds, uplinks of 1 Mbit/s to 1 Gbit/s, loads of .3 to 1.3. Nothing was tuned or trained
-on either.
+Two tables, from held-out worlds of the family `any_scale`. *Slower and slower*: the same fleets
+with every time multiplied by k and every rate divided by it, which is the same problem: a policy
+without units does equally well at each k. *Random fleets*: more of them, by policy.
 """
 
 from __future__ import annotations
@@ -21,70 +19,13 @@ from edgewise.benchmark.statistics import Floats, interval
 from edgewise.cores import for_each
 from edgewise.policies import POLICIES
 from edgewise.sim.build import SimOptions
+from edgewise.worlds import families
 
 NAMES = (
-    *("edgewise", "priced_greedy", "opportunity_cost", "earliest_completion_margin"),
+    *("edgewise", "priced_greedy", "earliest_completion_margin"),
     *("sed_admission", "peak_ewma_admission"),
 )
 SCALES = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
-REQUESTS = 600
-"""Mean number per fleet."""
-
-
-def fleet(seed: int) -> sc.Scenario:
-    """The random fleet of a seed."""
-    rng = np.random.default_rng(seed)
-
-    def log_uniform(low: float, high: float) -> float:
-        return float(np.exp(rng.uniform(np.log(low), np.log(high))))
-
-    count, models = int(rng.integers(1, 13)), int(rng.integers(1, 7))
-    accuracy = np.sort(rng.uniform(0.25, 0.985, models))
-    latency = np.sort(log_uniform(0.002, 0.3) * np.exp(rng.uniform(0, np.log(60), models)))
-    servers, links, capacity = {}, {}, 0.0
-    for i in range(count):
-        workers, speed = int(log_uniform(1, 16.9)), log_uniform(0.25, 2.0)
-        size = int(rng.integers(1, models + 1))
-        # The first server has every model, so that every demand can be met.
-        hosted = range(models) if i == 0 else sorted(rng.choice(models, size, replace=False))
-        services = tuple(
-            sc.ServiceSpec(model=f"m{m}", accuracy=float(accuracy[m]), latency=(float(latency[m]),))
-            for m in hosted
-        )
-        servers[f"s{i}"] = sc.ServerSpec(workers=workers, speed=speed, services=services)
-        links[f"s{i}"] = sc.LinkSettings(
-            rate_mbps=log_uniform(1, 1000), delay=float(rng.uniform(0.0005, 0.02))
-        )
-        capacity += workers * speed
-    usual = float(np.median(latency)) * log_uniform(2, 12)
-    demands, work = [], 0.0
-    for _ in range(int(rng.integers(1, 4))):
-        least = float(rng.choice(accuracy) * rng.uniform(0.9, 1.0)) if rng.random() < 0.7 else 0.0
-        low = usual * float(np.exp(rng.uniform(-1, 0.3)))
-        demand = sc.Demand(
-            share=float(rng.integers(1, 6)),
-            deadline=(low, low * float(rng.uniform(1, 4))),
-            accuracy=least,
-        )
-        demands.append(demand)
-        work += demand.share * float(latency[accuracy >= least][0])
-    work /= sum(demand.share for demand in demands)
-    rate = float(rng.uniform(0.3, 1.3)) * capacity / work
-    return sc.Scenario(
-        name=f"fleet-{seed}",
-        seed=seed,
-        executor="replay",
-        report_period=float(rng.choice([0.05, 0.1, 0.5])),
-        servers=servers,
-        network=sc.NetworkSpec(access=sc.LinkSettings(rate_mbps=200.0, delay=0.003), links=links),
-        workload=sc.WorkloadSpec(
-            duration=REQUESTS / rate,
-            arrivals=sc.PoissonArrivals(rate=rate),
-            ingress={name: float(rng.integers(1, 6)) for name in servers},
-            demands=tuple(demands),
-            payload=sc.LognormalPayload(median_bytes=log_uniform(2e3, 3e5), sigma=0.5),
-        ),
-    )
 
 
 def deadlines(demand: sc.Demand) -> tuple[float, float]:
@@ -148,14 +89,15 @@ def utilities(worlds: Sequence[sc.Scenario], threads: int) -> Floats:
 
 def markdown(fleets: int, command: str, threads: int, progress: Callable[[str], None]) -> str:
     """The section of docs/benchmark.md."""
-    few = [fleet(seed) for seed in range(min(fleets, 20))]
+    seeds = families.evaluation_seeds(fleets)
+    few = [families.scenario("any_scale", seed) for seed in seeds[:20]]
     by_scale = []
     for k in SCALES:
         progress(f"k = {k:g}")
         by_scale.append(utilities([scaled(world, k) for world in few], threads).mean(axis=0))
     progress(f"{fleets} random fleets")
-    random = utilities([fleet(seed) for seed in range(fleets)], threads)
-    rules = random[:, 3:].max(axis=1)
+    random = utilities([families.scenario("any_scale", seed) for seed in seeds], threads)
+    rules = random[:, 2:].max(axis=1)
     lines = [
         f"`{command}` played this. Expected utility of {len(few)} random fleets, every time "
         "multiplied by k and every rate divided by it. The differences that are left come from "

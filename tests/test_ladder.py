@@ -8,7 +8,7 @@ import itertools
 import math
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import edgewise as ew
 from edgewise import scenario as sc
 from edgewise.fleet import table as t
 from edgewise.fleet.rng import new_rng
-from edgewise.policies import POLICIES, Parameter, Policy, PolicySpec, priced
+from edgewise.policies import POLICIES, Parameter, Policy, PolicySpec, learned, priced
 from edgewise.policies.rules import linucb, prequal
 
 pytestmark = pytest.mark.study
@@ -620,6 +620,7 @@ def test_shedding_teaches_nothing() -> None:
 FREE = {p.name: 0.0 for p in priced.PRICED_GREEDY if p.name.endswith(("gain", "spread", "price"))}
 PLAIN = {
     **FREE,
+    "knee": 0.0,
     "speed_exponent": 1.0,
     "network_margin": 1.0,
     "wait_margin": 1.0,
@@ -638,7 +639,7 @@ def test_priced_greedy_without_price_is_expected_utility() -> None:
     set_row(table, row_of(1, SLOW), wait=0.51)  # 0.01 + 0.51 + 0.08 = 1.5 deadlines
     assert score_of(table, row_of(0, SLOW)) == pytest.approx(0.8)
     assert score_of(table, row_of(1, SLOW)) == pytest.approx(0.4)
-    assert score_of(table, SHED, threshold=0.03) == pytest.approx(0.03)
+    assert score_of(table, SHED) == 0.0
     set_server(table, 1, failure=0.5)
     assert score_of(table, row_of(1, SLOW), failure_weight=0.5) == pytest.approx(0.3)
 
@@ -668,27 +669,36 @@ def test_priced_greedy_averages_over_the_spread() -> None:
 
 
 @pytest.mark.parametrize(
-    ("params", "columns", "price"),
+    ("params", "columns", "contention"),
     [
-        ({}, {}, 1.0),
-        ({}, {"speed": 2.0}, 2.0),
-        ({"speed_exponent": 0.5}, {"speed": 4.0}, 2.0),
-        ({}, {"workers": 4.0}, 0.25),
-        ({"utilisation_gain": 4.0, "knee": 0.5}, {"utilisation": 0.75}, 2.0),
-        ({"utilisation_gain": 4.0, "knee": 0.5}, {"offered_5s": 1.0}, 3.0),
-        ({"utilisation_gain": 4.0, "knee": 0.5}, {"utilisation": 0.4}, 1.0),
-        ({"backlog_gain": 2.0, "backlog_scale": 0.1}, {"backlog": 0.1}, 1 + 2 * math.tanh(1.0)),
-        ({"captive_gain": 2.0}, {"demand_1s": 5.0}, 1 + 2 * 5 * 0.08),
-        ({"fleet_gain": 6.0, "knee": 0.2}, {"utilisation": 0.9}, 1 + 6 * (0.9 / 3 - 0.2)),
+        ({"load_gain": 2.0}, {"utilisation": 0.5}, 1.0),
+        ({"load_gain": 2.0}, {"utilisation": 0.5, "offered_5s": 0.7}, 1.4),
+        ({"load_gain": 2.0}, {"utilisation": 0.5, "workers": 4.0}, 1.0),
+        # The mean speed becomes 4/3, and 3 times that would be 4.
+        ({"load_gain": 2.0}, {"utilisation": 0.5, "speed": 2.0}, 1.5),
+        ({"load_gain": 2.0, "speed_exponent": 0.0}, {"utilisation": 0.5, "speed": 2.0}, 1.0),
+        ({"utilisation_gain": 4.0, "knee": 0.5}, {"utilisation": 0.75}, 1.0),
+        ({"utilisation_gain": 4.0, "knee": 0.5}, {"offered_5s": 1.0}, 2.0),
+        ({"utilisation_gain": 4.0, "knee": 0.5}, {"utilisation": 0.4}, 0.0),
+        ({"backlog_gain": 2.0, "backlog_scale": 0.25}, {"backlog": 0.1}, 2 * math.tanh(1.0)),
+        ({"fleet_gain": 6.0, "knee": 0.2}, {"utilisation": 0.9}, 6 * (0.9 / 3 - 0.2)),
     ],
 )
 def test_priced_greedy_price_of_a_worker(
-    params: dict[str, float], columns: dict[str, float], price: float
+    params: dict[str, float], columns: dict[str, float], contention: float
 ) -> None:
+    """In what a second could bring at most: here 0.6 in the 20 ms of the fast model."""
     table = fleet()
     set_server(table, 1, **columns)
-    value = score_of(table, row_of(1, SLOW), price=1.0, **params)
-    assert 0.8 - value == pytest.approx(price * 0.08)
+    value = score_of(table, row_of(1, SLOW), **params)
+    assert 0.8 - value == pytest.approx(0.6 / 0.02 * contention * 0.08)
+
+
+def test_priced_greedy_price_for_requests_from_elsewhere() -> None:
+    table = fleet()
+    set_server(table, 1, utilisation=0.5, demand_1s=5.0)
+    value = score_of(table, row_of(1, SLOW), load_gain=0.2, captive_gain=2.0)
+    assert 0.8 - value == pytest.approx(0.6 / 0.02 * 0.1 * 0.08 * (1 + 2 * 5 * 0.08))
 
 
 def test_priced_greedy_price_of_link_and_preparation() -> None:
@@ -696,22 +706,37 @@ def test_priced_greedy_price_of_link_and_preparation() -> None:
     row = row_of(1, SLOW, 1)
     set_row(table, row, transfer=0.05, prepare=0.004)
     set_server(table, 1, link_backlog=0.2)
-    value = score_of(table, row, link_price=2.0, link_gain=1.0, backlog_scale=0.2)
-    assert 0.8 - value == pytest.approx(2.0 * 0.05 * (1 + math.tanh(1.0)))
-    set_server(table, 0, speed=2.0)
-    value = score_of(table, row, price=1.0, prepare_share=0.5)
-    assert 0.8 - value == pytest.approx(0.08 + 0.5 * 2.0 * 0.004)
+    value = score_of(table, row, link_price=0.8, link_gain=1.0, backlog_scale=0.5)
+    assert 0.8 - value == pytest.approx(0.8 / 0.4 * 0.05 * (1 + math.tanh(1.0)))
+    set_server(table, 0, utilisation=0.5)
+    value = score_of(table, row, load_gain=1.0, prepare_share=0.5)
+    assert 0.8 - value == pytest.approx(0.6 / 0.02 * 0.5 * 0.5 * 0.004)
+
+
+def test_priced_greedy_measures_what_a_second_could_bring() -> None:
+    """The geometric mean over requests, whatever was chosen; requests that cannot score are left
+    out of it, but not out of the mean deadline."""
+    run = Run("priced_greedy")
+    for seconds, deadline in ((0.02, 0.4), (0.08, 0.1), (9.0, 0.4)):
+        table = fleet(deadline=deadline)
+        for r in range(table.mask.size - 1):
+            set_row(table, r, service_time=seconds)
+        run(table)
+    units = priced.measured_units(table, run.memory.fleet)
+    assert units.price == pytest.approx(math.sqrt(0.8 / 0.02 * 0.8 / 0.08))
+    assert units.deadline == pytest.approx((0.4 * 0.1 * 0.4) ** (1 / 3))
+    assert units.speed == 1.0
 
 
 # Not the tuned values: what the rule is for must not change with them.
-USUAL = {"price": 1.0, "knee": 0.5, "utilisation_gain": 6.0, "backlog_gain": 6.0, "fleet_gain": 4.0}
+USUAL = {"knee": 0.5, "utilisation_gain": 0.3, "backlog_gain": 0.3, "fleet_gain": 0.2}
 
 
 def test_priced_greedy_sheds_under_load_what_it_takes_when_idle() -> None:
     table = fleet()
     for r in range(table.mask.size - 1):
         set_row(table, r, wait=0.6)
-    run = Run("priced_greedy", **{**PLAIN, **USUAL, "threshold": 0.0, "threshold_gain": 0.3})
+    run = Run("priced_greedy", **{**PLAIN, **USUAL, "threshold_gain": 0.3})
     assert run(table) != SHED
     for s in range(3):
         set_server(table, s, utilisation=1.0, offered_5s=1.3, backlog=0.6)
@@ -729,8 +754,6 @@ def test_priced_greedy_prefers_an_idle_server_and_the_cheap_model_under_load() -
     assert run(table) in [row_of(s, FAST) for s in range(3)]
 
 
-# -- opportunity_cost -----------------------------------------------------------------------------
-
 TIMES = ("until_input", "wait", "service_time", "return_time", "transfer", "prepare", "latency")
 
 
@@ -738,14 +761,15 @@ def busy_fleet(k: float, workers: int = 1) -> Iterator[t.CandidateTable]:
     """Six requests at fleets that differ, with every time `k` times as long."""
     rng = np.random.default_rng(7)
     for _ in range(6):
-        table = fleet(forms=2, deadline=0.4 * k, elapsed=0.01 * k)
+        table = fleet(forms=2, deadline=0.4 * k, elapsed=0.01 * k, payload=1e5)
         for s in range(3):
             load = rng.uniform(0.2, 1.2)
             set_server(table, s, utilisation=load, offered_5s=load, workers=workers)
             set_server(table, s, speed=1.0 + s, failure=0.1 * s)
             set_server(table, s, backlog=k * rng.uniform(0, 0.3), report_age=(0.05 + s) * k)
-            set_server(table, s, link_backlog=k * rng.uniform(0, 0.1), rate_age=2.0 * k)
+            set_server(table, s, link_backlog=k * rng.uniform(0, 0.1), rate_age=0.5 * k)
             set_server(table, s, demand_1s=workers * rng.uniform(0, 20) / k)
+            set_server(table, s, rate=0.0 if s == 0 else rng.uniform(1e5, 1e7) / k)
         for r in range(table.mask.size - 1):
             set_row(table, r, wait=rng.uniform(0, 0.2), return_time=0.005)
             set_row(table, r, transfer=rng.uniform(0, 0.1), prepare=0.004 * (r % 2))
@@ -754,26 +778,40 @@ def busy_fleet(k: float, workers: int = 1) -> Iterator[t.CandidateTable]:
         yield table
 
 
+def learned_at_random() -> Run:
+    """The learned policy with random weights in all its heads and no limits."""
+    run = Run("edgewise")
+    run.params[:] = learned.untrained(POLICIES["priced_greedy"].params)
+    rng = np.random.default_rng(3)
+    for part in ("server_heads", "row_heads", "shed_head", "out"):
+        run.params[learned.LAYOUT[part]] = rng.normal(
+            0.0, 0.3, run.params[learned.LAYOUT[part]].size
+        )
+    run.named.options.network = 1.0
+    return run
+
+
 @pytest.mark.parametrize("k", [0.05, 0.3, 7.0, 50.0])
-def test_opportunity_cost_has_no_units(k: float) -> None:
+@pytest.mark.parametrize("make", [functools.partial(Run, "priced_greedy"), learned_at_random])
+def test_priced_policies_have_no_units(make: Callable[[], Run], k: float) -> None:
     """With all times multiplied and all rates divided by k, every score is the same."""
-    plain, scaled = Run("opportunity_cost"), Run("opportunity_cost")
+    plain, scaled = make(), make()
     for table, other in zip(busy_fleet(1.0), busy_fleet(k), strict=True):
         assert plain(table) == scaled(other)
         np.testing.assert_allclose(other.scores, table.scores, rtol=1e-9, atol=1e-12)
 
 
-def test_opportunity_cost_of_a_worker_is_the_same_among_many() -> None:
-    one, many = Run("opportunity_cost"), Run("opportunity_cost")
+def test_the_price_of_a_worker_is_the_same_among_many() -> None:
+    one, many = Run("priced_greedy"), Run("priced_greedy")
     for table, other in zip(busy_fleet(1.0), busy_fleet(1.0, workers=16), strict=True):
         one(table), many(other)
         np.testing.assert_allclose(other.scores, table.scores, rtol=1e-9)
 
 
 @pytest.mark.parametrize("k", [1.0, 30.0])
-def test_opportunity_cost_sheds_nothing_on_an_idle_fleet(k: float) -> None:
+def test_priced_greedy_sheds_nothing_on_an_idle_fleet(k: float) -> None:
     """It takes the most accurate service that is in time, however slow the models are."""
-    run = Run("opportunity_cost")
+    run = Run("priced_greedy")
     for _ in range(20):
         table = fleet(deadline=0.4 * k)
         for r in range(table.mask.size - 1):
@@ -782,7 +820,7 @@ def test_opportunity_cost_sheds_nothing_on_an_idle_fleet(k: float) -> None:
         assert run(table) == row_of(0, SLOW)
 
 
-def test_opportunity_cost_serves_a_burst_that_can_wait(tmp_path: Path) -> None:
+def test_priced_policies_serve_a_burst_that_can_wait(tmp_path: Path) -> None:
     """One server, 60 ms a request, sixteen at once that may take 10 s, and nobody else waiting."""
     (tmp_path / "arrivals").write_text("\n".join(f"{t}" for t in [1.0] * 16 + [21.0] * 16))
     service = sc.ServiceSpec(model="m", accuracy=0.8, latency=(0.06,))
@@ -797,19 +835,9 @@ def test_opportunity_cost_serves_a_burst_that_can_wait(tmp_path: Path) -> None:
             payload=sc.LognormalPayload(median_bytes=1e5, sigma=0.1),
         ),
     )
-    results = ew.simulate(scenario, ["opportunity_cost", "priced_greedy"])
-    own, heuristic = results.summary().policies
-    assert own.outcomes["served"] >= 32
-    assert own.deadline_met == 1.0
-    assert heuristic.outcomes["shed"] > 0  # its prices have a unit
-
-
-def test_opportunity_cost_takes_the_cheap_model_under_load() -> None:
-    run = Run("opportunity_cost")
-    table = fleet()
-    for s in range(3):
-        set_server(table, s, utilisation=1.0, offered_5s=1.2, backlog=0.3)
-    assert run(table) in [row_of(s, FAST) for s in range(3)]
+    for each in ew.simulate(scenario, ["edgewise", "priced_greedy"]).summary().policies:
+        assert each.outcomes["served"] >= 32
+        assert each.deadline_met == 1.0
 
 
 # -- Rule and KernelPolicy ------------------------------------------------------------------------

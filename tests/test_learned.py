@@ -384,7 +384,7 @@ def test_poisoned_weights_are_refused_with_the_reason(tmp_path: Path) -> None:
     refused("expected float64, got BF16")
     path.write_bytes(good)
     edited(path, sha256=hashlib.sha256(good).hexdigest(), version=1)
-    refused("version 1, expected 2")
+    refused("version 1, expected 3")
     edited(path, version=2, surprise=1)
     refused("not a card")
     path.with_suffix(".json").unlink()

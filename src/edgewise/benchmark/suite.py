@@ -34,6 +34,7 @@ SUITES: dict[str, tuple[str, ...]] = {
     "quick": ("light", "medium", "heavy", "overload", "combined", "thin_links", "slow_server"),
     "failing": families.FAILING,
     "train": ("train",),
+    "wide": families.TRAINED_IN,
 }
 """Families by suite."""
 

@@ -54,7 +54,7 @@ DIGITS = 4
 class TuneSettings(Struct, frozen=True, kw_only=True):
     """Settings of a tuning run."""
 
-    suite: str = "train"
+    suite: str = "wide"
     """The suite whose families' training worlds are played."""
     seed: int = 1
     worlds: int = 24

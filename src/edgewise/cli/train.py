@@ -66,7 +66,7 @@ Rate = Annotated[
 
 
 def train(
-    families: Families = "train",
+    families: Families = "train,any_scale",
     scenario: TrainingScenario = "",
     init: Init = "priced_greedy",
     budget: options.Budget = "",

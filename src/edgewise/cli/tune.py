@@ -24,7 +24,7 @@ def tune(
     ],
     suite: Annotated[
         str, typer.Option(help="Suite of families whose training worlds are used.")
-    ] = "train",
+    ] = "wide",
     budget: options.Budget = "",
     generations: options.Generations = None,
     worlds: Annotated[

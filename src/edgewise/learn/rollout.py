@@ -145,7 +145,7 @@ def record(
         one.deadline = table.context.deadline
         one.grace = table.context.grace
         one.elapsed = table.context.elapsed
-        one.threshold = own.threshold + own.threshold_gain * fleet_above_knee(table, own)
+        one.threshold = own.threshold_gain * fleet_above_knee(table, own)
         copy(fleet[0].request.view(np.float64), out.request_features[n])
         features = out.server_features[one.first_server : n_server]
         fill_critic_input(features, out.request_features[n], out.critic_input[n])

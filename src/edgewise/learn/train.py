@@ -49,9 +49,9 @@ SURVEYED = 300
 """Training worlds from which the limits are taken."""
 SURVEY_FIRST = 40_000
 """The first of them: at the far end of the run's worlds, which no search comes to."""
-OLDEST = 5.0
-"""[s] Without any report before the heuristic decides. Training has report periods up to 2 s, and a
-server counts as down after a few of them."""
+OLDEST = 20.0
+"""Usual deadlines without any report before the heuristic decides: about 5 s for photo classifiers.
+Training has report periods up to 2 s, and a server counts as down after a few of them."""
 
 
 class TrainOptions(Struct, frozen=True, kw_only=True):

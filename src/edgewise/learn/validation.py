@@ -82,7 +82,7 @@ def judge(
     reference: PolicySpec,
     source: WorldSource,
     *,
-    names: Sequence[str] = families.STANDARD,
+    names: Sequence[str] = (*families.STANDARD, "any_scale"),
     count: int = JUDGED,
     skip: int = ACCEPTANCE,
     threads: int = 2,

@@ -12,7 +12,6 @@ from edgewise.policies.base import Kernel, Parameter, Policy, PolicySpec, decisi
 from edgewise.policies.rules import (
     basic,
     linucb,
-    opportunity_cost,
     predictive,
     prequal,
     server_only,
@@ -45,7 +44,6 @@ _MODULES = (
     predictive,
     linucb,
     priced,
-    opportunity_cost,
 )
 
 

@@ -71,31 +71,35 @@ def explain(
     """Explain the decision on the last of `tables`, and write its scores.
 
     The tables before it are those of earlier decisions, in order; the policy remembers the links'
-    rates from them. `memory` is the policy's memory at the first of these decisions. The policy
-    starts with an empty one if it is None or that of another policy.
+    rates and the units from them. `memory` is the memory of the policy, or of the heuristic, at
+    the first of these decisions. The policy starts with an empty one if it is None.
     """
     table = tables[-1]
     spec = learned.edgewise
     fresh = spec.new_memory(len(table.servers))
-    memory = fresh if memory is None or memory.size != fresh.size else memory.copy()
-    remembered, weights = spec.named_memory(memory), learned.named(params)
+    if memory is not None and memory.size == fresh.size:
+        fresh[:] = memory
+    remembered, weights = spec.named_memory(fresh), learned.named(params)
+    if memory is not None and memory.size != fresh.size:
+        known = priced.priced_greedy.named_memory(memory).fleet
+        for name in priced.UNITS_MEMORY:
+            remembered.fleet[name] = known[name]
     for before in tables[:-1]:
         remember(before, remembered)
+        priced.measure(before, remembered.fleet)
     seen = np.zeros(table.mask.size, learned.ROW)
-    learned.describe_all(table, remembered, seen)
-    if weights.options.network > 0.0:
-        learned.network(table, weights, remembered, seen)
-    learned.score(table, weights, remembered, seen)
+    learned.look(table, weights, remembered, seen)
+    units = priced.measured_units(table, remembered.fleet)
     guard = ""
     if weights.options.guarded > 0.0:
-        if freshest(table) > weights.options.oldest:
+        if freshest(table) > weights.options.oldest * units.deadline:
             guard = "stale"
         elif learned.strange(table, weights, remembered, seen):
             guard = "outside"
     if not guard and not finite(table):
         guard = "not_finite"
     scores = table.scores.copy()
-    priced.priced_scores(table, weights.calibrated, priced.tuned_units(weights.calibrated))
+    priced.priced_scores(table, weights.calibrated, units)
     plain = table.scores.copy()
     if guard:
         scores = plain

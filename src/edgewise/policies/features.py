@@ -2,7 +2,11 @@
 
 Every feature is a fixed function of the table and uses no statistics of a training set. Most lie in
 [−1, 1]. A quantity x ≥ 0 with the natural scale a becomes x / (a + x), which is nearly linear below
-a and never exceeds 1; a signed quantity becomes x / (1 + |x|).
+a and never exceeds 1; a signed quantity becomes x / (1 + |x|); x compared with a becomes
+(x − a) / (x + a), which is tanh(½ log(x / a)).
+
+No feature has a unit. Times are compared with deadlines: with that of the request, or with the
+usual one that `priced.Units` measures.
 
 *Memory.* A link's bandwidth is measured only when something is transferred, so the measurement ages
 until the next transfer. The table has the last measurement and its age. The policy itself remembers
@@ -19,29 +23,30 @@ from edgewise.compile import jit_no_refcount
 from edgewise.fleet.arrays import Record
 from edgewise.fleet.table import RATE_AGE_MAX, CandidateTable
 from edgewise.policies.base import Memory, record_of
-from edgewise.policies.priced import fleet_load, load_of
+from edgewise.policies.priced import FRESH_DEADLINES, Units, fleet_load, load_of
 
 SERVER_FEATURES = {
     "one": "1",
     "utilisation": "as reported, 0–1",
     "offered_1s": "load offered over the last 1 s; scale 1",
     "offered_5s": "load offered over the last 5 s; scale 1",
-    "backlog": "seconds until its workers are done; scale 0.3 s",
+    "backlog": "time until its workers are done; scale a usual deadline",
     "captive": "share of its workers that its own clients need at the cheapest service; scale 1",
     "fleet": "mean load of the fleet; scale 1",
-    "fleet_backlog": "mean backlog of the fleet; scale 0.3 s",
-    "workers": "half the log2 of their number, less ½",
-    "speed": "log of its speed over the fleet's mean, signed",
-    "deadline": "log of the deadline over 0.5 s, signed",
+    "fleet_backlog": "mean backlog of the fleet; scale a usual deadline",
+    "workers": "their number compared with 1",
+    "speed": "its speed compared with the fleet's mean",
+    "deadline": "the deadline compared with a usual one",
     "demanded": "accuracy that the request demands, less ½",
     "local": "1 if it is the ingress",
-    "report_age": "age of its last report; scale 0.3 s",
+    "report_age": "age of its last report; scale a usual deadline",
     "failure": "share of failed answers",
     "trend": "load offered over 1 s less that over 5 s, signed",
     "in_flight": "requests believed to wait or run, per worker; scale 4",
-    "link_backlog": "backlog of the link to it; scale 0.3 s; 0 for the ingress itself",
-    "rate_age": "age of the link's rate; scale 1 s; 0 for the ingress itself",
-    "rate": "log of the link's rate over 1 MB/s, signed; 0 for the ingress itself",
+    "link_backlog": "backlog of the link to it; scale a usual deadline; 0 for the ingress itself",
+    "rate_age": "age of the link's rate; scale two usual deadlines; 0 for the ingress itself",
+    "rate": "the deadline compared with the time that the link takes for the original payload; 0 "
+    "for the ingress itself",
     "rate_moves": "EWMA of the steps of the log rate of the ingress's links; scale 1",
     "rate_off": "log of the rate of the ingress's links over its slow mean, signed",
     "loaded_deadline": "load × deadline: with long deadlines many others go first (EDF)",
@@ -50,18 +55,18 @@ SERVER_FEATURES = {
 """The features of a server, and what each is."""
 ROW_FEATURES = {
     "service": "service time in deadlines; scale 1",
-    "dearer": "log of its work (service time × speed) over the least admissible one; scale 2",
+    "dearer": "its work (service time × speed) over the least admissible one, less 1; scale 4",
     "accuracy": "accuracy of the service, less ½",
     "surplus": "accuracy above the demanded one",
     "form": "1 if the payload is sent model-ready",
-    "late": "log of the predicted latency over the deadline, signed",
+    "late": "the predicted latency compared with the deadline",
 }
 """The features of a row, and what each is."""
 REQUEST_FEATURES = {
     "one": "1",
     "fleet": "mean load of the fleet; scale 1",
-    "fleet_backlog": "mean backlog of the fleet; scale 0.3 s",
-    "deadline": "log of the deadline over 0.5 s, signed",
+    "fleet_backlog": "mean backlog of the fleet; scale a usual deadline",
+    "deadline": "the deadline compared with a usual one",
     "demanded": "accuracy that it demands, less ½",
     "trend": "the servers' trend, averaged by capacity over those that are up",
     "elapsed": "time since it was sent, in deadlines",
@@ -98,6 +103,12 @@ def squash(x: float, scale: float) -> float:
 def signed(x: float) -> float:
     """Map any x to (−1, 1)."""
     return x / (1.0 + abs(x))
+
+
+@jit_no_refcount(inline=True)
+def compared(x: float, a: float) -> float:
+    """Map x ≥ 0 to [−1, 1]: 0 where it equals a > 0."""
+    return (x - a) / (x + a)
 
 
 @jit_no_refcount(inline=True)
@@ -138,7 +149,7 @@ def remember(table: CandidateTable, memory: Memory) -> None:
 
 
 @jit_no_refcount(inline=True)
-def describe_request(table: CandidateTable, memory: Memory, out: Record) -> None:
+def describe_request(table: CandidateTable, memory: Memory, units: Units, out: Record) -> None:
     """Write the features of the request. Call `remember` first."""
     context = table.context
     capacity = 0.0
@@ -156,24 +167,12 @@ def describe_request(table: CandidateTable, memory: Memory, out: Record) -> None
         trend /= capacity
     out.one = 1.0
     out.fleet = squash(fleet_load(table), 1.0)
-    out.fleet_backlog = squash(backlog, 0.3)
-    out.deadline = signed(math.log(context.deadline / 0.5))
+    out.fleet_backlog = squash(backlog, units.deadline)
+    out.deadline = compared(context.deadline, units.deadline)
     out.demanded = context.accuracy - 0.5
     out.trend = signed(trend)
     out.elapsed = squash(max(0.0, context.elapsed / context.deadline), 1.0)
     out.rate_moves = squash(memory.servers[int(context.ingress)].rate_moves, 1.0)
-
-
-@jit_no_refcount(inline=True)
-def mean_speed(table: CandidateTable) -> float:
-    """Mean speed of the servers that are up."""
-    total = 0.0
-    count = 0
-    for s in range(table.servers.size):
-        if table.servers[s].up > 0.0:
-            total += table.servers[s].speed
-            count += 1
-    return total / count if count > 0 else 1.0
 
 
 @jit_no_refcount(inline=True)
@@ -183,13 +182,13 @@ def describe_server(
     request: Record,
     s: int,
     cheapest: float,
-    mean: float,
+    units: Units,
     out: Record,
 ) -> None:
     """Write the features of server `s`.
 
-    `request` has the features of the request, `cheapest` is the server's `cheapest_service` (0 if
-    none is admissible), `mean` the fleet's `mean_speed`.
+    `request` has the features of the request; `cheapest` is the server's `cheapest_service`, 0 if
+    none is admissible.
     """
     server = table.servers[s]
     ingress = int(table.context.ingress)
@@ -197,15 +196,15 @@ def describe_server(
     out.utilisation = server.utilisation
     out.offered_1s = squash(server.offered_1s, 1.0)
     out.offered_5s = squash(server.offered_5s, 1.0)
-    out.backlog = squash(max(0.0, server.backlog), 0.3)
+    out.backlog = squash(max(0.0, server.backlog), units.deadline)
     out.captive = squash(server.demand_1s * cheapest / server.workers, 1.0)
     out.fleet = request.fleet
     out.fleet_backlog = request.fleet_backlog
-    out.workers = 0.5 * math.log2(server.workers) - 0.5
-    out.speed = signed(math.log(server.speed / mean))
+    out.workers = compared(server.workers, 1.0)
+    out.speed = compared(server.speed, units.speed)
     out.deadline = request.deadline
     out.demanded = request.demanded
-    out.report_age = squash(max(0.0, server.report_age), 0.3)
+    out.report_age = squash(max(0.0, server.report_age), units.deadline)
     out.failure = server.failure
     out.trend = signed(server.offered_1s - server.offered_5s)
     out.in_flight = squash(max(0.0, server.rif) / server.workers, 4.0)
@@ -221,9 +220,9 @@ def describe_server(
         return
     known = memory.servers[ingress]
     out.local = 0.0
-    out.link_backlog = squash(server.link_backlog, 0.3)
-    out.rate_age = squash(max(0.0, server.rate_age), 1.0)
-    out.rate = signed(math.log(max(1.0, server.rate) / 1e6))
+    out.link_backlog = squash(server.link_backlog, units.deadline)
+    out.rate_age = squash(max(0.0, server.rate_age), FRESH_DEADLINES * units.deadline)
+    out.rate = compared(table.context.deadline * server.rate, table.context.payload)
     out.rate_moves = request.rate_moves
     out.rate_off = signed(known.log_rate - known.slow_rate) if known.log_rate != 0.0 else 0.0
     out.aged_moves = request.rate_moves * out.rate_age
@@ -247,11 +246,11 @@ def describe_row(table: CandidateTable, r: int, least: float, out: Record) -> No
     deadline = context.deadline
     work = rows.service_time[r] * table.servers[int(rows.server[r])].speed
     out.service = squash(rows.service_time[r] / deadline, 1.0)
-    out.dearer = squash(math.log(work / least), 2.0) if work > least else 0.0
+    out.dearer = squash(max(0.0, work / least - 1.0), 4.0)
     out.accuracy = rows.accuracy[r] - 0.5
     out.surplus = rows.accuracy[r] - context.accuracy
     out.form = rows.form[r]
-    out.late = signed(math.log(max(1e-6, rows.latency[r]) / deadline))
+    out.late = compared(max(0.0, rows.latency[r]), deadline)
 
 
 @jit_no_refcount(inline=True)

@@ -56,7 +56,6 @@ from edgewise.policies.features import (
     describe_request,
     describe_row,
     describe_server,
-    mean_speed,
     remember,
 )
 from edgewise.policies.guard import COUNTERS, finite, freshest, outside, widen
@@ -64,13 +63,15 @@ from edgewise.policies.priced import (
     Factors,
     RowTerms,
     ServerTerms,
+    Units,
     fleet_above_knee,
+    measure,
+    measured_units,
     prepare_price,
     priced_scores,
     row_terms,
     score_of,
     server_terms,
-    tuned_units,
 )
 
 P, Q, W = len(SERVER_FEATURES), len(ROW_FEATURES), len(REQUEST_FEATURES)
@@ -85,7 +86,7 @@ OPTIONS = {
     "temperature": "0: choose the best row; > 0: draw a row, weighted by exp(score / temperature)",
     "guarded": "1: the guard is on",
     "network": "1: the network is on",
-    "oldest": "s; if even the newest report is older than this, the heuristic decides",
+    "oldest": "usual deadlines; if even the newest report is older, the heuristic decides",
     "survey": "1: record the range of the features in the memory",
 }
 LIMITS = np.dtype([("server", "f8", P), ("row", "f8", Q), ("request", "f8", W)])
@@ -127,6 +128,7 @@ LAYOUT = _layout()
 FLEET_MEMORY = np.dtype(
     [
         *((name, "f8") for name in COUNTERS),
+        *((name, "f8") for name in priced.UNITS_MEMORY),
         ("low", LIMITS),
         ("high", LIMITS),
         ("request", REQUEST_FEATURES_TYPE, 1),
@@ -193,20 +195,21 @@ def dot(weights: Array, features: Array) -> float:
 
 
 @jit_no_refcount
-def describe_all(table: CandidateTable, memory: Memory, rows: Array) -> None:
-    """Compute every feature of a decision.
+def describe_all(table: CandidateTable, memory: Memory, rows: Array) -> Units:
+    """Compute every feature of a decision; returns the units of its prices and times.
 
     Writes those of the request and of the servers with admissible rows to `memory`, and those of
     the admissible rows to `rows`, records `ROW` (R,).
     """
     request = memory.fleet.request[0]
     remember(table, memory)
-    describe_request(table, memory, request)
-    mean = mean_speed(table)
+    measure(table, memory.fleet)
+    units = measured_units(table, memory.fleet)
+    describe_request(table, memory, units, request)
     least = cheapest_work(table)
     home = int(table.context.ingress)
     # Making payloads model-ready at the ingress has a price even if no row there is admissible.
-    describe_server(table, memory, request, home, 0.0, mean, memory.servers[home].features[0])
+    describe_server(table, memory, request, home, 0.0, units, memory.servers[home].features[0])
     last = -1
     for r in range(table.mask.size - 1):
         if table.mask[r] == 0:
@@ -216,9 +219,10 @@ def describe_all(table: CandidateTable, memory: Memory, rows: Array) -> None:
             last = s
             cheapest = cheapest_service(table, r)
             describe_server(
-                table, memory, request, s, cheapest, mean, memory.servers[s].features[0]
+                table, memory, request, s, cheapest, units, memory.servers[s].features[0]
             )
         describe_row(table, r, least, rows[r].features[0])
+    return units
 
 
 @jit
@@ -305,16 +309,18 @@ def server_heads(params: Record, features: Array) -> ServerHeads:
 
 
 @jit_no_refcount
-def score(table: CandidateTable, params: Record, memory: Memory, rows: Array) -> None:
+def score(
+    table: CandidateTable, params: Record, memory: Memory, rows: Array, units: Units, parts: bool
+) -> None:
     """Score every row and shed. Call `describe_all` and `network` (or `no_network`) first.
 
-    The terms and factors of each score are written to `rows`.
+    `units` are those of `describe_all`. The terms and factors of each score are written to `rows`
+    if `parts`.
     """
     own = params.priced
     shed = table.mask.size - 1
     home = int(table.context.ingress)
     fleet = fleet_above_knee(table, own)
-    units = tuned_units(own)
     prepare = prepare_price(table, own, fleet, units)
     at_home = factor(dot(params.server_heads[0], memory.servers[home].features.view(np.float64)))
     last = -1
@@ -346,9 +352,10 @@ def score(table: CandidateTable, params: Record, memory: Memory, rows: Array) ->
         terms = row_terms(table, r, on, own, prepare)
         factors = Factors(cost, link, at_home, over, wait, spread, value)
         table.scores[r] = score_of(table, terms, factors, own.spread)
-        keep(row, terms, factors)
+        if parts:
+            keep(row, terms, factors)
     shift = clamp(dot(params.shed_head, memory.fleet.request.view(np.float64)))
-    table.scores[shed] = own.threshold + own.threshold_gain * fleet + SHED_SCALE * shift
+    table.scores[shed] = own.threshold_gain * fleet + SHED_SCALE * shift
 
 
 @jit_no_refcount(inline=True)
@@ -375,26 +382,26 @@ def edgewise(table: CandidateTable, params: Record, memory: Memory, rng: Array) 
     counters, options = memory.fleet, params.options
     counters.decisions += 1.0
     rows = np.empty(table.mask.size, ROW)
-    describe_all(table, memory, rows)
+    units = describe_all(table, memory, rows)
     if options.survey > 0.0:
         survey(table, memory, rows)
     if options.guarded > 0.0:
-        if freshest(table) > options.oldest:
+        if freshest(table) > options.oldest * units.deadline:
             counters.stale += 1.0
-            priced_scores(table, params.calibrated, tuned_units(params.calibrated))
+            priced_scores(table, params.calibrated, units)
             return 1.0
         if strange(table, params, memory, rows):
             counters.outside += 1.0
-            priced_scores(table, params.calibrated, tuned_units(params.calibrated))
+            priced_scores(table, params.calibrated, units)
             return 1.0
     if options.network > 0.0:
         network(table, params, memory, rows)
     else:
         no_network(rows)
-    score(table, params, memory, rows)
+    score(table, params, memory, rows, units, False)
     if not finite(table):
         counters.not_finite += 1.0
-        priced_scores(table, params.calibrated, tuned_units(params.calibrated))
+        priced_scores(table, params.calibrated, units)
         return 1.0
     if options.temperature > 0.0:
         return drawn(table, options.temperature, rng)
@@ -404,12 +411,12 @@ def edgewise(table: CandidateTable, params: Record, memory: Memory, rng: Array) 
 @jit
 def look(table: CandidateTable, params: Record, memory: Memory, rows: Array) -> None:
     """Describe a decision and score it, without the guard."""
-    describe_all(table, memory, rows)
+    units = describe_all(table, memory, rows)
     if params.options.network > 0.0:
         network(table, params, memory, rows)
     else:
         no_network(rows)
-    score(table, params, memory, rows)
+    score(table, params, memory, rows, units, True)
 
 
 @jit_no_refcount

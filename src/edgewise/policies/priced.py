@@ -1,25 +1,33 @@
 """The strongest heuristic: expected utility minus the price of the resources that a request uses.
 
     score = accuracy^w × (1 − f·failure) × E[g(margined latency / deadline)]
-            − price(server) × service seconds / workers
-            − price(ingress) × prepare seconds / workers of the ingress
+            − price(server) × service seconds
+            − price(ingress) × prepare seconds
             − price(link) × transfer seconds
     shed  = threshold, which rises with the load of the fleet
 
 A second of a worker that this request uses is lost to later requests. How much they would have
-earned with it depends on how contended the server is. So the price of a server rises with its
-utilisation above a knee, with its backlog, and with the load of the whole fleet: an idle server is
-worth keeping free when the others are full. For requests from other ingresses it also rises with
-the demand of the server's own clients (*captive* demand), who would have to cross a link to be
-served elsewhere. A second of a faster server costs more, by a power of its speed.
+earned with it depends on how contended the server is: an idle server costs nothing. The price rises
+with the server's utilisation, more steeply above a knee, with its backlog, and with the load of the
+whole fleet: a free server is worth keeping free when the others are full. For requests from other
+ingresses it also rises with the demand of the server's own clients (*captive* demand), who would
+have to cross a link to be served elsewhere. A second of a faster server costs more, by a power of
+its speed.
+
+*Units.* The formula has none of its own, so it serves fleets whose models take milliseconds and
+fleets whose models take seconds. It measures three scales from the requests that arrive (`Units`):
+what a second of a worker could bring at most, the time that requests allow, and the speed of a
+usual server. The first is the geometric mean, over recent requests, of the highest utility per
+second of service that an idle fleet could have earned with each. It rests on what arrives and not
+on what was run, so shedding does not change it.
 
 Each part of the latency (network, wait, service) has its own margin, as their predictions err
 differently. g is averaged over three points of the prediction's distribution (Gauss-Hermite
 quadrature: weights 1/6, 2/3, 1/6 at −√3, 0 and +√3 standard deviations). So the expected utility
 falls gradually as the latency approaches the deadline.
 
-The 20 parameters are tuned together by CMA-ES (`edgewise tune`). The defaults were reasoned, then
-rounded towards the best of a few hundred tries on 16 training worlds.
+The parameters are tuned together by CMA-ES (`edgewise tune`), on fleets of photo classifiers and on
+fleets of any scale.
 """
 
 from __future__ import annotations
@@ -31,71 +39,68 @@ from edgewise.compile import jit_no_refcount
 from edgewise.fleet.arrays import Array, Record
 from edgewise.fleet.table import CandidateTable
 from edgewise.policies.base import Memory, Parameter, policy, record_of
-from edgewise.score import timeliness
+from edgewise.score import expected_utility, timeliness
 
 PRICED_GREEDY = (
     Parameter(
-        name="price",
-        default=4.0,
-        low=0.05,
-        high=60.0,
-        unit="utility/s",
-        about="Price of one worker second at speed 1 on an idle server. At 4, a model that takes "
-        "10 ms longer must be 0.04 more accurate, about the step between neighbouring models.",
-        log=True,
+        name="load_gain",
+        default=0.02,
+        low=0.0,
+        high=1.0,
+        about="Price of a worker second per unit of the server's utilisation, in what a second "
+        "could bring at most.",
     ),
     Parameter(
         name="speed_exponent",
-        default=0.7,
+        default=0.2,
         low=0.0,
         high=2.0,
-        about="Power of the server's speed in its price. At 1 a request costs the same on every "
-        "server; at 0 it costs in proportion to the seconds it takes. The default lies between.",
+        about="Power of the server's speed, relative to the mean, in its price. At 1 a request "
+        "costs the same on every server; at 0 in proportion to the seconds it takes.",
     ),
     Parameter(
         name="utilisation_gain",
-        default=5.0,
+        default=0.25,
         low=0.0,
-        high=30.0,
-        about="Rise of the price per unit of utilisation above the knee. By default a fully used "
-        "server costs 3.5 times as much.",
+        high=4.0,
+        about="Rise of that price per unit of utilisation above the knee.",
     ),
     Parameter(
         name="knee",
-        default=0.5,
+        default=0.7,
         low=0.0,
         high=1.2,
         unit="utilisation",
-        about="Utilisation above which prices rise, as waiting times do (M/M/1: ρ/(1−ρ)).",
+        about="Utilisation above which prices rise more steeply, as waiting times do (M/M/1: "
+        "ρ/(1−ρ)).",
     ),
     Parameter(
         name="backlog_gain",
-        default=5.0,
+        default=1.0,
         low=0.0,
-        high=50.0,
-        about="Rise of the price with the backlog, times tanh(backlog / backlog_scale). With the "
-        "other gains, a full queue costs about ten times as much, so that only cheap models are "
-        "worth running.",
+        high=8.0,
+        about="Rise of that price with the backlog, times tanh(backlog / backlog_scale). At 1 a "
+        "second behind a full queue costs what it could bring to another request.",
     ),
     Parameter(
         name="backlog_scale",
-        default=0.3,
-        low=0.02,
-        high=2.0,
-        unit="s",
-        about="Backlog at which a queue counts as long: about a usual deadline.",
+        default=5.0,
+        low=0.1,
+        high=20.0,
+        unit="deadlines",
+        about="Backlog at which a queue or a link counts as long, in mean deadlines.",
         log=True,
     ),
     Parameter(
         name="fleet_gain",
-        default=2.0,
+        default=0.05,
         low=0.0,
-        high=30.0,
+        high=4.0,
         about="Rise of all prices per unit of the fleet's mean utilisation above the knee.",
     ),
     Parameter(
         name="captive_gain",
-        default=1.3,
+        default=0.4,
         low=0.0,
         high=10.0,
         about="Rise of the price for requests from other ingresses, times the share of the server "
@@ -103,33 +108,32 @@ PRICED_GREEDY = (
     ),
     Parameter(
         name="link_price",
-        default=0.1,
+        default=0.4,
         low=0.001,
         high=10.0,
-        unit="utility/s",
-        about="Price of a second of a link. By default a transfer of 50 ms costs 0.005, enough to "
-        "prefer the ingress among equals.",
+        unit="utility/deadline",
+        about="Price of an idle link: where deadlines are 300 ms, a transfer of 5 ms costs 0.007.",
         log=True,
     ),
     Parameter(
         name="link_gain",
-        default=2.0,
+        default=25.0,
         low=0.0,
-        high=30.0,
+        high=60.0,
         about="Rise of the link's price with its backlog, times tanh(link backlog / "
         "backlog_scale).",
     ),
     Parameter(
         name="prepare_share",
-        default=0.9,
+        default=2.0,
         low=0.0,
-        high=3.0,
+        high=5.0,
         about="Price of a second spent on making payloads model-ready, as a share of the "
-        "ingress's price. Nearly 1, as this work seldom has a core of its own.",
+        "ingress's price.",
     ),
     Parameter(
         name="network_margin",
-        default=1.5,
+        default=2.3,
         low=0.5,
         high=4.0,
         about="Factor on the predicted network time. It is large, as rates drift and drop.",
@@ -137,7 +141,7 @@ PRICED_GREEDY = (
     ),
     Parameter(
         name="wait_margin",
-        default=1.8,
+        default=1.5,
         low=0.3,
         high=4.0,
         about="Factor on the predicted wait. It is above 1, as more urgent requests that arrive "
@@ -145,14 +149,14 @@ PRICED_GREEDY = (
     ),
     Parameter(
         name="service_margin",
-        default=1.0,
+        default=1.2,
         low=0.7,
         high=2.0,
-        about="Factor on the service time. It is 1, as the service time is a measured mean.",
+        about="Factor on the service time.",
     ),
     Parameter(
         name="spread",
-        default=0.15,
+        default=0.4,
         low=0.0,
         high=1.0,
         about="Standard deviation of wait and service time, relative to them. It stands for the "
@@ -160,7 +164,7 @@ PRICED_GREEDY = (
     ),
     Parameter(
         name="network_spread",
-        default=0.3,
+        default=0.6,
         low=0.0,
         high=1.5,
         about="Standard deviation of the network time, relative to it, for a link without a "
@@ -168,7 +172,7 @@ PRICED_GREEDY = (
     ),
     Parameter(
         name="stale_spread",
-        default=0.1,
+        default=0.3,
         low=0.0,
         high=1.0,
         unit="s/s",
@@ -176,81 +180,47 @@ PRICED_GREEDY = (
     ),
     Parameter(
         name="failure_weight",
-        default=0.5,
+        default=0.3,
         low=0.0,
         high=1.0,
-        about="Weight of the share of failed answers. It is a half, as that share includes "
+        about="Weight of the share of failed answers. It is below 1, as that share includes "
         "answers that came late.",
     ),
     Parameter(
-        name="threshold",
-        default=0.0,
-        low=-0.2,
-        high=0.5,
-        unit="utility",
-        about="Score of shedding. At 0 every request is run that is worth more than its price.",
-    ),
-    Parameter(
         name="threshold_gain",
-        default=0.3,
+        default=0.05,
         low=0.0,
         high=2.0,
         unit="utility",
-        about="Rise of the score of shedding per unit of the fleet's mean utilisation above the "
-        "knee.",
+        about="Score of shedding per unit of the fleet's mean utilisation above the knee. Below "
+        "it every request is run that is worth more than its price.",
     ),
 )
 PARAMS = record_of([parameter.name for parameter in PRICED_GREEDY])
 """The record type of these parameters, for policies that have others as well."""
 
 SQRT_3 = math.sqrt(3.0)
-FRESH = 1.0
-"""s. Age at which a measured rate counts as half as certain."""
-STALE_MAX = 2.0
-"""s. The uncertainty of a report stops growing at this age: by then the belief about the server
-rests on our own dispatches alone."""
+STALE_DEADLINES = 4.0
+"""Mean deadlines after which the uncertainty of a report stops growing: by then the belief about
+the server rests on our own dispatches alone."""
+FRESH_DEADLINES = 2.0
+"""Mean deadlines after which a measured rate counts as half as certain."""
+REMEMBERED_REQUESTS = 300.0
+"""Requests over which the units are averaged, exponentially weighted: seconds of a busy fleet."""
+
+UNITS_MEMORY = ("requests", "log_deadline", "valued", "log_value")
+"""The numbers from which the units are made; a policy keeps them in its memory. All begin at 0."""
 
 
 class Units(NamedTuple):
-    """The scales of prices and times: what one formula needs to serve fleets of every scale."""
+    """The scales of prices and times, measured from the requests that arrive."""
 
     price: float
-    """Price of a second of a worker, utility/s, where contention is 1."""
+    """What a second of a worker could bring at most to a usual request, utility/s."""
     speed: float
-    """The speed at which it holds."""
-    whole_servers: bool
-    """Whether it is the price of a second of a whole server, with all its workers."""
-    idle: float
-    """Contention of an idle server."""
-    load_gain: float
-    """Contention added per unit of the server's utilisation."""
-    backlog: float
-    """Backlog at which a queue or a link counts as long, s."""
-    link_price: float
-    """Price of a second of an idle link, utility/s."""
-    fresh: float
-    """Age at which a measured rate counts as half as certain, s."""
-    stale_max: float
-    """Age at which the uncertainty of a report stops growing, s."""
-    threshold: float
-    """Score of shedding on a fleet below the knee, utility."""
-
-
-@jit_no_refcount(inline=True)
-def tuned_units(params: Record) -> Units:
-    """The units of `priced_greedy`: fixed, as tuned for photo classifiers."""
-    return Units(
-        price=params.price,
-        speed=1.0,
-        whole_servers=True,
-        idle=1.0,
-        load_gain=0.0,
-        backlog=params.backlog_scale,
-        link_price=params.link_price,
-        fresh=FRESH,
-        stale_max=STALE_MAX,
-        threshold=params.threshold,
-    )
+    """Mean speed of the servers that are up: the speed at which that holds."""
+    deadline: float
+    """A usual deadline, s."""
 
 
 @jit_no_refcount(inline=True)
@@ -283,21 +253,72 @@ def fleet_above_knee(table: CandidateTable, params: Record) -> float:
 
 
 @jit_no_refcount(inline=True)
-def server_price(server: Record, params: Record, fleet: float, units: Units) -> float:
-    """Price of a second of a worker (or of the whole server: `Units.whole_servers`), utility/s.
+def mean_speed(table: CandidateTable) -> float:
+    """Mean speed of the servers that are up."""
+    total = 0.0
+    count = 0
+    for s in range(table.servers.size):
+        if table.servers[s].up > 0.0:
+            total += table.servers[s].speed
+            count += 1
+    return total / count if count > 0 else 1.0
 
-    `fleet` is `fleet_above_knee`.
-    """
+
+@jit_no_refcount(inline=True)
+def utility_per_second(table: CandidateTable) -> float:
+    """The highest utility per second of service that this request could bring if nobody waited."""
+    rows, context = table.rows, table.context
+    highest = 0.0
+    for r in range(table.mask.size - 1):
+        if table.mask[r] != 0:
+            latency = rows.until_input[r] + rows.service_time[r] + rows.return_time[r]
+            utility = expected_utility(
+                rows.accuracy[r],
+                context.accuracy,
+                latency,
+                context.deadline,
+                context.grace,
+                context.accuracy_weight,
+            )
+            highest = max(highest, utility / rows.service_time[r])
+    return highest
+
+
+@jit_no_refcount(inline=True)
+def measure(table: CandidateTable, memory: Record) -> None:
+    """Update the averages `UNITS_MEMORY` with the request of `table`. Call it once a decision."""
+    memory.requests += 1.0
+    weight = 1.0 / min(REMEMBERED_REQUESTS, memory.requests)
+    memory.log_deadline += weight * (math.log(table.context.deadline) - memory.log_deadline)
+    value = utility_per_second(table)
+    if value > 0.0:
+        memory.valued += 1.0
+        weight = 1.0 / min(REMEMBERED_REQUESTS, memory.valued)
+        memory.log_value += weight * (math.log(value) - memory.log_value)
+
+
+@jit_no_refcount(inline=True)
+def measured_units(table: CandidateTable, memory: Record) -> Units:
+    """The units by the averages in `memory`; a second is worth 0 while no request could score."""
+    return Units(
+        price=math.exp(memory.log_value) if memory.valued > 0.0 else 0.0,
+        speed=mean_speed(table),
+        deadline=math.exp(memory.log_deadline),
+    )
+
+
+@jit_no_refcount(inline=True)
+def server_price(server: Record, params: Record, fleet: float, units: Units) -> float:
+    """Price of a second of one of the server's workers, utility/s; `fleet` is
+    `fleet_above_knee`."""
     load = load_of(server)
     contention = (
-        units.idle
-        + units.load_gain * load
+        params.load_gain * load
         + params.utilisation_gain * max(0.0, load - params.knee)
-        + params.backlog_gain * math.tanh(server.backlog / units.backlog)
+        + params.backlog_gain * math.tanh(server.backlog / (params.backlog_scale * units.deadline))
         + params.fleet_gain * fleet
     )
-    workers = server.workers if units.whole_servers else 1.0
-    relative = (server.speed / units.speed) ** params.speed_exponent / workers
+    relative = (server.speed / units.speed) ** params.speed_exponent
     return units.price * relative * contention  # type: ignore[no-any-return]
 
 
@@ -389,16 +410,16 @@ def server_terms(
     link_price = 0.0
     unsure = 0.5
     if not local:
-        full = math.tanh(server.link_backlog / units.backlog)
-        link_price = units.link_price * (1.0 + params.link_gain * full)
-        unsure += 0.5 * server.rate_age / (units.fresh + server.rate_age)
+        full = math.tanh(server.link_backlog / (params.backlog_scale * units.deadline))
+        link_price = params.link_price / units.deadline * (1.0 + params.link_gain * full)
+        unsure += 0.5 * server.rate_age / (FRESH_DEADLINES * units.deadline + server.rate_age)
     busy = min(1.0, load_of(server))
     return ServerTerms(
         server_price(server, params, fleet, units),
         link_price,
         1.0 - params.failure_weight * server.failure,
         params.network_spread * unsure,
-        params.stale_spread * busy * min(units.stale_max, server.report_age),
+        params.stale_spread * busy * min(STALE_DEADLINES * units.deadline, server.report_age),
     )
 
 
@@ -481,14 +502,16 @@ def priced_scores(table: CandidateTable, params: Record, units: Units) -> None:
             on = server_terms(table, s, rows.local[r] != 0.0, params, fleet, units)
         terms = row_terms(table, r, on, params, prepare)
         scores[r] = score_of(table, terms, HEURISTIC, params.spread)
-    scores[shed] = units.threshold + params.threshold_gain * fleet
+    scores[shed] = params.threshold_gain * fleet
 
 
 @policy(
     about="expected utility minus the price of the resources that the request uses",
     parameters=PRICED_GREEDY,
+    memory=UNITS_MEMORY,
 )
 def priced_greedy(table: CandidateTable, params: Record, memory: Memory, rng: Array) -> float:
     """Choose the row of highest priced score. Deterministic, so the propensity is 1."""
-    priced_scores(table, params, tuned_units(params))
+    measure(table, memory.fleet)
+    priced_scores(table, params, measured_units(table, memory.fleet))
     return 1.0

@@ -37,7 +37,7 @@ from edgewise.policy_names import WEIGHTS
 
 Floats = NDArray[np.float64]
 
-VERSION = 2
+VERSION = 3
 """Version of the format and of the meaning of the features. A new feature needs no new version."""
 _SIZE_MAX = 1 << 20
 """Bytes. Weights are about a thousand numbers, so a larger file is something else."""

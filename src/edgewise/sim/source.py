@@ -28,7 +28,7 @@ has a few thousand, because requests that can no longer score leave their queues
 
 FLEET_MAX = (6, 24)
 """(servers, services) of the largest world of a family that is not in `FLEETS_MAX`."""
-FLEETS_MAX = {"large_fleet": (16, 64)}
+FLEETS_MAX = {"large_fleet": (16, 64), "any_scale": (12, 72)}
 
 
 class WorldSource:

@@ -45,6 +45,7 @@ from edgewise.scenario import (
     TraceArrivals,
     WrongFailure,
 )
+from edgewise.worlds.any_scale import any_scale
 from edgewise.worlds.random_world import (
     BURSTY,
     CALM,
@@ -375,6 +376,11 @@ _FAMILIES = (
     Family(
         name="train", about="mixture of all of these but the last ones, for training", make=_train
     ),
+    Family(
+        name="any_scale",
+        about="fleets of any size and speed, models of 2 ms to 18 s, any links, load 0.3 to 1.3",
+        make=any_scale,
+    ),
 )
 
 FAMILIES: dict[str, Family] = {family.name: family for family in _FAMILIES}
@@ -382,5 +388,8 @@ FAMILIES: dict[str, Family] = {family.name: family for family in _FAMILIES}
 FAILING: tuple[str, ...] = tuple(family.name for family in _FAMILIES if family.failing)
 """The families in which parts fail in ways that ejection is for."""
 
-STANDARD: tuple[str, ...] = tuple(name for name in FAMILIES if name not in (*FAILING, "train"))
+TRAINED_IN: tuple[str, ...] = ("train", "any_scale")
+"""The families in which policies are tuned and trained."""
+
+STANDARD: tuple[str, ...] = tuple(name for name in FAMILIES if name not in (*FAILING, *TRAINED_IN))
 """The families of the standard suite."""
