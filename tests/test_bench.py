@@ -275,7 +275,7 @@ def test_search_is_reproducible_and_says_how(name: str) -> None:
     found = search(1)
     assert found.params == search(2).params
     assert found.command == (
-        f"edgewise tune {name} --suite train --seed 1 --generations 2 --worlds 2"
+        f"edgewise tune {name} --suite wide --seed 1 --generations 2 --worlds 2"
     )
     for p in POLICIES[name].parameters:
         assert p.low <= found.params[p.name] <= p.high
@@ -287,7 +287,9 @@ def test_search_finds_a_better_value() -> None:
     spec = POLICIES["sed_admission"]
     worst = {"threshold": 0.6, "margin": 3.0}
     bad = tuple(worst.get(p.name, p.default) for p in spec.parameters)
-    settings = tune.TuneSettings(worlds=3, start=bad, step=0.3, change=short, validation=4)
+    settings = tune.TuneSettings(
+        suite="train", worlds=3, start=bad, step=0.3, change=short, validation=4
+    )
     policy = msgspec.structs.replace(spec, params=bad)
     found = tune.tune("sed_admission", policy, Budget(steps=3), settings)
     assert found.better

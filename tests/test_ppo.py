@@ -197,10 +197,10 @@ FAST = PpoSettings(
 def test_it_learns() -> None:
     """An overloaded fleet whose heuristic thinks that seconds cost nothing: it must find out that
     they do, within a dozen small batches, and earn a tenth more on worlds that it has not seen."""
-    poor = list(HEURISTIC)
-    names = [parameter.name for parameter in PRICED_GREEDY]
-    poor[names.index("price")], poor[names.index("threshold_gain")] = 0.05, 0.0
-    start = untrained(tuple(poor))
+    cheap = dict.fromkeys(("utilisation_gain", "fleet_gain", "threshold_gain"), 0.0)
+    cheap |= {"load_gain": 0.002, "backlog_gain": 0.02}
+    pairs = zip(PRICED_GREEDY, HEURISTIC, strict=True)
+    start = untrained([cheap.get(parameter.name, value) for parameter, value in pairs])
     source = WorldSource(scenario=short("overload", 4, 5.0))
     params = search(ppo.Ppo(source, start, FAST), Budget(steps=12)).params
 
