@@ -387,12 +387,16 @@ def pool(run: Run) -> dict[int, tuple[float, float]]:
     }
 
 
+def settings(run: Run) -> prequal.PoolSettings:
+    return prequal.PoolSettings(*run.params[: len(prequal.PREQUAL)].tolist())
+
+
 def probed(run: Run, table: t.CandidateTable, *entries: tuple[int, float, float]) -> None:
     """Put replies into the pool by hand."""
     run.array[:] = 0.0
     for server, rif, latency in entries:
         set_server(table, server, rif=rif, rif_response=latency)
-        prequal.probe(table, run.named, run.memory, server, 0.0)
+        prequal.probe(table, settings(run), run.memory, server, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -436,13 +440,13 @@ def test_prequal_is_random_with_fewer_than_two_usable_and_drops_old_entries() ->
 
 
 def test_prequal_pool_is_small_against_the_fleet_and_reuse_is_bounded() -> None:
-    params = Run("prequal").named
+    params = settings(Run("prequal"))
     assert [prequal.pool_size(params, n) for n in (2, 3, 8, 24, 64)] == [2, 2, 4, 12, 16]
     # (1 + 1) / ((1 − 1/2)·3 − 1) = 4; with m = 16 of 64 (0.75·3 − 1) it is 1.6; of 3 no bound.
     assert prequal.reuse_limit(params, 8) == pytest.approx(4.0)
     assert prequal.reuse_limit(params, 64) == pytest.approx(1.6)
     assert prequal.reuse_limit(params, 3) == 4.0
-    assert prequal.reuse_limit(Run("prequal", reuse=2.0).named, 3) == 2.0
+    assert prequal.reuse_limit(params._replace(reuse=2.0), 3) == 2.0
 
 
 def test_prequal_counts_what_it_sends_and_stops_using_an_entry() -> None:
@@ -462,15 +466,15 @@ def test_prequal_removes_oldest_and_worst_in_turn() -> None:
     table.context.now += 0.1
     for server, rif, latency in ((1, 1, 0.9), (2, 8, 0.2), (3, 1, 0.3)):
         set_server(table, server, rif=rif, rif_response=latency)
-        prequal.probe(table, run.named, run.memory, server, 0.0)
-    prequal.remove_one(run.named, run.memory)
+        prequal.probe(table, settings(run), run.memory, server, 0.0)
+    prequal.remove_one(settings(run), run.memory)
     assert set(pool(run)) == {1, 2, 3}  # 0 was the oldest
-    prequal.remove_one(run.named, run.memory)
+    prequal.remove_one(settings(run), run.memory)
     assert set(pool(run)) == {1, 3}  # 2 is hot
-    prequal.remove_one(run.named, run.memory)
-    prequal.probe(table, run.named, run.memory, 5, 0.0)
-    prequal.probe(table, run.named, run.memory, 1, 0.0)
-    prequal.remove_one(run.named, run.memory)
+    prequal.remove_one(settings(run), run.memory)
+    prequal.probe(table, settings(run), run.memory, 5, 0.0)
+    prequal.probe(table, settings(run), run.memory, 1, 0.0)
+    prequal.remove_one(settings(run), run.memory)
     assert 1 not in pool(run)  # none is hot: the slowest
 
 

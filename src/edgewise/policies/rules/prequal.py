@@ -11,6 +11,7 @@ that this rule sends there.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 
@@ -118,31 +119,49 @@ MEMORY = np.dtype(
 )
 
 
+class PoolSettings(NamedTuple):
+    """The values of the parameters `PREQUAL`.
+
+    Not a record: numba would take that of `prequal_admission`, which begins alike, for a subtype,
+    and warns that this is experimental.
+    """
+
+    share: float
+    quantile: float
+    pool: float
+    probes: float
+    age: float
+    delta: float
+    reuse: float
+    idle: float
+
+
 @jit
-def pool_size(params: Record, servers: int) -> int:
+def pool_size(settings: PoolSettings, servers: int) -> int:
     """The size of the pool, m in the paper: at most half the number of servers, but at least 2."""
-    return max(2, min(POOL_MAX, int(params.pool), servers // 2))
+    return max(2, min(POOL_MAX, int(settings.pool), servers // 2))
 
 
 @jit
-def reuse_limit(params: Record, servers: int) -> float:
+def reuse_limit(settings: PoolSettings, servers: int) -> float:
     """The limit on the uses of an entry: max(1, (1 + δ) / ((1 − m/n)·r_probe − r_remove))."""
-    spare = (1.0 - pool_size(params, servers) / servers) * params.probes - 1.0
-    limit: float = params.reuse
-    if spare > 0.0:
-        limit = min(limit, max(1.0, (1.0 + params.delta) / spare))
-    return limit
+    spare = (1.0 - pool_size(settings, servers) / servers) * settings.probes - 1.0
+    if spare <= 0.0:
+        return settings.reuse
+    return min(settings.reuse, max(1.0, (1.0 + settings.delta) / spare))
 
 
 @jit
-def probe(table: CandidateTable, params: Record, memory: Memory, server: int, spin: float) -> None:
+def probe(
+    table: CandidateTable, settings: PoolSettings, memory: Memory, server: int, spin: float
+) -> None:
     """Probe `server`: put its reply into the pool.
 
     It replaces the server's earlier reply if there is one; otherwise it takes an empty place, or
     that of the oldest entry. `spin` in [0, 1) decides how the limit on its uses is rounded.
     """
     now = table.context.now
-    size = pool_size(params, table.servers.shape[0])
+    size = pool_size(settings, table.servers.shape[0])
     pool = memory.fleet.pool
     place = -1
     oldest = 0
@@ -163,7 +182,7 @@ def probe(table: CandidateTable, params: Record, memory: Memory, server: int, sp
     entry.rif = known.rif
     entry.latency = known.rif_response if known.rif_response > 0.0 else known.response
     entry.at = now
-    entry.uses = math.floor(reuse_limit(params, table.servers.shape[0]) + spin)
+    entry.uses = math.floor(reuse_limit(settings, table.servers.shape[0]) + spin)
     fleet = memory.fleet
     fleet.ring[int(fleet.next)] = known.rif
     fleet.next = (fleet.next + 1.0) % RING
@@ -171,7 +190,7 @@ def probe(table: CandidateTable, params: Record, memory: Memory, server: int, sp
 
 
 @jit
-def is_hot(params: Record, memory: Memory, rif: float) -> bool:
+def is_hot(settings: PoolSettings, memory: Memory, rif: float) -> bool:
     """Whether `rif` is above the quantile: at least that share of recent replies is below it."""
     filled = int(memory.fleet.filled)
     ring = memory.fleet.ring
@@ -179,11 +198,11 @@ def is_hot(params: Record, memory: Memory, rif: float) -> bool:
     for i in range(filled):
         if ring[i] < rif:
             below_it += 1
-    return below_it > 0 and below_it >= params.quantile * filled
+    return below_it > 0 and below_it >= settings.quantile * filled
 
 
 @jit
-def remove_one(params: Record, memory: Memory) -> None:
+def remove_one(settings: PoolSettings, memory: Memory) -> None:
     """Remove an entry: the oldest and the worst in turn.
 
     The worst is the hot entry with the most requests in flight, or the one of highest latency if
@@ -200,7 +219,7 @@ def remove_one(params: Record, memory: Memory) -> None:
         if memory.fleet.turn == 0.0:
             if gone < 0 or entry.at < best.at:
                 gone = i
-        elif is_hot(params, memory, entry.rif):
+        elif is_hot(settings, memory, entry.rif):
             if not hot or entry.rif > best.rif:
                 gone = i
             hot = True
@@ -212,7 +231,7 @@ def remove_one(params: Record, memory: Memory) -> None:
 
 
 @jit
-def choose(table: CandidateTable, params: Record, memory: Memory) -> int:
+def choose(table: CandidateTable, settings: PoolSettings, memory: Memory) -> int:
     """Choose among the hosts in the pool by the hot-cold lexicographic rule, and score the row.
 
     Returns the index of the entry in the pool; −1 if fewer than two can be used.
@@ -231,7 +250,7 @@ def choose(table: CandidateTable, params: Record, memory: Memory) -> int:
             if entry.owner != owner:
                 continue
             usable += 1
-            cold = not is_hot(params, memory, entry.rif)
+            cold = not is_hot(settings, memory, entry.rif)
             better = best < 0 or (cold and not best_cold)
             if best >= 0 and cold == best_cold:
                 other = pool[best]
@@ -248,13 +267,13 @@ def choose(table: CandidateTable, params: Record, memory: Memory) -> int:
 
 
 @jit
-def from_pool(table: CandidateTable, params: Record, memory: Memory, rng: Array) -> float:
+def from_pool(table: CandidateTable, settings: PoolSettings, memory: Memory, rng: Array) -> float:
     """Choose from the pool, then send this request's probes; returns the propensity.
 
     As in the paper's asynchronous mode, the probes serve later requests. So the choice is certain
     given the pool. It is random only if fewer than two entries can be used.
     """
-    hosts = offer(table, params.share)
+    hosts = offer(table, settings.share)
     now = table.context.now
     count = table.servers.shape[0]
     fleet = memory.fleet
@@ -262,23 +281,23 @@ def from_pool(table: CandidateTable, params: Record, memory: Memory, rng: Array)
     for i in range(POOL_MAX):
         entry = pool[i]
         if entry.owner > 0.0 and (
-            now - entry.at > params.age or table.servers[int(entry.owner) - 1].up == 0.0
+            now - entry.at > settings.age or table.servers[int(entry.owner) - 1].up == 0.0
         ):
             entry.owner = 0.0
-    if fleet.started > 0.0 and now - fleet.decided_at > params.idle:
+    if fleet.started > 0.0 and now - fleet.decided_at > settings.idle:
         # The idle probes since then. They go to the servers in turn, so that none is drawn here.
-        for _ in range(min(count, int(params.probes))):
+        for _ in range(min(count, int(settings.probes))):
             s = int(fleet.cursor)
             fleet.cursor = (s + 1) % count
             if table.servers[s].up > 0.0:
-                probe(table, params, memory, s, 0.0)
+                probe(table, settings, memory, s, 0.0)
     fleet.started = 1.0
     fleet.decided_at = now
     if hosts == 0:
         return 1.0
 
     chance = 1.0
-    used = choose(table, params, memory)
+    used = choose(table, settings, memory)
     if used >= 0:
         entry = pool[used]
         entry.rif += 1.0
@@ -288,17 +307,17 @@ def from_pool(table: CandidateTable, params: Record, memory: Memory, rng: Array)
     else:
         table.scores[nth_offer(table, integer_below(rng, hosts))] = 1.0
         chance = 1.0 / hosts
-    remove_one(params, memory)
+    remove_one(settings, memory)
 
     # Probe hosts drawn uniformly without replacement (selection sampling, Knuth 3.4.2 S).
-    wanted = min(hosts, int(params.probes))
+    wanted = min(hosts, int(settings.probes))
     left = hosts
     for r in range(table.mask.size - 1):
         if wanted == 0:
             break
         if table.scores[r] > -math.inf:
             if uniform(rng) * left < wanted:
-                probe(table, params, memory, server_of(table, r), uniform(rng))
+                probe(table, settings, memory, server_of(table, r), uniform(rng))
                 wanted -= 1
             left -= 1
     return chance
@@ -311,7 +330,17 @@ def from_pool(table: CandidateTable, params: Record, memory: Memory, rng: Array)
 )
 def prequal(table: CandidateTable, params: Record, memory: Memory, rng: Array) -> float:
     """Choose from the pool (`from_pool`)."""
-    return from_pool(table, params, memory, rng)
+    settings = PoolSettings(
+        params.share,
+        params.quantile,
+        params.pool,
+        params.probes,
+        params.age,
+        params.delta,
+        params.reuse,
+        params.idle,
+    )
+    return from_pool(table, settings, memory, rng)
 
 
 @policy(
@@ -321,7 +350,17 @@ def prequal(table: CandidateTable, params: Record, memory: Memory, rng: Array) -
 )
 def prequal_admission(table: CandidateTable, params: Record, memory: Memory, rng: Array) -> float:
     """`prequal` with admission."""
-    chance = from_pool(table, params, memory, rng)
+    settings = PoolSettings(
+        params.share,
+        params.quantile,
+        params.pool,
+        params.probes,
+        params.age,
+        params.delta,
+        params.reuse,
+        params.idle,
+    )
+    chance = from_pool(table, settings, memory, rng)
     if not admit(table, params.margin, params.threshold) and chance < 1.0:
         offer(table, params.share)
         chance = chance_of_refusal(table, params.margin, params.threshold, False)
