@@ -21,6 +21,7 @@ from edgewise.policies import POLICIES
 from edgewise.policies.base import PolicySpec
 from edgewise.scenario import (
     Demand,
+    EjectionSpec,
     LinkSettings,
     LognormalPayload,
     NetworkSpec,
@@ -99,6 +100,7 @@ def slow_server(seed: int, usual: float, duration: float = 60.0) -> Scenario:
             payload=_TINY,
         ),
         failures=(slow,),
+        ejection=EjectionSpec(enabled=False),  # the article has none
         score=ScoreSpec(lateness="hard"),
     )
 
