@@ -257,7 +257,7 @@ REFUSED = [
         "duration: 10",
         "duration: 10\n  images: nowhere",
         "workload.images",
-        "'builtin' or a directory",
+        "'builtin', a folder or a label file",
     ),
     ("delay: 0.008", "delay: 0.008, loss: 1", "network.links.plaza.loss", "< 1.0, got 1"),
     (
