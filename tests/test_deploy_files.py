@@ -25,6 +25,8 @@ import kubernetes_validate
 import msgspec
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from edgewise.live.process_config import BalancerConfig, ClientConfig, NodeConfig, load_config
 from edgewise.network.relay.config import load_config as load_relay
@@ -346,10 +348,39 @@ def test_keys_are_in_no_commit_and_in_no_image() -> None:
     dockerfile = (DEPLOY / "Dockerfile").read_text("utf-8")
     copied = re.findall(r"^COPY (?!--from)(.+) \S+$", dockerfile.replace("\\\n", ""), re.M)
     sources = {word for line in copied for word in line.split()}
-    assert sources <= {"deploy/wheelhouse/", "deploy/image/requirements.py", "pyproject.toml",
+    assert sources <= {"deploy/wheelhouse/", "deploy/image/locks/", "pyproject.toml",
                        "README.md", "LICENSE", "src", "deploy/image/warm_up.py",
                        "deploy/image/edgewise", "deploy/image/edgewise-start",
                        "deploy/image/edgewise-health"}  # fmt: skip
+
+
+@pytest.mark.parametrize("which", ["live", "onnx", "files", "build"])
+def test_the_locks_fit_the_requirements_and_have_hashes(which: str) -> None:
+    done = subprocess.run(
+        [sys.executable, DEPLOY / "image" / "requirements.py", which, ROOT / "pyproject.toml"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=20,
+    )
+    locked = lock(which)
+    for line in done.stdout.splitlines():
+        wanted = Requirement(line)
+        version, _ = locked[canonicalize_name(wanted.name)]
+        assert wanted.specifier.contains(version), f"{line}: run deploy/lock.sh"
+    assert all(hashes for _, hashes in locked.values())
+    for name, (version, _) in lock("live").items():
+        assert locked.get(name, (version,))[0] == version, name
+
+
+def lock(which: str) -> dict[str, tuple[str, list[str]]]:
+    """Version and hashes of each package in a lock."""
+    text = (DEPLOY / "image" / "locks" / f"{which}.txt").read_text("utf-8").replace("\\\n", "")
+    found = re.findall(r"^([\w.-]+)==(\S+)(.*)$", text, re.M)
+    return {
+        canonicalize_name(name): (version, re.findall(r"--hash=sha256:[0-9a-f]{64}", rest))
+        for name, version, rest in found
+    }
 
 
 def test_the_image_imports_what_exists() -> None:

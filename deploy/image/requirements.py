@@ -1,13 +1,12 @@
-"""Print requirements of pyproject.toml, one a line, for an image layer that pip alone fills.
+"""Print requirements of pyproject.toml, one a line: what deploy/lock.sh makes the image's locks of.
 
     python requirements.py live     the core and the extra *live*, which run in the image
     python requirements.py onnx     the converter of weights, with its own requirements
     python requirements.py files    distributions that are read as files and never imported
     python requirements.py build    the build backend
 
-So a change of the sources reinstalls nothing, and no requirement is listed twice. The distributions
-that are only read are pinned in pyproject.toml, unlike onnx; they are installed without their own
-requirements (foolbox would bring scipy, 150 MB).
+No requirement is listed twice. The distributions that are only read are pinned in pyproject.toml,
+unlike onnx; they are installed without their own requirements (foolbox would bring scipy, 150 MB).
 """
 
 import sys
