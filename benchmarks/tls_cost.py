@@ -4,7 +4,8 @@
 
 Two nodes run in processes of their own, one with an identity. One client sends the same photo to
 them in turn, one request at a time, so that other load on the machine affects both equally; then it
-opens a new connection for each. The models take (almost) no time. `--write` puts the table into
+opens a new connection for each. The models take (almost) no time. The CPU time of client and node
+together is measured too: other load hardly changes it. `--write` puts the table into
 docs/security.md.
 """
 
@@ -22,9 +23,10 @@ import tempfile
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import aiohttp
+import psutil
 import uvloop
 from node_overhead import SCENARIO
 from rich.console import Console
@@ -56,39 +58,63 @@ def node_process(pipe: Connection, scenario: str, keys: str | None) -> None:
 
 async def send(
     client: aiohttp.ClientSession, url: str, number: int, size: int, tls: dict[str, Any]
-) -> float:
-    """The seconds that one request takes."""
+) -> tuple[float, float]:
+    """The seconds that one request takes, and those of this process's CPU."""
     form, body = encode_request(bytes(size))
     request = Request(id=f"r{number}", ingress="a", payload_bytes=size, sent_at=0.0, deadline=1.0)
     headers = form | to_headers(request, 0.0)
     path = f"{url}/v2/models/imagenet-1k/infer"
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), time.process_time()
     async with client.post(path, data=body, headers=headers, **tls) as response:
         await response.read()
     if response.status != 200:
         raise SystemExit(f"{url} answered {response.status}")
-    return time.perf_counter() - start
+    return time.perf_counter() - start, time.process_time() - cpu
 
 
-async def measure(
-    urls: dict[str, str], tls: dict[str, dict[str, Any]], count: int, size: int
-) -> dict[str, dict[str, list[float]]]:
-    """Seconds of each request, by kind of connection and by node."""
-    found: dict[str, dict[str, list[float]]] = {}
-    for kind, force_close in (("kept connections", False), ("a new one each", True)):
-        times = found[kind] = {name: [] for name in urls}
-        connector = aiohttp.TCPConnector(force_close=force_close)
-        async with aiohttp.ClientSession(connector=connector) as client:
-            for i in range(-50, count):  # the first requests fill caches
-                for name in sorted(urls, reverse=i % 2 == 0):
-                    number = 2 * i + 200 + (10**6 if force_close else 0)
-                    taken = await send(client, urls[name], number, size, tls[name])
-                    if i >= 0:
-                        times[name].append(taken)
-    return found
+class Target(NamedTuple):
+    """A node to send to."""
+
+    url: str
+    process: psutil.Process
+    tls: dict[str, Any]
+
+    def cpu(self) -> float:
+        """CPU seconds of its process so far."""
+        times = self.process.cpu_times()
+        return times.user + times.system
 
 
-async def run(count: int, size: int, folder: Path) -> dict[str, dict[str, list[float]]]:
+Figures = dict[str, dict[str, float]]
+"""By node: the median time and the CPU time of a request, s."""
+
+
+async def measure(targets: dict[str, Target], count: int, size: int, force_close: bool) -> Figures:
+    times: dict[str, list[float]] = {name: [] for name in targets}
+    cpu = dict.fromkeys(targets, 0.0)
+    connector = aiohttp.TCPConnector(force_close=force_close)
+    async with aiohttp.ClientSession(connector=connector) as client:
+        for i in range(-50, count):  # the first requests fill caches
+            if i == 0:
+                cpu = {name: -target.cpu() for name, target in targets.items()}
+            for name in sorted(targets, reverse=i % 2 == 0):
+                target = targets[name]
+                number = i + 100 + (10**6 if force_close else 0)
+                taken, own_cpu = await send(client, target.url, number, size, target.tls)
+                if i >= 0:
+                    times[name].append(taken)
+                    cpu[name] += own_cpu
+    return {
+        name: {
+            "time": statistics.median(times[name]),
+            "cpu": (cpu[name] + target.cpu()) / count,
+        }
+        for name, target in targets.items()
+    }
+
+
+async def run(count: int, size: int, folder: Path) -> dict[str, Figures]:
+    """The figures by kind of connection."""
     scenario = folder / "overhead.yaml"
     scenario.write_text(SCENARIO)
     authority = Authority.create()
@@ -96,7 +122,7 @@ async def run(count: int, size: int, folder: Path) -> dict[str, dict[str, list[f
     authority.issue(CLIENT, folder / "client")
     credentials = Credentials(folder / "client", (Role.CLIENT,))
     context = multiprocessing.get_context("spawn")
-    urls = {}
+    targets = {}
     with contextlib.ExitStack() as stack:
         for name, keys in (("plain", None), ("identities", str(folder / "a"))):
             mine, theirs = context.Pipe()
@@ -107,31 +133,39 @@ async def run(count: int, size: int, folder: Path) -> dict[str, dict[str, list[f
             stack.callback(process.join)
             stack.callback(process.terminate)
             theirs.close()
-            urls[name] = await asyncio.to_thread(mine.recv)
-        tls = {"plain": {}, "identities": credentials.calls(identity.node("a"))}
-        return await measure(urls, tls, count, size)
+            url = await asyncio.to_thread(mine.recv)
+            tls = {} if keys is None else credentials.calls(identity.node("a"))
+            targets[name] = Target(url, psutil.Process(process.pid), tls)
+        return {
+            "kept connections": await measure(targets, count, size, False),
+            "a new one each": await measure(targets, count, size, True),
+        }
 
 
-def figures(times: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, float]]:
-    """By kind of connection: medians in ms, and the ratio of the medians."""
-    found = {}
-    for kind, each in times.items():
-        plain, secure = (1e3 * statistics.median(each[k]) for k in ("plain", "identities"))
-        found[kind] = {"plain": plain, "identities": secure, "ratio": secure / plain}
-    return found
+def rows(found: dict[str, Figures]) -> list[list[str]]:
+    """The cells of the table: times in ms and ratios."""
+    made = []
+    for kind, figures in found.items():
+        cells = [kind]
+        for what in ("time", "cpu"):
+            plain, secure = (figures[name][what] for name in ("plain", "identities"))
+            cells += [f"{1e3 * plain:.2f}", f"{1e3 * secure:.2f}", f"{secure / plain:.2f}"]
+        made.append(cells)
+    return made
 
 
-def markdown(found: dict[str, dict[str, float]], count: int, size: int) -> str:
+HEADINGS = ("connection", "plain ms", "with ms", "ratio", "CPU plain ms", "CPU with ms", "ratio")
+
+
+def markdown(found: dict[str, Figures], count: int, size: int) -> str:
+    load = os.getloadavg()[0]
     lines = [
-        f"{count} requests of {size:,} bytes to each, one by one; medians. {os.cpu_count()} cores, "
-        f"load {os.getloadavg()[0]:.0f} meanwhile, so read the ratio.",
+        f"{count} requests of {size:,} bytes to each, one by one: median time, and CPU time of "
+        f"client and node together. {os.cpu_count()} cores, load {load:.0f} meanwhile.",
         "",
-        "| | plain ms | with identities ms | ratio |",
-        "|---|---|---|---|",
-        *(
-            f"| {kind} | {each['plain']:.2f} | {each['identities']:.2f} | {each['ratio']:.2f} |"
-            for kind, each in found.items()
-        ),
+        f"| {' | '.join(HEADINGS)} |",
+        "|---" * len(HEADINGS) + "|",
+        *(f"| {' | '.join(cells)} |" for cells in rows(found)),
     ]
     return "\n".join(lines)
 
@@ -144,13 +178,12 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="put the table into the document")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        times = uvloop.run(run(options.requests, options.size, Path(folder)))
-    found = figures(times)
+        found = uvloop.run(run(options.requests, options.size, Path(folder)))
     table = Table(title=f"{options.requests} requests of {options.size:,} bytes each, one by one")
-    for heading in ("connection", "plain ms", "identities ms", "ratio"):
+    for heading in HEADINGS:
         table.add_column(heading)
-    for kind, each in found.items():
-        table.add_row(kind, *(f"{each[k]:.2f}" for k in ("plain", "identities", "ratio")))
+    for cells in rows(found):
+        table.add_row(*cells)
     Console(file=sys.stdout).print(table)
     if options.json is not None:
         options.json.write_text(json.dumps(found, indent=2) + "\n")
