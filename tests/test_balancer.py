@@ -20,7 +20,7 @@ import aiohttp
 import msgspec
 import pyarrow as pa
 import pytest
-from aiohttp import WSMsgType, web
+from aiohttp import WSMessage, WSMsgType, web
 from aiohttp.test_utils import TestServer
 
 from edgewise import __version__
@@ -1171,3 +1171,26 @@ async def test_a_port_in_use_is_named(tmp_path: Path) -> None:
         )
         with pytest.raises(BadInput, match=f"cannot listen on 127.0.0.1:{port}: Address already"):
             await serve(config, asyncio.Event())
+
+
+async def test_a_ping_on_a_connection_that_has_just_ended_is_no_error() -> None:
+    """aiohttp answers it while the frames are read, and raises what sending raises."""
+
+    class Ending:
+        closed = False
+
+        async def receive(self, timeout: float) -> WSMessage:  # noqa: ASYNC109
+            return WSMessage(WSMsgType.BINARY, messages.encode(hello(0)), None)
+
+        async def send_bytes(self, data: bytes) -> None:
+            pass
+
+        def __aiter__(self) -> Ending:
+            return self
+
+        async def __anext__(self) -> WSMessage:
+            raise aiohttp.ClientConnectionResetError("Cannot write to closing transport")
+
+    async with stack() as s:
+        await s.balancer.serve_channel(Ending(), "somewhere", lambda: None)  # type: ignore[arg-type]
+        assert s.balancer.missing() == ["a", "b"]

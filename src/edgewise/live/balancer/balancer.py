@@ -197,6 +197,8 @@ class Balancer:
         except PeerError as error:
             log.warning("%s: %s", server, error)
             await socket.close(code=1007, message=str(error).encode()[:120])
+        except ConnectionError:
+            pass  # aiohttp answers a ping on a connection that has just ended
         finally:
             keeper.cancel()
             self._open.discard(connection)
