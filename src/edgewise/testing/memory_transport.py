@@ -162,7 +162,7 @@ async def answer(
             method,
             to.path_qs,
             HttpVersion11,
-            CIMultiDictProxy(CIMultiDict(headers)),
+            CIMultiDictProxy(CIMultiDict({"Host": "localhost", **headers})),
             (),
             False,
             None,
