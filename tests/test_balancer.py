@@ -821,8 +821,9 @@ async def test_an_ingress_that_a_client_has_gone_on_to_keeps_its_channel() -> No
         await b.say(messages.Ask(request=request(ingress="b")))
         outcome = served(latency=None, server="b")
         await b.say(messages.OutcomeMessage(outcome=outcome, attempts=(Attempt("b"),)))
-        await made.until(lambda: made.balancer.dispatcher.counts.joined == 1)
-        assert "b" in made.balancer.connections
+        await b.say(messages.Ask(request=request("r2", ingress="b")))
+        assert (await b.hear()).request == "r2"  # it was not cut off
+        assert made.balancer.dispatcher.counts.joined == 0
 
 
 async def test_nothing_is_decided_for_an_ingress_that_is_not_connected() -> None:

@@ -262,20 +262,22 @@ class Balancer:
                 ahead = connection.on_report(message.report, now)
                 self.dispatcher.on_report(message.report, now, ahead)
             elif isinstance(message, messages.OutcomeMessage):
-                entry = self.dispatcher.decisions.get(message.outcome.request)
-                if entry is not None:
-                    _check_sender(connection, entry.request.ingress, "outcome of a request")
-                self.dispatcher.on_answered(
-                    message.outcome,
-                    now,
-                    connection.clock.ahead,
-                    message.attempts,
-                    connection.server,
-                )
+                self._on_answered(connection, message, now)
             elif isinstance(message, messages.Pong):
                 connection.clock.pong(message, now)
             else:
                 raise PeerError("a second hello")
+
+    def _on_answered(
+        self, connection: NodeConnection, message: messages.OutcomeMessage, now: float
+    ) -> None:
+        outcome = message.outcome
+        entry = self.dispatcher.decisions.get(outcome.request)
+        if entry is not None and entry.moved_to == connection.server:
+            return  # not of this decision; the client reports it itself
+        if entry is not None:
+            _check_sender(connection, entry.request.ingress, "outcome of a request")
+        self.dispatcher.on_answered(outcome, now, connection.clock.ahead, message.attempts)
 
     async def _on_ask(self, connection: NodeConnection, ask: messages.Ask, now: float) -> None:
         request, uploaded, ahead = ask.request, ask.uploaded, connection.clock.ahead
@@ -288,8 +290,11 @@ class Balancer:
             uploaded = None if uploaded is None else uploaded - ahead
         try:
             entry = self.dispatcher.decide(request, now, "ask", uploaded)
-        except WireError:
-            return  # its client has gone on from another ingress: this one decides by itself
+        except WireError:  # its client has gone on from another ingress
+            entry = self.dispatcher.decisions.get(request.id)
+            if entry is not None:
+                entry.moved_to = connection.server
+            return  # this one decides by itself
         if not known:
             self.metrics.decision_duration.observe(self.clock.now() - now)
         crossed = (

@@ -188,11 +188,8 @@ class Dispatcher:
         now: float,
         clock_ahead: float,
         attempts: tuple[Attempt, ...] = (),
-        ingress: str | None = None,
     ) -> None:
         """Take in that the ingress has answered a request, after these attempts.
-
-        `ingress`, if given, may be another one than the decision was for: its client has gone on.
 
         It cannot know the client's latency: until the client reports it, the time until the ingress
         began to answer stands for it.
@@ -200,10 +197,9 @@ class Dispatcher:
         entry = self.decisions.get(outcome.request)
         if entry is not None and not entry.answered:
             entry.answered = True
-            ingress = ingress or entry.request.ingress
             self.tracker.on_attempts(
-                ingress,
-                entry.command.server if ingress == entry.request.ingress else None,
+                entry.request.ingress,
+                entry.command.server,
                 attempts,
                 entry.decision.at,
                 outcome.stamps.uploaded is not None and entry.in_time_expected,

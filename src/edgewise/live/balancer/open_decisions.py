@@ -62,6 +62,8 @@ class TrackedDecision(Struct, kw_only=True, eq=False, gc=False):
     commanded_at: float = 0.0
     asked: bool = False
     """The ingress has asked for the command."""
+    moved_to: str = ""
+    """Another ingress that has asked for it since: the client has gone on there."""
     answered: bool = False
     """The ingress has said how the request ended."""
     outcome: Outcome | None = None
