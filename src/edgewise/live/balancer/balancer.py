@@ -291,9 +291,9 @@ class Balancer:
         try:
             entry = self.dispatcher.decide(request, now, "ask", uploaded)
         except WireError:  # its client has gone on from another ingress
-            entry = self.dispatcher.decisions.get(request.id)
-            if entry is not None:
-                entry.moved_to = connection.server
+            first = self.dispatcher.decisions.get(request.id)
+            if first is not None:
+                first.moved_to = connection.server
             return  # this one decides by itself
         if not known:
             self.metrics.decision_duration.observe(self.clock.now() - now)
