@@ -99,13 +99,15 @@ def table(experiment: Experiment, control: PolicySpec, policy: PolicySpec) -> Se
 def guard_share(policy: PolicySpec, seeds: tuple[int, ...], threads: int) -> str:
     """How many decisions the guard leaves to the heuristic, as a sentence."""
     shares = {}
-    for name in families.STANDARD:
+    for name in (*families.STANDARD, "any_scale"):
         _, _, counters = survey(np.array(policy.params), WorldSource(family=name), seeds, threads)
         shares[name] = 100.0 * float(counters[1:].sum() / counters[0])
+    elsewhere = shares.pop("any_scale")
     most = max(shares, key=shares.__getitem__)
     return (
         f"The guard left {np.mean(list(shares.values())):.2f} % of the decisions to the heuristic, "
-        f"most of them in {most} ({shares[most]:.2f} %; {len(seeds)} seeds of each family)."
+        f"most of them in {most} ({shares[most]:.2f} %; {len(seeds)} seeds of each family); on fleets "
+        f"of any scale {elsewhere:.0f} %."
     )
 
 
