@@ -106,8 +106,8 @@ def guard_share(policy: PolicySpec, seeds: tuple[int, ...], threads: int) -> str
     most = max(shares, key=shares.__getitem__)
     return (
         f"The guard left {np.mean(list(shares.values())):.2f} % of the decisions to the heuristic, "
-        f"most of them in {most} ({shares[most]:.2f} %; {len(seeds)} seeds of each family); on fleets "
-        f"of any scale {elsewhere:.0f} %."
+        f"most of them in {most} ({shares[most]:.2f} %; {len(seeds)} seeds of each family); on "
+        f"fleets of any scale {elsewhere:.0f} %."
     )
 
 
