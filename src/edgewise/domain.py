@@ -424,6 +424,8 @@ class Decision(Struct, frozen=True, kw_only=True, gc=False):
     at: Stamp
     reason: ShedReason | None = None
     """Given exactly if the request is shed."""
+    overruled: bool = False
+    """The policy would have shed the request; an idle fleet can answer it (`fleet.admission`)."""
 
 
 class Command(Struct, frozen=True, kw_only=True, tag="command", gc=False):

@@ -48,6 +48,11 @@ class RecordedDecision(Struct, frozen=True, kw_only=True):
     candidates: tuple[Candidate | None, ...]
     """By row; None sheds."""
 
+    def was_overruled(self, explained: Explained) -> bool:
+        """Whether the scores would have shed the request, and it was let in (`fleet.admission`)."""
+        shed = len(self.candidates) - 1
+        return self.row != shed and all(explained.shed > why.score for why in explained.rows)
+
     def explain(self, policy: str = "") -> Explained:
         """Each candidate's score, part by part, by the policy that decided or by `policy`.
 

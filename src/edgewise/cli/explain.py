@@ -57,6 +57,8 @@ def explain(
         console.print(table)
     if explained.guard:
         console.print(f"the guard left it to the heuristic: {explained.guard}", highlight=False)
+    if decision.was_overruled(explained) and policy in ("", decision.policy):
+        console.print("it would have been shed, but the fleet was idle: it was let in")
     if policy and policy != decision.policy:
         by = f"{decision.policy} decided; these are the scores of {policy}"
         console.print(by, highlight=False)

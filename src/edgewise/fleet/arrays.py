@@ -208,6 +208,7 @@ class Belief(NamedTuple):
     flights: Array  # FLIGHT (S, FLIGHTS_MAX + padding)
     sends: Array  # SEND (S, FLIGHTS_MAX + padding)
     edf: Array  # float64 (1,): 1 earliest deadline first, 0 first in first out
+    lately: Array  # float64 (2,): worker s in the bucket of `fleet.admission`, and as of when
     decay: Array  # float64 (4,): landmark, time, growth at that time, 1 / growth (`fleet.decay`)
     targets: Array  # TARGET (S + 1, S): path from a to b at [a, b]; server s at [S, s]
     ejection: Array  # EJECTION (1,)
@@ -289,6 +290,7 @@ def new_belief(
         flights=records((count, FLIGHTS_MAX + _PADDING), FLIGHT),
         sends=records((count, FLIGHTS_MAX + _PADDING), SEND),
         edf=np.array([1.0 if edf else 0.0]),
+        lately=np.zeros(2),
         decay=np.full(4, np.nan),
         targets=_targets(count),
         ejection=_no_ejection(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from edgewise.compile import jit_no_refcount
+from edgewise.fleet.admission import offer, offer_shed
 from edgewise.fleet.arrays import Belief
 from edgewise.fleet.belief import on_decision, requests_in_flight
 from edgewise.fleet.ejection import on_chosen
@@ -23,6 +24,7 @@ def commit(
     destination = int(table.rows.server[row])
     if destination < 0:
         command, _ = on_decision(belief, now, ingress, -1, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0)
+        offer_shed(belief, table, now)
         return command, 0, 0
     if belief.ejection[0].active != 0:
         on_chosen(belief, ingress, destination, deadline, now)
@@ -40,4 +42,5 @@ def commit(
         table.rows.prepare[row],
         link_rate(belief, link, now) if link >= 0 else 1.0,
     )
+    offer(belief, table.rows.service_time[row], now)
     return command, dispatch, rif

@@ -20,6 +20,7 @@ from msgspec import Struct
 
 from edgewise.domain import HELD_MAX, Report
 from edgewise.fleet import belief as core
+from edgewise.fleet.admission import offer
 from edgewise.fleet.announcements import Announcements
 from edgewise.fleet.arrays import Belief
 from edgewise.fleet.ejection import end_probe
@@ -167,6 +168,7 @@ class OpenDispatches:
                 entry.decided_at,
                 now,
             )
+            offer(self._belief, entry.work, now)
             if not entry.came:
                 core.on_request(self._belief, entry.ingress, now)
             entry.counted = True
@@ -182,6 +184,7 @@ class OpenDispatches:
     def _withdraw(self, entry: OpenDispatch, now: float) -> None:
         belief = self._belief
         core.withdraw(belief, entry.server, entry.dispatch, entry.work, entry.decided_at, now)
+        offer(belief, -entry.work, now)
         if not entry.came:
             core.withdraw_request(belief, entry.ingress, entry.decided_at, now)
         entry.counted = False

@@ -27,6 +27,7 @@ from edgewise.domain import (
     Status,
 )
 from edgewise.fleet import belief as core
+from edgewise.fleet.admission import keep_if_idle
 from edgewise.fleet.arrays import Belief, new_belief, records
 from edgewise.fleet.commit import commit
 from edgewise.fleet.ejection import ANSWERED, attempt_fault, end_probe, on_attempt, only_for_probe
@@ -43,7 +44,7 @@ from edgewise.fleet.intake import (
 )
 from edgewise.fleet.observe import backlog_at, link_rate, observe
 from edgewise.fleet.open_dispatches import OpenDispatch, OpenDispatches
-from edgewise.fleet.table import load, new_table
+from edgewise.fleet.table import CandidateTable, load, new_table
 from edgewise.fleet.timeouts import photo_patience
 from edgewise.scenario import EjectionSpec, Scenario
 from edgewise.score import ScoreShape, worthless_after
@@ -236,6 +237,11 @@ class Tracker:
             return
         rate_at = now if measured_at is None else measured_at
         take_link_state(self.belief, link, rate, rate_at, rtt, backlog, now)
+
+    def keep_if_idle(self, table: CandidateTable) -> bool:
+        """Overrule the scores that would shed the request observed last, if an idle fleet can
+        answer it in time. Returns whether they were changed."""
+        return bool(keep_if_idle(self.belief, table))
 
     def commit(
         self,

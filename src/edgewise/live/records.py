@@ -148,7 +148,7 @@ _request = _Columns(Request, names={"id": "request"})
 _outcome = _Columns(Outcome, without={"stamps"})
 _stamps = _Columns(Stamps, prefix="stamp_")
 _score = _Columns(Score)
-_decision = _Columns(Decision, without={"request"})
+_decision = _Columns(Decision, without={"request", "overruled"})
 _command = _Columns(Command, without={"request", "form", "reason", "alternatives"})
 _report = _Columns(Report)
 

@@ -407,8 +407,15 @@ class Policy:
         self._rng = new_rng(seed)
         self._table: CandidateTable | None = None
 
-    def decide(self, observation: Observation) -> Decision:
+    def decide(
+        self,
+        observation: Observation,
+        keep: Callable[[CandidateTable], bool] = lambda table: False,
+    ) -> Decision:
         """Choose among the observation's rows.
+
+        If the request would be shed, `keep` is called with the scored table; it may change the
+        scores, and returns whether it did (`fleet.tracker.Tracker.keep_if_idle`).
 
         A kernel that raises, which those of this package never do, is logged, and the row of least
         predicted latency takes its place: requests have to be answered all the same.
@@ -423,7 +430,11 @@ class Policy:
             table.scores[:-1] = -table.rows.latency[:-1]
             table.scores[-1] = -math.inf
             probability, name = 1.0, f"{name}-failed"
-        return decision(observation, table.scores, probability, name)
+        made = decision(observation, table.scores, probability, name)
+        if not made.ranked and keep(table):
+            made = decision(observation, table.scores, probability, name)
+            made = msgspec.structs.replace(made, overruled=True)
+        return made
 
     @property
     def counters(self) -> dict[str, int]:

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from edgewise.compile import as_pointer, by_reference, jit_no_refcount
+from edgewise.fleet.admission import keep_if_idle
 from edgewise.fleet.arrays import Array, Belief
 from edgewise.fleet.belief import on_request
 from edgewise.fleet.commit import commit
@@ -227,6 +228,24 @@ def observe_request(sim: Sim, i: int, now: float) -> None:
     )
 
 
+@jit_no_refcount(internal=True)
+def chosen_row(sim: Sim) -> int:
+    """The row that the table's scores choose, unless an idle fleet can answer what they shed."""
+    row = best_row(sim.table)
+    if row == sim.table.mask.size - 1:
+        b = sim.world.slots[sim.world.clock[0].current].balancer
+        belief = sim.belief if b == 0 else by_reference(belief_view(sim.beliefs, b))
+        if keep_if_idle(belief, sim.table):
+            row = best_row(sim.table)
+    return row
+
+
+@jit_no_refcount
+def choose(sim: Sim) -> int:
+    """Do as `chosen_row`, for a policy that is not compiled."""
+    return chosen_row(by_reference(sim))
+
+
 @jit_no_refcount
 def act(sim: Sim, row: int, probability: float) -> None:
     """Decide the request at which `advance` stopped by `row` of its table; the last row sheds.
@@ -373,7 +392,7 @@ def run(sim: Sim, kernel: Any, params: Array, memory: Array, rng: Array, decisio
         b = sim.world.slots[sim.world.clock[0].current].balancer
         sim.table.scores[shed] = -math.inf
         probability = kernel(sim.table, params, memory[b], rng[b])
-        row = best_row(sim.table)
+        row = chosen_row(sim)
         if sim.world.settings[0].can_fail != 0:
             keep_alternatives(sim, row)
         choose_row(sim, row, probability)
@@ -419,7 +438,7 @@ def run_learning(
         b = world.slots[i].balancer
         sim.table.scores[shed] = -math.inf
         probability = kernel(sim.table, params, memory[b], rng[b])
-        row = best_row(sim.table)
+        row = chosen_row(sim)
         describe(sim.table, row, features[i])
         if settings.can_fail != 0:
             keep_alternatives(sim, row)

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from edgewise.errors import EdgewiseError
 from edgewise.fleet.rng import new_rng
-from edgewise.fleet.table import best_row
 from edgewise.policies.base import PolicySpec, call
 from edgewise.sim import engine
 from edgewise.sim.layout import Sim
@@ -126,7 +125,7 @@ class Player:
             b = int(slots[i]["balancer"])
             table.scores[-1] = -math.inf
             probability = call(spec, table, self.params, self.memory[b], self.rng[b])
-            row = int(best_row(table))
+            row = int(engine.choose(sim))
             if spec.features > 0:
                 spec.describe(table, row, self.features[i])
             engine.decide(sim, row, probability)

@@ -73,6 +73,7 @@ def belief_view(beliefs: Belief, b: int) -> Belief:
         beliefs.flights[b],
         beliefs.sends[b],
         beliefs.edf[b],
+        beliefs.lately[b],
         beliefs.decay[b],
         beliefs.targets[b],
         beliefs.ejection[b],

@@ -50,6 +50,10 @@ class BalancerMetrics(Collector):
         totals = {
             "request": ("Requests decided.", counts.requests),
             "request_again": ("Submissions of a request decided before.", counts.again),
+            "decision_overruled": (
+                "Decisions to shed that were overruled, as the fleet was idle.",
+                counts.overruled,
+            ),
             "report": ("Reports of nodes.", counts.reports),
             "report_late": ("Reports overtaken by a newer one.", counts.reports_late),
             "outcome_joined": ("Outcomes joined to a decision.", counts.joined),

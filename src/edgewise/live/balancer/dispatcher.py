@@ -48,6 +48,8 @@ class Counters(Struct, kw_only=True):
     actions: dict[str, int] = msgspec.field(
         default_factory=lambda: {"run": 0, "transfer": 0, "shed": 0}
     )
+    overruled: int = 0
+    """Requests that the policy would have shed, and an idle fleet could answer in time."""
     reports: int = 0
     reports_late: int = 0
     """Reports overtaken by a newer one."""
@@ -139,7 +141,10 @@ class Dispatcher:
         tracker = self.tracker
         tracker.on_request(request, now)
         observation = tracker.observe(request, now, uploaded)
-        decision = self.policy.decide(observation)
+        decision = self.policy.decide(observation, tracker.keep_if_idle)
+        other = None
+        if self.shadow is not None:  # before the belief counts the decision
+            other = self.shadow.decide(observation, tracker.keep_if_idle)
         command = tracker.commit(request, decision, observation, announced_by)
         row = decision.rows[0]
         worthless_at = request.sent_at + worthless_after(request.deadline, tracker.shape.grace)
@@ -159,12 +164,12 @@ class Dispatcher:
         counts = self.counts
         counts.requests += 1
         counts.actions[entry.action] += 1
+        counts.overruled += decision.overruled
         predicted = (
             float(table_of_observation(observation).rows.latency[row]) if decision.ranked else None
         )
         self.recorder.add(DECISIONS, request, decision, command, trigger, predicted)
-        if self.shadow is not None:
-            other = self.shadow.decide(observation)
+        if other is not None:
             counts.shadow_agreed += other.rows[0] == row
             counts.shadow_differed += other.rows[0] != row
             self.recorder.add(SHADOW, other, decision)

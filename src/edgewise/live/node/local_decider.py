@@ -7,6 +7,8 @@ dispatches, the last fleet reports of the balancer, and the reports that its pee
 
 from __future__ import annotations
 
+import msgspec
+
 from edgewise import policies
 from edgewise.domain import Attempt, Command, Outcome, Report, Request, Status
 from edgewise.fleet.tracker import Tracker
@@ -29,6 +31,10 @@ class LocalDecider:
     def warm_up(self, request: Request, now: float) -> None:
         """Decide on a made-up request, so that no other waits for a compiler."""
         self.decide(request, now, None)
+        forgotten = Report(server=self._server, at=now + 1.0, workers=1, held=())
+        self._tracker.on_report(forgotten, now + 1.0)
+        self._tracker.on_asked(request, now + 1.0)
+        self.decide(msgspec.structs.replace(request, id="warm-up-2", accuracy=1.0), now, None)
         self.on_outcome(Outcome(request=request.id, status=Status.FAILED), now)
         self._tracker.connect(self._server, now)
 
@@ -36,7 +42,8 @@ class LocalDecider:
         """The command for a request; its numbers are this node's own."""
         self._tracker.on_request(request, now)
         observation = self._tracker.observe(request, now, uploaded)
-        return self._tracker.commit(request, self._policy.decide(observation), observation)
+        decision = self._policy.decide(observation, self._tracker.keep_if_idle)
+        return self._tracker.commit(request, decision, observation)
 
     def on_own_report(self, report: Report, now: float) -> None:
         """Take in this server's own report."""
