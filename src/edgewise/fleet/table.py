@@ -7,7 +7,8 @@ A *row* is a candidate (service, payload form); the last row is *shed*. Columns 
 - ``table.servers[s].failure`` belongs to server s; all its rows share it.
 - ``table.context.deadline`` belongs to the request; all rows share it.
 - ``table.mask[r]`` is 1 if row r may be chosen: its accuracy is at least the demanded one, its
-  server is up and not draining, and the payload form makes sense (model-ready only for a transfer).
+  server is up and not draining, neither the server nor the path to it is ejected, and the payload
+  form makes sense (model-ready only for a transfer).
   The shed row may always be chosen.
 - ``table.scores[r]`` is written by the policy: higher is better, −inf means never.
 
