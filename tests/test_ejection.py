@@ -158,6 +158,15 @@ def test_an_undelivered_payload_says_nothing_of_a_path_that_works() -> None:
     assert fleet.target(1, ingress=0).state == EJECTED
 
 
+def test_an_undelivered_payload_says_nothing_of_a_link_that_completes_others() -> None:
+    fleet = Fleet()
+    fleet.belief.links["rate_at"] = 5.5  # to another peer, over the same uplink
+    fleet.tried(1, UNDELIVERED, 6.0, times=9, decided_at=5.0)
+    assert fleet.target(1, ingress=0).state == WELL
+    fleet.tried(1, UNDELIVERED, 7.0, times=3, decided_at=6.0)
+    assert fleet.target(1, ingress=0).state == EJECTED
+
+
 def test_a_missing_answer_of_a_server_that_serves_others_says_nothing() -> None:
     fleet = Fleet()
     for n in range(20):
@@ -181,15 +190,6 @@ def test_a_server_is_not_stuck_while_it_may_run_its_longest_service() -> None:
     fleet.report(1, 5.0 + 2.9 * SECONDS, served=7, waiting=4)
     fleet.tried(1, UNANSWERED, 5.03, times=9, decided_at=5.01)
     assert fleet.admissible(5.1) == {0, 1, 2}
-
-
-def test_a_path_whose_server_says_that_nobody_waits_is_ejected() -> None:
-    fleet = Fleet()
-    for n in range(20):
-        fleet.report(1, 5.0 + n * PERIOD, served=n)
-    fleet.tried(1, UNANSWERED, 7.0, times=3, decided_at=5.5)
-    assert fleet.target(1).state == WELL
-    assert fleet.target(1, ingress=0).state == EJECTED
 
 
 def test_a_missing_answer_says_nothing_without_a_recent_report() -> None:

@@ -25,10 +25,9 @@ so it counts only if the photo was complete at the ingress, the decision expecte
 (`attempt_fault`), and nothing else is seen to work:
 
 - A payload that was not delivered in time is a failure of the path, unless the path has brought an
-  answer since that request was decided.
+  answer since that request was decided, or its link has completed a transfer: then it is slow.
 - An answer that is missing although the server has the payload is a failure of the server, if by a
-  recent report it has served nobody for longer than that; and of the path, if by that report nobody
-  waits there.
+  recent report it has served nobody for longer than that.
 
 Refusals and bad requests are no failures. A request that was decided before its target's present
 state began says nothing about that state.
@@ -142,11 +141,12 @@ def on_fault(
     remote = ingress != s
     of_server = fault == ERROR
     of_path = fault == UNREACHABLE
-    if fault == UNDELIVERED:
-        of_path = belief.targets[ingress, s].good_at < decided_at
+    if fault == UNDELIVERED and remote:
+        link = belief.links[belief.path[ingress, s]]
+        works = belief.targets[ingress, s].good_at >= decided_at or link.rate_at >= decided_at
+        of_path = not works
     elif fault == UNANSWERED and belief.servers[s].report_at > 0.5 * (decided_at + now):
         of_server = is_stuck(belief, s, decided_at)
-        of_path = not of_server and belief.servers[s].queued == 0.0
     if of_server:
         on_failure(belief, own, s, decided_at, now)
     else:
