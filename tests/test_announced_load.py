@@ -170,7 +170,7 @@ def test_what_a_restarted_ingress_has_forgotten_stops_counting_elsewhere() -> No
 
 
 def test_after_a_partition_the_ingress_says_what_is_still_under_way() -> None:
-    made = dispatcher()
+    made = dispatcher("round_robin")
     for name in ("r1", "r2"):
         made.decide(request(name), NOW, "ask")
     last = int(made.tracker.belief.servers[0]["commands"])

@@ -513,7 +513,7 @@ async def test_the_control_api_names_the_wrong_field(tmp_path: Path) -> None:
             ({"speed": 1}, "unknown field 'speed'"),
             ({"rate_mbps": 1, "trace": {"kind": "file", "path": "ok"}}, "rate_mbps: .*both"),
             ({"trace": {"kind": "lan", "mean_mbps": 1}}, "trace.kind: expected one of file"),
-            ({"trace": {"kind": "file", "path": "bad"}}, "bad: line 2: expected whole"),
+            ({"trace": {"kind": "file", "path": "bad"}}, "bad: line 2: expected a whole number"),
             ({"trace": {"kind": "file", "path": "/etc/passwd"}}, "trace.path: expected a file"),
             ({"trace": {"kind": "file", "path": "../x"}}, "trace.path: expected a file below"),
             ({"trace": {"kind": "file", "path": "link"}}, "trace.path: expected a file below"),
@@ -521,7 +521,7 @@ async def test_the_control_api_names_the_wrong_field(tmp_path: Path) -> None:
             ({"trace": {"kind": "file", "path": "loop"}}, "trace.path: expected a file below"),
             ({"trace": {"kind": "file", "path": "a\0b"}}, "trace.path: expected a file below"),
             ({"trace": {"kind": "file", "path": "x" * 5000}}, "trace.path: expected a file below"),
-            ({"trace": {"kind": "file", "path": "huge"}}, "huge: line 1: expected whole"),
+            ({"trace": {"kind": "file", "path": "huge"}}, "huge: line 1: expected a whole number"),
             ({"trace": {"kind": "wifi", "mean_mbps": 1, "duration": 1e9}}, "duration: expected"),
             ({"delay": 1e9}, "delay: expected"),
             ({"delay": 1.0, "trace": {}}, "trace: expected a field 'kind'"),
@@ -556,7 +556,7 @@ async def test_errors_are_json(request_line: str, body: str, status: str, proble
         address = relay.ports["control"]
         reader, writer = await asyncio.open_connection(address["host"], address["port"])
         writer.write(
-            f"{request_line} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+            f"{request_line} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
             f"Content-Length: {len(body)}\r\n\r\n{body}".encode()
         )
         answer = (await reader.read()).decode()

@@ -44,6 +44,7 @@ from edgewise.live.records import decision_row
 from edgewise.live.run.deployment import Deployment
 from edgewise.live.run.fleet_configs import EVALUATOR
 from edgewise.live.wire import messages
+from edgewise.live.wire.http_server import Usage
 from edgewise.live.wire.open_inference import encode_request
 from edgewise.live.wire.request_metadata import to_headers
 from edgewise.live.wire.transfers import TransferHeaders
@@ -428,7 +429,7 @@ def test_every_path_of_every_server_stands_in_a_table() -> None:
     controller = LinkController(RelayConfig(routes=(Route(to=Address(port=9)),)))
     balancer = Balancer(Dispatcher(two_servers(), make_policy("local"), 0.0), Clock())
     made = Node(NodeConfig(scenario="test", server="a"), scenario())
-    node_api = NodeApi(None, Clock(), made.monitor, None, 1, (), "t", ())  # type: ignore[arg-type]
+    node_api = NodeApi(None, Clock(), made.monitor, None, Usage(), (), "t", ())  # type: ignore[arg-type]
     open_to_all = access.guard({}, None, on_loopback=True)
     for table, application in (
         (access.BALANCER, BalancerApi(balancer).app()),
