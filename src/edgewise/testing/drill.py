@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 
 import msgspec
+from aiohttp.web_app import _cached_build_middleware
 from msgspec import Struct
 
 from edgewise.domain import Status
@@ -94,6 +95,8 @@ def play(plan: Plan, requests: int = REQUESTS) -> DrillResult:
         fleet, watch = run_virtual(run(), ProcessLoop)
     finally:
         logging.disable(logging.NOTSET)
+        # aiohttp remembers the handlers of the last 1,024 routes, and with them whole fleets.
+        _cached_build_middleware.cache_clear()
     return DrillResult(
         seed=plan.seed,
         requests=requests,
