@@ -31,7 +31,7 @@ def test_the_example_in_the_docstring_runs() -> None:
 
 def test_the_document_runs() -> None:
     blocks = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text("utf-8"), re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     names: dict[str, object] = {}
     for block in blocks:
         exec(compile(block, str(DOCUMENT), "exec"), names)

@@ -8,6 +8,8 @@
   virtual time.
 - `run_simulated`: the same trace in the simulator.
 - `Transcript`, `differences`, `Difference`: what happened in a run, and where two runs differ.
+- `run_drill`, `DrillResult`, `draw_plan`, `Fault`: the live system with random faults, checked.
+- `Process`, `ProcessLoop`, `FaultyNetwork`: what a drill is made of.
 - `run_oracle`, `OracleRequest`: a slow simulator in plain Python, written independently of the
   engine.
 
@@ -27,9 +29,13 @@ A policy behaves the same in both worlds:
 `docs/testing.md` shows how to test a policy or a node of one's own. Needs the extra *live*.
 """
 
+from edgewise.testing.drill import DrillResult, run_drill
+from edgewise.testing.faults import Fault, draw_plan
+from edgewise.testing.faulty_network import FaultyNetwork
 from edgewise.testing.live_fleet import Disturbance, LiveFleet, make_node, run_live
 from edgewise.testing.memory_transport import MemoryNetwork, MemoryRoute, MemoryTransport, url_of
 from edgewise.testing.oracle import OracleRequest, run_oracle
+from edgewise.testing.processes import Process, ProcessLoop
 from edgewise.testing.shared_link import SharedLink
 from edgewise.testing.simulated import run_simulated
 from edgewise.testing.transcript import Difference, Transcript, differences
@@ -39,16 +45,23 @@ __all__ = [
     "Deadlock",
     "Difference",
     "Disturbance",
+    "DrillResult",
+    "Fault",
+    "FaultyNetwork",
     "LiveFleet",
     "MemoryNetwork",
     "MemoryRoute",
     "MemoryTransport",
     "OracleRequest",
+    "Process",
+    "ProcessLoop",
     "SharedLink",
     "Transcript",
     "VirtualLoop",
     "differences",
+    "draw_plan",
     "make_node",
+    "run_drill",
     "run_live",
     "run_oracle",
     "run_simulated",

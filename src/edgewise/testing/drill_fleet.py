@@ -13,7 +13,8 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from edgewise.domain import Report, Service, request_id
+from edgewise.domain import Command, Decision, Observation, Report, Request, Service, request_id
+from edgewise.fleet.tracker import Tracker
 from edgewise.live.balancer.api import BalancerApi
 from edgewise.live.balancer.balancer import Balancer
 from edgewise.live.balancer.dispatcher import Dispatcher
@@ -152,6 +153,7 @@ class DrillFleet:
         if balancer.process is None or balancer.part is None:
             self.watch.violated("the balancer is not up at the end")
             return
+        self.watch.check_calm()
         self.watch.check_balancer_at_end(balancer.process, balancer.part, list(names))
         self.watch.check_runs()
         left = [each for each in self.network.open if each.is_waited_for and each.request]
@@ -245,6 +247,7 @@ class DrillFleet:
         scenario = self.scenario
         policy = make_policy(scenario.policy, policy_seeds(scenario.seed, 1)[0])
         dispatcher = Dispatcher(scenario, policy, clock.now())
+        watch_decisions(dispatcher.tracker, process, self.watch)
         dispatcher.recorder = recorder = DrillRecorder(dispatcher.tables, self._disk_fault)
         balancer = Balancer(dispatcher, clock)
         app = BalancerApi(balancer).app()
@@ -451,6 +454,8 @@ class DrillNode(Node):
         self._process, self._watch = process, watch
         super().__init__(config, scenario, clock, transport=transport)
 
+        watch_decisions(self.local_decider._tracker, process, watch)
+
     def _executor_of(self, here: Mapping[str, Service]) -> Executor:
         return _WatchedExecutor(super()._executor_of(here), self._process, self._watch)
 
@@ -471,6 +476,21 @@ class _WatchedExecutor:
         finally:
             for item in batch:
                 self._watch.run_ended(self._process, item.request)
+
+
+def watch_decisions(tracker: Tracker, process: Process, watch: Watch) -> None:
+    """Have each decision of a tracker watched."""
+    commit = tracker.commit
+
+    def watched(
+        request: Request, decision: Decision, observation: Observation, *more: Any
+    ) -> Command:
+        targets = tracker.belief.targets.copy()
+        command = commit(request, decision, observation, *more)
+        watch.decided(process, tracker, targets, request, command, decision.at)
+        return command
+
+    tracker.commit = watched  # type: ignore[method-assign, assignment]
 
 
 class DrillRecorder(Recorder):

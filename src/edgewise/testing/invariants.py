@@ -5,6 +5,8 @@ At every event
       at the latest when it can no longer score.
     - A request runs once at a server, and on two servers at once only if nobody waits for one of
       them any more.
+    - No decision sends more than one request at a time, a probe, to a server or path that is
+      ejected, and none while its time-out lasts, unless the request has no other way.
     - A handler never raises; a node or a balancer never dies by itself.
 
 Four times a second
@@ -17,6 +19,7 @@ At the end of each request
     - An answer comes by its limit, unless its ingress or the way to it had a fault.
 
 At the end of the run, after light traffic without faults
+    - Requests were answered in time again.
     - Each request has its outcome, and the balancer has settled each decision once.
     - Nothing is left: no request, job, transfer or connection, and as many tasks as before.
     - The balancer believes what is so: every server connected, nothing queued or under way.
@@ -31,7 +34,9 @@ from typing import Any
 
 from msgspec import Struct
 
-from edgewise.domain import Outcome, Request, Status
+from edgewise.domain import Command, Outcome, Request, Status
+from edgewise.fleet.arrays import EJECTED
+from edgewise.fleet.tracker import Tracker
 from edgewise.live.balancer.open_decisions import OPEN_MAX, RECENT_MAX
 from edgewise.live.client.client import FINAL_READ, LOST_AFTER, SentRequest
 from edgewise.live.node.command_source import EARLY_MAX
@@ -53,6 +58,9 @@ AFTERMATH = 1.0
 connection that was reset is noticed one way later, a held message is sent again."""
 OUT_OF_TIME = ("no answer in time", "no time left", "too late to run")
 """Reasons of failures that overload alone explains."""
+CALM_SHARE, CALM_MIN = 0.4, 20
+"""Share of the requests after all faults that must be answered in time, if there are as many. Some
+demands are too much for any fleet: without faults, two thirds and more are in time."""
 VIOLATIONS_MAX = 20
 """Violations of a run that are kept."""
 
@@ -98,6 +106,7 @@ class Watch(Observer):
         self._has_run: Counter[tuple[Process, str]] = Counter()
         self._answered: set[tuple[Process, str]] = set()
         self._runs: Counter[str] = Counter()
+        self._probes: dict[tuple[Process, int, int], Request] = {}
         self.second_runs: dict[str, float] = {}
         """When a request ran for the second time or later, s."""
 
@@ -141,6 +150,45 @@ class Watch(Observer):
 
     def on_raised(self, process: Process, path: str, error: Exception) -> None:
         self.violated(f"{process}: {path} raised {error!r}")
+
+    # -- decisions -------------------------------------------------------------------------------
+
+    def decided(
+        self,
+        process: Process,
+        tracker: Tracker,
+        targets: Any,
+        request: Request,
+        command: Command,
+        now: float,
+    ) -> None:
+        """A balancer or a node has decided; `targets` as they were before, `now` on its clock."""
+        self.note("decision", process, request.id, command.server, command.model)
+        belief = tracker.belief
+        if command.server is None or belief.ejection[0].all_barred:
+            return
+        ingress = tracker.servers.index(request.ingress)
+        s = tracker.servers.index(command.server)
+        for a in {len(tracker.servers), ingress}:
+            target = targets[a, s]
+            if target["state"] != EJECTED:
+                continue
+            self.counts["probes"] += 1
+            if now < target["until"]:
+                self.violated(f"{process} sends {request.id} to {command.server}, ejected")
+            before = self._probes.get((process, a, s))
+            if before is not None and not self._has_ended(before):
+                self.violated(f"{process} probes {command.server} twice: {before.id}, {request.id}")
+            self._probes[process, a, s] = request
+        for other in command.alternatives:
+            if any(
+                targets[a, tracker.servers.index(other.server)]["state"] == EJECTED
+                for a in (len(tracker.servers), ingress)
+            ):
+                self.violated(f"{process}: {request.id} may go on to {other.server}, ejected")
+
+    def _has_ended(self, request: Request) -> bool:
+        return request.id in self.ended or any(key[1] == request.id for key in self._answered)
 
     # -- nodes -----------------------------------------------------------------------------------
 
@@ -337,6 +385,20 @@ class Watch(Observer):
         settled = sum(counts.settled.values())
         if settled != counts.requests:
             self.violated(f"{process}: {counts.requests} decisions, {settled} settled")
+
+    def check_calm(self) -> None:
+        """Long after the last fault, requests are answered in time again."""
+        calm = [each for each in self.ended.values() if each.at > self.calm_since]
+        good = sum(
+            each.outcome.latency is not None
+            and each.outcome.status is Status.SERVED
+            and each.outcome.latency <= each.deadline
+            for each in calm
+        )
+        if len(calm) >= CALM_MIN and good < CALM_SHARE * len(calm):
+            self.violated(
+                f"{good} of {len(calm)} requests in time, {RECOVERY:g} s after the last fault"
+            )
 
     def check_requests(self, expected: int) -> None:
         """Every request that was sent has its outcome."""
