@@ -25,7 +25,7 @@ from edgewise.testing.faults import KINDS, draw_plan
 FEW = 100
 """Requests of a run here, about: most of them take half a second."""
 
-QUICK = (3, 5, 8, 17, 28, 31, 47, 58, 65, 66)
+QUICK = (5, 8, 17, 28, 31, 43, 65, 66, 71, 78)
 """Seeds of small fleets."""
 
 
@@ -37,7 +37,7 @@ def test_everything_holds(seed: int) -> None:
 
 def test_a_run_is_the_same_to_the_bit_in_another_process() -> None:
     here = run_drill(5, FEW)
-    assert here.digest != run_drill(3, FEW).digest
+    assert here.digest != run_drill(78, FEW).digest
     environment = {**os.environ, "PYTHONHASHSEED": "7"}
     command = here.command.split()[1:]
     ended = subprocess.run(
@@ -105,13 +105,13 @@ def _lose_rows(patch: pytest.MonkeyPatch) -> None:
 
 
 PUT_BACK: list[tuple[Callable[[pytest.MonkeyPatch], None], int, str]] = [
-    (_run_twice, 43, "a second time on"),
-    (_keep_tickets, 3, "requests that wait are left"),
-    (_never_forget, 78, "dispatches have no end"),
-    (_never_settle, 5, "settled"),
-    (_no_limit, 3, "after the limit"),
-    (_no_order, 3, "a worker is idle"),
-    (_lose_rows, 296, "said to be lost"),
+    (_run_twice, 1224, "a second time on"),
+    (_keep_tickets, 78, "requests that wait are left"),
+    (_never_forget, 66, "dispatches have no end"),
+    (_never_settle, 66, "settled"),
+    (_no_limit, 78, "after the limit"),
+    (_no_order, 78, "a worker is idle"),
+    (_lose_rows, 1441, "said to be lost"),
 ]
 
 
@@ -136,9 +136,9 @@ def test_the_command_prints_a_table_and_what_repeats_a_failure(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     _keep_tickets(monkeypatch)
-    ended = CliRunner().invoke(app, ["drill", "--virtual", "--seed", "3", "--requests", "30"])
+    ended = CliRunner().invoke(app, ["drill", "--virtual", "--seed", "78", "--requests", "30"])
     assert ended.exit_code == 1
-    assert "edgewise drill --virtual --seed 3 --requests 30" in ended.output
+    assert "edgewise drill --virtual --seed 78 --requests 30" in ended.output
     assert "again" in ended.output
 
 
@@ -149,7 +149,7 @@ def test_the_plan_of_a_seed_is_json() -> None:
 
 
 def test_without_faults_nothing_is_wrong() -> None:
-    plan = msgspec.structs.replace(draw_plan(3, FEW), faults=())
+    plan = msgspec.structs.replace(draw_plan(78, FEW), faults=())
     result = play(plan)
     assert result.violations == []
     assert result.kinds["none"].requests == result.sent

@@ -76,7 +76,7 @@ def drill(
         return
     count = seeds or (SEEDS if seed is None else 1)
     console = output.console_beside(json)
-    totals = new_totals()
+    totals = new_totals(seed or 0, requests)
     stopped = False
     try:
         with output.progress_bar(console, "drilling", count) as bar:

@@ -141,6 +141,10 @@ def _by_kind(fleet: DrillFleet, watch: Watch) -> dict[str, KindCounts]:
 class DrillTotals(Struct, kw_only=True):
     """What came of many seeds."""
 
+    first: int
+    """The first seed."""
+    requests: int
+    """As given: about so many in a run before the last fault."""
     seeds: int = 0
     sent: int = 0
     kinds: dict[str, KindCounts]
@@ -157,7 +161,9 @@ class DrillTotals(Struct, kw_only=True):
     def facts(self) -> dict[str, object]:
         """Ready for JSON."""
         return {
+            "first": self.first,
             "seeds": self.seeds,
+            "requests_of_a_run": self.requests,
             "requests": self.sent,
             "kinds": {kind: counts.figures() for kind, counts in self.kinds.items()},
             "failed": [
@@ -167,6 +173,11 @@ class DrillTotals(Struct, kw_only=True):
         }
 
 
-def new_totals() -> DrillTotals:
+def new_totals(first: int, requests: int) -> DrillTotals:
     """Totals of no seed yet."""
-    return DrillTotals(kinds={kind: KindCounts() for kind in (*KINDS, NONE)}, failed=[])
+    return DrillTotals(
+        first=first,
+        requests=requests,
+        kinds={kind: KindCounts() for kind in (*KINDS, NONE)},
+        failed=[],
+    )

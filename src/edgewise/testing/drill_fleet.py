@@ -21,15 +21,24 @@ from edgewise.live.balancer.dispatcher import Dispatcher
 from edgewise.live.client.client import Client
 from edgewise.live.clock import Clock
 from edgewise.live.node.executor import BatchItem, Executor, Result
+from edgewise.live.node.local_runner import CHECK
 from edgewise.live.node.node import Node
 from edgewise.live.node.received_request import ReceivedRequest
 from edgewise.live.process_config import ClientConfig, NodeConfig
 from edgewise.live.recorder import Recorder
 from edgewise.live.run.addresses import relay_links
-from edgewise.live.wire.messages import ReportMessage, decode_from_node, encode
+from edgewise.live.wire.messages import (
+    PROTOCOL,
+    Hello,
+    OutcomeMessage,
+    ReportMessage,
+    decode_from_node,
+    encode,
+)
 from edgewise.live.wire.open_inference import InferAnswer
 from edgewise.network.settings import LinkChange, new_capacity
 from edgewise.policies import make as make_policy
+from edgewise.scenario import Misbehaviour
 from edgewise.score import ScoreShape
 from edgewise.sim.build import CONTROL_DELAY
 from edgewise.sim.play import policy_seeds
@@ -68,6 +77,8 @@ class Program(Struct, kw_only=True, eq=False):
     """It has ended, in whichever way."""
     part: Any = None
     """Its `Node` or `Balancer`."""
+    protocol: int = PROTOCOL
+    """The version that it speaks after its next start."""
     tasks_before: int = 0
     """Tasks that it had when it was ready."""
 
@@ -85,7 +96,7 @@ class DrillFleet:
         routes = Routes(self.scenario, True, self.links)
         self.network = FaultyNetwork(routes, CONTROL_DELAY, self._rng, watch)
         watch.network = self.network
-        watch.on_report = self._lie  # type: ignore[method-assign]
+        watch.on_report = self._on_message  # type: ignore[method-assign]
         names = (BALANCER, *self.scenario.server_names)
         self.programs = {name: Program(name=name) for name in names}
         self._wall = {name: self._rng.uniform(-3600.0, 3600.0) for name in (*names, CLIENT)}
@@ -348,8 +359,14 @@ class DrillFleet:
             if node is not None:
                 node.slow_down(fault.amount)
                 self._until(fault, lambda: node.slow_down(1.0))
+        elif fault.kind == "broken":
+            node = program.part
+            if node is not None:
+                node.misbehave(Misbehaviour[fault.way.upper()])
+                self._until(fault, lambda: node.misbehave(Misbehaviour(0)))
         elif program.ending is not None and not program.ending.is_set():
-            self.injected["restart"] += 1
+            self.injected[fault.kind] += 1
+            program.protocol = PROTOCOL - 1 if fault.kind == "version" else PROTOCOL
             program.ending.set()
             self.loop.create_task(self._restart(program, fault, self.watch.fault_began(fault)))
 
@@ -383,19 +400,25 @@ class DrillFleet:
             assert capacity is not None
             link.change(capacity)
 
-    def _lie(self, node: str, data: bytes) -> bytes:
-        """A node's message, with its report as a faulty node makes it."""
-        fault = self.network.at_server("lie", node)
+    def _on_message(self, node: str, data: bytes) -> bytes:
+        """A node's message as it is sent: of its protocol version, and with a wrong report."""
         message = decode_from_node(data)
+        protocol = self.programs[node].protocol
+        if isinstance(message, Hello):
+            return encode(msgspec.structs.replace(message, protocol=protocol))
+        if isinstance(message, OutcomeMessage) and protocol < PROTOCOL:
+            return encode(OutcomeMessage(outcome=message.outcome))
         if not isinstance(message, ReportMessage):
             return data
         report = message.report
         old = self._old_reports.setdefault(node, report)
+        fault = self.network.at_server("lie", node)
         if fault is None:
             self._old_reports[node] = report
-            return data
-        self.watch.on_fault(fault)
-        return encode(ReportMessage(report=_wrong(report, old, fault.way)))
+        else:
+            self.watch.on_fault(fault)
+            report = _wrong(report, old, fault.way)
+        return encode(ReportMessage(report=report, protocol=protocol))
 
 
 def _state(program: Program) -> str:
@@ -469,13 +492,14 @@ class _WatchedExecutor:
         self._inner, self._process, self._watch = inner, process, watch
 
     async def run(self, batch: Sequence[BatchItem]) -> list[Result]:
-        for item in batch:
-            self._watch.run_started(self._process, item.request)
+        requests = [item.request for item in batch if item.request != CHECK]
+        for request in requests:
+            self._watch.run_started(self._process, request)
         try:
             return await self._inner.run(batch)
         finally:
-            for item in batch:
-                self._watch.run_ended(self._process, item.request)
+            for request in requests:
+                self._watch.run_ended(self._process, request)
 
 
 def watch_decisions(tracker: Tracker, process: Process, watch: Watch) -> None:

@@ -236,7 +236,7 @@ class Watch(Observer):
         """Whether a process was stopped, or something happened to it, since `start`."""
         return any(
             each.fault.party == party
-            and each.fault.kind in ("pause", "crash", "restart")
+            and each.fault.kind in ("pause", "crash", "restart", "version")
             and each.overlaps(start, self.now)
             for each in self.effects
         )
@@ -288,7 +288,7 @@ class Watch(Observer):
             each.overlaps(start, self.now)
             and (
                 each.fault.party == ingress
-                if each.fault.kind in ("crash", "restart", "pause", "outage")
+                if each.fault.kind in ("crash", "restart", "version", "pause", "outage")
                 else each.fault.kind in ("partition", "drop", "delay", "reorder", "duplicate")
                 and (each.fault.concerns(CLIENT, ingress) or each.fault.concerns(ingress, CLIENT))
             )

@@ -19,6 +19,9 @@ from edgewise.live.wire.open_inference import InferAnswer
 from edgewise.score import worthless_after
 from edgewise.tasks import task_of
 
+CHECK = "check"
+"""In place of a request's id: a sample payload, to see whether the executor works again."""
+
 
 class ServerFailed(EdgewiseError):
     """Something of this server has failed, not of the request: another server may do better."""
@@ -126,7 +129,7 @@ class LocalRunner:
         """Run a sample payload through a model, to see whether the executor works again."""
         model = next(iter(self.services))
         sample = task_of(self.services[model].task).sample_payload()
-        item = BatchItem(request="check", model=model, payload=sample)
+        item = BatchItem(request=CHECK, model=model, payload=sample)
         with contextlib.suppress(ServerFailed):  # it has been counted
             await self.queue.run(
                 lambda: self._execute(item), self._monitor.work(model, False), math.inf, urgent=True
