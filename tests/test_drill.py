@@ -13,14 +13,13 @@ import pytest
 from typer.testing import CliRunner
 
 from edgewise.cli.main import app
-from edgewise.fleet.tracker import Tracker
 from edgewise.live.balancer.open_decisions import OpenDecisions
 from edgewise.live.node.request_handler import RequestHandler
 from edgewise.live.node.single_flight import SingleFlight
 from edgewise.live.node.worker_queue import QueueTicket, WorkerQueue
 from edgewise.live.recorder import Recorder
 from edgewise.testing.drill import play, run_drill
-from edgewise.testing.faults import KINDS, draw_plan
+from edgewise.testing.faults import KINDS, Fault, draw_plan
 
 FEW = 100
 """Requests of a run here, about: most of them take half a second."""
@@ -64,17 +63,12 @@ def test_every_kind_of_fault_is_drawn_and_fits_its_run() -> None:
 
 def _run_twice(patch: pytest.MonkeyPatch) -> None:
     """A retry runs again."""
-    patch.setattr(SingleFlight, "run", lambda self, key, work: work())
+    patch.setattr(SingleFlight, "run", lambda self, key, work, *more, **named: work())
 
 
 def _keep_tickets(patch: pytest.MonkeyPatch) -> None:
     """Requests that end keep their place in the queue."""
     patch.setattr(QueueTicket, "leave", lambda self: None)
-
-
-def _never_forget(patch: pytest.MonkeyPatch) -> None:
-    """A dispatch whose outcome never comes is believed to be under way for ever."""
-    patch.setattr(Tracker, "forget", lambda self, now: 0)
 
 
 def _never_settle(patch: pytest.MonkeyPatch) -> None:
@@ -105,9 +99,7 @@ def _lose_rows(patch: pytest.MonkeyPatch) -> None:
 
 
 PUT_BACK: list[tuple[Callable[[pytest.MonkeyPatch], None], int, str]] = [
-    (_run_twice, 1224, "a second time on"),
     (_keep_tickets, 78, "requests that wait are left"),
-    (_never_forget, 66, "dispatches have no end"),
     (_never_settle, 66, "settled"),
     (_no_limit, 78, "after the limit"),
     (_no_order, 78, "a worker is idle"),
@@ -127,6 +119,14 @@ def test_a_fault_that_is_put_back_is_found(
     put_back(monkeypatch)
     result = run_drill(seed, FEW)
     assert any(re.search(problem, each) for each in result.violations), result.violations
+
+
+def test_retries_that_run_again_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    _run_twice(monkeypatch)
+    twice = Fault(kind="duplicate", at=3.0, duration=5.0, amount=1.0)
+    plan = msgspec.structs.replace(draw_plan(78, FEW), faults=(twice,))
+    problems = play(plan).violations
+    assert any(re.search("runs a second time|is answered a second time", each) for each in problems)
 
 
 # -- the command ---------------------------------------------------------------------------------
