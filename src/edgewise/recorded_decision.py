@@ -65,7 +65,8 @@ class RecordedDecision(Struct, frozen=True, kw_only=True):
                 f"{policy}: only edgewise, its weights files and priced_greedy can be explained; "
                 "try --policy priced_greedy"
             )
-        return explain_tables(self.tables, params, self.memory)
+        decider = None if is_code(self.policy) else params_of(find(self.policy))
+        return explain_tables(self.tables, params, None if decider is None else self.memory)
 
 
 def read_decision(run: Path, request: str) -> RecordedDecision:

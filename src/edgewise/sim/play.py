@@ -60,6 +60,7 @@ def play_until(sim: Sim, spec: PolicySpec, seed: int, request: int) -> tuple[Flo
     that do not learn.
     """
     player = Player(sim, spec, seed)
+    sim.table.settings.fill_servers = 1  # whoever explains the decision needs them all
     context, slots, clock = sim.table.context, sim.world.slots, sim.world.clock
     sent = float(sim.world.requests["time"][request])
     while player.run(1) == 1:
