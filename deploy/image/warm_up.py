@@ -11,6 +11,7 @@ import time
 from edgewise.live.balancer.balancer_process import warm_up
 from edgewise.policies import POLICIES, make
 from edgewise.scenario import load
+from edgewise.testing.drill import run_drill
 
 for role in ("node", "relay", "client", "evaluate"):
     importlib.import_module(f"edgewise.cli.{role}")
@@ -26,3 +27,6 @@ for name in POLICIES:
     start = time.monotonic()
     warm_up(scenario, make(name, 0), 0.0)
     print(f"{name}: {time.monotonic() - start:.1f} s", flush=True)
+start = time.monotonic()
+run_drill(seed=1, requests=50)  # whole nodes, which warm up by themselves
+print(f"nodes: {time.monotonic() - start:.1f} s", flush=True)

@@ -329,6 +329,13 @@ class Tracker:
         if picked is not None and all(attempt.server != picked for attempt in attempts):
             end_probe(self.belief, source, self._index[picked], decided_at)
 
+    def warm_up(self, now: float) -> None:
+        """Call what only attempts and failures need, so that the first one does not wait for the
+        compiler. It changes nothing that counts: a refusal is no failure."""
+        attempts = (Attempt(self.servers[-1], Fault.REFUSED),)
+        self.on_attempts(self.servers[0], self.servers[0], attempts, now, True, now)
+        only_for_probe(self.belief, 0, 0)
+
     def _retry_after(self) -> float | None:
         """s until the least loaded server that could answer the loaded table's request has done
         the work that waits there; None: no server could."""

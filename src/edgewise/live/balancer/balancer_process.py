@@ -97,6 +97,7 @@ def warm_up(scenario: Scenario, policy: Policy, now: float) -> None:
     scratch.decide(refused, now + 1.0, "ask")
     for link in scenario.link_names():
         scratch.tracker.on_link(link, 1e6, 0.0, 0.0, now)
+    scratch.tracker.warm_up(now)
     scratch.tracker.state(now)
     scratch.tracker.forget(now + 1e6)
     scratch.finish()

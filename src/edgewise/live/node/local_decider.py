@@ -30,6 +30,7 @@ class LocalDecider:
 
     def warm_up(self, request: Request, now: float) -> None:
         """Decide on a made-up request, so that no other waits for a compiler."""
+        self._tracker.warm_up(now)
         self.decide(request, now, None)
         forgotten = Report(server=self._server, at=now + 1.0, workers=1, held=())
         self._tracker.on_report(forgotten, now + 1.0)
