@@ -88,7 +88,9 @@ def simulate(
 
 
 def require_records() -> None:
-    """Raise MissingExtra without the packages that files of results need."""
+    """Import the packages that files of results need, so that a missing one shows at once."""
+    import pyarrow  # noqa: F401
+
     import edgewise.fidelity.recording  # noqa: F401
 
 
