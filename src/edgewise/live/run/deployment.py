@@ -396,7 +396,7 @@ async def _all_ready(processes: list[ChildProcess]) -> None:
         async with asyncio.TaskGroup() as group:
             for process in processes:
                 group.create_task(process.ready())
-    except* PeerError as errors:
+    except ExceptionGroup as errors:  # `except*` would raise a group again
         raise errors.exceptions[0] from None
 
 
